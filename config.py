@@ -1,0 +1,250 @@
+"""Settings, read once at start: flags over environment over config.toml over defaults.
+
+Every setting is a field of `Config`. Its key in config.toml is the field's name, its environment variable
+FIRESIDE_ and the name in capitals. docs/configuration.md lists them all; a test holds the two together.
+"""
+
+import importlib.util
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from .errors import ConfigError
+
+LMSTUDIO_URL = "http://127.0.0.1:1234"  # LM Studio's default in all its documentation
+LMSTUDIO_CONCURRENCY = 4  # its "Max Concurrent Predictions"; more would wait inside LM Studio, unseen
+KINDS = ("lmstudio", "openai", "embedded")
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A model server. `url` has no path for lmstudio, and whatever precedes /chat/completions for openai."""
+
+    id: str
+    kind: str  # one of KINDS
+    name: str
+    url: str = ""
+    api_key: str = field(default="", repr=False)
+    concurrency: int = 4  # generations at a time; more wait in Fireside's queue
+
+
+# ---- what a value must look like; each returns the value or raises ValueError with what is wanted
+
+
+def _number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]:
+    what = "a whole number" if kind is int else "a number"
+
+    def parse(value: Any) -> Any:
+        try:
+            number = kind(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        right_type = isinstance(number, int) or (kind is float and isinstance(number, float))
+        if isinstance(number, bool) or not right_type or not math.isfinite(number) or not low <= number <= high:
+            raise ValueError(f"{what} from {low} to {high}")
+        return number
+
+    return parse
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text that is not empty")
+    return value.strip()
+
+
+def _path(value: Any) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("1", "true", "yes", "on"):
+        return True
+    if isinstance(value, str) and value.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("true or false")
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) and item for item in items):
+        raise ValueError("a list of texts (comma-separated in the environment)")
+    return tuple(items)
+
+
+def _token(value: Any) -> str:
+    if not isinstance(value, str) or not 16 <= len(value) <= 200 or not value.isascii() or not value.isprintable():
+        raise ValueError("16 to 200 printable ASCII characters")
+    return value
+
+
+def _url(value: Any) -> str:
+    text = value.strip().rstrip("/") if isinstance(value, str) else ""
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        good = False
+    if not good or parts.query or parts.fragment or parts.username or parts.password:
+        raise ValueError("a URL such as http://127.0.0.1:1234")
+    return text
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    origins = tuple(_url(item) for item in _texts(value))
+    if any(urlsplit(origin).path for origin in origins):
+        raise ValueError("origins such as https://chat.example.org, without a path")
+    return origins
+
+
+def _hosts(value: Any) -> tuple[str, ...]:
+    hosts = tuple(host.lower() for host in _texts(value))
+    if any(not re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", host) for host in hosts):
+        raise ValueError("host names without a scheme and without a port")
+    return hosts
+
+
+def _setting(parse: Callable[[Any], Any], default: Any) -> Any:
+    return field(default=default, metadata={"parse": parse})
+
+
+@dataclass(frozen=True)
+class Config:
+    data_dir: Path = _setting(_path, Path())
+    host: str = _setting(_text, "127.0.0.1")
+    port: int = _setting(_number(0, 65535, int), 8000)
+    lan: bool = _setting(_flag, False)
+    open: bool = _setting(_flag, True)
+    public_url: str = _setting(_url, "")
+    allowed_hosts: tuple[str, ...] = _setting(_hosts, ())
+    allowed_origins: tuple[str, ...] = _setting(_origins, ())
+    trusted_proxies: tuple[str, ...] = _setting(_hosts, ())
+    bootstrap_token: str = field(default="", repr=False, metadata={"parse": _token})
+    models_dir: Path | None = _setting(_path, None)
+    ping_seconds: float = _setting(_number(0.05, 300), 15.0)
+    first_token_seconds: float = _setting(_number(0.05, 86400), 600.0)
+    between_tokens_seconds: float = _setting(_number(0.05, 86400), 120.0)
+    total_seconds: float = _setting(_number(0.05, 604800), 3600.0)
+    answer_max_bytes: int = _setting(_number(1024, 64 * 1024 * 1024, int), 2 * 1024 * 1024)
+    session_idle_days: float = _setting(_number(0.001, 365), 30.0)
+    session_days: float = _setting(_number(0.001, 3650), 90.0)
+    backups: int = _setting(_number(0, 365, int), 7)
+    providers: tuple[Provider, ...] = ()
+
+    @property
+    def database(self) -> Path:
+        return self.data_dir / "fireside.db"
+
+
+def default_data_dir() -> Path:
+    return Path(platformdirs.user_data_dir("fireside", appauthor=False))
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Config:
+    """The settings in force. `flags` holds those given on the command line, by field name. Raises ConfigError."""
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    variables = {name: value for name, value in environ.items() if name.startswith("FIRESIDE_") and value != ""}
+    data_dir = _checked("--data-dir", _path, given.pop("data_dir", None))
+    data_dir = data_dir or _checked("FIRESIDE_DATA_DIR", _path, variables.get("FIRESIDE_DATA_DIR"))
+    data_dir = (data_dir or default_data_dir()).absolute()
+    file = data_dir / "config.toml"
+    table = _read_toml(file)
+
+    values: dict[str, Any] = {"data_dir": data_dir}
+    for setting in fields(Config):
+        if setting.name in ("data_dir", "providers"):
+            continue
+        sources = (
+            (f"--{setting.name.replace('_', '-')}", given.get(setting.name)),
+            (f"FIRESIDE_{setting.name.upper()}", variables.get(f"FIRESIDE_{setting.name.upper()}")),
+            (f"{file}: {setting.name}", table.pop(setting.name, None)),
+        )
+        checked = [_checked(source, setting.metadata["parse"], value) for source, value in sources]
+        values[setting.name] = next((value for value in checked if value is not None), setting.default)
+    values["providers"] = _providers(table.pop("providers", []), variables, file)
+    if table:
+        raise ConfigError(f"{file}: {min(table)}: there is no such setting")
+    return Config(**values)
+
+
+def _checked(source: str, parse: Callable[[Any], Any], value: Any) -> Any:
+    if value is None:
+        return None
+    try:
+        return parse(value)
+    except ValueError as error:
+        shown = "the given value" if parse is _token else repr(value)
+        raise ConfigError(f"{source}: must be {error}, not {shown}") from None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: is not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[Provider, ...]:
+    """LM Studio and, where it is installed, the embedded engine, always; then those that config.toml adds.
+
+    An entry with the id of one of the two changes that one. The environment has the last word on LM Studio.
+    """
+    tables: dict[str, dict[str, Any]] = {
+        "lmstudio": {"kind": "lmstudio", "name": "LM Studio", "url": LMSTUDIO_URL, "concurrency": LMSTUDIO_CONCURRENCY}
+    }
+    if importlib.util.find_spec("xllamacpp") is not None:
+        tables["embedded"] = {"kind": "embedded", "name": "On this computer", "concurrency": 1}
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{file}: providers: must be tables, each headed [[providers]]")
+    for number, entry in enumerate(entries, 1):
+        identity = entry.get("id")
+        if not isinstance(identity, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", identity):
+            raise ConfigError(f"{file}: providers[{number}].id: must be small letters, digits, - and _, at most 64")
+        tables[identity] = tables.get(identity, {}) | entry
+    for key in ("url", "api_key", "concurrency"):
+        variable = f"FIRESIDE_LMSTUDIO_{key.upper()}"
+        if variable in variables:
+            tables["lmstudio"][key] = _checked(variable, _PROVIDER_KEYS[key], variables[variable])
+    return tuple(_provider(identity, table, file) for identity, table in tables.items())
+
+
+_PROVIDER_KEYS: dict[str, Callable[[Any], Any]] = {
+    "id": _text,
+    "kind": _text,
+    "name": _text,
+    "url": _url,
+    "api_key": _text,
+    "concurrency": _number(1, 1000, int),
+}
+
+
+def _provider(identity: str, table: dict[str, Any], file: Path) -> Provider:
+    where = f"{file}: provider {identity}"
+    for key in table:
+        if key not in _PROVIDER_KEYS:
+            raise ConfigError(f"{where}: {key}: there is no such setting")
+    values = {key: _checked(f"{where}: {key}", parse, table.get(key)) for key, parse in _PROVIDER_KEYS.items()}
+    values = {key: value for key, value in values.items() if value is not None} | {"id": identity}
+    values.setdefault("kind", "openai")
+    values.setdefault("name", identity)
+    if values["kind"] not in KINDS:
+        raise ConfigError(f"{where}: kind: must be one of {', '.join(KINDS)}")
+    if values["kind"] != "embedded" and "url" not in values:
+        raise ConfigError(f"{where}: url: is missing")
+    if values["kind"] == "embedded" and identity != "embedded":
+        raise ConfigError(f"{where}: kind: only the provider with the id embedded may be embedded")
+    return Provider(**values)
