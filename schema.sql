@@ -122,18 +122,9 @@ CREATE TABLE generation_parts (
 
 -- Search. The word indexes hold text as db.words() cuts it (CJK in pairs) and are written when a message or a title is
 -- final; `owner` is 'u' and the user's id, so that a search meets only one's own. The letter index serves the list's filter.
+-- db.py writes all three: a trigger on a virtual table would need trusted_schema.
 CREATE VIRTUAL TABLE message_words USING fts5 (owner, text, content = '', tokenize = 'unicode61 remove_diacritics 2');
 CREATE VIRTUAL TABLE title_words   USING fts5 (owner, text, content = '', tokenize = 'unicode61 remove_diacritics 2');
 CREATE VIRTUAL TABLE title_letters USING fts5 (
     title_key, content = 'conversations', content_rowid = 'id', tokenize = 'trigram case_sensitive 1', detail = 'none'
 );
-CREATE TRIGGER title_letters_insert AFTER INSERT ON conversations BEGIN
-    INSERT INTO title_letters (rowid, title_key) VALUES (new.id, new.title_key);
-END;
-CREATE TRIGGER title_letters_update AFTER UPDATE OF title_key ON conversations BEGIN
-    INSERT INTO title_letters (title_letters, rowid, title_key) VALUES ('delete', old.id, old.title_key);
-    INSERT INTO title_letters (rowid, title_key) VALUES (new.id, new.title_key);
-END;
-CREATE TRIGGER title_letters_delete AFTER DELETE ON conversations BEGIN
-    INSERT INTO title_letters (title_letters, rowid, title_key) VALUES ('delete', old.id, old.title_key);
-END;

@@ -1,0 +1,295 @@
+"""The database file: opened safely, migrated, read and written in whole transactions, copied.
+
+One connection writes, and it alone checkpoints: SQLite before 3.51.3 can corrupt a WAL that two connections checkpoint.
+A few others only read. A transaction is a function of a sqlite3.Connection that runs from BEGIN to COMMIT in one go on the
+connection's thread, so that a cancelled request cannot leave it half done (docs/decisions/0002-transactions.md).
+The functions themselves are in queries.py.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import os
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import aiosqlite
+
+from .errors import StorageUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger("fireside.db")
+
+READERS = 3
+BUSY_MS = 5_000
+CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
+
+# One script a released schema, in order: each takes a file of its version to the next, and carries its own
+# BEGIN IMMEDIATE; ...; PRAGMA user_version = N; COMMIT. schema.sql is always the newest. Empty until the first release.
+MIGRATIONS: tuple[str, ...] = ()
+VERSION: Final = 1 + len(MIGRATIONS)
+
+
+class DatabaseUnusable(Exception):
+    """The file cannot be served. The message says which file, why, and what to do."""
+
+
+def now() -> str:
+    """The time as the database and the API write it: UTC, microseconds, no offset."""
+    return timestamp(datetime.datetime.now(datetime.UTC))
+
+
+def timestamp(moment: datetime.datetime) -> str:
+    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+
+
+def ago(**span: float) -> str:
+    """The time before now by, for example, days=30."""
+    return timestamp(datetime.datetime.now(datetime.UTC) - datetime.timedelta(**span))
+
+
+class Database:
+    """An open database. `write` and `read` are the only ways in."""
+
+    def __init__(self, path: Path, writer: aiosqlite.Connection, readers: list[aiosqlite.Connection]) -> None:
+        self.path = path
+        self.damaged = False  # set for good once SQLite reports corruption: nothing is written any more
+        self._writer = writer
+        self._waiting = dict.fromkeys(readers, 0)
+
+    async def write(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
+    ) -> T:
+        """Run `function(connection, *args)` as one transaction: all of it is on disk when this returns, or nothing is.
+
+        A caller that is cancelled meanwhile does not stop it. Raises StorageUnavailable when the disk says no.
+        """
+        if self.damaged:
+            raise StorageUnavailable("The database is damaged and is not written any more. Run: fireside doctor")
+        return await self._run(self._writer, "BEGIN IMMEDIATE", function, *args, **kw)
+
+    async def read(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs) -> T:
+        """Run `function(connection, *args)` on one snapshot, with writing refused."""
+        reader = min(self._waiting, key=lambda reader: self._waiting[reader])
+        self._waiting[reader] += 1
+        try:
+            return await self._run(reader, "BEGIN", function, *args, **kw)
+        finally:
+            self._waiting[reader] -= 1
+
+    async def _run(
+        self,
+        connection: aiosqlite.Connection,
+        begin: str,
+        function: Callable[Concatenate[sqlite3.Connection, P], T],
+        *args: P.args,
+        **kw: P.kwargs,
+    ) -> T:
+        try:
+            result: T = await connection._execute(_transaction, connection._conn, begin, function, args, kw)
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            if _name(error) in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+                self.damaged = True
+            unavailable = _unavailable(error)
+            if unavailable is None:
+                raise
+            log.error("%s: %s", _name(error), error)
+            raise unavailable from error
+        return result
+
+    async def close(self) -> None:
+        """Readers first: the last connection to close checkpoints, and that must be the writer."""
+        for connection in (*self._waiting, self._writer):
+            try:
+                await connection.close()
+            except sqlite3.Error as error:
+                log.error("closing the database: %s", error)
+
+
+def _transaction(
+    connection: sqlite3.Connection, begin: str, function: Callable[..., T], args: tuple[Any, ...], kw: dict[str, Any]
+) -> T:
+    connection.execute(begin)
+    try:
+        result = function(connection, *args, **kw)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite rolls back by itself when the disk is full
+            connection.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _name(error: sqlite3.Error) -> str:
+    """The primary result code, such as SQLITE_IOERR for SQLITE_IOERR_WRITE."""
+    return "_".join(str(getattr(error, "sqlite_errorname", "")).split("_")[:2])
+
+
+def _unavailable(error: sqlite3.Error) -> StorageUnavailable | None:
+    reasons = {
+        "SQLITE_FULL": "The disk is full. Nothing was changed; free some space and try again.",
+        "SQLITE_IOERR": "The disk could not be written or read. Nothing was changed.",
+        "SQLITE_READONLY": "The database is read-only. Nothing was changed.",
+        "SQLITE_CANTOPEN": "The database cannot be opened. Nothing was changed.",
+        "SQLITE_BUSY": "Another program holds the database. Nothing was changed; try again.",
+        "SQLITE_LOCKED": "Another program holds the database. Nothing was changed; try again.",
+        "SQLITE_CORRUPT": "The database is damaged. Run: fireside doctor",
+        "SQLITE_NOTADB": "The database is damaged. Run: fireside doctor",
+    }
+    reason = reasons.get(_name(error))
+    return StorageUnavailable(reason) if reason else None
+
+
+@contextlib.contextmanager
+def lock(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory for this process, creating it private to its owner. Raises DatabaseUnusable if it is held."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise DatabaseUnusable(f"{data_dir}: cannot be used as data directory: {error.strerror}") from None
+    try:
+        try:
+            _lock_file(descriptor)
+        except OSError:
+            holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
+            raise DatabaseUnusable(f"{data_dir}: is in use by another Fireside, process {holder}") from None
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock_file(descriptor: int) -> None:
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the text: a locked range cannot be read by others
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+else:
+    import fcntl
+
+    def _lock_file(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+async def open_database(path: Path) -> Database:
+    """Open the file, creating or migrating it. The caller holds the lock. Raises DatabaseUnusable."""
+    await asyncio.to_thread(prepare, path)
+    connections: list[aiosqlite.Connection] = []
+    try:
+        for number in range(1 + READERS):
+            connection = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
+            connections.append(connection)
+            await connection._execute(_configure, connection._conn, number == 0)
+    except BaseException:
+        for connection in reversed(connections):
+            await connection.close()
+        raise
+    return Database(path, connections[0], connections[1:])
+
+
+def prepare(path: Path) -> None:
+    """Create, check and migrate the file, with a copy beside it before a migration. Raises DatabaseUnusable."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # -wal and -shm take their modes from it
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            _configure(connection, writer=True)
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > VERSION:
+                raise DatabaseUnusable(
+                    f"{path}: was written by a newer Fireside (schema {version}; this one knows {VERSION}). "
+                    "Install the newer one again, or restore a backup."
+                )
+            if version == 0:
+                _create(connection, path)
+                return
+            if path.stat().st_size <= CHECK_AT_START_BYTES:
+                check(connection, path)
+            if version < VERSION:
+                copy(path, path.parent / "backups" / f"before-schema-{VERSION}-{now()[:19].replace(':', '')}.db")
+                for script in MIGRATIONS[version - 1 :]:
+                    connection.executescript(script)
+    except sqlite3.DatabaseError as error:
+        raise DatabaseUnusable(_explain(path, error)) from error
+
+
+def _create(connection: sqlite3.Connection, path: Path) -> None:
+    if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        raise DatabaseUnusable(f"{path}: is an SQLite file, but not one of Fireside's")
+    schema = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
+    connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\nPRAGMA user_version = {VERSION};\nCOMMIT;")
+
+
+def check(connection: sqlite3.Connection, path: Path) -> None:
+    """SQLite's own quick check and the foreign keys. Raises DatabaseUnusable."""
+    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise DatabaseUnusable(_explain(path, found))
+    orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+    if orphan is not None:
+        raise DatabaseUnusable(_explain(path, f"a row of {orphan[0]} has lost what it belongs to"))
+
+
+def _explain(path: Path, problem: object) -> str:
+    backups = sorted((path.parent / "backups").glob("*.db"), key=lambda file: file.stat().st_mtime)
+    newest = f"The newest backup is {backups[-1]}: fireside restore FILE." if backups else "There is no backup."
+    return f"{path}: cannot be used: {problem}. The file was left as it is. {newest}"
+
+
+def _configure(connection: sqlite3.Connection, writer: bool) -> None:
+    connection.row_factory = sqlite3.Row
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    if not writer:
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        return
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise sqlite3.OperationalError(f"the file system does not take SQLite's write-ahead log (it says {mode})")
+    connection.execute("PRAGMA synchronous = FULL")  # NORMAL may lose an acknowledged message to a power cut
+    connection.execute("PRAGMA fullfsync = ON")  # on macOS fsync alone does not reach the disk
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute("PRAGMA journal_size_limit = 67108864")
+
+
+def copy(source: Path, target: Path) -> None:
+    """A consistent, checked copy of a database that may be in use, private to its owner. Replaces `target` at once or not at all.
+
+    Raises sqlite3.Error or OSError, and leaves nothing behind then.
+    """
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as reader,
+            contextlib.closing(sqlite3.connect(partial)) as writer,
+        ):
+            reader.execute("PRAGMA query_only = ON")
+            reader.backup(writer)
+            writer.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+            check(writer, partial)
+        with partial.open("r+b") as file:
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

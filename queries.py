@@ -1,0 +1,946 @@
+"""Every question the program asks of its database, a function each.
+
+The first parameter is the connection of a transaction that is already open: run these through Database.write or .read, alone or
+several in one function. Whatever belongs to somebody is reached through `_owned`, with the user's id: another user's object is
+NotFound, just as one that does not exist. Ids are whole numbers below 2**63; texts hold no NUL and no lone surrogates.
+"""
+
+import json
+import sqlite3
+import unicodedata
+import uuid
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from . import search
+from .db import ago, now
+from .errors import (
+    AlreadyAnswered,
+    BootstrapDisabled,
+    GenerationActive,
+    InvalidInvite,
+    LastAdmin,
+    NotFound,
+    NoUserMessage,
+    UsernameExists,
+)
+
+Tx = sqlite3.Connection
+
+UNTITLED = "New conversation"
+BIN_DAYS = 30
+SESSIONS_A_USER = 20
+
+
+class User(Struct):
+    id: int
+    username: str
+    role: str
+    status: str
+    created_at: str
+    last_login: str | None
+
+
+class Session(Struct):
+    id: int
+    user: User
+    created_at: str
+    last_seen: str
+
+
+class Conversation(Struct):
+    id: int
+    title: str
+    created_at: str
+    updated_at: str
+    system_prompt: str
+    pinned: bool
+    provider_id: str | None
+    model: str | None
+    settings: Raw  # JSON object
+    generation_id: str | None  # of the answer that is being written
+    deleted_at: str | UnsetType = UNSET
+
+
+class Message(Struct):
+    """A message of the active path. What only answers have is UNSET on questions, and left out of the JSON."""
+
+    id: int
+    role: str
+    content: str
+    created_at: str
+    parent_id: int | None
+    status: str
+    versions: dict[str, Any]  # {"ids": [...], "index": 0}
+    token_usage: Raw | UnsetType = UNSET
+    provider_id: str | None | UnsetType = UNSET
+    model: str | None | UnsetType = UNSET
+    generation_id: str | None | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    stats: Raw | None | UnsetType = UNSET
+    error: Raw | None | UnsetType = UNSET
+    images: list[dict[str, Any]] | UnsetType = UNSET
+
+
+class Image(Struct):
+    media_type: str
+    data: bytes
+
+
+class Turn(Struct):
+    """A message as the prompt needs it."""
+
+    id: int
+    role: str
+    content: str
+    status: str
+    images: list[Image]
+    total_tokens: int | None  # of an answer: the prompt that led to it and itself
+    omitted_messages: int
+
+
+class Prompt(Struct):
+    system_prompt: str
+    turns: list[Turn]
+
+
+class Begun(Struct):
+    """What `begin_answer` did or found: a new generation, a running one (`status` generating), or one that has ended."""
+
+    generation_id: str
+    message_id: int
+    status: str
+    new: bool = False
+    question_id: int = 0
+    provider_id: str = ""
+    model: str = ""
+    params: dict[str, Any] = {}
+
+
+class Recording(Struct):
+    """An answer as it is kept: the two texts and the log that cuts them into events."""
+
+    message_id: int
+    status: str
+    content: str
+    reasoning: str
+    log: str
+
+
+class Hit(Struct):
+    conversation_id: int
+    message_id: int | None
+    title: str
+    role: str | None
+    snippet: str
+    created_at: str
+
+
+# ---------------------------------------------------------------------------------------------------- users
+
+
+def count_users(tx: Tx) -> int:
+    count: int = tx.execute("SELECT count(*) FROM users").fetchone()[0]
+    return count
+
+
+def add_first_user(tx: Tx, username: str, password_hash: str) -> User:
+    if count_users(tx):
+        raise BootstrapDisabled
+    return _add_user(tx, username, password_hash, "admin")
+
+
+def _add_user(tx: Tx, username: str, password_hash: str, role: str) -> User:
+    try:
+        cursor = tx.execute(
+            "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, ?, ?, ?)",
+            (username, password_hash, role, now()),
+        )
+    except sqlite3.IntegrityError:
+        raise UsernameExists from None
+    assert cursor.lastrowid is not None
+    return get_user(tx, cursor.lastrowid)
+
+
+_USER = "id, username, role, status, created_at, last_login"
+
+
+def get_user(tx: Tx, user_id: int) -> User:
+    row = tx.execute(f"SELECT {_USER} FROM users WHERE id = ?", (user_id,)).fetchone()
+    if row is None:
+        raise NotFound("user")
+    return User(*row)
+
+
+def get_user_named(tx: Tx, username: str | None) -> User:
+    """The user of that name; without one, the first active administrator."""
+    row = tx.execute(
+        f"SELECT {_USER} FROM users WHERE CASE WHEN ?1 IS NULL THEN role = 'admin' AND status = 'active' ELSE username = ?1 END"
+        " ORDER BY id LIMIT 1",
+        (username,),
+    ).fetchone()
+    if row is None:
+        raise NotFound("user")
+    return User(*row)
+
+
+def get_password(tx: Tx, username: str) -> tuple[User, str] | None:
+    row = tx.execute(f"SELECT {_USER}, password_hash FROM users WHERE username = ?", (username,)).fetchone()
+    return (User(*row[:6]), row[6]) if row else None
+
+
+def list_users(tx: Tx) -> list[User]:
+    return [User(*row) for row in tx.execute(f"SELECT {_USER} FROM users ORDER BY id")]
+
+
+def set_user(tx: Tx, user_id: int, role: str | None, status: str | None) -> User:
+    """Change role or status, and end the user's sessions if that changed anything."""
+    user = get_user(tx, user_id)
+    changed = User(user.id, user.username, role or user.role, status or user.status, user.created_at, user.last_login)
+    if changed == user:
+        return user
+    tx.execute("UPDATE users SET role = ?, status = ? WHERE id = ?", (changed.role, changed.status, user_id))
+    admins = tx.execute("SELECT count(*) FROM users WHERE role = 'admin' AND status = 'active'").fetchone()[0]
+    if not admins:
+        raise LastAdmin  # rolls the transaction back
+    tx.execute("DELETE FROM sessions WHERE user_id = ?", (user_id,))
+    return changed
+
+
+def set_password(tx: Tx, user_id: int, password_hash: str, keep_session: int | None = None) -> None:
+    tx.execute("UPDATE users SET password_hash = ? WHERE id = ?", (password_hash, user_id))
+    tx.execute("DELETE FROM sessions WHERE user_id = ? AND id IS NOT ?", (user_id, keep_session))
+    tx.execute("DELETE FROM login_links WHERE user_id = ?", (user_id,))
+
+
+def set_password_hash(tx: Tx, user_id: int, old_hash: str, new_hash: str) -> None:
+    """The same password hashed anew, with today's parameters; nothing if it was changed meanwhile."""
+    tx.execute("UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?", (new_hash, user_id, old_hash))
+
+
+# ---------------------------------------------------------------------------------------------------- sessions
+
+
+def add_session(tx: Tx, user_id: int, token_hash: bytes, client: str, replaces: bytes | None = None) -> int:
+    """A new session; the one of the token that the browser held before ends. A user keeps the newest SESSIONS_A_USER."""
+    tx.execute("DELETE FROM sessions WHERE token_hash = ?", (replaces,))
+    cursor = tx.execute(
+        "INSERT INTO sessions (user_id, token_hash, client, created_at, last_seen) VALUES (?, ?, ?, ?4, ?4)",
+        (user_id, token_hash, client, now()),
+    )
+    tx.execute("UPDATE users SET last_login = ? WHERE id = ?", (now(), user_id))
+    tx.execute(
+        "DELETE FROM sessions WHERE user_id = ?1 AND id NOT IN"
+        " (SELECT id FROM sessions WHERE user_id = ?1 ORDER BY last_seen DESC, id DESC LIMIT ?2)",
+        (user_id, SESSIONS_A_USER),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def get_session(tx: Tx, token_hash: bytes, seen_after: str, created_after: str) -> Session | None:
+    """The live session of this token, with its user as of now; None when it ended, is too old, or the user is disabled."""
+    row = tx.execute(
+        "SELECT s.id, s.created_at, s.last_seen, u.id, u.username, u.role, u.status, u.created_at, u.last_login"
+        " FROM sessions s JOIN users u ON u.id = s.user_id"
+        " WHERE s.token_hash = ? AND s.last_seen > ? AND s.created_at > ? AND u.status = 'active'",
+        (token_hash, seen_after, created_after),
+    ).fetchone()
+    return Session(row[0], User(*row[3:]), row[1], row[2]) if row else None
+
+
+def set_session_seen(tx: Tx, session_id: int) -> None:
+    tx.execute("UPDATE sessions SET last_seen = ? WHERE id = ?", (now(), session_id))
+
+
+def list_sessions(tx: Tx, user_id: int) -> list[dict[str, Any]]:
+    rows = tx.execute(
+        "SELECT id, client, created_at, last_seen FROM sessions WHERE user_id = ? ORDER BY last_seen DESC, id DESC",
+        (user_id,),
+    )
+    return [dict(row) for row in rows]
+
+
+def count_sessions(tx: Tx, user_id: int) -> int:
+    count: int = tx.execute("SELECT count(*) FROM sessions WHERE user_id = ?", (user_id,)).fetchone()[0]
+    return count
+
+
+def delete_session(tx: Tx, user_id: int, session_id: int) -> None:
+    if not tx.execute("DELETE FROM sessions WHERE id = ? AND user_id = ?", (session_id, user_id)).rowcount:
+        raise NotFound("session")
+
+
+def delete_stale(tx: Tx, seen_before: str, created_before: str) -> None:
+    """What time has ended: old sessions, old login links, conversations that were in the bin for BIN_DAYS."""
+    tx.execute("DELETE FROM sessions WHERE last_seen <= ? OR created_at <= ?", (seen_before, created_before))
+    tx.execute("DELETE FROM login_links WHERE expires_at <= ?", (now(),))
+    old = tx.execute("SELECT id FROM conversations WHERE deleted_at <= ?", (ago(days=BIN_DAYS),)).fetchall()
+    for row in old:
+        _purge(tx, row[0])
+
+
+def add_login_link(tx: Tx, user_id: int, token_hash: bytes, expires_at: str) -> None:
+    tx.execute(
+        "INSERT INTO login_links (token_hash, user_id, expires_at) VALUES (?, ?, ?)", (token_hash, user_id, expires_at)
+    )
+
+
+def redeem_login_link(tx: Tx, token_hash: bytes) -> User | None:
+    """The user whose link this is; the link is gone afterwards."""
+    row = tx.execute(
+        "DELETE FROM login_links WHERE token_hash = ? RETURNING user_id, expires_at", (token_hash,)
+    ).fetchone()
+    if row is None or row[1] <= now():
+        return None
+    user = get_user(tx, row[0])
+    return user if user.status == "active" else None
+
+
+# ---------------------------------------------------------------------------------------------------- invites
+
+
+def add_invite(tx: Tx, code_hash: bytes, role: str, created_by: int, expires_at: str) -> int:
+    cursor = tx.execute(
+        "INSERT INTO invites (code_hash, role, created_by, created_at, expires_at) VALUES (?, ?, ?, ?, ?)",
+        (code_hash, role, created_by, now(), expires_at),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def list_invites(tx: Tx) -> list[dict[str, Any]]:
+    rows = tx.execute(
+        "SELECT i.id, i.role, CASE WHEN i.used_at IS NOT NULL THEN 'used' WHEN i.revoked_at IS NOT NULL THEN 'revoked'"
+        " WHEN i.expires_at <= ? THEN 'expired' ELSE 'open' END AS status,"
+        " i.created_at, i.expires_at, u.username AS used_by, i.used_at"
+        " FROM invites i LEFT JOIN users u ON u.id = i.used_by ORDER BY i.id DESC",
+        (now(),),
+    )
+    return [dict(row) for row in rows]
+
+
+def revoke_invite(tx: Tx, invite_id: int) -> None:
+    """Used and expired ones too: nothing is left to revoke there, and the answer is the same."""
+    if not tx.execute(
+        "UPDATE invites SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", (now(), invite_id)
+    ).rowcount:
+        raise NotFound("invite")
+
+
+def redeem_invite(tx: Tx, code_hash: bytes, username: str, password_hash: str) -> User:
+    """The new user. One redemption wins; a name that is taken leaves the invite as it was."""
+    row = tx.execute(
+        "UPDATE invites SET used_at = ?1 WHERE code_hash = ?2 AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1"
+        " RETURNING id, role",
+        (now(), code_hash),
+    ).fetchone()
+    if row is None:
+        raise InvalidInvite
+    user = _add_user(tx, username, password_hash, row[1])
+    tx.execute("UPDATE invites SET used_by = ? WHERE id = ?", (user.id, row[0]))
+    return user
+
+
+def check_invite(tx: Tx, code_hash: bytes) -> None:
+    """Raises InvalidInvite. Asked before a password is hashed; `redeem_invite` has the last word."""
+    row = tx.execute(
+        "SELECT 1 FROM invites WHERE code_hash = ? AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?",
+        (code_hash, now()),
+    ).fetchone()
+    if row is None:
+        raise InvalidInvite
+
+
+# ---------------------------------------------------------------------------------------------------- conversations
+
+_CONVERSATION = (
+    "c.id, c.title, c.created_at, c.updated_at, c.system_prompt, c.pinned, c.provider_id, c.model, c.settings,"
+    " (SELECT g.id FROM messages m JOIN generations g ON g.message_id = m.id"
+    " WHERE m.conversation_id = c.id AND m.status = 'generating'), c.deleted_at"
+)
+
+
+def _conversation(row: Sequence[Any]) -> Conversation:
+    return Conversation(*row[:5], bool(row[5]), row[6], row[7], Raw(row[8].encode()), row[9], row[10] or UNSET)
+
+
+def _owned(tx: Tx, user_id: int, conversation_id: int, deleted: bool = False) -> sqlite3.Row:
+    """The user's conversation, in the bin or not, as asked. The one place that decides whose a conversation is."""
+    row: sqlite3.Row | None = tx.execute(
+        "SELECT * FROM conversations WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ?",
+        (conversation_id, user_id, deleted),
+    ).fetchone()
+    if row is None:
+        raise NotFound("conversation")
+    return row
+
+
+def title_key(title: str) -> str:
+    """A title as it is compared: `q` of the list goes through this too."""
+    return unicodedata.normalize("NFC", title).casefold()
+
+
+def title_from(text: str) -> str:
+    """The first words of a message, at most 60 characters of them."""
+    line = " ".join(text[:400].split())
+    if len(line) <= 60:
+        return line or UNTITLED
+    cut = line[:60].rsplit(" ", 1)[0] if " " in line[20:60] else line[:59]
+    return cut.rstrip(" ,.;:") + "…"
+
+
+def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> Conversation:
+    """`fields`: title, system_prompt, pinned, provider_id, model, settings (a dict), each of them optional."""
+    title = fields.get("title")
+    moment = now()
+    cursor = tx.execute(
+        "INSERT INTO conversations (user_id, title, title_key, created_at, updated_at) VALUES (?, ?, ?, ?4, ?4)",
+        (user_id, title or UNTITLED, title_key(title or UNTITLED), moment),
+    )
+    assert cursor.lastrowid is not None
+    _index_title(tx, user_id, cursor.lastrowid, title or UNTITLED)
+    set_conversation(tx, user_id, cursor.lastrowid, fields)
+    return get_conversation(tx, user_id, cursor.lastrowid)
+
+
+def get_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation:
+    _owned(tx, user_id, conversation_id)
+    return _conversation(
+        tx.execute(f"SELECT {_CONVERSATION} FROM conversations c WHERE c.id = ?", (conversation_id,)).fetchone()
+    )
+
+
+_NEWEST = (
+    4000  # conversations in which a filter looks first: what matches often is found here, what does not, by the index
+)
+
+
+def list_conversations(
+    tx: Tx,
+    user_id: int,
+    q: str = "",
+    limit: int = -1,
+    before: int | None = None,
+    pinned: bool = False,
+    deleted: bool = False,
+) -> list[Conversation]:
+    """Newest activity first (in the bin: newest deletion). `limit` -1 is all of them; `before` is the last id of the page before."""
+    order = "deleted_at" if deleted else "updated_at"
+    where = (
+        "c.user_id = :user AND c.deleted_at IS "
+        + ("NOT NULL" if deleted else "NULL")
+        + (" AND c.pinned" if pinned else "")
+    )
+    values: dict[str, Any] = {"user": user_id, "limit": limit, "key": title_key(q)}
+    if before is not None:
+        last = _owned(tx, user_id, before, deleted)
+        where += f" AND (c.{order}, c.id) < (:at, :before)"
+        values |= {"at": last[order], "before": before}
+    select = (
+        f"SELECT {_CONVERSATION} FROM conversations c WHERE {{where}} ORDER BY c.{order} DESC, c.id DESC LIMIT :limit"
+    )
+    if not q:
+        return [_conversation(row) for row in tx.execute(select.format(where=where), values)]
+    if len(values["key"]) >= 3:
+        newest = f"SELECT c.id FROM conversations c WHERE {where} ORDER BY c.{order} DESC, c.id DESC LIMIT {_NEWEST}"
+        near = select.format(where=f"c.id IN ({newest}) AND instr(c.title_key, :key)")
+        rows = tx.execute(near, values).fetchall() if limit >= 0 else []
+        if limit < 0 or len(rows) < limit:
+            values["glob"] = "*" + "".join(f"[{c}]" if c in "*?[" else c for c in values["key"]) + "*"
+            far = f"{where} AND c.id IN (SELECT rowid FROM title_letters WHERE title_key GLOB :glob)"
+            rows = tx.execute(select.format(where=far), values).fetchall()
+    else:
+        rows = tx.execute(select.format(where=where + " AND instr(c.title_key, :key)"), values).fetchall()
+    return [_conversation(row) for row in rows]
+
+
+def set_conversation(tx: Tx, user_id: int, conversation_id: int, fields: dict[str, Any]) -> None:
+    """Change what `fields` names (see add_conversation). A title given here is a person's: it follows the first message no more."""
+    row = _owned(tx, user_id, conversation_id)
+    if fields.get("title") is not None:
+        _set_title(tx, row, fields["title"])
+        tx.execute("UPDATE conversations SET named = 1 WHERE id = ?", (conversation_id,))
+    for column in ("system_prompt", "pinned", "provider_id", "model"):
+        if column in fields:
+            tx.execute(f"UPDATE conversations SET {column} = ? WHERE id = ?", (fields[column], conversation_id))
+    if "settings" in fields:
+        tx.execute(
+            "UPDATE conversations SET settings = ? WHERE id = ?", (json.dumps(fields["settings"]), conversation_id)
+        )
+
+
+def _set_title(tx: Tx, row: sqlite3.Row, title: str) -> None:
+    _unindex_title(tx, row)
+    tx.execute("UPDATE conversations SET title = ?, title_key = ? WHERE id = ?", (title, title_key(title), row["id"]))
+    _index_title(tx, row["user_id"], row["id"], title)
+
+
+def delete_conversation(tx: Tx, user_id: int, conversation_id: int) -> None:
+    """To the bin."""
+    _owned(tx, user_id, conversation_id)
+    tx.execute("UPDATE conversations SET deleted_at = ? WHERE id = ?", (now(), conversation_id))
+
+
+def restore_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation:
+    _owned(tx, user_id, conversation_id, deleted=True)
+    tx.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (conversation_id,))
+    return get_conversation(tx, user_id, conversation_id)
+
+
+def purge_conversation(tx: Tx, user_id: int, conversation_id: int) -> None:
+    """For good, whether it is in the bin or not."""
+    try:
+        _owned(tx, user_id, conversation_id)
+    except NotFound:
+        _owned(tx, user_id, conversation_id, deleted=True)
+    _purge(tx, conversation_id)
+
+
+def _purge(tx: Tx, conversation_id: int) -> None:
+    row = tx.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
+    _unindex_title(tx, row)
+    for message in tx.execute("SELECT * FROM messages WHERE conversation_id = ?", (conversation_id,)).fetchall():
+        _unindex_message(tx, row["user_id"], message)
+    tx.execute("UPDATE conversations SET active_message_id = NULL WHERE id = ?", (conversation_id,))
+    tx.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+
+
+# ---------------------------------------------------------------------------------------------------- messages
+
+_PATH = """
+WITH RECURSIVE path (id, depth) AS (
+    SELECT :leaf, 0 WHERE :leaf IS NOT NULL
+    UNION ALL
+    SELECT m.parent_id, path.depth + 1 FROM path JOIN messages m ON m.id = path.id WHERE m.parent_id IS NOT NULL
+    LIMIT :limit
+)
+"""
+_MESSAGE = """
+SELECT m.id, m.role, m.content, m.created_at, m.parent_id, m.status, m.token_usage, m.provider_id, m.model, g.id AS generation_id,
+    m.reasoning, m.stats, m.error,
+    (SELECT json_group_array(id) FROM (
+        SELECT s.id FROM messages s WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id ORDER BY s.id
+    )) AS siblings,
+    (SELECT json_group_array(json_object('id', i.id, 'media_type', i.media_type)) FROM (
+        SELECT * FROM images WHERE message_id = m.id ORDER BY position
+    ) i) AS images
+FROM path JOIN messages m ON m.id = path.id LEFT JOIN generations g ON g.message_id = m.id
+ORDER BY path.depth DESC
+"""
+
+
+def _message(row: sqlite3.Row) -> Message:
+    siblings = json.loads(row["siblings"])
+    message = Message(
+        *(row[key] for key in ("id", "role", "content", "created_at", "parent_id", "status")),
+        {"ids": siblings, "index": siblings.index(row["id"])},
+    )
+    if row["role"] == "assistant":
+        message.token_usage = Raw(row["token_usage"].encode()) if row["token_usage"] else UNSET
+        message.provider_id, message.model = row["provider_id"], row["model"]
+        message.generation_id, message.reasoning = row["generation_id"], row["reasoning"]
+        message.stats = Raw(row["stats"].encode()) if row["stats"] else None
+        message.error = Raw(row["error"].encode()) if row["error"] else None
+    if row["images"] != "[]":
+        message.images = json.loads(row["images"])
+    return message
+
+
+def list_messages(
+    tx: Tx, user_id: int, conversation_id: int, limit: int = -1, before: int | None = None
+) -> list[Message]:
+    """The active path, oldest first: its last `limit` messages, or the last before message `before`."""
+    leaf = _owned(tx, user_id, conversation_id)["active_message_id"]
+    if before is not None:
+        leaf = _message_of(tx, conversation_id, before)["parent_id"]
+    return [_message(row) for row in tx.execute(_PATH + _MESSAGE, {"leaf": leaf, "limit": limit})]
+
+
+def _message_of(tx: Tx, conversation_id: int, message_id: int) -> sqlite3.Row:
+    row: sqlite3.Row | None = tx.execute(
+        "SELECT * FROM messages WHERE id = ? AND conversation_id = ?", (message_id, conversation_id)
+    ).fetchone()
+    if row is None:
+        raise NotFound("message")
+    return row
+
+
+def add_message(
+    tx: Tx,
+    user_id: int,
+    conversation_id: int,
+    content: str,
+    parent_id: int | None | UnsetType = UNSET,
+    client_id: str | None = None,
+    images: Iterable[Image] = (),
+) -> int:
+    """A question below `parent_id` (UNSET: the active leaf; None: a first message), which becomes the active leaf. Returns its id."""
+    conversation = _owned(tx, user_id, conversation_id)
+    if client_id is not None:
+        known = tx.execute(
+            "SELECT id FROM messages WHERE conversation_id = ? AND client_id = ?", (conversation_id, client_id)
+        ).fetchone()
+        if known:
+            return int(known[0])
+    if parent_id is UNSET:
+        parent_id = conversation["active_message_id"]
+    elif parent_id is not None:
+        _message_of(tx, conversation_id, parent_id)
+    moment = now()
+    cursor = tx.execute(
+        "INSERT INTO messages (conversation_id, parent_id, role, content, status, client_id, created_at)"
+        " VALUES (?, ?, 'user', ?, 'complete', ?, ?)",
+        (conversation_id, parent_id, content, client_id, moment),
+    )
+    message_id = cursor.lastrowid
+    assert message_id is not None
+    for position, image in enumerate(images):
+        tx.execute(
+            "INSERT INTO images (message_id, position, media_type, data) VALUES (?, ?, ?, ?)",
+            (message_id, position, image.media_type, image.data),
+        )
+    tx.execute(
+        "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?",
+        (message_id, moment, conversation_id),
+    )
+    _index_message(tx, user_id, message_id, content)
+    if parent_id is None and not conversation["named"]:
+        _set_title(tx, conversation, title_from(content))
+    return message_id
+
+
+def set_active(tx: Tx, user_id: int, conversation_id: int, message_id: int) -> int:
+    """Make the path through this message the active one, on to the newest message below it. Returns the leaf's id."""
+    _owned(tx, user_id, conversation_id)
+    _message_of(tx, conversation_id, message_id)
+    leaf = message_id
+    newest_child = "SELECT max(id) FROM messages WHERE conversation_id = ? AND parent_id = ?"
+    while child := tx.execute(newest_child, (conversation_id, leaf)).fetchone()[0]:
+        leaf = child
+    tx.execute("UPDATE conversations SET active_message_id = ? WHERE id = ?", (leaf, conversation_id))
+    return leaf
+
+
+def get_image(tx: Tx, user_id: int, image_id: int) -> Image:
+    row = tx.execute(
+        "SELECT m.conversation_id, i.media_type, i.data FROM images i JOIN messages m ON m.id = i.message_id WHERE i.id = ?",
+        (image_id,),
+    ).fetchone()
+    try:
+        _owned(tx, user_id, row[0] if row else 0)
+    except NotFound:
+        raise NotFound("image") from None
+    return Image(row[1], row[2])
+
+
+# ---------------------------------------------------------------------------------------------------- generations
+
+
+def begin_answer(
+    tx: Tx,
+    user_id: int,
+    conversation_id: int,
+    provider_id: str | None,
+    model: str | None,
+    params: dict[str, Any],
+    *,
+    retry: bool,
+    providers: Collection[str],
+    fallback: tuple[str, str] | None = None,
+) -> Begun | None:
+    """Answer the last question of the active path; without `retry`, find the answer that it has or that is being written.
+
+    `fallback` is the provider and model for a conversation that has had none. None: it is needed, and was not given.
+    """
+    conversation = _owned(tx, user_id, conversation_id)
+    leaf, question = _last_question(tx, conversation)
+    running = tx.execute(
+        "SELECT m.id, m.parent_id, m.status, g.id AS generation_id, g.provider_id, g.model FROM messages m"
+        " JOIN generations g ON g.message_id = m.id WHERE m.conversation_id = ? AND m.status = 'generating'",
+        (conversation_id,),
+    ).fetchone()
+    if running:
+        if retry or running["parent_id"] != question["id"] or _another(running, provider_id, model):
+            raise GenerationActive
+        return Begun(running["generation_id"], running["id"], "generating")
+    if not retry and leaf["role"] == "assistant" and leaf["status"] == "complete":
+        recorded = _recorded(tx, leaf)
+        if _another(recorded, provider_id, model):
+            raise AlreadyAnswered
+        return Begun(recorded["id"], leaf["id"], "complete")
+    chosen = _choose(conversation, provider_id, model, providers, fallback)
+    if chosen is None:
+        return None
+    params = json.loads(conversation["settings"]) | params
+    generation_id, message_id = _add_answer(tx, conversation, question["id"], *chosen, params)
+    return Begun(generation_id, message_id, "generating", True, question["id"], *chosen, params)
+
+
+def _last_question(tx: Tx, conversation: sqlite3.Row) -> tuple[sqlite3.Row, sqlite3.Row]:
+    """The active leaf, and the question that it is or that it answers."""
+    leaf = row = tx.execute("SELECT * FROM messages WHERE id = ?", (conversation["active_message_id"],)).fetchone()
+    while row is not None and row["role"] != "user":
+        row = tx.execute("SELECT * FROM messages WHERE id = ?", (row["parent_id"],)).fetchone()
+    if row is None:
+        raise NoUserMessage
+    return leaf, row
+
+
+def _another(generation: sqlite3.Row, provider_id: str | None, model: str | None) -> bool:
+    """Whether somebody else is asked for than this generation was asked of."""
+    return (provider_id or generation["provider_id"], model or generation["model"]) != (
+        generation["provider_id"],
+        generation["model"],
+    )
+
+
+def _choose(
+    conversation: sqlite3.Row,
+    provider_id: str | None,
+    model: str | None,
+    providers: Collection[str],
+    fallback: tuple[str, str] | None,
+) -> tuple[str, str] | None:
+    """Provider and model: as asked for, else as last in this conversation, else the fallback."""
+    if provider_id is None and (model is None or fallback is None) and conversation["provider_id"] in providers:
+        provider_id = conversation["provider_id"]
+    if model is None and provider_id == conversation["provider_id"]:
+        model = conversation["model"]
+    if fallback and (provider_id is None or model is None):
+        provider_id, model = provider_id or fallback[0], model or fallback[1]
+    return (provider_id, model) if provider_id and model else None
+
+
+def _add_answer(
+    tx: Tx, conversation: sqlite3.Row, question_id: int, provider_id: str, model: str, params: dict[str, Any]
+) -> tuple[str, int]:
+    moment = now()
+    cursor = tx.execute(
+        "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, created_at)"
+        " VALUES (?, ?, 'assistant', '', 'generating', ?, ?, ?)",
+        (conversation["id"], question_id, provider_id, model, moment),
+    )
+    message_id = cursor.lastrowid
+    assert message_id is not None
+    generation_id = str(uuid.uuid4())
+    tx.execute(
+        "INSERT INTO generations (id, message_id, provider_id, model, params) VALUES (?, ?, ?, ?, ?)",
+        (generation_id, message_id, provider_id, model, json.dumps(params)),
+    )
+    tx.execute(
+        "UPDATE conversations SET active_message_id = ?, updated_at = ?, provider_id = ?, model = ? WHERE id = ?",
+        (message_id, moment, provider_id, model, conversation["id"]),
+    )
+    return generation_id, message_id
+
+
+def _recorded(tx: Tx, message: sqlite3.Row) -> sqlite3.Row:
+    """The generation of a complete answer. An imported answer gets one here, so that it can be replayed like any other."""
+    select = "SELECT * FROM generations WHERE message_id = ?"
+    row: sqlite3.Row | None = tx.execute(select, (message["id"],)).fetchone()
+    if row is None:
+        lengths = [length for length in (-len(message["reasoning"]), len(message["content"])) if length]
+        done = {"event": "done", "data": {"status": "ok", "message_id": message["id"]}}
+        tx.execute(
+            "INSERT INTO generations (id, message_id, provider_id, model, log) VALUES (?, ?, ?, ?, ?)",
+            (
+                str(uuid.uuid4()),
+                message["id"],
+                message["provider_id"] or "",
+                message["model"] or "",
+                json.dumps([*lengths, done]),
+            ),
+        )
+        row = tx.execute(select, (message["id"],)).fetchone()
+    assert row is not None
+    return row
+
+
+def get_prompt(tx: Tx, question_id: int) -> Prompt:
+    """What leads to the answer of this question: the path from the first message to it."""
+    system_prompt = tx.execute(
+        "SELECT c.system_prompt FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
+        (question_id,),
+    ).fetchone()[0]
+    rows = tx.execute(
+        _PATH
+        + "SELECT m.id, m.role, m.content, m.status, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
+        " coalesce(json_extract(m.stats, '$.omitted_messages'), 0) AS omitted,"
+        " EXISTS (SELECT 1 FROM images i WHERE i.message_id = m.id) AS illustrated"
+        " FROM path JOIN messages m ON m.id = path.id ORDER BY path.depth DESC",
+        {"leaf": question_id, "limit": -1},
+    ).fetchall()
+    images = "SELECT media_type, data FROM images WHERE message_id = ? ORDER BY position"
+    return Prompt(
+        system_prompt,
+        [
+            Turn(
+                *row[:4],
+                [Image(*image) for image in tx.execute(images, (row[0],))] if row["illustrated"] else [],
+                row["total_tokens"],
+                row["omitted"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def add_parts(tx: Tx, parts: Iterable[tuple[str, int, str, str, str]]) -> None:
+    """Save what running generations have made: (generation_id, id of the first event, content, reasoning, log) each."""
+    tx.executemany(
+        "INSERT INTO generation_parts (generation_id, first_event, content, reasoning, log)"
+        " SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM generations WHERE id = ?1)",  # a purge may have come first
+        parts,
+    )
+
+
+def list_unfinished(tx: Tx) -> list[tuple[str, Recording]]:
+    """The generations that a stopped server left behind, with what was saved of them."""
+    found = []
+    for generation_id, message_id in tx.execute(
+        "SELECT g.id, m.id FROM messages m JOIN generations g ON g.message_id = m.id WHERE m.status = 'generating'"
+    ).fetchall():
+        parts = tx.execute(
+            "SELECT content, reasoning, log FROM generation_parts WHERE generation_id = ? ORDER BY first_event",
+            (generation_id,),
+        ).fetchall()
+        log = [event for part in parts for event in json.loads(part["log"])]
+        content, reasoning = ("".join(part[key] for part in parts) for key in ("content", "reasoning"))
+        found.append((generation_id, Recording(message_id, "generating", content, reasoning, json.dumps(log))))
+    return found
+
+
+def finish_generation(
+    tx: Tx,
+    generation_id: str,
+    recording: Recording,
+    *,
+    model: str | None = None,
+    token_usage: dict[str, int] | None = None,
+    stats: dict[str, Any] | None = None,
+    error: dict[str, str] | None = None,
+) -> None:
+    """The end of a generation, all of it at once. Does nothing if its message is gone or has ended already."""
+    row = tx.execute(
+        "UPDATE messages SET content = ?, reasoning = ?, status = ?, model = coalesce(?, model), token_usage = ?, stats = ?, error = ?"
+        " WHERE id = ? AND status = 'generating' RETURNING conversation_id",
+        (
+            recording.content,
+            recording.reasoning,
+            recording.status,
+            model,
+            *(json.dumps(value) if value is not None else None for value in (token_usage, stats, error)),
+            recording.message_id,
+        ),
+    ).fetchall()
+    if not row:
+        return
+    tx.execute("UPDATE generations SET log = ? WHERE id = ?", (recording.log, generation_id))
+    tx.execute("DELETE FROM generation_parts WHERE generation_id = ?", (generation_id,))
+    tx.execute("UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ?", (now(), row[0][0]))
+    owner = tx.execute("SELECT user_id FROM conversations WHERE id = ?", (row[0][0],)).fetchone()[0]
+    _index_message(tx, owner, recording.message_id, recording.content)
+
+
+def get_recording(tx: Tx, user_id: int, generation_id: str) -> Recording:
+    row = tx.execute(
+        "SELECT m.conversation_id, m.id, m.status, m.content, m.reasoning, g.log"
+        " FROM generations g JOIN messages m ON m.id = g.message_id WHERE g.id = ?",
+        (generation_id,),
+    ).fetchone()
+    try:
+        _owned(tx, user_id, row[0] if row else 0)
+    except NotFound:
+        raise NotFound("generation") from None
+    return Recording(*row[1:])
+
+
+def list_usage(tx: Tx, user_id: int) -> list[dict[str, Any]]:
+    """Answers by day (UTC) and model, newest first. Tokens per second are of the time between the first token and the last."""
+    rows = tx.execute(
+        """
+        SELECT substr(m.created_at, 1, 10) AS day, m.model AS model, count(*) AS answers,
+            coalesce(sum(json_extract(m.token_usage, '$.prompt_tokens')), 0) AS prompt_tokens,
+            coalesce(sum(json_extract(m.token_usage, '$.completion_tokens')), 0) AS completion_tokens,
+            round(coalesce(sum(json_extract(m.stats, '$.total_ms')), 0) / 1000.0, 3) AS seconds,
+            round(sum(json_extract(m.token_usage, '$.completion_tokens')) FILTER (WHERE json_extract(m.stats, '$.ttft_ms') IS NOT NULL)
+                * 1000.0 / nullif(sum(json_extract(m.stats, '$.total_ms') - json_extract(m.stats, '$.ttft_ms')), 0), 2)
+                AS tokens_per_second
+        FROM conversations c JOIN messages m ON m.conversation_id = c.id
+        WHERE c.user_id = ? AND m.role = 'assistant' AND m.status <> 'generating'
+        GROUP BY day, m.model ORDER BY day DESC, m.model
+        """,
+        (user_id,),
+    )
+    return [dict(row) for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------------- search
+
+_CANDIDATES = 400  # the newest matches; the best of them come first
+
+
+def search_all(tx: Tx, user_id: int, query: str, limit: int) -> list[Hit]:
+    """Titles and messages in which every word of the query occurs: titles first, then the newest."""
+    expression = search.expression(query)
+    if expression is None:
+        return []
+    match = f'owner : "u{user_id}" AND text : ({expression})'
+    titles = tx.execute(
+        "SELECT c.id, NULL, c.title, NULL, c.title, c.updated_at FROM"
+        " (SELECT rowid FROM title_words WHERE title_words MATCH ? ORDER BY rowid DESC LIMIT ?) w"
+        " CROSS JOIN conversations c ON c.id = w.rowid WHERE c.deleted_at IS NULL",
+        (match, _CANDIDATES),
+    ).fetchall()
+    texts = tx.execute(
+        "SELECT c.id, m.id, c.title, m.role, m.content, m.created_at FROM"
+        " (SELECT rowid FROM message_words WHERE message_words MATCH ? ORDER BY rowid DESC LIMIT ?) w"
+        " CROSS JOIN messages m ON m.id = w.rowid JOIN conversations c ON c.id = m.conversation_id WHERE c.deleted_at IS NULL",
+        (match, _CANDIDATES),
+    ).fetchall()
+    best = [sorted(rows, key=lambda row: row[5], reverse=True) for rows in (titles, texts)]
+    return [Hit(*row[:4], search.snippet(row[4], query), row[5]) for row in (best[0] + best[1])[:limit]]
+
+
+def _index_message(tx: Tx, user_id: int, message_id: int, content: str) -> None:
+    if content:
+        tx.execute(
+            "INSERT INTO message_words (rowid, owner, text) VALUES (?, ?, ?)",
+            (message_id, f"u{user_id}", search.words(content)),
+        )
+
+
+def _unindex_message(tx: Tx, user_id: int, message: sqlite3.Row) -> None:
+    if message["content"] and message["status"] != "generating":
+        tx.execute(
+            "INSERT INTO message_words (message_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)",
+            (message["id"], f"u{user_id}", search.words(message["content"])),
+        )
+
+
+def _index_title(tx: Tx, user_id: int, conversation_id: int, title: str) -> None:
+    tx.execute(
+        "INSERT INTO title_words (rowid, owner, text) VALUES (?, ?, ?)",
+        (conversation_id, f"u{user_id}", search.words(title)),
+    )
+    tx.execute("INSERT INTO title_letters (rowid, title_key) VALUES (?, ?)", (conversation_id, title_key(title)))
+
+
+def _unindex_title(tx: Tx, conversation: sqlite3.Row) -> None:
+    tx.execute(
+        "INSERT INTO title_words (title_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)",
+        (conversation["id"], f"u{conversation['user_id']}", search.words(conversation["title"])),
+    )
+    tx.execute(
+        "INSERT INTO title_letters (title_letters, rowid, title_key) VALUES ('delete', ?, ?)",
+        (conversation["id"], conversation["title_key"]),
+    )
+
+
+def optimize(tx: Tx) -> None:
+    """Let SQLite look whether its statistics want renewing. Cheap when they do not."""
+    tx.execute("PRAGMA analysis_limit = 400")
+    tx.execute("PRAGMA optimize")
