@@ -1,0 +1,222 @@
+// Where one writes: the box that grows, what is attached, the draft that survives, and how full the context is.
+
+import { session } from "./api.js";
+import { h, icon, iconButton, number, toast } from "./dom.js";
+
+// A draft lives in localStorage, under the user's id, until it is sent or its owner signs out: a closed tab, a crash or a
+// session that expired loses nothing, and nobody who signs in after it on this browser finds it. It never leaves the browser.
+const PREFIX = "fireside.draft.";
+const draftKey = (conversationId) => `${PREFIX}${session.user.id}.${conversationId ?? "new"}`;
+
+export function forgetDrafts() {
+  for (const key of Object.keys(localStorage)) {
+    if (key.startsWith(PREFIX)) localStorage.removeItem(key);
+  }
+}
+
+const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp"];
+const IMAGE_BYTES = 600_000; // a larger one is scaled down: a request takes 4 MiB
+const IMAGE_PIXELS = 1536; // of the longer side
+const MAX_IMAGES = 4;
+
+const touch = matchMedia("(hover: none) and (pointer: coarse)");
+
+/** `send(text, images)` resolves to whether it was sent; `stop()` stops the answer; `editLast()` opens the last question. */
+export class Composer {
+  #conversationId = null;
+  #images = [];
+  #busy = false;
+  #sending = false;
+
+  constructor({ send, stop, editLast }) {
+    this.send = send;
+    this.stop = stop;
+    this.editLast = editLast;
+    this.area = h("textarea", {
+      rows: "1", placeholder: "Write a message", "aria-label": "Message", dir: "auto", enterkeyhint: touch.matches ? "enter" : "send",
+      oninput: () => this.#edited(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#attach(event.clipboardData.files, event),
+    });
+    this.chips = h("div", { class: "chips" });
+    this.file = h("input", {
+      type: "file", accept: IMAGE_TYPES.join(), multiple: true, hidden: true, "aria-label": "Attach images",
+      onchange: () => {
+        this.#attach(this.file.files);
+        this.file.value = "";
+      },
+    });
+    this.attachButton = iconButton("image", "Attach images", () => this.file.click(), { hidden: true });
+    this.meter = h("div", { class: "meter", role: "meter", "aria-label": "Context used", "aria-valuemin": "0", hidden: true },
+      h("span", { class: "bar" }, h("span", {})), h("span", { class: "amount" }));
+    this.button = h("button", { type: "submit", class: "send" });
+    this.hint = h("p", { class: "hint" });
+    this.node = h("form", { class: "composer", onsubmit: (event) => this.#submit(event) },
+      h("div", { class: "box", onclick: (event) => event.target === event.currentTarget && this.area.focus() },
+        this.chips, this.area,
+        h("div", { class: "row" }, this.attachButton, this.file, this.meter, this.button)),
+      this.hint);
+    window.addEventListener("storage", (event) => this.#followDraft(event));
+    this.#draw();
+  }
+
+  /** Shows the draft of this conversation (null: of a new one). */
+  open(conversationId) {
+    this.#conversationId = conversationId;
+    this.#images = [];
+    this.area.value = localStorage.getItem(draftKey(conversationId)) ?? "";
+    this.#grow();
+    this.#draw();
+  }
+
+  /** A new conversation got its id: its draft goes with it. */
+  adopt(conversationId) {
+    localStorage.removeItem(draftKey(null));
+    this.#conversationId = conversationId;
+    this.#save();
+  }
+
+  /** On a phone the keyboard would cover the page: there one taps. */
+  focus() {
+    if (!touch.matches) this.area.focus({ preventScroll: true });
+  }
+
+  set busy(busy) {
+    this.#busy = busy;
+    this.#draw();
+  }
+
+  set vision(sees) {
+    this.attachButton.hidden = !sees;
+    if (!sees && this.#images.length) this.#images = [];
+    this.#draw();
+  }
+
+  set note(text) {
+    this.hint.textContent = text;
+  }
+
+  /** How many tokens of how many the conversation took last; null where that is not known. */
+  showContext(used, size) {
+    this.meter.hidden = !(used && size);
+    if (this.meter.hidden) return;
+    const share = Math.min(used / size, 1);
+    const told = `${number(used)} of ${number(size)} tokens`;
+    this.meter.classList.toggle("full", share > 0.85);
+    this.meter.firstChild.firstChild.style.width = `${share * 100}%`;
+    this.meter.lastChild.textContent = `${number(used)} / ${number(size)}`;
+    this.meter.title = `Context: ${told}. When it is full, the oldest messages are left out.`;
+    this.meter.setAttribute("aria-valuenow", Math.min(used, size));
+    this.meter.setAttribute("aria-valuemax", size);
+    this.meter.setAttribute("aria-valuetext", told);
+  }
+
+  insert(text) {
+    this.area.value = text;
+    this.#edited();
+    this.focus();
+  }
+
+  async #submit(event) {
+    event?.preventDefault();
+    if (this.#busy) return this.stop();
+    const text = this.area.value.trim();
+    if (!text || this.#sending) return;
+    this.#sending = true;
+    this.area.readOnly = true;
+    const sent = await this.send(text, this.#images);
+    this.#sending = false;
+    this.area.readOnly = false;
+    if (!sent) return;
+    this.area.value = "";
+    this.#images = [];
+    this.#edited();
+  }
+
+  #key(event) {
+    if (event.isComposing || event.keyCode === 229) return; // Enter ends what an input method composes
+    if (event.key === "Enter" && !event.shiftKey && !event.altKey && !event.ctrlKey && !event.metaKey && !touch.matches) {
+      event.preventDefault();
+      if (!this.#busy) this.#submit();
+      else if (this.area.value.trim()) toast("Wait for the answer, or stop it first. Your text stays.");
+    } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.shiftKey) {
+      event.preventDefault();
+      if (!this.#busy) this.#submit();
+    } else if (event.key === "ArrowUp" && !this.area.value && !event.altKey) {
+      event.preventDefault();
+      this.editLast();
+    }
+  }
+
+  #edited() {
+    this.#save();
+    this.#grow();
+    this.#draw();
+  }
+
+  #save() {
+    const key = draftKey(this.#conversationId);
+    if (this.area.value) localStorage.setItem(key, this.area.value);
+    else localStorage.removeItem(key);
+  }
+
+  /** Another tab sent what this one still shows as a draft. */
+  #followDraft({ key, oldValue, newValue }) {
+    if (!session.user || key !== draftKey(this.#conversationId) || newValue !== null || this.area.value !== oldValue) return;
+    this.area.value = "";
+    this.#grow();
+    this.#draw();
+  }
+
+  #grow() {
+    this.area.style.height = "auto";
+    this.area.style.height = `${this.area.scrollHeight}px`;
+  }
+
+  #draw() {
+    const label = this.#busy ? "Stop" : "Send";
+    if (this.button.getAttribute("aria-label") !== label) {
+      this.button.replaceChildren(icon(this.#busy ? "stop" : "send"));
+      this.button.setAttribute("aria-label", label);
+      this.button.title = this.#busy ? "Stop (Esc)" : "Send (Enter)";
+    }
+    this.button.disabled = !this.#busy && !this.area.value.trim();
+    this.chips.replaceChildren(...this.#images.map((image) => h("span", { class: "chip" }, icon("image"), image.name,
+      iconButton("close", `Remove ${image.name}`, () => {
+        this.#images = this.#images.filter((other) => other !== image);
+        this.#draw();
+      }))));
+  }
+
+  async #attach(files, event = null) {
+    const pictures = [...files].filter((file) => file.type.startsWith("image/"));
+    if (!pictures.length || this.attachButton.hidden) return;
+    event?.preventDefault();
+    for (const file of pictures) {
+      if (this.#images.length >= MAX_IMAGES) return toast(`At most ${MAX_IMAGES} images fit in one message.`);
+      try {
+        this.#images.push({ name: file.name, ...await encode(file) });
+      } catch {
+        toast(`${file.name} is not an image that this browser can read.`);
+      }
+      this.#draw();
+    }
+  }
+}
+
+/** {media_type, data}: the file itself, or a smaller picture of it. */
+async function encode(file) {
+  let picture = file;
+  if (file.size > IMAGE_BYTES || !IMAGE_TYPES.includes(file.type)) {
+    const bitmap = await createImageBitmap(file);
+    const scale = Math.min(1, IMAGE_PIXELS / Math.max(bitmap.width, bitmap.height));
+    const canvas = h("canvas", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
+    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    picture = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85));
+  }
+  const data = await new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(picture);
+  });
+  return { media_type: picture.type, data };
+}

@@ -1,0 +1,191 @@
+// Rendered Markdown. The server makes the tree (render.py), this makes the nodes: from an allow-list, with createElement.
+
+import { post } from "./api.js";
+import { copyButton, h, iconButton } from "./dom.js";
+
+const MATHML = "http://www.w3.org/1998/Math/MathML";
+const words = (text) => new Set(text.split(" "));
+const none = new Set();
+
+/** What a tree may hold; a test keeps it equal to render.TAGS. */
+export const TAGS = new Map();
+for (const tag of words("a blockquote br code em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th thead tr ul")) {
+  TAGS.set(tag, none);
+}
+TAGS.set("a", words("href"));
+TAGS.set("code", words("data-language"));
+TAGS.set("li", words("class"));
+TAGS.set("ol", words("start"));
+TAGS.set("span", words("class"));
+TAGS.set("td", words("align"));
+TAGS.set("th", words("align"));
+const MATH_TAGS = words(
+  "math menclose mfrac mi mn mo mover mpadded mphantom mroot mrow mspace msqrt mstyle msub msubsup msup mtable mtd mtext " +
+  "mtr munder munderover");
+const MATH_ATTRIBUTES = words(
+  "accent columnalign columnlines columnspacing depth display displaystyle fence form height largeop linebreak " +
+  "linethickness lspace mathsize mathvariant maxsize minsize movablelimits notation rowlines rowspacing rspace " +
+  "scriptlevel separator stretchy voffset width");
+for (const tag of MATH_TAGS) TAGS.set(tag, MATH_ATTRIBUTES);
+
+/** The node of a tree `[tag, {attribute: value}, child...]`. What the list does not hold becomes its text. */
+export function build(tree) {
+  if (typeof tree === "string") return document.createTextNode(tree);
+  const [tag, attributes, ...children] = tree;
+  const allowed = TAGS.get(tag);
+  if (!allowed) return fragment(children);
+  const node = MATH_TAGS.has(tag) ? document.createElementNS(MATHML, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (allowed.has(name)) node.setAttribute(name, value);
+  }
+  node.append(fragment(children));
+  return DRESSED[tag]?.(node) ?? node;
+}
+
+function fragment(trees) {
+  const nodes = document.createDocumentFragment();
+  for (const tree of trees) nodes.append(build(tree));
+  return nodes;
+}
+
+/** Elements that the page shows in a way of its own. */
+const DRESSED = {
+  a(link) {
+    let protocol = "";
+    try {
+      ({ protocol } = new URL(link.getAttribute("href")));
+    } catch {
+      // Not an address: it is left out below.
+    }
+    if (!["http:", "https:", "mailto:"].includes(protocol)) link.removeAttribute("href");
+    link.target = "_blank";
+    link.rel = "noopener noreferrer";
+  },
+
+  pre(pre) {
+    const code = pre.firstElementChild;
+    const language = code?.dataset.language ?? "";
+    pre.tabIndex = 0; // it scrolls: by keyboard too
+    pre.setAttribute("role", "region");
+    pre.setAttribute("aria-label", language ? `Code: ${language}` : "Code");
+    const wrap = iconButton("wrap", "Wrap lines", () => {
+      wrap.setAttribute("aria-pressed", String(pre.classList.toggle("wrapped")));
+    }, { "aria-pressed": "false" });
+    return h("div", { class: "code" },
+      h("div", { class: "code-head" }, h("span", {}, language), wrap, copyButton("Copy code", () => pre.textContent)), pre);
+  },
+
+  table(table) {
+    return h("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Table" }, table);
+  },
+};
+
+const RENDER_EVERY = 200; // ms at the least
+const RENDER_SHARE = 5; // and this many times what the last rendering took, so that a huge open block costs no more
+
+/**
+ * Markdown that is shown whole or grows. While it grows, blocks that no later text can change stay as they are, and only
+ * the open rest is rendered anew: an update of a long answer costs what its first one did. What came since is shown at
+ * once as plain text, up to where Markdown might make something of it.
+ */
+export class Markdown {
+  #trees = []; // the JSON of each block shown, by which it is known again
+  #open = 0; // the index of the first block that may still change
+  #text = "";
+  #closed = 0; // how much of the text the blocks before that one take
+  #ahead = null; // {text node, length}: where new text may be shown before it is rendered
+  #rendering = false;
+  #timer = 0;
+  #last = { at: 0, took: 0 };
+
+  constructor() {
+    this.node = h("div", { class: "markdown", dir: "auto" });
+  }
+
+  get text() {
+    return this.#text;
+  }
+
+  /** Shows a finished text and its blocks. Those already shown stay, with what is selected in them. */
+  show(text, blocks) {
+    this.#stop();
+    this.#text = text;
+    this.#replace(0, blocks);
+  }
+
+  clear() {
+    this.show("", []);
+    this.#open = this.#closed = 0;
+  }
+
+  append(delta) {
+    this.#text += delta;
+    this.#showAhead(delta);
+    this.#plan();
+  }
+
+  #plan() {
+    if (this.#timer || this.#rendering) return;
+    const pause = Math.max(RENDER_EVERY, this.#last.took * RENDER_SHARE);
+    this.#timer = setTimeout(() => this.#render(), this.#last.at + pause - performance.now());
+  }
+
+  async #render() {
+    this.#timer = 0;
+    const length = this.#text.length;
+    const started = performance.now();
+    const turn = (this.#rendering = {}); // a `show` meanwhile forgets it
+    let rendered = null;
+    try {
+      rendered = await post("/render", { text: this.#text.slice(this.#closed) });
+    } catch {
+      // The next one comes with the next text, or the finished message brings its blocks.
+    }
+    if (this.#rendering !== turn) return;
+    this.#rendering = false;
+    if (rendered) {
+      this.#replace(this.#open, [...rendered.blocks, ...rendered.tail]);
+      this.#open += rendered.blocks.length;
+      this.#closed += rendered.closed;
+      this.#ahead = lastText(this.node);
+      this.#showAhead(/\s?$/.exec(this.#text.slice(0, length))[0] + this.#text.slice(length));
+    }
+    const now = performance.now();
+    this.#last = { at: now, took: now - started };
+    if (this.#text.length > length) this.#plan();
+  }
+
+  #stop() {
+    clearTimeout(this.#timer);
+    this.#timer = 0;
+    this.#rendering = false;
+  }
+
+  #replace(from, blocks) {
+    const trees = blocks.map((tree) => JSON.stringify(tree));
+    if (this.#ahead) this.#ahead.node.data = this.#ahead.node.data.slice(0, this.#ahead.length);
+    this.#ahead = null;
+    let same = 0;
+    while (same < trees.length && trees[same] === this.#trees[from + same]) same += 1;
+    for (let surplus = this.#trees.length - from - same; surplus > 0; surplus -= 1) this.node.lastChild.remove();
+    this.node.append(...blocks.slice(same).map(build));
+    this.#trees.splice(from + same, Infinity, ...trees.slice(same));
+  }
+
+  #showAhead(delta) {
+    if (!this.#ahead || this.#ahead.blocked) return;
+    const { node } = this.#ahead;
+    const plain = node.parentNode.closest("pre") ? /^[^`~]*/ : /^[^\n`*_~[\]<>|#$\\!&]*/;
+    const [shown] = plain.exec(delta);
+    node.appendData(shown);
+    this.#ahead.blocked = shown.length < delta.length;
+  }
+}
+
+/** The text node at the very end, if text may be shown there ahead of its rendering. */
+function lastText(parent) {
+  let node = parent.lastChild;
+  while (node && node.nodeType === Node.ELEMENT_NODE && node.namespaceURI !== MATHML) node = node.lastChild;
+  if (node?.nodeType !== Node.TEXT_NODE || node.parentNode.closest("a, table, math")) return null;
+  return { node, length: node.length, blocked: false };
+}

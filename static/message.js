@@ -1,0 +1,275 @@
+// One message: a question as it was typed, or an answer with its reasoning, its state and its figures.
+
+import { arrange, copyButton, h, icon, iconButton, number, seconds, timeNode } from "./dom.js";
+import { Markdown } from "./markdown.js";
+
+const LONG_QUESTION = 1500; // characters; a longer one is folded
+
+/**
+ * `actions`: what a message can ask of the conversation: `select(id)` another version, `edit(message, text)`, `retry()`,
+ * `goOn()`.
+ */
+export function messageView(message, actions) {
+  return message.role === "user" ? new Question(message, actions) : new Answer(message, actions);
+}
+
+class Question {
+  #actions;
+  #versions = h("span", { class: "versions" });
+
+  constructor(message, actions) {
+    this.#actions = actions;
+    this.message = message;
+    this.bubble = h("div", { class: "bubble", dir: "auto" }, message.images?.map(imageNode), questionText(message.content));
+    this.foot = h("footer", {},
+      timeNode(message.created_at),
+      copyButton("Copy question", () => message.content),
+      iconButton("edit", "Edit question", () => this.edit()),
+      this.#versions);
+    this.node = h("article", { class: "message user", id: `m${message.id}`, tabindex: "-1", "aria-label": "Question" },
+      this.bubble, this.foot);
+    this.update(message);
+  }
+
+  update(message) {
+    this.message = message;
+    arrange(this.#versions, versionSwitch(message, this.#actions.select));
+  }
+
+  /** Puts a text box in the question's place. Sending it makes a branch: the old question stays as a version. */
+  edit() {
+    if (this.editor) return this.editor.querySelector("textarea").focus();
+    const area = h("textarea", { "aria-label": "Edited question", rows: "3" }, this.message.content);
+    const close = () => {
+      this.editor = null;
+      this.node.replaceChildren(this.bubble, this.foot);
+    };
+    const send = () => {
+      const text = area.value.trim();
+      if (!text) return;
+      close();
+      this.#actions.edit(this.message, text);
+    };
+    const onkeydown = (event) => {
+      if (event.isComposing) return;
+      if (event.key === "Escape") {
+        event.stopPropagation();
+        close();
+        this.node.querySelector("footer button")?.focus();
+      } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+        event.preventDefault();
+        send();
+      }
+    };
+    this.editor = h("div", { class: "editor", onkeydown }, area,
+      h("div", { class: "row" }, h("small", {}, "The first version is kept."),
+        h("button", { type: "button", onclick: close }, "Cancel"),
+        h("button", { type: "button", class: "primary", onclick: send }, "Send")));
+    this.node.replaceChildren(this.editor);
+    area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight / 2)}px`;
+    area.focus();
+    area.setSelectionRange(area.value.length, area.value.length);
+  }
+}
+
+function questionText(content) {
+  const text = h("div", { class: "text" }, content);
+  if (content.length < LONG_QUESTION) return text;
+  text.classList.add("folded");
+  const unfold = h("button", {
+    type: "button", class: "unfold", onclick: () => {
+      unfold.textContent = text.classList.toggle("folded") ? "Show all" : "Show less";
+    },
+  }, "Show all");
+  return [text, unfold];
+}
+
+function imageNode(image) {
+  const source = `/images/${Number(image.id)}`;
+  return h("a", { href: source, target: "_blank", class: "picture" }, h("img", { src: source, alt: "Attached image", loading: "lazy" }));
+}
+
+class Answer {
+  #actions;
+  #markdown = new Markdown();
+  #reasoning = new Reasoning();
+  #phase = new Phase();
+  #note = h("div", { class: "note" });
+  #foot = h("footer", {});
+  #live = false;
+
+  constructor(message, actions) {
+    this.#actions = actions;
+    this.node = h("article", { class: "message assistant", id: `m${message.id}`, tabindex: "-1", "aria-label": "Answer" },
+      this.#reasoning.node, this.#markdown.node, this.#phase.node, this.#note, this.#foot);
+    this.update(message);
+  }
+
+  /** The text as far as it has been shown. */
+  get text() {
+    return this.#markdown.text;
+  }
+
+  /** `last`: whether it is the path's last message, which alone can be asked for again. */
+  update(message, last = false) {
+    this.message = message;
+    const generating = message.status === "generating";
+    this.node.classList.toggle("generating", generating);
+    this.node.setAttribute("aria-busy", String(generating));
+    if (generating) {
+      if (!this.#live) this.restart(); // its text comes with the stream
+      this.#live = true;
+    } else {
+      this.#live = false;
+      this.#markdown.show(message.content, message.blocks ?? [["p", {}, message.content]]);
+      this.#reasoning.show(message.reasoning ?? "", message.stats?.reasoning_ms);
+      this.#phase.hide();
+    }
+    this.node.classList.toggle("last", last);
+    arrange(this.#note, generating ? [] : this.#notes(message, last));
+    arrange(this.#foot, generating ? [] : this.#footer(message, last));
+  }
+
+  /** Forgets what a stream has brought: the whole of it follows. */
+  restart() {
+    this.#markdown.clear();
+    this.#reasoning.show("");
+    this.#phase.show({ phase: "waiting" });
+  }
+
+  progress(data) {
+    if (data.phase === "generating") this.#phase.hide();
+    else this.#phase.show(data);
+  }
+
+  think(delta) {
+    this.#phase.hide();
+    this.#reasoning.append(delta);
+  }
+
+  append(delta) {
+    this.#phase.hide();
+    this.#reasoning.end();
+    this.#markdown.append(delta);
+  }
+
+  #notes(message, last) {
+    const { status, error, stats } = message;
+    const text = {
+      error: error?.message ?? "The answer failed.",
+      canceled: "Stopped.",
+      interrupted: "Fireside was closed while this was being written. Nothing of it is lost.",
+    }[status] ?? (stats?.finish_reason === "length" && "The limit of tokens was reached.");
+    if (!text) return [];
+    const goOn = last && message.content && h("button", { type: "button", onclick: () => this.#actions.goOn() }, icon("go-on"), "Continue");
+    const retry = last && h("button", { type: "button", onclick: () => this.#actions.retry() }, icon("retry"), "Try again");
+    const failed = status === "error";
+    return [h("div", { class: failed ? "failed" : "halted" },
+      failed && icon("alert"),
+      h("p", {}, text, failed && HELP[error?.code] && h("small", {}, HELP[error.code])),
+      h("span", { class: "row" }, goOn, status !== "complete" && retry))];
+  }
+
+  #footer(message, last) {
+    return [
+      copyButton("Copy answer", () => message.content, { "data-action": "copy" }),
+      last && iconButton("retry", "Another answer", () => this.#actions.retry(), { "data-action": "retry" }),
+      ...versionSwitch(message, this.#actions.select),
+      h("span", { class: "figures" }, figures(message).map(([text, title]) => h("span", { title }, text))),
+    ].filter(Boolean);
+  }
+}
+
+const HELP = {
+  PROVIDER_UNREACHABLE: "In LM Studio: Developer, then Start server.",
+  MODEL_NOT_LOADED: "Load it from the list of models, or let LM Studio load models as they are asked for.",
+  CONTEXT_OVERFLOW: "Load the model with a larger context, or begin a new chat.",
+};
+
+/** What is said under an answer: each a text and its explanation. */
+function figures({ model, stats, token_usage: usage }) {
+  const found = [];
+  if (model) {
+    const asked = stats?.requested_model;
+    found.push([model, asked && asked !== model ? `Asked for ${asked}` : "The model that answered"]);
+  }
+  if (usage) found.push([`${number(usage.completion_tokens)} tokens`, `${number(usage.prompt_tokens)} tokens were read`]);
+  if (stats?.tokens_per_second) found.push([`${number(stats.tokens_per_second, 1)} tok/s`, "Tokens a second, while it wrote"]);
+  if (stats?.ttft_ms != null) found.push([`${number(stats.ttft_ms / 1000, 2)} s to first token`, stats.total_ms ? `${seconds(stats.total_ms)} in all` : ""]);
+  return found;
+}
+
+function versionSwitch({ versions }, select) {
+  const { ids, index } = versions ?? { ids: [], index: 0 };
+  if (ids.length < 2) return [];
+  const step = (name, label, to) => iconButton(name, label, () => select(ids[to]), { disabled: !(to in ids) });
+  return [h("span", { class: "switch", role: "group", "aria-label": "Versions" },
+    step("left", "Previous version", index - 1),
+    h("span", {}, `${index + 1}/${ids.length}`),
+    step("right", "Next version", index + 1))];
+}
+
+/** What a model thought aloud: folded, as plain text, with the time that it took. */
+class Reasoning {
+  #summary = h("span", {});
+  #text = document.createTextNode("");
+  #started = 0;
+  #ended = false;
+
+  constructor() {
+    this.node = h("details", { class: "reasoning", hidden: true },
+      h("summary", {}, icon("thought"), this.#summary, icon("down")),
+      h("div", { class: "thoughts", dir: "auto" }, this.#text));
+  }
+
+  show(text, took = null) {
+    this.#text.data = text;
+    this.#started = 0;
+    this.node.hidden = !text;
+    this.#end(took);
+  }
+
+  append(delta) {
+    if (!this.#started) {
+      this.#started = performance.now();
+      this.#ended = false;
+      this.node.hidden = false;
+      this.node.classList.add("thinking");
+      this.#summary.textContent = "Thinking";
+    }
+    this.#text.appendData(delta);
+  }
+
+  end() {
+    if (this.#started && !this.#ended) this.#end(performance.now() - this.#started);
+  }
+
+  #end(took) {
+    this.#ended = true;
+    this.node.classList.remove("thinking");
+    this.#summary.textContent = took ? `Thought for ${seconds(took)}` : "Thoughts";
+  }
+}
+
+/** What goes on before the first token, with a bar. */
+class Phase {
+  #label = h("span", {});
+  #bar = h("progress", { "aria-label": "Progress" });
+  node = h("div", { class: "phase", hidden: true }, this.#label, this.#bar);
+
+  show({ phase, place, done, total }) {
+    this.node.hidden = false;
+    const share = total ? done / total : null;
+    this.#label.textContent = {
+      queued: `Waiting in the queue${place ? `, place ${place}` : ""}`,
+      loading: "Loading the model",
+      prompt: share === null ? "Reading the conversation" : `Reading the conversation, ${number(share * 100)} %`,
+    }[phase] ?? "Asking the model";
+    if (share === null) this.#bar.removeAttribute("value");
+    else this.#bar.value = share;
+  }
+
+  hide() {
+    this.node.hidden = true;
+  }
+}

@@ -1,0 +1,65 @@
+// The side panel: a conversation's own instructions and how its answers are made.
+
+import { debounce, h, iconButton } from "./dom.js";
+
+const PARAMETERS = [
+  { name: "temperature", label: "Temperature", help: "Low is predictable, high is playful.", min: 0, max: 2, step: 0.05 },
+  { name: "top_p", label: "Top P", help: "Only the likeliest words, up to this share.", min: 0, max: 1, step: 0.01 },
+  { name: "top_k", label: "Top K", help: "Only this many of the likeliest words.", min: 0, max: 1000, step: 1 },
+  { name: "min_p", label: "Min P", help: "Only words at least this likely, against the likeliest.", min: 0, max: 1, step: 0.01 },
+  { name: "repeat_penalty", label: "Repeat penalty", help: "Above 1 discourages repetition.", min: 0, max: 2, step: 0.05 },
+  { name: "max_tokens", label: "Longest answer", help: "In tokens.", min: 1, max: 1048576, step: 1 },
+  { name: "seed", label: "Seed", help: "The same seed, the same answer.", step: 1 },
+];
+
+/** Opens the panel beside the chat, or closes it. What is changed is saved as it is typed. */
+export function togglePanel(chat) {
+  if (chat.closePanel) return chat.closePanel();
+  const opener = chat.settings;
+  const { system_prompt = "", settings = {} } = chat.fields;
+  const saved = h("small", { class: "faint", role: "status" });
+  const save = debounce(400, async (fields) => {
+    saved.textContent = (await chat.change(fields)) ? "Saved" : "";
+  });
+  const prompt = h("textarea", {
+    id: "system-prompt", rows: "7", placeholder: "For example: Answer briefly. I know Python well.", oninput: () => save({ system_prompt: prompt.value }),
+  }, system_prompt);
+  const values = { ...settings };
+  const change = (name, value) => {
+    if (value === null) delete values[name];
+    else values[name] = value;
+    save({ settings: { ...values } });
+  };
+  const panel = h("aside", { class: "panel", "aria-label": "Conversation settings" },
+    h("header", {}, h("h2", {}, "This conversation"), iconButton("close", "Close", () => chat.closePanel())),
+    h("div", { class: "field" }, h("label", { for: "system-prompt" }, "Instructions for the model"), prompt),
+    h("h3", {}, "How answers are made"),
+    h("p", { class: "faint" }, "What is left empty is up to the model server."),
+    PARAMETERS.map((parameter) => parameterField(parameter, values[parameter.name], change)),
+    saved);
+  panel.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.stopPropagation();
+    chat.closePanel();
+  });
+  chat.closePanel = () => {
+    panel.remove();
+    chat.closePanel = null;
+    opener.setAttribute("aria-expanded", "false");
+    opener.focus();
+  };
+  opener.setAttribute("aria-expanded", "true");
+  chat.node.after(panel);
+  prompt.focus();
+}
+
+function parameterField({ name, label, help, min, max, step }, value, change) {
+  const id = `parameter-${name}`;
+  const field = h("input", {
+    id, type: "number", min, max, step, value: value ?? "", placeholder: "default", inputmode: "decimal", "aria-describedby": `${id}-help`,
+    oninput: () => {
+      if (field.validity.valid) change(name, field.value === "" ? null : Number(field.value));
+    },
+  });
+  return h("div", { class: "field inline" }, h("label", { for: id }, label), field, h("small", { id: `${id}-help` }, help));
+}

@@ -1,0 +1,61 @@
+// The scroll of a conversation: it keeps the end in sight while it is in sight, and never moves for who reads further up.
+
+import { h, icon } from "./dom.js";
+
+export class Scroller {
+  #following = true;
+  #at = 0;
+
+  constructor(column) {
+    this.node = h("section", { class: "scroller", "aria-label": "Messages", tabindex: "0" }, column);
+    this.button = h("button", {
+      type: "button", class: "to-end", hidden: true, "aria-label": "To the end", title: "To the end", onclick: () => this.toEnd(),
+    }, icon("bottom"));
+    this.node.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    this.node.addEventListener("wheel", (event) => event.deltaY < 0 && this.hold(), { passive: true });
+    const sizes = new ResizeObserver(() => this.#resized());
+    sizes.observe(column);
+    sizes.observe(this.node);
+  }
+
+  toEnd() {
+    this.#following = true;
+    this.#resized();
+  }
+
+  /** Stays where it is, whatever comes. */
+  hold() {
+    this.#following = false;
+  }
+
+  /** What lies in sight stays there while `change` adds something above. */
+  keeping(change) {
+    const below = this.node.scrollHeight - this.node.scrollTop;
+    this.node.style.overflowAnchor = "none";
+    change();
+    this.node.scrollTop = this.node.scrollHeight - below;
+    this.node.style.overflowAnchor = "";
+  }
+
+  #scrolled() {
+    const { scrollTop } = this.node;
+    if (scrollTop < this.#at - 1) this.#following = false;
+    else if (scrollTop > this.#at && this.#rest() < 24) this.#following = true;
+    this.#at = scrollTop;
+    this.#drawButton();
+  }
+
+  #resized() {
+    if (this.#following) this.node.scrollTop = this.node.scrollHeight;
+    this.#at = this.node.scrollTop;
+    this.#drawButton();
+  }
+
+  #drawButton() {
+    this.button.hidden = this.#following || this.#rest() < 80;
+  }
+
+  #rest() {
+    return this.node.scrollHeight - this.node.clientHeight - this.node.scrollTop;
+  }
+}
