@@ -1,0 +1,502 @@
+"""Model servers behind one interface: which models they have, and one answer as an async generator of its parts.
+
+LM Studio is asked through its own API for models, loading and unloading, and through the OpenAI-compatible one for
+answers, because its own takes no history (https://lmstudio.ai/docs/developer/rest). Every other server is
+OpenAI-compatible, and so is the embedded engine.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import PureWindowsPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from . import __version__
+from .config import Config, Provider
+from .errors import Invalid, NotFound, ProviderFailed
+from .transport import CONNECT_SECONDS, Transport
+from .wire import (
+    Answering,
+    Content,
+    ContextOverflow,
+    Finish,
+    Part,
+    Progress,
+    Reasoning,
+    Usage,
+    Wire,
+    loads,
+    refusal,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = ["ChatRequest", "Model", "Providers"]
+__all__ += ["Answering", "Content", "ContextOverflow", "Finish", "Part", "Progress", "Reasoning", "Usage"]
+
+CATALOG_SECONDS = 1.5  # what GET /providers waits for the slowest server
+LOOK_SECONDS = 10.0  # after this a server that was asked for its models counts as offline
+LOAD_SECONDS = 600.0  # a large model on a slow disk takes minutes
+USAGE_SECONDS = 2.0  # for what may follow a finish_reason: usage and [DONE]
+LINGER_SECONDS = 0.2  # for the body's end after [DONE]: a server that is left before it believes it was cancelled
+ERROR_LIMIT = 64 * 1024  # bytes of a refusal that are read
+LISTING_LIMIT = 8 * 1024 * 1024  # bytes of a list of models
+HEADERS = {"accept-encoding": "identity", "connection": "close", "user-agent": f"fireside/{__version__}"}
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """`messages` and `params` go to the server as they are, in OpenAI's names. None in `params` is left out."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    params: dict[str, Any] = {}
+
+
+class Model(msgspec.Struct, frozen=True):
+    id: str
+    label: str
+    state: str | None = None  # loaded, loading, not-loaded; None: the server does not say
+    context_length: int | None = None  # tokens, of the loaded instance
+    max_context_length: int | None = None
+    vision: bool = False
+    tools: bool = False
+    quantization: str | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a server said when it was asked for its models."""
+
+    at: float  # time.monotonic
+    models: list[Model]
+    failure: ProviderFailed | None = None
+
+
+class Providers:
+    """All model servers of the settings. Whatever goes wrong with one of them is ProviderFailed."""
+
+    def __init__(self, config: Config, engine: "Engine | None" = None) -> None:
+        self.settings = {provider.id: provider for provider in config.providers}
+        self._engine = engine
+        self._transport = Transport()
+        self._looks: dict[str, _Look] = {}
+        self._looking: dict[str, asyncio.Task[_Look]] = {}
+        self._known: dict[str, list[Model]] = {}  # of the last look that succeeded
+
+    def get(self, provider_id: str) -> Provider:
+        """Raises NotFound."""
+        if provider_id not in self.settings:
+            raise NotFound("provider")
+        return self.settings[provider_id]
+
+    async def aclose(self) -> None:
+        """Ends the questions for models. Answers are ended by who reads them, the engine by who made it."""
+        looking = list(self._looking.values())
+        for task in looking:
+            task.cancel()
+        await asyncio.gather(*looking, return_exceptions=True)
+
+    # which models there are
+
+    async def catalog(self, max_age: float = 0.0) -> list[dict[str, Any]]:
+        """The answer of GET /providers. All servers are asked side by side, and none is waited for longer than 1.5 s.
+
+        One that needs longer goes on being asked; until it has answered it counts as offline.
+        """
+        return list(await asyncio.gather(*(self._entry(provider, max_age) for provider in self.settings.values())))
+
+    async def models(self, provider_id: str, max_age: float = 0.0) -> list[Model]:
+        look = await self._look(self.get(provider_id), max_age)
+        if look.failure:
+            raise ProviderFailed(look.failure.code, look.failure.message)
+        return look.models
+
+    def known(self, provider_id: str, model_id: str) -> Model | None:
+        """The model as it was at the last look that succeeded. Never waits."""
+        return next((model for model in self._known.get(provider_id, []) if model.id == model_id), None)
+
+    async def _entry(self, provider: Provider, max_age: float) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(CATALOG_SECONDS):
+                look = await self._look(provider, max_age)
+            models, error = look.models, look.failure.message if look.failure else None
+        except TimeoutError:
+            models = self._known.get(provider.id, [])
+            error = f"{provider.name} has not answered within {CATALOG_SECONDS} s."
+        lengths = [length for model in models for length in (model.context_length, model.max_context_length) if length]
+        return {
+            "provider_id": provider.id,
+            "name": provider.name,
+            "kind": provider.kind,
+            "online": error is None,
+            "error": error,
+            "capabilities": {
+                "streaming": True,
+                "vision": any(model.vision for model in models),
+                "tools": any(model.tools for model in models),
+                "json_mode": True,
+                "max_context_tokens": max(lengths, default=None),
+            },
+            "models": [msgspec.structs.asdict(model) for model in models],
+        }
+
+    async def _look(self, provider: Provider, max_age: float) -> _Look:
+        """The last look if it is young enough, else a new one, which all who want one at the moment share."""
+        look = self._looks.get(provider.id)
+        if look and time.monotonic() - look.at < max_age:
+            return look
+        task = self._looking.get(provider.id)
+        if task is None:
+            task = asyncio.create_task(self._ask(provider))
+            self._looking[provider.id] = task
+            task.add_done_callback(lambda _: self._looking.pop(provider.id))
+        return await asyncio.shield(task)
+
+    async def _ask(self, provider: Provider) -> _Look:
+        models: list[Model] = []
+        failure: ProviderFailed | None = None
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                models = self._known[provider.id] = await self._list(provider)
+        except ProviderFailed as failed:
+            failure = failed
+        except TimeoutError:
+            failure = ProviderFailed("PROVIDER_TIMEOUT", f"{provider.name} does not answer.")
+        look = self._looks[provider.id] = _Look(time.monotonic(), models, failure)
+        return look
+
+    async def _list(self, provider: Provider) -> list[Model]:
+        if provider.kind == "embedded":
+            return await self._files()
+        status, payload = 0, None
+        for path, key, parse in _LISTINGS[provider.kind]:
+            status, payload = await self._fetch(provider, "GET", path)
+            entries = _at(payload, key)
+            if status == 200 and isinstance(entries, list):
+                models = [parse(entry) for entry in entries]
+                return [model for model in models if model]
+            if status in (401, 403):
+                break
+        raise _refused(provider, status, payload, "a list of models")
+
+    async def _files(self) -> list[Model]:
+        engine = self._running_engine()
+        models = []
+        for file in await engine.models():
+            state = engine.state(file.id)
+            length = engine.context_length if state == "loaded" else None
+            models.append(
+                Model(
+                    id=file.id,
+                    label=file.label,
+                    state=state,
+                    context_length=length,
+                    max_context_length=file.max_context_length,
+                    quantization=file.quantization,
+                    size_bytes=file.size_bytes,
+                )
+            )
+        return models
+
+    def _running_engine(self) -> "Engine":
+        if self._engine is None:
+            raise ProviderFailed("PROVIDER_UNREACHABLE", "The embedded engine is not installed.")
+        return self._engine
+
+    # loading and unloading
+
+    async def load(self, provider_id: str, model: str, context_length: int | None = None) -> None:
+        """Returns when the model is loaded, with this context length if one is given. Raises Invalid where that is
+        not to be asked of the server.
+        """
+        provider = self.get(provider_id)
+        async with self._changing(provider):
+            if provider.kind == "embedded":
+                await self._running_engine().load(model, context_length)
+                return
+            instances = await self._instances(provider, model)
+            if instances and context_length in (None, *instances.values()):
+                return  # LM Studio would load a second instance beside it
+            for instance in instances:
+                await self._order(provider, "unload", {"instance_id": instance})
+            wanted = {"context_length": context_length} if context_length else {}
+            await self._order(provider, "load", {"model": model, **wanted})
+
+    async def unload(self, provider_id: str, model: str) -> None:
+        """Returns when the model is no longer loaded, all of its instances. Raises Invalid as `load` does."""
+        provider = self.get(provider_id)
+        async with self._changing(provider):
+            if provider.kind == "embedded":
+                if self._running_engine().state(model) != "not-loaded":
+                    await self._running_engine().unload()
+                return
+            for instance in await self._instances(provider, model):
+                await self._order(provider, "unload", {"instance_id": instance})
+
+    @asynccontextmanager
+    async def _changing(self, provider: Provider) -> AsyncIterator[None]:
+        """Bounds a change of what is loaded, and looks at the outcome."""
+        if provider.kind == "openai":
+            raise Invalid(f"{provider.name} loads its models by itself.")
+        try:
+            async with asyncio.timeout(LOAD_SECONDS):
+                yield
+        except TimeoutError:
+            raise ProviderFailed("PROVIDER_TIMEOUT", f"{provider.name} is still not done. It may be later.") from None
+        finally:
+            self._looks.pop(provider.id, None)
+        if earlier := self._looking.get(provider.id):
+            await asyncio.wait([earlier])
+        await self._look(provider, 0.0)
+
+    async def _instances(self, provider: Provider, model: str) -> dict[str, int | None]:
+        """The loaded instances of a model, or the one that has this id: their ids and context lengths."""
+        status, payload = await self._fetch(provider, "GET", "/api/v1/models")
+        entries = _at(payload, "models")
+        if status != 200 or not isinstance(entries, list):
+            raise _refused(provider, status, payload, "a list of models")
+        found: dict[str, int | None] = {}
+        for entry in entries:
+            for instance in _at(entry, "loaded_instances") or []:
+                identity = _at(instance, "id")
+                if isinstance(identity, str) and model in (identity, _at(entry, "key")):
+                    found[identity] = _size(_at(instance, "config", "context_length"))
+        return found
+
+    async def _order(self, provider: Provider, verb: str, body: dict[str, Any]) -> None:
+        status, payload = await self._fetch(provider, "POST", f"/api/v1/models/{verb}", body)
+        if status != 200 or not _at(payload, "instance_id"):
+            raise _refused(provider, status, payload, f"the outcome of the {verb}")
+
+    # answers
+
+    def chat(self, provider_id: str, request: ChatRequest) -> AsyncGenerator[list[Part], None]:
+        """One answer: a list of parts whenever the network brought some, at the end of which stands Finish.
+
+        Raises NotFound at once and ProviderFailed while it runs, after the parts that came before. Close it
+        (contextlib.aclosing): when it is closed or cancelled, so is the connection. It waits as long as the server
+        does; deadlines are the reader's.
+        """
+        provider = self.get(provider_id)
+        body = {name: value for name, value in request.params.items() if value is not None}
+        body |= {"model": request.model, "messages": request.messages}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        return self._embedded(provider, body) if provider.kind == "embedded" else self._stream(provider, body)
+
+    async def _embedded(self, provider: Provider, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
+        async with self._running_engine().use(body["model"]) as endpoint:
+            local = replace(provider, url=endpoint.url, api_key=endpoint.api_key)
+            body |= {"model": endpoint.model_id, "return_progress": True}
+            async with aclosing(self._stream(local, body)) as answer:
+                async for parts in answer:
+                    yield parts
+
+    async def _stream(self, provider: Provider, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
+        wire = Wire(provider)
+        async with self._open(provider, "POST", f"{_base(provider)}/chat/completions", body) as response:
+            kind = response.headers.get("content-type", "text/event-stream").lower()
+            if response.status_code != 200 or not kind.startswith("text/event-stream"):
+                payload = _payload(await _read(response, ERROR_LIMIT))
+                raise _refused(provider, response.status_code, payload, "a stream of events")
+            broken = False
+            async with aclosing(_reads(response)) as reads:
+                try:
+                    while not wire.over:
+                        data = await (anext(reads, b"") if wire.finish is None else _soon(reads))
+                        if not data:
+                            break
+                        if parts := wire.feed(data):
+                            yield parts
+                except httpx.TransportError:
+                    broken = True
+                if parts := wire.end(broken):
+                    yield parts
+                if wire.failure:
+                    raise wire.failure
+                with suppress(TimeoutError, httpx.TransportError):
+                    async with asyncio.timeout(LINGER_SECONDS):
+                        async for _ in reads:
+                            pass
+
+    # HTTP
+
+    async def _fetch(
+        self, provider: Provider, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> tuple[int, Any]:
+        """The status, and the body: decoded if it is JSON, else text."""
+        root = _base(provider) if provider.kind == "openai" else _base(provider).removesuffix("/v1")
+        async with self._open(provider, method, root + path, body) as response:
+            return response.status_code, _payload(await _read(response, LISTING_LIMIT))
+
+    @asynccontextmanager
+    async def _open(
+        self, provider: Provider, method: str, url: str, body: dict[str, Any] | None
+    ) -> AsyncIterator[httpx.Response]:
+        """The answer, when its head has come; closed at the end, whatever that is."""
+        headers = dict(HEADERS)
+        if provider.api_key:
+            headers["authorization"] = f"Bearer {provider.api_key}"
+        if body is not None:
+            headers["content-type"] = "application/json"
+        content = None if body is None else msgspec.json.encode(body)
+        response = None
+        async with httpx.AsyncClient(
+            transport=self._transport, trust_env=False, timeout=None, headers=headers
+        ) as client:
+            request = client.build_request(method, url, content=content)
+            try:
+                try:
+                    response = await client.send(request, stream=True)
+                except httpx.ConnectError:
+                    response = await client.send(request, stream=True)
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise ProviderFailed("PROVIDER_ERROR", f"{provider.name} compresses its answers and should not.")
+                yield response
+            except httpx.TransportError as error:
+                raise _unreached(provider, error) from error
+            finally:
+                if response is not None:
+                    await response.aclose()
+
+
+def _base(provider: Provider) -> str:
+    """What precedes /chat/completions."""
+    if provider.kind == "openai" and urlsplit(provider.url).path:
+        return provider.url
+    return f"{provider.url.removesuffix('/v1')}/v1"
+
+
+def _reads(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    reads = response.aiter_raw()
+    assert isinstance(reads, AsyncGenerator)  # httpx promises less than it gives, and it is to be closed
+    return reads
+
+
+async def _soon(reads: AsyncGenerator[bytes, None]) -> bytes:
+    """The next read, unless none comes in time; some servers never end what they have finished."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(USAGE_SECONDS):
+            return await anext(reads, b"")
+    return b""
+
+
+async def _read(response: httpx.Response, limit: int) -> bytes:
+    data = bytearray()
+    async with aclosing(_reads(response)) as reads:
+        async for piece in reads:
+            data += piece
+            if len(data) > limit:
+                break
+    return bytes(data[:limit])
+
+
+def _payload(data: bytes) -> Any:
+    found = loads(data)
+    return data.decode("utf-8", "replace") if found is None else found
+
+
+def _unreached(provider: Provider, error: httpx.TransportError) -> ProviderFailed:
+    if isinstance(error, httpx.ConnectTimeout):
+        what = f"{provider.name} did not answer at {provider.url} within {CONNECT_SECONDS:.0f} s."
+        return ProviderFailed("PROVIDER_UNREACHABLE", what)
+    if isinstance(error, httpx.ConnectError):
+        what = f"{provider.name} cannot be reached at {provider.url}: {shown(str(error))}."
+        return ProviderFailed("PROVIDER_UNREACHABLE", f"{what} Is its server running?")
+    return ProviderFailed("PROVIDER_ERROR", f"{provider.name} broke the connection off: {shown(str(error))}.")
+
+
+def _refused(provider: Provider, status: int, payload: Any, wanted: str) -> ProviderFailed:
+    """What it means that there came something else than was wanted."""
+    said_no = status != 200 or _at(payload, "error") or _at(payload, "object") == "error"
+    if said_no or (isinstance(payload, str) and payload.lstrip().startswith("<")):
+        return refusal(provider, payload, status)
+    what = f"{provider.name} did not answer with {wanted}. Check the url of the provider {provider.id}."
+    return ProviderFailed("PROVIDER_ERROR", what)
+
+
+# lists of models, of which nothing is believed
+
+
+def _at(value: Any, *path: str) -> Any:
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _size(value: Any) -> int | None:
+    return value if type(value) is int and 0 < value < 2**53 else None
+
+
+def _native_v1(entry: Any) -> Model | None:
+    identity = _text(_at(entry, "key"))
+    if identity is None or _at(entry, "type") == "embedding":
+        return None
+    instances = _at(entry, "loaded_instances")
+    instance = instances[0] if isinstance(instances, list) and instances else None
+    return Model(
+        id=identity,
+        label=_text(_at(entry, "display_name")) or identity,
+        state="loaded" if instance else "not-loaded",
+        context_length=_size(_at(instance, "config", "context_length")),
+        max_context_length=_size(_at(entry, "max_context_length")),
+        vision=_at(entry, "capabilities", "vision") is True,
+        tools=_at(entry, "capabilities", "trained_for_tool_use") is True,
+        quantization=_text(_at(entry, "quantization", "name")),
+        size_bytes=_size(_at(entry, "size_bytes")),
+    )
+
+
+def _native_v0(entry: Any) -> Model | None:
+    identity, state = _text(_at(entry, "id")), _at(entry, "state")
+    if identity is None or _at(entry, "type") == "embeddings":
+        return None
+    capabilities = _at(entry, "capabilities")
+    capabilities = capabilities if isinstance(capabilities, list) else []
+    return Model(
+        id=identity,
+        label=identity,
+        state=state if state in ("loaded", "loading", "not-loaded") else None,
+        context_length=_size(_at(entry, "loaded_context_length")),
+        max_context_length=_size(_at(entry, "max_context_length")),
+        vision=_at(entry, "type") == "vlm" or "vision" in capabilities,
+        tools="tool_use" in capabilities,
+        quantization=_text(_at(entry, "quantization")),
+    )
+
+
+def _openai(entry: Any) -> Model | None:
+    """llama.cpp tells the context length in `meta`, vLLM as max_model_len; LM Studio and Ollama do not tell."""
+    identity = _text(_at(entry, "id"))
+    if identity is None or "embed" in identity.lower():
+        return None
+    length = _size(_at(entry, "meta", "n_ctx")) or _size(_at(entry, "max_model_len"))
+    return Model(
+        id=identity,
+        label=PureWindowsPath(identity).stem if identity.lower().endswith(".gguf") else identity,
+        context_length=length,
+        max_context_length=_size(_at(entry, "meta", "n_ctx_train")) or length,
+        size_bytes=_size(_at(entry, "meta", "size")),
+    )
+
+
+_LISTINGS: dict[str, list[tuple[str, str, Callable[[Any], Model | None]]]] = {
+    "lmstudio": [
+        ("/api/v1/models", "models", _native_v1),  # since 0.4.0
+        ("/api/v0/models", "data", _native_v0),  # since 0.3.6
+        ("/v1/models", "data", _openai),
+    ],
+    "openai": [("/models", "data", _openai)],
+}
