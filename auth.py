@@ -1,0 +1,321 @@
+"""Who is asking: passwords, sessions, CSRF tokens, invites, the first account, and the throttle on guessing.
+
+The session cookie carries 32 random bytes, signed with a key that stays in the data directory; the database holds their SHA-256.
+The CSRF token is an HMAC of the same bytes, so there is nothing more to store. Role and status are read anew on each request.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import time
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import argon2
+import itsdangerous
+
+from . import queries
+from .config import Config
+from .db import Database, ago, timestamp
+from .errors import (
+    AuthRequired,
+    BootstrapDisabled,
+    CsrfInvalid,
+    Invalid,
+    InvalidBootstrapToken,
+    InvalidCredentials,
+    RateLimited,
+)
+from .queries import User
+
+T = TypeVar("T")
+
+log = logging.getLogger("fireside.auth")
+
+LINK_MINUTES = 10
+INVITE_HOURS = (1, 720)
+PASSWORD_LENGTH = (12, 256)
+SEEN_SECONDS = 60  # how often a session in use is marked as seen
+
+# OWASP's second recommended set for Argon2id: 46 MiB, one pass, one lane; 76 ms where the library's default takes 297.
+_HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=47104, parallelism=1)
+
+# Of the published lists of leaked passwords only what has at least PASSWORD_LENGTH[0] characters matters here.
+_COMMON = re.compile(
+    r"(?:password|passw0rd|p@ssw0rd|qwerty|letmein|welcome|iloveyou|admin|administrator|changeme|default|secret|fireside|"
+    r"football|baseball|superman|batman|dragon|monkey|sunshine|princess|trustno|master|shadow|michael|jordan|liverpool|"
+    r"starwars|whatever|computer|internet|hello|login|abc|asdf|zxcv|1q2w3e4r|qazwsx|[0-9!@#$%^&*._-])+"
+    r"|1q2w3e4r5t6y7u8i9o0p|qwertyuiop(?:asdfghjkl)?(?:zxcvbnm)?|abcdefghijkl[a-z]*|correcthorsebatterystaple"
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who sent a request, and in which session."""
+
+    user: User
+    session_id: int
+    token: str
+    csrf_token: str
+
+
+@dataclass(frozen=True)
+class Login:
+    """A new session: the cookie's value, and what the answer tells."""
+
+    user: User
+    cookie: str
+    csrf_token: str
+
+
+def clean_username(username: str) -> str:
+    """The one form in which a name is stored and compared. Raises Invalid."""
+    name = unicodedata.normalize("NFKC", username).casefold().strip()
+    if not 1 <= len(name) <= 64 or not all(c.isalnum() or c in "._-" for c in name):
+        raise Invalid("username: must be 1 to 64 letters, digits, dots, underscores or hyphens")
+    return name
+
+
+def check_password(password: str, username: str, field: str = "password") -> None:
+    """Raises Invalid for a password that is too short, too long, or among the first that anybody would try."""
+    low, high = PASSWORD_LENGTH
+    if not low <= len(password) <= high:
+        raise Invalid(f"{field}: must have {low} to {high} characters")
+    folded = password.casefold()
+    without_name = folded.replace(username, "") if len(username) >= 3 else folded
+    if len(set(folded)) < 4 or len(without_name) < 6 or _COMMON.fullmatch(without_name):
+        raise Invalid(f"{field}: is too easy to guess; a few unrelated words make a good one")
+
+
+def digest(token: str) -> bytes:
+    """What the database keeps of a random token. 256 random bits need no slow hash."""
+    return hashlib.sha256(token.encode("utf-8", "replace")).digest()
+
+
+def same(given: str, right: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "replace"), right.encode())
+
+
+def private_file(path: Path, make: Callable[[], str]) -> str:
+    """The text of a file that only its owner can read, made on first use."""
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(make())
+    return path.read_text("utf-8")
+
+
+class Throttle:
+    """Failures by account and by address. The first five are free; then each costs a wait of 1, 2, 4 ... 30 s."""
+
+    FREE, LONGEST, KEYS = 5, 30, 10_000
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, tuple[int, float]] = (
+            OrderedDict()
+        )  # key: how many, and when the next may be tried
+
+    @contextlib.contextmanager
+    def attempt(self, *keys: str) -> Iterator[None]:
+        """Around an attempt. It counts as failed from the start, so that many at once do not pass together, and no more once it
+        has succeeded; then the first key is forgiven altogether. Raises RateLimited."""
+        moment = time.monotonic()
+        wait = max(self._failures.get(key, (0, 0.0))[1] for key in keys) - moment
+        if wait > 0:
+            raise RateLimited(max(1, round(wait + 0.5)))
+        before = {key: self._failures.get(key) for key in keys}
+        for key in keys:
+            count = self._failures.pop(key, (0, 0.0))[0] + 1
+            delay = min(self.LONGEST, 2 ** (count - self.FREE - 1)) if count > self.FREE else 0
+            self._failures[key] = (count, moment + delay)
+        while len(self._failures) > self.KEYS:
+            self._failures.popitem(last=False)
+        yield
+        self._failures.pop(keys[0], None)
+        for key in keys[1:]:
+            earlier = before[key]
+            if earlier is None:
+                self._failures.pop(key, None)
+            else:
+                self._failures[key] = earlier
+
+
+class Auth:
+    def __init__(self, config: Config, database: Database) -> None:
+        self.config = config
+        self.database = database
+        self.throttle = Throttle()
+        self.bootstrap_token = ""  # empty once there is a user
+        key = private_file(config.data_dir / "session-key", lambda: secrets.token_urlsafe(32))
+        self._key = key.encode()
+        self._signer = itsdangerous.Signer(key, salt="fireside.session", digest_method=hashlib.sha256)
+        self._hashing = asyncio.Semaphore(2)  # each takes 46 MiB and a core: more at once would stall the streams
+        self._dummy_hash = ""
+
+    async def start(self) -> None:
+        """Find or make the bootstrap token while there is no user, and drop what time has ended."""
+        await self.database.write(queries.delete_stale, *self._ages())
+        if await self.database.read(queries.count_users) == 0:
+            file = self.config.data_dir / "bootstrap-token"
+            self.bootstrap_token = self.config.bootstrap_token or private_file(file, lambda: secrets.token_urlsafe(32))
+        else:
+            self._forget_bootstrap()
+
+    def _forget_bootstrap(self) -> None:
+        self.bootstrap_token = ""
+        (self.config.data_dir / "bootstrap-token").unlink(missing_ok=True)
+
+    def _ages(self) -> tuple[str, str]:
+        return ago(days=self.config.session_idle_days), ago(days=self.config.session_days)
+
+    # ---- sessions
+
+    async def identify(self, cookie: str | None) -> Identity:
+        """Whose session a cookie is. Raises AuthRequired."""
+        token = self._unsigned(cookie)
+        if token is None:
+            raise AuthRequired
+        session = await self.database.read(queries.get_session, digest(token), *self._ages())
+        if session is None:
+            raise AuthRequired
+        if session.last_seen < ago(seconds=SEEN_SECONDS):
+            await self.database.write(queries.set_session_seen, session.id)
+        return Identity(session.user, session.id, token, self._csrf(token))
+
+    def check_csrf(self, identity: Identity, given: str | None) -> None:
+        if given is None or not same(given, identity.csrf_token):
+            raise CsrfInvalid
+
+    def _csrf(self, token: str) -> str:
+        return hmac.new(self._key, b"csrf:" + token.encode(), hashlib.sha256).hexdigest()
+
+    def _unsigned(self, cookie: str | None) -> str | None:
+        try:
+            return self._signer.unsign(cookie.encode()).decode() if cookie else None
+        except (itsdangerous.BadSignature, UnicodeError):
+            return None
+
+    async def _log_in(self, user: User, client: str, cookie: str | None) -> Login:
+        token = secrets.token_urlsafe(32)
+        old = self._unsigned(cookie)
+        await self.database.write(
+            queries.add_session, user.id, digest(token), _shown(client), digest(old) if old else None
+        )
+        log.info("login", extra={"user": user.id})
+        return Login(user, self._signer.sign(token).decode(), self._csrf(token))
+
+    # ---- ways in
+
+    async def login(self, username: str, password: str, client: str, address: str, cookie: str | None) -> Login:
+        """Raises InvalidCredentials, in the same time whether the user exists or not, and RateLimited."""
+        name = unicodedata.normalize("NFKC", username).casefold().strip()
+        with self.throttle.attempt(f"account {name[:64]}", f"address {address}"):
+            found = await self.database.read(queries.get_password, name) if len(name) <= 64 else None
+            right = found is not None and found[0].status == "active"
+            stored = found[1] if found is not None else await self._dummy()
+            right = await self._verify(stored, password) and right
+            if not right or found is None:
+                log.warning("login refused", extra={"address": address})
+                raise InvalidCredentials
+        if _HASHER.check_needs_rehash(stored):
+            await self.database.write(queries.set_password_hash, found[0].id, stored, await self._hash(password))
+        return await self._log_in(found[0], client, cookie)
+
+    async def bootstrap(self, token: str, username: str, password: str, client: str, address: str) -> Login:
+        """The first account. Raises BootstrapDisabled, InvalidBootstrapToken."""
+        if not self.bootstrap_token:
+            raise BootstrapDisabled
+        with self.throttle.attempt(f"bootstrap {address}"):
+            if not same(token, self.bootstrap_token):
+                raise InvalidBootstrapToken
+        name = clean_username(username)
+        check_password(password, name)
+        user = await self.database.write(queries.add_first_user, name, await self._hash(password))
+        self._forget_bootstrap()
+        return await self._log_in(user, client, None)
+
+    async def register(self, code: str, username: str, password: str, client: str, address: str) -> Login:
+        """Raises InvalidInvite, UsernameExists."""
+        with self.throttle.attempt(f"invite {address}"):
+            await self.database.read(queries.check_invite, digest(code))
+        name = clean_username(username)
+        check_password(password, name)
+        user = await self.database.write(queries.redeem_invite, digest(code), name, await self._hash(password))
+        return await self._log_in(user, client, None)
+
+    async def redeem_link(self, token: str, client: str, address: str, cookie: str | None) -> Login:
+        with self.throttle.attempt(f"link {address}"):
+            user = await self.database.write(queries.redeem_login_link, digest(token))
+            if user is None:
+                raise InvalidCredentials("This link is not valid any more. Ask for a new one: fireside login-link")
+        return await self._log_in(user, client, cookie)
+
+    async def invite(self, created_by: int, role: str, hours: int) -> dict[str, object]:
+        code = secrets.token_urlsafe(32)
+        expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=hours))
+        invite_id = await self.database.write(queries.add_invite, digest(code), role, created_by, expires_at)
+        return {"id": invite_id, "invite_code": code, "role": role, "expires_at": expires_at}
+
+    async def login_link(self, username: str | None) -> str:
+        """A token that signs a browser in as this user, or as the first administrator, once. Raises NotFound."""
+        return await self.database.write(add_login_link, username)
+
+    # ---- passwords
+
+    async def change_password(self, identity: Identity, current: str, new: str) -> None:
+        """All other sessions end. Raises InvalidCredentials when the current password is wrong."""
+        with self.throttle.attempt(f"password {identity.user.id}"):
+            found = await self.database.read(queries.get_password, identity.user.username)
+            if found is None or not await self._verify(found[1], current):
+                raise InvalidCredentials("The current password is wrong.")
+        check_password(new, identity.user.username, "new_password")
+        password_hash = await self._hash(new)
+        await self.database.write(queries.set_password, identity.user.id, password_hash, identity.session_id)
+
+    async def _hash(self, password: str) -> str:
+        return await self._in_thread(hash_password, password)
+
+    async def _verify(self, stored: str, password: str) -> bool:
+        def verify() -> bool:
+            try:
+                return _HASHER.verify(stored, password)
+            except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError, UnicodeError):
+                return False
+
+        if len(password) > PASSWORD_LENGTH[1]:
+            return False
+        return await self._in_thread(verify)
+
+    async def _dummy(self) -> str:
+        self._dummy_hash = self._dummy_hash or await self._hash(secrets.token_urlsafe(16))
+        return self._dummy_hash
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+        async with self._hashing:
+            return await asyncio.to_thread(function, *args)
+
+
+def hash_password(password: str) -> str:
+    return _HASHER.hash(password)
+
+
+def add_login_link(tx: queries.Tx, username: str | None) -> str:
+    token = secrets.token_urlsafe(32)
+    expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=LINK_MINUTES))
+    name = clean_username(username) if username is not None else None
+    queries.add_login_link(tx, queries.get_user_named(tx, name).id, digest(token), expires_at)
+    return token
+
+
+def _shown(client: str) -> str:
+    return "".join(c for c in client if c.isprintable())[:200]
