@@ -26,6 +26,7 @@ log = logging.getLogger("fireside.chat")
 
 SAVE_SECONDS = 0.4  # between two commits of what running generations have made
 LOADING_POLL_SECONDS = 1.0
+CLOSING_SECONDS = 3.0  # what a stop waits for; what is not saved by then is what the last commit had
 BACKLOG = 512  # events that a reader is handed at a time
 CRASH_GAP = 1 << 32  # added to the ids that follow a crash: no reader can have seen them before it
 SLEEP_SECONDS = 5.0  # a timer that is later than this has slept with the computer
@@ -239,17 +240,15 @@ class Hub:
         await asyncio.gather(*self.beginning, return_exceptions=True)
         for generation in self.running.values():
             generation.stop("interrupted")
-        await self._all_ended(list(self.running.values()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_SECONDS):
+                await asyncio.gather(*(generation.ended.wait() for generation in self.running.values()))
         if self.saver is not None:
             self.saver.cancel()
             await asyncio.gather(self.saver, return_exceptions=True)
             self.saver = None
         with contextlib.suppress(StorageUnavailable):
             await self._save_unsaved()
-
-    async def _all_ended(self, generations: list[Generation]) -> None:
-        for generation in generations:
-            await generation.ended.wait()
 
     # ------------------------------------------------------------------------------------------------ what is asked of it
 
@@ -546,9 +545,8 @@ class Hub:
         except Exception:
             log.exception("generation %s could not be saved", generation.id)
         del self.running[generation.id]
-        _done(generation)
         generation.ended.set()
-        generation.publish()
+        generation.event("done", _summary(generation))
 
     async def _save(self, generation: Generation, error: FiresideError | None) -> None:
         recording = generation.recording()

@@ -83,6 +83,7 @@ class Message(Struct):
     stats: Raw | None | UnsetType = UNSET
     error: Raw | None | UnsetType = UNSET
     images: list[dict[str, Any]] | UnsetType = UNSET
+    blocks: list[Any] | UnsetType = UNSET  # the content rendered, when a page asks for it
 
 
 class Image(Struct):

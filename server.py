@@ -50,6 +50,7 @@ GOODBYE_SECONDS = 3  # what open connections get after the generations have ende
 Text = Annotated[str, Meta(pattern=r"\A[^\0]*\Z")]
 Title = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\A(?!\s*\Z)[^\0]*\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=300, pattern=r"\A[^\0]*\Z")]
+Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Role = Literal["user", "admin"]
 
 
@@ -119,7 +120,7 @@ class AnswerRequest(Parameters):
 
 
 class RetryRequest(AnswerRequest, kw_only=True):
-    conversation_id: Annotated[int, Meta(ge=1, lt=2**63)]
+    conversation_id: Id
 
 
 class ConversationFields(Struct):
@@ -141,12 +142,12 @@ class ConversationFields(Struct):
 
 class NewMessage(Struct):
     content: Annotated[Text, Meta(min_length=1, max_length=MESSAGE_CHARACTERS)]
-    parent_id: Annotated[int, Meta(ge=1, lt=2**63)] | None | UnsetType = UNSET
+    parent_id: Id | None | UnsetType = UNSET
     client_id: Annotated[str, Meta(min_length=1, max_length=100, pattern=r"\A[\x21-\x7e]+\Z")] | None = None
 
 
 class Selection(Struct):
-    message_id: Annotated[int, Meta(ge=1, lt=2**63)]
+    message_id: Id
 
 
 class Markdown(Struct):
@@ -263,11 +264,13 @@ def route(
     """A row of ROUTES. `csrf`: "required" of everything that changes something, "lenient" as the contract wants it of
     /stream, "none" where there is no session yet."""
 
+    decoder = msgspec.json.Decoder(body)
+
     async def endpoint(request: Request) -> Response:
         call = Call(request, request.app.state.fireside)
         await _admit(call, access, csrf if method != "GET" else "none")
         if method != "GET":
-            call.body = await _read_body(request, body)
+            call.body = await _read_body(request, decoder)
         result = await handler(call)
         return result if isinstance(result, Response) else answer(result)
 
@@ -292,13 +295,13 @@ async def _admit(call: Call, access: Access, csrf: str) -> None:
         raise Forbidden
 
 
-async def _read_body(request: Request, body: Any) -> Any:
+async def _read_body(request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     raw = await read_limited(request, BODY_BYTES)
     if raw and content_type != "application/json":
         raise UnsupportedMediaType
     try:
-        return msgspec.json.decode(raw or b"{}", type=body)
+        return decoder.decode(raw or b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Invalid(_explain(error)) from None
 
@@ -497,14 +500,14 @@ async def list_messages(call: Call) -> Any:
     shown = call.flag("render")
     messages = await call.state.database.read(queries.list_messages, call.user_id, conversation_id, limit, before)
     call.state.hub.overlay(messages)
-    return await asyncio.to_thread(_rendered, messages) if shown else messages
+    if shown:
+        await asyncio.to_thread(_render, messages)
+    return messages
 
 
-def _rendered(messages: list[queries.Message]) -> list[dict[str, Any]]:
-    return [
-        {**msgspec.to_builtins(message), "blocks": [] if message.status == "generating" else trees(message.content)}
-        for message in messages
-    ]
+def _render(messages: list[queries.Message]) -> None:
+    for message in messages:
+        message.blocks = [] if message.status == "generating" else trees(message.content)
 
 
 _trees: OrderedDict[bytes, Any] = OrderedDict()
