@@ -82,7 +82,7 @@ function buildShell() {
   const openList = (open) => {
     shell.node.classList.toggle("list-open", open);
     shell.sidebar.node.inert = narrow.matches && !open;
-    if (open) shell.sidebar.search.focus();
+    if (open) shell.sidebar.node.focus();
   };
   const chat = new Chat({ openMenu: () => openList(true) });
   const sidebar = new Sidebar({
@@ -147,7 +147,7 @@ const SHORTCUTS = [
   [`${modifier} ⇧ Enter`, "Another answer"],
   [`${modifier} ⇧ C`, "Copy the last answer"],
   ["↑", "In an empty box: edit the last question"],
-  ["Alt ↑ / ↓", "Previous or next conversation"],
+  ["Alt ↑ ↓", "Previous or next conversation"],
   [`${modifier} .`, "Choose a model"],
   ["?", "This list"],
 ];
@@ -164,7 +164,7 @@ function shortcut(event) {
   const key = event.key.toLowerCase();
   if (mod && !event.shiftKey && key === "k") {
     openList(true);
-    return () => sidebar.search.select();
+    return () => sidebar.search.focus();
   }
   if (mod && event.shiftKey && key === "o") return () => { sidebar.open(null); };
   if (mod && event.shiftKey && key === "enter") return () => chat.retry();

@@ -369,7 +369,7 @@ export class Chat {
     document.title = this.#name();
     const choice = chosen(this.conversation);
     const offline = providers && choice && !choice.model;
-    this.model.replaceChildren(stateDot(choice?.model, choice?.provider?.online ?? false),
+    this.model.replaceChildren(stateDot(choice?.model, choice?.provider?.online ?? !offline),
       h("span", {}, label(choice) || (providers ? "No model" : "Models")), icon("down"));
     this.model.setAttribute("aria-label", `Model: ${label(choice) || "none"}`);
     this.composer.vision = Boolean(choice?.model?.vision);

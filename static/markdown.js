@@ -147,7 +147,7 @@ export class Markdown {
       this.#replace(this.#open, [...rendered.blocks, ...rendered.tail]);
       this.#open += rendered.blocks.length;
       this.#closed += rendered.closed;
-      this.#ahead = lastText(this.node);
+      this.#ahead = lastText(this.node, this.#text.slice(this.#closed));
       this.#showAhead(/\s?$/.exec(this.#text.slice(0, length))[0] + this.#text.slice(length));
     }
     const now = performance.now();
@@ -182,10 +182,12 @@ export class Markdown {
   }
 }
 
-/** The text node at the very end, if text may be shown there ahead of its rendering. */
-function lastText(parent) {
+/** The text node at the very end, if `source`, the open rest, may go on there before it is rendered. */
+function lastText(parent, source) {
   let node = parent.lastChild;
   while (node && node.nodeType === Node.ELEMENT_NODE && node.namespaceURI !== MATHML) node = node.lastChild;
   if (node?.nodeType !== Node.TEXT_NODE || node.parentNode.closest("a, table, math")) return null;
+  const fences = node.parentNode.closest("pre") ? source.match(/^\s*(?:```|~~~)/gm) : null;
+  if (fences?.length % 2 === 0) return null; // the code has ended
   return { node, length: node.length, blocked: false };
 }

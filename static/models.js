@@ -98,7 +98,7 @@ export function openPicker(current, pick) {
 function providerSection(provider, wanted, current, choose) {
   const models = provider.models.filter((model) => `${model.id} ${model.label}`.toLowerCase().includes(wanted));
   const empty = provider.online ? (wanted ? null : "It has no model yet.") : provider.error || "It does not answer.";
-  return h("section", { "aria-label": provider.name, hidden: wanted && !models.length },
+  return h("section", { "aria-label": provider.name, hidden: Boolean(wanted) && !models.length },
     h("h3", {}, provider.name, !provider.online && h("span", { class: "badge" }, "offline")),
     !models.length && empty && h("p", { class: "faint" }, empty),
     h("ul", {}, models.map((model) => modelRow(provider, model, current, choose))));

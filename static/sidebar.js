@@ -28,7 +28,7 @@ export class Sidebar {
     this.end = h("div", { class: "sentinel" });
     this.list = h("div", { class: "list" });
     this.account = h("button", { type: "button", class: "account", "aria-haspopup": "menu", onclick: () => account(this.account) });
-    this.node = h("nav", { class: "sidebar", "aria-label": "Conversations" },
+    this.node = h("nav", { class: "sidebar", "aria-label": "Conversations", tabindex: "-1" },
       h("header", {},
         h("a", { class: "brand", href: "#/", "aria-label": "Fireside" }, icon("flame"), "Fireside"),
         iconButton("close", "Close the list", close, { class: "quiet narrow" })),

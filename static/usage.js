@@ -1,0 +1,91 @@
+// How much was answered, by model and day: a plot in SVG, and the same as a table.
+
+import { get } from "./api.js";
+import { h, number, svg } from "./dom.js";
+
+const DAYS = 30;
+const SERIES = 5; // models with a colour of their own; the rest is one
+const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [600, 200, 44, 22, 8];
+
+export async function showUsage(place) {
+  const { usage } = await get("/usage");
+  const from = day(DAYS - 1);
+  const recent = usage.filter((row) => row.day >= from);
+  if (!usage.length) return place.append(h("p", { class: "faint" }, "Nothing has been answered yet."));
+  const models = totals(usage);
+  place.append(
+    h("h3", {}, `Tokens answered, last ${DAYS} days`),
+    plot(recent, models.map(({ model }) => model)),
+    legend(models),
+    h("h3", {}, "In all"),
+    h("div", { class: "table" }, table(models)),
+    h("p", { class: "faint" }, "Counted here, on this server, and told nobody."));
+}
+
+const day = (ago) => new Date(Date.now() - ago * 86_400_000).toISOString().slice(0, 10);
+
+/** One row a model, the most used first. */
+function totals(usage) {
+  const found = new Map();
+  for (const { model, answers, prompt_tokens, completion_tokens, seconds } of usage) {
+    const sum = found.get(model) ?? { model, answers: 0, read: 0, written: 0, seconds: 0 };
+    sum.answers += answers;
+    sum.read += prompt_tokens ?? 0;
+    sum.written += completion_tokens ?? 0;
+    sum.seconds += seconds ?? 0;
+    found.set(model, sum);
+  }
+  return [...found.values()].sort((a, b) => b.written - a.written);
+}
+
+const series = (models, model) => `series-${Math.min(models.indexOf(model), SERIES)}`;
+
+function plot(usage, models) {
+  const days = Array.from({ length: DAYS }, (_, index) => day(DAYS - 1 - index));
+  const sums = days.map((date) => usage.filter((row) => row.day === date).reduce((sum, row) => sum + (row.completion_tokens ?? 0), 0));
+  const top = niceCeiling(Math.max(...sums, 1));
+  const y = (tokens) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - tokens / top);
+  const step = (WIDTH - LEFT) / DAYS;
+  const marks = [0, top / 2, top].map((value) => [
+    svg("line", { x1: LEFT, x2: WIDTH, y1: y(value), y2: y(value), class: "grid" }),
+    svg("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, short(value)),
+  ]);
+  const bars = days.map((date, index) => {
+    let below = 0;
+    return usage.filter((row) => row.day === date).sort((a, b) => models.indexOf(a.model) - models.indexOf(b.model)).map((row) => {
+      const tokens = row.completion_tokens ?? 0;
+      const bar = svg("rect", {
+        x: LEFT + index * step + 2, width: step - 4, y: y(below + tokens), height: Math.max(0, y(below) - y(below + tokens)), class: series(models, row.model),
+      }, svg("title", {}, `${date}, ${row.model}: ${number(tokens)} tokens in ${number(row.answers)} answers`));
+      below += tokens;
+      return bar;
+    });
+  });
+  const dates = [0, 10, 20, DAYS - 1].map((index) => svg("text", { x: LEFT + (index + 0.5) * step, y: HEIGHT - 4, "text-anchor": "middle" },
+    new Date(`${days[index]}T12:00:00Z`).toLocaleDateString(undefined, { day: "numeric", month: "short" })));
+  const total = sums.reduce((sum, value) => sum + value, 0);
+  return svg("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${number(total)} tokens answered in the last ${DAYS} days` },
+    ...marks.flat(), ...bars.flat(), ...dates);
+}
+
+/** 1, 2 or 5 times a power of ten, and not less than the value. */
+function niceCeiling(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= value);
+}
+
+const short = (value) => value.toLocaleString(undefined, { notation: "compact" });
+
+function legend(models) {
+  const named = models.slice(0, SERIES).map(({ model }, index) => h("li", {}, h("span", { class: `key series-${index}` }), model));
+  const rest = models.length > SERIES && h("li", {}, h("span", { class: `key series-${SERIES}` }), "others");
+  return h("ul", { class: "legend" }, named, rest);
+}
+
+function table(models) {
+  return h("table", {},
+    h("thead", {}, h("tr", {}, ["Model", "Answers", "Read", "Written", "tok/s"].map((name, index) => h("th", { scope: "col", align: index ? "right" : null }, name)))),
+    h("tbody", {}, models.map(({ model, answers, read, written, seconds }) => h("tr", {},
+      h("td", {}, model),
+      [number(answers), short(read), short(written), seconds ? number(written / seconds, 1) : "–"].map((text) => h("td", { align: "right" }, text))))));
+}
