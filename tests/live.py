@@ -1,0 +1,178 @@
+"""Fireside as the tests use it: the real application on a real uvicorn, with a real database file, spoken to over HTTP."""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from fireside import config, db
+from fireside.server import Server, State, create_app
+
+BOOTSTRAP_TOKEN = "the bootstrap token of the tests"
+PASSWORD = "a long enough phrase"
+PATIENCE = 30.0  # seconds that anything may take on a busy machine before a test gives up
+
+
+class Event(NamedTuple):
+    id: int | None
+    event: str
+    data: dict[str, Any]
+
+
+class Person(httpx.AsyncClient):
+    """A signed-in client: the cookie in its jar, the CSRF token among its headers."""
+
+    name = ""
+
+    async def conversation(self, question: str | None = None, **fields: Any) -> int:
+        """A new conversation, with a first message when one is given. Returns its id."""
+        conversation_id: int = good(await self.post("/conversations", json=fields))["id"]
+        if question is not None:
+            await self.say(conversation_id, question)
+        return conversation_id
+
+    async def say(self, conversation_id: int, content: str, **fields: Any) -> int:
+        answer = await self.post(f"/conversations/{conversation_id}/messages", json={"content": content, **fields})
+        message_id: int = good(answer)["message_id"]
+        return message_id
+
+    async def messages(self, conversation_id: int) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = good(await self.get(f"/conversations/{conversation_id}/messages"))
+        return found
+
+    async def answer(self, conversation_id: int, **fields: Any) -> list[Event]:
+        """All events of POST .../stream, to its end."""
+        async with self.streaming(conversation_id, **fields) as events:
+            return [event async for event in events]
+
+    @contextlib.asynccontextmanager
+    async def streaming(self, conversation_id: int, **fields: Any) -> AsyncIterator[AsyncIterator[Event]]:
+        async with self.stream("POST", f"/conversations/{conversation_id}/stream", json=fields) as response:
+            yield parse(response)
+
+    @contextlib.asynccontextmanager
+    async def resuming(self, generation_id: str, after: int = 0) -> AsyncIterator[AsyncIterator[Event]]:
+        async with self.stream("GET", f"/generations/{generation_id}/stream", params={"after": after}) as response:
+            yield parse(response)
+
+
+def good(response: httpx.Response) -> Any:
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    """Status and error code, after a look at the shape that every error has."""
+    body = response.json()
+    assert sorted(body) == ["code", "message", "request_id"], body
+    assert body["request_id"] == response.headers["x-request-id"]
+    return response.status_code, body["code"]
+
+
+async def parse(response: httpx.Response) -> AsyncIterator[Event]:
+    """The events of a stream, strictly: three kinds of lines, LF only, one data line, JSON."""
+    if response.status_code != 200:
+        await response.aread()
+        raise AssertionError(response.text)
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    buffer = b""
+    async for chunk in response.aiter_raw():
+        buffer += chunk
+        *whole, buffer = buffer.split(b"\n\n")
+        for block in whole:
+            yield parse_event(block)
+    assert buffer == b"", "the stream ended in the middle of an event"
+
+
+def parse_event(block: bytes) -> Event:
+    fields: dict[str, str] = {}
+    for line in block.decode().split("\n"):
+        name, colon, value = line.partition(": ")
+        assert colon and name in ("id", "event", "data") and name not in fields, block
+        fields[name] = value
+    return Event(int(fields["id"]) if "id" in fields else None, fields["event"], json.loads(fields["data"]))
+
+
+def text(events: list[Event], kind: str = "delta") -> str:
+    return "".join(event.data["delta"] for event in events if event.event == kind)
+
+
+class Running:
+    """A Fireside that runs in this event loop. `settings` are environment variables without FIRESIDE_, in small letters."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        environ = {"FIRESIDE_BOOTSTRAP_TOKEN": BOOTSTRAP_TOKEN, "FIRESIDE_ENGINE_THREADS": "1"}
+        environ |= {f"FIRESIDE_{name.upper()}": value for name, value in settings.items()}
+        self.config = config.load({"data_dir": str(data_dir)}, environ)
+        self.url = ""
+        self._people: list[Person] = []
+
+    async def start(self) -> "Running":
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(db.lock(self.config.data_dir))
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.server = Server(create_app(self.config), self.config)
+        started = asyncio.get_running_loop().create_future()
+        self.server.on_started = lambda: started.set_result(None)
+        self._task = asyncio.create_task(self.server.serve(sockets=[listener]))
+        await asyncio.wait({self._task, started}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        assert started.done(), "the server did not start"
+        return self
+
+    async def stop(self) -> None:
+        for person in self._people:
+            await person.aclose()
+        self.server.should_exit = True
+        async with asyncio.timeout(PATIENCE):
+            await self._task
+        self._lock.close()
+
+    async def __aenter__(self) -> "Running":
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @property
+    def state(self) -> State:
+        state: State = self.server.app.state.fireside
+        return state
+
+    def anybody(self) -> Person:
+        """A client that is not signed in. All are closed when the server stops."""
+        person = Person(base_url=self.url, trust_env=False, timeout=PATIENCE)
+        self._people.append(person)
+        return person
+
+    async def first(self, name: str = "ann") -> Person:
+        """The first user, an administrator."""
+        person = self.anybody()
+        body = {"username": name, "password": PASSWORD, "token": BOOTSTRAP_TOKEN}
+        return await self._signed_in(person, name, "/admin/bootstrap", body)
+
+    async def join(self, admin: Person, name: str, role: str = "user") -> Person:
+        """Another user, by an invite of `admin`."""
+        code = good(await admin.post("/admin/invites", json={"role": role}))["invite_code"]
+        body = {"username": name, "password": PASSWORD, "invite_code": code}
+        return await self._signed_in(self.anybody(), name, "/auth/register", body)
+
+    async def login(self, name: str, password: str = PASSWORD) -> Person:
+        return await self._signed_in(self.anybody(), name, "/auth/login", {"username": name, "password": password})
+
+    async def _signed_in(self, person: Person, name: str, path: str, body: dict[str, str]) -> Person:
+        person.headers["X-CSRF-Token"] = good(await person.post(path, json=body))["csrf_token"]
+        person.name = name
+        return person
+
+
+async def until(condition: Any, what: str = "") -> None:
+    """Wait for something that nobody announces. For tests only, and never for a time."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -1,0 +1,66 @@
+from .live import Person, Running, code, good, text, until
+from .upstream import DONE, Gate, Upstream, answer, finish, pause, usage
+from .upstream import text as says
+
+MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
+
+
+async def test_an_answer_is_streamed_kept_and_replayed_with_the_same_events(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("What is the capital of Japan?")
+    upstream.enqueue(says("The capital", " is"), says(" Tokyo."), finish("stop"), usage(12, 3), DONE)
+    live = await ann.answer(conversation_id, **MODEL)
+    assert [event.event for event in live][:2] == ["ping", "progress"]
+    assert [event.id for event in live] == list(range(1, len(live) + 1))
+    assert text(live) == "The capital is Tokyo."
+    assert live[-1].event == "done" and live[-1].data["status"] == "ok"
+    question, reply = await ann.messages(conversation_id)
+    assert reply["content"] == "The capital is Tokyo." and reply["parent_id"] == question["id"]
+    assert reply["token_usage"] == {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
+    assert await ann.answer(conversation_id) == live
+    assert len(upstream.chats) == 1
+
+
+async def test_a_reader_who_leaves_does_not_stop_the_answer(ann: Person, upstream: Upstream, running: Running) -> None:
+    conversation_id = await ann.conversation("Hello?")
+    gate = Gate()
+    upstream.enqueue(says("one "), pause(gate), says("two"), finish("stop"), DONE)
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        async for event in events:
+            if event.event == "delta":
+                break
+    gate.open()
+    await until(lambda: not running.state.hub.running)
+    assert (await ann.messages(conversation_id))[-1]["content"] == "one two"
+
+
+async def test_cancel_returns_when_the_upstream_is_closed_and_the_text_saved(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Hello?")
+    upstream.enqueue(says("one "), pause(Gate()))
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        seen = []
+        async for event in events:
+            seen.append(event)
+            if event.event == "delta":
+                answer = await ann.post(f"/chat/cancel/{event.data['generation_id']}")
+                assert good(answer) == {"message": "Generation canceled"}
+                await upstream.closed()
+                message = (await ann.messages(conversation_id))[-1]
+                assert (message["content"], message["status"]) == ("one ", "canceled")
+    assert seen[-1].data["status"] == "canceled"
+    again = await ann.post(f"/chat/cancel/{seen[0].data['generation_id']}")
+    assert code(again) == (404, "GENERATION_NOT_FOUND")
+
+
+async def test_retry_makes_another_version_and_keeps_the_first(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Hello?")
+    upstream.enqueue(answer("first"))
+    await ann.answer(conversation_id, **MODEL)
+    upstream.enqueue(answer("second"))
+    made = good(await ann.post("/chat/retry", json={"conversation_id": conversation_id, **MODEL}))
+    async with ann.resuming(made["generation_id"]) as events:
+        assert text([event async for event in events]) == "second"
+    reply = (await ann.messages(conversation_id))[-1]
+    assert reply["id"] == made["message_id"] and reply["versions"]["index"] == 1
+    first = reply["versions"]["ids"][0]
+    good(await ann.post(f"/conversations/{conversation_id}/active", json={"message_id": first}))
+    assert (await ann.messages(conversation_id))[-1]["content"] == "first"
