@@ -207,7 +207,7 @@ def _salvaged(kind: type[_S], value: Any) -> _S:
     """`kind` with those fields of `value` that have the right type."""
     fields = {}
     for field in msgspec.structs.fields(kind):
-        with suppress(msgspec.ValidationError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError):
             fields[field.name] = msgspec.convert(value[field.name], field.type)
     return kind(**fields)
 
@@ -371,13 +371,12 @@ class Wire:
     def _take(self, chunk: _Chunk) -> None:
         if chunk.model and chunk.model != self._model:
             self._model = chunk.model
-            self._flush()
-            self._parts.append(Answering(shown(chunk.model)))
+            self._put(Answering(shown(chunk.model)))
         if counts := chunk.usage:
             total = counts.total_tokens or counts.prompt_tokens + counts.completion_tokens
             self._usage = Usage(counts.prompt_tokens, counts.completion_tokens, total) if total else self._usage
         if chunk.prompt_progress:
-            self._parts.append(Progress(chunk.prompt_progress.processed, chunk.prompt_progress.total))
+            self._put(Progress(chunk.prompt_progress.processed, chunk.prompt_progress.total))
         if not chunk.choices:
             return
         choice = chunk.choices[0]
@@ -416,6 +415,10 @@ class Wire:
             self._stage = "answer" if text else "closed"
         if self._stage == "answer":
             self._add(Content, text)
+
+    def _put(self, part: Part) -> None:
+        self._flush()
+        self._parts.append(part)
 
     def _add(self, kind: type[Content] | type[Reasoning], text: str) -> None:
         if kind is not self._kind:

@@ -71,7 +71,8 @@ def finish(reason: str = "stop", model: str = MODEL) -> bytes:
 
 
 def error(message: str, **more: Any) -> bytes:
-    return event({"error": {"message": message} | more})
+    """An error in the stream, as LM Studio has written it since 0.3.18."""
+    return event({"error": {"message": message, **more}})
 
 
 def answer(*deltas: str, model: str = MODEL) -> bytes:
