@@ -1,7 +1,8 @@
 // Who is not signed in sees this: the first account, an invite, a login link, or the form.
 
 import { post, signIn } from "./api.js";
-import { h, icon, iconButton, counter } from "./dom.js";
+import { h, iconButton, counter } from "./dom.js";
+import { icon } from "./icons.js";
 
 /** Shows the form that `kind` ("setup", "invite", "login" or null) asks for. Resolves when somebody is signed in. */
 export function signInScreen(place, kind, secret) {

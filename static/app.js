@@ -3,7 +3,8 @@
 import { changed, get, onChange, post, session, signIn } from "./api.js";
 import { Chat } from "./chat.js";
 import { forgetDrafts } from "./composer.js";
-import { h, icon, openDialog, openMenu, toast } from "./dom.js";
+import { h, openDialog, openMenu, toast } from "./dom.js";
+import { icon } from "./icons.js";
 import { refreshModels } from "./models.js";
 import { modifier, Sidebar } from "./sidebar.js";
 

@@ -2,7 +2,8 @@
 
 import { answerEvents, changed, get, onChange, patch, post, session, tell } from "./api.js";
 import { Composer } from "./composer.js";
-import { announce, arrange, h, icon, iconButton, randomId, renameInPlace, toast } from "./dom.js";
+import { announce, arrange, h, iconButton, randomId, renameInPlace, toast } from "./dom.js";
+import { icon } from "./icons.js";
 import { messageView } from "./message.js";
 import { anyModel, asked, chosen, label, noModelScreen, openPicker, providers, refreshModels, remember, stateDot } from "./models.js";
 import { Scroller } from "./scroll.js";

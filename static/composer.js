@@ -1,7 +1,8 @@
 // Where one writes: the box that grows, what is attached, the draft that survives, and how full the context is.
 
 import { session } from "./api.js";
-import { h, icon, iconButton, number, toast } from "./dom.js";
+import { h, iconButton, number, toast } from "./dom.js";
+import { icon } from "./icons.js";
 
 // A draft lives in localStorage, under the user's id, until it is sent or its owner signs out: a closed tab, a crash or a
 // session that expired loses nothing, and nobody who signs in after it on this browser finds it. It never leaves the browser.

@@ -1,5 +1,7 @@
 // Small tools for building the page: nodes, dialogs, menus, toasts, the clipboard, and how times and sizes read.
 
+import { icon } from "./icons.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /** An element. `on...` attributes are listeners; false, null and undefined leave an attribute or a child out. */
@@ -19,10 +21,6 @@ function fill(node, attributes, children) {
   }
   node.append(...children.flat().filter((child) => child != null && child !== false));
   return node;
-}
-
-export function icon(name) {
-  return svg("svg", { class: "icon", "aria-hidden": "true" }, svg("use", { href: `/static/icons.svg#${name}` }));
 }
 
 /** A button that shows only an icon; `label` is its name and its tooltip. */

@@ -1,6 +1,7 @@
 // One message: a question as it was typed, or an answer with its reasoning, its state and its figures.
 
-import { arrange, copyButton, h, icon, iconButton, number, seconds, timeNode } from "./dom.js";
+import { arrange, copyButton, h, iconButton, number, seconds, timeNode } from "./dom.js";
+import { icon } from "./icons.js";
 import { Markdown } from "./markdown.js";
 
 const LONG_QUESTION = 1500; // characters; a longer one is folded

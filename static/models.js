@@ -1,7 +1,8 @@
 // Which models there are, and which one is asked: the list, the picker, and what to do while there is none.
 
 import { get, onChange, post, session, tell } from "./api.js";
-import { announce, bytes, copyButton, h, icon, iconButton, number, openDialog, stepFocus, toast } from "./dom.js";
+import { announce, bytes, copyButton, h, iconButton, number, openDialog, stepFocus, toast } from "./dom.js";
+import { icon } from "./icons.js";
 
 const CHOICE = "fireside.model"; // the last model picked in this browser, for new conversations
 const LOOK_EVERY = 3000; // ms, while there is no model or one is loading

@@ -1,6 +1,7 @@
 // The scroll of a conversation: it keeps the end in sight while it is in sight, and never moves for who reads further up.
 
-import { h, icon } from "./dom.js";
+import { h } from "./dom.js";
+import { icon } from "./icons.js";
 
 export class Scroller {
   #following = true;

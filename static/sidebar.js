@@ -2,8 +2,9 @@
 
 import { changed, get, onChange, patch, post, remove, session } from "./api.js";
 import {
-  arrange, counter, dayGroup, debounce, h, icon, iconButton, openMenu, parseTime, renameInPlace, stepFocus, timeNode, toast,
+  arrange, counter, dayGroup, debounce, h, iconButton, openMenu, parseTime, renameInPlace, stepFocus, timeNode, toast,
 } from "./dom.js";
+import { icon } from "./icons.js";
 
 const PAGE = 60; // conversations
 const POLL = 30_000; // ms between quiet looks for what another device has changed
