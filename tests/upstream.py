@@ -300,6 +300,7 @@ class Upstream:
         self.models = usual_models()
         self.default: list[Step] = [_hello]
         self.requests: list[Request] = []
+        self.abandoned: list[Request] = []  # whose client left before the answer had ended
         self.connections = 0  # ever accepted
         self.open_connections = 0
         self.errors: list[BaseException] = []  # mistakes in a script; leaving the `with` raises them
@@ -309,11 +310,13 @@ class Upstream:
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="upstream")
 
     def __enter__(self) -> Self:
         self._thread.start()
+        assert self._started.wait(SECONDS)
         return self
 
     def __exit__(
@@ -361,6 +364,7 @@ class Upstream:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(asyncio.start_server(self._connected, sock=self._listener))
+        self._loop.call_soon(self._started.set)
         self._loop.run_forever()
         server.close()
         for task in self._tasks:
@@ -400,23 +404,24 @@ class Upstream:
             steps = scripts.popleft() if scripts else None
             self._changed.notify_all()
         if steps is None:
-            refused = self._refused(request)
-            if refused is not None:
-                steps = (refused,)
-            else:
-                steps = tuple(self.default) if request.path == CHAT else (self._answer(request),)
+            steps = self._usual(request)
         playing = asyncio.ensure_future(_play(steps, request, writer))
         leaving = asyncio.ensure_future(reader.read(1))
         try:
             await asyncio.wait((playing, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not playing.done():
-                assert not leaving.result(), "the client sent more before it was answered"
-                return False
-            return playing.result()
+            if playing.done() and not isinstance(playing.exception(), OSError):
+                return playing.result()
+            self.abandoned.append(request)
+            return False
         finally:
             for task in (playing, leaving):
                 task.cancel()
             await asyncio.gather(playing, leaving, return_exceptions=True)
+
+    def _usual(self, request: Request) -> tuple[Step, ...]:
+        if refused := self._refused(request):
+            return (refused,)
+        return tuple(self.default) if request.path == CHAT else (self._answer(request),)
 
     def _refused(self, request: Request) -> _Whole | None:
         """LM Studio's own words to a request that it does not know or does not let in."""
