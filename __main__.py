@@ -4,21 +4,27 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import json
 import logging
 import logging.handlers
 import os
+import signal
 import socket
 import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import __version__, config, db
+from . import __version__, config, db, queries
 from .config import Config
 from .errors import ConfigError
 from .guard import is_loopback
+
+if TYPE_CHECKING:
+    from .server import Server, State
 
 PORTS_TRIED = 20  # after the one that is configured, when that is taken
 
@@ -28,11 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]  # consoles on Windows are not
-    parser = _parser()
-    options = vars(parser.parse_args(arguments))
-    command = options.pop("command", None) or serve
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command", "serve")
     try:
-        return int(command(options) or 0)
+        if command == "serve":
+            return serve(options)
+        from . import commands
+
+        try:
+            return int(getattr(commands, command)(options))
+        except commands.ERRORS as error:
+            print(f"fireside: {error}", file=sys.stderr)
+            return 1
     except ConfigError as error:
         print(f"fireside: {error}", file=sys.stderr)
         return 2
@@ -48,45 +61,108 @@ def _parser() -> argparse.ArgumentParser:
         prog="fireside", description="Chat with the models on your own computer. Without a command: serve."
     )
     parser.add_argument("--version", action="version", version=f"fireside {__version__}")
-    _serve_options(parser)
+    parser.add_argument("--data-dir", help="where the conversations are kept")
+    _serve_options(parser, None)
     commands = parser.add_subparsers(title="commands", metavar="")
-    serving = commands.add_parser("serve", help="run the service (also without a command)")
-    _serve_options(serving, default=argparse.SUPPRESS)
-    serving.set_defaults(command=serve)
+
+    def command(name: str, function: str, text: str, *, user: bool = False) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        made.set_defaults(command=function)
+        made.add_argument("--data-dir", default=argparse.SUPPRESS, help="where the conversations are kept")
+        if user:
+            made.add_argument("--user", help="whose; without it, the first administrator")
+        return made
+
+    _serve_options(command("serve", "serve", "run the service (also without a command)"), argparse.SUPPRESS)
+    command("backup", "backup", "write a copy of the database").add_argument("file")
+    command("restore", "restore", "put a backup in the database's place").add_argument("file")
+    command("doctor", "doctor", "look for what is wrong, and say what to do")
+    command("import", "import_", "add conversations from other programs", user=True).add_argument(
+        "paths", nargs="*", help="files and folders; without any, LM Studio's conversations"
+    )
+    command("export", "export", "write all conversations as a zip", user=True).add_argument("file")
+    command("login-link", "login_link", "print a link that signs a browser in", user=True)
+    command("reset-password", "reset_password", "set a new password", user=True)
+    managing = command("service", "manage_service", "start Fireside with the computer")
+    managing.add_argument("action", choices=("install", "remove"))
+    managing.add_argument("--dry-run", action="store_true", help="only say what would be done")
     return parser
 
 
-def _serve_options(parser: argparse.ArgumentParser, default: Any = None) -> None:
+def _serve_options(parser: argparse.ArgumentParser, default: Any) -> None:
     add = parser.add_argument
     add("--host", default=default, help="address to listen on (127.0.0.1)")
     add("--port", default=default, help="port to listen on (8000); 0 for a free one")
-    add("--data-dir", default=default, help="where the conversations are kept")
+    add("--lan", action="store_true", default=default, help="let other devices on this network in, and print an invite")
     add("--open", action=argparse.BooleanOptionalAction, default=default, help="open the page in a browser")
 
 
 def serve(options: dict[str, Any]) -> int:
     """Run until told to stop. The first line printed is the address."""
-    from .server import Server, create_app
-
     settings = config.load(options)
-    chosen = options.get("port") is not None or "FIRESIDE_PORT" in os.environ
-    with db.lock(settings.data_dir), _listen(settings, exact=chosen) as listener:
+    if settings.lan and is_loopback(settings.host):
+        settings = replace(settings, host="0.0.0.0")
+    try:
+        with db.lock(settings.data_dir):
+            return _serve(settings, exact=options.get("port") is not None or "FIRESIDE_PORT" in os.environ)
+    except db.DatabaseUnusable:
+        from .commands import find_service
+
+        running = find_service(settings)
+        if running is None:
+            raise
+        print(f"Fireside runs already, at {running.url}")
+        _open(settings, running.url)
+        return 0
+
+
+def _serve(settings: Config, exact: bool) -> int:
+    from .commands import announced
+    from .server import Server, create_app
+    from .service import warnings
+
+    with _listen(settings, exact) as listener:
         _log_to_file(settings.data_dir)
         app = create_app(settings)
-        server = Server(app, settings)
-        url = address(listener, settings)
-        server.on_started = lambda: _announce(settings, url, app.state.fireside.auth.bootstrap_token)
-        asyncio.run(server.serve(sockets=[listener]))
-        if not server.started:
-            print("fireside: could not start; the log says why:", settings.data_dir / "fireside.log", file=sys.stderr)
-            return 1
-    return 0
+        server, url = Server(app, settings), address(listener, settings)
+        with announced(
+            settings, address(listener, settings, local=True), lambda: app.state.fireside.secret
+        ) as announce:
+
+            def started() -> None:
+                announce()
+                _remember(settings, listener)
+                for warning in warnings(settings.data_dir):
+                    print(f"Warning: {warning}", file=sys.stderr)
+                _say(settings, url, app.state.fireside)
+
+            server.on_started = started
+            _stop_quietly(server)
+            try:
+                asyncio.run(server.serve(sockets=[listener]))
+            except SystemExit as stop:  # uvicorn's word for a start that failed
+                return int(stop.code or 1)
+            return 0 if server.started else 1
+
+
+def _stop_quietly(server: "Server") -> None:
+    """uvicorn raises the signal that stopped it once more, after it has stopped: that must not end us before we have cleaned up."""
+
+    def handle(number: int, _: object) -> None:
+        if not server.should_exit:  # before uvicorn listens to signals
+            sys.exit(128 + number)
+
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handle)
 
 
 def _listen(settings: Config, exact: bool) -> socket.socket:
     """A listening socket: on the configured port or, unless it was asked for by name, on the next that is free."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    ports = [settings.port] if exact or settings.port == 0 else range(settings.port, settings.port + PORTS_TRIED)
+    ports = [settings.port]
+    if not exact and settings.port:
+        ports = _remembered(settings) + list(range(settings.port, min(settings.port + PORTS_TRIED, 65536)))
     failure: OSError | None = None
     for port in ports:
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -106,27 +182,79 @@ def _listen(settings: Config, exact: bool) -> socket.socket:
     raise ConfigError(f"--host {settings.host} --port {settings.port}: cannot be listened on: {failure.strerror}")
 
 
-def address(listener: socket.socket, settings: Config) -> str:
+def address(listener: socket.socket, settings: Config, local: bool = False) -> str:
+    """The URL to open; `local`: the one by which this computer itself reaches the service, whatever is in front of it."""
     host, port = listener.getsockname()[:2]
-    if settings.public_url:
+    if settings.public_url and not local:
         return settings.public_url
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _announce(settings: Config, url: str, bootstrap_token: str) -> None:
-    link = url
+def _say(settings: Config, url: str, state: "State") -> None:
+    link, token = url, state.auth.bootstrap_token
     print(f"Fireside is at {url}", flush=True)
-    if bootstrap_token and not settings.bootstrap_token:
-        link = f"{url}/#setup={bootstrap_token}"
+    if token and not settings.bootstrap_token:
+        link = f"{url}/#setup={token}"
         print(f"Create the first account at {link}", flush=True)
-    elif bootstrap_token:
+    elif token:
         print("Create the first account there with the token from FIRESIDE_BOOTSTRAP_TOKEN.", flush=True)
     if not is_loopback(settings.host):
-        print("Others on this network can reach it too; only who has an account gets in.", flush=True)
+        asyncio.get_running_loop().create_task(_say_lan(settings, url, state)).add_done_callback(
+            lambda task: task.result()
+        )
+    _open(settings, link)
+
+
+async def _say_lan(settings: Config, url: str, state: "State") -> None:
+    """What listening on the network means, where it is to be found, and a way in."""
+    port = url.rpartition(":")[2]
+    there = f"http://{_lan_address()}:{port}"
+    print(f"On this network it is at {there}", flush=True)
+    print("Whoever is on the network can see the sign-in page; only who has an account gets further.", flush=True)
+    print("The connection is not encrypted: use it on a network that you trust.", flush=True)
+    if sys.platform == "win32":
+        print("If Windows asks, allow Python on private networks only.", flush=True)
+    elif sys.platform == "darwin":
+        print("If macOS asks, allow incoming connections for Python.", flush=True)
+    else:
+        print(f"If a firewall is on, allow the port, for example: sudo ufw allow {port}/tcp", flush=True)
+    if settings.lan and not state.auth.bootstrap_token:
+        user = await state.database.read(queries.get_user_named, None)
+        invite = await state.auth.invite(user.id, "user", 24)
+        print(f"Invite somebody, once, within a day: {there}/#invite={invite['invite_code']}", flush=True)
+
+
+def _lan_address() -> str:
+    """The address that other devices reach this one at. Connecting a UDP socket sends nothing; it only picks the interface."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+    return f"{socket.gethostname().split('.')[0]}.local"
+
+
+def _open(settings: Config, link: str) -> None:
     if settings.open and sys.stdout.isatty():
         threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
+
+
+def _remember(settings: Config, listener: socket.socket) -> None:
+    """The port that was free instead of the usual one is tried first the next time: bookmarks and cookies know it."""
+    port = listener.getsockname()[1]
+    file = settings.data_dir / "port"
+    if settings.port and port != settings.port:
+        file.write_text(str(port), "utf-8")
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _remembered(settings: Config) -> list[int]:
+    try:
+        port = int((settings.data_dir / "port").read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [port] if settings.port < port < settings.port + PORTS_TRIED else []
 
 
 def _log_to_file(data_dir: Path) -> None:
@@ -149,8 +277,6 @@ class _JsonLines(logging.Formatter):
     EXTRAS = ("request", "method", "route", "user", "status", "ms", "address")
 
     def format(self, record: logging.LogRecord) -> str:
-        import json
-
         line: dict[str, Any] = {
             "time": db.now(),
             "level": record.levelname.lower(),

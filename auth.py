@@ -164,12 +164,15 @@ class Auth:
 
     async def start(self) -> None:
         """Find or make the bootstrap token while there is no user, and drop what time has ended."""
-        await self.database.write(queries.delete_stale, *self._ages())
+        await self.clean_up()
         if await self.database.read(queries.count_users) == 0:
             file = self.config.data_dir / "bootstrap-token"
             self.bootstrap_token = self.config.bootstrap_token or private_file(file, lambda: secrets.token_urlsafe(32))
         else:
             self._forget_bootstrap()
+
+    async def clean_up(self) -> None:
+        await self.database.write(queries.delete_stale, *self._ages())
 
     def _forget_bootstrap(self) -> None:
         self.bootstrap_token = ""
@@ -269,6 +272,14 @@ class Auth:
     async def login_link(self, username: str | None) -> str:
         """A token that signs a browser in as this user, or as the first administrator, once. Raises NotFound."""
         return await self.database.write(add_login_link, username)
+
+    async def reset_password(self, username: str | None, password: str) -> str:
+        """By the owner of the machine, who needs no old one. All sessions end. Returns the name; raises NotFound, Invalid."""
+        name = clean_username(username) if username is not None else None
+        user = await self.database.read(queries.get_user_named, name)
+        check_password(password, user.username)
+        await self.database.write(queries.set_password, user.id, await self._hash(password))
+        return user.username
 
     # ---- passwords
 

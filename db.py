@@ -293,3 +293,53 @@ def copy(source: Path, target: Path) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def back_up_daily(path: Path, keep: int) -> None:
+    """A copy of today in `backups/` unless there is one, and of the earlier days the newest ones, `keep` in all."""
+    if keep == 0:
+        return
+    folder = path.parent / "backups"
+    today = folder / f"daily-{now()[:10]}.db"
+    if not today.exists():
+        copy(path, today)
+    for old in sorted(folder.glob("daily-*.db"))[:-keep]:
+        old.unlink()
+
+
+def examine(path: Path) -> int:
+    """The schema version of a file that may be in use, after SQLite's full integrity check. Raises DatabaseUnusable, sqlite3.Error."""
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        connection.execute("PRAGMA query_only = ON")
+        for row in connection.execute("PRAGMA integrity_check(3)").fetchall():
+            if row[0] != "ok":
+                raise DatabaseUnusable(_explain(path, row[0]))
+        check(connection, path)
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def restore(source: Path, path: Path) -> Path | None:
+    """Put a checked copy of `source` in the place of the database. Returns where the old one is kept, if there was one.
+
+    The caller holds the lock. Raises DatabaseUnusable and leaves everything as it was when `source` is no good.
+    """
+    try:
+        version = examine(source)
+    except sqlite3.Error as error:
+        raise DatabaseUnusable(f"{source}: cannot be restored: {error}") from None
+    if not 1 <= version <= VERSION:
+        raise DatabaseUnusable(
+            f"{source}: cannot be restored: its schema is {version}, and this Fireside knows 1 to {VERSION}"
+        )
+    fresh = path.with_name(path.name + ".restored")
+    copy(source, fresh)
+    kept = None
+    if path.exists():
+        kept = path.parent / "backups" / f"before-restore-{now()[:19].replace(':', '')}.db"
+        kept.parent.mkdir(mode=0o700, exist_ok=True)
+        for ending in ("-wal", "-shm", ""):  # together they are the old database, whatever state it is in
+            part = path.with_name(path.name + ending)
+            if part.exists():
+                part.replace(kept.with_name(kept.name + ending))
+    fresh.replace(path)
+    return kept

@@ -9,15 +9,18 @@ import contextlib
 import enum
 import gzip
 import hashlib
-import json
 import logging
 import mimetypes
+import secrets
+import sqlite3
+import tempfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from urllib.parse import quote
 
 import msgspec
 import uvicorn
@@ -26,23 +29,36 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
-from . import __version__, db, queries, render
-from .auth import INVITE_HOURS, Auth, Identity, Login
+from . import __version__, db, queries, render, transfer
+from .auth import INVITE_HOURS, Auth, Identity, Login, same
 from .chat import Hub
 from .config import Config
 from .db import Database
 from .engine import Engine
-from .errors import BodyTooLarge, FiresideError, Forbidden, Invalid, MethodNotAllowed, NotFound, UnsupportedMediaType
+from .errors import (
+    AuthRequired,
+    BodyTooLarge,
+    FiresideError,
+    Forbidden,
+    Invalid,
+    MethodNotAllowed,
+    NotFound,
+    UnsupportedMediaType,
+)
 from .guard import PAGE_POLICY, Guard, error_answer
 from .providers import Providers
 
 log = logging.getLogger("fireside.server")
 
 BODY_BYTES = 4 * 1024 * 1024
+MESSAGE_BYTES = 32 * 1024 * 1024  # of a message with images
 BODY_SECONDS = 10.0
+IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
 MESSAGE_CHARACTERS = 200_000
+IMPORT_BYTES = 1024**3
+HOUSE_SECONDS = 60.0  # after the start, which it must not slow down
 GOODBYE_SECONDS = 3  # what open connections get after the generations have ended and said so
 
 # ---------------------------------------------------------------------------------------------------- bodies
@@ -140,10 +156,16 @@ class ConversationFields(Struct):
         }
 
 
+class NewImage(Struct):
+    media_type: Literal["image/png", "image/jpeg", "image/webp"]
+    data: Annotated[bytes, Meta(min_length=12, max_length=IMAGE_BYTES)]  # base64 in the JSON
+
+
 class NewMessage(Struct):
-    content: Annotated[Text, Meta(min_length=1, max_length=MESSAGE_CHARACTERS)]
+    content: Annotated[Text, Meta(max_length=MESSAGE_CHARACTERS)]
     parent_id: Id | None | UnsetType = UNSET
     client_id: Annotated[str, Meta(min_length=1, max_length=100, pattern=r"\A[\x21-\x7e]+\Z")] | None = None
+    images: Annotated[list[NewImage], Meta(max_length=IMAGES)] = []
 
 
 class Selection(Struct):
@@ -163,6 +185,24 @@ class ModelLoad(Struct):
     context_length: Annotated[int, Meta(ge=256, le=16 * 1024 * 1024)] | None = None
 
 
+class Person(Struct):
+    username: str | None = None
+
+
+class NewPassword(Struct):
+    password: str
+    username: str | None = None
+
+
+class BackupTarget(Struct):
+    file: str
+
+
+class Sources(Struct):
+    paths: list[str]
+    username: str | None = None
+
+
 class Nothing(Struct):
     """For requests whose body, if there is one, says nothing."""
 
@@ -174,9 +214,10 @@ class Access(enum.Enum):
     PUBLIC = "public"
     USER = "user"
     ADMIN = "admin"
+    OWNER = "owner"  # the command line of the person who runs the service, who can read its private file
 
 
-PUBLIC, USER, ADMIN = Access.PUBLIC, Access.USER, Access.ADMIN
+PUBLIC, USER, ADMIN, OWNER = Access.PUBLIC, Access.USER, Access.ADMIN, Access.OWNER
 
 
 @dataclass
@@ -188,6 +229,7 @@ class State:
     providers: Providers
     hub: Hub
     auth: Auth
+    secret: str  # what the command line proves itself with
 
 
 class Call:
@@ -259,18 +301,25 @@ Handler = Callable[[Call], Awaitable[Any]]
 
 
 def route(
-    method: str, path: str, handler: Handler, access: Access, body: Any = Nothing, *, csrf: str = "required"
+    method: str,
+    path: str,
+    handler: Handler,
+    access: Access,
+    body: Any = Nothing,
+    *,
+    csrf: str = "required",
+    limit: int = BODY_BYTES,
 ) -> Route:
     """A row of ROUTES. `csrf`: "required" of everything that changes something, "lenient" as the contract wants it of
     /stream, "none" where there is no session yet."""
 
-    decoder = msgspec.json.Decoder(body)
+    decoder = msgspec.json.Decoder(body) if body is not None else None  # None: the handler takes the body itself
 
     async def endpoint(request: Request) -> Response:
         call = Call(request, request.app.state.fireside)
         await _admit(call, access, csrf if method != "GET" else "none")
-        if method != "GET":
-            call.body = await _read_body(request, decoder)
+        if method != "GET" and decoder is not None:
+            call.body = await _read_body(request, decoder, limit)
         result = await handler(call)
         return result if isinstance(result, Response) else answer(result)
 
@@ -286,6 +335,10 @@ async def _admit(call: Call, access: Access, csrf: str) -> None:
     if access is PUBLIC:
         return
     auth, headers = call.state.auth, call.request.headers
+    if access is OWNER:
+        if not same(headers.get("authorization", ""), f"Bearer {call.state.secret}"):
+            raise AuthRequired
+        return
     call._identity = await auth.identify(call.cookie)
     call.request.scope["state"]["user_id"] = call.user_id
     token = headers.get("x-csrf-token")
@@ -295,9 +348,9 @@ async def _admit(call: Call, access: Access, csrf: str) -> None:
         raise Forbidden
 
 
-async def _read_body(request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
+async def _read_body(request: Request, decoder: msgspec.json.Decoder[Any], limit: int) -> Any:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    raw = await read_limited(request, BODY_BYTES)
+    raw = await read_limited(request, limit)
     if raw and content_type != "application/json":
         raise UnsupportedMediaType
     try:
@@ -526,10 +579,31 @@ def trees(markdown: str) -> Any:
 async def add_message(call: Call) -> Any:
     body: NewMessage = call.body
     conversation_id = call.path_id("conversation_id")
+    if not body.content and not body.images:
+        raise Invalid("content: must not be empty")
+    images = [_image(place, image) for place, image in enumerate(body.images)]
     message_id = await call.state.database.write(
-        queries.add_message, call.user_id, conversation_id, body.content, body.parent_id, body.client_id
+        queries.add_message, call.user_id, conversation_id, body.content, body.parent_id, body.client_id, images
     )
     return {"message_id": message_id, "conversation_id": conversation_id}
+
+
+def _image(place: int, image: NewImage) -> queries.Image:
+    """An image whose first bytes are what its type says: it is served under that type again."""
+    head = image.data[:12]
+    right = {
+        "image/png": head.startswith(b"\x89PNG\r\n\x1a\n"),
+        "image/jpeg": head.startswith(b"\xff\xd8\xff"),
+        "image/webp": head.startswith(b"RIFF") and head.endswith(b"WEBP"),
+    }
+    if not right[image.media_type]:
+        raise Invalid(f"images[{place}].data: is not {image.media_type}")
+    return queries.Image(image.media_type, image.data)
+
+
+async def get_image(call: Call) -> Response:
+    image = await call.state.database.read(queries.get_image, call.user_id, call.path_id("image_id"))
+    return Response(image.data, media_type=image.media_type, headers={"Cache-Control": "private, max-age=86400"})
 
 
 async def select_version(call: Call) -> Any:
@@ -624,6 +698,102 @@ async def unload_model(call: Call) -> Any:
     body: ModelChoice = call.body
     await call.state.providers.unload(call.request.path_params["provider_id"], body.model)
     return {"message": "Model unloaded"}
+
+
+# ---------------------------------------------------------------------------------------------------- one's data
+
+
+async def import_upload(call: Call) -> Any:
+    """The file goes to the disk as it comes: it may be larger than the memory."""
+    content_type = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type not in ("application/json", "application/zip"):
+        raise UnsupportedMediaType("An import is application/json or application/zip.")
+    with tempfile.TemporaryDirectory(prefix="import-", dir=call.state.config.data_dir) as folder:
+        file = Path(folder) / ("upload.zip" if content_type == "application/zip" else "upload.json")
+        size = 0
+        with file.open("wb") as upload:
+            async for chunk in call.request.stream():
+                size += len(chunk)
+                if size > IMPORT_BYTES:
+                    raise BodyTooLarge(f"The body has more than {IMPORT_BYTES} bytes.")
+                await asyncio.to_thread(upload.write, chunk)
+        return await transfer.import_files(call.state.database, call.user_id, [file])
+
+
+async def export_all(call: Call) -> Response:
+    return _zip(transfer.export_zip(call.state.database, call.user_id))
+
+
+def _zip(chunks: AsyncIterator[bytes]) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="fireside-{db.now()[:10]}.zip"'}
+    return StreamingResponse(chunks, media_type="application/zip", headers=headers)
+
+
+async def export_one(call: Call) -> Response:
+    form = call.text("format", "markdown")
+    if form not in ("markdown", "json"):
+        raise Invalid("format: must be markdown or json")
+    name, body = await transfer.export_conversation(
+        call.state.database, call.user_id, call.path_id("conversation_id"), form
+    )
+    kind = "text/markdown; charset=utf-8" if form == "markdown" else "application/json"
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}", "Content-Type": kind}
+    return Response(body, headers=headers)
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+async def control_link(call: Call) -> Any:
+    return {"token": await call.state.auth.login_link(call.body.username)}
+
+
+async def control_invite(call: Call) -> Any:
+    user = await call.state.database.read(queries.get_user_named, None)
+    return await call.state.auth.invite(user.id, "user", 24)
+
+
+async def control_password(call: Call) -> Any:
+    return {"username": await call.state.auth.reset_password(call.body.username, call.body.password)}
+
+
+async def control_backup(call: Call) -> Any:
+    await asyncio.to_thread(db.copy, call.state.config.database, Path(call.body.file))
+    return {"message": "Backup written"}
+
+
+async def control_import(call: Call) -> Response:
+    """A line of JSON for each step, the last with the report."""
+    database = call.state.database
+    user = await database.read(queries.get_user_named, call.body.username)
+    paths = [Path(path) for path in call.body.paths]
+    return StreamingResponse(import_steps(database, user.id, paths), media_type="application/x-ndjson")
+
+
+async def import_steps(database: Database, user_id: int, paths: list[Path]) -> AsyncIterator[bytes]:
+    """{"done": fraction, "report": {...}} a step; when it failed, {"error": "..."}."""
+    steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    async def run() -> None:
+        try:
+            report = await transfer.import_files(
+                database, user_id, paths, lambda report, done: steps.put_nowait({"done": done, "report": report})
+            )
+            steps.put_nowait({"done": 1.0, "report": report})
+        except FiresideError as error:
+            steps.put_nowait({"error": error.message})
+        finally:
+            steps.put_nowait(None)
+
+    importing = asyncio.create_task(run())
+    while (step := await steps.get()) is not None:
+        yield msgspec.json.encode(step) + b"\n"
+    await importing
+
+
+async def control_export(call: Call) -> Response:
+    user = await call.state.database.read(queries.get_user_named, call.body.username)
+    return _zip(transfer.export_zip(call.state.database, user.id))
 
 
 # ---------------------------------------------------------------------------------------------------- the service
@@ -723,8 +893,9 @@ ROUTES: tuple[Route, ...] = (
     route("GET",    "/search",                                    search,               USER),
 
     route("GET",    "/conversations/{conversation_id}/messages",  list_messages,        USER),
-    route("POST",   "/conversations/{conversation_id}/messages",  add_message,          USER,   NewMessage),
+    route("POST",   "/conversations/{conversation_id}/messages",  add_message,          USER,   NewMessage, limit=MESSAGE_BYTES),
     route("POST",   "/conversations/{conversation_id}/active",    select_version,       USER,   Selection),
+    route("GET",    "/images/{image_id}",                         get_image,            USER),
     route("POST",   "/render",                                    render_markdown,      USER,   Markdown),
 
     route("POST",   "/conversations/{conversation_id}/stream",    stream,               USER,   AnswerRequest, csrf="lenient"),
@@ -738,7 +909,17 @@ ROUTES: tuple[Route, ...] = (
     route("POST",   "/providers/{provider_id}/models/load",       load_model,           ADMIN,  ModelLoad),
     route("POST",   "/providers/{provider_id}/models/unload",     unload_model,         ADMIN,  ModelChoice),
 
+    route("POST",   "/import",                                    import_upload,        USER,   None),
+    route("GET",    "/export",                                    export_all,           USER),
+    route("GET",    "/conversations/{conversation_id}/export",    export_one,           USER),
     route("GET",    "/usage",                                     usage,                USER),
+
+    route("POST",   "/control/link",                              control_link,         OWNER,  Person),
+    route("POST",   "/control/invite",                            control_invite,       OWNER),
+    route("POST",   "/control/password",                          control_password,     OWNER,  NewPassword),
+    route("POST",   "/control/backup",                            control_backup,       OWNER,  BackupTarget),
+    route("POST",   "/control/import",                            control_import,       OWNER,  Sources),
+    route("POST",   "/control/export",                            control_export,       OWNER,  Person),
 
     route("GET",    "/health",                                    health,               PUBLIC),
     route("GET",    "/version",                                   version,              PUBLIC),
@@ -779,7 +960,9 @@ def create_app(config: Config) -> Starlette:
             auth = Auth(config, database)
             await hub.start()
             await auth.start()
-            app.state.fireside = State(config, database, providers, hub, auth)
+            app.state.fireside = State(config, database, providers, hub, auth, secrets.token_urlsafe(32))
+            housekeeping = asyncio.create_task(_keep_house(config, database, auth), name="housekeeping")
+            stack.push_async_callback(_end, housekeeping)
             yield
 
     app = Starlette(
@@ -791,6 +974,24 @@ def create_app(config: Config) -> Starlette:
     app.state.files = read_files()
     app.add_middleware(Guard, config=config)
     return app
+
+
+async def _keep_house(config: Config, database: Database, auth: Auth) -> None:
+    """Once an hour: what time has ended goes, and once a day a backup is made; the newest `backups` of them stay."""
+    await asyncio.sleep(HOUSE_SECONDS)
+    while True:
+        try:
+            await auth.clean_up()
+            await database.write(queries.optimize)
+            await asyncio.to_thread(db.back_up_daily, config.database, config.backups)
+        except (FiresideError, OSError, sqlite3.Error) as error:
+            log.error("housekeeping: %s", error)
+        await asyncio.sleep(3600)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 class Server(uvicorn.Server):

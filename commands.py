@@ -1,0 +1,321 @@
+"""The commands besides serve. Each goes through the service while it runs, and takes the data directory itself when it does not."""
+
+import asyncio
+import contextlib
+import getpass
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from . import config, db, queries, server, service, transfer
+from .auth import Auth
+from .config import Config
+from .db import Database, DatabaseUnusable
+from .errors import FiresideError, Invalid
+from .providers import Providers
+
+T = TypeVar("T")
+
+SERVICE_FILE = "service.json"
+
+
+class Failed(Exception):
+    """The message is for the terminal; exit code 1."""
+
+
+class Service:
+    """The Fireside that runs on this data directory, spoken to over HTTP."""
+
+    def __init__(self, url: str, secret: str) -> None:
+        self.url = url
+        headers = {"Authorization": f"Bearer {secret}"}
+        self.http = httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=httpx.Timeout(10, read=None))
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return dict(_good(self.http.post(f"/control/{path}", json=body)).json())
+
+    @contextlib.contextmanager
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[httpx.Response]:
+        with self.http.stream("POST", f"/control/{path}", json=body) as response:
+            if response.status_code != 200:
+                response.read()
+            yield _good(response)
+
+
+def _good(response: httpx.Response) -> httpx.Response:
+    if response.status_code != 200:
+        raise Failed(str(response.json().get("message", response.text)))
+    return response
+
+
+def find_service(settings: Config) -> Service | None:
+    """The running service, by the file that it left in the data directory; None when there is none, or a stale file."""
+    try:
+        told = json.loads((settings.data_dir / SERVICE_FILE).read_text("utf-8"))
+        found = Service(told["url"], told["secret"])
+        if found.http.get("/health", timeout=5).status_code in (200, 503):
+            return found
+    except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError):
+        pass
+    return None
+
+
+@contextlib.contextmanager
+def announced(settings: Config, url: str, secret: Callable[[], str]) -> Iterator[Callable[[], None]]:
+    """Around the service's life: what it yields writes the file by which the commands find it; the file is gone at the end."""
+    file = settings.data_dir / SERVICE_FILE
+
+    def write() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            file.unlink()
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            json.dump({"url": url, "secret": secret(), "pid": os.getpid()}, out)
+
+    try:
+        yield write
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _with_database(settings: Config, work: Callable[[Database], Awaitable[T]]) -> T:
+    async def run() -> T:
+        database = await db.open_database(settings.database)
+        try:
+            return await work(database)
+        finally:
+            await database.close()
+
+    with db.lock(settings.data_dir):
+        return asyncio.run(run())
+
+
+# ---------------------------------------------------------------------------------------------------- accounts
+
+
+def login_link(options: dict[str, Any]) -> int:
+    """Print a link that signs a browser in, once, within ten minutes."""
+    settings = config.load(options)
+    running = find_service(settings)
+    if running:
+        url, token = running.url, running.post("link", {"username": options["user"]})["token"]
+    else:
+        url = settings.public_url or f"http://127.0.0.1:{settings.port}"
+        token = _with_database(settings, lambda database: Auth(settings, database).login_link(options["user"]))
+        print("Start Fireside within ten minutes, then open this link:", file=sys.stderr)
+    print(f"{url}/#login={token}")
+    return 0
+
+
+def reset_password(options: dict[str, Any]) -> int:
+    """Set a new password; all sessions of the user end."""
+    settings = config.load(options)
+    if sys.stdin.isatty():
+        password = getpass.getpass("New password: ")
+        if getpass.getpass("Once more: ") != password:
+            raise Failed("The two are not the same. Nothing was changed.")
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    running = find_service(settings)
+    if running:
+        name = running.post("password", {"username": options["user"], "password": password})["username"]
+    else:
+        name = _with_database(
+            settings, lambda database: Auth(settings, database).reset_password(options["user"], password)
+        )
+    print(f"{name} has a new password. All sessions of {name} have ended.")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------- the file
+
+
+def backup(options: dict[str, Any]) -> int:
+    """Write a consistent copy of the database, also while it is in use."""
+    settings, target = config.load(options), Path(options["file"]).absolute()
+    running = find_service(settings)
+    if running:
+        running.post("backup", {"file": str(target)})
+    else:
+        with db.lock(settings.data_dir):
+            if not settings.database.exists():
+                raise Failed(f"{settings.database}: there is nothing to back up yet")
+            db.copy(settings.database, target)
+    print(f"{target}: {target.stat().st_size:,} bytes, checked")
+    return 0
+
+
+def restore(options: dict[str, Any]) -> int:
+    """Put a backup in the database's place. What was there is kept beside the other backups."""
+    settings, source = config.load(options), Path(options["file"]).absolute()
+    if find_service(settings):
+        raise Failed("Fireside is running. Stop it first, then restore.")
+    with db.lock(settings.data_dir):
+        kept = db.restore(source, settings.database)
+    print(f"Restored from {source}." + (f" What was there before is {kept}." if kept else ""))
+    return 0
+
+
+def doctor(options: dict[str, Any]) -> int:
+    """Look at everything that can be wrong, and say what to do. Exit code 1 when something is."""
+    settings = config.load(options)
+    trouble = 0
+    for good, line in _examine(settings):
+        trouble += not good
+        print(f"{'ok ' if good else 'BAD'} {line}")
+    return 1 if trouble else 0
+
+
+def _examine(settings: Config) -> Iterator[tuple[bool, str]]:
+    running = find_service(settings)
+    yield True, f"Fireside {server.__version__}, " + (f"running at {running.url}" if running else "not running")
+    yield True, f"data directory {settings.data_dir}"
+    for warning in service.warnings(settings.data_dir):
+        yield False, warning
+    yield from _examine_modes(settings.data_dir)
+    fixed = sqlite3.sqlite_version_info >= (3, 51, 3)
+    yield (
+        True,
+        (
+            f"SQLite {sqlite3.sqlite_version}"
+            + (
+                ""
+                if fixed
+                else ": has the WAL-reset bug, which Fireside's single writer cannot meet; open the file with no other program"
+            )
+        ),
+    )
+    if settings.database.exists():
+        try:
+            version = db.examine(settings.database)
+        except (sqlite3.Error, DatabaseUnusable) as error:
+            yield False, str(error)
+        else:
+            size = settings.database.stat().st_size
+            yield (
+                version <= db.VERSION,
+                f"database {size:,} bytes, schema {version} of {db.VERSION}, integrity check passed",
+            )
+    else:
+        yield True, "no database yet: it is made at the first start"
+    backups = sorted((settings.data_dir / "backups").glob("*.db"), key=lambda file: file.stat().st_mtime)
+    yield True, f"newest backup: {backups[-1]}" if backups else "no backup yet: one is made each day"
+    for entry in asyncio.run(_ask_providers(settings)):
+        said = f"{len(entry['models'])} models" if entry["online"] else entry["error"]
+        yield True, f"{entry['name']}: {said}"
+
+
+def _examine_modes(data_dir: Path) -> Iterator[tuple[bool, str]]:
+    if os.name != "posix" or not data_dir.exists():
+        return
+    for file in (data_dir, *data_dir.rglob("*")):
+        if file.stat().st_mode & 0o077:
+            yield False, f"{file} can be read by others: chmod {'700' if file.is_dir() else '600'} {file}"
+
+
+async def _ask_providers(settings: Config) -> list[dict[str, Any]]:
+    from .engine import Engine
+
+    providers = Providers(settings, Engine(settings))
+    try:
+        return await providers.catalog()
+    finally:
+        await providers.aclose()
+
+
+# ---------------------------------------------------------------------------------------------------- conversations
+
+
+def import_(options: dict[str, Any]) -> int:
+    """Add conversations from LM Studio, ChatGPT, Open WebUI or Fireside; running it again adds only what is new."""
+    settings = config.load(options)
+    paths = [Path(path).absolute() for path in options["paths"]] or transfer.find_lmstudio_conversations()
+    if not paths:
+        raise Failed("LM Studio's conversations were not found. Name the files or folders to import.")
+    running = find_service(settings)
+    if running:
+        with running.stream(
+            "import", {"paths": [str(path) for path in paths], "username": options["user"]}
+        ) as response:
+            report = _show_progress(json.loads(line) for line in response.iter_lines())
+    else:
+
+        async def work(database: Database) -> dict[str, Any]:
+            user = await database.read(queries.get_user_named, options["user"])
+            steps = [json.loads(line) async for line in server.import_steps(database, user.id, paths)]
+            return _show_progress(iter(steps))
+
+        report = _with_database(settings, work)
+    print(
+        f"{report['conversations']} conversations and {report['messages']} messages added, "
+        f"{report['unchanged']} conversations were here already."
+    )
+    for skipped in report["skipped"]:
+        print(f"skipped {skipped['file']}: {skipped['reason']}", file=sys.stderr)
+    return 0
+
+
+def _show_progress(steps: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Draw a bar from the steps of an import, and return the last one's report."""
+    report: dict[str, Any] = {}
+    for step in steps:
+        if "error" in step:
+            raise Failed(step["error"])
+        report = step["report"]
+        if sys.stderr.isatty():
+            bar = "█" * round(step["done"] * 30)
+            print(f"\r{bar:░<30} {report['conversations'] + report['unchanged']}", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return report
+
+
+def export(options: dict[str, Any]) -> int:
+    """Write all conversations of a user as one zip of Markdown and JSON."""
+    settings, target = config.load(options), Path(options["file"]).absolute()
+    running = find_service(settings)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with os.fdopen(os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as out:
+            if running:
+                with running.stream("export", {"username": options["user"]}) as response:
+                    for chunk in response.iter_bytes():
+                        out.write(chunk)
+            else:
+
+                async def work(database: Database) -> None:
+                    user = await database.read(queries.get_user_named, options["user"])
+                    chunks: AsyncIterator[bytes] = transfer.export_zip(database, user.id)
+                    async for chunk in chunks:
+                        out.write(chunk)
+
+                _with_database(settings, work)
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    print(f"{target}: {target.stat().st_size:,} bytes")
+    return 0
+
+
+def manage_service(options: dict[str, Any]) -> int:
+    """Start Fireside with the computer, or stop doing so."""
+    plan = service.plan(sys.platform, Path(sys.executable), Path.home(), config.load(options).data_dir)
+    if options["dry_run"]:
+        print(plan.describe(remove=options["action"] == "remove"))
+    elif options["action"] == "install":
+        plan.install()
+        print("Fireside now starts when you log in. fireside service remove ends that.")
+    else:
+        plan.remove()
+        print("Fireside does not start by itself any more. Your conversations are untouched.")
+    return 0
+
+
+ERRORS = (Failed, FiresideError, Invalid, DatabaseUnusable, OSError, sqlite3.Error, httpx.HTTPError)

@@ -1,0 +1,146 @@
+"""Fireside as something that the computer starts: launchd on macOS, a systemd user unit on Linux, Task Scheduler on Windows."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+NAME = "fireside"
+
+_UNIT = """\
+[Unit]
+Description=Fireside, conversations with local models
+
+[Service]
+ExecStart={command}
+Restart=on-failure
+KillMode=mixed
+TimeoutStopSec=10
+
+[Install]
+WantedBy=default.target
+"""
+
+_AGENT = """\
+<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+<plist version="1.0">
+<dict>
+  <key>Label</key><string>{name}</string>
+  <key>ProgramArguments</key><array>{arguments}</array>
+  <key>RunAtLoad</key><true/>
+  <key>KeepAlive</key><dict><key>SuccessfulExit</key><false/></dict>
+</dict>
+</plist>
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What installing and removing mean on one platform: a file, if there is one, and the commands around it."""
+
+    file: Path | None
+    content: str
+    start: tuple[tuple[str, ...], ...]  # after the file is written
+    stop: tuple[tuple[str, ...], ...]  # before the file goes
+
+    def install(self) -> None:
+        """Raises OSError when a command is missing or fails."""
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(self.content, "utf-8")
+        for command in self.start:
+            _run(command)
+
+    def remove(self) -> None:
+        for command in self.stop:
+            _run(command)
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
+    def describe(self, remove: bool) -> str:
+        lines = []
+        if self.file is not None:
+            lines.append(f"{'remove' if remove else 'write'} {self.file}" + ("" if remove else f"\n{self.content}"))
+        lines += ["run " + subprocess.list2cmdline(command) for command in (self.stop if remove else self.start)]
+        return "\n".join(lines)
+
+
+def plan(platform: str, python: Path, home: Path, data_dir: Path) -> Plan:
+    """`platform` as sys.platform names it. The service runs as the user who installs it, when that user logs in."""
+    arguments = (str(python), "-m", "fireside", "serve", "--no-open", "--data-dir", str(data_dir))
+    if platform == "darwin":
+        file = home / "Library" / "LaunchAgents" / f"{NAME}.plist"
+        items = "".join(f"<string>{escape(argument)}</string>" for argument in arguments)
+        domain = f"gui/{os.getuid() if hasattr(os, 'getuid') else 0}"
+        return Plan(
+            file,
+            _AGENT.format(name=NAME, arguments=items),
+            (("launchctl", "bootstrap", domain, str(file)),),
+            (("launchctl", "bootout", f"{domain}/{NAME}"),),
+        )
+    if platform == "win32":
+        windowless = python.with_name("pythonw.exe")
+        command = subprocess.list2cmdline((str(windowless), *arguments[1:]))
+        return Plan(
+            None,
+            "",
+            (
+                ("schtasks", "/Create", "/F", "/TN", NAME, "/SC", "ONLOGON", "/RL", "LIMITED", "/TR", command),
+                ("schtasks", "/Run", "/TN", NAME),
+            ),
+            (("schtasks", "/End", "/TN", NAME), ("schtasks", "/Delete", "/F", "/TN", NAME)),
+        )
+    file = home / ".config" / "systemd" / "user" / f"{NAME}.service"
+    quoted = " ".join(
+        '"' + argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"' for argument in arguments
+    )
+    return Plan(
+        file,
+        _UNIT.format(command=quoted),
+        (("systemctl", "--user", "daemon-reload"), ("systemctl", "--user", "enable", "--now", f"{NAME}.service")),
+        (("systemctl", "--user", "disable", "--now", f"{NAME}.service"),),
+    )
+
+
+def _run(command: tuple[str, ...]) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise OSError(f"{command[0]} is not there, so Fireside cannot be started with the computer this way") from None
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"{subprocess.list2cmdline(command)}: {(error.stderr or error.stdout).strip()}") from None
+
+
+_SYNCED = (
+    "dropbox",
+    "onedrive",
+    "google drive",
+    "googledrive",
+    "icloud",
+    "mobile documents",
+    "nextcloud",
+    "syncthing",
+    "pcloud",
+)
+_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "9p", "fuse.sshfs", "webdav")
+
+
+def warnings(data_dir: Path) -> Iterator[str]:
+    """Places where a database does not keep: folders that another program copies about, and disks of other computers."""
+    if any(name in part.lower() for part in data_dir.parts for name in _SYNCED):
+        yield f"{data_dir} looks like a synced folder: a sync program can damage the database. Choose another --data-dir."
+    if sys.platform == "win32" and str(data_dir).startswith("\\\\"):
+        yield f"{data_dir} is on a network drive: SQLite is not safe there. Choose another --data-dir."
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
+    except OSError:
+        return
+    under = [
+        (place, kind) for place, kind in mounts if Path(place.replace("\\040", " ")) in (data_dir, *data_dir.parents)
+    ]
+    if under and max(under, key=lambda mount: len(mount[0]))[1] in _NETWORK:
+        yield f"{data_dir} is on a network file system: SQLite is not safe there. Choose another --data-dir."
