@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from . import config, db, queries, server, service, transfer
+from . import __version__, config, db, queries, server, service, source, transfer
 from .auth import Auth
 from .config import Config
 from .db import Database, DatabaseUnusable
@@ -153,12 +153,12 @@ def backup(options: dict[str, Any]) -> int:
 
 def restore(options: dict[str, Any]) -> int:
     """Put a backup in the database's place. What was there is kept beside the other backups."""
-    settings, source = config.load(options), Path(options["file"]).absolute()
+    settings, file = config.load(options), Path(options["file"]).absolute()
     if find_service(settings):
         raise Failed("Fireside is running. Stop it first, then restore.")
     with db.lock(settings.data_dir):
-        kept = db.restore(source, settings.database)
-    print(f"Restored from {source}." + (f" What was there before is {kept}." if kept else ""))
+        kept = db.restore(file, settings.database)
+    print(f"Restored from {file}." + (f" What was there before is {kept}." if kept else ""))
     return 0
 
 
@@ -174,7 +174,7 @@ def doctor(options: dict[str, Any]) -> int:
 
 def _examine(settings: Config) -> Iterator[tuple[bool, str]]:
     running = find_service(settings)
-    yield True, f"Fireside {server.__version__}, " + (f"running at {running.url}" if running else "not running")
+    yield True, f"Fireside {__version__}, " + (f"running at {running.url}" if running else "not running")
     yield True, f"data directory {settings.data_dir}"
     for warning in service.warnings(settings.data_dir):
         yield False, warning
@@ -235,7 +235,7 @@ async def _ask_providers(settings: Config) -> list[dict[str, Any]]:
 def import_(options: dict[str, Any]) -> int:
     """Add conversations from LM Studio, ChatGPT, Open WebUI or Fireside; running it again adds only what is new."""
     settings = config.load(options)
-    paths = [Path(path).absolute() for path in options["paths"]] or transfer.find_lmstudio_conversations()
+    paths = [Path(path).absolute() for path in options["paths"]] or source.find_lmstudio_conversations()
     if not paths:
         raise Failed("LM Studio's conversations were not found. Name the files or folders to import.")
     running = find_service(settings)

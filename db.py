@@ -13,7 +13,7 @@ import logging
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
@@ -93,7 +93,7 @@ class Database:
         **kw: P.kwargs,
     ) -> T:
         try:
-            result: T = await connection._execute(_transaction, connection._conn, begin, function, args, kw)
+            result: T = await _on_thread(connection, _transaction, begin, function, args, kw)
         except sqlite3.IntegrityError:
             raise
         except sqlite3.DatabaseError as error:
@@ -113,6 +113,12 @@ class Database:
                 await connection.close()
             except sqlite3.Error as error:
                 log.error("closing the database: %s", error)
+
+
+async def _on_thread(connection: aiosqlite.Connection, function: Callable[..., T], *args: object) -> T:
+    """aiosqlite has no public way to run a function on its thread; this private one is why its version is pinned."""
+    execute: Callable[..., Awaitable[T]] = connection._execute
+    return await execute(function, connection._conn, *args)
 
 
 def _transaction(
@@ -193,7 +199,7 @@ async def open_database(path: Path) -> Database:
         for number in range(1 + READERS):
             connection = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
             connections.append(connection)
-            await connection._execute(_configure, connection._conn, number == 0)
+            await _on_thread(connection, _configure, number == 0)
     except BaseException:
         for connection in reversed(connections):
             await connection.close()

@@ -366,7 +366,19 @@ _CONVERSATION = (
 
 
 def _conversation(row: Sequence[Any]) -> Conversation:
-    return Conversation(*row[:5], bool(row[5]), row[6], row[7], Raw(row[8].encode()), row[9], row[10] or UNSET)
+    return Conversation(
+        id=row[0],
+        title=row[1],
+        created_at=row[2],
+        updated_at=row[3],
+        system_prompt=row[4],
+        pinned=bool(row[5]),
+        provider_id=row[6],
+        model=row[7],
+        settings=Raw(row[8].encode()),
+        generation_id=row[9],
+        deleted_at=row[10] or UNSET,
+    )
 
 
 def _owned(tx: Tx, user_id: int, conversation_id: int, deleted: bool = False) -> sqlite3.Row:
@@ -537,8 +549,13 @@ ORDER BY path.depth DESC
 def _message(row: sqlite3.Row) -> Message:
     siblings = json.loads(row["siblings"])
     message = Message(
-        *(row[key] for key in ("id", "role", "content", "created_at", "parent_id", "status")),
-        {"ids": siblings, "index": siblings.index(row["id"])},
+        id=row["id"],
+        role=row["role"],
+        content=row["content"],
+        created_at=row["created_at"],
+        parent_id=row["parent_id"],
+        status=row["status"],
+        versions={"ids": siblings, "index": siblings.index(row["id"])},
     )
     if row["role"] == "assistant":
         message.token_usage = Raw(row["token_usage"].encode()) if row["token_usage"] else UNSET
@@ -780,10 +797,13 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
         system_prompt,
         [
             Turn(
-                *row[:4],
-                [Image(*image) for image in tx.execute(images, (row[0],))] if row["illustrated"] else [],
-                row["total_tokens"],
-                row["omitted"],
+                id=row["id"],
+                role=row["role"],
+                content=row["content"],
+                status=row["status"],
+                images=[Image(*image) for image in tx.execute(images, (row["id"],))] if row["illustrated"] else [],
+                total_tokens=row["total_tokens"],
+                omitted_messages=row["omitted"],
             )
             for row in rows
         ],
@@ -904,7 +924,10 @@ def search_all(tx: Tx, user_id: int, query: str, limit: int) -> list[Hit]:
         (match, _CANDIDATES),
     ).fetchall()
     best = [sorted(rows, key=lambda row: row[5], reverse=True) for rows in (titles, texts)]
-    return [Hit(*row[:4], search.snippet(row[4], query), row[5]) for row in (best[0] + best[1])[:limit]]
+    return [
+        Hit(row[0], row[1], row[2], row[3], search.snippet(row[4], query), row[5])
+        for row in (best[0] + best[1])[:limit]
+    ]
 
 
 def _index_message(tx: Tx, user_id: int, message_id: int, content: str) -> None:

@@ -730,9 +730,12 @@ def _zip(chunks: AsyncIterator[bytes]) -> Response:
 
 
 async def export_one(call: Call) -> Response:
-    form = call.text("format", "markdown")
-    if form not in ("markdown", "json"):
-        raise Invalid("format: must be markdown or json")
+    form: Literal["markdown", "json"]
+    match call.text("format", "markdown"):
+        case "markdown" | "json" as form:
+            pass
+        case _:
+            raise Invalid("format: must be markdown or json")
     name, body = await transfer.export_conversation(
         call.state.database, call.user_id, call.path_id("conversation_id"), form
     )
