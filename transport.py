@@ -12,7 +12,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import httpx
@@ -122,8 +122,7 @@ class _Exchange(asyncio.Protocol, httpx.AsyncByteStream):
     # what asyncio says
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none, but does as one
 
     def data_received(self, data: bytes) -> None:
         try:

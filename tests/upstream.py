@@ -16,6 +16,7 @@ The head is sent before the first of them (`headers` changes it), and the end of
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -189,7 +190,8 @@ class Gate:
         with self._lock:
             self._is_open = True
             for loop, opened in self._waiting:
-                loop.call_soon_threadsafe(opened.set)
+                with contextlib.suppress(RuntimeError):  # the server is gone
+                    loop.call_soon_threadsafe(opened.set)
 
     def wait(self, seconds: float = SECONDS) -> None:
         """Blocks until the server has come to the gate."""
