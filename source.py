@@ -1,0 +1,316 @@
+"""What an import is given: a file, a folder or a zip, and the conversations in it, one at a time.
+
+It may have come from anywhere. Memory is bounded by the largest conversation, time by the limits below.
+"""
+
+import contextlib
+import io
+import itertools
+import lzma
+import os
+import re
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import msgspec
+
+from . import formats
+from .transcript import Conversation, Image, Unreadable, clean, image_type
+
+CHUNK = 256 * 1024  # bytes read at a time
+MAX_CONVERSATION = 128 * 1024 * 1024  # bytes of JSON
+MAX_FILE = 4 * 1024**3  # bytes, unpacked
+MAX_ARCHIVE = 32 * 1024**3  # bytes, unpacked
+MAX_DIRECTORY = 32 * 1024 * 1024  # bytes of a zip's list of files: read at once, and ten times that in memory
+MAX_RATIO = 200  # of unpacked to packed; text seldom passes 20
+MAX_IMAGE = 64 * 1024 * 1024  # bytes
+MAX_SKIPPED = 1000  # of one file, before it is given up
+
+_BROKEN = (  # what reading a file, and a zip that somebody made by hand, raises
+    OSError,
+    EOFError,
+    RuntimeError,
+    UnicodeDecodeError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+
+
+class Skipped(msgspec.Struct):
+    file: str
+    reason: str
+
+
+def find_lmstudio_conversations() -> list[Path]:
+    """The folders in which LM Studio of this user keeps its conversations, now or before an update."""
+    home = Path.home()
+    homes = [home / ".lmstudio", home / ".cache" / "lm-studio"]
+    with contextlib.suppress(OSError, ValueError):
+        homes.insert(0, Path((home / ".lmstudio-home-pointer").read_text("utf-8").strip()))
+    folders = [place.resolve() / "conversations" for place in homes if place.is_absolute()]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+_EXPORTED = re.compile(r"(^|/)conversations(-[0-9]+)?\.json$|\.conversation\.json$")
+_MENTIONED = re.compile(r"file[-_][A-Za-z0-9]+")  # the id within file-service://file-Abc and file-Abc-photo.png
+
+
+class Source:
+    """A file, a folder or a zip that holds conversations. Iterate it once; close it when the images were read, too."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises Unreadable."""
+        self.read = 0  # bytes of conversations so far, of `size`
+        self._open_files = contextlib.ExitStack()
+        self._zip: zipfile.ZipFile | None = None
+        self._members: dict[str, Path | zipfile.ZipInfo] = {}
+        try:
+            self._list(path)
+            self.size = sum(map(self._size, self._names))
+        except _BROKEN as error:
+            self.close()
+            raise Unreadable(_reason(error)) from error
+        if not self._names:
+            self.close()
+            raise Unreadable("has no conversations in it")
+        self._mentioned = {key: name for name in self._members if not name.endswith(".json") for key in _mentions(name)}
+
+    def _list(self, path: Path) -> None:
+        self._names = [path.name]
+        if path.is_dir():
+            self._members = dict(_walk(path))
+        elif _is_zip(path):
+            self._zip = _open_zip(path, self._open_files)
+            self._members = {info.filename: info for info in self._zip.infolist() if not info.filename.endswith("/")}
+        else:
+            self._members = {path.name: path}
+        if path.is_dir() or self._zip:
+            names = [name for name in self._members if name.endswith(".json") and not _hidden(name)]
+            self._names = [name for name in names if _EXPORTED.search(name)] or names
+        self._members = _beside(path) | self._members
+
+    def close(self) -> None:
+        self._open_files.close()
+
+    def __iter__(self) -> Iterator[Conversation | Skipped]:
+        for name in self._names:
+            skipped = 0
+            try:
+                for number, raw in enumerate(split(self._chunks(name)), 1):
+                    for found in self._conversations(name, number, raw):
+                        skipped += isinstance(found, Skipped)
+                        yield found
+                    if skipped > MAX_SKIPPED:
+                        raise Unreadable("has too much in it that cannot be read; the rest was left out")
+            except Unreadable as error:
+                yield Skipped(clean(name), str(error))
+            except _BROKEN as error:
+                yield Skipped(clean(name), _reason(error))
+
+    def _conversations(self, name: str, number: int, raw: bytes | None) -> Iterator[Conversation | Skipped]:
+        name = clean(name)
+        where = name if number == 1 else f"{name}, conversation {number}"
+        try:
+            if raw is None:
+                raise Unreadable(f"is larger than {MAX_CONVERSATION >> 20} MB")
+            values = formats.unpack(formats.decode(raw))
+        except Unreadable as error:
+            yield Skipped(where, str(error))
+            return
+        for value in values:
+            try:
+                yield formats.parse(value, self._find)
+            except Unreadable as error:
+                title = formats.name_of(value)
+                yield Skipped(f"{name}: {title}" if title else where, str(error))
+
+    def image(self, file: str) -> bytes:
+        """The bytes of an image that a conversation names. Raises Unreadable."""
+        name = file if file in self._members else self._mentioned.get(PurePosixPath(file).name)
+        try:
+            if name is None or self._size(name) > MAX_IMAGE:
+                raise Unreadable(f"its image {file[:100]} is missing or too large")
+            with self._open(name) as opened:
+                return opened.read(MAX_IMAGE)
+        except _BROKEN as error:
+            raise Unreadable(f"its image {file[:100]} cannot be read") from error
+
+    def _find(self, mention: str) -> Image | None:
+        for key in _mentions(mention.rpartition("://")[2]):
+            name = self._mentioned.get(key)
+            if name is None:
+                continue
+            try:
+                with self._open(name) as opened:
+                    kind = image_type(opened.read(12))
+                return Image(kind, file=name) if kind and self._size(name) <= MAX_IMAGE else None
+            except _BROKEN:
+                return None
+        return None
+
+    def _size(self, name: str) -> int:
+        member = self._members[name]
+        return member.file_size if isinstance(member, zipfile.ZipInfo) else member.stat().st_size
+
+    def _open(self, name: str) -> IO[bytes]:
+        member = self._members[name]
+        if isinstance(member, Path):
+            return member.open("rb")
+        if member.file_size > 4 * CHUNK and member.file_size > MAX_RATIO * member.compress_size:
+            raise zipfile.BadZipFile(f"it unpacks to more than {MAX_RATIO} times its size")
+        assert self._zip is not None
+        return self._zip.open(member)
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        if self._size(name) > MAX_FILE:
+            raise Unreadable(f"is larger than {MAX_FILE >> 30} GB")
+        with self._open(name) as opened:
+            while chunk := opened.read(CHUNK):
+                self.read += len(chunk)
+                yield chunk
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
+    for parent, _, names in sorted(os.walk(folder)):
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.is_file():
+                yield path.relative_to(folder).as_posix(), path
+
+
+def _beside(path: Path) -> dict[str, Path | zipfile.ZipInfo]:
+    """LM Studio's attachments, which lie in a folder beside its conversations."""
+    home = next((parent.parent for parent in (path, *path.parents) if parent.name == "conversations"), None)
+    try:
+        return (
+            {f"user-files/{file.name}": file for file in (home / "user-files").iterdir() if file.is_file()}
+            if home
+            else {}
+        )
+    except OSError:
+        return {}
+
+
+def _mentions(name: str) -> Iterator[str]:
+    base = PurePosixPath(name).name
+    yield base
+    if mentioned := _MENTIONED.match(base):
+        yield mentioned[0]
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith("__MACOSX/") or PurePosixPath(name).name.startswith(".")
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in (b"PK\3\4", b"PK\5\6")
+
+
+def _open_zip(path: Path, open_files: contextlib.ExitStack) -> zipfile.ZipFile:
+    """Raises BadZipFile for one that would fill the memory or take the day."""
+    file = open_files.enter_context(_Guarded(path, "r"))
+    file.limit = MAX_DIRECTORY
+    archive = open_files.enter_context(zipfile.ZipFile(file))
+    file.limit = sys.maxsize
+    if sum(info.file_size for info in archive.infolist()) > MAX_ARCHIVE:
+        raise zipfile.BadZipFile(f"it unpacks to more than {MAX_ARCHIVE >> 30} GB")
+    return archive
+
+
+class _Guarded(io.FileIO):
+    """zipfile reads a zip's whole list of files at once, and believes the zip how long that is."""
+
+    limit = sys.maxsize
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.limit:
+            raise zipfile.BadZipFile("it lists more files than an export has")
+        return super().read(-1 if size is None else size) or b""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return f"cannot be unpacked: {str(error) or 'it ends too early'}"[:200]
+
+
+_REST = rb'[^"\\]*(?:\\.[^"\\]*)*'  # of a string, from anywhere in it to its last quote
+_UNQUOTED = re.compile(rb'[^"]*(?:"%s"[^"]*)*' % _REST, re.DOTALL)
+_TO_BRACKET = re.compile(rb'[^"\[\]{}]*(?:"%s"[^"\[\]{}]*)*([\[\]{}])' % _REST, re.DOTALL)
+_TO_COMMA = re.compile(rb'[^"\[\]{},]*(?:"%s"[^"\[\]{},]*)*([\[\]{},])' % _REST, re.DOTALL)
+_IN_STRING = re.compile(_REST, re.DOTALL)
+
+
+def split(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
+    """The elements of a JSON array, undecoded, one at a time; None for one above MAX_CONVERSATION. What is no array is one.
+
+    Raises Unreadable when the array's end is missing, or is not the end.
+    """
+    first = next((chunk for chunk in chunks if chunk.strip()), b"").removeprefix(b"\xef\xbb\xbf").lstrip()
+    kept = _Kept()
+    if not first.startswith(b"["):
+        for chunk in itertools.chain((first,), chunks):
+            kept.add(chunk)
+        yield kept.take()
+        return
+    depth = 1
+    quoted = escaped = False  # whether a chunk begins within a string, or with the second half of an escape
+    for chunk in itertools.chain((first[1:],), chunks):
+        start = at = 0
+        if quoted:
+            at = _end(_IN_STRING, chunk, int(escaped))
+            quoted, escaped = at == len(chunk) or chunk[at : at + 1] == b"\\", at < len(chunk)
+            if quoted:
+                kept.add(chunk)
+                continue
+            at += 1
+        while found := (_TO_COMMA if depth == 1 else _TO_BRACKET).match(chunk, at):
+            at, sign = found.end(), found[1]
+            depth += (sign in b"[{") - (sign in b"]}")
+            if depth == 0 or (depth == 1 and sign == b","):
+                kept.add(chunk[start : at - 1])
+                start, element = at, kept.take()
+                if element is None or element.strip():
+                    yield element
+            if depth == 0:
+                if chunk[at:].strip() or any(rest.strip() for rest in chunks):
+                    raise Unreadable("goes on after its end")
+                return
+        kept.add(chunk[start:])
+        opening = _end(_UNQUOTED, chunk, at)
+        quoted = opening < len(chunk)
+        escaped = quoted and _end(_IN_STRING, chunk, opening + 1) < len(chunk)
+    raise Unreadable("ends in the middle")
+
+
+def _end(pattern: re.Pattern[bytes], chunk: bytes, at: int) -> int:
+    """Where a match ends of a pattern that matches everywhere, if only nothing."""
+    found = pattern.match(chunk, at)
+    return found.end() if found else at
+
+
+class _Kept:
+    """Pieces of one conversation, as long as they do not grow too large."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def add(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size <= MAX_CONVERSATION:
+            self._pieces.append(piece)
+        else:
+            self._pieces.clear()
+
+    def take(self) -> bytes | None:
+        pieces, size, self._pieces, self._size = self._pieces, self._size, [], 0
+        return b"".join(pieces) if size <= MAX_CONVERSATION else None

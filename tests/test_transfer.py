@@ -1,0 +1,608 @@
+import asyncio
+import contextlib
+import io
+import itertools
+import json
+import sqlite3
+import tracemalloc
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fireside import queries, transfer
+from fireside.db import Database, open_database
+from fireside.errors import NotFound, StorageUnavailable
+from fireside.queries import Recording
+from fireside.source import Skipped
+from fireside.transfer import Report, export_conversation, export_zip, import_files
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from .exports import STATS, answered, asked, block, chatgpt, dumps, lmstudio, node, openwebui, png, said, turn
+
+USERS = itertools.count(1)
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = await open_database(tmp_path / "fireside.db")
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def other(tmp_path: Path) -> AsyncIterator[Database]:
+    database = await open_database(tmp_path / "other.db")
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def ann(database: Database) -> int:
+    return await somebody(database)
+
+
+async def somebody(database: Database) -> int:
+    user = await database.write(queries._add_user, f"user{next(USERS)}", "hash", "user")
+    return user.id
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_bytes(dumps(value))
+    return path
+
+
+def rivers(*more: dict[str, Any], made: int = 1_720_000_000_123) -> dict[str, Any]:
+    return lmstudio(turn(asked("What is a river?")), turn(answered(block("Water.", **STATS))), *more, made=made)
+
+
+def bridges(count: int) -> list[dict[str, Any]]:
+    return [
+        chatgpt(
+            node("q", None, "user", f"What is bridge {n}?", at=1_700_000_001.0 + n),
+            node("a", "q", "assistant", f"It is number {n}."),
+            node("b", "q", "assistant", "I do not know."),
+            current="a",
+            id=f"id-{n}",
+            title=f"Bridge {n}",
+        )
+        for n in range(count)
+    ]
+
+
+async def bring(database: Database, user_id: int, path: Path) -> tuple[int, int, int]:
+    report = await import_files(database, user_id, [path])
+    assert report.skipped == []
+    return report.conversations, report.messages, report.unchanged
+
+
+def dump(tx: sqlite3.Connection, user_id: int) -> list[dict[str, Any]]:
+    """Everything of a user's conversations, each id replaced by the place of what it names."""
+    everything = []
+    for row in tx.execute("SELECT * FROM conversations WHERE user_id = ? ORDER BY id", (user_id,)).fetchall():
+        conversation = dict(row)
+        del conversation["user_id"]
+        messages = [
+            dict(m) for m in tx.execute("SELECT * FROM messages WHERE conversation_id = ? ORDER BY id", (row["id"],))
+        ]
+        places: dict[int | None, int | None] = {message["id"]: place for place, message in enumerate(messages)} | {
+            None: None
+        }
+        conversation["active_message_id"] = places[conversation["active_message_id"]]
+        for message in messages:
+            images = "SELECT position, media_type, data FROM images WHERE message_id = ? ORDER BY position"
+            message["images"] = [tuple(image) for image in tx.execute(images, (message["id"],))]
+            made = tx.execute("SELECT * FROM generations WHERE message_id = ?", (message["id"],)).fetchone()
+            message["generation"] = made and dict(made) | {
+                "message_id": None,
+                "log": plain(made["log"], places, row["id"]),
+            }
+            message["parent_id"] = places[message["parent_id"]]
+            del message["id"], message["conversation_id"]
+        del conversation["id"]
+        everything.append(conversation | {"messages": messages})
+    return everything
+
+
+def plain(log: str, places: dict[int | None, int | None], conversation_id: int) -> Any:
+    events = json.loads(log)
+    for event in events:
+        if isinstance(event, dict) and "message_id" in event["data"]:
+            event["data"]["message_id"] = places[event["data"]["message_id"]]
+        if isinstance(event, dict) and "conversation_id" in event["data"]:
+            assert event["data"]["conversation_id"] == conversation_id
+            event["data"]["conversation_id"] = None
+    return events
+
+
+async def exported(database: Database, user_id: int, path: Path) -> Path:
+    chunks = [chunk async for chunk in export_zip(database, user_id)]
+    return keep(path, b"".join(chunks))
+
+
+def keep(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+# ---- what an import adds
+
+
+async def test_imported_conversations_are_listed_read_and_found(database: Database, ann: int, tmp_path: Path) -> None:
+    folder = tmp_path / "conversations"
+    folder.mkdir()
+    write(folder / "1.conversation.json", rivers(turn(asked("And a lake?"))))
+    (folder / "2.conversation.json").write_bytes(b'{"name": "half')
+    report = await import_files(database, ann, [folder])
+    assert (report.conversations, report.messages, report.unchanged) == (1, 3, 0)
+    assert [skipped.file for skipped in report.skipped] == ["2.conversation.json"]
+    (conversation,) = await database.read(queries.list_conversations, ann)
+    assert (conversation.title, conversation.system_prompt, conversation.model) == ("Rivers", "Be brief.", "qwen3-4b")
+    messages = await database.read(queries.list_messages, ann, conversation.id)
+    assert [message.content for message in messages] == ["What is a river?", "Water.", "And a lake?"]
+    assert messages[1].model == "qwen3-4b"
+    assert json.loads(bytes(messages[1].token_usage)) == {
+        "prompt_tokens": 30,
+        "completion_tokens": 120,
+        "total_tokens": 150,
+    }  # type: ignore[arg-type]
+    assert [hit.title for hit in await database.read(queries.search_all, ann, "riv", 10)] == ["Rivers", "Rivers"]
+    assert [usage["answers"] for usage in await database.read(queries.list_usage, ann)] == [1]
+    assert [c.id for c in await database.read(queries.list_conversations, ann, "rivers")] == [conversation.id]
+
+
+async def test_an_imported_answer_is_replayed_like_any_other(database: Database, ann: int, tmp_path: Path) -> None:
+    await bring(database, ann, write(tmp_path / "x.json", rivers()))
+    (conversation,) = await database.read(queries.list_conversations, ann)
+    begun = await database.write(
+        queries.begin_answer, ann, conversation.id, None, None, {}, retry=False, providers=["lmstudio"]
+    )
+    assert begun is not None
+    assert begun.status == "complete"
+    assert (await database.read(queries.get_recording, ann, begun.generation_id)).content == "Water."
+
+
+async def test_importing_again_adds_nothing(database: Database, ann: int, tmp_path: Path) -> None:
+    paths = [
+        write(tmp_path / "a.json", rivers()),
+        write(tmp_path / "conversations.json", bridges(3)),
+        write(tmp_path / "c.json", [openwebui(said("u", None, "user", "hi"), current="u")]),
+    ]
+    first = await import_files(database, ann, paths)
+    assert (first.conversations, first.messages, first.unchanged) == (5, 12, 0)
+    before = await database.read(dump, ann)
+    assert await import_files(database, ann, paths) == Report(unchanged=5)
+    assert await database.read(dump, ann) == before
+
+
+async def test_each_user_has_their_own(database: Database, ann: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.json", bridges(2))
+    bob = await somebody(database)
+    assert await bring(database, ann, path) == await bring(database, bob, path) == (2, 6, 0)
+    assert await database.read(dump, ann) == await database.read(dump, bob)
+
+
+async def test_a_chat_that_has_grown_gains_its_new_messages(database: Database, ann: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    await bring(database, ann, write(path, rivers()))
+    grown = rivers(turn(asked("And a lake?")), turn(answered(block("Water at rest."))), made=1_720_000_000_123)
+    grown["messages"][1]["versions"].append(answered(block("Moving water.")))
+    grown["assistantLastMessagedAt"] = 1_720_000_900_000
+    assert await bring(database, ann, write(path, grown)) == (0, 3, 0)
+    (conversation,) = await database.read(queries.list_conversations, ann)
+    messages = await database.read(queries.list_messages, ann, conversation.id)
+    assert [m.content for m in messages] == ["What is a river?", "Water.", "And a lake?", "Water at rest."]
+    assert len(messages[1].versions["ids"]) == 2
+    assert conversation.updated_at == messages[-1].created_at == "2024-07-03T10:01:40.000000"
+    assert await bring(database, ann, write(path, grown)) == (0, 0, 1)
+
+
+async def test_what_was_written_here_stays_in_view(database: Database, ann: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    await bring(database, ann, write(path, rivers()))
+    (conversation,) = await database.read(queries.list_conversations, ann)
+    await database.write(queries.set_conversation, ann, conversation.id, {"title": "Mine", "pinned": True})
+    await database.write(queries.add_message, ann, conversation.id, "Asked in Fireside")
+    assert await bring(database, ann, write(path, rivers(turn(asked("Asked in LM Studio"))))) == (0, 1, 0)
+    messages = await database.read(queries.list_messages, ann, conversation.id)
+    assert [m.content for m in messages] == ["What is a river?", "Water.", "Asked in Fireside"]
+    assert len(messages[2].versions["ids"]) == 2
+    (conversation,) = await database.read(queries.list_conversations, ann)
+    assert (conversation.title, conversation.pinned) == ("Mine", True)
+
+
+async def test_the_bin_is_left_alone_and_what_was_purged_may_come_again(
+    database: Database, ann: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "x.json", rivers())
+    await bring(database, ann, path)
+    (conversation,) = await database.read(queries.list_conversations, ann)
+    await database.write(queries.delete_conversation, ann, conversation.id)
+    before = await database.read(dump, ann)
+    assert await bring(database, ann, write(path, rivers(turn(asked("More"))))) == (0, 0, 1)
+    assert await database.read(dump, ann) == before
+    await database.write(queries.purge_conversation, ann, conversation.id)
+    assert await bring(database, ann, path) == (1, 3, 0)
+
+
+async def test_two_imports_at_once_add_everything_once(database: Database, ann: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.json", bridges(250))
+    reports = await asyncio.gather(*(import_files(database, ann, [path]) for _ in range(2)))
+    assert sum(report.conversations for report in reports) == sum(report.unchanged for report in reports) == 250
+    assert len(await database.read(dump, ann)) == 250
+
+
+async def test_progress_goes_up_to_the_end(database: Database, ann: int, tmp_path: Path) -> None:
+    heard: list[float] = []
+    paths = [write(tmp_path / "a.json", bridges(250)), tmp_path / "missing.json", write(tmp_path / "b.json", rivers())]
+    report = await import_files(database, ann, paths, lambda report, done: heard.append(done))
+    assert heard == sorted(heard)
+    assert heard[-1] == 1
+    assert [skipped.file for skipped in report.skipped] == ["missing.json"]
+    assert report.conversations == 251
+
+
+# ---- what goes wrong
+
+
+async def test_a_conversation_goes_in_whole_or_not_at_all(database: Database, ann: int, tmp_path: Path) -> None:
+    await bring(database, ann, write(tmp_path / "x.json", bridges(3)))
+    (third, second, first) = await database.read(queries.list_conversations, ann)
+    texts = [await export_conversation(database, ann, c.id, "json") for c in (first, second, third)]
+    values = [json.loads(text) for _, text in texts]
+    values[1]["messages"][1]["client_id"] = values[1]["messages"][2]["client_id"] = "twice"
+    bob = await somebody(database)
+    report = await import_files(database, bob, [write(tmp_path / "y.json", values)])
+    assert (report.conversations, report.messages) == (2, 6)
+    assert report.skipped == [Skipped("Bridge 1", "contradicts itself")]
+    assert [row["title"] for row in await database.read(dump, bob)] == ["Bridge 0", "Bridge 2"]
+    assert await database.read(queries.search_all, bob, "number 1", 10) == []
+
+
+async def test_a_missing_image_keeps_its_conversation_out(database: Database, ann: int, tmp_path: Path) -> None:
+    conversation = await database.write(queries.add_conversation, ann, {"title": "Cat"})
+    await database.write(queries.add_message, ann, conversation.id, "Look", images=[queries.Image("image/png", png())])
+    path = await exported(database, ann, tmp_path / "x.zip")
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "y.zip", "w") as archive:
+        for name, data in files.items():
+            if not name.startswith("images/"):
+                archive.writestr(name, data)
+    bob = await somebody(database)
+    report = await import_files(database, bob, [tmp_path / "y.zip"])
+    assert (report.conversations, len(report.skipped)) == (0, 1)
+    assert "image" in report.skipped[0].reason
+    assert await database.read(dump, bob) == []
+
+
+def limit_pages(tx: sqlite3.Connection, more: int | None) -> None:
+    pages = tx.execute("PRAGMA page_count").fetchone()[0]
+    tx.execute(f"PRAGMA max_page_count = {pages + more if more else 1_000_000}")
+
+
+async def test_a_full_disk_keeps_whole_conversations_and_the_next_import_goes_on(
+    database: Database, ann: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "x.json", bridges(700))
+    await database.write(limit_pages, 60)
+    with pytest.raises(StorageUnavailable):
+        await import_files(database, ann, [path])
+    await database.write(limit_pages, None)
+    there = await database.read(dump, ann)
+    assert 0 < len(there) < 700
+    assert {len(conversation["messages"]) for conversation in there} == {3}
+    assert await bring(database, ann, path) == (700 - len(there), (700 - len(there)) * 3, len(there))
+
+
+async def test_an_import_that_is_cancelled_leaves_whole_conversations(
+    database: Database, ann: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "x.json", bridges(1000))
+    started = asyncio.Event()
+    task = asyncio.create_task(import_files(database, ann, [path], lambda report, done: started.set()))
+    await started.wait()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    there = await database.read(dump, ann)
+    assert 0 < len(there) < 1000
+    assert {len(conversation["messages"]) for conversation in there} == {3}
+
+
+# ---- what an export gives back
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+SOME = TEXT.filter(bool)
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "title": SOME,
+        "system_prompt": TEXT,
+        "pinned": st.booleans(),
+        "model": TEXT,
+        "settings": st.fixed_dictionaries(
+            {}, optional={"temperature": st.floats(0, 2), "stop": TEXT, "seed": st.integers(0, 99)}
+        ),
+    },
+)
+ANSWER = st.fixed_dictionaries(
+    {
+        "model": TEXT,
+        "params": st.dictionaries(TEXT, TEXT, max_size=2),
+        "content": st.lists(SOME, max_size=3),
+        "reasoning": st.lists(SOME, max_size=2),
+        "status": st.sampled_from(["complete", "complete", "canceled", "interrupted", "error"]),
+        "answered_by": st.none() | TEXT,
+        "usage": st.none()
+        | st.fixed_dictionaries({f"{name}_tokens": st.integers(0, 9999) for name in ("prompt", "completion", "total")}),
+        "stats": st.none()
+        | st.fixed_dictionaries(
+            {},
+            optional={"ttft_ms": st.integers(0, 9999), "tokens_per_second": st.floats(0, 1e4), "finish_reason": TEXT},
+        ),
+        "error": TEXT,
+    }
+)
+QUESTION = st.fixed_dictionaries(
+    {"content": TEXT, "client_id": st.none() | st.uuids().map(str), "images": st.sampled_from([0, 0, 0, 1, 2])}
+)
+PICK = st.integers(0, 99)
+STEPS = st.lists(
+    st.tuples(st.just("new"), PICK, FIELDS)
+    | st.tuples(st.just("ask"), PICK, QUESTION)
+    | st.tuples(st.just("answer"), PICK, ANSWER)
+    | st.tuples(st.just("branch"), PICK, QUESTION)
+    | st.tuples(st.just("show"), PICK, st.none())
+    | st.tuples(st.just("change"), PICK, FIELDS)
+    | st.tuples(st.just("bin"), PICK, st.none()),
+    max_size=16,
+)
+
+
+def live(tx: sqlite3.Connection, user_id: int, steps: list[tuple[str, int, Any]]) -> None:
+    """What people do, done by the functions that the service does it with."""
+    for action, pick, how in steps:
+        ids = [conversation.id for conversation in queries.list_conversations(tx, user_id)]
+        if action == "new" or not ids:
+            queries.add_conversation(tx, user_id, how if action == "new" else {})
+            continue
+        conversation_id = ids[pick % len(ids)]
+        rows = tx.execute("SELECT id FROM messages WHERE conversation_id = ?", (conversation_id,)).fetchall()
+        messages = [row[0] for row in rows]
+        if action == "ask":
+            ask(tx, user_id, conversation_id, how)
+        elif action == "branch":
+            ask(tx, user_id, conversation_id, how, parent_id=[None, *messages][pick % (len(messages) + 1)])
+        elif action == "answer" and messages:
+            answer(tx, user_id, conversation_id, how)
+        elif action == "show" and messages:
+            queries.set_active(tx, user_id, conversation_id, messages[pick % len(messages)])
+        elif action == "change":
+            queries.set_conversation(tx, user_id, conversation_id, how)
+        elif action == "bin":
+            queries.delete_conversation(tx, user_id, conversation_id)
+
+
+def ask(tx: sqlite3.Connection, user_id: int, conversation_id: int, how: dict[str, Any], **where: Any) -> None:
+    images = [queries.Image("image/png", png(shade)) for shade in range(how["images"])]
+    queries.add_message(
+        tx, user_id, conversation_id, how["content"], client_id=how["client_id"], images=images, **where
+    )
+
+
+def answer(tx: sqlite3.Connection, user_id: int, conversation_id: int, how: dict[str, Any]) -> None:
+    begun = queries.begin_answer(
+        tx, user_id, conversation_id, "lmstudio", how["model"], how["params"], retry=True, providers=["lmstudio"]
+    )
+    if begun is None:  # a model without a name
+        return
+    ping = {"message_id": begun.message_id, "conversation_id": conversation_id, "ts": "2024-01-15T10:30:00.123456"}
+    done = {"status": "ok", "message_id": begun.message_id, "stats": {}}
+    texts = [*(-len(text) for text in how["reasoning"]), *map(len, how["content"])]
+    log = [{"event": "ping", "data": ping}, *texts, {"id": 2**33, "event": "done", "data": done}]
+    queries.finish_generation(
+        tx,
+        begun.generation_id,
+        Recording(begun.message_id, how["status"], "".join(how["content"]), "".join(how["reasoning"]), json.dumps(log)),
+        model=how["answered_by"],
+        token_usage=how["usage"],
+        stats=how["stats"],
+        error={"code": "PROVIDER_ERROR", "message": how["error"]} if how["status"] == "error" else None,
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=STEPS, later=STEPS)
+async def test_export_and_import_give_back_the_same_database(
+    database: Database, other: Database, tmp_path: Path, steps: list[Any], later: list[Any]
+) -> None:
+    owner, heir = await somebody(database), await somebody(other)
+    await database.write(live, owner, [("new", 0, {}), *steps])
+    before = await database.read(dump, owner)
+    path = await exported(database, owner, tmp_path / "export.zip")
+    assert await bring(other, heir, path) == (len(before), sum(len(row["messages"]) for row in before), 0)
+    assert await other.read(dump, heir) == before
+    assert await bring(other, heir, path) == await bring(database, owner, path) == (0, 0, len(before))
+    assert await other.read(dump, heir) == await database.read(dump, owner) == before
+
+    await database.write(live, owner, later)  # life goes on, and the copy follows
+    path = await exported(database, owner, tmp_path / "export.zip")
+    await bring(other, heir, path)
+    for copy, original in zip(await other.read(dump, heir), await database.read(dump, owner), strict=True):
+        grown = copy["messages"] if copy["deleted_at"] is None else original["messages"]
+        assert grown == original["messages"]
+    assert await bring(other, heir, path) == (0, 0, len(await database.read(dump, owner)))
+
+
+async def test_what_was_imported_is_exported_and_known_again(
+    database: Database, other: Database, ann: int, tmp_path: Path
+) -> None:
+    paths = [write(tmp_path / "a.json", bridges(2)), write(tmp_path / "b.json", rivers())]
+    await import_files(database, ann, paths)
+    path, heir = await exported(database, ann, tmp_path / "x.zip"), await somebody(other)
+    assert await bring(other, heir, path) == (3, 8, 0)
+    assert await other.read(dump, heir) == await database.read(dump, ann)
+    assert await import_files(other, heir, paths) == Report(unchanged=3)
+
+
+async def test_an_export_may_go_to_another_user_of_the_same_database(
+    database: Database, ann: int, tmp_path: Path
+) -> None:
+    conversation = await database.write(queries.add_conversation, ann, {})
+    await database.write(queries.add_message, ann, conversation.id, "Why?")
+    begun = await database.write(
+        queries.begin_answer, ann, conversation.id, "lmstudio", "m", {}, retry=False, providers=["lmstudio"]
+    )
+    assert begun is not None
+    done = json.dumps([8, {"event": "done", "data": {"status": "ok", "message_id": begun.message_id}}])
+    recording = Recording(begun.message_id, "complete", "Because.", "", done)
+    await database.write(queries.finish_generation, begun.generation_id, recording)
+    bob = await somebody(database)
+    assert await bring(database, bob, await exported(database, ann, tmp_path / "x.zip")) == (1, 2, 0)
+    mine, hers = await database.read(dump, bob), await database.read(dump, ann)
+    assert mine[0]["messages"][1]["generation"].pop("id") != hers[0]["messages"][1]["generation"].pop("id")
+    assert mine == hers
+
+
+async def test_a_running_answer_is_exported_with_what_was_saved_of_it(
+    database: Database, other: Database, ann: int, tmp_path: Path
+) -> None:
+    conversation = await database.write(queries.add_conversation, ann, {})
+    await database.write(queries.add_message, ann, conversation.id, "Why?")
+    begun = await database.write(
+        queries.begin_answer, ann, conversation.id, "lmstudio", "m", {}, retry=False, providers=["lmstudio"]
+    )
+    assert begun is not None
+    parts = [(begun.generation_id, 1, "Be", "Hm", "[-2, 2]"), (begun.generation_id, 3, "cause", "", "[5]")]
+    await database.write(queries.add_parts, parts)
+    heir = await somebody(other)
+    await bring(other, heir, await exported(database, ann, tmp_path / "x.zip"))
+    (copied,) = await other.read(dump, heir)
+    answer = copied["messages"][1]
+    assert (answer["status"], answer["content"], answer["reasoning"]) == ("interrupted", "Because", "Hm")
+    _, text = await export_conversation(database, ann, conversation.id, "markdown")
+    assert "Because\n\n*(interrupted)*" in text.decode()
+
+
+async def test_the_zip_can_be_read_without_fireside(database: Database, ann: int, tmp_path: Path) -> None:
+    for title in ("A/B: <c>?", "a\u202ereversed", "CON.", "日" * 150, "same", "same", "..", "\n"):
+        conversation = await database.write(queries.add_conversation, ann, {"title": title})
+        image = queries.Image("image/jpeg", b"\xff\xd8\xff\xe0 jpeg")
+        await database.write(queries.add_message, ann, conversation.id, "Look:\n\n# here", images=[image])
+    await database.write(queries.delete_conversation, ann, conversation.id)
+    path = await exported(database, ann, tmp_path / "x.zip")
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        assert names[0] == "README.txt"
+        for name in names[1:]:
+            folder, file = name.split("/")
+            assert folder == "images" or file.startswith("20")
+            assert not set(file) & set('<>:"\\|?*\u202e\n') and not file.endswith((" ", "."))
+            assert len(file.encode()) < 250
+        assert len({name.casefold() for name in names}) == len(names) == 1 + 3 * 8
+        assert sum(name.startswith("bin/") for name in names) == 2
+        text = archive.read(next(name for name in names if "same" in name and name.endswith(".md"))).decode()
+        link = text.split("![image](")[1].split(")")[0]
+        assert archive.read(link.removeprefix("../")) == b"\xff\xd8\xff\xe0 jpeg"
+    folder = tmp_path / "unpacked"
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+    bob = await somebody(database)
+    assert await bring(database, bob, folder) == (8, 8, 0)
+    copy, original = await database.read(dump, bob), await database.read(dump, ann)
+    assert sorted(copy, key=lambda row: str(row["created_at"])) == original  # a folder has no order of its own
+
+
+async def test_one_conversation_as_markdown_shows_the_active_path(database: Database, ann: int, tmp_path: Path) -> None:
+    answers = turn(answered(block("Hm.", thinking=True), block("Water.")), answered(block("A stream.")))
+    await bring(database, ann, write(tmp_path / "x.json", lmstudio(turn(asked("What is it?", "lost.png")), answers)))
+    (conversation,) = await database.read(queries.list_conversations, ann)
+    name, text = await export_conversation(database, ann, conversation.id, "markdown")
+    assert name == "2024-07-03 Rivers.md"
+    lines = [line for line in text.decode().splitlines() if line]
+    assert lines == [
+        "# Rivers",
+        "2024-07-03 09:46 to 2024-07-03 09:46 UTC",
+        "> Be brief.",
+        "## You, 2024-07-03 09:46",
+        "What is it?",
+        "## qwen3-4b, 2024-07-03 09:46 (version 1 of 2)",
+        "<details><summary>Reasoning</summary>",
+        "Hm.",
+        "</details>",
+        "Water.",
+    ]
+
+
+async def test_one_conversation_as_json_has_its_images_in_it(
+    database: Database, other: Database, ann: int, tmp_path: Path
+) -> None:
+    conversation = await database.write(queries.add_conversation, ann, {"title": "Cat"})
+    await database.write(queries.add_message, ann, conversation.id, "Look", images=[queries.Image("image/png", png())])
+    name, text = await export_conversation(database, ann, conversation.id, "json")
+    path = tmp_path / name
+    path.write_bytes(text)
+    heir = await somebody(other)
+    assert await bring(other, heir, path) == (1, 1, 0)
+    assert await other.read(dump, heir) == await database.read(dump, ann)
+
+
+async def test_what_is_not_ones_own_is_not_exported(database: Database, ann: int, tmp_path: Path) -> None:
+    conversation = await database.write(queries.add_conversation, ann, {"title": "Secret"})
+    bob = await somebody(database)
+    with pytest.raises(NotFound):
+        await export_conversation(database, bob, conversation.id, "json")
+    await database.write(queries.delete_conversation, ann, conversation.id)
+    with pytest.raises(NotFound):
+        await export_conversation(database, ann, conversation.id, "json")
+    with zipfile.ZipFile(await exported(database, bob, tmp_path / "x.zip")) as archive:
+        assert archive.namelist() == ["README.txt"]
+
+
+async def test_export_and_import_hold_one_conversation_at_a_time(database: Database, ann: int, tmp_path: Path) -> None:
+    picture = queries.Image("image/png", png() + bytes(1_000_000))
+    for _ in range(30):
+        conversation = await database.write(queries.add_conversation, ann, {})
+        await database.write(queries.add_message, ann, conversation.id, "Look", images=[picture])
+    path = tmp_path / "x.zip"
+    bob = await somebody(database)
+
+    async def export() -> None:
+        with path.open("wb") as file:
+            async for chunk in export_zip(database, ann):
+                file.write(chunk)
+
+    assert await peak(export) < 8_000_000
+    assert path.stat().st_size > 30_000_000
+    assert await peak(lambda: bring(database, bob, path)) < 8_000_000
+
+
+async def peak(work: Callable[[], Any]) -> int:
+    """The most bytes that Python held during this, above what it held before."""
+    tracemalloc.start()
+    try:
+        await work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_long_file_is_read_in_batches(tmp_path: Path) -> None:
+    long = [chatgpt(node("q", None, "user", "x" * 150_000), current="q", id=str(n)) for n in range(30)]
+    with contextlib.closing(transfer.Source(write(tmp_path / "x.json", long))) as source:
+        found = iter(source)
+        sizes = [len(batch) for batch in iter(lambda: transfer._take(found), [])]
+    assert sizes == [7, 7, 7, 7, 2]
+
+
+async def test_leaving_an_export_early_harms_nothing(database: Database, ann: int) -> None:
+    await database.write(queries.add_conversation, ann, {"title": "Cat"})
+    stream = export_zip(database, ann)
+    first = await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]
+    assert first.startswith(b"PK")
+    assert io.BytesIO(first)
