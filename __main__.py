@@ -24,7 +24,8 @@ from .errors import ConfigError
 from .guard import is_loopback
 
 if TYPE_CHECKING:
-    from .server import Server, State
+    from .call import State
+    from .server import Server
 
 PORTS_TRIED = 20  # after the one that is configured, when that is taken
 

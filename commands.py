@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from . import __version__, config, db, queries, server, service, source, transfer
+from . import __version__, config, db, handlers, queries, service, source, transfer
 from .auth import Auth
 from .config import Config
 from .db import Database, DatabaseUnusable
@@ -248,7 +248,7 @@ def import_(options: dict[str, Any]) -> int:
 
         async def work(database: Database) -> dict[str, Any]:
             user = await database.read(queries.get_user_named, options["user"])
-            steps = [json.loads(line) async for line in server.import_steps(database, user.id, paths)]
+            steps = [json.loads(line) async for line in handlers.import_steps(database, user.id, paths)]
             return _show_progress(iter(steps))
 
         report = _with_database(settings, work)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-
 from fireside import config, db
-from fireside.server import Server, State, create_app
+from fireside.call import State
+from fireside.server import Server, create_app
 
 BOOTSTRAP_TOKEN = "the bootstrap token of the tests"
 PASSWORD = "a long enough phrase"
@@ -174,5 +174,5 @@ class Running:
 async def until(condition: Any, what: str = "") -> None:
     """Wait for something that nobody announces. For tests only, and never for a time."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

@@ -1,0 +1,153 @@
+"""What the body of a request may hold, a type a body. Their constraints are all the validation that its fields get."""
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from .auth import INVITE_HOURS
+
+MESSAGE_CHARACTERS = 200_000
+IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
+
+Text = Annotated[str, Meta(pattern=r"\A[^\0]*\Z")]
+Title = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\A(?!\s*\Z)[^\0]*\Z")]
+Name = Annotated[str, Meta(min_length=1, max_length=300, pattern=r"\A[^\0]*\Z")]
+Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+Role = Literal["user", "admin"]
+
+
+class Credentials(Struct):
+    username: str
+    password: str
+
+
+class Registration(Struct):
+    invite_code: str
+    username: str
+    password: str
+
+
+class Bootstrap(Struct):
+    username: str
+    password: str
+    token: str = ""
+
+
+class PasswordChange(Struct):
+    current_password: str
+    new_password: str
+
+
+class Link(Struct):
+    token: str
+
+
+class InviteRequest(Struct):
+    expires_in_hours: Annotated[int, Meta(ge=INVITE_HOURS[0], le=INVITE_HOURS[1])] = 24
+    role: Role = "user"
+
+
+class UserChange(Struct):
+    role: Role | None = None
+    status: Literal["active", "disabled"] | None = None
+
+
+class Parameters(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Generation parameters, in OpenAI's names. None is the same as absent: the provider decides."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1048576)] | None = None
+    stop: (
+        Annotated[str, Meta(max_length=500)]
+        | Annotated[list[Annotated[str, Meta(max_length=500)]], Meta(max_length=16)]
+        | None
+    ) = None
+    seed: Annotated[int, Meta(ge=-(2**31), le=2**32)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    repeat_penalty: Annotated[float, Meta(ge=0, le=2)] | None = None
+    response_format: dict[str, Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in Parameters.__struct_fields__}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class AnswerRequest(Parameters):
+    provider_id: Name | None = None
+    model: Name | None = None
+
+
+class RetryRequest(AnswerRequest, kw_only=True):
+    conversation_id: Id
+
+
+class ConversationFields(Struct):
+    title: Title | None | UnsetType = UNSET
+    system_prompt: Annotated[Text, Meta(max_length=100_000)] | UnsetType = UNSET
+    pinned: bool | UnsetType = UNSET
+    provider_id: Name | None | UnsetType = UNSET
+    model: Name | None | UnsetType = UNSET
+    settings: Parameters | UnsetType = UNSET
+
+    def given(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {
+            name: value.given() if isinstance(value, Parameters) else value
+            for name, value in values.items()
+            if value is not UNSET
+        }
+
+
+class NewImage(Struct):
+    media_type: Literal["image/png", "image/jpeg", "image/webp"]
+    data: Annotated[bytes, Meta(min_length=12, max_length=IMAGE_BYTES)]  # base64 in the JSON
+
+
+class NewMessage(Struct):
+    content: Annotated[Text, Meta(max_length=MESSAGE_CHARACTERS)]
+    parent_id: Id | None | UnsetType = UNSET
+    client_id: Annotated[str, Meta(min_length=1, max_length=100, pattern=r"\A[\x21-\x7e]+\Z")] | None = None
+    images: Annotated[list[NewImage], Meta(max_length=IMAGES)] = []
+
+
+class Selection(Struct):
+    message_id: Id
+
+
+class Markdown(Struct):
+    text: Annotated[str, Meta(max_length=MESSAGE_CHARACTERS * 10)]
+
+
+class ModelChoice(Struct):
+    model: Name
+
+
+class ModelLoad(Struct):
+    model: Name
+    context_length: Annotated[int, Meta(ge=256, le=16 * 1024 * 1024)] | None = None
+
+
+class Person(Struct):
+    username: str | None = None
+
+
+class NewPassword(Struct):
+    password: str
+    username: str | None = None
+
+
+class BackupTarget(Struct):
+    file: str
+
+
+class Sources(Struct):
+    paths: list[str]
+    username: str | None = None
+
+
+class Nothing(Struct):
+    """For requests whose body, if there is one, says nothing."""

@@ -1,0 +1,203 @@
+"""A request on its way to its handler: who sends it, may they, and what does it say."""
+
+import asyncio
+import enum
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Scope
+
+from .auth import Auth, Identity, same
+from .bodies import Nothing
+from .chat import Hub
+from .config import Config
+from .db import Database
+from .errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, UnsupportedMediaType
+from .providers import Providers
+
+BODY_BYTES = 4 * 1024 * 1024
+BODY_SECONDS = 10.0
+
+
+class Access(enum.Enum):
+    PUBLIC = "public"
+    USER = "user"
+    ADMIN = "admin"
+    OWNER = "owner"  # the command line of the person who runs the service, who can read its private file
+
+
+PUBLIC, USER, ADMIN, OWNER = Access.PUBLIC, Access.USER, Access.ADMIN, Access.OWNER
+
+
+@dataclass
+class State:
+    """What the application has while it runs."""
+
+    config: Config
+    database: Database
+    providers: Providers
+    hub: Hub
+    auth: Auth
+    secret: str  # what the command line proves itself with
+
+
+class Call:
+    """A request that has passed the guards of its route."""
+
+    def __init__(self, request: Request, state: State) -> None:
+        self.request = request
+        self.state = state
+        self._identity: Identity | None = None
+        self.body: Any = None
+
+    @property
+    def identity(self) -> Identity:
+        assert self._identity is not None, "a public route asked who is calling"
+        return self._identity
+
+    @property
+    def user_id(self) -> int:
+        return self.identity.user.id
+
+    @property
+    def client(self) -> str:
+        return self.request.headers.get("user-agent", "")
+
+    @property
+    def address(self) -> str:
+        return self.request.client.host if self.request.client else ""
+
+    @property
+    def cookie(self) -> str | None:
+        return self.request.cookies.get(cookie_name(self.request.scope))
+
+    def path_id(self, name: str) -> int:
+        """A whole number below 2**63 from the path; NotFound, as for one that does not exist, when it is not."""
+        text = self.request.path_params[name]
+        if not (text.isascii() and text.isdigit() and len(text) <= 19 and 0 < int(text) < 2**63):
+            raise NotFound(name.removesuffix("_id"))
+        return int(text)
+
+    def text(self, name: str, default: str = "") -> str:
+        value = self.request.query_params.get(name, default)
+        if "\0" in value or len(value) > 1000:
+            raise Invalid(f"{name}: must have at most 1000 characters, and no NUL")
+        return value
+
+    def number(self, name: str, default: int | None, low: int, high: int) -> int | None:
+        value = self.request.query_params.get(name)
+        if value is None:
+            return default
+        if not (value.isascii() and value.isdigit() and len(value) <= 19 and low <= int(value) <= high):
+            raise Invalid(f"{name}: must be a whole number from {low} to {high}")
+        return int(value)
+
+    def flag(self, name: str) -> bool:
+        value = self.request.query_params.get(name, "false")
+        if value not in ("true", "false"):
+            raise Invalid(f"{name}: must be true or false")
+        return value == "true"
+
+
+def cookie_name(scope: Scope) -> str:
+    """On https a __Host- cookie; on plain http one named by the port, since cookies are shared between the ports of a host."""
+    if scope["scheme"] == "https":
+        return "__Host-fireside"
+    return f"fireside_{(scope.get('server') or ('', 0))[1]}"
+
+
+Handler = Callable[[Call], Awaitable[Any]]
+
+
+def route(
+    method: str,
+    path: str,
+    handler: Handler,
+    access: Access,
+    body: Any = Nothing,
+    *,
+    csrf: str = "required",
+    limit: int = BODY_BYTES,
+) -> Route:
+    """A row of ROUTES. `csrf`: "required" of everything that changes something, "lenient" as the contract wants it of
+    /stream, "none" where there is no session yet."""
+
+    decoder = msgspec.json.Decoder(body) if body is not None else None  # None: the handler takes the body itself
+
+    async def endpoint(request: Request) -> Response:
+        call = Call(request, request.app.state.fireside)
+        await _admit(call, access, csrf if method != "GET" else "none")
+        if method != "GET" and decoder is not None:
+            call.body = await _read_body(request, decoder, limit)
+        result = await handler(call)
+        return result if isinstance(result, Response) else answer(result)
+
+    made = Route(path, endpoint, methods=[method], name=f"{method} {path}")
+    made.access = access  # type: ignore[attr-defined]
+    made.body = body  # type: ignore[attr-defined]
+    made.csrf = csrf  # type: ignore[attr-defined]
+    return made
+
+
+async def _admit(call: Call, access: Access, csrf: str) -> None:
+    """401, then 403: who is asking, does the page that asks know the session's token, may they."""
+    if access is PUBLIC:
+        return
+    auth, headers = call.state.auth, call.request.headers
+    if access is OWNER:
+        if not same(headers.get("authorization", ""), f"Bearer {call.state.secret}"):
+            raise AuthRequired
+        return
+    call._identity = await auth.identify(call.cookie)
+    call.request.scope["state"]["user_id"] = call.user_id
+    token = headers.get("x-csrf-token")
+    if csrf == "required" or (csrf == "lenient" and token is not None):
+        auth.check_csrf(call.identity, token)
+    if access is ADMIN and call.identity.user.role != "admin":
+        raise Forbidden
+
+
+async def _read_body(request: Request, decoder: msgspec.json.Decoder[Any], limit: int) -> Any:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    raw = await read_limited(request, limit)
+    if raw and content_type != "application/json":
+        raise UnsupportedMediaType
+    try:
+        return decoder.decode(raw or b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(_explain(error)) from None
+
+
+def _explain(error: Exception) -> str:
+    """msgspec's `Expected ..., got ... - at `$.title`` with the field in front."""
+    what, _, where = str(error).partition(" - at `$")
+    field = where.rstrip("`").lstrip(".")
+    return f"{field}: {what}" if field else what
+
+
+async def read_limited(request: Request, limit: int) -> bytes:
+    """The body. Raises BodyTooLarge, and Invalid when it does not come."""
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise BodyTooLarge(f"The body has more than {limit} bytes.")
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > limit:
+                    raise BodyTooLarge(f"The body has more than {limit} bytes.")
+    except TimeoutError:
+        raise Invalid("The body did not come.") from None
+    except ClientDisconnect:
+        raise Invalid("The connection was closed before the body had come.") from None
+    return bytes(raw)
+
+
+def answer(value: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json", headers=headers)

@@ -1,0 +1,508 @@
+"""What each route does. A handler takes a Call, which has passed its route's guards, and returns what is sent as JSON, or a Response.
+
+It parses nothing that a body's type can say, and holds no SQL: the functions it hands to the database are in queries.py.
+"""
+
+import asyncio
+import gzip
+import hashlib
+import mimetypes
+import tempfile
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import quote
+
+import msgspec
+from starlette.responses import Response, StreamingResponse
+
+from . import __version__, bodies, db, queries, render, transfer
+from .auth import Login
+from .call import Call, answer, cookie_name
+from .db import Database
+from .errors import BodyTooLarge, FiresideError, Invalid, NotFound, UnsupportedMediaType
+from .guard import PAGE_POLICY
+
+IMPORT_BYTES = 1024**3
+
+# ---------------------------------------------------------------------------------------------------- account
+
+
+def _logged_in(call: Call, login: Login) -> Response:
+    user = login.user
+    body = {"user": {"id": user.id, "username": user.username, "role": user.role}, "csrf_token": login.csrf_token}
+    response = answer(body)
+    secure = call.request.scope["scheme"] == "https"
+    max_age = round(call.state.config.session_days * 86400)
+    response.set_cookie(
+        cookie_name(call.request.scope), login.cookie, max_age=max_age, httponly=True, samesite="strict", secure=secure
+    )
+    return response
+
+
+async def login(call: Call) -> Response:
+    body: bodies.Credentials = call.body
+    return _logged_in(
+        call, await call.state.auth.login(body.username, body.password, call.client, call.address, call.cookie)
+    )
+
+
+async def logout(call: Call) -> Response:
+    state = call.state
+    await state.database.write(queries.delete_session, call.user_id, call.identity.session_id)
+    if not await state.database.read(queries.count_sessions, call.user_id):
+        await state.hub.cancel_all(call.user_id)
+    response = answer({"message": "Logged out successfully"}, {"Clear-Site-Data": '"cache", "storage"'})
+    response.delete_cookie(cookie_name(call.request.scope), httponly=True, samesite="strict")
+    return response
+
+
+async def me(call: Call) -> Any:
+    user = call.identity.user
+    return {
+        "user": {"id": user.id, "username": user.username, "role": user.role},
+        "csrf_token": call.identity.csrf_token,
+    }
+
+
+async def register(call: Call) -> Response:
+    body: bodies.Registration = call.body
+    return _logged_in(
+        call,
+        await call.state.auth.register(body.invite_code, body.username, body.password, call.client, call.address),
+    )
+
+
+async def change_password(call: Call) -> Any:
+    body: bodies.PasswordChange = call.body
+    await call.state.auth.change_password(call.identity, body.current_password, body.new_password)
+    return {"message": "Password changed"}
+
+
+async def redeem_link(call: Call) -> Response:
+    body: bodies.Link = call.body
+    return _logged_in(call, await call.state.auth.redeem_link(body.token, call.client, call.address, call.cookie))
+
+
+async def list_sessions(call: Call) -> Any:
+    sessions = await call.state.database.read(queries.list_sessions, call.user_id)
+    return {"sessions": [{**session, "current": session["id"] == call.identity.session_id} for session in sessions]}
+
+
+async def delete_session(call: Call) -> Any:
+    await call.state.database.write(queries.delete_session, call.user_id, call.path_id("session_id"))
+    return {"message": "Session ended"}
+
+
+# ---------------------------------------------------------------------------------------------------- administration
+
+
+async def bootstrap(call: Call) -> Response:
+    body: bodies.Bootstrap = call.body
+    token = call.request.headers.get("x-bootstrap-token", body.token)
+    return _logged_in(
+        call, await call.state.auth.bootstrap(token, body.username, body.password, call.client, call.address)
+    )
+
+
+async def list_users(call: Call) -> Any:
+    return {"users": await call.state.database.read(queries.list_users)}
+
+
+async def change_user(call: Call) -> Any:
+    body: bodies.UserChange = call.body
+    user = await call.state.database.write(queries.set_user, call.path_id("user_id"), body.role, body.status)
+    if user.status == "disabled":
+        await call.state.hub.cancel_all(user.id)
+    return user
+
+
+async def create_invite(call: Call) -> Any:
+    body: bodies.InviteRequest = call.body
+    return await call.state.auth.invite(call.user_id, body.role, body.expires_in_hours)
+
+
+async def list_invites(call: Call) -> Any:
+    return {"invites": await call.state.database.read(queries.list_invites)}
+
+
+async def revoke_invite(call: Call) -> Any:
+    await call.state.database.write(queries.revoke_invite, call.path_id("invite_id"))
+    return {"message": "Invite revoked"}
+
+
+# ---------------------------------------------------------------------------------------------------- conversations
+
+
+async def create_conversation(call: Call) -> Any:
+    fields: bodies.ConversationFields = call.body
+    return await call.state.database.write(queries.add_conversation, call.user_id, fields.given())
+
+
+async def list_conversations(call: Call) -> Any:
+    return await call.state.database.read(
+        queries.list_conversations,
+        call.user_id,
+        q=call.text("q"),
+        limit=call.number("limit", -1, 1, 1000) or -1,
+        before=call.number("before", None, 1, 2**63 - 1),
+        pinned=call.flag("pinned"),
+        deleted=call.flag("deleted"),
+    )
+
+
+async def get_conversation(call: Call) -> Any:
+    return await call.state.database.read(queries.get_conversation, call.user_id, call.path_id("conversation_id"))
+
+
+async def change_conversation(call: Call) -> Any:
+    fields = cast(bodies.ConversationFields, call.body).given()
+    if fields.get("title", "") is None:
+        raise Invalid("title: must be a text")
+    await call.state.database.write(queries.set_conversation, call.user_id, call.path_id("conversation_id"), fields)
+    return {"message": "Conversation renamed" if "title" in fields else "Conversation updated"}
+
+
+async def delete_conversation(call: Call) -> Any:
+    conversation_id = call.path_id("conversation_id")
+    delete = queries.purge_conversation if call.flag("purge") else queries.delete_conversation
+    await call.state.hub.cancel_all(call.user_id, conversation_id)
+    await call.state.database.write(delete, call.user_id, conversation_id)
+    return {"message": "Conversation deleted"}
+
+
+async def restore_conversation(call: Call) -> Any:
+    return await call.state.database.write(queries.restore_conversation, call.user_id, call.path_id("conversation_id"))
+
+
+async def search(call: Call) -> Any:
+    limit = call.number("limit", 50, 1, 200) or 50
+    return {"results": await call.state.database.read(queries.search_all, call.user_id, call.text("q"), limit)}
+
+
+# ---------------------------------------------------------------------------------------------------- messages
+
+
+async def list_messages(call: Call) -> Any:
+    conversation_id = call.path_id("conversation_id")
+    limit, before = call.number("limit", -1, 1, 1000) or -1, call.number("before", None, 1, 2**63 - 1)
+    shown = call.flag("render")
+    messages = await call.state.database.read(queries.list_messages, call.user_id, conversation_id, limit, before)
+    call.state.hub.overlay(messages)
+    if shown:
+        await asyncio.to_thread(_render, messages)
+    return messages
+
+
+def _render(messages: list[queries.Message]) -> None:
+    for message in messages:
+        message.blocks = [] if message.status == "generating" else trees(message.content)
+
+
+_trees: OrderedDict[bytes, Any] = OrderedDict()
+
+
+def trees(markdown: str) -> Any:
+    """The blocks of a text, from the few hundred that were rendered last if it is among them."""
+    key = hashlib.sha256(markdown.encode("utf-8", "surrogatepass")).digest()
+    found = _trees.pop(key, None) or [block["node"] for block in render.blocks(markdown)]
+    _trees[key] = found
+    if len(_trees) > 400:
+        _trees.popitem(last=False)
+    return found
+
+
+async def add_message(call: Call) -> Any:
+    body: bodies.NewMessage = call.body
+    conversation_id = call.path_id("conversation_id")
+    if not body.content and not body.images:
+        raise Invalid("content: must not be empty")
+    images = [_image(place, image) for place, image in enumerate(body.images)]
+    message_id = await call.state.database.write(
+        queries.add_message, call.user_id, conversation_id, body.content, body.parent_id, body.client_id, images
+    )
+    return {"message_id": message_id, "conversation_id": conversation_id}
+
+
+def _image(place: int, image: bodies.NewImage) -> queries.Image:
+    """An image whose first bytes are what its type says: it is served under that type again."""
+    head = image.data[:12]
+    right = {
+        "image/png": head.startswith(b"\x89PNG\r\n\x1a\n"),
+        "image/jpeg": head.startswith(b"\xff\xd8\xff"),
+        "image/webp": head.startswith(b"RIFF") and head.endswith(b"WEBP"),
+    }
+    if not right[image.media_type]:
+        raise Invalid(f"images[{place}].data: is not {image.media_type}")
+    return queries.Image(image.media_type, image.data)
+
+
+async def get_image(call: Call) -> Response:
+    image = await call.state.database.read(queries.get_image, call.user_id, call.path_id("image_id"))
+    return Response(image.data, media_type=image.media_type, headers={"Cache-Control": "private, max-age=86400"})
+
+
+async def select_version(call: Call) -> Any:
+    body: bodies.Selection = call.body
+    leaf = await call.state.database.write(
+        queries.set_active, call.user_id, call.path_id("conversation_id"), body.message_id
+    )
+    return {"message": "Version selected", "active_message_id": leaf}
+
+
+async def render_markdown(call: Call) -> Any:
+    body: bodies.Markdown = call.body
+    blocks = await asyncio.to_thread(render.blocks, body.text)
+    closed = [block for block in blocks if block["closed"]]
+    return {
+        "closed": closed[-1]["end"] if closed else 0,
+        "blocks": [block["node"] for block in closed],
+        "tail": [block["node"] for block in blocks[len(closed) :]],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- answers
+
+
+class EventStream(StreamingResponse):
+    media_type = "text/event-stream"
+    charset = "utf-8"
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events, headers={"X-Accel-Buffering": "no"})
+
+
+async def stream(call: Call) -> Response:
+    body: bodies.AnswerRequest = call.body
+    state = call.state
+    begun = await state.hub.answer(
+        call.user_id, call.path_id("conversation_id"), body.provider_id, body.model, body.given()
+    )
+    return EventStream(await state.hub.follow(call.user_id, begun.generation_id))
+
+
+async def retry(call: Call) -> Any:
+    body: bodies.RetryRequest = call.body
+    begun = await call.state.hub.answer(
+        call.user_id, body.conversation_id, body.provider_id, body.model, body.given(), retry=True
+    )
+    return {
+        "message_id": begun.message_id,
+        "conversation_id": body.conversation_id,
+        "generation_id": begun.generation_id,
+    }
+
+
+async def cancel(call: Call) -> Any:
+    await call.state.hub.cancel(call.user_id, call.request.path_params["generation_id"])
+    return {"message": "Generation canceled"}
+
+
+async def resume(call: Call) -> Response:
+    text = call.request.headers.get("last-event-id", call.request.query_params.get("after", "0"))
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise Invalid("after: must be the id of an event, a whole number")
+    generation_id = call.request.path_params["generation_id"]
+    return EventStream(await call.state.hub.follow(call.user_id, generation_id, int(text)))
+
+
+# ---------------------------------------------------------------------------------------------------- providers
+
+
+async def list_providers(call: Call) -> Any:
+    return await call.state.providers.catalog()
+
+
+async def list_models(call: Call) -> Any:
+    return {"models": await call.state.providers.models(call.request.path_params["provider_id"])}
+
+
+async def provider_health(call: Call) -> Any:
+    provider_id = call.request.path_params["provider_id"]
+    call.state.providers.get(provider_id)
+    entry = next(entry for entry in await call.state.providers.catalog() if entry["provider_id"] == provider_id)
+    return {"online": entry["online"], "error": entry["error"]}
+
+
+async def load_model(call: Call) -> Any:
+    body: bodies.ModelLoad = call.body
+    await call.state.providers.load(call.request.path_params["provider_id"], body.model, body.context_length)
+    return {"message": "Model loaded"}
+
+
+async def unload_model(call: Call) -> Any:
+    body: bodies.ModelChoice = call.body
+    await call.state.providers.unload(call.request.path_params["provider_id"], body.model)
+    return {"message": "Model unloaded"}
+
+
+# ---------------------------------------------------------------------------------------------------- one's data
+
+
+async def import_upload(call: Call) -> Any:
+    """The file goes to the disk as it comes: it may be larger than the memory."""
+    content_type = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type not in ("application/json", "application/zip"):
+        raise UnsupportedMediaType("An import is application/json or application/zip.")
+    with tempfile.TemporaryDirectory(prefix="import-", dir=call.state.config.data_dir) as folder:
+        file = Path(folder) / ("upload.zip" if content_type == "application/zip" else "upload.json")
+        size = 0
+        with file.open("wb") as upload:
+            async for chunk in call.request.stream():
+                size += len(chunk)
+                if size > IMPORT_BYTES:
+                    raise BodyTooLarge(f"The body has more than {IMPORT_BYTES} bytes.")
+                await asyncio.to_thread(upload.write, chunk)
+        return await transfer.import_files(call.state.database, call.user_id, [file])
+
+
+async def export_all(call: Call) -> Response:
+    return _zip(transfer.export_zip(call.state.database, call.user_id))
+
+
+def _zip(chunks: AsyncIterator[bytes]) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="fireside-{db.now()[:10]}.zip"'}
+    return StreamingResponse(chunks, media_type="application/zip", headers=headers)
+
+
+async def export_one(call: Call) -> Response:
+    form: Literal["markdown", "json"]
+    match call.text("format", "markdown"):
+        case "markdown" | "json" as form:
+            pass
+        case _:
+            raise Invalid("format: must be markdown or json")
+    name, body = await transfer.export_conversation(
+        call.state.database, call.user_id, call.path_id("conversation_id"), form
+    )
+    kind = "text/markdown; charset=utf-8" if form == "markdown" else "application/json"
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}", "Content-Type": kind}
+    return Response(body, headers=headers)
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+async def control_link(call: Call) -> Any:
+    return {"token": await call.state.auth.login_link(call.body.username)}
+
+
+async def control_invite(call: Call) -> Any:
+    user = await call.state.database.read(queries.get_user_named, None)
+    return await call.state.auth.invite(user.id, "user", 24)
+
+
+async def control_password(call: Call) -> Any:
+    return {"username": await call.state.auth.reset_password(call.body.username, call.body.password)}
+
+
+async def control_backup(call: Call) -> Any:
+    await asyncio.to_thread(db.copy, call.state.config.database, Path(call.body.file))
+    return {"message": "Backup written"}
+
+
+async def control_import(call: Call) -> Response:
+    """A line of JSON for each step, the last with the report."""
+    database = call.state.database
+    user = await database.read(queries.get_user_named, call.body.username)
+    paths = [Path(path) for path in call.body.paths]
+    return StreamingResponse(import_steps(database, user.id, paths), media_type="application/x-ndjson")
+
+
+async def import_steps(database: Database, user_id: int, paths: list[Path]) -> AsyncIterator[bytes]:
+    """{"done": fraction, "report": {...}} a step; when it failed, {"error": "..."}."""
+    steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    async def run() -> None:
+        try:
+            report = await transfer.import_files(
+                database, user_id, paths, lambda report, done: steps.put_nowait({"done": done, "report": report})
+            )
+            steps.put_nowait({"done": 1.0, "report": report})
+        except FiresideError as error:
+            steps.put_nowait({"error": error.message})
+        finally:
+            steps.put_nowait(None)
+
+    importing = asyncio.create_task(run())
+    while (step := await steps.get()) is not None:
+        yield msgspec.json.encode(step) + b"\n"
+    await importing
+
+
+async def control_export(call: Call) -> Response:
+    user = await call.state.database.read(queries.get_user_named, call.body.username)
+    return _zip(transfer.export_zip(call.state.database, user.id))
+
+
+# ---------------------------------------------------------------------------------------------------- the service
+
+
+async def usage(call: Call) -> Any:
+    return {"usage": await call.state.database.read(queries.list_usage, call.user_id)}
+
+
+async def health(call: Call) -> Any:
+    await call.state.database.read(queries.count_users)
+    if call.state.database.damaged:
+        raise FiresideError("The database is damaged. Run: fireside doctor")
+    return {"status": "healthy"}
+
+
+async def version(call: Call) -> Any:
+    return {"version": __version__}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the page, held in memory: there are few, they are small, and nothing can lead out of their folder."""
+
+    body: bytes
+    packed: bytes
+    media_type: str
+    tag: str
+
+
+def read_files() -> dict[str, File]:
+    files = {}
+    for entry in resources.files(__package__).joinpath("static").iterdir():
+        if entry.is_file():
+            body = entry.read_bytes()
+            kind = mimetypes.guess_type(entry.name)[0] or "application/octet-stream"
+            kind = {".js": "text/javascript", ".webmanifest": "application/manifest+json"}.get(
+                Path(entry.name).suffix, kind
+            )
+            kind += "; charset=utf-8" if kind.startswith("text/") else ""
+            files[entry.name] = File(
+                body, gzip.compress(body, mtime=0), kind, f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+            )
+    return files
+
+
+async def page(call: Call) -> Response:
+    return _file(call, "index.html")
+
+
+async def static(call: Call) -> Response:
+    return _file(call, call.request.path_params["name"])
+
+
+def _file(call: Call, name: str) -> Response:
+    file: File | None = call.request.app.state.files.get(name)
+    if file is None:
+        raise NotFound("file")
+    headers = {
+        "Cache-Control": "no-cache",
+        "ETag": file.tag,
+        "Vary": "Accept-Encoding",
+        "Content-Security-Policy": PAGE_POLICY,
+        "Content-Type": file.media_type,
+    }
+    if call.request.headers.get("if-none-match") == file.tag:
+        return Response(status_code=304, headers=headers)
+    if "gzip" in call.request.headers.get("accept-encoding", ""):
+        return Response(file.packed, headers=headers | {"Content-Encoding": "gzip"})
+    return Response(file.body, headers=headers)
