@@ -13,11 +13,11 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"db", "engine", "guard", "wire"}),
     frozenset({"providers", "queries"}),
-    frozenset({"auth", "formats", "prompt"}),
-    frozenset({"chat", "source"}),
-    frozenset({"transfer"}),
-    frozenset({"server"}),
-    frozenset({"commands"}),
+    frozenset({"auth", "eventlog", "formats", "prompt"}),
+    frozenset({"bodies", "chat", "source"}),
+    frozenset({"call", "transfer"}),
+    frozenset({"handlers"}),
+    frozenset({"commands", "server"}),
     frozenset({"__main__"}),
 )
 

@@ -1,0 +1,146 @@
+"""The documentation says what the program does: no more, no less."""
+
+import json
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import fireside
+import pytest
+from fireside import config, errors
+from fireside.config import Config, Provider
+from fireside.server import ROUTES
+
+from .test_imports import FLOORS
+
+ROOT = Path(fireside.__file__).parent
+CODE = re.compile(r"\b[A-Z]+(?:_[A-Z]+)+\b")
+NEVER_SAID = {"CONFLICT"}  # the common base of the 409s
+
+
+def read(name: str) -> str:
+    return (ROOT / "docs" / name).read_text("utf-8")
+
+
+def rows(markdown: str, heading: str) -> list[list[str]]:
+    """The cells of the table whose first column has this heading."""
+    lines = iter(markdown.splitlines())
+    next(line for line in lines if line.startswith(f"| {heading} |"))
+    next(lines)
+    table = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip() for cell in line.strip("|").split("|")])
+    return table
+
+
+# ---- docs/api.md
+
+
+def test_the_api_has_a_heading_for_each_route_and_none_besides() -> None:
+    headings = re.findall(r"^### ([A-Z]+ /\S*)$", read("api.md"), re.MULTILINE)
+    assert len(headings) == len(set(headings))
+    assert set(headings) == {route.name for route in ROUTES}
+
+
+def test_the_api_names_every_error_code_and_none_besides() -> None:
+    sources = "".join(file.read_text("utf-8") for file in ROOT.glob("*.py"))
+    things = re.findall(r'NotFound\("(\w+)"\)', sources) + re.findall(r'path_id\("(\w+)_id"\)', sources)
+    providers = set(CODE.findall(errors.ProviderFailed.__doc__ or ""))
+    assert set(re.findall(r'ProviderFailed\(\s*"(\w+)"', sources)) <= providers
+    own = set(re.findall(r'^    code = "(\w+)"', (ROOT / "errors.py").read_text("utf-8"), re.MULTILINE))
+    said = (own | providers | {f"{thing.upper()}_NOT_FOUND" for thing in things}) - NEVER_SAID
+    api = read("api.md")
+    [event_codes] = re.findall(r"^`error` codes: (.*?)\n\n", api, re.MULTILINE | re.DOTALL)
+    table = " ".join(codes for _, codes in rows(api, "status"))
+    assert set(re.findall(r"`([A-Z_]+)`", table + event_codes)) == said
+
+
+def test_the_tree_of_errors_in_its_docstring_is_the_tree() -> None:
+    def tree(kind: type[errors.FiresideError], depth: int = 0) -> list[str]:
+        code = "<THING>_NOT_FOUND" if kind is errors.NotFound else kind.__dict__.get("code", "code:")
+        lines = [f"{'  ' * depth}{kind.__name__} {kind.status} {code}"]
+        children = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+        return lines + [line for child in children for line in tree(child, depth + 1)]
+
+    told = re.findall(r"^    ( *\w+)(?:\(\w+\))? +(\d+) (\S+)", errors.__doc__ or "", re.MULTILINE)
+    assert [" ".join(line) for line in told] == tree(errors.FiresideError)
+
+
+def test_the_examples_of_the_api_are_json() -> None:
+    examples = re.findall(r"```json\n(.*?)```", read("api.md"), re.DOTALL)
+    assert len(examples) >= 3
+    for example in examples:
+        json.loads(example.replace("{...}", "{}"))
+
+
+# ---- docs/configuration.md
+
+
+def test_every_setting_is_documented_with_its_variable_and_its_default() -> None:
+    settings = [setting for setting in fields(Config) if setting.name != "providers"]
+    table = rows(read("configuration.md"), "in `config.toml`")
+    assert [row[1] for row in table] == [f"`FIRESIDE_{setting.name.upper()}`" for setting in settings]
+    for row, setting in zip(table, settings, strict=True):
+        key, _, default, meaning = row
+        assert meaning, setting.name
+        if setting.name == "data_dir":
+            continue
+        assert key == f"`{setting.name}`"
+        if setting.default is None:
+            assert default == "none"
+        else:
+            value = tomllib.loads(f"value = {default.strip('`')}")["value"]
+            assert value == (list(setting.default) if isinstance(setting.default, tuple) else setting.default)
+
+
+def test_no_other_variable_or_flag_is_documented() -> None:
+    variables = {f"FIRESIDE_{setting.name.upper()}" for setting in fields(Config) if setting.name != "providers"}
+    variables |= {"FIRESIDE_LMSTUDIO_URL", "FIRESIDE_LMSTUDIO_API_KEY", "FIRESIDE_LMSTUDIO_CONCURRENCY"}
+    for file in (ROOT / "docs").glob("*.md"):
+        assert set(re.findall(r"FIRESIDE_\w+", file.read_text("utf-8"))) <= variables, file.name
+    assert variables <= set(re.findall(r"FIRESIDE_\w+", read("configuration.md")))
+
+
+def test_every_key_of_a_provider_is_documented() -> None:
+    table = rows(read("configuration.md"), "key")
+    assert {row[0] for row in table} == {f"`{key.name}`" for key in fields(Provider)}
+    documented = {row[0].strip("`"): row[1] for row in table}
+    assert documented["concurrency"] == f"`{Provider.concurrency}`"
+
+
+def test_the_example_of_a_configuration_is_one(tmp_path: Path) -> None:
+    [example] = re.findall(r"```toml\n(.*?)```", read("configuration.md"), re.DOTALL)
+    (tmp_path / "config.toml").write_text(example, "utf-8")
+    loaded = config.load({"data_dir": str(tmp_path)}, {})
+    assert loaded.host == "0.0.0.0" and loaded.session_idle_days == 7
+    big = next(provider for provider in loaded.providers if provider.id == "big")
+    assert (big.kind, big.concurrency) == ("openai", 16)
+    assert next(provider for provider in loaded.providers if provider.id == "lmstudio").url == "http://127.0.0.1:41343"
+
+
+# ---- docs/architecture.md
+
+
+def test_the_architecture_is_short() -> None:
+    assert len(read("architecture.md").splitlines()) <= 40
+
+
+def test_the_architecture_shows_the_floors_that_the_imports_keep() -> None:
+    told = [re.findall(r"`(\w+)`", row[1]) for row in rows(read("architecture.md"), "floor")]
+    assert [set(names) for names in reversed(told)] == list(FLOORS)
+
+
+def test_the_architecture_names_only_what_is_there() -> None:
+    for name in re.findall(r"`([\w/]+\.(?:py|md|sql)|[\w]+/)`", read("architecture.md")):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    "file", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda file: file.name
+)
+def test_links_between_the_pages_lead_somewhere(file: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", file.read_text("utf-8")):
+        assert (file.parent / target).exists(), target
