@@ -23,12 +23,14 @@ from . import formats
 from .transcript import Conversation, Image, Unreadable, clean, image_type
 
 CHUNK = 256 * 1024  # bytes read at a time
-MAX_CONVERSATION = 128 * 1024 * 1024  # bytes of JSON
+MAX_CONVERSATION = 64 * 1024 * 1024  # bytes of JSON
+MAX_MESSAGES = 50_000  # of one conversation: it goes in at once, and everybody waits for it
 MAX_FILE = 4 * 1024**3  # bytes, unpacked
 MAX_ARCHIVE = 32 * 1024**3  # bytes, unpacked
 MAX_DIRECTORY = 32 * 1024 * 1024  # bytes of a zip's list of files: read at once, and ten times that in memory
 MAX_RATIO = 200  # of unpacked to packed; text seldom passes 20
 MAX_IMAGE = 64 * 1024 * 1024  # bytes
+MAX_COPIES = 4  # of all images together: some are shown twice, none a thousand times
 MAX_SKIPPED = 1000  # of one file, before it is given up
 
 _BROKEN = (  # what reading a file, and a zip that somebody made by hand, raises
@@ -73,6 +75,9 @@ class Source:
         self._members: dict[str, Path | zipfile.ZipInfo] = {}
         try:
             self._list(path)
+            others = [name for name in self._members if not name.endswith(".json")]
+            self._mentioned = {key: name for name in others for key in _mentions(name)}
+            self._images_left = MAX_COPIES * sum(map(self._size, others))  # bytes
             self.size = sum(map(self._size, self._names))
         except _BROKEN as error:
             self.close()
@@ -80,7 +85,6 @@ class Source:
         if not self._names:
             self.close()
             raise Unreadable("has no conversations in it")
-        self._mentioned = {key: name for name in self._members if not name.endswith(".json") for key in _mentions(name)}
 
     def _list(self, path: Path) -> None:
         self._names = [path.name]
@@ -104,18 +108,17 @@ class Source:
             skipped = 0
             try:
                 for number, raw in enumerate(split(self._chunks(name)), 1):
-                    for found in self._conversations(name, number, raw):
-                        skipped += isinstance(found, Skipped)
+                    for found in self._conversations(clean(name), number, raw):
                         yield found
-                    if skipped > MAX_SKIPPED:
-                        raise Unreadable("has too much in it that cannot be read; the rest was left out")
+                        skipped += isinstance(found, Skipped)
+                        if skipped > MAX_SKIPPED:
+                            raise Unreadable("has too much in it that cannot be read; the rest was left out")
             except Unreadable as error:
                 yield Skipped(clean(name), str(error))
             except _BROKEN as error:
                 yield Skipped(clean(name), _reason(error))
 
     def _conversations(self, name: str, number: int, raw: bytes | None) -> Iterator[Conversation | Skipped]:
-        name = clean(name)
         where = name if number == 1 else f"{name}, conversation {number}"
         try:
             if raw is None:
@@ -126,7 +129,10 @@ class Source:
             return
         for value in values:
             try:
-                yield formats.parse(value, self._find)
+                conversation = formats.parse(value, self._find)
+                if len(conversation.messages) > MAX_MESSAGES:
+                    raise Unreadable(f"has more than {MAX_MESSAGES:,} messages")
+                yield conversation
             except Unreadable as error:
                 title = formats.name_of(value)
                 yield Skipped(f"{name}: {title}" if title else where, str(error))
@@ -135,8 +141,9 @@ class Source:
         """The bytes of an image that a conversation names. Raises Unreadable."""
         name = file if file in self._members else self._mentioned.get(PurePosixPath(file).name)
         try:
-            if name is None or self._size(name) > MAX_IMAGE:
+            if name is None or self._size(name) > min(MAX_IMAGE, self._images_left):
                 raise Unreadable(f"its image {file[:100]} is missing or too large")
+            self._images_left -= self._size(name)
             with self._open(name) as opened:
                 return opened.read(MAX_IMAGE)
         except _BROKEN as error:

@@ -103,7 +103,7 @@ class _Failure(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """Generation parameters, as server.Parameters takes them; a test holds the two equal."""
+    """Generation parameters, as bodies.Parameters takes them; a test holds the two equal."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None

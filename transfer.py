@@ -12,7 +12,7 @@ import json
 import sqlite3
 import zipfile
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -269,7 +269,7 @@ def _json(conversation: Conversation) -> bytes:
     return b"".join(transcript.encode(conversation))
 
 
-async def export_zip(database: Database, user_id: int) -> AsyncIterator[bytes]:
+async def export_zip(database: Database, user_id: int) -> AsyncGenerator[bytes, None]:
     """All of a user's conversations, also those in the bin, a conversation at a time."""
     pipe = _Pipe()
     archive = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)

@@ -65,7 +65,7 @@ def lmstudio(*turns: dict[str, Any], made: int = 1_720_000_000_123, **fields: An
     } | fields
 
 
-STATS = {
+STATS: dict[str, Any] = {
     "stopReason": "eosFound",
     "tokensPerSecond": 41.256,
     "timeToFirstTokenSec": 0.25,

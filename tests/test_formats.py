@@ -3,7 +3,7 @@ import json
 from typing import Any, get_type_hints
 
 import pytest
-from fireside import formats, server, transcript
+from fireside import bodies, formats, transcript
 from fireside.transcript import Conversation, Image, Unreadable, clean, encode, read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -160,7 +160,7 @@ def test_lmstudio_selection_out_of_range_is_the_first(selected: Any) -> None:
 
 def bridges() -> dict[str, Any]:
     """A question with two answers, one of them through tools and thoughts; and a question that was edited."""
-    hidden = {"metadata": {"is_visually_hidden_from_conversation": True}}
+    hidden: dict[str, Any] = {"metadata": {"is_visually_hidden_from_conversation": True}}
     return chatgpt(
         node("root", None),
         node("sys", "root", "system", "", **hidden),
@@ -475,7 +475,7 @@ def test_fireside_form_that_was_changed_is_refused(change: dict[str, Any], reaso
 
 def test_settings_are_checked_as_the_service_checks_them() -> None:
     assert get_type_hints(transcript._Settings, include_extras=True) == get_type_hints(
-        server.Parameters, include_extras=True
+        bodies.Parameters, include_extras=True
     )
 
 

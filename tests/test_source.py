@@ -121,7 +121,8 @@ def test_folder_of_lmstudio_is_walked_and_broken_files_are_named(tmp_path: Path)
     (folder / "School" / "3.conversation.json").write_bytes(dumps(rivers("three"))[:-40])
     (folder / "4.conversation.json").write_bytes(b"")
     (folder / "notes.json").write_bytes(b"{}")
-    (folder / "dangling.conversation.json").symlink_to(tmp_path / "nowhere")
+    with contextlib.suppress(OSError):  # Windows may not allow it
+        (folder / "dangling.conversation.json").symlink_to(tmp_path / "nowhere")
     read, skipped = take(folder)
     assert sorted(conversation.messages[0].content for conversation in read) == ["one", "two"]
     assert sorted(item.file for item in skipped) == ["4.conversation.json", "School/3.conversation.json"]
@@ -271,13 +272,35 @@ def test_image_above_the_limit_is_left_out(tmp_path: Path, monkeypatch: pytest.M
     assert [message.images for message in read[0].messages] == [[]]
 
 
-def test_file_full_of_nonsense_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("data", [b"[" + b"0," * 10_000 + b"0]", b'{"chats": [' + b"0," * 10_000 + b"0]}"])
+def test_file_full_of_nonsense_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(source, "MAX_SKIPPED", 10)
     path = tmp_path / "x.json"
-    path.write_bytes(b"[" + b"0," * 10_000 + b"0]")
+    path.write_bytes(data)
     _, skipped = take(path)
     assert len(skipped) == 12
     assert "too much in it" in skipped[-1].reason
+
+
+def test_conversation_of_too_many_messages_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MAX_MESSAGES", 3)
+    long, short = lmstudio(*[turn(asked(str(n))) for n in range(4)]), lmstudio(*[turn(asked(str(n))) for n in range(3)])
+    path = tmp_path / "x.json"
+    path.write_bytes(dumps([long, short]))
+    read, skipped = take(path)
+    assert ([len(conversation.messages) for conversation in read], len(skipped)) == ([3], 1)
+
+
+def test_one_image_shown_a_thousand_times_is_refused(tmp_path: Path) -> None:
+    parts = [picture("sediment://file_1")] * 1000
+    chat = chatgpt(node("q", None, "user", *parts, kind="multimodal_text"), current="q")
+    path = packed(tmp_path / "x.zip", {"conversations.json": dumps([chat]), "file_1.png": png()})
+    with contextlib.closing(Source(path)) as opened:
+        (read,) = opened
+        assert isinstance(read, Conversation)
+        with pytest.raises(Unreadable, match="too large"):
+            for image in read.messages[0].images:
+                opened.image(image.file)
 
 
 def good_zip() -> bytes:

@@ -1,6 +1,5 @@
 import asyncio
 import contextlib
-import io
 import itertools
 import json
 import sqlite3
@@ -10,12 +9,13 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fireside import queries, transfer
 from fireside.db import Database, open_database
 from fireside.errors import NotFound, StorageUnavailable
 from fireside.queries import Recording
-from fireside.source import Skipped
+from fireside.source import Skipped, Source
 from fireside.transfer import Report, export_conversation, export_zip, import_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -143,13 +143,11 @@ async def test_imported_conversations_are_listed_read_and_found(database: Databa
     messages = await database.read(queries.list_messages, ann, conversation.id)
     assert [message.content for message in messages] == ["What is a river?", "Water.", "And a lake?"]
     assert messages[1].model == "qwen3-4b"
-    assert json.loads(bytes(messages[1].token_usage)) == {
-        "prompt_tokens": 30,
-        "completion_tokens": 120,
-        "total_tokens": 150,
-    }  # type: ignore[arg-type]
+    usage = messages[1].token_usage
+    assert isinstance(usage, msgspec.Raw)
+    assert msgspec.json.decode(usage) == {"prompt_tokens": 30, "completion_tokens": 120, "total_tokens": 150}
     assert [hit.title for hit in await database.read(queries.search_all, ann, "riv", 10)] == ["Rivers", "Rivers"]
-    assert [usage["answers"] for usage in await database.read(queries.list_usage, ann)] == [1]
+    assert [day["answers"] for day in await database.read(queries.list_usage, ann)] == [1]
     assert [c.id for c in await database.read(queries.list_conversations, ann, "rivers")] == [conversation.id]
 
 
@@ -508,11 +506,11 @@ async def test_the_zip_can_be_read_without_fireside(database: Database, ann: int
         text = archive.read(next(name for name in names if "same" in name and name.endswith(".md"))).decode()
         link = text.split("![image](")[1].split(")")[0]
         assert archive.read(link.removeprefix("../")) == b"\xff\xd8\xff\xe0 jpeg"
-    folder = tmp_path / "unpacked"
+    unpacked = tmp_path / "unpacked"
     with zipfile.ZipFile(path) as archive:
-        archive.extractall(folder)
+        archive.extractall(unpacked)
     bob = await somebody(database)
-    assert await bring(database, bob, folder) == (8, 8, 0)
+    assert await bring(database, bob, unpacked) == (8, 8, 0)
     copy, original = await database.read(dump, bob), await database.read(dump, ann)
     assert sorted(copy, key=lambda row: str(row["created_at"])) == original  # a folder has no order of its own
 
@@ -593,7 +591,7 @@ async def peak(work: Callable[[], Any]) -> int:
 
 async def test_a_long_file_is_read_in_batches(tmp_path: Path) -> None:
     long = [chatgpt(node("q", None, "user", "x" * 150_000), current="q", id=str(n)) for n in range(30)]
-    with contextlib.closing(transfer.Source(write(tmp_path / "x.json", long))) as source:
+    with contextlib.closing(Source(write(tmp_path / "x.json", long))) as source:
         found = iter(source)
         sizes = [len(batch) for batch in iter(lambda: transfer._take(found), [])]
     assert sizes == [7, 7, 7, 7, 2]
@@ -603,6 +601,5 @@ async def test_leaving_an_export_early_harms_nothing(database: Database, ann: in
     await database.write(queries.add_conversation, ann, {"title": "Cat"})
     stream = export_zip(database, ann)
     first = await anext(stream)
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     assert first.startswith(b"PK")
-    assert io.BytesIO(first)
