@@ -5,7 +5,6 @@ FIRESIDE_ and the name in capitals. docs/configuration.md lists them all; a test
 """
 
 import importlib.util
-import math
 import os
 import re
 import tomllib
@@ -48,7 +47,7 @@ def _number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]
         except ValueError:
             number = None
         right_type = isinstance(number, int) or (kind is float and isinstance(number, float))
-        if isinstance(number, bool) or not right_type or not math.isfinite(number) or not low <= number <= high:
+        if isinstance(number, bool) or not right_type or not low <= number <= high:
             raise ValueError(f"{what} from {low} to {high}")
         return number
 
@@ -195,7 +194,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, a number of thousands of digits
         raise ConfigError(f"{file}: is not valid TOML: {error}") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,239 @@
+"""Settings: where they come from, what they may be, and the one line that a wrong one gets."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fireside import config
+from fireside.config import Config, Provider
+from fireside.errors import ConfigError
+
+
+def load(folder: Path, toml: str = "", flags: dict[str, Any] | None = None, **environ: str) -> Config:
+    if toml:
+        (folder / "config.toml").write_text(toml, "utf-8")
+    return config.load({"data_dir": str(folder), **(flags or {})}, environ)
+
+
+def refused(folder: Path, toml: str = "", flags: dict[str, Any] | None = None, **environ: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, toml, flags, **environ)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 1000
+    return message
+
+
+def provider(loaded: Config, identity: str) -> Provider:
+    return next(provider for provider in loaded.providers if provider.id == identity)
+
+
+def test_nothing_needs_to_be_set(tmp_path: Path) -> None:
+    loaded = load(tmp_path)
+    assert (loaded.host, loaded.port, loaded.ping_seconds) == ("127.0.0.1", 8000, 15.0)
+    assert loaded.database == tmp_path / "fireside.db"
+    assert provider(loaded, "lmstudio") == Provider("lmstudio", "lmstudio", "LM Studio", "http://127.0.0.1:1234")
+
+
+def test_flags_go_before_the_environment_before_the_file_before_the_default(tmp_path: Path) -> None:
+    toml = "port = 1001\nhost = '10.0.0.1'\nping_seconds = 3"
+    loaded = load(tmp_path, toml, {"port": "3003"}, FIRESIDE_PORT="2002", FIRESIDE_HOST="10.0.0.2")
+    assert (loaded.port, loaded.host, loaded.ping_seconds, loaded.backups) == (3003, "10.0.0.2", 3, 7)
+
+
+def test_an_empty_variable_is_none(tmp_path: Path) -> None:
+    assert load(tmp_path, "port = 1001", FIRESIDE_PORT="").port == 1001
+
+
+def test_a_flag_that_was_not_given_is_none(tmp_path: Path) -> None:
+    assert load(tmp_path, flags={"port": None, "open": False}).open is False
+
+
+@pytest.mark.parametrize("given", ["flag", "variable"])
+def test_the_data_directory_decides_which_file_is_read(
+    tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "config.toml").write_text("port = 1001", "utf-8")
+    flags = {"data_dir": "here"} if given == "flag" else {"data_dir": None}
+    environ = {"FIRESIDE_DATA_DIR": "here"} if given == "variable" else {"FIRESIDE_DATA_DIR": "/nowhere"}
+    loaded = config.load(flags, environ)
+    assert loaded.data_dir == tmp_path / "here" and loaded.port == 1001
+
+
+def test_without_a_data_directory_it_is_the_system_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.load({}, {}).data_dir == config.default_data_dir()
+    assert config.default_data_dir().is_absolute() and config.default_data_dir().name == "fireside"
+
+
+def test_settings_are_frozen(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError):
+        load(tmp_path).port = 1  # type: ignore[misc]
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    # setting, a value in the file, the same wrong in the environment ("" where it cannot be written there)
+    ("port", 65536, "65536"),
+    ("port", -1, "-1"),
+    ("port", True, "true"),
+    ("port", 8000.5, "8000.5"),
+    ("port", "x", "x"),
+    ("host", "  ", "  "),
+    ("host", 1, ""),
+    ("open", 1, "maybe"),
+    ("lan", "si", "si"),
+    ("public_url", "chat.example.org", "chat.example.org"),
+    ("public_url", "ftp://example.org", "ftp://example.org"),
+    ("public_url", "https://me:secret@example.org", "https://me:secret@example.org"),
+    ("public_url", "https://example.org?x=1", "https://example.org?x=1"),
+    ("public_url", "http://[::1", "http://[::1"),
+    ("public_url", "http://example.org:99999", "http://example.org:99999"),
+    ("allowed_hosts", ["http://example.org"], "http://example.org"),
+    ("allowed_hosts", ["example.org:8000"], "example.org:8000"),
+    ("allowed_hosts", ["*"], "*"),
+    ("allowed_hosts", [1], "a,,b"),
+    ("allowed_hosts", {"a": 1}, "a b"),
+    ("allowed_origins", ["https://example.org/path"], "https://example.org/path"),
+    ("allowed_origins", ["*"], "*"),
+    ("allowed_origins", ["null"], "null"),
+    ("bootstrap_token", "short", "short"),
+    ("bootstrap_token", "é" * 20, "é" * 20),
+    ("bootstrap_token", "x" * 201, "x" * 201),
+    ("engine_threads", -1, "-1"),
+    ("engine_context", 8, "8"),
+    ("ping_seconds", 0, "0"),
+    ("ping_seconds", float("nan"), "nan"),
+    ("ping_seconds", float("inf"), "inf"),
+    ("ping_seconds", 10**400, "1" + "0" * 400),
+    ("engine_threads", 10**400, "1" + "0" * 400),
+    ("total_seconds", "1e999", "1e999"),
+    ("answer_max_bytes", 1, "1"),
+    ("session_days", -1, "-1"),
+    ("backups", 1000, "1000"),
+    ("backups", 1.0, "1.0"),
+]
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return str(value).lower() if isinstance(value, bool | int | float) else f'"{value}"'
+
+
+@pytest.mark.parametrize(("name", "value", "text"), WRONG, ids=lambda value: str(value)[:30])
+def test_a_wrong_value_is_named_wherever_it_comes_from(tmp_path: Path, name: str, value: Any, text: str) -> None:
+    message = refused(tmp_path, f"{name} = {toml(value)}")
+    assert message.startswith(f"{tmp_path / 'config.toml'}: {name}: must be ")
+    (tmp_path / "config.toml").unlink()
+    if text:
+        variable = f"FIRESIDE_{name.upper()}"
+        assert refused(tmp_path, **{variable: text}).startswith(f"{variable}: must be ")
+        assert refused(tmp_path, flags={name: text}).startswith(f"--{name.replace('_', '-')}: must be ")
+
+
+def test_a_wrong_value_is_refused_even_where_another_goes_before_it(tmp_path: Path) -> None:
+    assert "port" in refused(tmp_path, "port = 'x'", {"port": "8000"})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", True), ("TRUE", True), ("yes", True), ("on", True), ("0", False), ("No", False)]
+)
+def test_flags_are_words_in_the_environment(tmp_path: Path, text: str, value: bool) -> None:
+    assert load(tmp_path, FIRESIDE_OPEN=text).open is value
+
+
+def test_lists_are_separated_by_commas_in_the_environment(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path, FIRESIDE_ALLOWED_HOSTS="Chat.Example.org, [::2]", FIRESIDE_ALLOWED_ORIGINS="https://a.example/"
+    )
+    assert loaded.allowed_hosts == ("chat.example.org", "[::2]")
+    assert loaded.allowed_origins == ("https://a.example",)
+
+
+def test_a_tilde_is_the_home_directory(tmp_path: Path) -> None:
+    assert load(tmp_path, "models_dir = '~/models'").models_dir == Path.home() / "models"
+
+
+def test_an_unknown_name_in_the_file_is_an_error(tmp_path: Path) -> None:
+    assert refused(tmp_path, "prot = 8000").endswith("config.toml: prot: there is no such setting")
+    assert refused(tmp_path, "data_dir = 'x'").endswith("data_dir: there is no such setting")
+
+
+@pytest.mark.parametrize(
+    "content", [b"port = ", b"\xff\xfe", b"port = 1\nport = 2", b"[providers", b"port = 1" + b"0" * 5000]
+)
+def test_a_file_that_is_not_toml_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.toml").write_bytes(content)
+    assert "config.toml: is not valid TOML" in refused(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").mkdir()
+    assert "config.toml: cannot be read" in refused(tmp_path)
+
+
+# ---- providers
+
+
+def test_the_environment_has_the_last_word_on_lmstudio(tmp_path: Path) -> None:
+    toml = "[[providers]]\nid = 'lmstudio'\nurl = 'http://127.0.0.1:1'\nname = 'Mine'\nconcurrency = 2"
+    assert provider(load(tmp_path, toml), "lmstudio").url == "http://127.0.0.1:1"
+    changed = provider(
+        load(
+            tmp_path,
+            FIRESIDE_LMSTUDIO_URL="http://127.0.0.1:2/",
+            FIRESIDE_LMSTUDIO_API_KEY="key",
+            FIRESIDE_LMSTUDIO_CONCURRENCY="9",
+        ),
+        "lmstudio",
+    )
+    assert changed == Provider("lmstudio", "lmstudio", "Mine", "http://127.0.0.1:2", "key", 9)
+
+
+def test_further_servers_come_from_the_file(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "[[providers]]\nid = 'big'\nurl = 'http://10.0.0.1:8080/v1'\napi_key = 'k'")
+    assert provider(loaded, "big") == Provider("big", "openai", "big", "http://10.0.0.1:8080/v1", "k", 4)
+    assert next(entry.id for entry in loaded.providers) == "lmstudio"
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ("name = 'x'", "providers[1].id"),
+        ("id = 'Big'\nurl = 'http://x'", "providers[1].id"),
+        ("id = 'a/b'\nurl = 'http://x'", "providers[1].id"),
+        ("id = 'x'", "provider x: url"),
+        ("id = 'x'\nurl = 'x'", "provider x: url"),
+        ("id = 'x'\nurl = 'http://x'\nkind = 'ollama'", "provider x: kind"),
+        ("id = 'x'\nkind = 'embedded'", "provider x: kind"),
+        ("id = 'x'\nurl = 'http://x'\nconcurrency = 0", "provider x: concurrency"),
+        ("id = 'x'\nurl = 'http://x'\nmodel = 'y'", "provider x: model"),
+    ],
+)
+def test_a_wrong_provider_is_named(tmp_path: Path, entry: str, named: str) -> None:
+    assert f"config.toml: {named}: " in refused(tmp_path, f"[[providers]]\n{entry}")
+
+
+@pytest.mark.parametrize("value", ["1", "'x'", "['lmstudio']", "{id = 'x'}"])
+def test_providers_are_tables(tmp_path: Path, value: str) -> None:
+    assert "config.toml: providers: " in refused(tmp_path, f"providers = {value}")
+
+
+@pytest.mark.parametrize("variable", ["URL", "CONCURRENCY"])
+def test_a_wrong_variable_of_lmstudio_is_named(tmp_path: Path, variable: str) -> None:
+    name = f"FIRESIDE_LMSTUDIO_{variable}"
+    assert refused(tmp_path, **{name: "x"}).startswith(f"{name}: must be ")
+
+
+# ---- secrets
+
+
+def test_a_wrong_token_is_not_shown(tmp_path: Path) -> None:
+    assert "s3cret" not in refused(tmp_path, FIRESIDE_BOOTSTRAP_TOKEN="s3cret")
+
+
+def test_secrets_do_not_show_in_a_traceback(tmp_path: Path) -> None:
+    loaded = load(tmp_path, FIRESIDE_BOOTSTRAP_TOKEN="s3cret" * 5, FIRESIDE_LMSTUDIO_API_KEY="s3cret")
+    assert "s3cret" not in repr(loaded) and provider(loaded, "lmstudio").api_key == "s3cret"
