@@ -1,215 +1,167 @@
 """The hub: answers being written, and their readers.
 
-A generation is a task of the hub, not of the HTTP response that asked for it. It appends events to a log; a reader is a cursor
+A generation is a task of the hub, not of the HTTP response that asked for it. It writes to an event log; a reader is a cursor
 over that log, so there is no queue a reader, nothing to drop for a slow one, and no gap between replay and live. Texts are saved
 for all running generations together, at most SAVE_SECONDS behind. What a `done` event announces is on disk.
 """
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
-from json.encoder import encode_basestring_ascii
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from . import prompt, queries
+from msgspec import Raw
+
+from . import eventlog, prompt, queries
 from .config import Config
 from .db import Database, now
-from .errors import FiresideError, Invalid, NotFound, ProviderFailed, StorageUnavailable
-from .providers import Answering, ChatRequest, Content, Finish, Progress, Providers, Reasoning, Usage
-from .queries import Begun, Recording
+from .errors import AuthRequired, FiresideError, Invalid, NotFound, ProviderFailed, StorageUnavailable
+from .eventlog import EventLog
+from .providers import Answering, ChatRequest, Content, Finish, Model, Part, Progress, Providers, Reasoning, Usage
+from .queries import Begun, Message
 
 log = logging.getLogger("fireside.chat")
 
 SAVE_SECONDS = 0.4  # between two commits of what running generations have made
-LOADING_POLL_SECONDS = 1.0
+RETRY_SECONDS = 2.0  # between two of them when the disk does not take it
 CLOSING_SECONDS = 3.0  # what a stop waits for; what is not saved by then is what the last commit had
-BACKLOG = 512  # events that a reader is handed at a time
-CRASH_GAP = 1 << 32  # added to the ids that follow a crash: no reader can have seen them before it
 SLEEP_SECONDS = 5.0  # a timer that is later than this has slept with the computer
-
-
-def frame(event_id: int | None, event: str, generation_id: str, data: dict[str, Any]) -> bytes:
-    """One server-sent event. JSON in ASCII: some readers end lines at U+2028 too."""
-    head = "" if event_id is None else f"id: {event_id}\n"
-    return f"{head}event: {event}\ndata: {json.dumps({'generation_id': generation_id, **data})}\n\n".encode()
-
-
-def replay(generation_id: str, recording: Recording) -> Iterator[tuple[int, bytes]]:
-    """The events of an answer that has ended, with their ids, exactly as its live readers were sent them."""
-    event_id = said = thought = 0
-    for entry in json.loads(recording.log):
-        event_id += 1
-        if isinstance(entry, dict):
-            event_id = entry.get("id", event_id)
-            yield event_id, frame(event_id, entry["event"], generation_id, entry["data"])
-        elif entry > 0:
-            text, said = recording.content[said : said + entry], said + entry
-            yield event_id, frame(event_id, "delta", generation_id, {"delta": text})
-        else:
-            text, thought = recording.reasoning[thought : thought - entry], thought - entry
-            yield event_id, frame(event_id, "reasoning", generation_id, {"delta": text})
-
-
-def after(events: list[tuple[int, bytes]], generation_id: str, position: int) -> list[bytes]:
-    """What follows event `position`; all of it after a `reset` when that event was never saved."""
-    if position and position not in {event_id for event_id, _ in events}:
-        return [frame(None, "reset", generation_id, {}), *(event for _, event in events)]
-    return [event for event_id, event in events if event_id > position]
+LOOK_SECONDS = 1.5  # what an answer waits for news of its model
+LOOK_AGE_SECONDS = 30.0  # after which it wants news
+LOADING_POLL_SECONDS = 1.0
 
 
 class Generation:
-    """An answer being written. Event n of the log has the id n, from 1 on."""
+    """An answer being written. All times are the event loop's."""
 
     def __init__(self, user_id: int, conversation_id: int, begun: Begun) -> None:
         self.id = begun.generation_id
         self.user_id = user_id
         self.conversation_id = conversation_id
         self.begun = begun
-        self.frames: list[bytes] = []
-        self.log: list[int | dict[str, Any]] = []
-        self.content: list[str] = []
-        self.reasoning: list[str] = []
-        self.size = 0  # characters of both
-        self.saved = (0, 0, 0)  # how much of log, content and reasoning the database has
+        self.log = EventLog(begun.generation_id)
+        self.status = "generating"  # then that of `done`
+        self.error: FiresideError | None = None
         self.model: str | None = None  # that really answers
         self.usage: dict[str, int] | None = None
         self.stats: dict[str, Any] = {}
         self.phase = ""
+        self.asked_at = self.spoke_at = asyncio.get_running_loop().time()  # spoke_at: the newest text
+        self.first_at: float | None = None  # the first text
         self.task: asyncio.Task[None] | None = None
         self.started = False
         self.stopped: str | FiresideError | None = None  # "canceled", "interrupted", or what went wrong
-        self.status = "generating"
         self.ending = False  # nothing can stop it any more
         self.ended = asyncio.Event()
-        self.changed = asyncio.Event()
-        self.spoke_at = 0.0  # loop time of the newest text
-
-    def event(self, event: str, data: dict[str, Any]) -> None:
-        self.log.append({"event": event, "data": data})
-        self.frames.append(frame(len(self.log), event, self.id, data))
-        self.publish()
-
-    def delta(self, text: str, reasoning: bool) -> None:
-        (self.reasoning if reasoning else self.content).append(text)
-        self.log.append(-len(text) if reasoning else len(text))
-        self.size += len(text)
-        event = "reasoning" if reasoning else "delta"
-        self.frames.append(
-            f'id: {len(self.log)}\nevent: {event}\ndata: {{"generation_id": "{self.id}", '
-            f'"delta": {encode_basestring_ascii(text)}}}\n\n'.encode()
-        )
+        self._told: tuple[str, dict[str, int]] | None = None
 
     def progress(self, phase: str, **details: int) -> None:
-        if (phase, details) != (self.phase, {}):
-            self.phase = phase
-            self.event("progress", {"phase": phase, **details})
-
-    def publish(self) -> None:
-        """Wake the readers. Everything that has come together is handed over together."""
-        self.changed.set()
-        self.changed = asyncio.Event()
+        """Tell the phase, unless that was told last."""
+        self.phase = phase
+        if self._told != (phase, details):
+            self._told = phase, details
+            self.log.add("progress", {"phase": phase, **details})
 
     def stop(self, reason: str | FiresideError) -> None:
-        """Ask the task to end. Only the first reason counts: a second cancel() would leak the upstream connection
-        (encode/httpx#3782)."""
+        """Ask the task to end. Only the first reason counts."""
         if self.stopped is None and not self.ending:
             self.stopped = reason
             if self.task is not None and self.started:  # a task that is cancelled before its first step never takes one
                 self.task.cancel()
 
-    def part(self) -> tuple[str, int, str, str, str] | None:
-        """What queries.add_parts wants of this generation since the last time; None when there is nothing new."""
-        events, said, thought = self.saved
-        if self.ending or len(self.log) == events:
-            return None
-        content, reasoning = "".join(self.content[said:]), "".join(self.reasoning[thought:])
-        return self.id, events + 1, content, reasoning, json.dumps(self.log[events:])
+    def conclude(self, outcome: str | FiresideError) -> None:
+        """All that is told before `done`: "ok", "canceled", "interrupted", or what went wrong."""
+        if isinstance(outcome, FiresideError):
+            self.status, self.error = "error", outcome
+            self.log.add("error", {"code": outcome.code, "message": outcome.message})
+        else:
+            self.status = outcome
 
-    def mark(self) -> tuple[int, int, int]:
-        return len(self.log), len(self.content), len(self.reasoning)
+    def done(self) -> dict[str, Any]:
+        return {"status": self.status, "message_id": self.begun.message_id, "stats": self.stats}
 
-    def recording(self) -> Recording:
-        status = "complete" if self.status == "ok" else self.status
-        content, reasoning = "".join(self.content), "".join(self.reasoning)
-        return Recording(self.begun.message_id, status, content, reasoning, json.dumps(self.log))
+    def save(self, tx: sqlite3.Connection) -> None:
+        queries.finish_generation(
+            tx,
+            self.id,
+            self.log.recording(self.begun.message_id, self._kept_status, self.done()),
+            model=self.model,
+            token_usage=self.usage,
+            stats=self.stats,
+            error=self._kept_error,
+        )
 
-    async def follow(self, position: int, ping_seconds: float) -> AsyncIterator[bytes]:
-        """The events after `position` as they come, joined where several wait; a `ping` after every silence."""
-        if position > len(self.frames):
-            position = 0
-            yield frame(None, "reset", self.id, {})
-        while True:
-            changed = self.changed
-            if position < len(self.frames):
-                waiting = self.frames[position : position + BACKLOG]
-                position += len(waiting)
-                yield b"".join(waiting)
-            elif self.ended.is_set():
-                return
-            else:
-                try:
-                    async with asyncio.timeout(ping_seconds):
-                        await changed.wait()
-                except TimeoutError:
-                    yield frame(None, "ping", self.id, {"ts": now()})
+    def show(self, message: Message) -> None:
+        """Put into its message what is not in its row yet."""
+        message.content, message.reasoning = self.log.content, self.log.reasoning
+        if self.log.ended:
+            message.status, message.error = self._kept_status, Raw(json.dumps(self._kept_error).encode())
+
+    @property
+    def _kept_status(self) -> str:
+        return "complete" if self.status == "ok" else self.status
+
+    @property
+    def _kept_error(self) -> dict[str, str] | None:
+        return None if self.error is None else {"code": self.error.code, "message": self.error.message}
 
 
 class Slots:
     """Who may generate at a provider: `capacity` at a time, the others first come first served, the users in turn."""
 
     def __init__(self, capacity: int) -> None:
-        self.free = capacity
-        self.waiting: dict[
-            int, deque[tuple[Generation, asyncio.Future[None]]]
-        ] = {}  # by user, in the order of their turns
+        self._free = capacity
+        self._line: dict[int, deque[tuple[Generation, asyncio.Event]]] = {}  # by user, in the order of their turns
 
-    async def enter(self, generation: Generation) -> None:
-        if self.free > 0 and not self.waiting:
-            self.free -= 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.setdefault(generation.user_id, deque()).append((generation, turn))
+    @contextlib.asynccontextmanager
+    async def slot(self, generation: Generation) -> AsyncIterator[None]:
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(generation)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _wait(self, generation: Generation) -> None:
+        place = generation, asyncio.Event()
+        self._line.setdefault(generation.user_id, deque()).append(place)
         self._announce()
         try:
-            await turn
+            await place[1].wait()
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.leave()
+            if place[1].is_set():  # it had its turn in the same moment
+                self._leave()
             else:
-                self._forget(generation)
+                self._line[generation.user_id].remove(place)
+                self._line = {user_id: line for user_id, line in self._line.items() if line}
+                self._announce()
             raise
 
-    def leave(self) -> None:
-        self.free += 1
-        while self.free > 0 and self.waiting:
-            user_id, queue = next(iter(self.waiting.items()))
-            _, turn = queue.popleft()
-            del self.waiting[user_id]
-            if queue:
-                self.waiting[user_id] = queue  # this user's next one comes after everybody else's first
-            self.free -= 1
-            turn.set_result(None)
-        self._announce()
-
-    def _forget(self, generation: Generation) -> None:
-        queue = self.waiting[generation.user_id]
-        queue.remove(next(entry for entry in queue if entry[0] is generation))
-        if not queue:
-            del self.waiting[generation.user_id]
+    def _leave(self) -> None:
+        """The slot goes to who is next. That user's next one comes after everybody else's first."""
+        if not self._line:
+            self._free += 1
+            return
+        user_id = next(iter(self._line))
+        line = self._line.pop(user_id)
+        line.popleft()[1].set()
+        if line:
+            self._line[user_id] = line
         self._announce()
 
     def _announce(self) -> None:
-        """Tell everybody their place. It is the order of `leave`: round after round, a generation of each user."""
-        rounds = max(map(len, self.waiting.values()), default=0)
-        line = [queue[turn][0] for turn in range(rounds) for queue in self.waiting.values() if turn < len(queue)]
-        for place, generation in enumerate(line, 1):
-            if generation.stats.get("place") != place:
-                generation.stats["place"] = place
-                generation.progress("queued", place=place)
+        """Tell everybody their place: round after round, a generation of each user."""
+        rounds = itertools.zip_longest(*self._line.values())
+        line = [place for turn in rounds for place in turn if place]
+        for number, (generation, _) in enumerate(line, 1):
+            generation.progress("queued", place=number)
 
 
 class Hub:
@@ -220,35 +172,36 @@ class Hub:
         self.database = database
         self.providers = providers
         self.running: dict[str, Generation] = {}
-        self.unsaved: dict[str, Generation] = {}  # ended, but the disk has not taken it yet
+        self.unsaved: dict[str, Generation] = {}  # ended, and told so, but the disk has not taken them yet
         self.slots = {provider.id: Slots(provider.concurrency) for provider in providers.settings.values()}
-        self.dirty = asyncio.Event()
-        self.saver: asyncio.Task[None] | None = None
-        self.beginning: set[asyncio.Task[Begun]] = set()
         self.closing = False
+        self._dirty = asyncio.Event()
+        self._saver: asyncio.Task[None] | None = None
+        self._beginning: set[asyncio.Task[Begun]] = set()
 
     async def start(self) -> None:
         """End what a killed server left behind, with the text that was saved, and begin to save."""
         count = await self.database.write(_recover)
         if count:
             log.warning("%d answers were interrupted when the server stopped; their text was kept", count)
-        self.saver = asyncio.create_task(self._save_regularly(), name="saver")
+        self._saver = asyncio.create_task(self._save_regularly(), name="saver")
 
     async def aclose(self) -> None:
         """Interrupt every generation, save them, and tell their readers."""
         self.closing = True
-        await asyncio.gather(*self.beginning, return_exceptions=True)
-        for generation in self.running.values():
+        await asyncio.gather(*self._beginning, return_exceptions=True)
+        running = list(self.running.values())
+        for generation in running:
             generation.stop("interrupted")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_SECONDS):
-                await asyncio.gather(*(generation.ended.wait() for generation in self.running.values()))
-        if self.saver is not None:
-            self.saver.cancel()
-            await asyncio.gather(self.saver, return_exceptions=True)
-            self.saver = None
-        with contextlib.suppress(StorageUnavailable):
-            await self._save_unsaved()
+                await asyncio.gather(*(generation.ended.wait() for generation in running))
+        if self._saver is not None:
+            self._saver.cancel()
+            await asyncio.gather(self._saver, return_exceptions=True)
+            self._saver = None
+            with contextlib.suppress(StorageUnavailable):
+                await self._save_unsaved()
 
     # ------------------------------------------------------------------------------------------------ what is asked of it
 
@@ -268,10 +221,9 @@ class Hub:
             self.providers.get(provider_id)
         if conversation_id in {generation.conversation_id for generation in self.unsaved.values()}:
             await self._save_unsaved()
-
         beginning = asyncio.create_task(self._begin(user_id, conversation_id, provider_id, model, params, retry))
-        self.beginning.add(beginning)
-        beginning.add_done_callback(self.beginning.discard)
+        self._beginning.add(beginning)
+        beginning.add_done_callback(self._beginning.discard)
         return await asyncio.shield(beginning)  # a caller who is cancelled must leave no row that nobody writes
 
     async def _begin(
@@ -286,7 +238,7 @@ class Hub:
         fallback: tuple[str, str] | None = None
         for _ in range(2):
             begun = await self.database.write(
-                queries.begin_answer,
+                _begin_answer,
                 user_id,
                 conversation_id,
                 provider_id,
@@ -306,10 +258,8 @@ class Hub:
     def _run(self, generation: Generation) -> None:
         self.running[generation.id] = generation
         details = {"message_id": generation.begun.message_id, "conversation_id": generation.conversation_id}
-        generation.event("ping", details | {"ts": now()})
+        generation.log.add("ping", details | {"ts": now()})
         generation.task = asyncio.create_task(self._generate(generation), name=f"generation {generation.id}")
-        if self.closing:
-            generation.stop("interrupted")
 
     async def _loaded_model(self, provider_id: str | None, model: str | None) -> tuple[str, str] | None:
         """A provider and model for a conversation that has had none: one that is loaded, if there is one."""
@@ -329,12 +279,22 @@ class Hub:
 
     async def follow(self, user_id: int, generation_id: str, position: int = 0) -> AsyncIterator[bytes]:
         """A reader of a generation, from the event after `position`. Raises NotFound before the first event."""
-        generation = self._find(user_id, generation_id)
-        if generation is not None:
-            return generation.follow(position, self.config.ping_seconds)
+        generation = self.running.get(generation_id) or self.unsaved.get(generation_id)
+        if generation is not None and generation.user_id == user_id:
+            return generation.log.follow(position, self.config.ping_seconds)
         recording = await self.database.read(queries.get_recording, user_id, generation_id)
-        events = after(list(replay(generation_id, recording)), generation_id, position)
-        return _chunks(events)
+        return _joined(eventlog.replay(generation_id, recording, position))
+
+    async def messages(self, user_id: int, conversation_id: int, limit: int, before: int | None) -> list[Message]:
+        """queries.list_messages, with what has been written so far of an answer, whose row has no text before its end."""
+        writing = self.unsaved | self.running  # those that end while the rows are read too
+        messages = await self.database.read(queries.list_messages, user_id, conversation_id, limit, before)
+        for message in messages:
+            if message.status == "generating" and isinstance(message.generation_id, str):
+                generation = writing.get(message.generation_id) or self.running.get(message.generation_id)
+                if generation is not None:
+                    generation.show(message)
+        return messages
 
     async def cancel(self, user_id: int, generation_id: str) -> None:
         """Returns when the upstream connection is closed and the text is saved."""
@@ -360,139 +320,125 @@ class Hub:
         generation.stop("canceled")
         await generation.ended.wait()
 
-    def overlay(self, messages: Iterable[queries.Message]) -> None:
-        """Put what has been written so far into a running answer, whose row has no text before its end."""
-        for message in messages:
-            if message.status == "generating" and isinstance(message.generation_id, str):
-                generation = self.running.get(message.generation_id)
-                if generation is not None:
-                    message.content, message.reasoning = "".join(generation.content), "".join(generation.reasoning)
-
-    def _find(self, user_id: int, generation_id: str) -> Generation | None:
-        generation = self.running.get(generation_id) or self.unsaved.get(generation_id)
-        return generation if generation is not None and generation.user_id == user_id else None
-
     # ------------------------------------------------------------------------------------------------ a generation's life
 
     async def _generate(self, generation: Generation) -> None:
         """The task of a generation, from its first step to its last event."""
         generation.started = True
-        error: FiresideError | None = None
+        outcome: str | FiresideError = "ok"
         try:
             if generation.stopped is None:
                 await self._write_answer(generation)
-            generation.status = "ok"
         except asyncio.CancelledError:
-            pass
+            outcome = "interrupted"  # whoever did it without `stop`
         except FiresideError as failure:
-            error = failure
+            outcome = failure
         except Exception:
             log.exception("generation %s failed", generation.id)
-            error = FiresideError()
+            outcome = FiresideError()
         generation.ending = True
-        if isinstance(generation.stopped, FiresideError):
-            error = error or generation.stopped
-        elif generation.stopped is not None and error is None:
-            generation.status = generation.stopped
-        await self._finish(generation, error)
+        await self._finish(generation, generation.stopped or outcome)
 
     async def _write_answer(self, generation: Generation) -> None:
-        loop = asyncio.get_running_loop()
-        slots, asked_at = self.slots[generation.begun.provider_id], loop.time()
-        await slots.enter(generation)
-        try:
-            sent_at = loop.time()
-            if generation.stats.pop("place", None):
-                generation.stats["queued_ms"] = _ms(sent_at - asked_at)
+        async with self.slots[generation.begun.provider_id].slot(generation):
+            generation.spoke_at = sent_at = asyncio.get_running_loop().time()
+            if generation.phase == "queued":
+                generation.stats["queued_ms"] = _ms(sent_at - generation.asked_at)
             with self._deadlines(generation):
                 try:
-                    await self._stream(generation, sent_at)
+                    await self._stream(generation)
                 finally:
                     self._measure(generation, sent_at)
-        finally:
-            slots.leave()
 
-    async def _stream(self, generation: Generation, sent_at: float) -> None:
+    async def _stream(self, generation: Generation) -> None:
         """Ask the model, with less history each time that it says the context is too small before it has said anything else."""
         begun = generation.begun
         history = await self.database.read(queries.get_prompt, begun.question_id)
-        offer = self.providers.known(begun.provider_id, begun.model)
+        offer = await self._offer(begun.provider_id, begun.model)
         if offer is not None and offer.vision is False and any(turn.images for turn in history.turns):
             raise ProviderFailed("VISION_UNSUPPORTED", f"{begun.model} cannot see images. Choose a model that can.")
         context = offer.context_length if offer is not None else None
         omitted = prompt.omit(history, context, begun.params.get("max_tokens"))
-        generation.stats |= {"context_length": context} if context else {}
-        waiting = asyncio.create_task(self._watch_loading(generation))
-        generation.progress("loading" if offer is not None and offer.state == "not-loaded" else "prompt")
-        try:
+        generation.progress(_phase(offer))
+        async with self._watching_the_load(generation):
             while True:
                 generation.stats["omitted_messages"] = omitted
                 request = ChatRequest(begun.model, prompt.messages(history, omitted), begun.params)
                 try:
-                    await self._read(generation, request, sent_at)
-                    return
+                    return await self._read(generation, request)
                 except ProviderFailed as failure:
                     less = prompt.omit_more(history, omitted)
-                    if failure.code != "CONTEXT_OVERFLOW" or generation.size or less is None:
+                    if failure.code != "CONTEXT_OVERFLOW" or generation.first_at is not None or less is None:
                         raise
                     omitted = less
-        finally:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
 
-    async def _read(self, generation: Generation, request: ChatRequest, sent_at: float) -> None:
+    async def _offer(self, provider_id: str, model: str) -> Model | None:
+        """What is known of a model: not older than half a minute, unless its server is too slow to say."""
+        with contextlib.suppress(ProviderFailed, TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self.providers.models(provider_id, LOOK_AGE_SECONDS)
+        return self.providers.known(provider_id, model)
+
+    async def _read(self, generation: Generation, request: ChatRequest) -> None:
         """Take the answer in, a network read at a time."""
-        loop = asyncio.get_running_loop()
-        stats = generation.stats
         async with contextlib.aclosing(self.providers.chat(generation.begun.provider_id, request)) as reads:
             async for parts in reads:
                 for part in parts:
-                    match part:
-                        case Content(text) | Reasoning(text):
-                            generation.spoke_at = loop.time()
-                            reasoning = isinstance(part, Reasoning)
-                            if generation.phase != "generating":
-                                stats["ttft_ms"] = _ms(generation.spoke_at - sent_at)
-                                generation.progress("generating")
-                            if not reasoning and generation.reasoning and not generation.content:
-                                stats["reasoning_ms"] = _ms(generation.spoke_at - sent_at) - stats["ttft_ms"]
-                            generation.delta(text, reasoning)
-                        case Usage(prompt_tokens, completion_tokens, total_tokens):
-                            generation.usage = {
-                                "prompt_tokens": prompt_tokens,
-                                "completion_tokens": completion_tokens,
-                                "total_tokens": total_tokens,
-                            }
-                        case Answering(model):
-                            generation.model = model
-                        case Progress(done, total) if generation.phase != "generating":
-                            generation.progress("prompt", done=done, total=total)
-                        case Finish(reason):
-                            stats["finish_reason"] = reason
-                generation.publish()
-                self.dirty.set()
-                if generation.size > self.config.answer_max_bytes:
+                    self._take(generation, part)
+                generation.log.publish()
+                self._dirty.set()
+                if generation.log.size > self.config.answer_max_bytes:
                     raise ProviderFailed("ANSWER_TOO_LARGE", "The answer grew too large and was ended.")
+
+    def _take(self, generation: Generation, part: Part) -> None:
+        match part:
+            case Content(text) | Reasoning(text):
+                generation.spoke_at = asyncio.get_running_loop().time()
+                if generation.first_at is None:
+                    generation.first_at = generation.spoke_at
+                    generation.progress("generating")
+                if isinstance(part, Reasoning):
+                    generation.log.think(text)
+                    generation.stats["reasoning_ms"] = _ms(generation.spoke_at - generation.first_at)
+                else:
+                    generation.log.say(text)
+            case Usage(prompt_tokens, completion_tokens, total_tokens):
+                generation.usage = {
+                    "prompt_tokens": prompt_tokens,
+                    "completion_tokens": completion_tokens,
+                    "total_tokens": total_tokens,
+                }
+            case Answering(model):
+                generation.model = model
+            case Progress(done, total) if generation.first_at is None:
+                generation.progress("prompt", done=done, total=total)
+            case Finish(reason):
+                generation.stats["finish_reason"] = reason
 
     def _measure(self, generation: Generation, sent_at: float) -> None:
         """Speed and times as seen from here: LM Studio's stream tells neither."""
-        stats, usage = generation.stats, generation.usage
+        begun, stats, usage = generation.begun, generation.stats, generation.usage
         stats["total_ms"] = _ms(asyncio.get_running_loop().time() - sent_at)
-        spent = generation.spoke_at - sent_at - stats.get("ttft_ms", 0) / 1000
-        if usage is not None and usage["completion_tokens"] > 1 and spent > 0:
-            stats["tokens_per_second"] = round((usage["completion_tokens"] - 1) / spent, 2)
-        if generation.model not in (None, generation.begun.model):
-            stats["requested_model"] = generation.begun.model
+        if generation.first_at is not None:
+            stats["ttft_ms"] = _ms(generation.first_at - sent_at)
+            spent = generation.spoke_at - generation.first_at
+            if usage is not None and usage["completion_tokens"] > 1 and spent > 0:
+                stats["tokens_per_second"] = round((usage["completion_tokens"] - 1) / spent, 2)
+        offer = self.providers.known(begun.provider_id, begun.model)  # loaded meanwhile, perhaps
+        if offer is not None and offer.context_length is not None:
+            stats["context_length"] = offer.context_length
+        if generation.model not in (None, begun.model):
+            stats["requested_model"] = begun.model
 
     @contextlib.contextmanager
     def _deadlines(self, generation: Generation) -> Iterator[None]:
         """Stop a generation that is silent or lasts for too long. One timer, set anew only when it fires."""
         loop, config = asyncio.get_running_loop(), self.config
         end = loop.time() + config.total_seconds
-        generation.spoke_at = loop.time()
+        timer: asyncio.TimerHandle
 
         def due() -> float:
-            patience = config.between_tokens_seconds if generation.size else config.first_token_seconds
+            patience = config.first_token_seconds if generation.first_at is None else config.between_tokens_seconds
             return min(generation.spoke_at + patience, end)
 
         def look(expected: float) -> None:
@@ -506,7 +452,7 @@ class Hub:
                 return
             if loop.time() >= end:
                 what = f"The answer was not complete after {config.total_seconds:g} s and was ended."
-            elif generation.size:
+            elif generation.first_at is not None:
                 what = f"The model server was silent for {config.between_tokens_seconds:g} s."
             else:
                 what = f"The model server did not begin to answer within {config.first_token_seconds:g} s."
@@ -518,102 +464,104 @@ class Hub:
         finally:
             timer.cancel()
 
-    async def _watch_loading(self, generation: Generation) -> None:
-        """While nothing has come: say whether the model is being loaded, where the server tells."""
+    @contextlib.asynccontextmanager
+    async def _watching_the_load(self, generation: Generation) -> AsyncIterator[None]:
+        """While nothing has come: say whether the model is being loaded, where the server can tell."""
         provider_id, model = generation.begun.provider_id, generation.begun.model
-        while generation.phase in ("loading", "prompt"):
-            await asyncio.sleep(LOADING_POLL_SECONDS)
-            with contextlib.suppress(ProviderFailed):
-                await self.providers.models(provider_id, max_age=LOADING_POLL_SECONDS / 2)
-            offer = self.providers.known(provider_id, model)
-            if offer is not None and offer.state is not None and generation.phase in ("loading", "prompt"):
-                generation.progress("prompt" if offer.state == "loaded" else "loading")
 
-    async def _finish(self, generation: Generation, error: FiresideError | None) -> None:
-        """Save, then tell. When the disk does not take it, tell that, and go on trying."""
-        if error is not None:
-            generation.status = "error"
-            generation.event("error", {"code": error.code, "message": error.message})
-        if generation.usage is not None:
-            generation.event("usage", {"usage": generation.usage})
+        async def watch() -> None:
+            while generation.first_at is None:
+                await asyncio.sleep(LOADING_POLL_SECONDS)
+                with contextlib.suppress(ProviderFailed):
+                    await self.providers.models(provider_id, LOADING_POLL_SECONDS / 2)
+                phase = _phase(self.providers.known(provider_id, model))
+                if phase != generation.phase and generation.first_at is None:
+                    generation.progress(phase)
+
+        if self.providers.get(provider_id).kind == "openai":  # whose servers do not tell
+            yield
+            return
+        watching = asyncio.create_task(watch())
         try:
-            await self._save(generation, error)
-        except StorageUnavailable as failure:
-            generation.status, error = "error", failure
-            generation.event("error", {"code": failure.code, "message": failure.message})
-            self.unsaved[generation.id] = generation
-        except Exception:
-            log.exception("generation %s could not be saved", generation.id)
-        del self.running[generation.id]
-        generation.ended.set()
-        generation.event("done", _summary(generation))
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
-    async def _save(self, generation: Generation, error: FiresideError | None) -> None:
-        recording = generation.recording()
-        recording.log = json.dumps([*generation.log, {"event": "done", "data": _summary(generation)}])
-        await self.database.write(
-            queries.finish_generation,
-            generation.id,
-            recording,
-            model=generation.model,
-            token_usage=generation.usage,
-            stats=generation.stats,
-            error=None if error is None else {"code": error.code, "message": error.message},
-        )
+    async def _finish(self, generation: Generation, outcome: str | FiresideError) -> None:
+        """Save, then tell. When the disk does not take it, tell that, and go on trying."""
+        if generation.usage is not None:
+            generation.log.add("usage", {"usage": generation.usage})
+        generation.conclude(outcome)
+        try:
+            await self.database.write(generation.save)
+        except Exception as failure:
+            _report(failure)
+            generation.conclude(
+                StorageUnavailable("The disk does not take the answer. It is saved as soon as it does.")
+            )
+            self.unsaved[generation.id] = generation
+            self._dirty.set()
+        del self.running[generation.id]
+        generation.log.end(generation.done())
+        generation.ended.set()
 
     # ------------------------------------------------------------------------------------------------ saving
 
     async def _save_regularly(self) -> None:
         while True:
-            await self.dirty.wait()
+            await self._dirty.wait()
             await asyncio.sleep(SAVE_SECONDS)
-            self.dirty.clear()
+            self._dirty.clear()
             try:
                 await self._save_parts()
                 await self._save_unsaved()
-            except StorageUnavailable:
-                self.dirty.set()
-            except Exception:
-                log.exception("partial answers could not be saved")
+            except Exception as failure:
+                _report(failure)
+                self._dirty.set()
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _save_parts(self) -> None:
-        parts, marks = [], {}
-        for generation in self.running.values():
-            part = generation.part()
-            if part is not None:
-                parts.append(part)
-                marks[generation.id] = generation.mark()
-        if parts:
-            await self.database.write(queries.add_parts, parts)
-            for generation in self.running.values():
-                generation.saved = marks.get(generation.id, generation.saved)
+        logs = [generation.log for generation in self.running.values() if not generation.ending]
+        news = [(events, events.mark, events.part()) for events in logs if events.mark != events.saved]
+        if news:
+            await self.database.write(queries.add_parts, [part for _, _, part in news])
+        for events, mark, _ in news:
+            events.saved = mark
 
     async def _save_unsaved(self) -> None:
         for generation in list(self.unsaved.values()):
-            await self._save_again(generation)
-            del self.unsaved[generation.id]
+            await self.database.write(generation.save)
+            self.unsaved.pop(generation.id, None)
 
 
-def _summary(generation: Generation) -> dict[str, Any]:
-    """The data of `done`."""
-    return {"status": generation.status, "message_id": generation.begun.message_id, "stats": generation.stats}
+def _begin_answer(tx: sqlite3.Connection, user_id: int, *args: Any, **kw: Any) -> Begun | None:
+    """queries.begin_answer, unless the user was logged out for good after the request was let in."""
+    if not queries.count_sessions(tx, user_id):
+        raise AuthRequired
+    return queries.begin_answer(tx, user_id, *args, **kw)
 
 
 def _recover(tx: sqlite3.Connection) -> int:
     unfinished = queries.list_unfinished(tx)
     for generation_id, recording in unfinished:
-        events = json.loads(recording.log)
-        done = {"status": "interrupted", "message_id": recording.message_id, "stats": {}}
-        events.append({"id": len(events) + 1 + CRASH_GAP, "event": "done", "data": done})
-        recording.status, recording.log = "interrupted", json.dumps(events)
-        queries.finish_generation(tx, generation_id, recording)
+        queries.finish_generation(tx, generation_id, eventlog.interrupted(recording))
     return len(unfinished)
 
 
-async def _chunks(events: Iterable[bytes]) -> AsyncIterator[bytes]:
-    waiting = list(events)
-    for start in range(0, len(waiting), BACKLOG):
-        yield b"".join(waiting[start : start + BACKLOG])
+def _phase(offer: Model | None) -> str:
+    """Of an answer before its first token."""
+    return "loading" if offer is not None and offer.state in ("loading", "not-loaded") else "prompt"
+
+
+def _report(failure: Exception) -> None:
+    if not isinstance(failure, StorageUnavailable):  # of which the database has spoken
+        log.error("answers could not be saved", exc_info=failure)
+
+
+async def _joined(events: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while batch := list(itertools.islice(events, eventlog.BACKLOG)):
+        yield b"".join(batch)
 
 
 def _ms(seconds: float) -> int:

@@ -169,8 +169,8 @@ async def change_conversation(call: Call) -> Any:
 async def delete_conversation(call: Call) -> Any:
     conversation_id = call.path_id("conversation_id")
     delete = queries.purge_conversation if call.flag("purge") else queries.delete_conversation
-    await call.state.hub.cancel_all(call.user_id, conversation_id)
     await call.state.database.write(delete, call.user_id, conversation_id)
+    await call.state.hub.cancel_all(call.user_id, conversation_id)  # after it: in between, nothing new can begin
     return {"message": "Conversation deleted"}
 
 
@@ -190,8 +190,7 @@ async def list_messages(call: Call) -> Any:
     conversation_id = call.path_id("conversation_id")
     limit, before = call.number("limit", -1, 1, 1000) or -1, call.number("before", None, 1, 2**63 - 1)
     shown = call.flag("render")
-    messages = await call.state.database.read(queries.list_messages, call.user_id, conversation_id, limit, before)
-    call.state.hub.overlay(messages)
+    messages = await call.state.hub.messages(call.user_id, conversation_id, limit, before)
     if shown:
         await asyncio.to_thread(_render, messages)
     return messages

@@ -11,7 +11,7 @@ import sqlite3
 import unicodedata
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
@@ -126,6 +126,16 @@ class Recording(Struct):
 
     message_id: int
     status: str
+    content: str
+    reasoning: str
+    log: str
+
+
+class Part(NamedTuple):
+    """What a running answer has made since it was last saved."""
+
+    generation_id: str
+    first_event: int
     content: str
     reasoning: str
     log: str
@@ -780,10 +790,12 @@ def _recorded(tx: Tx, message: sqlite3.Row) -> sqlite3.Row:
 
 def get_prompt(tx: Tx, question_id: int) -> Prompt:
     """What leads to the answer of this question: the path from the first message to it."""
-    system_prompt = tx.execute(
+    conversation = tx.execute(
         "SELECT c.system_prompt FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
         (question_id,),
-    ).fetchone()[0]
+    ).fetchone()
+    if conversation is None:  # purged meanwhile
+        raise NotFound("conversation")
     rows = tx.execute(
         _PATH
         + "SELECT m.id, m.role, m.content, m.status, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
@@ -794,7 +806,7 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
     ).fetchall()
     images = "SELECT media_type, data FROM images WHERE message_id = ? ORDER BY position"
     return Prompt(
-        system_prompt,
+        conversation["system_prompt"],
         [
             Turn(
                 id=row["id"],
@@ -811,9 +823,9 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
 
 
 def add_parts(tx: Tx, parts: Iterable[tuple[str, int, str, str, str]]) -> None:
-    """Save what running generations have made: (generation_id, id of the first event, content, reasoning, log) each."""
+    """Save them (Part). One that begins where another did has that one's text too: it takes its place."""
     tx.executemany(
-        "INSERT INTO generation_parts (generation_id, first_event, content, reasoning, log)"
+        "INSERT OR REPLACE INTO generation_parts (generation_id, first_event, content, reasoning, log)"
         " SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM generations WHERE id = ?1)",  # a purge may have come first
         parts,
     )

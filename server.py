@@ -115,7 +115,9 @@ def create_app(config: Config) -> Starlette:
         async with contextlib.AsyncExitStack() as stack:
             database = await db.open_database(config.database)
             stack.push_async_callback(database.close)
-            providers = Providers(config, Engine(config))
+            engine = Engine(config)
+            stack.push_async_callback(engine.aclose)
+            providers = Providers(config, engine)
             stack.push_async_callback(providers.aclose)
             hub = Hub(config, database, providers)
             stack.push_async_callback(hub.aclose)

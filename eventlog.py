@@ -1,0 +1,152 @@
+"""The events of an answer: what its readers are sent while it is written, and exactly that again ever after.
+
+Event n of a log has the id n, from 1 on. In memory a log is the bytes of its events, which all readers share. On disk it is
+the answer's two texts and a list that cuts them: a number n is a `delta` of n characters of the content, -n a `reasoning`
+of n characters of the reasoning, an object any other event whole (docs/decisions/0003-event-log.md).
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from json.encoder import encode_basestring_ascii
+from typing import Any, NamedTuple
+
+from .db import now
+from .queries import Part, Recording
+
+BACKLOG = 512  # events that a reader is handed at a time
+CRASH_GAP = 1 << 32  # added to the id of what follows a crash: no reader can have seen it before
+
+Entry = int | dict[str, Any]
+
+
+class Mark(NamedTuple):
+    """A place in a log: how many events come before it, and how many pieces of each text."""
+
+    events: int
+    content: int
+    reasoning: int
+
+
+class EventLog:
+    """The events of a running answer. Texts reach the readers with the next `publish`, other events at once."""
+
+    def __init__(self, generation_id: str) -> None:
+        self.generation_id = generation_id
+        self.size = 0  # bytes of text
+        self.ended = False
+        self.saved = Mark(0, 0, 0)  # what the database has
+        self._frames: list[bytes] = []
+        self._entries: list[Entry] = []
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._changed = asyncio.Event()
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(len(self._entries), len(self._content), len(self._reasoning))
+
+    def add(self, event: str, data: dict[str, Any]) -> None:
+        self._entries.append({"event": event, "data": data})
+        self._frames.append(_frame(len(self._entries), event, self.generation_id, data))
+        self.publish()
+
+    def say(self, text: str) -> None:
+        self._content.append(text)
+        self._text("delta", text, len(text))
+
+    def think(self, text: str) -> None:
+        self._reasoning.append(text)
+        self._text("reasoning", text, -len(text))
+
+    def _text(self, event: str, text: str, entry: int) -> None:
+        self._entries.append(entry)
+        self.size += len(text) if text.isascii() else len(text.encode())
+        self._frames.append(
+            f'id: {len(self._entries)}\nevent: {event}\ndata: {{"generation_id": "{self.generation_id}", '
+            f'"delta": {encode_basestring_ascii(text)}}}\n\n'.encode()
+        )
+
+    def publish(self) -> None:
+        """Wake the readers. What has come together is handed over together."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def end(self, done: dict[str, Any]) -> None:
+        """The last event."""
+        self.ended = True
+        self.add("done", done)
+
+    def part(self) -> Part:
+        """What the database does not have yet."""
+        events, content, reasoning = self.saved
+        texts = "".join(self._content[content:]), "".join(self._reasoning[reasoning:])
+        return Part(self.generation_id, events + 1, *texts, json.dumps(self._entries[events:]))
+
+    def recording(self, message_id: int, status: str, done: dict[str, Any]) -> Recording:
+        """All of it as it is kept, with the last event, be that told already or not."""
+        entries = self._entries if self.ended else [*self._entries, {"event": "done", "data": done}]
+        return Recording(message_id, status, self.content, self.reasoning, json.dumps(entries))
+
+    async def follow(self, position: int, ping_seconds: float) -> AsyncIterator[bytes]:
+        """The events after `position` as they come, joined where several wait; a `ping` after every silence."""
+        if position > len(self._frames):
+            position = 0
+            yield _frame(None, "reset", self.generation_id, {})
+        while True:
+            changed = self._changed
+            if position < len(self._frames):
+                waiting = self._frames[position : position + BACKLOG]
+                position += len(waiting)
+                yield b"".join(waiting)
+            elif self.ended:
+                return
+            else:
+                try:
+                    async with asyncio.timeout(ping_seconds):
+                        await changed.wait()
+                except TimeoutError:
+                    yield _frame(None, "ping", self.generation_id, {"ts": now()})
+
+
+def replay(generation_id: str, recording: Recording, position: int) -> Iterator[bytes]:
+    """The events after `position` of an answer that has ended; all of them after a `reset` when that id was never saved."""
+    entries: list[Entry] = json.loads(recording.log)
+    ids = [entry.get("id", n) if isinstance(entry, dict) else n for n, entry in enumerate(entries, 1)]
+    if position and position not in ids:
+        position = 0
+        yield _frame(None, "reset", generation_id, {})
+    said = thought = 0
+    for event_id, entry in zip(ids, entries, strict=True):
+        if isinstance(entry, dict):
+            event, data = entry["event"], entry["data"]
+        elif entry > 0:
+            event, data = "delta", {"delta": recording.content[said : said + entry]}
+            said += entry
+        else:
+            event, data = "reasoning", {"delta": recording.reasoning[thought : thought - entry]}
+            thought -= entry
+        if event_id > position:
+            yield _frame(event_id, event, generation_id, data)
+
+
+def interrupted(recording: Recording) -> Recording:
+    """What was saved of an answer that a killed server was writing, with an end."""
+    entries: list[Entry] = json.loads(recording.log)
+    done = {"status": "interrupted", "message_id": recording.message_id, "stats": {}}
+    entries.append({"id": len(entries) + 1 + CRASH_GAP, "event": "done", "data": done})
+    return Recording(recording.message_id, "interrupted", recording.content, recording.reasoning, json.dumps(entries))
+
+
+def _frame(event_id: int | None, event: str, generation_id: str, data: dict[str, Any]) -> bytes:
+    """One server-sent event. JSON in ASCII: some readers end lines at U+2028 too."""
+    head = "" if event_id is None else f"id: {event_id}\n"
+    return f"{head}event: {event}\ndata: {json.dumps({'generation_id': generation_id, **data})}\n\n".encode()
