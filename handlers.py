@@ -326,6 +326,11 @@ async def provider_health(call: Call) -> Any:
     return {"online": entry["online"], "error": entry["error"]}
 
 
+async def start_provider(call: Call) -> Any:
+    await call.state.providers.start(call.request.path_params["provider_id"])
+    return {"message": "Server started"}
+
+
 async def load_model(call: Call) -> Any:
     body: bodies.ModelLoad = call.body
     await call.state.providers.load(call.request.path_params["provider_id"], body.model, body.context_length)

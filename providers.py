@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from . import __version__
+from . import __version__, lmstudio
 from .config import Config, Provider
 from .errors import Invalid, NotFound, ProviderFailed
 from .transport import CONNECT_SECONDS, Transport
@@ -94,9 +94,12 @@ class Providers:
 
     def get(self, provider_id: str) -> Provider:
         """Raises NotFound."""
-        if provider_id not in self.settings:
+        provider = self.settings.get(provider_id)
+        if provider is None:
             raise NotFound("provider")
-        return self.settings[provider_id]
+        if provider.kind == "lmstudio" and not provider.url:
+            return replace(provider, url=lmstudio.server_url())
+        return provider
 
     async def aclose(self) -> None:
         """Ends the questions for models. Answers are ended by who reads them, the engine by who made it."""
@@ -112,7 +115,18 @@ class Providers:
 
         One that needs longer goes on being asked; until it has answered it counts as offline.
         """
-        return list(await asyncio.gather(*(self._entry(provider, max_age) for provider in self.settings.values())))
+        return list(await asyncio.gather(*(self._entry(self.get(name), max_age) for name in self.settings)))
+
+    async def start(self, provider_id: str) -> None:
+        """Start the server of LM Studio on this computer. Raises ProviderFailed."""
+        if not self._can_start(self.get(provider_id)):
+            raise ProviderFailed("PROVIDER_UNREACHABLE", "Only LM Studio on this computer can be started from here.")
+        await lmstudio.start_server()
+        await self._look(self.get(provider_id), 0.0)
+
+    def _can_start(self, provider: Provider) -> bool:
+        here = urlsplit(provider.url).hostname in ("127.0.0.1", "localhost", "::1")
+        return provider.kind == "lmstudio" and here and lmstudio.command() is not None
 
     async def models(self, provider_id: str, max_age: float = 0.0) -> list[Model]:
         look = await self._look(self.get(provider_id), max_age)
@@ -139,6 +153,7 @@ class Providers:
             "kind": provider.kind,
             "online": error is None,
             "error": error,
+            "can_start": error is not None and self._can_start(provider),
             "capabilities": {
                 "streaming": True,
                 "vision": any(model.vision for model in models),

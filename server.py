@@ -23,7 +23,7 @@ from .config import Config
 from .db import Database
 from .engine import Engine
 from .errors import FiresideError, MethodNotAllowed, NotFound
-from .guard import Guard, error_answer
+from .guard import Connection, Guard, error_answer
 from .providers import Providers
 
 log = logging.getLogger("fireside.server")
@@ -73,6 +73,7 @@ ROUTES: tuple[Route, ...] = (
     route("GET",    "/providers",                                     handlers.list_providers,       USER),
     route("GET",    "/providers/{provider_id}/models",                handlers.list_models,          USER),
     route("GET",    "/providers/{provider_id}/health",                handlers.provider_health,      USER),
+    route("POST",   "/providers/{provider_id}/start",                 handlers.start_provider,       ADMIN),
     route("POST",   "/providers/{provider_id}/models/load",           handlers.load_model,           ADMIN,  bodies.ModelLoad),
     route("POST",   "/providers/{provider_id}/models/unload",         handlers.unload_model,         ADMIN,  bodies.ModelChoice),
 
@@ -214,7 +215,7 @@ class Server(uvicorn.Server):
                 proxy_headers=bool(config.trusted_proxies),
                 forwarded_allow_ips=",".join(config.trusted_proxies) or None,
                 timeout_graceful_shutdown=GOODBYE_SECONDS,
-                h11_max_incomplete_event_size=64 * 1024,
+                http=Connection,
                 ws="none",
             )
         )

@@ -50,16 +50,6 @@ class Skipped(msgspec.Struct):
     reason: str
 
 
-def find_lmstudio_conversations() -> list[Path]:
-    """The folders in which LM Studio of this user keeps its conversations, now or before an update."""
-    home = Path.home()
-    homes = [home / ".lmstudio", home / ".cache" / "lm-studio"]
-    with contextlib.suppress(OSError, ValueError):
-        homes.insert(0, Path((home / ".lmstudio-home-pointer").read_text("utf-8").strip()))
-    folders = [place.resolve() / "conversations" for place in homes if place.is_absolute()]
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
-
-
 _EXPORTED = re.compile(r"(^|/)conversations(-[0-9]+)?\.json$|\.conversation\.json$")
 _MENTIONED = re.compile(r"file[-_][A-Za-z0-9]+")  # the id within file-service://file-Abc and file-Abc-photo.png
 

@@ -31,7 +31,7 @@ def test_nothing_needs_to_be_set(tmp_path: Path) -> None:
     loaded = load(tmp_path)
     assert (loaded.host, loaded.port, loaded.ping_seconds) == ("127.0.0.1", 8000, 15.0)
     assert loaded.database == tmp_path / "fireside.db"
-    assert provider(loaded, "lmstudio") == Provider("lmstudio", "lmstudio", "LM Studio", "http://127.0.0.1:1234")
+    assert provider(loaded, "lmstudio") == Provider("lmstudio", "lmstudio", "LM Studio")  # no url: wherever it listens
 
 
 def test_flags_go_before_the_environment_before_the_file_before_the_default(tmp_path: Path) -> None:

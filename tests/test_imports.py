@@ -9,11 +9,11 @@ ROOT = Path(fireside.__file__).parent
 
 # From the ground up. A module may import from any floor below its own, never from its own or from above.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "gguf", "llama", "render", "search", "service", "transcript", "transport"}),  # know nobody
-    frozenset({"config"}),
-    frozenset({"db", "engine", "guard", "wire"}),
-    frozenset({"providers", "queries"}),
-    frozenset({"auth", "eventlog", "formats", "prompt"}),
+    frozenset({"errors", "llama", "render", "search", "service", "transcript", "transport"}),  # know nobody
+    frozenset({"config", "lmstudio"}),
+    frozenset({"db", "gguf", "guard", "wire"}),
+    frozenset({"engine", "queries"}),
+    frozenset({"auth", "eventlog", "formats", "prompt", "providers"}),
     frozenset({"bodies", "chat", "source"}),
     frozenset({"call", "transfer"}),
     frozenset({"handlers"}),

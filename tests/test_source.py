@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from fireside import source
-from fireside.source import Skipped, Source, find_lmstudio_conversations, split
+from fireside.lmstudio import conversation_folders
+from fireside.source import Skipped, Source, split
 from fireside.transcript import Conversation, Unreadable
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -335,14 +336,14 @@ def test_lmstudio_is_found_by_its_pointer_and_in_its_old_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "me")
-    assert find_lmstudio_conversations() == []
+    assert conversation_folders() == []
     new, old, moved = tmp_path / "me/.lmstudio", tmp_path / "me/.cache/lm-studio", tmp_path / "disk/studio"
     for home in (new, old, moved):
         (home / "conversations").mkdir(parents=True)
-    assert find_lmstudio_conversations() == [new / "conversations", old / "conversations"]
+    assert conversation_folders() == [new / "conversations", old / "conversations"]
     (tmp_path / "me/.lmstudio-home-pointer").write_text(f"{moved}\n")
-    assert find_lmstudio_conversations() == [moved / "conversations", new / "conversations", old / "conversations"]
+    assert conversation_folders() == [moved / "conversations", new / "conversations", old / "conversations"]
     (tmp_path / "me/.lmstudio-home-pointer").write_text(f"{new}")
-    assert find_lmstudio_conversations() == [new / "conversations", old / "conversations"]
+    assert conversation_folders() == [new / "conversations", old / "conversations"]
     (tmp_path / "me/.lmstudio-home-pointer").write_bytes(b"\xff")
-    assert find_lmstudio_conversations() == [new / "conversations", old / "conversations"]
+    assert conversation_folders() == [new / "conversations", old / "conversations"]
