@@ -294,6 +294,7 @@ def test_text_that_was_held_back_is_not_lost_when_the_stream_ends() -> None:
         (DONE, "too long for its context"),
         (chunk({"role": "assistant", "content": ""}) + finish() + usage(9, 0) + DONE, "too long for its context"),
         (text("\n") + finish() + DONE, "too long for its context"),
+        (reasoning("\n") + text("\n") + finish() + DONE, "too long for its context"),
         (chunk({"role": "assistant"}) + finish("length"), "max_tokens"),
         (chunk({"tool_calls": [{"index": 0, "function": {"name": "f"}}]}) + finish("tool_calls"), "tool"),
     ],
@@ -493,6 +494,11 @@ def test_servers_own_words_are_kept_because_they_say_what_to_do() -> None:
     assert refusal(LMSTUDIO, {"error": {"message": NO_MODEL}}, 400).message == f"LM Studio said: {NO_MODEL}"
 
 
+def test_web_page_is_not_shown_but_named() -> None:
+    message = refusal(LMSTUDIO, " <!DOCTYPE html><title>nginx</title>", 502).message
+    assert message == "LM Studio answered with a web page and HTTP status 502. Check the url of the provider lmstudio."
+
+
 def test_refusal_of_a_key_names_the_setting() -> None:
     assert "FIRESIDE_LMSTUDIO_API_KEY" in refusal(LMSTUDIO, {"error": "bad"}, 401).message
     assert refusal(OTHER, {"error": "bad"}, 401).message.endswith("api_key of the provider box in config.toml.")
@@ -602,6 +608,7 @@ def test_noise_is_no_answer() -> None:
         assert failure_of(chance.randbytes(size)).code in ("EMPTY_ANSWER", "PROVIDER_ERROR")
 
 
-def test_json_nested_too_deep_is_passed_over() -> None:
-    deep = event('{"choices":' + "[" * 100_000 + "]" * 100_000 + "}")
+@pytest.mark.parametrize("name", ["choices", "error", "other"])
+def test_json_nested_too_deep_is_passed_over(name: str) -> None:
+    deep = event(f'{{"{name}":' + "[" * 100_000 + "]" * 100_000 + "}")
     assert content(deep + answer("Hi")) == "Hi"
