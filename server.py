@@ -215,7 +215,6 @@ class Server(uvicorn.Server):
                 proxy_headers=bool(config.trusted_proxies),
                 forwarded_allow_ips=",".join(config.trusted_proxies) or None,
                 timeout_graceful_shutdown=GOODBYE_SECONDS,
-                http=Connection,
                 ws="none",
             )
         )
