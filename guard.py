@@ -5,6 +5,7 @@ says where it comes from, from our own origin: other web servers on the same com
 means nothing against them. Every answer, whatever made it, leaves with the security headers and a request id.
 """
 
+import asyncio
 import ipaddress
 import json
 import logging
@@ -15,11 +16,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .config import Config
 from .errors import FiresideError, HostNotAllowed, OriginNotAllowed
 
 log = logging.getLogger("fireside.access")
+
+HEAD_BYTES = 64 * 1024
+HEAD_SECONDS = 10.0
+STUCK_SECONDS = 60.0
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
@@ -130,6 +136,81 @@ class Guard:
         ):
             raise OriginNotAllowed
         return None
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's side of a connection, closed when it takes what it should not. The head of a request must come within HEAD_SECONDS;
+    neither a head nor what follows a body has more than HEAD_BYTES, and what one read brings; and a reader that takes nothing for
+    STUCK_SECONDS is left (asyncio calls `pause_writing` when too much waits to be sent, so one that keeps up costs nothing)."""
+
+    _coming: asyncio.TimerHandle | None = None  # a head is
+    _taken = 0  # bytes since a head or a piece of a body was complete
+    _looking: asyncio.TimerHandle | None = None  # at what waits to be sent
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        self._taken += len(data)
+        super().data_received(data)
+        if self._taken > HEAD_BYTES:
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._taken = 0
+        _stop(self._coming)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._taken = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._taken = 0
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look(None)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._look_away()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()  # closes, but waits for what is still to be sent
+        if self._looking is None:
+            self._look(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        _stop(self._coming)
+        self._look_away()
+
+    def _await_head(self) -> None:
+        _stop(self._coming)
+        self._coming = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _look(self, waiting: int | None) -> None:
+        size = self.transport.get_write_buffer_size()
+        if size == waiting:
+            self.transport.abort()
+        else:
+            self._looking = self.loop.call_later(STUCK_SECONDS, self._look, size)
+
+    def _look_away(self) -> None:
+        _stop(self._looking)
+        self._looking = None
+
+
+def _stop(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 def is_loopback(host: str) -> bool:

@@ -13,7 +13,6 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import bodies, db, handlers, queries
 from .auth import Auth
@@ -30,7 +29,6 @@ log = logging.getLogger("fireside.server")
 
 MESSAGE_BYTES = 32 * 1024 * 1024  # of a message with images
 HOUSE_SECONDS = 60.0  # after the start, which it must not slow down
-STUCK_SECONDS = 60.0  # without a byte taken, after which a reader is left
 GOODBYE_SECONDS = 3  # what open connections get after the generations have ended and said so
 
 # fmt: off
@@ -159,42 +157,6 @@ async def _keep_house(config: Config, database: Database, auth: Auth) -> None:
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-class Connection(HttpToolsProtocol):
-    """One whose reader stops reading for ever is closed. asyncio calls `pause_writing` when what waits to be sent is too much,
-    so a reader that keeps up costs nothing."""
-
-    _looking: asyncio.TimerHandle | None = None
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._look(None)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._look_away()
-
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()  # closes, but waits for what is still to be sent
-        if self._looking is None:
-            self._look(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._look_away()
-
-    def _look(self, waiting: int | None) -> None:
-        size = self.transport.get_write_buffer_size()
-        if size == waiting:
-            self.transport.abort()
-        else:
-            self._looking = self.loop.call_later(STUCK_SECONDS, self._look, size)
-
-    def _look_away(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
 
 
 class Server(uvicorn.Server):
