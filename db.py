@@ -35,6 +35,7 @@ CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is 
 # BEGIN IMMEDIATE; ...; PRAGMA user_version = N; COMMIT. schema.sql is always the newest. Empty until the first release.
 MIGRATIONS: tuple[str, ...] = ()
 VERSION: Final = 1 + len(MIGRATIONS)
+APPLICATION_ID: Final = 0x46697265  # in the file's header: "Fire", which tells it from the databases of other programs
 
 
 class DatabaseUnusable(Exception):
@@ -213,15 +214,10 @@ def prepare(path: Path) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # -wal and -shm take their modes from it
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            version = _version(connection, path)
             _configure(connection, writer=True)
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise DatabaseUnusable(
-                    f"{path}: was written by a newer Fireside (schema {version}; this one knows {VERSION}). "
-                    "Install the newer one again, or restore a backup."
-                )
             if version == 0:
-                _create(connection, path)
+                _create(connection)
                 return
             if path.stat().st_size <= CHECK_AT_START_BYTES:
                 check(connection, path)
@@ -233,11 +229,24 @@ def prepare(path: Path) -> None:
         raise DatabaseUnusable(_explain(path, error)) from error
 
 
-def _create(connection: sqlite3.Connection, path: Path) -> None:
-    if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    """The file's schema version, 0 when it is empty. Changes nothing. Raises DatabaseUnusable when it is not ours to open."""
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    empty = version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if not empty and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise DatabaseUnusable(f"{path}: is an SQLite file, but not one of Fireside's")
+    if version > VERSION:
+        raise DatabaseUnusable(
+            f"{path}: was written by a newer Fireside (schema {version}; this one knows {VERSION}). "
+            "Install the newer one again, or restore a backup."
+        )
+    return version
+
+
+def _create(connection: sqlite3.Connection) -> None:
     schema = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
-    connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\nPRAGMA user_version = {VERSION};\nCOMMIT;")
+    pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
+    connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\n{pragmas}\nCOMMIT;")
 
 
 def check(connection: sqlite3.Connection, path: Path) -> None:
@@ -253,7 +262,7 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
 def _explain(path: Path, problem: object) -> str:
     backups = sorted((path.parent / "backups").glob("*.db"), key=lambda file: file.stat().st_mtime)
     newest = f"The newest backup is {backups[-1]}: fireside restore FILE." if backups else "There is no backup."
-    return f"{path}: cannot be used: {problem}. The file was left as it is. {newest}"
+    return f"{path}: cannot be used: {' '.join(str(problem).split())}. The file was left as it is. {newest}"
 
 
 def _configure(connection: sqlite3.Connection, writer: bool) -> None:
@@ -321,7 +330,7 @@ def examine(path: Path) -> int:
             if row[0] != "ok":
                 raise DatabaseUnusable(_explain(path, row[0]))
         check(connection, path)
-        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+        return _version(connection, path)
 
 
 def restore(source: Path, path: Path) -> Path | None:

@@ -63,6 +63,7 @@ CREATE TABLE conversations (
 CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id) WHERE deleted_at IS NULL;
 CREATE INDEX conversations_pinned      ON conversations (user_id, updated_at, id) WHERE deleted_at IS NULL AND pinned;
 CREATE INDEX conversations_in_bin      ON conversations (user_id, deleted_at) WHERE deleted_at IS NOT NULL;
+CREATE INDEX conversations_of_leaf     ON conversations (active_message_id); -- else each message that is deleted reads them all
 
 -- Messages form a tree: an edited question and another version of an answer are siblings, and nothing is overwritten.
 CREATE TABLE messages (
