@@ -166,7 +166,7 @@ def _listen(settings: Config, exact: bool) -> socket.socket:
         ports = _remembered(settings) + list(range(settings.port, min(settings.port + PORTS_TRIED, 65536)))
     failure: OSError | None = None
     for port in ports:
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio looks: else Nagle's 40 ms
         try:
             if os.name == "posix":  # on Windows it would let two programs have one port
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
