@@ -16,6 +16,7 @@ _SCANNED = 50_000  # characters of a text in which its snippet is looked for
 _CJK = re.compile(
     "[\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
+_ACCENTED = re.compile(f"[^\0-\x7f{_CJK.pattern[1:-2]}]+")  # FTS5 drops every accent that is apart, and few others
 _TERM = re.compile(r'"([^"]*)"?|([^\s"]+)')
 
 
@@ -24,7 +25,8 @@ def words(text: str) -> str:
     text = text.replace("\0", " ")
     if text.isascii():
         return text
-    return _CJK.sub(lambda run: f" {_pairs(run[0])} ", unicodedata.normalize("NFKC", text))
+    text = _CJK.sub(lambda run: f" {_pairs(run[0])} ", unicodedata.normalize("NFKC", text))
+    return _ACCENTED.sub(lambda run: unicodedata.normalize("NFD", run[0]), text)
 
 
 def _pairs(run: str) -> str:

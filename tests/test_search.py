@@ -1,0 +1,283 @@
+"""Search: everything is found that has the words, nothing else, and whatever is typed is a question."""
+
+# ruff: noqa: RUF001 (letters of other alphabets are what is tested)
+
+import contextlib
+import re
+import sqlite3
+import unicodedata
+from collections.abc import Iterator
+
+import pytest
+from fireside import db, queries, search
+from fireside.search import MARK, SNIPPET, UNMARK
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from .live import Person, code, good
+from .upstream import Upstream, answer
+
+Tx = sqlite3.Connection
+
+anything = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=60)
+typed = st.one_of(
+    anything,
+    st.text("\"*^:+-(){}[]\\'%_ANDORNOTEAR abc字漢나", max_size=40),
+    st.lists(st.sampled_from(['"', "NEAR(", "OR", "AND", "NOT", "owner:", "*", "^", "a", "字"]), max_size=20).map(
+        " ".join
+    ),
+)
+word = st.text("abcdefghijklmnopqrstuvwxyzäöüßéñçøåαβγδжзийł0123456789", min_size=1, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def tx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tx]:
+    path = tmp_path_factory.mktemp("search") / "fireside.db"
+    db.prepare(path)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    queries.add_first_user(connection, "ann", "")
+    connection.execute("INSERT INTO users VALUES (2, 'bob', '', 'user', 'active', '', NULL)")
+    yield connection
+    connection.close()
+
+
+@pytest.fixture(autouse=True)
+def undone(tx: Tx) -> Iterator[None]:
+    tx.execute("BEGIN")
+    yield
+    tx.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def example(tx: Tx) -> Iterator[None]:
+    """One example of many, undone before the next."""
+    tx.execute("SAVEPOINT example")
+    try:
+        yield
+    finally:
+        tx.execute("ROLLBACK TO example")
+
+
+def say(tx: Tx, text: str, title: str = "t", user_id: int = 1) -> int:
+    conversation_id = queries.add_conversation(tx, user_id, {"title": title}).id
+    return queries.add_message(tx, user_id, conversation_id, text)
+
+
+def found(tx: Tx, query: str, user_id: int = 1) -> set[int]:
+    """The ids of the messages that are found."""
+    return {hit.message_id for hit in queries.search_all(tx, user_id, query, 200) if hit.message_id is not None}
+
+
+# ---- what is found
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("The capital of Japan is Tokyo.", "tokyo"),
+        ("The capital of Japan is Tokyo.", "CAPITAL japan"),
+        ("The capital of Japan is Tokyo.", "cap jap tok"),
+        ("The capital of Japan is Tokyo.", '"capital of japan"'),
+        ("The capital of Japan is Tokyo.", '"of japan" capital'),
+        ("The capital of Japan is Tokyo.", '"capital of'),
+        ("un café crème", "cafe creme"),
+        ("un cafe creme", "café"),
+        ("ÄRGER", "ärger"),
+        ("ПРИВЕТ мир", "привет"),
+        ("Ελλάδα", "ελλαδα"),
+        ("ελλαδα", "Ελλάδα"),
+        ("Tiếng Việt", "tieng viet"),
+        ("ещё", "еще"),
+        ("x = foo_bar(1)", "foo_bar"),
+        ("see https://example.org/a-b?c=d", "example.org"),
+        ("snake-case and C++", "c++"),
+        ("it's fine", "it's"),
+        ("日本の首都は東京です", "東京"),
+        ("日本の首都は東京です", "首都は東京"),
+        ("我想学习中文", "学习"),
+        ("한국어를 공부합니다", "공부"),
+        ("カタカナとひらがな", "カタカナ"),
+        ("東京 and Tokyo", "東京 tok"),
+        ("fullwidth ＡＢＣ", "abc"),
+        ("a lone 字 here", "字"),
+        ("\U00020000\U00020001\U00020002", "\U00020001\U00020002"),
+    ],
+)
+def test_it_is_found(tx: Tx, text: str, query: str) -> None:
+    message_id = say(tx, text)
+    say(tx, "something else altogether")
+    assert found(tx, query) == {message_id}
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("The capital of Japan", "capital korea"),
+        ("The capital of Japan", "apital"),
+        ("The capital of Japan", '"japan capital"'),
+        ("The capital of Japan", '"the capital of jap"'),
+        ("東京", "京都"),
+        ("東 京", "東京"),
+        ("日本の首都は東京です", "東日"),
+        ("one two", "one OR three"),
+        ("one two", "one NOT two three"),
+        ("one two", "owner:u1"),
+    ],
+)
+def test_it_is_not_found(tx: Tx, text: str, query: str) -> None:
+    say(tx, text)
+    assert found(tx, query) == set()
+
+
+@pytest.mark.parametrize("query", ["", " ", '"', '""', "***", "+-()", "^", "…", '" "', "\u3000"])
+def test_nothing_to_look_for_finds_nothing(tx: Tx, query: str) -> None:
+    say(tx, f"text {query} text")
+    assert queries.search_all(tx, 1, query, 50) == []
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(typed)
+def test_nothing_that_can_be_typed_is_an_error(tx: Tx, query: str) -> None:
+    with example(tx):
+        say(tx, query or "x", title=query[:200] or "t")
+        queries.search_all(tx, 1, query, 50)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(word, min_size=1, max_size=8), st.data())
+def test_every_word_is_found_by_each_of_its_beginnings(tx: Tx, words: list[str], data: st.DataObject) -> None:
+    asked = data.draw(st.lists(st.sampled_from(words), min_size=1, max_size=4))
+    query = " ".join(one[: data.draw(st.integers(1, len(one)))] for one in asked)
+    with example(tx):
+        message_id = say(tx, " ".join(words))
+        assert found(tx, query) == {message_id}
+        assert found(tx, f'"{" ".join(words)}"') == {message_id}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text("東京首都日本語学校中文漢字가나다라ひらカナ", min_size=2, max_size=20), st.data())
+def test_every_piece_of_two_characters_or_more_is_found_without_spaces(tx: Tx, text: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(text) - 2))
+    piece = text[start : data.draw(st.integers(start + 2, len(text)))]
+    with example(tx):
+        message_id = say(tx, f"before {text} after")
+        assert found(tx, piece) == {message_id}
+
+
+def test_titles_are_found_and_come_first(tx: Tx) -> None:
+    message_id = say(tx, "Where is Kyoto?", title="Travel")
+    say(tx, "nothing", title="Kyoto in autumn")
+    first, second = queries.search_all(tx, 1, "kyoto", 50)
+    assert (first.message_id, first.role, first.title) == (None, None, "Kyoto in autumn")
+    assert (second.message_id, second.role, second.title) == (message_id, "user", "Travel")
+    assert queries.search_all(tx, 1, "kyoto", 1) == [first]
+
+
+def test_the_newest_come_first(tx: Tx) -> None:
+    ids = [say(tx, f"number {number} of many") for number in range(5)]
+    assert [hit.message_id for hit in queries.search_all(tx, 1, "many", 50)] == ids[::-1]
+    assert [hit.message_id for hit in queries.search_all(tx, 1, "many", 2)] == ids[:2:-1]
+
+
+def test_nobody_finds_what_is_another_s(tx: Tx) -> None:
+    mine, other = say(tx, "our secret"), say(tx, "our secret", title="secret", user_id=2)
+    assert found(tx, "secret") == {mine} and found(tx, "secret", 2) == {other}
+    for query in ("u2", "u2 secret", "owner u2", '"u2" OR secret', "owner : u2"):
+        assert other not in found(tx, query)
+        assert all(hit.title != "secret" for hit in queries.search_all(tx, 1, query, 50))
+
+
+# ---- snippets
+
+
+@given(anything, typed)
+def test_a_snippet_shows_the_text_and_little_of_it(text: str, query: str) -> None:
+    shown = search.snippet(text, query)
+    assert shown.count(MARK) == shown.count(UNMARK)
+    bare = shown.replace(MARK, "").replace(UNMARK, "")
+    assert len(bare) <= SNIPPET + 2 and "\n" not in bare
+    whole = " ".join(text.replace(MARK, "").replace(UNMARK, "").split())
+    assert bare.strip("…").strip() in whole or "…" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "shown"),
+    [
+        ("The capital of Japan", "JAPAN", "The capital of [Japan]"),
+        ("The capital of Japan", "cap jap", "The [cap]ital of [Jap]an"),
+        ("The capital\n\nof Japan", '"capital of"', "The [capital of] Japan"),
+        ("Un café", "cafe", "Un [café]"),
+        ("日本の首都は東京です", "東京", "日本の首都は[東京]です"),
+        ("a b", "c", "a b"),
+        ("straße", "strasse", "[straße]"),
+        ("recap of a cap", "cap", "recap of a [cap]"),
+    ],
+)
+def test_a_snippet_marks_what_was_found(text: str, query: str, shown: str) -> None:
+    assert search.snippet(text, query).replace(MARK, "[").replace(UNMARK, "]") == shown
+
+
+def test_a_snippet_of_a_long_text_is_from_where_the_match_is() -> None:
+    text = "before " * 500 + "needle " + "after " * 500
+    shown = search.snippet(text, "needle")
+    assert f"{MARK}needle{UNMARK}" in shown
+    assert shown.startswith("…before") and shown.endswith("…") and len(shown) < SNIPPET + 10
+
+
+def test_a_text_cannot_forge_marks() -> None:
+    assert search.snippet(f"{MARK}false{UNMARK} true", "true") == f"false {MARK}true{UNMARK}"
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(word, min_size=1, max_size=30), st.data())
+def test_what_is_found_is_marked(tx: Tx, words: list[str], data: st.DataObject) -> None:
+    query = data.draw(st.sampled_from(words))
+    shown = search.snippet(" ".join(words), query)
+    marked = re.findall(f"{MARK}(.*?){UNMARK}", shown)
+    assert marked and all(fold(piece) == fold(query) for piece in marked)
+
+
+def fold(text: str) -> str:
+    bare = (c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    return "".join(bare)
+
+
+# ---- over HTTP
+
+
+async def test_search_finds_questions_answers_and_other_versions(ann: Person, bob: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Who wrote Faust?", title="Literature")
+    for text in ("Goethe wrote Faust.", "Marlowe wrote Faustus."):
+        upstream.enqueue(answer(text))
+        body = {"conversation_id": conversation_id, "provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
+        good(await ann.post("/chat/retry", json=body))
+        await ann.answer(conversation_id)
+    results = good(await ann.get("/search", params={"q": "goethe"}))["results"]
+    question, _ = await ann.messages(conversation_id)
+    assert [set(hit) for hit in results] == [
+        {"conversation_id", "message_id", "title", "role", "snippet", "created_at"}
+    ]
+    assert (results[0]["conversation_id"], results[0]["title"], results[0]["role"]) == (
+        conversation_id,
+        "Literature",
+        "assistant",
+    )
+    assert results[0]["snippet"] == f"{MARK}Goethe{UNMARK} wrote Faust."
+    assert len(good(await ann.get("/search", params={"q": "faust"}))["results"]) == 3
+    assert good(await bob.get("/search", params={"q": "faust"})) == {"results": []}
+    good(await ann.delete(f"/conversations/{conversation_id}"))
+    assert good(await ann.get("/search", params={"q": "faust"})) == {"results": []}
+    good(await ann.post(f"/conversations/{conversation_id}/restore"))
+    hits = good(await ann.get("/search", params={"q": "who"}))["results"]
+    assert [hit["message_id"] for hit in hits] == [question["id"]]
+
+
+async def test_search_takes_any_text_and_says_no_only_to_what_is_none(ann: Person) -> None:
+    await ann.conversation('a "b" c* NEAR(d)')
+    for query in ('"', "a AND", "NEAR(", "(", "*", "a:b", "-a", "'", "%", "\ud7a3", "𝔘", "x" * 1000, "a " * 499):
+        assert "results" in good(await ann.get("/search", params={"q": query}))
+    for query in ("\0", "x" * 1001):
+        assert code(await ann.get("/search", params={"q": query})) == (400, "VALIDATION_ERROR")
+    for limit in ("0", "201", "x", "-1", "1e2"):
+        assert code(await ann.get("/search", params={"q": "a", "limit": limit})) == (400, "VALIDATION_ERROR")
