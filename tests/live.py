@@ -116,6 +116,9 @@ class Running:
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(db.lock(self.config.data_dir))
         listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+        )  # accepted sockets inherit it; __main__ has its own way
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         self.server = Server(create_app(self.config), self.config)
         started = asyncio.get_running_loop().create_future()
@@ -146,7 +149,9 @@ class Running:
 
     def anybody(self) -> Person:
         """A client that is not signed in. All are closed when the server stops."""
-        no_pool = httpx.Limits(max_keepalive_connections=0)  # idle connections would be counted as leaks, or closed under us
+        no_pool = httpx.Limits(
+            max_keepalive_connections=0
+        )  # idle connections would be counted as leaks, or closed under us
         person = Person(base_url=self.url, trust_env=False, timeout=PATIENCE, limits=no_pool)
         self._people.append(person)
         return person

@@ -1,0 +1,64 @@
+"""`python -m bench [--quick] [--only ROWS ...] [--output FILE]`: measure, print, and write the table."""
+
+import argparse
+import datetime
+import os
+import sys
+import time
+from pathlib import Path
+
+from . import rows
+from .rig import HERE
+from .rows import Row
+
+HEAD = """\
+# Performance
+
+Fireside through the whole product, over HTTP: signed in, parsed, kept in the database. The reference is a bare Starlette and httpx
+application with the same uvicorn that passes the raw bytes of the model server on and keeps nothing. Both run in the same run, in
+turn, {rounds} rounds or more; a ratio is the median of the rounds' ratios, with their range. In every run it is checked that every token came, once
+and in order, with usage and end, and that the database has the same text. A token is a chunk of some 270 bytes of a scripted
+model server.
+
+| | Fireside | reference | ratio | target | |
+|---|---|---|---|---|---|
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Fireside against the bare stack.")
+    parser.add_argument("--quick", action="store_true", help="less of everything, in a minute or two")
+    parser.add_argument("--tiny", action="store_true", help="next to nothing: only to see that it works")
+    parser.add_argument("--only", nargs="*", default=[], choices=[row.__name__ for row in rows.ROWS])
+    parser.add_argument("--output", type=Path, help="the file to write; docs/performance.md after a full run")
+    options = parser.parse_args()
+    size = rows.TINY if options.tiny else rows.QUICK if options.quick else rows.FULL
+    output = options.output or (
+        None if options.tiny or options.quick or options.only else HERE.parent / "docs/performance.md"
+    )
+    began, found = time.monotonic(), []
+    for row in rows.measure(size, options.only):
+        found.append(row)
+        print(line(row), flush=True)
+    if output:
+        output.write_text(page(found, size.rounds, time.monotonic() - began), "utf-8")
+    return 0
+
+
+def line(row: Row) -> str:
+    held = {True: "held", False: "**missed**", None: ""}[row.held]
+    return f"| {row.what} | {row.ours} | {row.reference} | {row.ratio} | {row.target} | {held} |"
+
+
+def page(found: list[Row], rounds: int, seconds: float) -> str:
+    table = "\n".join(map(line, found))
+    command = "make bench" if len(sys.argv) == 1 else f"python -m bench {' '.join(sys.argv[1:])}"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{HEAD.format(rounds=rounds)}{table}\n\n"
+        f"`{command}`, {datetime.date.today()}, {seconds / 60:.0f} minutes, {os.cpu_count()} shared cores, {memory:.0f} GB. {rows.versions()}.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""A household's conversations after many years: as many as one wants, ten messages each, English with some Japanese.
+
+Words are spread as in any language: a few occur nearly everywhere, most hardly ever. The same seed gives the same library.
+"""
+
+import json
+import random
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime, timedelta
+from itertools import accumulate
+from pathlib import Path
+
+from fireside import db, queries, search
+
+MESSAGES = 10  # of each conversation
+LONG = 10_000  # messages of the longest one
+RARE = "quetzalcoatl"
+JAPANESE = ("東京の天気", "図書館で本", "新幹線の時刻", "電子計算機", "日本語の文法")
+_BATCH = 10_000
+
+
+class Writer:
+    """Makes texts up."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        syllables = [c + v for c in "bdfgklmnprstvz" for v in ("a", "e", "i", "o", "u")]
+        self.words = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "with"]
+        known = set(self.words)
+        while len(self.words) < 20_000:
+            word = "".join(self.random.choices(syllables, k=self.random.choice((2, 2, 3, 3, 4))))
+            if word not in known:
+                known.add(word)
+                self.words.append(word)
+        weights = list(accumulate(1 / rank for rank in range(1, len(self.words) + 1)))
+        self.sentences = [
+            " ".join(self.random.choices(self.words, cum_weights=weights, k=self.random.randint(8, 20))).capitalize()
+            + "."
+            for _ in range(50_000)
+        ]
+
+    def text(self, sentences: int = 4) -> str:
+        text = " ".join(self.random.choices(self.sentences, k=sentences))
+        chance = self.random.random()
+        if chance < 0.00005:
+            text += f" {RARE}"
+        elif chance < 0.02:
+            text += self.random.choice(JAPANESE)
+        return text
+
+    def title(self) -> str:
+        return " ".join(self.random.choice(self.sentences).split()[:6]).rstrip(".")
+
+
+def build(path: Path, conversations: int, messages: int = MESSAGES) -> int:
+    """Fill a database that has a user 1 and nothing else. Returns the id of a conversation of LONG messages, the oldest."""
+    writer = Writer(conversations)
+    start = datetime(2024, 1, 1)
+
+    def moment(conversation: int, second: int = 0) -> str:
+        return (start + timedelta(minutes=conversation, seconds=second)).strftime("%Y-%m-%dT%H:%M:%S.%f")
+
+    def rows() -> Iterator[tuple[int, int | None, int, str, str]]:
+        for conversation in range(1, conversations + 2):
+            count = LONG if conversation == 1 else messages
+            for place in range(count):
+                parent = None if place == 0 else place
+                yield conversation, parent, place % 2, writer.text(), moment(conversation, place % 60)
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as tx:
+        tx.create_function("words", 1, search.words, deterministic=True)
+        tx.execute("PRAGMA cache_size = -200000")
+        tx.execute("PRAGMA synchronous = OFF")
+        tx.execute("BEGIN IMMEDIATE")
+        titles = ((number, writer.title()) for number in range(1, conversations + 2))
+        tx.executemany(
+            "INSERT INTO conversations (id, user_id, title, title_key, provider_id, model, created_at, updated_at)"
+            " VALUES (?, 1, ?, ?, 'lmstudio', 'bench', ?, ?)",
+            ((number, title, queries.title_key(title), moment(number), moment(number)) for number, title in titles),
+        )
+        log = json.dumps([*[4] * 75, {"event": "done", "data": {"status": "ok", "message_id": 0}}])
+        batch: list[tuple[object, ...]] = []
+        first = 0
+        for number, (conversation, parent, answer, content, at) in enumerate(rows(), 1):
+            first = number if parent is None else first
+            batch.append(
+                (
+                    number,
+                    conversation,
+                    None if parent is None else first + parent - 1,
+                    "assistant" if answer else "user",
+                    content,
+                    "lmstudio" if answer else None,
+                    "bench" if answer else None,
+                    '{"prompt_tokens": 300, "completion_tokens": 75, "total_tokens": 375}' if answer else None,
+                    at,
+                )
+            )
+            if len(batch) == _BATCH:
+                _add(tx, batch)
+        _add(tx, batch)
+        tx.execute(
+            "INSERT INTO generations (id, message_id, provider_id, model, log)"
+            " SELECT printf('00000000-0000-4000-8000-%012x', id), id, 'lmstudio', 'bench', ? FROM messages WHERE role = 'assistant'",
+            (log,),
+        )
+        tx.execute(
+            "UPDATE conversations SET active_message_id = (SELECT max(id) FROM messages WHERE conversation_id = conversations.id)"
+        )
+        tx.execute("INSERT INTO message_words (rowid, owner, text) SELECT id, 'u1', words(content) FROM messages")
+        tx.execute("INSERT INTO title_words (rowid, owner, text) SELECT id, 'u1', words(title) FROM conversations")
+        tx.execute("INSERT INTO title_letters (rowid, title_key) SELECT id, title_key FROM conversations")
+        tx.execute("COMMIT")
+        queries.optimize(tx)
+        tx.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.prepare(path)
+    return 1
+
+
+def _add(tx: sqlite3.Connection, batch: list[tuple[object, ...]]) -> None:
+    tx.executemany(
+        "INSERT INTO messages (id, conversation_id, parent_id, role, content, status, provider_id, model, token_usage, created_at)"
+        " VALUES (?, ?, ?, ?, ?, 'complete', ?, ?, ?, ?)",
+        batch,
+    )
+    batch.clear()

@@ -1,0 +1,278 @@
+"""What is measured with: processes that are started and ended, their CPU and memory, and requests."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+PATIENCE = 60.0  # seconds for anything to start
+KEPT = 3.0  # seconds; uvicorn closes a connection that was idle for five
+PASSWORD, TOKEN = "four words of the bench", "the bootstrap token of the bench"
+
+
+def compiled(folder: Path) -> dict[str, Path]:
+    """The two C programs. Raises FileNotFoundError without a compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or sys.platform != "linux":
+        raise FileNotFoundError("the bench needs Linux and a C compiler")
+    for name in ("upstream", "client"):
+        subprocess.run([compiler, "-O2", "-o", folder / name, HERE / f"{name}.c"], check=True)
+    return {name: folder / name for name in ("upstream", "client")}
+
+
+class Process:
+    """A program in a process of its own, ended at the end. Its first line tells where it listens."""
+
+    def __init__(self, *command: object, load: bool = False, **environ: str) -> None:
+        """`load`: it belongs to the load, which has the last core for itself as far as it can."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
+        cores = sorted(os.sched_getaffinity(0))
+        self.started = time.perf_counter()
+        self.popen = subprocess.Popen(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            env=kept | environ,
+            cwd=HERE.parent,
+        )
+        if load:
+            os.sched_setaffinity(self.popen.pid, cores[-1:])
+        assert self.popen.stdout is not None
+        self.said = self.popen.stdout.readline().decode().split()
+        if not self.said:
+            raise RuntimeError(f"{command}: did not start")
+        self.port = int(self.said[-1].rpartition(":")[2])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def cpu(self) -> float:
+        """Seconds of user and system time, of all threads, also those that have ended (clock_getcpuclockid of Linux)."""
+        return time.clock_gettime(~self.popen.pid << 3 | 2)
+
+    def memory(self) -> float:
+        """Resident megabytes."""
+        status = Path(f"/proc/{self.popen.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def stop(self) -> str:
+        """What it had still to say."""
+        self.popen.terminate()
+        rest, _ = self.popen.communicate(timeout=PATIENCE)
+        return rest.decode()
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.popen.poll() is None:
+            self.stop()
+
+
+def upstream(programs: dict[str, Path]) -> Process:
+    return Process(programs["upstream"], load=True)
+
+
+def bare(model_server: str) -> Process:
+    return Process(sys.executable, HERE / "bare.py", model_server)
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    seconds: float
+
+    def json(self) -> Any:
+        assert self.status == 200, (self.status, self.body[:500])
+        return json.loads(self.body)
+
+
+class Http:
+    """A kept connection that takes next to no time of its own: one write, few reads."""
+
+    def __init__(self, port: int, headers: dict[str, str] | None = None) -> None:
+        self.port, self.headers = port, headers or {}
+        self._connect()
+
+    def _connect(self) -> None:
+        self.used = time.monotonic()
+        self.socket = socket.create_connection(("127.0.0.1", self.port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def packed(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> bytes:
+        lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        if body:
+            lines += [f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+    def ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Answer:
+        raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        request = self.packed(method, path, raw, kind)
+        if time.monotonic() - self.used > KEPT:
+            self._connect()
+        start = time.perf_counter()
+        self.socket.sendall(request)
+        data = bytearray()
+        while (end := data.find(b"\r\n\r\n")) < 0:
+            data += self._more()
+        status, *lines = data[:end].decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        wanted = end + 4 + int(headers.get("content-length", "0"))
+        while len(data) < wanted or (
+            headers.get("transfer-encoding") == "chunked" and not data.endswith(b"\r\n0\r\n\r\n")
+        ):
+            data += self._more()
+        self.used = time.monotonic()
+        return Answer(int(status.split()[1]), headers, bytes(data[end + 4 :]), time.perf_counter() - start)
+
+    def _more(self) -> bytes:
+        data = self.socket.recv(1 << 18)
+        assert data, "the connection was closed"
+        return data
+
+    def get(self, path: str) -> Any:
+        return self.ask("GET", path).json()
+
+    def post(self, path: str, body: Any) -> Any:
+        return self.ask("POST", path, body).json()
+
+    def seconds(self, path: str) -> float:
+        answer = self.ask("GET", path)
+        assert answer.status == 200, answer.body[:500]
+        return answer.seconds
+
+
+class Fireside(Process):
+    """The service over a data directory, with its first user signed in; `http` is hers."""
+
+    http: Http
+
+    def __init__(self, data_dir: Path, model_server: str, *command: object) -> None:
+        environ = {
+            "FIRESIDE_LMSTUDIO_URL": model_server,
+            "FIRESIDE_LMSTUDIO_CONCURRENCY": "1000",
+            "FIRESIDE_BOOTSTRAP_TOKEN": TOKEN,
+            "FIRESIDE_BACKUPS": "0",
+        }
+        command = command or (sys.executable, "-m", "fireside")
+        super().__init__(*command, "--data-dir", data_dir, "--port", "0", "--no-open", **environ)
+
+    def sign_in(self) -> "Fireside":
+        http = Http(self.port)
+        person = {"username": "ann", "password": PASSWORD}
+        answer = http.ask("POST", "/admin/bootstrap", person | {"token": TOKEN})
+        if answer.status == 403:
+            answer = http.ask("POST", "/auth/login", person)
+        http.headers = {
+            "Cookie": answer.headers["set-cookie"].partition(";")[0],
+            "X-CSRF-Token": answer.json()["csrf_token"],
+        }
+        self.http = http
+        return self
+
+    def conversation(self, question: str = "Count.") -> int:
+        made: int = self.http.post("/conversations", {})["id"]
+        self.http.post(f"/conversations/{made}/messages", {"content": question})
+        return made
+
+
+@dataclass
+class Load:
+    """What the load client is to do: connections, and on each of them requests one after the other."""
+
+    port: int
+    lines: list[bytes] = field(default_factory=list)
+
+    def connection(self) -> "Load":
+        self.lines.append(b"connection\n")
+        return self
+
+    def request(self, kind: str, packed: bytes, tokens: int = 0, rate: float = 0) -> "Load":
+        self.lines.append(f"request {kind} {tokens} {rate} {len(packed)}\n".encode() + packed)
+        return self
+
+    def run(self, programs: dict[str, Path]) -> "Outcome":
+        """Raises AssertionError when anything was not delivered as it was sent."""
+        client = subprocess.Popen([programs["client"], str(self.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        os.sched_setaffinity(client.pid, sorted(os.sched_getaffinity(0))[-1:])
+        said, _ = client.communicate(b"".join(self.lines))
+        *requests, summary = [json.loads(line) for line in said.splitlines()]
+        wrong = {request["why"] for request in requests if request["why"]}
+        assert client.returncode == 0 and not wrong, wrong or client.returncode
+        return Outcome(requests, **summary)
+
+
+class Outcome(NamedTuple):
+    requests: list[dict[str, Any]]
+    began: float
+    ended: float
+    paced: int
+    on_time: int
+    late_p50: int
+    late_p99: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(request["tokens"] for request in self.requests)
+
+    @property
+    def streams(self) -> list[dict[str, Any]]:
+        return [request for request in self.requests if request["kind"] != "P"]
+
+
+def script(tokens: int, rate: float = 0) -> str:
+    """The model's name, which tells upstream.c what to do."""
+    return f"bench-{tokens}-{rate:g}"
+
+
+def text(began: float, tokens: int) -> str:
+    """What upstream.c says to that."""
+    return f"@{began:012.0f} " + "".join(f"{token:06d} " for token in range(1, tokens))
+
+
+def direct_load(port: int, streams: int, tokens: int, rate: float = 0) -> Load:
+    """Streams of OpenAI's kind: of the bare application, or of the model server itself."""
+    http, load = Http(port), Load(port)
+    body = {"model": script(tokens, rate), "messages": [{"role": "user", "content": "Count."}], "stream": True}
+    packed = http.packed("POST", "/v1/chat/completions", json.dumps(body).encode())
+    for _ in range(streams):
+        load.connection().request("O", packed, tokens, rate)
+    return load
+
+
+def stream_request(fireside: Fireside, conversation: int, tokens: int, rate: float = 0) -> bytes:
+    body = {"provider_id": "lmstudio", "model": script(tokens, rate)}
+    return fireside.http.packed("POST", f"/conversations/{conversation}/stream", json.dumps(body).encode())
+
+
+def fireside_load(fireside: Fireside, conversations: list[int], tokens: int, rate: float = 0) -> Load:
+    load = Load(fireside.port)
+    for conversation in conversations:
+        load.connection().request("F", stream_request(fireside, conversation, tokens, rate), tokens, rate)
+    return load
+
+
+def check_stored(fireside: Fireside, conversations: list[int], outcome: Outcome) -> None:
+    """What was sent to the readers is what the database has, to the last character, with its usage."""
+    for stream in outcome.streams:
+        conversation = conversations[stream["connection"]]
+        answer = fireside.http.get(f"/conversations/{conversation}/messages")[-1]
+        assert answer["status"] == "complete"
+        assert answer["content"] == text(stream["began"], stream["tokens"])
+        assert answer["token_usage"]["completion_tokens"] == stream["tokens"]
+
+
+@contextlib.contextmanager
+def running(*processes: Process) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            stack.enter_context(process)
+        yield

@@ -1,0 +1,582 @@
+"""What is measured. Each function gives some rows of the table; the reference runs in turn with ours, and ratios are taken
+round by round. What was delivered is checked in every run, by the load client and against the database."""
+
+import importlib.metadata
+import json
+import re
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from . import library, rig
+from .rig import HERE, Fireside, Http, Load, Outcome, Process
+
+median = statistics.median
+
+
+@dataclass
+class Row:
+    """A figure. `held`: whether the target is; None where there is none."""
+
+    what: str
+    ours: str
+    reference: str = ""
+    ratio: str = ""
+    target: str = ""
+    held: bool | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int = 3
+    burst: int = 100_000  # tokens of the one stream at full speed
+    seconds: int = 10  # that many streams last
+    streams: tuple[int, int] = (100, 500)
+    firsts: int = 60  # answers in a row whose first token is waited for
+    answer: int = 100_000  # characters of the answer that is resumed
+    small: int = 1_000  # conversations
+    large: int = 100_000
+    asked: int = 100  # times that a question is asked of the database
+    generations: int = 10_000
+    imported: int = 10_000
+    starts: int = 7
+
+
+FULL = Size()
+QUICK = Size(3, 30_000, 3, (100, 200), 30, 20_000, 200, 5_000, 30, 1_000, 1_000, 3)
+TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1)
+
+
+@dataclass
+class Bench:
+    size: Size
+    folder: Path
+    programs: dict[str, Path]
+    upstream: Process
+
+    def bare(self) -> Process:
+        return rig.bare(self.upstream.url)
+
+    def fireside(self, *command: object) -> Fireside:
+        return Fireside(self.folder / f"data-{time.monotonic_ns()}", self.upstream.url, *command).sign_in()
+
+    def run(self, load: Load) -> Outcome:
+        return load.run(self.programs)
+
+    def stream(self, fireside: Fireside, streams: int, tokens: int, rate: float = 0) -> Outcome:
+        """Answers in conversations of their own; the database must have them afterwards."""
+        conversations = [fireside.conversation() for _ in range(streams)]
+        outcome = self.run(rig.fireside_load(fireside, conversations, tokens, rate))
+        rig.check_stored(fireside, conversations, outcome)
+        return outcome
+
+    def turns(self, ours: Callable[[], float], reference: Callable[[], float]) -> "Pair":
+        """Measures both, in turn and in both orders."""
+        found: tuple[list[float], list[float]] = [], []
+        for round in range(self.size.rounds):
+            for which in (0, 1) if round % 2 else (1, 0):
+                found[which].append((ours, reference)[which]())
+        return Pair(*found)
+
+
+@dataclass
+class Pair:
+    ours: list[float]
+    reference: list[float]
+
+    @property
+    def ratio(self) -> float:
+        return median(a / b for a, b in zip(self.ours, self.reference, strict=True))
+
+    def row(self, what: str, show: str, target: str, held: Callable[[float], bool], factor: float = 1) -> Row:
+        ours, reference = (show.format(median(values) * factor) for values in (self.ours, self.reference))
+        ratios = sorted(a / b for a, b in zip(self.ours, self.reference, strict=True))
+        spread = f"{self.ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        return Row(what, ours, reference, spread, target, held(self.ratio))
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * 0.99))]
+
+
+def rate(outcome: Outcome) -> float:
+    return outcome.tokens / (outcome.ended - outcome.began)
+
+
+# ---------------------------------------------------------------------------------------------------- the relay
+
+
+def the_load(bench: Bench) -> Iterator[Row]:
+    """Server and client of the bench by themselves."""
+    port, size = bench.upstream.port, bench.size
+    rates = [rate(bench.run(rig.direct_load(port, 1, 10 * size.burst))) for _ in range(size.rounds)]
+    yield Row("the load by itself: one stream, tokens/s", f"{median(rates):,.0f}")
+    for streams in size.streams:
+        outcome = bench.run(rig.direct_load(port, streams, 3 * 50, 50))
+        said = f"{100 * outcome.on_time / outcome.paced:.1f} % on time, p99 {outcome.late_p99 / 1000:.1f} ms late"
+        yield Row(f"the load by itself: {streams} x 50 tokens/s", said)
+
+
+def relay(bench: Bench) -> Iterator[Row]:
+    size = bench.size
+    with bench.bare() as bare, bench.fireside() as fireside:
+        for _ in range(3):  # to warm up
+            bench.run(rig.direct_load(bare.port, 10, 100))
+            bench.stream(fireside, 10, 100)
+        pair = bench.turns(
+            lambda: rate(bench.stream(fireside, 1, size.burst)),
+            lambda: rate(bench.run(rig.direct_load(bare.port, 1, size.burst))),
+        )
+        yield pair.row("one stream at full speed, tokens/s", "{:,.0f}", ">= 1.5 x", lambda ratio: ratio >= 1.5)
+        yield from _first_token(bench, fireside, bare)
+        yield from _many(bench, fireside, bare)
+        yield _second_reader(bench, fireside)
+    yield _saves(bench)
+
+
+def _first_token(bench: Bench, fireside: Fireside, bare: Process) -> Iterator[Row]:
+    count = bench.size.firsts
+
+    def first(load: Load) -> float:
+        return median(request["first"] - request["sent"] for request in bench.run(load).streams)
+
+    def sequence(port: int) -> Load:
+        load, one = Load(port).connection(), rig.direct_load(port, 1, 5)
+        load.lines += [one.lines[1]] * count
+        return load
+
+    def ours() -> float:
+        load = Load(fireside.port).connection()
+        for _ in range(count):
+            load.request("F", rig.stream_request(fireside, fireside.conversation(), 5), 5)
+        return first(load) - alone
+
+    alone = first(sequence(bench.upstream.port))
+    pair = bench.turns(ours, lambda: first(sequence(bare.port)) - alone)
+    slowest = median(pair.ours) * 1000
+    yield pair.row(
+        "first token, added to the model server's, p50, ms",
+        "{:.2f}",
+        "<= 2 x, <= 3 ms",
+        lambda ratio: ratio <= 2 and slowest <= 3,
+        1000,
+    )
+
+
+def _many(bench: Bench, fireside: Fireside, bare: Process) -> Iterator[Row]:
+    few, most = bench.size.streams
+    tokens = bench.size.seconds * 50
+    outcomes: list[Outcome] = []
+
+    def cpu(process: Process, run: Callable[[], Outcome]) -> float:
+        before = process.cpu()
+        outcome = run()
+        if process is fireside:
+            outcomes.append(outcome)
+        return (process.cpu() - before) / outcome.tokens * 1e6
+
+    def ours() -> float:
+        conversations = [fireside.conversation() for _ in range(few)]
+        load = rig.fireside_load(fireside, conversations, tokens, 50)
+        spent = cpu(fireside, lambda: bench.run(load))
+        rig.check_stored(fireside, conversations, outcomes[-1])
+        return spent
+
+    pair = bench.turns(ours, lambda: cpu(bare, lambda: bench.run(rig.direct_load(bare.port, few, tokens, 50))))
+    yield pair.row(f"{few} x 50 tokens/s: CPU a token, us", "{:.1f}", "<= 1.0 x", lambda ratio: ratio <= 1)
+    on_time = median(outcome.on_time / outcome.paced for outcome in outcomes)
+    late = median(outcome.late_p99 for outcome in outcomes) / 1000
+    said = f"{100 * on_time:.2f} %, {late:.1f} ms"
+    yield Row(
+        f"{few} x 50 tokens/s: on time (100 ms), p99 late",
+        said,
+        target=">= 99 %, <= 25 ms",
+        held=on_time >= 0.99 and late <= 25,
+    )
+    pair = bench.turns(
+        lambda: rate(bench.stream(fireside, most, tokens, 50)),
+        lambda: rate(bench.run(rig.direct_load(bare.port, most, tokens, 50))),
+    )
+    yield pair.row(f"{most} x 50 tokens/s: delivered a second", "{:,.0f}", ">= 2 x", lambda ratio: ratio >= 2)
+
+
+def _second_reader(bench: Bench, fireside: Fireside) -> Row:
+    streams, tokens = bench.size.streams[0], bench.size.seconds * 25
+
+    def spent(readers: int) -> float:
+        conversations = [fireside.conversation() for _ in range(streams)]
+        before = fireside.cpu()
+        outcome = bench.run(rig.fireside_load(fireside, conversations * readers, tokens, 50))
+        spent = fireside.cpu() - before
+        rig.check_stored(fireside, conversations * readers, outcome)
+        return spent
+
+    pair = bench.turns(lambda: spent(2), lambda: spent(1))
+    row = pair.row(
+        "a second reader: CPU of both against that of one, s", "{:.2f}", "<= 1.15 x", lambda ratio: ratio <= 1.15
+    )
+    return row
+
+
+def _saves(bench: Bench) -> Row:
+    streams, tokens = bench.size.streams[0], bench.size.seconds * 50
+    shares = []
+    for _ in range(bench.size.rounds):
+        with bench.fireside(sys.executable, HERE / "stopwatch.py") as fireside:
+            conversations = [fireside.conversation() for _ in range(streams)]
+            before = fireside.cpu()
+            outcome = bench.run(rig.fireside_load(fireside, conversations, tokens, 50))
+            spent = fireside.cpu() - before
+            rig.check_stored(fireside, conversations, outcome)
+            shares.append(float(fireside.stop().split()[-1]) / spent)
+    share = median(shares) * 100
+    return Row(f"saves while {streams} stream, of all CPU", f"{share:.1f} %", target="<= 2 %", held=share <= 2)
+
+
+# ---------------------------------------------------------------------------------------------------- requests
+
+
+def _asked(bench: Bench, http: Http, paths: list[str]) -> list[float]:
+    return [http.seconds(paths[number % len(paths)]) for number in range(max(bench.size.asked, len(paths)))]
+
+
+def resume(bench: Bench) -> Iterator[Row]:
+    tokens = bench.size.answer // 7
+    with bench.fireside() as fireside:
+        conversation = fireside.conversation()
+        request = rig.stream_request(fireside, conversation, tokens, 2_000)
+        bench.run(Load(fireside.port).connection().request("F", request, tokens, 2_000))
+        answer = fireside.http.get(f"/conversations/{conversation}/messages")[-1]
+        path = f"/generations/{answer['generation_id']}/stream"
+        replayed = fireside.http.ask("GET", path).body
+        assert replayed.count(b"event: done") == 1
+        events = replayed.count(b"event: delta")
+        times = _asked(bench, fireside.http, [path])
+    middle = median(times) * 1000
+    yield Row(
+        f"resume of an answer of {bench.size.answer:,} characters in {events:,} events, p50, p99, ms",
+        f"{middle:.1f}, {p99(times) * 1000:.1f}",
+        target="<= 20 ms",
+        held=middle <= 20,
+    )
+
+
+def databases(bench: Bench) -> Iterator[Row]:
+    """Lists, filters, search and pages over a large database, beside the same over a small one and the bare stack's request."""
+    size, folders = bench.size, []
+    for conversations in (size.small, size.large):
+        folder = bench.folder / f"library-{conversations}"
+        with Fireside(folder, bench.upstream.url).sign_in():
+            pass
+        library.build(folder / "fireside.db", conversations)
+        folders.append(folder)
+    small, large = (Fireside(folder, bench.upstream.url).sign_in() for folder in folders)
+    with bench.bare() as bare, small, large:
+        request = p99(_asked(bench, Http(bare.port), ["/health"])) * 1000
+        list_50 = ["/conversations?limit=50"]
+        pair = bench.turns(
+            lambda: p99(_asked(bench, large.http, list_50)), lambda: p99(_asked(bench, small.http, list_50))
+        )
+        milliseconds = median(pair.ours) * 1000
+        yield pair.row(
+            f"50 newest of {size.large:,} conversations against {size.small:,}, p99, ms",
+            "{:.2f}",
+            "<= 1.3 x, <= 5 ms",
+            lambda ratio: ratio <= 1.3 and milliseconds <= 5,
+            1000,
+        )
+        for what, paths, target in _questions(size):
+            times = [_asked(bench, large.http, paths) for _ in range(size.rounds)]
+            worst = median(p99(values) for values in times) * 1000
+            middle = median(median(values) for values in times) * 1000
+            yield Row(
+                f"{what}, p50, p99, ms",
+                f"{middle:.1f}, {worst:.1f}",
+                f"{request:.2f} (its own request)",
+                f"{worst / request:.1f}",
+                f"<= {target} ms",
+                worst <= target,
+            )
+    yield from _starts(bench, folders[1])
+    shutil.rmtree(folders[1])
+
+
+def _questions(size: Size) -> Iterator[tuple[str, list[str], float]]:
+    writer = library.Writer(size.large)
+    common, middling, rare = writer.words[:10], writer.words[200:220], writer.words[-20:]
+    titles = [word[:4] for word in (*common, *middling, *rare) if len(word) >= 3]
+    yield (
+        "title filter of 3 characters and more",
+        [f"/conversations?limit=50&q={word}" for word in (*titles, "zzzzz")],
+        15,
+    )
+    yield "title filter of fewer", [f"/conversations?limit=50&q={word}" for word in ("a", "th", "zu", "zz", "x")], 40
+    kinds = {
+        "rare words": [library.RARE, *rare],
+        "common words": common,
+        "absent words": ["zzzzzz", "xylophonic"],
+        "two words": [f"{a}+{b}" for a in (common[0], middling[0], rare[0]) for b in (common[3], middling[7], rare[5])],
+        "Japanese": [word[:2] for word in library.JAPANESE] + list(library.JAPANESE),
+    }
+    messages = f"{(size.large * library.MESSAGES):,} messages"
+    for kind, words in kinds.items():
+        yield f"search of {messages} for {kind}", [_search(word) for word in words], 50
+    phrases = [f"%22{a}+{b}%22" for a, b in zip(common[:5], common[5:], strict=True)] + [
+        "%22of+the+and%22",
+        "%22the+the+the+of%22",
+    ]
+    yield f"search of {messages} for phrases of common words", [_search(phrase) for phrase in phrases], 250
+    pages = [f"/conversations/1/messages?limit=100&before={number}" for number in (9_999, 5_000, 2_000)]
+    yield f"page of 100 of {library.LONG:,} messages", ["/conversations/1/messages?limit=100", *pages], 15
+
+
+def _search(words: str) -> str:
+    return "/search?q=" + "".join(
+        letter if letter.isascii() else "".join(f"%{byte:02X}" for byte in letter.encode()) for letter in words
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- start, memory, size
+
+
+def _until_healthy(process: Process) -> float:
+    """Seconds from the process's start to its answer to GET /health."""
+    with process:
+        assert Http(process.port).ask("GET", "/health").status == 200
+        return time.perf_counter() - process.started
+
+
+def starts(bench: Bench) -> Iterator[Row]:
+    folder = bench.folder / "started"
+    with Fireside(folder, bench.upstream.url).sign_in():
+        pass
+    _until_healthy(bench.bare())
+    pair = _start_pair(bench, folder)
+    seconds = median(pair.ours)
+    yield pair.row(
+        "start: process to /health, s", "{:.2f}", "<= 1.5 x, <= 0.7 s", lambda ratio: ratio <= 1.5 and seconds <= 0.7
+    )
+
+
+def _start_pair(bench: Bench, folder: Path) -> Pair:
+    pairs = [
+        bench.turns(lambda: _until_healthy(Fireside(folder, bench.upstream.url)), lambda: _until_healthy(bench.bare()))
+        for _ in range(max(1, bench.size.starts // bench.size.rounds))
+    ]
+    return Pair([value for pair in pairs for value in pair.ours], [value for pair in pairs for value in pair.reference])
+
+
+def _starts(bench: Bench, folder: Path) -> Iterator[Row]:
+    """Start with a large database."""
+    pair = _start_pair(bench, folder)
+    seconds = median(pair.ours)
+    yield pair.row(
+        f"start with a database of {(folder / 'fireside.db').stat().st_size / 1e9:.1f} GB, s",
+        "{:.2f}",
+        "<= 1.5 x, <= 0.7 s",
+        lambda ratio: ratio <= 1.5 and seconds <= 0.7,
+    )
+
+
+def memory(bench: Bench) -> Iterator[Row]:
+    size, streams = bench.size, bench.size.streams[0]
+    with bench.bare() as bare, bench.fireside() as fireside:
+        idle = fireside.memory(), bare.memory()
+        yield Row("memory idle, MB", f"{idle[0]:.0f}", f"{idle[1]:.0f}", target="<= 60", held=idle[0] <= 60)
+        peaks = []
+        for process in (fireside, bare):
+            if process is fireside:
+                conversations = [fireside.conversation() for _ in range(streams)]
+                load = rig.fireside_load(fireside, conversations, 150, 50)
+            else:
+                load = rig.direct_load(bare.port, streams, 150, 50)
+            peaks.append(_peak(bench, process, load))
+        yield Row(
+            f"memory with {streams} streams, MB",
+            f"{peaks[0]:.0f}",
+            f"{peaks[1]:.0f}",
+            target="<= 120",
+            held=peaks[0] <= 120,
+        )
+        before = fireside.memory()
+        _generate(bench, fireside)
+        after = fireside.memory()
+        yield Row(
+            f"memory after {size.generations:,} generations, MB",
+            f"{after:.0f}",
+            f"{before:.0f} (before them)",
+            target="+ 5",
+            held=after - before <= 5,
+        )
+
+
+def _peak(bench: Bench, process: Process, load: Load) -> float:
+    Path(f"/proc/{process.popen.pid}/clear_refs").write_text("5")  # the peak begins anew
+    bench.run(load)
+    return int(Path(f"/proc/{process.popen.pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
+def _generate(bench: Bench, fireside: Fireside) -> None:
+    """Short answers in many conversations, ten questions each."""
+    conversations = [fireside.conversation() for _ in range(max(1, bench.size.generations // 10))]
+    connections = min(20, len(conversations))
+    load = Load(fireside.port)
+    for number in range(connections):
+        load.connection()
+        for conversation in conversations[number::connections]:
+            question = fireside.http.packed(
+                "POST", f"/conversations/{conversation}/messages", json.dumps({"content": "And now?"}).encode()
+            )
+            for _ in range(10):
+                load.request("F", rig.stream_request(fireside, conversation, 10), 10).request("P", question)
+    bench.run(load)
+
+
+def install(bench: Bench) -> Iterator[Row]:
+    """What `pip install fireside` brings: packages, and the bytes of their files here."""
+    names, megabytes = _closure("fireside")
+    bare, bare_megabytes = _closure("starlette", "uvicorn", "httpx")
+    yield Row(
+        "install without extras: packages, MB",
+        f"{names}, {megabytes:.0f}",
+        f"{bare}, {bare_megabytes:.0f}",
+        target="<= 28, <= 50 MB",
+        held=names <= 28 and megabytes <= 50,
+    )
+
+
+def _closure(*roots: str) -> tuple[int, float]:
+    found: dict[str, importlib.metadata.Distribution] = {}
+    waiting = list(roots)
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name not in found:
+            found[name] = importlib.metadata.distribution(name)
+            wanted = map(Requirement, found[name].requires or [])
+            waiting += [need.name for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
+    size = 0
+    for name, distribution in found.items():
+        if name == "fireside":  # editable here: what a wheel has
+            files = [*HERE.parent.glob("*.py"), HERE.parent / "schema.sql", *(HERE.parent / "static").iterdir()]
+        else:
+            files = [Path(str(file.locate())) for file in distribution.files or []]
+        size += sum(file.stat().st_size for file in files if file.is_file())
+    return len(found), size / 1e6
+
+
+def page(bench: Bench) -> Iterator[Row]:
+    """Everything that the first visit of a browser fetches, with heads."""
+    with bench.fireside() as fireside:
+        http = Http(fireside.port, {"Accept-Encoding": "gzip"})
+        plain = Http(fireside.port)
+        waiting, seen, size = ["/"], set[str](), 0
+        while waiting:
+            path = waiting.pop()
+            if path in seen:
+                continue
+            seen.add(path)
+            answer = http.ask("GET", path)
+            assert answer.status == 200, path
+            size += len(answer.body) + sum(len(name) + len(value) + 4 for name, value in answer.headers.items()) + 19
+            text = plain.ask("GET", path).body.decode("utf-8", "replace")
+            waiting += re.findall(r"/static/[\w.-]+", text)
+            waiting += [
+                f"/static/{name}" for name in re.findall(r"""(?:from|import)\s*\(?["']\./([\w.-]+)["']""", text)
+            ]
+    yield Row(
+        f"page: {len(seen)} files of the first visit, kB over the wire",
+        f"{size / 1000:.0f}",
+        target="<= 120",
+        held=size <= 120_000,
+    )
+
+
+def imports(bench: Bench) -> Iterator[Row]:
+    writer, count = library.Writer(1), bench.size.imported
+    conversations = []
+    for number in range(count):
+        nodes: dict[str, object] = {"root": {"id": "root", "message": None, "parent": None, "children": ["0"]}}
+        for place in range(6):
+            nodes[str(place)] = {
+                "id": str(place),
+                "parent": "root" if place == 0 else str(place - 1),
+                "children": [str(place + 1)] if place < 5 else [],
+                "message": {
+                    "id": f"{number}-{place}",
+                    "author": {"role": "assistant" if place % 2 else "user"},
+                    "create_time": 1_700_000_000 + number * 60 + place,
+                    "content": {"content_type": "text", "parts": [writer.text()]},
+                    "status": "finished_successfully",
+                    "metadata": {},
+                },
+            }
+        conversations.append(
+            {
+                "id": f"conversation-{number}",
+                "title": writer.title(),
+                "create_time": 1_700_000_000 + number * 60,
+                "update_time": 1_700_000_000 + number * 60 + 5,
+                "mapping": nodes,
+                "current_node": "5",
+            }
+        )
+    body = json.dumps(conversations).encode()
+    speeds = []
+    for _ in range(bench.size.rounds):
+        with bench.fireside() as fireside:
+            answer = fireside.http.ask("POST", "/import", body)
+            report = answer.json()
+            assert (report["conversations"], report["messages"], report["skipped"]) == (count, 6 * count, []), report
+            speeds.append(count / answer.seconds)
+    yield Row(
+        f"import of {count:,} conversations of 6 messages, a second",
+        f"{median(speeds):,.0f}",
+        target=">= 500",
+        held=median(speeds) >= 500,
+    )
+
+
+ROWS: tuple[Callable[[Bench], Iterator[Row]], ...] = (
+    the_load,
+    relay,
+    resume,
+    databases,
+    memory,
+    starts,
+    install,
+    page,
+    imports,
+)
+
+
+def measure(size: Size, only: list[str]) -> Iterator[Row]:
+    """All rows, or those of the functions named."""
+    with tempfile.TemporaryDirectory(prefix="fireside-bench-") as name:
+        folder = Path(name)
+        programs = rig.compiled(folder)
+        with rig.upstream(programs) as upstream:
+            bench = Bench(size, folder, programs, upstream)
+            for function in ROWS:
+                if not only or function.__name__ in only:
+                    yield from function(bench)
+
+
+def versions() -> str:
+    packages = ("starlette", "uvicorn", "httptools", "httpx", "aiosqlite", "msgspec")
+    with closing(sqlite3.connect(":memory:")) as connection:
+        engine = connection.execute("SELECT sqlite_version()").fetchone()[0]
+    python = ".".join(map(str, sys.version_info[:3]))
+    return ", ".join(
+        [f"Python {python}", f"SQLite {engine}", *(f"{name} {importlib.metadata.version(name)}" for name in packages)]
+    )
