@@ -100,7 +100,7 @@ async def _store(
 ) -> None:
     report.skipped += [item for item in batch if isinstance(item, Skipped)]
     conversations = [item for item in batch if isinstance(item, Conversation)]
-    outcomes = await database.write(_add_all, user_id, conversations, source.image)
+    outcomes = await database.write(_add_all, user_id, conversations, source.image) if conversations else []
     for conversation, (new, messages, reason) in zip(conversations, outcomes, strict=True):
         if reason:
             report.skipped.append(Skipped(conversation.title, reason))
@@ -133,7 +133,8 @@ def _add_all(
                     row = _columns(conversation) | {"settings": json.dumps(conversation.settings)}
                     added = queries.add_imported_conversation(tx, user_id, row)
                     outcome = (True, _grow(tx, user_id, added, conversation, read_image), "")
-                    made_here.append(_origin(added, conversation))
+                    if conversation.source is None:
+                        made_here.append(_origin(added, conversation))
         except Unreadable as error:
             outcome = (False, 0, str(error))
         except (sqlite3.IntegrityError, RecursionError):

@@ -172,6 +172,7 @@ def bridges() -> dict[str, Any]:
         node("call", "recap", "assistant", "search()", kind="code", recipient="browser"),
         node("tool", "call", "tool", "results"),
         node("a2", "tool", "assistant", "Piers.", at=1_700_000_004.0, metadata={"model_slug": "o3"}),
+        node("a2 more", "a2", "assistant", "And more piers.", at=1_700_000_005.0),
         node("q2", "a1", "user", "Who built it?"),
         node("q2b", "a1", "user", "Who paid for it?", at=1_700_000_006.0),
         node("a3", "q2b", "assistant", 'The \ue200entity\ue202["place","City"]\ue201.\ue204', at=1_700_000_007.0),
@@ -183,11 +184,11 @@ def test_chatgpt_keeps_all_branches_and_passes_over_what_nobody_sees() -> None:
     read = formats.parse(bridges(), nothing)
     by_source = {message.source: message for message in read.messages}
     parents = {m.source: next((p.source for p in read.messages if p.id == m.parent_id), None) for m in read.messages}
-    assert parents == {"q1": None, "a1": "q1", "a2": "q1", "q2": "a1", "q2b": "a1", "a3": "q2b"}
+    assert parents == {"q1": None, "a1": "q1", "a2": "q1", "a2 more": "a2", "q2": "a1", "q2b": "a1", "a3": "q2b"}
     assert by_source["a1"].content == "Cables ."
     assert by_source["a3"].content == "The City."
     assert by_source["a2"].reasoning == "Statics\n\nArches carry.\n\nAnd piers."
-    assert by_source["a1"].reasoning == ""
+    assert by_source["a1"].reasoning == by_source["a2 more"].reasoning == ""
     assert (by_source["a1"].model, by_source["a2"].model, by_source["q1"].model) == ("gpt-4o", "o3", None)
     assert read.active_message_id == by_source["a3"].id
     assert (read.source, read.title, read.provider_id) == ("chatgpt:c0ffee", "Bridges", None)

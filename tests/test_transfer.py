@@ -209,6 +209,7 @@ async def test_what_was_written_here_stays_in_view(database: Database, ann: int,
     assert len(messages[2].versions["ids"]) == 2
     (conversation,) = await database.read(queries.list_conversations, ann)
     assert (conversation.title, conversation.pinned) == ("Mine", True)
+    assert conversation.updated_at == messages[-1].created_at  # not when the older message came
 
 
 async def test_the_bin_is_left_alone_and_what_was_purged_may_come_again(
@@ -257,6 +258,22 @@ async def test_a_conversation_goes_in_whole_or_not_at_all(database: Database, an
     assert report.skipped == [Skipped("Bridge 1", "contradicts itself")]
     assert [row["title"] for row in await database.read(dump, bob)] == ["Bridge 0", "Bridge 2"]
     assert await database.read(queries.search_all, bob, "number 1", 10) == []
+
+
+async def test_the_same_conversation_twice_in_a_file_goes_in_once(database: Database, ann: int, tmp_path: Path) -> None:
+    for title in ("One", "Two"):
+        conversation = await database.write(queries.add_conversation, ann, {"title": title})
+        await database.write(queries.add_message, ann, conversation.id, "Hello")
+    (two, one) = await database.read(queries.list_conversations, ann)
+    texts = [await export_conversation(database, ann, c.id, "json") for c in (one, two, one)]
+    values = [json.loads(text) for _, text in texts]
+    values[1]["created_at"] = values[0]["created_at"]  # clocks may be coarse
+    values[1]["messages"][0]["content"] = "Goodbye"
+    for value in (values[0], values[2]):
+        value["messages"].append(value["messages"][0] | {"id": 10**6, "content": "Asked in the same moment"})
+    bob = await somebody(database)
+    assert await bring(database, bob, write(tmp_path / "x.json", values)) == (2, 3, 1)
+    assert await bring(database, bob, tmp_path / "x.json") == (0, 0, 3)
 
 
 async def test_a_missing_image_keeps_its_conversation_out(database: Database, ann: int, tmp_path: Path) -> None:
@@ -474,7 +491,10 @@ async def test_a_running_answer_is_exported_with_what_was_saved_of_it(
         queries.begin_answer, ann, conversation.id, "lmstudio", "m", {}, retry=False, providers=["lmstudio"]
     )
     assert begun is not None
-    parts = [(begun.generation_id, 1, "Be", "Hm", "[-2, 2]"), (begun.generation_id, 3, "cause", "", "[5]")]
+    parts = [
+        queries.Part(begun.generation_id, 1, "Be", "Hm", "[-2, 2]"),
+        queries.Part(begun.generation_id, 3, "cause", "", "[5]"),
+    ]
     await database.write(queries.add_parts, parts)
     heir = await somebody(other)
     await bring(other, heir, await exported(database, ann, tmp_path / "x.zip"))
