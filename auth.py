@@ -5,8 +5,10 @@ The CSRF token is an HMAC of the same bytes, so there is nothing more to store. 
 """
 
 import asyncio
+import base64
 import contextlib
 import datetime
+import functools
 import hashlib
 import hmac
 import logging
@@ -18,6 +20,7 @@ import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +38,7 @@ from .errors import (
     InvalidBootstrapToken,
     InvalidCredentials,
     RateLimited,
+    StorageUnavailable,
 )
 from .queries import User
 
@@ -50,13 +54,28 @@ SEEN_SECONDS = 60  # how often a session in use is marked as seen
 # OWASP's second recommended set for Argon2id: 46 MiB, one pass, one lane; 76 ms where the library's default takes 297.
 _HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=47104, parallelism=1)
 
-# Of the published lists of leaked passwords only what has at least PASSWORD_LENGTH[0] characters matters here.
-_COMMON = re.compile(
+
+def _dummy_hash() -> str:
+    """A hash that no password has, and that takes as long to verify as any: what an unknown user is checked against."""
+    salt, key = (base64.b64encode(secrets.token_bytes(size)).decode().rstrip("=") for size in (16, 32))
+    return f"$argon2id$v=19$m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}${salt}${key}"
+
+
+_DUMMY = _dummy_hash()
+
+_WELL_KNOWN = re.compile(
     r"(?:password|passw0rd|p@ssw0rd|qwerty|letmein|welcome|iloveyou|admin|administrator|changeme|default|secret|fireside|"
     r"football|baseball|superman|batman|dragon|monkey|sunshine|princess|trustno|master|shadow|michael|jordan|liverpool|"
     r"starwars|whatever|computer|internet|hello|login|abc|asdf|zxcv|1q2w3e4r|qazwsx|[0-9!@#$%^&*._-])+"
     r"|1q2w3e4r5t6y7u8i9o0p|qwertyuiop(?:asdfghjkl)?(?:zxcvbnm)?|abcdefghijkl[a-z]*|correcthorsebatterystaple"
 )
+
+
+_KEYBOARD = {
+    key: (y, x)
+    for y, row in enumerate(("1234567890", "qwertyuiop", "asdfghjkl;", "zxcvbnm,./"))
+    for x, key in enumerate(row)
+}
 
 
 @dataclass(frozen=True)
@@ -80,10 +99,14 @@ class Login:
 
 def clean_username(username: str) -> str:
     """The one form in which a name is stored and compared. Raises Invalid."""
-    name = unicodedata.normalize("NFKC", username).casefold().strip()
+    name = _folded(username)
     if not 1 <= len(name) <= 64 or not all(c.isalnum() or c in "._-" for c in name):
         raise Invalid("username: must be 1 to 64 letters, digits, dots, underscores or hyphens")
     return name
+
+
+def _folded(username: str) -> str:
+    return unicodedata.normalize("NFKC", username).casefold().strip()
 
 
 def check_password(password: str, username: str, field: str = "password") -> None:
@@ -93,8 +116,43 @@ def check_password(password: str, username: str, field: str = "password") -> Non
         raise Invalid(f"{field}: must have {low} to {high} characters")
     folded = password.casefold()
     without_name = folded.replace(username, "") if len(username) >= 3 else folded
-    if len(set(folded)) < 4 or len(without_name) < 6 or _COMMON.fullmatch(without_name):
+    if (
+        len(set(folded)) < 4
+        or len(without_name) < 6
+        or _WELL_KNOWN.fullmatch(without_name)
+        or _period(folded) < 6
+        or len(_without_walks(folded)) < 3
+        or hashlib.sha256(folded.encode("utf-8", "replace")).hexdigest()[:10] in _common_passwords()
+    ):
         raise Invalid(f"{field}: is too easy to guess; a few unrelated words make a good one")
+
+
+@functools.cache
+def _common_passwords() -> frozenset[str]:
+    lines = resources.files(__package__).joinpath("passwords.txt").read_text("utf-8").splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))
+
+
+def _period(text: str) -> int:
+    """The length of what it repeats: 4 of lovelovelove."""
+    return next(n for n in range(1, len(text) + 1) if text == (text[:n] * len(text))[: len(text)])
+
+
+def _without_walks(folded: str) -> str:
+    """What is left without runs of three and more neighbouring keys, such as 1qaz2wsx."""
+    left, run = "", ""
+    for key in folded:
+        if run and not _are_neighbours(run[-1], key):
+            left, run = left + (run if len(run) < 3 else ""), ""
+        run += key
+    return left + (run if len(run) < 3 else "")
+
+
+def _are_neighbours(one: str, other: str) -> bool:
+    if one not in _KEYBOARD or other not in _KEYBOARD:
+        return one == other
+    (y, x), (v, u) = _KEYBOARD[one], _KEYBOARD[other]
+    return abs(y - v) <= 1 and abs(x - u) <= 1
 
 
 def digest(token: str) -> bytes:
@@ -107,23 +165,43 @@ def same(given: str, right: str) -> bool:
 
 
 def private_file(path: Path, make: Callable[[], str]) -> str:
-    """The text of a file that only its owner can read, made on first use."""
-    with contextlib.suppress(FileExistsError):
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(make())
-    return path.read_text("utf-8")
+    """The text of a file that only its owner can read, made on first use, whole or not at all."""
+    with contextlib.suppress(FileNotFoundError):
+        if text := path.read_text("utf-8"):
+            return text
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    text = make()
+    with os.fdopen(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return text
 
 
 class Throttle:
-    """Failures by account and by address. The first five are free; then each costs a wait of 1, 2, 4 ... 30 s."""
+    """Failures by account and by address. The first five are free; then each costs a wait of 1, 2, 4 ... 30 s.
+
+    Where an account has signed in from before, only its own failures there count: nobody elsewhere can keep its owner out.
+    """
 
     FREE, LONGEST, KEYS = 5, 30, 10_000
 
     def __init__(self) -> None:
-        self._failures: OrderedDict[str, tuple[int, float]] = (
-            OrderedDict()
-        )  # key: how many, and when the next may be tried
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # how many, and when the next may be tried
+        self._homes: OrderedDict[str, None] = OrderedDict()
+
+    def login_keys(self, name: str, address: str) -> tuple[str, ...]:
+        home = f"{name} at {address}"
+        return (home,) if home in self._homes else (f"account {name}", f"address {address}")
+
+    def remember(self, name: str, address: str) -> None:
+        """This account has signed in from there."""
+        self._homes.pop(f"{name} at {address}", None)
+        self._homes[f"{name} at {address}"] = None
+        if len(self._homes) > self.KEYS:
+            self._homes.popitem(last=False)
 
     @contextlib.contextmanager
     def attempt(self, *keys: str) -> Iterator[None]:
@@ -133,7 +211,6 @@ class Throttle:
         wait = max(self._failures.get(key, (0, 0.0))[1] for key in keys) - moment
         if wait > 0:
             raise RateLimited(max(1, round(wait + 0.5)))
-        before = {key: self._failures.get(key) for key in keys}
         for key in keys:
             count = self._failures.pop(key, (0, 0.0))[0] + 1
             delay = min(self.LONGEST, 2 ** (count - self.FREE - 1)) if count > self.FREE else 0
@@ -142,12 +219,11 @@ class Throttle:
             self._failures.popitem(last=False)
         yield
         self._failures.pop(keys[0], None)
-        for key in keys[1:]:
-            earlier = before[key]
-            if earlier is None:
-                self._failures.pop(key, None)
-            else:
-                self._failures[key] = earlier
+        for key in keys[1:]:  # others may have failed meanwhile: only this attempt is taken back
+            count, until = self._failures.get(key, (1, 0.0))
+            self._failures[key] = (count - 1, until if count - 1 > self.FREE else 0.0)
+            if count == 1:
+                del self._failures[key]
 
 
 class Auth:
@@ -160,7 +236,6 @@ class Auth:
         self._key = key.encode()
         self._signer = itsdangerous.Signer(key, salt="fireside.session", digest_method=hashlib.sha256)
         self._hashing = asyncio.Semaphore(2)  # each takes 46 MiB and a core: more at once would stall the streams
-        self._dummy_hash = ""
 
     async def start(self) -> None:
         """Find or make the bootstrap token while there is no user, and drop what time has ended."""
@@ -192,7 +267,8 @@ class Auth:
         if session is None:
             raise AuthRequired
         if session.last_seen < ago(seconds=SEEN_SECONDS):
-            await self.database.write(queries.set_session_seen, session.id)
+            with contextlib.suppress(StorageUnavailable):  # what can be read is still read when the disk is full
+                await self.database.write(queries.set_session_seen, session.id)
         return Identity(session.user, session.id, token, self._csrf(token))
 
     def check_csrf(self, identity: Identity, given: str | None) -> None:
@@ -221,15 +297,16 @@ class Auth:
 
     async def login(self, username: str, password: str, client: str, address: str, cookie: str | None) -> Login:
         """Raises InvalidCredentials, in the same time whether the user exists or not, and RateLimited."""
-        name = unicodedata.normalize("NFKC", username).casefold().strip()
-        with self.throttle.attempt(f"account {name[:64]}", f"address {address}"):
-            found = await self.database.read(queries.get_password, name) if len(name) <= 64 else None
+        name = _folded(username)[:65]  # one more than a name can have: it is nobody's
+        with self.throttle.attempt(*self.throttle.login_keys(name, address)):
+            found = await self.database.read(queries.get_password, name)
             right = found is not None and found[0].status == "active"
-            stored = found[1] if found is not None else await self._dummy()
+            stored = found[1] if found is not None else _DUMMY
             right = await self._verify(stored, password) and right
             if not right or found is None:
                 log.warning("login refused", extra={"address": address})
                 raise InvalidCredentials
+        self.throttle.remember(name, address)
         if _HASHER.check_needs_rehash(stored):
             await self.database.write(queries.set_password_hash, found[0].id, stored, await self._hash(password))
         return await self._log_in(found[0], client, cookie)
@@ -245,16 +322,20 @@ class Auth:
         check_password(password, name)
         user = await self.database.write(queries.add_first_user, name, await self._hash(password))
         self._forget_bootstrap()
+        log.info("first account made", extra={"user": user.id})
         return await self._log_in(user, client, None)
 
-    async def register(self, code: str, username: str, password: str, client: str, address: str) -> Login:
+    async def register(
+        self, code: str, username: str, password: str, client: str, address: str, cookie: str | None
+    ) -> Login:
         """Raises InvalidInvite, UsernameExists."""
         with self.throttle.attempt(f"invite {address}"):
             await self.database.read(queries.check_invite, digest(code))
         name = clean_username(username)
         check_password(password, name)
         user = await self.database.write(queries.redeem_invite, digest(code), name, await self._hash(password))
-        return await self._log_in(user, client, None)
+        log.info("invite redeemed", extra={"user": user.id})
+        return await self._log_in(user, client, cookie)
 
     async def redeem_link(self, token: str, client: str, address: str, cookie: str | None) -> Login:
         with self.throttle.attempt(f"link {address}"):
@@ -267,6 +348,7 @@ class Auth:
         code = secrets.token_urlsafe(32)
         expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=hours))
         invite_id = await self.database.write(queries.add_invite, digest(code), role, created_by, expires_at)
+        log.info("invite made", extra={"user": created_by})
         return {"id": invite_id, "invite_code": code, "role": role, "expires_at": expires_at}
 
     async def login_link(self, username: str | None) -> str:
@@ -279,6 +361,7 @@ class Auth:
         user = await self.database.read(queries.get_user_named, name)
         check_password(password, user.username)
         await self.database.write(queries.set_password, user.id, await self._hash(password))
+        log.warning("password reset", extra={"user": user.id})
         return user.username
 
     # ---- passwords
@@ -292,6 +375,7 @@ class Auth:
         check_password(new, identity.user.username, "new_password")
         password_hash = await self._hash(new)
         await self.database.write(queries.set_password, identity.user.id, password_hash, identity.session_id)
+        log.info("password changed", extra={"user": identity.user.id})
 
     async def _hash(self, password: str) -> str:
         return await self._in_thread(hash_password, password)
@@ -306,10 +390,6 @@ class Auth:
         if len(password) > PASSWORD_LENGTH[1]:
             return False
         return await self._in_thread(verify)
-
-    async def _dummy(self) -> str:
-        self._dummy_hash = self._dummy_hash or await self._hash(secrets.token_urlsafe(16))
-        return self._dummy_hash
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         async with self._hashing:

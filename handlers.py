@@ -56,7 +56,8 @@ async def logout(call: Call) -> Response:
     if not await state.database.read(queries.count_sessions, call.user_id):
         await state.hub.cancel_all(call.user_id)
     response = answer({"message": "Logged out successfully"}, {"Clear-Site-Data": '"cache", "storage"'})
-    response.delete_cookie(cookie_name(call.request.scope), httponly=True, samesite="strict")
+    secure = call.request.scope["scheme"] == "https"  # without it a browser keeps a __Host- cookie
+    response.delete_cookie(cookie_name(call.request.scope), httponly=True, samesite="strict", secure=secure)
     return response
 
 
@@ -72,7 +73,9 @@ async def register(call: Call) -> Response:
     body: bodies.Registration = call.body
     return _logged_in(
         call,
-        await call.state.auth.register(body.invite_code, body.username, body.password, call.client, call.address),
+        await call.state.auth.register(
+            body.invite_code, body.username, body.password, call.client, call.address, call.cookie
+        ),
     )
 
 
