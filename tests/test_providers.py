@@ -549,7 +549,8 @@ async def test_nothing_that_a_list_of_models_says_is_believed(providers: Provide
         upstream.enqueue(status(200, {key: wrong}), path=path)
         for model in await providers.models("lmstudio"):
             assert isinstance(model.id, str) and isinstance(model.label, str) and isinstance(model.vision, bool)
-            assert all(isinstance(size, int | None) for size in (model.context_length, model.max_context_length))
+            sizes = (model.context_length, model.max_context_length, model.size_bytes)
+            assert all(size is None or (type(size) is int and 0 < size < 2**53) for size in sizes)
         for body in (*NONSENSE, {key: {}}, {key: 7}):
             upstream.enqueue(status(200, body), path=path)
             if path == "/v1/models":
@@ -695,9 +696,12 @@ async def test_loading_tells_what_went_wrong(providers: Providers, upstream: Ups
     with pytest.raises(ProviderFailed) as caught:
         await providers.load("lmstudio", QWEN.id)
     assert caught.value.code == "MODEL_LOAD_FAILED"
+    await providers.models("lmstudio", max_age=60)
     upstream.without = ("/api/v1",)
     with pytest.raises(ProviderFailed, match="Unexpected endpoint"):
         await providers.load("lmstudio", QWEN.id)
+    await providers.models("lmstudio", max_age=60)
+    assert upstream.count("/api/v0/models") == 1  # what was known before is not trusted after a failure
 
 
 async def test_other_servers_are_not_told_what_to_load(providers: Providers) -> None:
