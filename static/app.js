@@ -85,7 +85,11 @@ function buildShell() {
     shell.sidebar.node.inert = narrow.matches && !open;
     if (open) shell.sidebar.node.focus();
   };
-  const chat = new Chat({ openMenu: () => openList(true) });
+  const created = (id) => {
+    history.replaceState(null, "", `#/c/${id}`);
+    sidebar.current = id;
+  };
+  const chat = new Chat({ openMenu: () => openList(true), created });
   const sidebar = new Sidebar({
     open: (id) => { location.hash = id === null ? "#/" : `#/c/${id}`; },
     account: openAccount,

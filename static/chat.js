@@ -23,7 +23,9 @@ export class Chat {
   #unsent = { text: "", clientId: "" };
   #opening = 0;
 
-  constructor({ openMenu }) {
+  /** `created(id)` is called when a new conversation gets its id. */
+  constructor({ openMenu, created }) {
+    this.created = created;
     this.actions = {
       edit: (message, text) => this.#ask(text, [], message.parent_id),
       retry: () => this.retry(),
@@ -143,7 +145,7 @@ export class Chat {
     this.conversation = await post("/conversations", { ...asked(choice), ...this.#fields });
     this.id = this.conversation.id;
     this.composer.adopt(this.id);
-    history.replaceState(null, "", `#/c/${this.id}`);
+    this.created(this.id);
   }
 
   /** Another version of the last answer, by the model that is chosen now. */

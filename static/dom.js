@@ -113,14 +113,17 @@ export function openMenu(anchor, items) {
         item.act();
       },
     }, icon(item.icon), item.label)));
-  menu.addEventListener("keydown", (event) => stepFocus(event, [...menu.children]));
+  menu.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") event.stopPropagation(); // it closes the menu, and nothing else
+    stepFocus(event, [...menu.children]);
+  });
   menu.addEventListener("toggle", (event) => {
     if (event.newState === "open") return;
     anchor.setAttribute("aria-expanded", "false");
     if (menu.contains(document.activeElement) || document.activeElement === document.body) anchor.focus();
     menu.remove();
   });
-  (anchor.closest("dialog") ?? document.body).append(menu);
+  (anchor.closest("dialog, nav, main, aside") ?? document.body).append(menu);
   anchor.setAttribute("aria-expanded", "true");
   menu.showPopover();
   placeBeside(menu, anchor);

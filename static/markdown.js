@@ -72,7 +72,7 @@ const DRESSED = {
       wrap.setAttribute("aria-pressed", String(pre.classList.toggle("wrapped")));
     }, { "aria-pressed": "false" });
     return h("div", { class: "code" },
-      h("div", { class: "code-head" }, h("span", {}, language), wrap, copyButton("Copy code", () => pre.textContent)), pre);
+      h("div", { class: "code-head" }, h("span", {}, language), wrap, copyButton("Copy code", () => pre.textContent.replace(/\n$/, ""))), pre);
   },
 
   table(table) {

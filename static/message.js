@@ -248,7 +248,7 @@ class Reasoning {
   #end(took) {
     this.#ended = true;
     this.node.classList.remove("thinking");
-    this.#summary.textContent = took ? `Thought for ${seconds(took)}` : "Thoughts";
+    this.#summary.textContent = took != null ? `Thought for ${seconds(took)}` : "Thoughts";
   }
 }
 

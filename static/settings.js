@@ -212,8 +212,12 @@ function userRow(user, again) {
   return h("li", {},
     h("span", {}, h("strong", {}, user.username, self && h("span", { class: "badge" }, "you"), admin && h("span", { class: "badge" }, "administrator"), !active && h("span", { class: "badge" }, "disabled")),
       h("small", {}, user.last_login ? ["Signed in ", timeNode(user.last_login)] : "Has not signed in yet")),
-    !self && h("button", { type: "button", onclick: change({ role: admin ? "user" : "admin" }), "aria-label": `${admin ? "Make a member of" : "Make an administrator of"} ${user.username}` }, admin ? "Make member" : "Make admin"),
-    !self && h("button", { type: "button", class: active ? "danger" : null, onclick: change({ status: active ? "disabled" : "active" }), "aria-label": `${active ? "Disable" : "Enable"} ${user.username}` }, active ? "Disable" : "Enable"));
+    !self && userButton(admin ? "Make member" : "Make admin", user, change({ role: admin ? "user" : "admin" })),
+    !self && userButton(active ? "Disable" : "Enable", user, change({ status: active ? "disabled" : "active" })));
+}
+
+function userButton(label, { username }, onclick) {
+  return h("button", { type: "button", onclick, class: label === "Disable" ? "danger" : null, "aria-label": `${label} ${username}` }, label);
 }
 
 async function makeInvite(role, place) {

@@ -5,7 +5,8 @@ import { h, number, svg } from "./dom.js";
 
 const DAYS = 30;
 const SERIES = 5; // models with a colour of their own; the rest is one
-const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [600, 200, 44, 22, 8];
+const WIDTH = innerWidth < 820 ? 360 : 600;
+const [HEIGHT, LEFT, BOTTOM, TOP] = [200, 44, 22, 8];
 
 export async function showUsage(place) {
   const { usage } = await get("/usage");
@@ -18,7 +19,7 @@ export async function showUsage(place) {
     plot(recent, models.map(({ model }) => model)),
     legend(models),
     h("h3", {}, "In all"),
-    h("div", { class: "table" }, table(models)),
+    h("div", { class: "table", role: "region", tabindex: "0", "aria-label": "Usage by model" }, table(models)),
     h("p", { class: "faint" }, "Counted here, on this server, and told nobody."));
 }
 
@@ -27,12 +28,15 @@ const day = (ago) => new Date(Date.now() - ago * 86_400_000).toISOString().slice
 /** One row a model, the most used first. */
 function totals(usage) {
   const found = new Map();
-  for (const { model, answers, prompt_tokens, completion_tokens, seconds } of usage) {
-    const sum = found.get(model) ?? { model, answers: 0, read: 0, written: 0, seconds: 0 };
+  for (const { model, answers, prompt_tokens, completion_tokens, tokens_per_second } of usage) {
+    const sum = found.get(model) ?? { model, answers: 0, read: 0, written: 0, timed: 0, seconds: 0 };
     sum.answers += answers;
     sum.read += prompt_tokens ?? 0;
     sum.written += completion_tokens ?? 0;
-    sum.seconds += seconds ?? 0;
+    if (tokens_per_second && completion_tokens) {
+      sum.timed += completion_tokens;
+      sum.seconds += completion_tokens / tokens_per_second;
+    }
     found.set(model, sum);
   }
   return [...found.values()].sort((a, b) => b.written - a.written);
@@ -61,7 +65,9 @@ function plot(usage, models) {
       return bar;
     });
   });
-  const dates = [0, 10, 20, DAYS - 1].map((index) => svg("text", { x: LEFT + (index + 0.5) * step, y: HEIGHT - 4, "text-anchor": "middle" },
+  const dates = [0, 10, 20, DAYS - 1].map((index) => svg("text", {
+    x: LEFT + (index === DAYS - 1 ? DAYS : index + 0.5) * step, y: HEIGHT - 4, "text-anchor": index === DAYS - 1 ? "end" : "middle",
+  },
     new Date(`${days[index]}T12:00:00Z`).toLocaleDateString(undefined, { day: "numeric", month: "short" })));
   const total = sums.reduce((sum, value) => sum + value, 0);
   return svg("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${number(total)} tokens answered in the last ${DAYS} days` },
@@ -85,7 +91,7 @@ function legend(models) {
 function table(models) {
   return h("table", {},
     h("thead", {}, h("tr", {}, ["Model", "Answers", "Read", "Written", "tok/s"].map((name, index) => h("th", { scope: "col", align: index ? "right" : null }, name)))),
-    h("tbody", {}, models.map(({ model, answers, read, written, seconds }) => h("tr", {},
+    h("tbody", {}, models.map(({ model, answers, read, written, timed, seconds }) => h("tr", {},
       h("td", {}, model),
-      [number(answers), short(read), short(written), seconds ? number(written / seconds, 1) : "–"].map((text) => h("td", { align: "right" }, text))))));
+      [number(answers), short(read), short(written), seconds ? number(timed / seconds, 1) : "–"].map((text) => h("td", { align: "right" }, text))))));
 }

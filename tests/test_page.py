@@ -1,0 +1,729 @@
+"""The page as a person meets it: a real Chromium, the real service, and the real small model, or a scripted LM Studio
+where a test must know what is answered, and when.
+"""
+
+import contextlib
+import itertools
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fireside import render
+from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+
+from . import upstream as script
+from .browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Watched, axe, launch
+from .live import PASSWORD, good
+from .upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, text, usage
+
+expect.set_options(timeout=30_000)
+names = (f"person{number}" for number in itertools.count())
+STORY = "Tell me a long story about a lighthouse keeper and a storm."
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    browser = launch(playwright)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fireside]:
+    """A Fireside with the small model that it carries, and no LM Studio."""
+    with Fireside(tmp_path_factory.mktemp("house"), lmstudio_url="http://127.0.0.1:9") as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def ann(house: Fireside) -> httpx.Client:
+    return house.first()
+
+
+@pytest.fixture(scope="module")
+def lmstudio() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory, lmstudio: Upstream) -> Iterator[Fireside]:
+    """A Fireside whose LM Studio is the scripted one."""
+    with Fireside(tmp_path_factory.mktemp("studio"), NO_ENGINE, lmstudio_url=lmstudio.url) as studio:
+        yield studio
+
+
+@pytest.fixture(scope="module")
+def bea(studio: Fireside) -> httpx.Client:
+    return studio.first("bea")
+
+
+@pytest.fixture
+def visitor(browser: Browser) -> Iterator[Callable[..., Watched]]:
+    """`visitor(fireside, client)`: a browser of its own for whom the client has signed in. Nothing in it may go wrong."""
+    visits: list[Watched] = []
+
+    def visit(fireside: Fireside, client: httpx.Client | None = None, **options: object) -> Watched:
+        visits.append(Watched(browser, fireside.url, client, **options))
+        return visits[-1]
+
+    yield visit
+    for visit_ in visits:
+        visit_.close()
+
+
+@pytest.fixture
+def at_home(house: Fireside, ann: httpx.Client, visitor: Callable[..., Watched]) -> tuple[Watched, httpx.Client]:
+    """A new user of the house, and their browser."""
+    client = house.join(ann, next(names))
+    return visitor(house, client), client
+
+
+@pytest.fixture
+def at_studio(studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched]) -> tuple[Watched, httpx.Client]:
+    client = studio.join(bea, next(names))
+    return visitor(studio, client), client
+
+
+def ask(page: Page, question: str) -> None:
+    page.get_by_role("textbox", name="Message").fill(question)
+    page.keyboard.press("Enter")
+
+
+def answered(page: Page) -> Locator:
+    """The last answer, once it is complete."""
+    last = page.locator(".message.assistant.last")
+    expect(last.locator(".figures")).to_contain_text("to first token")
+    return last
+
+
+def new(client: httpx.Client, question: str = "", **fields: object) -> int:
+    """A conversation that is answered briefly and always alike."""
+    settings = {"temperature": 0, "max_tokens": 40, "seed": 1}
+    conversation_id: int = good(client.post("/conversations", json={"settings": settings} | fields))["id"]
+    if question:
+        good(client.post(f"/conversations/{conversation_id}/messages", json={"content": question}))
+        with client.stream("POST", f"/conversations/{conversation_id}/stream", json={}) as events:
+            assert "event: done" in events.read().decode()
+    return conversation_id
+
+
+def imported(client: httpx.Client, conversations: list[tuple[str, list[str]]]) -> None:
+    """Conversations as (title, texts of question, answer, question ...), the last one the newest."""
+    files = []
+    for number, (title, texts) in enumerate(conversations):
+        time = f"2026-01-{1 + number // 1440:02}T{number // 60 % 24:02}:{number % 60:02}:00.000000"
+        messages = [
+            {"id": at + 1, "parent_id": at or None, "role": ("user", "assistant")[at % 2], "content": content}
+            | {"created_at": time}
+            for at, content in enumerate(texts)
+        ]
+        conversation = {"fireside": 1, "title": title, "named": True, "created_at": time, "updated_at": time}
+        files.append(conversation | {"messages": messages})
+    assert good(client.post("/import", json=files))["skipped"] == []
+
+
+def message(client: httpx.Client, conversation_id: int, index: int = -1) -> dict[str, object]:
+    found: dict[str, object] = good(client.get(f"/conversations/{conversation_id}/messages"))[index]
+    return found
+
+
+# ---- with the small model
+
+
+def test_first_run_goes_from_the_printed_link_to_an_answer(
+    tmp_path: Path, visitor: Callable[..., Watched], house: Fireside
+) -> None:
+    with Fireside(tmp_path, lmstudio_url="http://127.0.0.1:9") as fireside:
+        page = visitor(fireside).open(fireside.setup_link())
+        expect(page.get_by_role("heading", name="Welcome to Fireside")).to_be_visible()
+        assert page.url == fireside.url + "/", "the secret stays in the address"
+        page.get_by_label("Name").fill("ann")
+        page.get_by_label("Password, 12 characters or more").fill("too short")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="Welcome to Fireside")).to_be_visible()
+        page.get_by_label("Password, 12 characters or more").fill(PASSWORD)
+        page.keyboard.press("Enter")
+
+        expect(page.get_by_role("button", name="Model: SmolLM2")).to_be_visible()
+        ask(page, "What is the capital of Japan?")
+        expect(page.locator(".message.user")).to_contain_text("What is the capital of Japan?")
+        last = answered(page)
+        expect(last.locator(".markdown")).to_contain_text(re.compile(r"\w"))
+        expect(last.locator(".figures")).to_contain_text("s to first token")
+        expect(page.get_by_role("meter", name="Context used")).to_be_visible()
+        expect(page.locator(".sidebar li.current")).to_have_text("What is the capital of Japan?")
+        assert re.search(r"/#/c/\d+$", page.url)
+
+
+def test_a_stopped_answer_is_kept_and_can_be_asked_for_again(at_home: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_home
+    chat = new(client, settings={"temperature": 0, "seed": 1})
+    page = visit.open(f"/#/c/{chat}")
+    ask(page, STORY)
+    shown = page.locator(".message.assistant .markdown")
+    expect(shown).to_contain_text(re.compile(r"\w+ \w+ \w+"))
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
+    kept = message(client, chat)
+    assert kept["status"] == "canceled"
+    assert kept["content"]
+
+    good(client.patch(f"/conversations/{chat}", json={"settings": {"max_tokens": 8}}))
+    page.get_by_role("button", name="Try again").click()
+    expect(answered(page).locator(".switch")).to_contain_text("2/2")
+    page.get_by_role("button", name="Previous version").click()
+    expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
+    expect(page.locator(".switch")).to_contain_text("1/2")
+    assert message(client, chat)["id"] == kept["id"]
+
+
+def test_an_edited_question_branches_and_the_first_one_stays(at_home: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_home
+    chat = new(client, "Say yes.", settings={"temperature": 0, "max_tokens": 4})
+    page = visit.open(f"/#/c/{chat}")
+    expect(page.get_by_text("Say yes.").last).to_be_visible()
+    page.locator(".message.user").hover()
+    page.get_by_role("button", name="Edit question").click()
+    page.get_by_role("textbox", name="Edited question").fill("Say no.")
+    page.get_by_role("button", name="Send", exact=True).first.click()
+    answered(page)
+    question = page.locator(".message.user")
+    expect(question).to_contain_text("Say no.")
+    expect(question.locator(".switch")).to_contain_text("2/2")
+    question.get_by_role("button", name="Previous version").click()
+    expect(question).to_contain_text("Say yes.")
+    expect(page.locator(".message.assistant")).to_have_count(1)
+
+
+def test_a_reload_takes_up_the_answer_where_it_is(at_home: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_home
+    chat = new(client, settings={"temperature": 0, "seed": 1, "max_tokens": 120})
+    page = visit.open(f"/#/c/{chat}")
+    ask(page, STORY)
+    expect(page.locator(".message.assistant .markdown")).to_contain_text(re.compile(r"\w+ \w+ \w+"))
+    page.reload()
+    assert good(client.get(f"/conversations/{chat}"))["generation_id"] is not None, "it was over before the reload"
+    shown = answered(page).locator(".markdown").inner_text()
+    page.reload()
+    assert answered(page).locator(".markdown").inner_text() == shown
+    assert words(shown) == words(str(message(client, chat)["content"]))
+
+
+def words(markdown: str) -> list[str]:
+    return re.findall(r"[A-Za-z]+", markdown)
+
+
+def test_a_second_tab_follows_the_same_answer_and_what_is_done_in_the_first(
+    at_home: tuple[Watched, httpx.Client],
+) -> None:
+    visit, client = at_home
+    chat = new(client, settings={"temperature": 0, "seed": 1, "max_tokens": 60})
+    first, second = visit.open(f"/#/c/{chat}"), visit.open(f"/#/c/{chat}")
+    expect(second.get_by_role("button", name="Rename")).to_be_enabled()
+    ask(first, STORY)
+    expect(second.locator(".message.assistant.generating .markdown")).to_contain_text(re.compile(r"\w"))
+    assert answered(second).locator(".markdown").inner_text() == answered(first).locator(".markdown").inner_text()
+
+    first.locator(".sidebar li.current").get_by_role("button").click()
+    first.get_by_role("menuitem", name="Rename").click()
+    first.get_by_role("textbox", name="Title").fill("The lighthouse")
+    first.keyboard.press("Enter")
+    expect(second.locator(".sidebar li.current")).to_have_text("The lighthouse")
+    expect(second.get_by_role("heading", level=1)).to_have_text("The lighthouse")
+    first.locator(".sidebar li.current").get_by_role("button").click()
+    first.get_by_role("menuitem", name="Pin").click()
+    expect(
+        second.get_by_role("region", name="Pinned").or_(second.locator("section:has(h2:text('Pinned'))"))
+    ).to_be_visible()
+
+
+# ---- with a scripted LM Studio
+
+
+def test_while_no_server_is_found_the_page_says_what_to_do_and_goes_on_by_itself(
+    tmp_path: Path, visitor: Callable[..., Watched]
+) -> None:
+    with Upstream() as reserved:
+        port = reserved.port
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=f"http://127.0.0.1:{port}") as fireside:
+        page = visitor(fireside, fireside.first()).open()
+        expect(page.get_by_role("heading", name="No model server yet")).to_be_visible()
+        expect(page.get_by_text("lms server start")).to_be_visible()
+        with Upstream(port=port):
+            expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
+            expect(page.get_by_role("heading", name="No model server yet")).to_be_hidden()
+
+
+def test_reasoning_is_folded_and_timed_and_the_answer_announced_once(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    gate = Gate()
+    lmstudio.enqueue(reasoning("I should ", "greet."), pause(gate), text("Hello **you**"), finish(), usage(10, 5), DONE)
+    page = visit.open()
+    page.evaluate(
+        """() => {
+            window.said = [];
+            new MutationObserver(() => said.push(document.getElementById("announcer").textContent))
+                .observe(document.getElementById("announcer"), { childList: true });
+        }"""
+    )
+    ask(page, "Hi")
+    thoughts = page.locator("details.reasoning")
+    expect(thoughts.locator("summary")).to_have_text("Thinking")
+    expect(thoughts.locator(".thoughts")).to_be_hidden()
+    thoughts.locator("summary").click()
+    expect(thoughts.locator(".thoughts")).to_have_text("I should greet.")
+    gate.open()
+    expect(answered(page).locator("strong")).to_have_text("you")
+    expect(thoughts.locator("summary")).to_contain_text(re.compile(r"Thought for .* s"))
+    assert page.evaluate("said") == ["Answer finished. Hello **you**"]
+
+
+def test_the_phases_before_the_first_token_are_told(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    gate = Gate()
+    lmstudio.enqueue(pause(gate), *[answer("Done")])
+    page = visit.open()
+    ask(page, "Hi")
+    expect(page.locator(".phase")).to_contain_text(re.compile("Reading the conversation|Asking the model"))
+    expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
+    gate.open()
+    expect(answered(page)).to_contain_text("Done")
+    expect(page.locator(".phase")).to_be_hidden()
+
+
+def test_a_failure_says_why_and_can_be_tried_again(at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream) -> None:
+    visit, _ = at_studio
+    lmstudio.enqueue(script.status(500, {"error": {"message": "The tensor is upside down."}}))
+    page = visit.open()
+    ask(page, "Hi")
+    expect(page.locator(".failed")).to_contain_text("tensor is upside down")
+    lmstudio.enqueue(answer("Better now"))
+    page.get_by_role("button", name="Try again").click()
+    expect(answered(page)).to_contain_text("Better now")
+
+
+def test_search_finds_texts_and_jumps_to_the_message(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    long = ["Which word do you like?", "The word is zephyr, a gentle wind.", *["And another line.\n\n" * 3] * 150]
+    imported(client, [("Words", long), ("Something else", ["Hello"])])
+    page = visit.open()
+    expect(page.locator(".list li")).to_have_count(2)
+    page.keyboard.press("Control+k")
+    page.keyboard.type("zeph")
+    result = page.locator(".results a")
+    expect(result).to_have_count(1)
+    expect(result.locator("mark")).to_have_text("zeph")
+    page.keyboard.press("Enter")
+    found = page.locator(".message.assistant", has_text="zephyr")
+    expect(found).to_be_in_viewport()
+    expect(found).to_be_focused()
+    page.keyboard.press("Control+k")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("searchbox", name="Search conversations")).to_have_value("")
+    expect(page.locator(".list")).to_be_visible()
+
+
+def test_a_deleted_conversation_comes_back_by_undo_and_from_the_bin(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    chat = new(client, "Dear diary")
+    page = visit.open(f"/#/c/{chat}")
+    row = page.locator(".sidebar li", has_text="Dear diary")
+    row.get_by_role("button").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    expect(row).to_have_count(0)
+    expect(page.get_by_role("heading", level=1)).to_have_text("New chat")
+    page.get_by_role("button", name="Undo").click()
+    expect(row).to_be_visible()
+    expect(page.locator(".message.user")).to_contain_text("Dear diary")
+
+    row.get_by_role("button").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    expect(row).to_have_count(0)
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Bin").click()
+    page.get_by_role("button", name="Restore Dear diary").click()
+    page.keyboard.press("Escape")
+    expect(row).to_be_visible()
+
+
+def test_a_lost_connection_shows_and_mends_itself_and_nothing_is_twice(
+    tmp_path: Path, visitor: Callable[..., Watched], lmstudio: Upstream
+) -> None:
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=lmstudio.url) as fireside:
+        client = fireside.first()
+        visit = visitor(fireside, client)
+        page = visit.open()
+        gate, after = Gate(), Gate()
+        parts = (
+            text("One, two, "),
+            pause(gate),
+            text("three, "),
+            pause(after),
+            text("four."),
+            finish(),
+            usage(9, 4),
+            DONE,
+        )
+        lmstudio.enqueue(*parts)
+        ask(page, "Count")
+        expect(page.locator(".message.assistant .markdown")).to_contain_text("two")
+        visit.context.set_offline(True)
+        page.get_by_role("textbox", name="Message").fill("A draft that must not be lost")
+        fireside_banner = page.locator(".banner")
+        gate.open()
+        page.get_by_role("button", name="Stop").click()
+        expect(fireside_banner).to_be_visible()
+        visit.context.set_offline(False)
+        expect(fireside_banner).to_be_hidden()
+        after.open()
+        expect(answered(page).locator(".markdown")).to_have_text("One, two, three, four.")
+        expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft that must not be lost")
+
+        fireside.kill()
+        page.keyboard.press("Enter")
+        expect(fireside_banner).to_be_visible()
+        expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft that must not be lost")
+        fireside.start()
+        expect(fireside_banner).to_be_hidden()
+        lmstudio.enqueue(answer("Here again"))
+        page.get_by_role("textbox", name="Message").press("Enter")
+        expect(answered(page)).to_contain_text("Here again")
+        texts = [found["content"] for found in good(client.get("/conversations/1/messages"))]
+        assert texts == ["Count", "One, two, three, four.", "A draft that must not be lost", "Here again"]
+
+
+def test_drafts_survive_a_reload_and_another_conversation(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    chat = new(client, "Hello")
+    page = visit.open(f"/#/c/{chat}")
+    box = page.get_by_role("textbox", name="Message")
+    box.fill("half a thou")
+    page.get_by_role("link", name="New chat").click()
+    expect(box).to_have_value("")
+    box.fill("something new")
+    page.reload()
+    expect(box).to_have_value("something new")
+    page.go_back()
+    expect(box).to_have_value("half a thou")
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Sign out").click()
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes('draft'))") == []
+
+
+def test_the_scroll_is_never_stolen_and_the_end_is_followed(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    gate, end = Gate(), Gate()
+    line = "A line of the long answer.\n\n"
+    lmstudio.enqueue(
+        text(*[line] * 60), pause(gate), text(*[line] * 60), pause(end), text("The end."), finish(), usage(9, 9), DONE
+    )
+    page = visit.open()
+    ask(page, "Much, please")
+    scroller = page.locator(".scroller")
+    expect(page.locator(".message.assistant p")).to_have_count(60)
+    rest = "(node) => node.scrollHeight - node.clientHeight - node.scrollTop"
+    assert scroller.evaluate(rest) < 2
+    scroller.hover()
+    page.mouse.wheel(0, -500)
+    expect(page.get_by_role("button", name="To the end")).to_be_visible()
+    before = scroller.evaluate("(node) => node.scrollTop")
+    gate.open()
+    expect(page.locator(".message.assistant p")).to_have_count(120)
+    assert scroller.evaluate("(node) => node.scrollTop") == before
+    page.get_by_role("button", name="To the end").click()
+    end.open()
+    answered(page)
+    expect(page.get_by_text("The end.")).to_be_in_viewport()
+    assert scroller.evaluate(rest) < 2
+
+
+def test_everything_is_reached_by_keyboard(at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream) -> None:
+    visit, client = at_studio
+    older = new(client, "The older one")
+    newer = new(client, "The newer one")
+    page = visit.open(f"/#/c/{newer}")
+    answered(page)
+    page.keyboard.press("Alt+ArrowDown")
+    page.wait_for_url(f"**/#/c/{older}")
+    page.keyboard.press("Alt+ArrowUp")
+    page.wait_for_url(f"**/#/c/{newer}")
+    answered(page)
+    lmstudio.enqueue(answer("Another"))
+    page.keyboard.press("Control+Shift+Enter")
+    expect(page.locator(".switch")).to_contain_text("2/2")
+    answered(page)
+    page.keyboard.press("Control+Shift+C")
+    page.keyboard.press("Control+Shift+O")
+    expect(page.get_by_role("heading", level=1)).to_have_text("New chat")
+    box = page.get_by_role("textbox", name="Message")
+    expect(box).to_be_focused()
+
+    gate = Gate()
+    lmstudio.enqueue(text("Slowly "), pause(gate), text("never"), DONE)
+    page.keyboard.type("first line")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("second line")
+    page.keyboard.press("Enter")
+    expect(page.locator(".message.user .text")).to_have_text("first line\nsecond line", use_inner_text=True)
+    expect(page.locator(".message.assistant .markdown")).to_contain_text("Slowly")
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
+    gate.open()
+
+    page.keyboard.press("ArrowUp")
+    editor = page.get_by_role("textbox", name="Edited question")
+    expect(editor).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(editor).to_have_count(0)
+    page.keyboard.press("Control+.")
+    expect(page.get_by_role("dialog", name="Models")).to_be_visible()
+    page.keyboard.type("qwen")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+    page.keyboard.press("Escape")
+
+    reached = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(
+                "document.activeElement.getAttribute('aria-label') || document.activeElement.textContent.trim()"
+            )
+        )
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none" or page.evaluate("document.activeElement.matches('body, .composer textarea')")
+    assert {"New chatCtrl ⇧ O", "Search conversations", "Copy answer", "Another answer", "Message"} <= reached
+
+
+def test_it_works_on_a_phone(studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched]) -> None:
+    client = studio.join(bea, next(names))
+    new(client, "An older conversation")
+    page = visitor(studio, client, viewport=PHONE, has_touch=True, is_mobile=True).open()
+    expect(page.get_by_role("navigation", name="Conversations")).to_be_hidden()
+    page.get_by_role("textbox", name="Message").fill("From the sofa")
+    page.get_by_role("button", name="Send").tap()
+    answered(page)
+    page.get_by_role("button", name="Conversations").tap()
+    page.get_by_role("link", name="An older conversation").tap()
+    expect(page.get_by_role("navigation", name="Conversations")).to_be_hidden()
+    expect(page.locator(".message.user")).to_contain_text("An older conversation")
+    page.get_by_role("button", name="Conversation settings").tap()
+    page.get_by_label("Instructions for the model").fill("Be brief.")
+    expect(page.get_by_role("status").filter(has_text="Saved")).to_be_visible()
+    page.get_by_role("button", name="Close", exact=True).tap()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_code_is_copied_also_where_the_page_came_over_plain_http(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    # What a page lacks that came over plain http from another computer.
+    visit.context.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    lmstudio.enqueue(answer("```python\n", "print('hello')\n", "```\n"))
+    page = visit.open()
+    ask(page, "Code, please")
+    answered(page)
+    expect(page.locator("pre .nb")).to_have_text("print")
+    page.get_by_role("button", name="Copy code").click()
+    box = page.get_by_role("textbox", name="Message")
+    box.click()
+    page.keyboard.press("Control+v")
+    expect(box).to_have_value("print('hello')")
+
+
+def test_a_link_invites_somebody_into_the_household(
+    studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched]
+) -> None:
+    page = visitor(studio, bea).open()
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_role("tab", name="Household").click()
+    page.get_by_role("button", name="Make an invite").click()
+    link = page.locator(".command code").inner_text()
+    guest = visitor(studio).open(link)
+    expect(guest.get_by_role("heading", name="You are invited")).to_be_visible()
+    name = next(names)
+    guest.get_by_label("Name").fill(name)
+    guest.get_by_label("Password, 12 characters or more").fill(PASSWORD)
+    guest.get_by_role("button", name="Create account").click()
+    expect(guest.get_by_role("heading", name=name)).to_be_visible()
+    guest.locator(".account").click()
+    guest.get_by_role("menuitem", name="Settings").click()
+    expect(guest.get_by_role("tab", name="Household")).to_have_count(0)
+
+    page.get_by_role("tab", name="General").click()
+    page.get_by_role("tab", name="Household").click()
+    page.get_by_role("button", name=f"Disable {name}").click()
+    guest.keyboard.press("Escape")
+    guest.get_by_role("textbox", name="Message").fill("Am I still in?")
+    guest.keyboard.press("Enter")
+    expect(guest.get_by_role("button", name="Sign in")).to_be_visible()
+
+
+def test_the_theme_stays_as_chosen(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, _ = at_studio
+    page = visit.open()
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_label("Dark").check()
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
+    page.reload()
+    expect(page.locator(".welcome")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
+
+
+def test_thousands_of_conversations_are_loaded_as_one_scrolls(
+    tmp_path: Path, visitor: Callable[..., Watched], lmstudio: Upstream
+) -> None:
+    fireside = Fireside(tmp_path, NO_ENGINE, lmstudio_url=lmstudio.url)
+    with fireside:
+        client = fireside.first()
+    row = "INSERT INTO conversations (user_id, title, title_key, created_at, updated_at) VALUES (1, ?, ?, ?, ?)"
+    time = "2026-01-01T00:00:00.{:06}"
+    with contextlib.closing(sqlite3.connect(tmp_path / "fireside.db")) as database, database:
+        titles = (
+            (f"Conversation {number}", f"conversation {number}", time.format(0), time.format(number))
+            for number in range(3000)
+        )
+        database.executemany(row, titles)
+    with fireside:
+        page = visitor(fireside, client).open()
+        rows = page.locator(".list li")
+        expect(rows.first).to_have_text("Conversation 2999")
+        assert rows.count() < 300
+        while (before := rows.count()) < 3000:
+            page.locator(".list").evaluate("(node) => { node.scrollTop = node.scrollHeight; }")
+            expect(rows.nth(before)).to_be_attached()
+        expect(rows).to_have_count(3000)
+        expect(rows.last).to_have_text("Conversation 0")
+
+
+def test_the_first_visit_is_small_and_asks_nobody_else(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, _ = at_studio
+    loaded: dict[str, int] = {}
+    visit.context.on(
+        "requestfinished", lambda request: loaded.update({request.url: request.sizes()["responseBodySize"]})
+    )
+    page = visit.open()
+    expect(page.locator(".welcome")).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    files = {url: size for url, size in loaded.items() if "/static/" in url or url == visit.url + "/"}
+    assert len(files) <= 16
+    assert sum(files.values()) < 60_000, files  # compressed, as they are sent
+
+
+def test_the_page_knows_the_tags_and_attributes_that_the_server_renders(
+    at_studio: tuple[Watched, httpx.Client],
+) -> None:
+    visit, _ = at_studio
+    page = visit.open()
+    held = page.evaluate(
+        """async () => {
+            const { TAGS } = await import("/static/markdown.js");
+            return JSON.stringify([...TAGS].map(([tag, attributes]) => [tag, [...attributes]]));
+        }"""
+    )
+    assert {tag: frozenset(attributes) for tag, attributes in json.loads(held)} == dict(render.TAGS)
+
+
+# ---- for everybody
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(
+    theme: str,
+    viewport: dict[str, int],
+    studio: Fireside,
+    bea: httpx.Client,
+    lmstudio: Upstream,
+    visitor: Callable[..., Watched],
+) -> None:
+    lmstudio.enqueue(
+        reasoning("Let me see."),
+        text(
+            "# Title\n\nSome `code`, a [link](https://example.org) and $x^2$.\n\n", "| a | b |\n|--|--|\n| 1 | 2 |\n\n"
+        ),
+        text("- [x] done\n- [ ] open\n\n> quoted\n\n```python\nclass A:  # comment\n    b = 'text' + 1\n```\n"),
+        finish("length"),
+        usage(3000, 500),
+        DONE,
+    )
+    client = studio.join(bea, next(names), "admin")
+    chat = new(client, "What can you show?")
+    lmstudio.enqueue(script.status(500, {"error": {"message": "broken"}}))
+    failed = new(client, "Fail, please")
+    watched = visitor(studio, client, viewport=viewport, color_scheme=theme, reduced_motion="reduce")
+    page = watched.open(f"/#/c/{chat}")
+    found: dict[str, list[str]] = {}
+
+    def look(screen: str) -> None:
+        page.evaluate(axe())
+        violations = page.evaluate("async () => (await axe.run()).violations")
+        found[screen] = [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in violations]
+
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    page.locator("details.reasoning summary").click()
+    look("chat")
+    page.get_by_role("button", name="Conversation settings").click()
+    expect(page.locator(".panel")).to_be_visible()
+    look("panel")
+    page.keyboard.press("Escape")
+    page.goto(f"/#/c/{failed}")
+    expect(page.locator(".failed")).to_be_visible()
+    look("failed")
+    page.goto("/#/")
+    expect(page.locator(".welcome")).to_be_visible()
+    look("new chat")
+    if viewport == PHONE:
+        page.get_by_role("button", name="Conversations").click()
+        expect(page.locator(".sidebar")).to_be_in_viewport(ratio=0.99)
+        look("list")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("show")
+    expect(page.locator(".results a").first).to_be_visible()
+    look("search")
+    page.keyboard.press("Escape")
+    page.locator(".list li button").first.dispatch_event("click")
+    expect(page.get_by_role("menu")).to_be_visible()
+    look("menu")
+    page.keyboard.press("Escape")
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    for tab in ("General", "Account", "Your data", "Bin", "Usage", "Household"):
+        page.get_by_role("tab", name=tab).click()
+        expect(page.get_by_role("tabpanel", name=tab).locator(".section > *").first).to_be_visible()
+        look(tab)
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name=re.compile("^Model:")).click()
+    expect(page.locator(".model-pick").first).to_be_visible()
+    look("models")
+    good(client.post("/auth/logout"))
+    page.reload()
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    look("sign in")
+    assert {screen: rules for screen, rules in found.items() if rules} == {}
