@@ -17,7 +17,7 @@ _FILL = 0.7  # of the room, after something had to be omitted: the next few turn
 def messages(prompt: Prompt, omitted: int) -> list[dict[str, Any]]:
     """The messages of a chat request, without the first `omitted` of the path.
 
-    Empty answers are left out. User messages in a row become one, since many templates insist on turns.
+    Empty answers are left out. Messages of one role in a row become one, since many templates insist on turns.
     """
     sent: list[dict[str, Any]] = []
     if prompt.system_prompt:
@@ -25,7 +25,7 @@ def messages(prompt: Prompt, omitted: int) -> list[dict[str, Any]]:
     for turn in prompt.turns[omitted:]:
         if turn.role == "assistant" and not turn.content:
             continue
-        if sent and turn.role == "user" and sent[-1]["role"] == "user":
+        if sent and sent[-1]["role"] == turn.role:
             sent[-1]["content"] = _joined(sent[-1]["content"], _content(turn))
         else:
             sent.append({"role": turn.role, "content": _content(turn)})

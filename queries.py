@@ -789,7 +789,8 @@ def _recorded(tx: Tx, message: sqlite3.Row) -> sqlite3.Row:
 
 
 def get_prompt(tx: Tx, question_id: int) -> Prompt:
-    """What leads to the answer of this question: the path from the first message to it."""
+    """What leads to the answer of this question: the path from the first message to it. Pictures that an answer brought with it
+    (imported ones) are not sent: servers take them from users only."""
     conversation = tx.execute(
         "SELECT c.system_prompt FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
         (question_id,),
@@ -800,7 +801,7 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
         _PATH
         + "SELECT m.id, m.role, m.content, m.status, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
         " coalesce(json_extract(m.stats, '$.omitted_messages'), 0) AS omitted,"
-        " EXISTS (SELECT 1 FROM images i WHERE i.message_id = m.id) AS illustrated"
+        " m.role = 'user' AND EXISTS (SELECT 1 FROM images i WHERE i.message_id = m.id) AS illustrated"
         " FROM path JOIN messages m ON m.id = path.id ORDER BY path.depth DESC",
         {"leaf": question_id, "limit": -1},
     ).fetchall()
