@@ -2,7 +2,7 @@
 
 import asyncio
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,22 +181,34 @@ def _explain(error: Exception) -> str:
 
 
 async def read_limited(request: Request, limit: int) -> bytes:
-    """The body. Raises BodyTooLarge, and Invalid when it does not come."""
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
-        raise BodyTooLarge(f"The body has more than {limit} bytes.")
-    raw = bytearray()
+    """The whole body, within BODY_SECONDS. Raises as `pieces`."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                raw += chunk
-                if len(raw) > limit:
-                    raise BodyTooLarge(f"The body has more than {limit} bytes.")
+            return b"".join([piece async for piece in pieces(request, limit)])
+    except TimeoutError:
+        raise Invalid("The body did not come.") from None
+
+
+async def pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises BodyTooLarge, and Invalid when nothing comes for BODY_SECONDS or the connection is closed."""
+    length = request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit):
+        raise BodyTooLarge(f"The body has more than {limit} bytes.")
+    stream, size = request.stream(), 0
+    try:
+        while True:
+            async with asyncio.timeout(BODY_SECONDS):
+                piece = await anext(stream, None)
+            if piece is None:
+                return
+            size += len(piece)
+            if size > limit:
+                raise BodyTooLarge(f"The body has more than {limit} bytes.")
+            yield piece
     except TimeoutError:
         raise Invalid("The body did not come.") from None
     except ClientDisconnect:
         raise Invalid("The connection was closed before the body had come.") from None
-    return bytes(raw)
 
 
 def answer(value: Any, headers: dict[str, str] | None = None) -> Response:

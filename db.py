@@ -208,36 +208,39 @@ async def open_database(path: Path) -> Database:
     return Database(path, connections[0], connections[1:])
 
 
-def prepare(path: Path) -> None:
+def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
     """Create, check and migrate the file, with a copy beside it before a migration. Raises DatabaseUnusable."""
+    newest = 1 + len(migrations)
+    if _restored(path).exists():
+        _put_in_place(path)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # -wal and -shm take their modes from it
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            version = _version(connection, path)
+            version = _version(connection, path, newest)
             _configure(connection, writer=True)
             if version == 0:
                 _create(connection)
                 return
             if path.stat().st_size <= CHECK_AT_START_BYTES:
                 check(connection, path)
-            if version < VERSION:
-                copy(path, path.parent / "backups" / f"before-schema-{VERSION}-{now()[:19].replace(':', '')}.db")
-                for script in MIGRATIONS[version - 1 :]:
+            if version < newest:
+                copy(path, path.parent / "backups" / f"before-schema-{newest}-{now()[:19].replace(':', '')}.db")
+                for script in migrations[version - 1 :]:
                     connection.executescript(script)
     except sqlite3.DatabaseError as error:
         raise DatabaseUnusable(_explain(path, error)) from error
 
 
-def _version(connection: sqlite3.Connection, path: Path) -> int:
+def _version(connection: sqlite3.Connection, path: Path, newest: int = VERSION) -> int:
     """The file's schema version, 0 when it is empty. Changes nothing. Raises DatabaseUnusable when it is not ours to open."""
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     empty = version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if not empty and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise DatabaseUnusable(f"{path}: is an SQLite file, but not one of Fireside's")
-    if version > VERSION:
+    if version > newest:
         raise DatabaseUnusable(
-            f"{path}: was written by a newer Fireside (schema {version}; this one knows {VERSION}). "
+            f"{path}: was written by a newer Fireside (schema {version}; this one knows {newest}). "
             "Install the newer one again, or restore a backup."
         )
     return version
@@ -270,6 +273,9 @@ def _configure(connection: sqlite3.Connection, writer: bool) -> None:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute(
+        "PRAGMA cell_size_check = ON"
+    )  # a damaged page is found when it is read, not when it has been used
     connection.execute("PRAGMA temp_store = MEMORY")
     if not writer:
         connection.execute("PRAGMA query_only = ON")
@@ -346,11 +352,21 @@ def restore(source: Path, path: Path) -> Path | None:
         raise DatabaseUnusable(
             f"{source}: cannot be restored: its schema is {version}, and this Fireside knows 1 to {VERSION}"
         )
-    fresh = path.with_name(path.name + ".restored")
-    copy(source, fresh)
-    kept = None
+    copy(source, _restored(path))
+    return _put_in_place(path)
+
+
+def _restored(path: Path) -> Path:
+    """Where a restore puts the new database, whole, before it moves the old one away. Where it is, the restore is to be finished."""
+    return path.with_name(path.name + ".restored")
+
+
+def _put_in_place(path: Path) -> Path | None:
+    """Returns where the old database is kept, if there was one. Done again after a crash, it goes on where it was."""
+    fresh, kept = _restored(path), None
     if path.exists():
-        kept = path.parent / "backups" / f"before-restore-{now()[:19].replace(':', '')}.db"
+        moment = timestamp(datetime.datetime.fromtimestamp(fresh.stat().st_mtime, datetime.UTC))
+        kept = path.parent / "backups" / f"before-restore-{moment[:19].replace(':', '')}.db"
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         for ending in ("-wal", "-shm", ""):  # together they are the old database, whatever state it is in
             part = path.with_name(path.name + ending)

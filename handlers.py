@@ -6,7 +6,9 @@ It parses nothing that a body's type can say, and holds no SQL: the functions it
 import asyncio
 import gzip
 import hashlib
+import logging
 import mimetypes
+import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -21,12 +23,15 @@ from starlette.responses import Response, StreamingResponse
 
 from . import __version__, bodies, db, queries, render, transfer
 from .auth import Login
-from .call import Call, answer, cookie_name
+from .call import Call, answer, cookie_name, pieces
 from .db import Database
-from .errors import BodyTooLarge, FiresideError, Invalid, NotFound, UnsupportedMediaType
+from .errors import FiresideError, Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from .guard import PAGE_POLICY
 
+log = logging.getLogger("fireside.handlers")
+
 IMPORT_BYTES = 1024**3
+UPLOADS = "import-"  # the folder in the data directory that an upload is kept in while it is read
 
 # ---------------------------------------------------------------------------------------------------- account
 
@@ -118,6 +123,7 @@ async def list_users(call: Call) -> Any:
 async def change_user(call: Call) -> Any:
     body: bodies.UserChange = call.body
     user = await call.state.database.write(queries.set_user, call.path_id("user_id"), body.role, body.status)
+    log.info("user is now %s, %s", user.role, user.status, extra={"user": call.user_id, "about": user.id})
     if user.status == "disabled":
         await call.state.hub.cancel_all(user.id)
     return user
@@ -354,16 +360,21 @@ async def import_upload(call: Call) -> Any:
     content_type = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in ("application/json", "application/zip"):
         raise UnsupportedMediaType("An import is application/json or application/zip.")
-    with tempfile.TemporaryDirectory(prefix="import-", dir=call.state.config.data_dir) as folder:
-        file = Path(folder) / ("upload.zip" if content_type == "application/zip" else "upload.json")
-        size = 0
-        with file.open("wb") as upload:
-            async for chunk in call.request.stream():
-                size += len(chunk)
-                if size > IMPORT_BYTES:
-                    raise BodyTooLarge(f"The body has more than {IMPORT_BYTES} bytes.")
-                await asyncio.to_thread(upload.write, chunk)
-        return await transfer.import_files(call.state.database, call.user_id, [file])
+    try:
+        with tempfile.TemporaryDirectory(prefix=UPLOADS, dir=call.state.config.data_dir) as folder:
+            file = Path(folder) / ("upload.zip" if content_type == "application/zip" else "upload.json")
+            with file.open("wb") as upload:
+                async for piece in pieces(call.request, IMPORT_BYTES):
+                    await asyncio.to_thread(upload.write, piece)
+            return await transfer.import_files(call.state.database, call.user_id, [file])
+    except OSError as error:
+        raise StorageUnavailable(f"The upload could not be kept: {error.strerror}.") from error
+
+
+def forget_uploads(data_dir: Path) -> None:
+    """What a killed server was reading when it was killed."""
+    for folder in data_dir.glob(f"{UPLOADS}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def export_all(call: Call) -> Response:
@@ -455,7 +466,7 @@ async def usage(call: Call) -> Any:
 async def health(call: Call) -> Any:
     await call.state.database.read(queries.count_users)
     if call.state.database.damaged:
-        raise FiresideError("The database is damaged. Run: fireside doctor")
+        raise StorageUnavailable("The database is damaged. Run: fireside doctor")
     return {"status": "healthy"}
 
 

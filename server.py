@@ -114,6 +114,7 @@ def create_app(config: Config) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            handlers.forget_uploads(config.data_dir)
             database = await db.open_database(config.database)
             stack.push_async_callback(database.close)
             engine = Engine(config)
@@ -142,13 +143,22 @@ def create_app(config: Config) -> Starlette:
 
 
 async def _keep_house(config: Config, database: Database, auth: Auth) -> None:
-    """Once an hour: what time has ended goes, and once a day a backup is made; the newest `backups` of them stay."""
+    """Once an hour: what time has ended goes, and once a day a backup is made; the newest `backups` of them stay.
+
+    First, the whole file is examined. Once it is found damaged, nothing is written any more."""
     await asyncio.sleep(HOUSE_SECONDS)
+    examined = False
     while True:
         try:
+            if not examined:
+                await asyncio.to_thread(db.examine, config.database)
+                examined = True
             await auth.clean_up()
             await database.write(queries.optimize)
             await asyncio.to_thread(db.back_up_daily, config.database, config.backups)
+        except db.DatabaseUnusable as error:
+            database.damaged = True
+            log.critical("%s", error)
         except (FiresideError, OSError, sqlite3.Error) as error:
             log.error("housekeeping: %s", error)
         await asyncio.sleep(3600)
