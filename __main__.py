@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]  # consoles on Windows are not
+    os.umask(0o077)  # whatever is written is its owner's alone
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command", "serve")
     try:
@@ -275,7 +276,7 @@ def _log_to_file(data_dir: Path) -> None:
 
 
 class _JsonLines(logging.Formatter):
-    EXTRAS = ("request", "method", "route", "user", "status", "ms", "address")
+    EXTRAS = ("request", "method", "route", "user", "about", "status", "ms", "code", "address")
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {

@@ -14,32 +14,33 @@ Title = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\A(?!\s*\Z)[
 Name = Annotated[str, Meta(min_length=1, max_length=300, pattern=r"\A[^\0]*\Z")]
 Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Role = Literal["user", "admin"]
+Secret = Annotated[str, Meta(max_length=1000)]  # a password or a token, and a user name before it is looked at
 
 
 class Credentials(Struct):
-    username: str
-    password: str
+    username: Secret
+    password: Secret
 
 
 class Registration(Struct):
-    invite_code: str
-    username: str
-    password: str
+    invite_code: Secret
+    username: Secret
+    password: Secret
 
 
 class Bootstrap(Struct):
-    username: str
-    password: str
-    token: str = ""
+    username: Secret
+    password: Secret
+    token: Secret = ""
 
 
 class PasswordChange(Struct):
-    current_password: str
-    new_password: str
+    current_password: Secret
+    new_password: Secret
 
 
 class Link(Struct):
-    token: str
+    token: Secret
 
 
 class InviteRequest(Struct):

@@ -21,6 +21,7 @@ from .errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, Un
 from .providers import Providers
 
 BODY_BYTES = 4 * 1024 * 1024
+PUBLIC_BYTES = 64 * 1024  # from somebody who has not signed in
 BODY_SECONDS = 10.0
 
 
@@ -122,18 +123,19 @@ def route(
     body: Any = Nothing,
     *,
     csrf: str = "required",
-    limit: int = BODY_BYTES,
+    limit: int | None = None,
 ) -> Route:
     """A row of ROUTES. `csrf`: "required" of everything that changes something, "lenient" as the contract wants it of
-    /stream, "none" where there is no session yet."""
+    /stream, "none" where there is no session yet. `limit`: bytes that a body may have."""
 
+    most = limit or (PUBLIC_BYTES if access is PUBLIC else BODY_BYTES)
     decoder = msgspec.json.Decoder(body) if body is not None else None  # None: the handler takes the body itself
 
     async def endpoint(request: Request) -> Response:
         call = Call(request, request.app.state.fireside)
         await _admit(call, access, csrf if method != "GET" else "none")
         if method != "GET" and decoder is not None:
-            call.body = await _read_body(request, decoder, limit)
+            call.body = await _read_body(request, decoder, most)
         result = await handler(call)
         return result if isinstance(result, Response) else answer(result)
 

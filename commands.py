@@ -5,6 +5,7 @@ import contextlib
 import getpass
 import json
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,6 +24,7 @@ from .providers import Providers
 T = TypeVar("T")
 
 SERVICE_FILE = "service.json"
+SPACE = 200_000_000  # free bytes, below which doctor says so
 
 
 class Failed(Exception):
@@ -55,8 +57,12 @@ def _good(response: httpx.Response) -> httpx.Response:
 
 
 def find_service(settings: Config) -> Service | None:
-    """The running service, by the file that it left in the data directory; None when there is none, or a stale file."""
+    """The running service, by the file that it left in the data directory; None when there is none, or a stale file.
+
+    While nobody holds the lock the file is stale, and whoever answers at its address now must not be told anything."""
     try:
+        if not db.is_locked(settings.data_dir):
+            return None
         told = json.loads((settings.data_dir / SERVICE_FILE).read_text("utf-8"))
         found = Service(told["url"], told["secret"])
         if found.http.get("/health", timeout=5).status_code in (200, 503):
@@ -204,11 +210,30 @@ def _examine(settings: Config) -> Iterator[tuple[bool, str]]:
             )
     else:
         yield True, "no database yet: it is made at the first start"
-    backups = sorted((settings.data_dir / "backups").glob("*.db"), key=lambda file: file.stat().st_mtime)
-    yield True, f"newest backup: {backups[-1]}" if backups else "no backup yet: one is made each day"
+    yield _examine_backup(settings.data_dir / "backups")
+    yield _examine_space(settings.data_dir)
     for entry in asyncio.run(_ask_providers(settings)):
         said = f"{len(entry['models'])} models" if entry["online"] else entry["error"]
         yield True, f"{entry['name']}: {said}"
+
+
+def _examine_backup(folder: Path) -> tuple[bool, str]:
+    backups = sorted(folder.glob("*.db"), key=lambda file: file.stat().st_mtime)
+    if not backups:
+        return True, "no backup yet: one is made each day"
+    try:
+        db.examine(backups[-1])
+    except (sqlite3.Error, DatabaseUnusable) as error:
+        return False, f"newest backup {backups[-1]} cannot be restored: {error}. Make another: fireside backup FILE"
+    return True, f"newest backup {backups[-1]}, integrity check passed"
+
+
+def _examine_space(data_dir: Path) -> tuple[bool, str]:
+    place = next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    return free >= SPACE, f"{free:,} bytes free on the disk" + (
+        "" if free >= SPACE else ": make room before it is full"
+    )
 
 
 def _examine_modes(data_dir: Path) -> Iterator[tuple[bool, str]]:

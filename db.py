@@ -178,6 +178,18 @@ def lock(data_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(data_dir: Path) -> bool:
+    """Whether a process holds `lock`. Leaves no trace; raises OSError when there is no such directory."""
+    descriptor = os.open(data_dir / "lock", os.O_RDWR)
+    try:
+        _lock_file(descriptor)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 if sys.platform == "win32":
     import msvcrt
 

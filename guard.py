@@ -97,6 +97,7 @@ class Guard:
             else:
                 await self.app(scope, receive, send_guarded)
         except FiresideError as error:
+            scope["state"]["code"] = error.code
             await _send(send_guarded, *error_answer(error, request_id))
         except Exception:
             log.exception("request %s failed", request_id)
@@ -110,7 +111,7 @@ class Guard:
         if len(hosts) != 1:
             raise HostNotAllowed("A request must have exactly one Host header.")
         name, _, port = hosts[0].decode("latin-1").lower().rpartition(":")
-        if not name or not port.isdigit() or (name.startswith("[") and not name.endswith("]")):
+        if not name or not (port.isascii() and port.isdigit()) or (name.startswith("[") and not name.endswith("]")):
             name = hosts[0].decode("latin-1").lower()
         if name not in self.hosts and not (self.any_address and _is_address(name)):
             raise HostNotAllowed
@@ -119,7 +120,7 @@ class Guard:
         """The foreign origin that may read the answer, if one asks. Raises OriginNotAllowed."""
         values: dict[bytes, list[str]] = {}
         for name, value in headers:
-            if name in (b"origin", b"host", b"sec-fetch-site", b"sec-fetch-mode"):
+            if name in (b"origin", b"host", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"):
                 values.setdefault(name, []).append(value.decode("latin-1"))
         if any(len(given) > 1 for given in values.values()):
             raise OriginNotAllowed("A request must not have a header twice that says where it comes from.")
@@ -128,7 +129,8 @@ class Guard:
             return origin.encode() if origin else None
         own = origin is None or origin in self.own_origins or origin == f"{scope['scheme']}://{values[b'host'][0]}"
         # A top-level navigation (a link, the address bar) changes nothing and shows nothing to the page that it left.
-        navigation = scope["method"] in ("GET", "HEAD") and values.get(b"sec-fetch-mode", [""])[0] == "navigate"
+        into = (values.get(b"sec-fetch-mode"), values.get(b"sec-fetch-dest", ["document"]))
+        navigation = scope["method"] in ("GET", "HEAD") and into == (["navigate"], ["document"])
         if not own or (
             site not in (None, "same-origin")
             and not (site == "none" and scope["method"] in ("GET", "HEAD"))
@@ -250,16 +252,16 @@ async def _send(send: Send, status: int, headers: dict[str, str], body: bytes) -
 
 
 def _record(scope: Scope, request_id: str, status: int, started: float) -> None:
-    """One line a request: the route's template, never the path, the query, a header or a body."""
+    """One line a request: the route's template, never the path, the query, a header or a body. What was refused, to whom."""
     route: Any = scope.get("route")
-    log.info(
-        "request",
-        extra={
-            "request": request_id,
-            "method": scope["method"],
-            "route": getattr(route, "path", "-"),
-            "user": scope["state"].get("user_id"),
-            "status": status,
-            "ms": round((time.perf_counter() - started) * 1000, 1),
-        },
-    )
+    line = {
+        "request": request_id,
+        "method": scope["method"],
+        "route": getattr(route, "path", "-"),
+        "user": scope["state"].get("user_id"),
+        "status": status,
+        "ms": round((time.perf_counter() - started) * 1000, 1),
+    }
+    if code := scope["state"].get("code"):
+        line |= {"code": code, "address": (scope.get("client") or ("-",))[0]}
+    log.info("request", extra=line)

@@ -208,7 +208,8 @@ def list_users(tx: Tx) -> list[User]:
 
 
 def set_user(tx: Tx, user_id: int, role: str | None, status: str | None) -> User:
-    """Change role or status, and end the user's sessions if that changed anything."""
+    """Change role or status. If that changed anything it ends the user's sessions, and what one who was an administrator has
+    handed out: login links and open invites."""
     user = get_user(tx, user_id)
     changed = User(user.id, user.username, role or user.role, status or user.status, user.created_at, user.last_login)
     if changed == user:
@@ -218,6 +219,11 @@ def set_user(tx: Tx, user_id: int, role: str | None, status: str | None) -> User
     if not admins:
         raise LastAdmin  # rolls the transaction back
     tx.execute("DELETE FROM sessions WHERE user_id = ?", (user_id,))
+    tx.execute("DELETE FROM login_links WHERE user_id = ?", (user_id,))
+    tx.execute(
+        "UPDATE invites SET revoked_at = ? WHERE created_by = ? AND used_at IS NULL AND revoked_at IS NULL",
+        (now(), user_id),
+    )
     return changed
 
 

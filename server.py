@@ -97,6 +97,7 @@ ROUTES: tuple[Route, ...] = (
 
 async def _say_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FiresideError)
+    request.state.code = error.code
     status, headers, body = error_answer(error, request.state.request_id)
     return Response(body, status, headers)
 
