@@ -87,6 +87,12 @@ def _token(value: Any) -> str:
     return value
 
 
+def _key(value: Any) -> str:
+    if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("printable ASCII characters without spaces")
+    return value
+
+
 def _url(value: Any) -> str:
     text = value.strip().rstrip("/") if isinstance(value, str) else ""
     try:
@@ -185,7 +191,7 @@ def _checked(source: str, parse: Callable[[Any], Any], value: Any) -> Any:
     try:
         return parse(value)
     except ValueError as error:
-        shown = "the given value" if parse is _token else repr(value)
+        shown = "the given value" if parse in (_token, _key) else repr(value)
         raise ConfigError(f"{source}: must be {error}, not {shown}") from None
 
 
@@ -229,7 +235,7 @@ _PROVIDER_KEYS: dict[str, Callable[[Any], Any]] = {
     "kind": _text,
     "name": _text,
     "url": _url,
-    "api_key": _text,
+    "api_key": _key,
     "concurrency": _number(1, 1000, int),
 }
 

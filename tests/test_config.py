@@ -237,3 +237,9 @@ def test_a_wrong_token_is_not_shown(tmp_path: Path) -> None:
 def test_secrets_do_not_show_in_a_traceback(tmp_path: Path) -> None:
     loaded = load(tmp_path, FIRESIDE_BOOTSTRAP_TOKEN="s3cret" * 5, FIRESIDE_LMSTUDIO_API_KEY="s3cret")
     assert "s3cret" not in repr(loaded) and provider(loaded, "lmstudio").api_key == "s3cret"
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines", "two words"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(tmp_path: Path, key: str) -> None:
+    line = refused(tmp_path, f"[[providers]]\nid = 'lmstudio'\napi_key = {key!r}\n".replace("'", '"'))
+    assert "api_key: must be printable ASCII characters without spaces" in line and key not in line
