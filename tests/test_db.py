@@ -365,17 +365,15 @@ def test_a_place_where_nothing_can_be_kept_is_named(tmp_path: Path, kind: str) -
 # ---- migrations
 
 
-def test_an_older_file_is_copied_before_it_is_migrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_file_is_copied_before_it_is_migrated(tmp_path: Path) -> None:
     path = tmp_path / "fireside.db"
     db.prepare(path)
     scripts = tuple(
         f"BEGIN IMMEDIATE; CREATE TABLE new_{version} (x); PRAGMA user_version = {version}; COMMIT;"
         for version in (db.VERSION + 1, db.VERSION + 2)
     )
-    monkeypatch.setattr(db, "MIGRATIONS", (*db.MIGRATIONS, *scripts))
     old = db.VERSION
-    monkeypatch.setattr(db, "VERSION", old + 2)
-    db.prepare(path)
+    db.prepare(path, (*db.MIGRATIONS, *scripts))
     [backup] = (tmp_path / "backups").iterdir()
     for file, version, tables in ((path, old + 2, 2), (backup, old, 0)):
         with opened(file) as connection:
@@ -384,15 +382,13 @@ def test_an_older_file_is_copied_before_it_is_migrated(tmp_path: Path, monkeypat
             assert connection.execute(count).fetchone()[0] == tables
 
 
-def test_a_migration_that_fails_leaves_the_version_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_fails_leaves_the_version_before_it(tmp_path: Path) -> None:
     path = tmp_path / "fireside.db"
     db.prepare(path)
     old = db.VERSION
     script = f"BEGIN IMMEDIATE; CREATE TABLE new (x); DROP TABLE nowhere; PRAGMA user_version = {old + 1}; COMMIT;"
-    monkeypatch.setattr(db, "MIGRATIONS", (*db.MIGRATIONS, script))
-    monkeypatch.setattr(db, "VERSION", old + 1)
     with pytest.raises(DatabaseUnusable):
-        db.prepare(path)
+        db.prepare(path, (*db.MIGRATIONS, script))
     with opened(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == old
         assert connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'new'").fetchone()[0] == 0
