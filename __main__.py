@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, config, db, queries
+from . import __version__, accounts, config, db
 from .config import Config
 from .errors import ConfigError
 from .guard import is_loopback
@@ -223,7 +223,7 @@ async def _say_lan(settings: Config, url: str, state: "State") -> None:
     else:
         print(f"If a firewall is on, allow the port, for example: sudo ufw allow {port}/tcp", flush=True)
     if settings.lan and not state.auth.bootstrap_token:
-        user = await state.database.read(queries.get_user_named, None)
+        user = await state.database.read(accounts.get_user_named, None)
         invite = await state.auth.invite(user.id, "user", 24)
         print(f"Invite somebody, once, within a day: {there}/#invite={invite['invite_code']}", flush=True)
 

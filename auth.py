@@ -27,7 +27,8 @@ from typing import TypeVar
 import argon2
 import itsdangerous
 
-from . import queries
+from . import accounts
+from .accounts import User
 from .config import Config
 from .db import Database, ago, timestamp
 from .errors import (
@@ -40,7 +41,6 @@ from .errors import (
     RateLimited,
     StorageUnavailable,
 )
-from .queries import User
 
 T = TypeVar("T")
 
@@ -240,14 +240,14 @@ class Auth:
     async def start(self) -> None:
         """Find or make the bootstrap token while there is no user, and drop what time has ended."""
         await self.clean_up()
-        if await self.database.read(queries.count_users) == 0:
+        if await self.database.read(accounts.count_users) == 0:
             file = self.config.data_dir / "bootstrap-token"
             self.bootstrap_token = self.config.bootstrap_token or private_file(file, lambda: secrets.token_urlsafe(32))
         else:
             self._forget_bootstrap()
 
     async def clean_up(self) -> None:
-        await self.database.write(queries.delete_stale, *self._ages())
+        await self.database.write(accounts.delete_stale, *self._ages())
 
     def _forget_bootstrap(self) -> None:
         self.bootstrap_token = ""
@@ -263,12 +263,12 @@ class Auth:
         token = self._unsigned(cookie)
         if token is None:
             raise AuthRequired
-        session = await self.database.read(queries.get_session, digest(token), *self._ages())
+        session = await self.database.read(accounts.get_session, digest(token), *self._ages())
         if session is None:
             raise AuthRequired
         if session.last_seen < ago(seconds=SEEN_SECONDS):
             with contextlib.suppress(StorageUnavailable):  # what can be read is still read when the disk is full
-                await self.database.write(queries.set_session_seen, session.id)
+                await self.database.write(accounts.set_session_seen, session.id)
         return Identity(session.user, session.id, token, self._csrf(token))
 
     def check_csrf(self, identity: Identity, given: str | None) -> None:
@@ -288,7 +288,7 @@ class Auth:
         token = secrets.token_urlsafe(32)
         old = self._unsigned(cookie)
         await self.database.write(
-            queries.add_session, user.id, digest(token), _shown(client), digest(old) if old else None
+            accounts.add_session, user.id, digest(token), _shown(client), digest(old) if old else None
         )
         log.info("login", extra={"user": user.id})
         return Login(user, self._signer.sign(token).decode(), self._csrf(token))
@@ -299,7 +299,7 @@ class Auth:
         """Raises InvalidCredentials, in the same time whether the user exists or not, and RateLimited."""
         name = _folded(username)[:65]  # one more than a name can have: it is nobody's
         with self.throttle.attempt(*self.throttle.login_keys(name, address)):
-            found = await self.database.read(queries.get_password, name)
+            found = await self.database.read(accounts.get_password, name)
             right = found is not None and found[0].status == "active"
             stored = found[1] if found is not None else _DUMMY
             right = await self._verify(stored, password) and right
@@ -308,7 +308,7 @@ class Auth:
                 raise InvalidCredentials
         self.throttle.remember(name, address)
         if _HASHER.check_needs_rehash(stored):
-            await self.database.write(queries.set_password_hash, found[0].id, stored, await self._hash(password))
+            await self.database.write(accounts.set_password_hash, found[0].id, stored, await self._hash(password))
         return await self._log_in(found[0], client, cookie)
 
     async def bootstrap(self, token: str, username: str, password: str, client: str, address: str) -> Login:
@@ -320,7 +320,7 @@ class Auth:
                 raise InvalidBootstrapToken
         name = clean_username(username)
         check_password(password, name)
-        user = await self.database.write(queries.add_first_user, name, await self._hash(password))
+        user = await self.database.write(accounts.add_first_user, name, await self._hash(password))
         self._forget_bootstrap()
         log.info("first account made", extra={"user": user.id})
         return await self._log_in(user, client, None)
@@ -330,16 +330,16 @@ class Auth:
     ) -> Login:
         """Raises InvalidInvite, UsernameExists."""
         with self.throttle.attempt(f"invite {address}"):
-            await self.database.read(queries.check_invite, digest(code))
+            await self.database.read(accounts.check_invite, digest(code))
         name = clean_username(username)
         check_password(password, name)
-        user = await self.database.write(queries.redeem_invite, digest(code), name, await self._hash(password))
+        user = await self.database.write(accounts.redeem_invite, digest(code), name, await self._hash(password))
         log.info("invite redeemed", extra={"user": user.id})
         return await self._log_in(user, client, cookie)
 
     async def redeem_link(self, token: str, client: str, address: str, cookie: str | None) -> Login:
         with self.throttle.attempt(f"link {address}"):
-            user = await self.database.write(queries.redeem_login_link, digest(token))
+            user = await self.database.write(accounts.redeem_login_link, digest(token))
             if user is None:
                 raise InvalidCredentials("This link is not valid any more. Ask for a new one: fireside login-link")
         return await self._log_in(user, client, cookie)
@@ -347,7 +347,7 @@ class Auth:
     async def invite(self, created_by: int, role: str, hours: int) -> dict[str, object]:
         code = secrets.token_urlsafe(32)
         expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=hours))
-        invite_id = await self.database.write(queries.add_invite, digest(code), role, created_by, expires_at)
+        invite_id = await self.database.write(accounts.add_invite, digest(code), role, created_by, expires_at)
         log.info("invite made", extra={"user": created_by})
         return {"id": invite_id, "invite_code": code, "role": role, "expires_at": expires_at}
 
@@ -358,9 +358,9 @@ class Auth:
     async def reset_password(self, username: str | None, password: str) -> str:
         """By the owner of the machine, who needs no old one. All sessions end. Returns the name; raises NotFound, Invalid."""
         name = clean_username(username) if username is not None else None
-        user = await self.database.read(queries.get_user_named, name)
+        user = await self.database.read(accounts.get_user_named, name)
         check_password(password, user.username)
-        await self.database.write(queries.set_password, user.id, await self._hash(password))
+        await self.database.write(accounts.set_password, user.id, await self._hash(password))
         log.warning("password reset", extra={"user": user.id})
         return user.username
 
@@ -369,12 +369,12 @@ class Auth:
     async def change_password(self, identity: Identity, current: str, new: str) -> None:
         """All other sessions end. Raises InvalidCredentials when the current password is wrong."""
         with self.throttle.attempt(f"password {identity.user.id}"):
-            found = await self.database.read(queries.get_password, identity.user.username)
+            found = await self.database.read(accounts.get_password, identity.user.username)
             if found is None or not await self._verify(found[1], current):
                 raise InvalidCredentials("The current password is wrong.")
         check_password(new, identity.user.username, "new_password")
         password_hash = await self._hash(new)
-        await self.database.write(queries.set_password, identity.user.id, password_hash, identity.session_id)
+        await self.database.write(accounts.set_password, identity.user.id, password_hash, identity.session_id)
         log.info("password changed", extra={"user": identity.user.id})
 
     async def _hash(self, password: str) -> str:
@@ -400,11 +400,11 @@ def hash_password(password: str) -> str:
     return _HASHER.hash(password)
 
 
-def add_login_link(tx: queries.Tx, username: str | None) -> str:
+def add_login_link(tx: accounts.Tx, username: str | None) -> str:
     token = secrets.token_urlsafe(32)
     expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=LINK_MINUTES))
     name = clean_username(username) if username is not None else None
-    queries.add_login_link(tx, queries.get_user_named(tx, name).id, digest(token), expires_at)
+    accounts.add_login_link(tx, accounts.get_user_named(tx, name).id, digest(token), expires_at)
     return token
 
 

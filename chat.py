@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec import Raw
 
-from . import eventlog, prompt, queries
+from . import accounts, eventlog, prompt, queries
 from .config import Config
 from .db import Database, now
 from .errors import AuthRequired, FiresideError, Invalid, NotFound, ProviderFailed, StorageUnavailable
@@ -537,7 +537,7 @@ class Hub:
 
 def _begin_answer(tx: sqlite3.Connection, user_id: int, *args: Any, **kw: Any) -> Begun | None:
     """queries.begin_answer, unless the user was logged out for good after the request was let in."""
-    if not queries.count_sessions(tx, user_id):
+    if not accounts.count_sessions(tx, user_id):
         raise AuthRequired
     return queries.begin_answer(tx, user_id, *args, **kw)
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from . import __version__, config, db, handlers, lmstudio, queries, service, transfer
+from . import __version__, accounts, config, db, handlers, lmstudio, service, transfer
 from .auth import Auth
 from .config import Config
 from .db import Database, DatabaseUnusable
@@ -272,7 +272,7 @@ def import_(options: dict[str, Any]) -> int:
     else:
 
         async def work(database: Database) -> dict[str, Any]:
-            user = await database.read(queries.get_user_named, options["user"])
+            user = await database.read(accounts.get_user_named, options["user"])
             steps = [json.loads(line) async for line in handlers.import_steps(database, user.id, paths)]
             return _show_progress(iter(steps))
 
@@ -315,7 +315,7 @@ def export(options: dict[str, Any]) -> int:
             else:
 
                 async def work(database: Database) -> None:
-                    user = await database.read(queries.get_user_named, options["user"])
+                    user = await database.read(accounts.get_user_named, options["user"])
                     chunks: AsyncIterator[bytes] = transfer.export_zip(database, user.id)
                     async for chunk in chunks:
                         out.write(chunk)

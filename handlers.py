@@ -21,7 +21,7 @@ from urllib.parse import quote
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from . import __version__, bodies, db, queries, render, transfer
+from . import __version__, accounts, bodies, db, queries, render, transfer
 from .auth import Login
 from .call import Call, answer, cookie_name, pieces
 from .db import Database
@@ -57,8 +57,8 @@ async def login(call: Call) -> Response:
 
 async def logout(call: Call) -> Response:
     state = call.state
-    await state.database.write(queries.delete_session, call.user_id, call.identity.session_id)
-    if not await state.database.read(queries.count_sessions, call.user_id):
+    await state.database.write(accounts.delete_session, call.user_id, call.identity.session_id)
+    if not await state.database.read(accounts.count_sessions, call.user_id):
         await state.hub.cancel_all(call.user_id)
     response = answer({"message": "Logged out successfully"}, {"Clear-Site-Data": '"cache", "storage"'})
     secure = call.request.scope["scheme"] == "https"  # without it a browser keeps a __Host- cookie
@@ -96,12 +96,12 @@ async def redeem_link(call: Call) -> Response:
 
 
 async def list_sessions(call: Call) -> Any:
-    sessions = await call.state.database.read(queries.list_sessions, call.user_id)
+    sessions = await call.state.database.read(accounts.list_sessions, call.user_id)
     return {"sessions": [{**session, "current": session["id"] == call.identity.session_id} for session in sessions]}
 
 
 async def delete_session(call: Call) -> Any:
-    await call.state.database.write(queries.delete_session, call.user_id, call.path_id("session_id"))
+    await call.state.database.write(accounts.delete_session, call.user_id, call.path_id("session_id"))
     return {"message": "Session ended"}
 
 
@@ -117,12 +117,12 @@ async def bootstrap(call: Call) -> Response:
 
 
 async def list_users(call: Call) -> Any:
-    return {"users": await call.state.database.read(queries.list_users)}
+    return {"users": await call.state.database.read(accounts.list_users)}
 
 
 async def change_user(call: Call) -> Any:
     body: bodies.UserChange = call.body
-    user = await call.state.database.write(queries.set_user, call.path_id("user_id"), body.role, body.status)
+    user = await call.state.database.write(accounts.set_user, call.path_id("user_id"), body.role, body.status)
     log.info("user is now %s, %s", user.role, user.status, extra={"user": call.user_id, "about": user.id})
     if user.status == "disabled":
         await call.state.hub.cancel_all(user.id)
@@ -135,11 +135,11 @@ async def create_invite(call: Call) -> Any:
 
 
 async def list_invites(call: Call) -> Any:
-    return {"invites": await call.state.database.read(queries.list_invites)}
+    return {"invites": await call.state.database.read(accounts.list_invites)}
 
 
 async def revoke_invite(call: Call) -> Any:
-    await call.state.database.write(queries.revoke_invite, call.path_id("invite_id"))
+    await call.state.database.write(accounts.revoke_invite, call.path_id("invite_id"))
     return {"message": "Invite revoked"}
 
 
@@ -409,7 +409,7 @@ async def control_link(call: Call) -> Any:
 
 
 async def control_invite(call: Call) -> Any:
-    user = await call.state.database.read(queries.get_user_named, None)
+    user = await call.state.database.read(accounts.get_user_named, None)
     return await call.state.auth.invite(user.id, "user", 24)
 
 
@@ -425,7 +425,7 @@ async def control_backup(call: Call) -> Any:
 async def control_import(call: Call) -> Response:
     """A line of JSON for each step, the last with the report."""
     database = call.state.database
-    user = await database.read(queries.get_user_named, call.body.username)
+    user = await database.read(accounts.get_user_named, call.body.username)
     paths = [Path(path) for path in call.body.paths]
     return StreamingResponse(import_steps(database, user.id, paths), media_type="application/x-ndjson")
 
@@ -452,7 +452,7 @@ async def import_steps(database: Database, user_id: int, paths: list[Path]) -> A
 
 
 async def control_export(call: Call) -> Response:
-    user = await call.state.database.read(queries.get_user_named, call.body.username)
+    user = await call.state.database.read(accounts.get_user_named, call.body.username)
     return _zip(transfer.export_zip(call.state.database, user.id))
 
 
@@ -464,7 +464,7 @@ async def usage(call: Call) -> Any:
 
 
 async def health(call: Call) -> Any:
-    await call.state.database.read(queries.count_users)
+    await call.state.database.read(accounts.count_users)
     if call.state.database.damaged:
         raise StorageUnavailable("The database is damaged. Run: fireside doctor")
     return {"status": "healthy"}

@@ -155,6 +155,7 @@ async def _keep_house(config: Config, database: Database, auth: Auth) -> None:
                 await asyncio.to_thread(db.examine, config.database)
                 examined = True
             await auth.clean_up()
+            await database.write(queries.empty_bin)
             await database.write(queries.optimize)
             await asyncio.to_thread(db.back_up_daily, config.database, config.backups)
         except db.DatabaseUnusable as error:

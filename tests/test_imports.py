@@ -12,7 +12,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "llama", "render", "search", "service", "transcript", "transport"}),  # know nobody
     frozenset({"config", "lmstudio"}),
     frozenset({"db", "gguf", "guard", "wire"}),
-    frozenset({"engine", "queries"}),
+    frozenset({"accounts", "engine", "queries"}),
     frozenset({"auth", "eventlog", "formats", "prompt", "providers"}),
     frozenset({"bodies", "chat", "source"}),
     frozenset({"call", "transfer"}),

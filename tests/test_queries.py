@@ -8,7 +8,7 @@ from typing import Any
 
 import fireside
 import pytest
-from fireside import db, queries, search
+from fireside import accounts, db, queries, search
 from fireside.errors import (
     AlreadyAnswered,
     BootstrapDisabled,
@@ -37,9 +37,9 @@ def fresh() -> Tx:
     connection.row_factory = sqlite3.Row
     connection.executescript((Path(fireside.__file__).parent / "schema.sql").read_text("utf-8"))
     connection.execute("PRAGMA foreign_keys = ON")
-    queries.add_first_user(connection, "ann", "hash of ann")
-    queries.add_invite(connection, b"code", "user", ANN, "9999")
-    queries.redeem_invite(connection, b"code", "bob", "hash of bob")
+    accounts.add_first_user(connection, "ann", "hash of ann")
+    accounts.add_invite(connection, b"code", "user", ANN, "9999")
+    accounts.redeem_invite(connection, b"code", "bob", "hash of bob")
     return connection
 
 
@@ -95,95 +95,95 @@ def path(tx: Tx, conversation_id: int, **more: Any) -> list[str]:
 
 
 def test_the_first_account_is_an_administrator_s_and_the_only_one_made_so(tx: Tx) -> None:
-    assert queries.get_user(tx, ANN).role == "admin"
+    assert accounts.get_user(tx, ANN).role == "admin"
     with pytest.raises(BootstrapDisabled):
-        queries.add_first_user(tx, "eve", "")
+        accounts.add_first_user(tx, "eve", "")
 
 
 def test_a_user_name_is_somebody_s(tx: Tx) -> None:
-    queries.add_invite(tx, b"other", "user", ANN, "9999")
+    accounts.add_invite(tx, b"other", "user", ANN, "9999")
     with pytest.raises(UsernameExists):
-        queries.redeem_invite(tx, b"other", "bob", "")
+        accounts.redeem_invite(tx, b"other", "bob", "")
 
 
 def test_without_a_name_the_first_active_administrator_is_meant(tx: Tx) -> None:
-    assert queries.get_user_named(tx, None).username == "ann"
-    queries.set_user(tx, BOB, "admin", None)
-    queries.set_user(tx, ANN, None, "disabled")
-    assert queries.get_user_named(tx, None).username == "bob"
-    assert queries.get_user_named(tx, "ann").status == "disabled"
+    assert accounts.get_user_named(tx, None).username == "ann"
+    accounts.set_user(tx, BOB, "admin", None)
+    accounts.set_user(tx, ANN, None, "disabled")
+    assert accounts.get_user_named(tx, None).username == "bob"
+    assert accounts.get_user_named(tx, "ann").status == "disabled"
     with pytest.raises(NotFound):
-        queries.get_user_named(tx, "eve")
+        accounts.get_user_named(tx, "eve")
 
 
 @pytest.mark.parametrize(("role", "status"), [("user", None), (None, "disabled"), ("user", "disabled")])
 def test_the_last_administrator_stays_one(tx: Tx, role: str | None, status: str | None) -> None:
     tx.execute("SAVEPOINT before")
     with pytest.raises(LastAdmin):
-        queries.set_user(tx, ANN, role, status)
+        accounts.set_user(tx, ANN, role, status)
     tx.execute("ROLLBACK TO before")
-    queries.set_user(tx, BOB, "admin", None)
-    assert queries.set_user(tx, ANN, role, status).id == ANN
+    accounts.set_user(tx, BOB, "admin", None)
+    assert accounts.set_user(tx, ANN, role, status).id == ANN
 
 
 def test_a_changed_role_ends_the_sessions_and_the_same_role_does_not(tx: Tx) -> None:
-    queries.add_session(tx, BOB, b"1", "")
-    queries.set_user(tx, BOB, "user", "active")
-    assert queries.count_sessions(tx, BOB) == 1
-    queries.set_user(tx, BOB, "admin", None)
-    assert queries.count_sessions(tx, BOB) == 0
+    accounts.add_session(tx, BOB, b"1", "")
+    accounts.set_user(tx, BOB, "user", "active")
+    assert accounts.count_sessions(tx, BOB) == 1
+    accounts.set_user(tx, BOB, "admin", None)
+    assert accounts.count_sessions(tx, BOB) == 0
 
 
 def test_a_user_keeps_the_newest_sessions(tx: Tx) -> None:
-    for number in range(queries.SESSIONS_A_USER + 5):
-        queries.add_session(tx, ANN, bytes([number]), f"browser {number}")
-    clients = [session["client"] for session in queries.list_sessions(tx, ANN)]
-    assert clients == [f"browser {number}" for number in range(queries.SESSIONS_A_USER + 4, 4, -1)]
+    for number in range(accounts.SESSIONS_A_USER + 5):
+        accounts.add_session(tx, ANN, bytes([number]), f"browser {number}")
+    clients = [session["client"] for session in accounts.list_sessions(tx, ANN)]
+    assert clients == [f"browser {number}" for number in range(accounts.SESSIONS_A_USER + 4, 4, -1)]
 
 
 def test_a_new_session_replaces_the_one_that_the_browser_had(tx: Tx) -> None:
-    queries.add_session(tx, ANN, b"old", "")
-    queries.add_session(tx, ANN, b"new", "", replaces=b"old")
-    assert queries.get_session(tx, b"old", "", "") is None
-    assert queries.get_session(tx, b"new", "", "") is not None
+    accounts.add_session(tx, ANN, b"old", "")
+    accounts.add_session(tx, ANN, b"new", "", replaces=b"old")
+    assert accounts.get_session(tx, b"old", "", "") is None
+    assert accounts.get_session(tx, b"new", "", "") is not None
 
 
 def test_a_session_lives_until_it_is_too_old_or_its_user_disabled(tx: Tx) -> None:
-    queries.add_session(tx, BOB, b"1", "")
-    assert queries.get_session(tx, b"1", db.ago(days=1), db.ago(days=1)) is not None
-    assert queries.get_session(tx, b"1", "9999", "") is None
-    assert queries.get_session(tx, b"1", "", "9999") is None
+    accounts.add_session(tx, BOB, b"1", "")
+    assert accounts.get_session(tx, b"1", db.ago(days=1), db.ago(days=1)) is not None
+    assert accounts.get_session(tx, b"1", "9999", "") is None
+    assert accounts.get_session(tx, b"1", "", "9999") is None
     tx.execute("UPDATE users SET status = 'disabled' WHERE id = ?", (BOB,))
-    assert queries.get_session(tx, b"1", "", "") is None
+    assert accounts.get_session(tx, b"1", "", "") is None
 
 
 def test_a_new_password_ends_all_sessions_but_one_and_all_links(tx: Tx) -> None:
-    kept = [queries.add_session(tx, BOB, bytes([number]), "") for number in range(3)][1]
-    others = queries.add_session(tx, ANN, b"ann", "")
-    queries.add_login_link(tx, BOB, b"link", "9999")
-    queries.set_password(tx, BOB, "new", kept)
-    assert [session["id"] for session in queries.list_sessions(tx, BOB)] == [kept]
-    assert [session["id"] for session in queries.list_sessions(tx, ANN)] == [others]
-    assert queries.redeem_login_link(tx, b"link") is None
+    kept = [accounts.add_session(tx, BOB, bytes([number]), "") for number in range(3)][1]
+    others = accounts.add_session(tx, ANN, b"ann", "")
+    accounts.add_login_link(tx, BOB, b"link", "9999")
+    accounts.set_password(tx, BOB, "new", kept)
+    assert [session["id"] for session in accounts.list_sessions(tx, BOB)] == [kept]
+    assert [session["id"] for session in accounts.list_sessions(tx, ANN)] == [others]
+    assert accounts.redeem_login_link(tx, b"link") is None
 
 
 def test_a_login_link_works_once_and_in_time(tx: Tx) -> None:
-    queries.add_login_link(tx, BOB, b"1", "9999")
-    queries.add_login_link(tx, BOB, b"2", db.ago(seconds=1))
-    user = queries.redeem_login_link(tx, b"1")
+    accounts.add_login_link(tx, BOB, b"1", "9999")
+    accounts.add_login_link(tx, BOB, b"2", db.ago(seconds=1))
+    user = accounts.redeem_login_link(tx, b"1")
     assert user is not None and user.username == "bob"
-    assert queries.redeem_login_link(tx, b"1") is None
-    assert queries.redeem_login_link(tx, b"2") is None
-    queries.add_login_link(tx, BOB, b"3", "9999")
-    queries.set_user(tx, BOB, None, "disabled")
-    assert queries.redeem_login_link(tx, b"3") is None
+    assert accounts.redeem_login_link(tx, b"1") is None
+    assert accounts.redeem_login_link(tx, b"2") is None
+    accounts.add_login_link(tx, BOB, b"3", "9999")
+    accounts.set_user(tx, BOB, None, "disabled")
+    assert accounts.redeem_login_link(tx, b"3") is None
 
 
 def test_invites_are_open_used_revoked_or_expired(tx: Tx) -> None:
     for code, expires_at in ((b"open", "9999"), (b"revoked", "9999"), (b"expired", db.ago(seconds=1))):
-        queries.add_invite(tx, code, "admin", ANN, expires_at)
-    queries.revoke_invite(tx, 3)
-    told = [(invite["status"], invite["role"], invite["used_by"]) for invite in queries.list_invites(tx)]
+        accounts.add_invite(tx, code, "admin", ANN, expires_at)
+    accounts.revoke_invite(tx, 3)
+    told = [(invite["status"], invite["role"], invite["used_by"]) for invite in accounts.list_invites(tx)]
     assert told == [
         ("expired", "admin", None),
         ("revoked", "admin", None),
@@ -192,12 +192,12 @@ def test_invites_are_open_used_revoked_or_expired(tx: Tx) -> None:
     ]
     for code in (b"code", b"revoked", b"expired", b"unknown"):
         with pytest.raises(InvalidInvite):
-            queries.check_invite(tx, code)
+            accounts.check_invite(tx, code)
         with pytest.raises(InvalidInvite):
-            queries.redeem_invite(tx, code, "eve", "")
-    assert queries.redeem_invite(tx, b"open", "eve", "").role == "admin"
+            accounts.redeem_invite(tx, code, "eve", "")
+    assert accounts.redeem_invite(tx, b"open", "eve", "").role == "admin"
     with pytest.raises(NotFound):
-        queries.revoke_invite(tx, 99)
+        accounts.revoke_invite(tx, 99)
 
 
 # ---- whose it is
@@ -221,7 +221,7 @@ AS_BOB: dict[str, Callable[[Tx, dict[str, Any]], Any]] = {
     "begin_answer": lambda tx, at: queries.begin_answer(
         tx, BOB, at["conversation"], None, None, {}, retry=True, providers=PROVIDERS
     ),
-    "delete_session": lambda tx, at: queries.delete_session(tx, BOB, at["session"]),
+    "delete_session": lambda tx, at: accounts.delete_session(tx, BOB, at["session"]),
     "get_whole_conversation": lambda tx, at: queries.get_whole_conversation(tx, BOB, at["conversation"]),
 }
 
@@ -239,7 +239,7 @@ def test_another_s_is_as_missing_as_what_never_was(tx: Tx, name: str) -> None:
         "own": conversation(tx, BOB),
         "image": tx.execute("SELECT id FROM images").fetchone()[0],
         "generation": tx.execute("SELECT id FROM generations").fetchone()[0],
-        "session": queries.add_session(tx, ANN, b"1", ""),
+        "session": accounts.add_session(tx, ANN, b"1", ""),
     }
     nothing = {**dict.fromkeys(objects, 10**6), "generation": "none", "own": objects["own"]}
     before = tx.total_changes
@@ -370,7 +370,7 @@ def test_the_bin_gives_back_and_forgets_after_its_days(tx: Tx) -> None:
     assert queries.list_conversations(tx, ANN, deleted=True)[0].deleted_at
     tx.execute("UPDATE conversations SET deleted_at = ? WHERE id = ?", (db.ago(days=queries.BIN_DAYS, hours=1), gone))
     tx.execute("UPDATE conversations SET deleted_at = ? WHERE id = ?", (db.ago(days=queries.BIN_DAYS - 1), old))
-    queries.delete_stale(tx, "", "")
+    queries.empty_bin(tx)
     assert titles(tx, deleted=True) == ["kept", "old"]
     assert queries.restore_conversation(tx, ANN, kept).title == "kept"
     assert titles(tx) == ["kept"]

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 
 import pytest
-from fireside import db, queries, search
+from fireside import accounts, db, queries, search
 from fireside.search import MARK, SNIPPET, UNMARK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,7 +36,7 @@ def tx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tx]:
     db.prepare(path)
     connection = sqlite3.connect(path, isolation_level=None)
     connection.row_factory = sqlite3.Row
-    queries.add_first_user(connection, "ann", "")
+    accounts.add_first_user(connection, "ann", "")
     connection.execute("INSERT INTO users VALUES (2, 'bob', '', 'user', 'active', '', NULL)")
     yield connection
     connection.close()
