@@ -21,7 +21,7 @@ from urllib.parse import quote
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from . import __version__, accounts, bodies, db, queries, render, transfer
+from . import __version__, accounts, bodies, db, openapi, queries, render, transfer
 from .auth import Login
 from .call import Call, answer, cookie_name, pieces
 from .db import Database
@@ -468,6 +468,10 @@ async def health(call: Call) -> Any:
     if call.state.database.damaged:
         raise StorageUnavailable("The database is damaged. Run: fireside doctor")
     return {"status": "healthy"}
+
+
+async def describe_api(call: Call) -> Any:
+    return openapi.document(call.request.app.routes)
 
 
 async def version(call: Call) -> Any:

@@ -87,6 +87,7 @@ ROUTES: tuple[Route, ...] = (
     route("POST",   "/control/import",                                handlers.control_import,       OWNER,  bodies.Sources),
     route("POST",   "/control/export",                                handlers.control_export,       OWNER,  bodies.Person),
 
+    route("GET",    "/openapi.json",                                  handlers.describe_api,         PUBLIC),
     route("GET",    "/health",                                        handlers.health,               PUBLIC),
     route("GET",    "/version",                                       handlers.version,              PUBLIC),
     route("GET",    "/",                                              handlers.page,                 PUBLIC),

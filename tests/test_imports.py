@@ -15,7 +15,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"accounts", "engine", "queries"}),
     frozenset({"auth", "eventlog", "formats", "prompt", "providers"}),
     frozenset({"bodies", "chat", "source"}),
-    frozenset({"call", "transfer"}),
+    frozenset({"call", "openapi", "transfer"}),
     frozenset({"handlers"}),
     frozenset({"commands", "server"}),
     frozenset({"__main__"}),
