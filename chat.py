@@ -237,7 +237,7 @@ class Hub:
     ) -> Begun:
         fallback: tuple[str, str] | None = None
         for _ in range(2):
-            begun = await self.database.write(
+            begun = await self.database.write_unsynced(
                 _begin_answer,
                 user_id,
                 conversation_id,

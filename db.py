@@ -74,27 +74,36 @@ class Database:
         """
         if self.damaged:
             raise StorageUnavailable("The database is damaged and is not written any more. Run: fireside doctor")
-        return await self._run(self._writer, "BEGIN IMMEDIATE", function, *args, **kw)
+        return await self._run(self._writer, _transaction, "BEGIN IMMEDIATE", function, *args, **kw)
+
+    async def write_unsynced(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
+    ) -> T:
+        """`write`, for what nobody has been promised: a power cut may undo it until the next `write`, a crash does not."""
+        if self.damaged:
+            raise StorageUnavailable("The database is damaged and is not written any more. Run: fireside doctor")
+        return await self._run(self._writer, _unsynced, "BEGIN IMMEDIATE", function, *args, **kw)
 
     async def read(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs) -> T:
         """Run `function(connection, *args)` on one snapshot, with writing refused."""
         reader = min(self._waiting, key=lambda reader: self._waiting[reader])
         self._waiting[reader] += 1
         try:
-            return await self._run(reader, "BEGIN", function, *args, **kw)
+            return await self._run(reader, _transaction, "BEGIN", function, *args, **kw)
         finally:
             self._waiting[reader] -= 1
 
     async def _run(
         self,
         connection: aiosqlite.Connection,
+        transaction: Callable[..., T],
         begin: str,
         function: Callable[Concatenate[sqlite3.Connection, P], T],
         *args: P.args,
         **kw: P.kwargs,
     ) -> T:
         try:
-            result: T = await _on_thread(connection, _transaction, begin, function, args, kw)
+            result: T = await _on_thread(connection, transaction, begin, function, args, kw)
         except sqlite3.IntegrityError:
             raise
         except sqlite3.DatabaseError as error:
@@ -134,6 +143,14 @@ def _transaction(
             connection.execute("ROLLBACK")
         raise
     return result
+
+
+def _unsynced(connection: sqlite3.Connection, *transaction: Any) -> Any:
+    connection.execute("PRAGMA synchronous = NORMAL")
+    try:
+        return _transaction(connection, *transaction)
+    finally:
+        connection.execute("PRAGMA synchronous = FULL")
 
 
 def _name(error: sqlite3.Error) -> str:
