@@ -1,0 +1,644 @@
+"""Nobody gets in who may not, and nobody who may is kept out."""
+
+import asyncio
+import contextlib
+import http.cookies
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fireside import accounts, auth
+from fireside.auth import Throttle, check_password, clean_username
+from fireside.call import ADMIN, OWNER, PUBLIC
+from fireside.errors import FiresideError, Invalid, InvalidCredentials, RateLimited
+from fireside.server import ROUTES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, code, good, until
+from .upstream import Gate, Upstream, pause
+from .upstream import text as says
+
+WRONG = {"password": "not the right phrase"}
+NEW = "another long phrase"
+
+
+def sessions(running: Running) -> Any:
+    return running.state.database.read(lambda tx: tx.execute("SELECT count(*) FROM sessions").fetchone()[0])
+
+
+# ---- names and passwords
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("Ann", "ann"),
+        ("  ann ", "ann"),
+        ("ＡＮＮ", "ann"),  # noqa: RUF001 (fullwidth letters)
+        ("Ä", "ä"),
+        ("A\u0308", "ä"),
+        ("STRASSE", "strasse"),
+        ("a.b_c-9", "a.b_c-9"),
+        ("李雷", "李雷"),
+        ("x" * 64, "x" * 64),
+    ],
+)
+def test_a_name_has_one_form(given: str, name: str) -> None:
+    assert clean_username(given) == clean_username(name) == name
+
+
+@pytest.mark.parametrize("name", ["", " ", "x" * 65, "a b", "a@b", "a/b", "a\0", "\u202eann", "<b>", "a\u200bb", "🔥"])
+def test_what_is_no_name_is_refused(name: str) -> None:
+    with pytest.raises(Invalid, match="username"):
+        clean_username(name)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "",
+        "short",
+        "eleven char",
+        "x" * 257,
+        "aaaaaaaaaaaaaaaa",
+        "abababababababab",
+        "password1234",
+        "Password123!",
+        "qwertyuiopasdf",
+        "123456789012",
+        "letmeinletmein",
+        "administrator1",
+        "correcthorsebatterystaple",
+        "iloveyou12345",
+        "annannannann",
+    ],
+)
+def test_a_password_that_anybody_would_try_is_refused(password: str) -> None:
+    with pytest.raises(Invalid, match="password"):
+        check_password(password, "ann")
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        PASSWORD,
+        "Kettle drum 9 rivers",
+        "pässwörter sind geheim",
+        "9f2c7a1be04d",
+        "我的密码很长很安全真的是的",
+        "x3" * 5 + "qv!",
+    ],
+)
+def test_a_good_password_is_taken(password: str) -> None:
+    check_password(password, "ann")
+
+
+@given(st.text(min_size=12, max_size=256), st.text(min_size=1, max_size=64))
+def test_no_password_is_an_error_of_ours(password: str, name: str) -> None:
+    with contextlib.suppress(Invalid):
+        check_password(password, name)
+
+
+# ---- the throttle
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.late = 0.0
+        real = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: real() + self.late)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def fail(throttle: Throttle, *keys: str) -> int:
+    """A failed attempt; 0, or how long it says to wait."""
+    try:
+        with throttle.attempt(*keys):
+            raise KeyError
+    except KeyError:
+        return 0
+    except RateLimited as refused:
+        return refused.seconds
+
+
+def test_five_failures_are_free_and_then_each_costs_twice_as_much(clock: Clock) -> None:
+    throttle = Throttle()
+    assert [fail(throttle, "account") for _ in range(6)] == [0] * 6
+    waits = []
+    for _ in range(8):
+        wait = fail(throttle, "account")
+        assert wait > 0
+        clock.late += wait - 1.5 if wait > 2 else 0
+        assert fail(throttle, "account") > 0, "not yet"
+        clock.late += 2.5
+        waits.append(wait)
+        assert fail(throttle, "account") == 0
+    assert [round(wait) for wait in waits] == pytest.approx([1, 2, 4, 8, 16, 30, 30, 30], abs=1)
+
+
+def test_a_success_never_counts_and_forgives(clock: Clock) -> None:
+    throttle = Throttle()
+    for _ in range(50):
+        with throttle.attempt("account", "address"):
+            pass
+    for _ in range(5):
+        fail(throttle, "account")
+    with throttle.attempt("account"):
+        pass
+    assert [fail(throttle, "account") for _ in range(6)] == [0] * 6
+
+
+def test_many_attempts_at_once_do_not_pass_together() -> None:
+    throttle, passed = Throttle(), 0
+    attempts = [throttle.attempt("account") for _ in range(50)]
+    for attempt in attempts:
+        try:
+            attempt.__enter__()
+            passed += 1
+        except RateLimited:
+            pass
+    assert passed <= 6
+
+
+def test_one_account_and_one_address_do_not_hinder_others() -> None:
+    throttle = Throttle()
+    for _ in range(6):
+        fail(throttle, "account a", "address x")
+    assert fail(throttle, "account a", "address y") > 0
+    assert fail(throttle, "account b", "address x") > 0
+    assert fail(throttle, "account b", "address y") == 0
+
+
+def test_the_throttle_does_not_grow_without_end() -> None:
+    throttle = Throttle()
+    for number in range(Throttle.KEYS + 500):
+        fail(throttle, f"account {number}")
+    assert len(throttle._failures) == Throttle.KEYS
+
+
+async def test_guessing_is_slowed_down_and_nobody_else_is_kept_out(clock: Clock, running: Running, bob: Person) -> None:
+    stranger = running.anybody()
+    body = {"username": "carl", "password": WRONG["password"]}
+    for _ in range(6):
+        assert code(await stranger.post("/auth/login", json=body)) == (401, "INVALID_CREDENTIALS")
+    refused = await stranger.post("/auth/login", json=body)
+    assert code(refused) == (429, "RATE_LIMITED")
+    assert 1 <= int(refused.headers["retry-after"]) <= 2
+    # A session that lives is not shut out, and who has signed in here before may sign in.
+    assert good(await bob.get("/auth/me"))["user"]["username"] == "bob"
+    clock.late += 2
+    assert code(await stranger.post("/auth/login", json=body)) == (401, "INVALID_CREDENTIALS")
+    again = await stranger.post("/auth/login", json=body)
+    assert code(again) == (429, "RATE_LIMITED") and int(again.headers["retry-after"]) in (2, 3)
+    clock.late += 4
+    await running.login("bob")
+
+
+async def test_guessing_the_bootstrap_token_is_slowed_down_too(running: Running) -> None:
+    stranger = running.anybody()
+    body = {"username": "eve", "password": PASSWORD, "token": "x"}
+    answers = [code(await stranger.post("/admin/bootstrap", json=body)) for _ in range(7)]
+    assert answers == [(403, "INVALID_BOOTSTRAP_TOKEN")] * 6 + [(429, "RATE_LIMITED")]
+
+
+# ---- login
+
+
+async def test_an_unknown_name_takes_as_long_as_a_wrong_password(running: Running, ann: Person) -> None:
+    """Without a hash for nobody the two differ forty-fold."""
+    times: dict[str, list[float]] = {"ann": [], "nobody": [], "x" * 300: []}
+    for round_ in range(6):
+        for name, taken in times.items():
+            started = time.perf_counter()
+            with pytest.raises(InvalidCredentials):
+                await running.state.auth.login(name, WRONG["password"], "", f"{name[:9]} {round_}", None)
+            taken.append(time.perf_counter() - started)
+            running.state.auth.throttle = Throttle()
+    known, *unknown = (min(taken[1:]) for taken in times.values())
+    assert all(0.5 < other / known < 2 for other in unknown), times
+
+
+async def test_no_login_says_more_than_another(running: Running, ann: Person, bob: Person) -> None:
+    users = good(await ann.get("/admin/users"))["users"]
+    good(await ann.patch(f"/admin/users/{users[1]['id']}", json={"status": "disabled"}))
+    told = set()
+    for name, password in (
+        ("bob", PASSWORD),  # right, but disabled
+        ("nobody", PASSWORD),
+        ("ann", WRONG["password"]),
+        ("", ""),
+        ("a b", "x" * 900),
+    ):
+        answer = await running.anybody().post("/auth/login", json={"username": name, "password": password})
+        assert "set-cookie" not in answer.headers
+        told.add((answer.status_code, answer.json()["code"], answer.json()["message"]))
+        running.state.auth.throttle = Throttle()
+    assert len(told) == 1
+
+
+async def test_the_name_is_taken_in_any_form(running: Running, ann: Person) -> None:
+    assert good(await (await running.login(" ANN ")).get("/auth/me"))["user"]["username"] == "ann"
+
+
+async def test_passwords_are_kept_as_argon2id_and_sessions_as_digests(running: Running, ann: Person) -> None:
+    rows = await running.state.database.read(lambda tx: tx.execute("SELECT password_hash FROM users").fetchall())
+    assert rows[0][0].startswith("$argon2id$v=19$m=47104,t=1,p=1$")
+    cookie = next(iter(ann.cookies.jar)).value
+    assert cookie is not None
+    everything = b"".join(file.read_bytes() for file in everyfile(running.config.data_dir))
+    for secret in (cookie, cookie.rpartition(".")[0], PASSWORD, ann.headers["X-CSRF-Token"]):
+        assert secret.encode() not in everything
+
+
+def everyfile(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("fireside.db")]
+
+
+# ---- cookies and sessions
+
+
+async def test_the_cookie_is_kept_from_scripts_and_other_sites(running: Running, ann: Person) -> None:
+    answer = await running.anybody().post("/auth/login", json={"username": "ann", "password": PASSWORD})
+    [header] = answer.headers.get_list("set-cookie")
+    [(name, morsel)] = http.cookies.SimpleCookie(header).items()
+    assert name == f"fireside_{running.url.rpartition(':')[2]}"
+    assert morsel["httponly"] and morsel["samesite"].lower() == "strict" and morsel["path"] == "/"
+    assert not morsel["domain"] and not morsel["secure"]
+    assert int(morsel["max-age"]) == 90 * 86400
+
+
+async def test_on_https_the_cookie_is_bound_to_the_host(tmp_path: Path) -> None:
+    async with Running(tmp_path, trusted_proxies="127.0.0.1", public_url="https://chat.example.org") as running:
+        client = running.anybody()
+        headers = {"Host": "chat.example.org", "X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.7"}
+        body = {"username": "ann", "password": PASSWORD, "token": BOOTSTRAP_TOKEN}
+        answer = await client.post(
+            "/admin/bootstrap", json=body, headers=headers | {"Origin": "https://chat.example.org"}
+        )
+        good(answer)
+        [header] = answer.headers.get_list("set-cookie")
+        [(name, morsel)] = http.cookies.SimpleCookie(header).items()
+        assert name == "__Host-fireside" and morsel["secure"] and morsel["path"] == "/" and not morsel["domain"]
+        headers["Cookie"] = f"{name}={morsel.value}"
+        assert good(await client.get("/auth/me", headers=headers))["user"]["username"] == "ann"
+        # The same cookie on plain http is nobody's.
+        assert code(await client.get("/auth/me", headers=headers | {"X-Forwarded-Proto": "http"}))[0] == 401
+
+
+async def test_a_cookie_that_is_not_ours_is_nobody_s(running: Running, ann: Person) -> None:
+    [cookie] = ann.cookies.jar
+    assert cookie.value is not None
+    token, _, signature = cookie.value.rpartition(".")
+    client = running.anybody()
+    for value in (
+        "",
+        "x",
+        token,
+        f"{token}.",
+        f"{token}.{'x' if signature[0] != 'x' else 'y'}{signature[1:]}",
+        f"{token[:-1]}x.{signature}",
+        f"x.{cookie.value}",
+        f"\xff{cookie.value}",
+        "." * 100,
+        "x" * 8000,
+        '"' + cookie.value,
+    ):
+        headers = {"Cookie": f"{cookie.name}={value}".encode("latin-1")}
+        assert code(await client.get("/auth/me", headers=headers)) == (401, "AUTH_REQUIRED"), value
+    wrong_name = {"Cookie": f"fireside_1={cookie.value}"}
+    assert code(await client.get("/auth/me", headers=wrong_name)) == (401, "AUTH_REQUIRED")
+
+
+async def test_a_session_survives_a_restart_and_its_key_s_loss_ends_it(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with Running(data) as running:
+        [cookie] = (await running.first()).cookies.jar
+    for expected in (200, 401):
+        async with Running(data) as running:
+            name = f"fireside_{running.url.rpartition(':')[2]}"
+            answer = await running.anybody().get("/auth/me", headers={"Cookie": f"{name}={cookie.value}"})
+            assert answer.status_code == expected
+        (data / "session-key").unlink()
+
+
+async def test_logout_ends_the_session_on_the_server_too(running: Running, ann: Person) -> None:
+    other = await running.login("ann")
+    [cookie] = ann.cookies.jar
+    answer = await ann.post("/auth/logout")
+    good(answer)
+    assert "max-age=0" in answer.headers["set-cookie"].lower()
+    replayed = {"Cookie": f"{cookie.name}={cookie.value}"}
+    assert code(await running.anybody().get("/auth/me", headers=replayed)) == (401, "AUTH_REQUIRED")
+    good(await other.get("/auth/me"))
+
+
+async def test_a_session_ends_when_it_is_idle_or_old(running: Running, ann: Person) -> None:
+    for column, days in (("last_seen", 31), ("created_at", 91)):
+        person = await running.login("ann")
+        good(await person.get("/auth/me"))
+        moment = auth.ago(days=days)
+        await running.state.database.write(
+            lambda tx, moment=moment, column=column: tx.execute(
+                f"UPDATE sessions SET {column} = ? WHERE id = (SELECT max(id) FROM sessions)", (moment,)
+            )
+        )
+        assert code(await person.get("/auth/me")) == (401, "AUTH_REQUIRED")
+    good(await ann.get("/auth/me"))
+
+
+async def test_a_session_in_use_is_marked_as_seen_now_and_then(running: Running, ann: Person) -> None:
+    def age(tx: accounts.Tx) -> None:
+        tx.execute("UPDATE sessions SET last_seen = ?", (auth.ago(days=29),))
+
+    await running.state.database.write(age)
+    good(await ann.get("/auth/me"))
+    await running.state.database.write(lambda tx: tx.execute("UPDATE sessions SET created_at = created_at"))
+    [session] = good(await ann.get("/auth/sessions"))["sessions"]
+    assert session["last_seen"] > auth.ago(minutes=1)
+
+
+async def test_signing_in_gives_a_new_cookie_and_ends_the_one_before(running: Running, ann: Person) -> None:
+    [before] = [cookie.value for cookie in ann.cookies.jar]
+    again = good(await ann.post("/auth/login", json={"username": "ann", "password": PASSWORD}))
+    [after] = [cookie.value for cookie in ann.cookies.jar]
+    assert before != after and again["csrf_token"] != ann.headers["X-CSRF-Token"]
+    assert await sessions(running) == 1
+
+
+async def test_sessions_are_listed_and_ended_from_another(running: Running, ann: Person, bob: Person) -> None:
+    phone = await running.login("ann")
+    shown = good(await ann.get("/auth/sessions"))["sessions"]
+    assert [set(session) for session in shown] == [{"id", "client", "created_at", "last_seen", "current"}] * 2
+    [other] = [session["id"] for session in shown if not session["current"]]
+    assert code(await bob.delete(f"/auth/sessions/{other}")) == (404, "SESSION_NOT_FOUND")
+    good(await phone.get("/auth/me"))
+    assert good(await ann.delete(f"/auth/sessions/{other}")) == {"message": "Session ended"}
+    assert code(await phone.get("/auth/me"))[0] == 401
+    assert code(await ann.delete(f"/auth/sessions/{other}")) == (404, "SESSION_NOT_FOUND")
+
+
+# ---- the CSRF token
+
+
+async def test_the_token_is_the_session_s_own_and_stays_the_same(running: Running, ann: Person) -> None:
+    token = ann.headers["X-CSRF-Token"]
+    assert good(await ann.get("/auth/me"))["csrf_token"] == token
+    other = await running.login("ann")
+    assert other.headers["X-CSRF-Token"] != token
+    for wrong in ("", "x", token[:-1], token.upper() + "x", other.headers["X-CSRF-Token"], "é"):
+        answer = await ann.post("/conversations", json={}, headers={"X-CSRF-Token": wrong.encode("latin-1")})
+        assert code(answer) == (403, "CSRF_INVALID")
+    assert good(await ann.get("/conversations")) == []
+
+
+async def test_every_route_that_changes_something_asks_for_it_and_for_its_role(
+    running: Running, ann: Person, bob: Person
+) -> None:
+    """The table of routes against the service: 401, then 403, before anything of the request is looked at."""
+    stranger = running.anybody()
+    tokenless = {"X-CSRF-Token": ""}
+    for route in ROUTES:
+        [method] = set(route.methods or ()) - {"HEAD"}
+        access, csrf = route.access, route.csrf  # type: ignore[attr-defined]
+        path = route.path.replace("{name}", "x")
+        garbage = {"content": b"{", "headers": {"content-type": "text/plain"}} if method != "GET" else {}
+        where = route.name
+        if access is PUBLIC:
+            assert csrf == "none" or method == "GET", where
+            continue
+        assert code(await stranger.request(method, path, **garbage)) == (401, "AUTH_REQUIRED"), where
+        if access is OWNER:
+            assert code(await ann.request(method, path, **garbage)) == (401, "AUTH_REQUIRED"), where
+            continue
+        if method != "GET":
+            assert csrf == ("lenient" if path.endswith("/stream") else "required"), where
+            assert code(await ann.request(method, path, headers=tokenless)) == (403, "CSRF_INVALID"), where
+        if access is ADMIN:
+            assert code(await bob.request(method, path, **garbage)) == (403, "FORBIDDEN"), where
+
+
+async def test_streaming_takes_no_token_but_no_wrong_one(ann: Person, upstream: Upstream, running: Running) -> None:
+    conversation_id = await ann.conversation("Hello?")
+    path, body = f"/conversations/{conversation_id}/stream", {"provider_id": "lmstudio", "model": "m"}
+    token = ann.headers.pop("X-CSRF-Token")
+    refused = (
+        ({"X-CSRF-Token": "wrong"}, "CSRF_INVALID"),
+        ({"Origin": "http://evil.example"}, "ORIGIN_NOT_ALLOWED"),
+        ({"Origin": running.url.replace("127.0.0.1", "localhost")}, "ORIGIN_NOT_ALLOWED"),
+        ({"Sec-Fetch-Site": "same-site"}, "ORIGIN_NOT_ALLOWED"),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, "ORIGIN_NOT_ALLOWED"),
+        ({"Origin": "http://evil.example", "X-CSRF-Token": token}, "ORIGIN_NOT_ALLOWED"),
+    )
+    for headers, expected in refused:
+        assert code(await ann.post(path, json=body, headers=headers)) == (403, expected)
+    assert upstream.chats == []
+    for headers in ({}, {"Origin": running.url}, {"Sec-Fetch-Site": "same-origin"}, {"X-CSRF-Token": token}):
+        assert (await ann.post(path, json=body, headers=headers)).status_code == 200
+    assert len(upstream.chats) == 1
+
+
+# ---- what ends sessions and answers
+
+
+async def test_a_new_password_ends_every_other_session(running: Running, ann: Person) -> None:
+    phone = await running.login("ann")
+    wrong = {"current_password": WRONG["password"], "new_password": NEW}
+    assert code(await ann.post("/auth/password", json=wrong)) == (401, "INVALID_CREDENTIALS")
+    weak = {"current_password": PASSWORD, "new_password": "password1234"}
+    assert code(await ann.post("/auth/password", json=weak)) == (400, "VALIDATION_ERROR")
+    good(await phone.get("/auth/me"))
+    right = {"current_password": PASSWORD, "new_password": NEW}
+    assert good(await ann.post("/auth/password", json=right)) == {"message": "Password changed"}
+    good(await ann.get("/auth/me"))
+    assert code(await phone.get("/auth/me"))[0] == 401
+    old = await running.anybody().post("/auth/login", json={"username": "ann", "password": PASSWORD})
+    assert code(old) == (401, "INVALID_CREDENTIALS")
+    await running.login("ann", NEW)
+
+
+async def test_another_role_or_status_counts_at_once(running: Running, ann: Person, bob: Person) -> None:
+    path = f"/admin/users/{good(await bob.get('/auth/me'))['user']['id']}"
+    changed = good(await ann.patch(path, json={"role": "admin"}))
+    assert (changed["username"], changed["role"], changed["status"]) == ("bob", "admin", "active")
+    assert code(await bob.get("/auth/me"))[0] == 401
+    bob = await running.login("bob")
+    good(await bob.get("/admin/users"))
+    good(await ann.patch(path, json={"role": "user"}))
+    bob = await running.login("bob")
+    assert code(await bob.get("/admin/users")) == (403, "FORBIDDEN")
+    good(await ann.patch(path, json={"status": "disabled"}))
+    assert code(await bob.get("/auth/me"))[0] == 401
+    refused = await running.anybody().post("/auth/login", json={"username": "bob", "password": PASSWORD})
+    assert code(refused) == (401, "INVALID_CREDENTIALS")
+    good(await ann.patch(path, json={"status": "active"}))
+    await running.login("bob")
+
+
+@pytest.mark.parametrize("how", ["disabled", "logged out"])
+async def test_whose_last_session_ends_is_not_written_for_any_more(
+    running: Running, ann: Person, bob: Person, upstream: Upstream, how: str
+) -> None:
+    conversation_id = await bob.conversation("Hello?")
+    upstream.enqueue(says("one"), pause(Gate()))
+    body = {"conversation_id": conversation_id, "provider_id": "lmstudio", "model": "m"}
+    good(await bob.post("/chat/retry", json=body))
+    await upstream.received()
+    if how == "disabled":
+        user_id = good(await bob.get("/auth/me"))["user"]["id"]
+        good(await ann.patch(f"/admin/users/{user_id}", json={"status": "disabled"}))
+    else:
+        phone = await running.login("bob")
+        good(await bob.post("/auth/logout"))
+        assert running.state.hub.running, "the phone is signed in still"
+        good(await phone.post("/auth/logout"))
+    await upstream.closed()
+    assert not running.state.hub.running
+
+
+# ---- races
+
+
+async def together(count: int, request: Callable[[int], Any]) -> list[tuple[int, str]]:
+    answers: list[httpx.Response] = await asyncio.gather(*(request(number) for number in range(count)))
+    return [(200, "") if answer.status_code == 200 else code(answer) for answer in answers]
+
+
+async def test_of_fifty_first_users_one_is_the_first(running: Running) -> None:
+    clients = [running.anybody() for _ in range(50)]
+    answers = await together(
+        50,
+        lambda number: clients[number].post(
+            "/admin/bootstrap", json={"username": f"user{number}", "password": PASSWORD, "token": BOOTSTRAP_TOKEN}
+        ),
+    )
+    assert sorted(set(answers)) == [(200, ""), (403, "BOOTSTRAP_DISABLED")] and answers.count((200, "")) == 1
+    winner = clients[answers.index((200, ""))]
+    assert len(good(await winner.get("/admin/users"))["users"]) == 1
+    late = {"username": "late", "password": PASSWORD, "token": BOOTSTRAP_TOKEN}
+    assert code(await running.anybody().post("/admin/bootstrap", json=late)) == (403, "BOOTSTRAP_DISABLED")
+
+
+async def test_of_fifty_guests_with_one_invite_one_gets_in(running: Running, ann: Person) -> None:
+    invite = good(await ann.post("/admin/invites", json={}))["invite_code"]
+    answers = await together(
+        50,
+        lambda number: running.anybody().post(
+            "/auth/register", json={"username": f"guest{number}", "password": PASSWORD, "invite_code": invite}
+        ),
+    )
+    assert answers.count((200, "")) == 1
+    assert set(answers) <= {(200, ""), (400, "INVALID_INVITE"), (429, "RATE_LIMITED")}
+    assert len(good(await ann.get("/admin/users"))["users"]) == 2
+
+
+async def test_of_fifty_redemptions_in_the_database_one_is_done(running: Running, ann: Person) -> None:
+    database = running.state.database
+    await database.write(accounts.add_invite, b"code", "user", 1, "9999")
+    redeeming = (database.write(accounts.redeem_invite, b"code", f"guest{number}", "") for number in range(50))
+    results = await asyncio.gather(*redeeming, return_exceptions=True)
+    assert sum(not isinstance(result, FiresideError) for result in results) == 1
+
+
+async def test_two_administrators_who_demote_each_other_leave_one(running: Running, ann: Person) -> None:
+    database = running.state.database
+    await database.write(accounts.add_invite, b"code", "admin", 1, "9999")
+    await database.write(accounts.redeem_invite, b"code", "bob", "")
+    for number in range(20):
+        change = ("user", None) if number % 2 else (None, "disabled")
+        results = await asyncio.gather(
+            *(database.write(accounts.set_user, user_id, *change) for user_id in (1, 2)), return_exceptions=True
+        )
+        assert [isinstance(result, FiresideError) for result in results].count(True) == 1
+        for user_id in (1, 2):
+            await database.write(accounts.set_user, user_id, "admin", "active")
+
+
+async def test_the_last_administrator_is_told_so(ann: Person) -> None:
+    path = f"/admin/users/{good(await ann.get('/auth/me'))['user']['id']}"
+    for change in ({"role": "user"}, {"status": "disabled"}, {"role": "user", "status": "disabled"}):
+        assert code(await ann.patch(path, json=change)) == (409, "LAST_ADMIN")
+    good(await ann.get("/admin/users"))
+
+
+# ---- invites, links, the first account
+
+
+async def test_an_invite_is_shown_once_and_works_once(running: Running, ann: Person) -> None:
+    made = good(await ann.post("/admin/invites", json={"role": "admin", "expires_in_hours": 1}))
+    shown = await ann.get("/admin/invites")
+    assert made["invite_code"] not in shown.text
+    [invite] = shown.json()["invites"]
+    assert (invite["status"], invite["role"], invite["id"]) == ("open", "admin", made["id"])
+    body = {"username": "carla", "password": PASSWORD, "invite_code": made["invite_code"]}
+    weak = body | {"password": "password1234"}
+    assert code(await running.anybody().post("/auth/register", json=weak)) == (400, "VALIDATION_ERROR")
+    taken = body | {"username": "ANN"}
+    assert code(await running.anybody().post("/auth/register", json=taken)) == (409, "USERNAME_EXISTS")
+    assert good(await running.anybody().post("/auth/register", json=body))["user"]["role"] == "admin"
+    again = body | {"username": "second"}
+    assert code(await running.anybody().post("/auth/register", json=again)) == (400, "INVALID_INVITE")
+    assert good(await ann.get("/admin/invites"))["invites"][0]["used_by"] == "carla"
+
+
+async def test_an_invite_that_was_revoked_or_expired_gives_nothing(running: Running, ann: Person) -> None:
+    codes = {}
+    for kind in ("revoked", "expired"):
+        made = good(await ann.post("/admin/invites", json={}))
+        codes[kind] = made["invite_code"]
+        if kind == "revoked":
+            assert good(await ann.post(f"/admin/invites/{made['id']}/revoke")) == {"message": "Invite revoked"}
+        else:
+            moment = auth.ago(seconds=1)
+            await running.state.database.write(
+                lambda tx, made=made, moment=moment: tx.execute(
+                    "UPDATE invites SET expires_at = ? WHERE id = ?", (moment, made["id"])
+                )
+            )
+    for kind, invite in {**codes, "unknown": "x" * 43, "empty": ""}.items():
+        body = {"username": f"guest-{kind}", "password": PASSWORD, "invite_code": invite}
+        assert code(await running.anybody().post("/auth/register", json=body)) == (400, "INVALID_INVITE")
+    statuses = [invite["status"] for invite in good(await ann.get("/admin/invites"))["invites"]]
+    assert statuses == ["expired", "revoked"]
+    for hours in (0, 721, -1, 1.5, "24"):
+        assert code(await ann.post("/admin/invites", json={"expires_in_hours": hours})) == (400, "VALIDATION_ERROR")
+
+
+async def test_a_login_link_signs_in_once(running: Running, ann: Person) -> None:
+    token = await running.state.auth.login_link("ann")
+    browser = running.anybody()
+    said = good(await browser.post("/auth/link", json={"token": token}))
+    assert said["user"]["username"] == "ann" and said["csrf_token"]
+    good(await browser.get("/auth/me"))
+    for again in (token, "", "x" * 43):
+        refused = await running.anybody().post("/auth/link", json={"token": again})
+        assert code(refused) == (401, "INVALID_CREDENTIALS")
+
+
+async def test_a_link_ends_with_the_password_that_was_there(running: Running, ann: Person) -> None:
+    token = await running.state.auth.login_link(None)
+    good(await ann.post("/auth/password", json={"current_password": PASSWORD, "new_password": NEW}))
+    refused = await running.anybody().post("/auth/link", json={"token": token})
+    assert code(refused) == (401, "INVALID_CREDENTIALS")
+
+
+async def test_a_bootstrap_token_is_made_kept_private_and_gone_after_use(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    async with Running(data, bootstrap_token="") as running:
+        token = (data / "bootstrap-token").read_text("utf-8")
+        assert len(token) >= 32 and running.state.auth.bootstrap_token == token
+        bad = {"username": "a b", "password": PASSWORD, "token": token}
+        assert code(await running.anybody().post("/admin/bootstrap", json=bad)) == (400, "VALIDATION_ERROR")
+        body = {"username": "ann", "password": PASSWORD, "token": token}
+        good(await running.anybody().post("/admin/bootstrap", json=body))
+        assert not (data / "bootstrap-token").exists()
+    async with Running(data) as running:
+        assert running.state.auth.bootstrap_token == ""
+        await until(lambda: not (data / "bootstrap-token").exists())
