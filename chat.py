@@ -353,7 +353,8 @@ class Hub:
     async def _stream(self, generation: Generation) -> None:
         """Ask the model, with less history each time that it says the context is too small before it has said anything else."""
         begun = generation.begun
-        history = await self.database.read(queries.get_prompt, begun.question_id)
+        history = begun.history
+        assert history is not None, "an answer began without its prompt"
         offer = await self._offer(begun.provider_id, begun.model)
         if offer is not None and offer.vision is False and any(turn.images for turn in history.turns):
             raise ProviderFailed("VISION_UNSUPPORTED", f"{begun.model} cannot see images. Choose a model that can.")
@@ -536,10 +537,13 @@ class Hub:
 
 
 def _begin_answer(tx: sqlite3.Connection, user_id: int, *args: Any, **kw: Any) -> Begun | None:
-    """queries.begin_answer, unless the user was logged out for good after the request was let in."""
+    """queries.begin_answer, unless the user was logged out for good after the request was let in; with what is to be asked."""
     if not accounts.count_sessions(tx, user_id):
         raise AuthRequired
-    return queries.begin_answer(tx, user_id, *args, **kw)
+    begun = queries.begin_answer(tx, user_id, *args, **kw)
+    if begun is not None and begun.new:
+        begun.history = queries.get_prompt(tx, begun.question_id)
+    return begun
 
 
 def _recover(tx: sqlite3.Connection) -> int:

@@ -98,6 +98,7 @@ class Begun(Struct):
     provider_id: str = ""
     model: str = ""
     params: dict[str, Any] = {}
+    history: Prompt | None = None  # of a new one, if asked for: what led to the question
 
 
 class Recording(Struct):
