@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from . import __version__, accounts, bodies, db, openapi, queries, render, transfer
 from .auth import Login
@@ -281,6 +282,19 @@ class EventStream(StreamingResponse):
 
     def __init__(self, events: AsyncIterator[bytes]) -> None:
         super().__init__(events, headers={"X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Until the last event, or until the reader leaves, of which uvicorn tells only `receive`."""
+        writing = asyncio.create_task(self.stream_response(send))
+        leaving = asyncio.create_task(self.listen_for_disconnect(receive))
+        try:
+            await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+        finally:
+            writing.cancel()
+            leaving.cancel()
+            await asyncio.gather(writing, leaving, return_exceptions=True)
 
 
 async def stream(call: Call) -> Response:
