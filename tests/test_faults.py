@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import json
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+import struct
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from .live import Event, Person, Running, good, text
+from .live import Event, Person, Running, code, good, parse, text, until
 from .upstream import (
     CHAT,
     DONE,
@@ -155,7 +158,9 @@ FAULTS = [
     harmless("a chunk with an extension", b":\n\n", wire(b"5;what=ever\r\n: a\n\n\r\n")),
     # characters
     harmless("line ends of Unicode", bare('{"content":"a\u2028b\u2029c\u0085d"}'), adds="a\u2028b\u2029c\u0085d"),
-    harmless("control characters", bare(r'{"content":"a\u000bb\u000cc\u001cd\u001ee\u007f"}'), adds="a\vb\fc\x1cd\x1ee\x7f"),
+    harmless(
+        "control characters", bare(r'{"content":"a\u000bb\u000cc\u001cd\u001ee\u007f"}'), adds="a\vb\fc\x1cd\x1ee\x7f"
+    ),
     harmless("NUL", bare(r'{"content":"a\u0000b"}'), adds="a\0b"),
     harmless("bytes that are not UTF-8", bare('{"content":"a!b"}').replace(b"!", b"\xff"), adds="a\ufffdb"),
     harmless("halves of a character", bare(r'{"content":"\ud83d"}') + bare(r'{"content":"\ude00"}'), adds="😀"),
@@ -179,7 +184,9 @@ FAULTS = [
     harmless("usage that is null", chunk({}, usage=None)),
     harmless("another model", says("!", model="another"), adds="!"),
     harmless("a model with a strange name", says("!", model="\x1b[31m\u202e" + "x" * 10_000), adds="!"),
-    harmless("progress of the prompt", chunk({}, prompt_progress={"total": 9, "processed": 3, "cache": 0, "time_ms": 1})),
+    harmless(
+        "progress of the prompt", chunk({}, prompt_progress={"total": 9, "processed": 3, "cache": 0, "time_ms": 1})
+    ),
     # in place of an answer
     refusing("a status line that is none", "PROVIDER_ERROR", wire(b"what?\r\n\r\n"), close()),
     refusing("an answer of HTTP/0.9", "PROVIDER_ERROR", wire(b"<html>Hello</html>"), close()),
@@ -189,14 +196,23 @@ FAULTS = [
     refusing("[DONE] and nothing else", "EMPTY_ANSWER", DONE),
     refusing("nothing but white space", "EMPTY_ANSWER", says(" ", "\n") + finish("stop") + DONE),
     refusing("no room for a word", "EMPTY_ANSWER", finish("length") + DONE),
-    refusing("a body shorter than promised", "ANSWER_CUT_SHORT", wire(HEAD + b"Content-Length: 9999\r\n\r\n" + says("a")), close()),
+    refusing(
+        "a body shorter than promised",
+        "ANSWER_CUT_SHORT",
+        wire(HEAD + b"Content-Length: 9999\r\n\r\n" + says("a")),
+        close(),
+    ),
     refusing("a compressed body", "PROVIDER_ERROR", headers(content_encoding="gzip"), b"\x1f\x8b\x08\x00"),
     refusing("a page in place of a stream", "PROVIDER_ERROR", status(200, "<html>Sign in</html>", "text/html")),
-    refusing("a path that is not known", "PROVIDER_ERROR", status(200, {"error": "Unexpected endpoint or method. (POST /)"})),
+    refusing(
+        "a path that is not known", "PROVIDER_ERROR", status(200, {"error": "Unexpected endpoint or method. (POST /)"})
+    ),
     refusing("JSON in place of a stream", "PROVIDER_ERROR", status(200, {"choices": []})),
     refusing("a redirect", "PROVIDER_ERROR", status(302, location="http://127.0.0.1:1/")),
     refusing("no content", "PROVIDER_ERROR", status(204)),
-    refusing("400 and no model loaded", "MODEL_NOT_LOADED", status(400, {"error": {"message": UNLOADED, "param": "model"}})),
+    refusing(
+        "400 and no model loaded", "MODEL_NOT_LOADED", status(400, {"error": {"message": UNLOADED, "param": "model"}})
+    ),
     refusing("400 and too little context", "CONTEXT_OVERFLOW", status(400, {"error": OVERFLOW})),
     refusing("400 and nothing", "PROVIDER_ERROR", status(400)),
     refusing("401", "PROVIDER_AUTH", status(401, {"error": {"message": "No.", "code": "invalid_api_key"}})),
@@ -212,7 +228,11 @@ FAULTS = [
     refusing("502 and a page", "PROVIDER_ERROR", status(502, "<html>Bad gateway</html>", "text/html")),
     refusing("503 while it loads", "PROVIDER_BUSY", status(503, {"error": {"message": "Loading model", "code": 503}})),
     refusing("504", "PROVIDER_TIMEOUT", status(504)),
-    refusing("100 and 103 before the answer", None, wire(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: x\r\n\r\n")),
+    refusing(
+        "100 and 103 before the answer",
+        None,
+        wire(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: x\r\n\r\n"),
+    ),
     refusing("a head without a type", None, headers(content_type=None)),
     refusing("a byte order mark", None, b"\xef\xbb\xbf"),
     refusing("an answer that ends with its connection", None, headers(framing="close")),
@@ -245,7 +265,9 @@ async def test_answer_ends_honestly_whatever_the_model_server_does(witness: Witn
     await witness.nothing_lost(ann, conversation_id, events)
 
 
-REFERENCE = bare('{"reasoning":"hm"}') + bare(r'{"content":"a\u00df\ud83d"}') + bare(r'{"content":"\ude00 ja"}') + bare("{}")
+REFERENCE = (
+    bare('{"reasoning":"hm"}') + bare(r'{"content":"a\u00df\ud83d"}') + bare(r'{"content":"\ude00 ja"}') + bare("{}")
+)
 REFERENCE = REFERENCE.replace(b'"delta":{}', b'"delta":{},"finish_reason":"stop"') + DONE
 
 
@@ -318,7 +340,18 @@ async def test_mutated_streams_never_cost_more_than_themselves(witness: Witness)
         for _ in range(dice.randint(1, 8)):
             start = dice.randrange(len(stream))
             stream[start : start + dice.choice((0, 0, 1, 1, 4, 40))] = dice.choice(
-                (b"", b"\n", b"\r", b"\xff", b'"', b"{", b"\0", b"data: ", bytes([dice.randrange(256)]), bytes(stream[-60:]))
+                (
+                    b"",
+                    b"\n",
+                    b"\r",
+                    b"\xff",
+                    b'"',
+                    b"{",
+                    b"\0",
+                    b"data: ",
+                    bytes([dice.randrange(256)]),
+                    bytes(stream[-60:]),
+                )
             )
         witness.upstream.enqueue(bytes(stream))
         events = await again(ann, conversation_id)
@@ -402,3 +435,346 @@ async def test_an_answer_without_end_is_ended(tmp_path: Path, upstream: Upstream
             assert [event.data["code"] for event in events if event.event == "error"] == ["ANSWER_TOO_LARGE"]
             assert 10_000 < len(text(events)) < 10_000 + 2 * len(flood)
             await witness.nothing_lost(ann, conversation_id, events)
+
+
+# ---- group B: the client
+
+WORDS = [f"{number} " for number in range(20)]
+SLOWLY = tuple(step for word in WORDS for step in (says(word), pause(Moment()))) + (finish("stop"), usage(7, 20), DONE)
+Client = Callable[[Witness, int], Awaitable[None]]
+CLIENTS: list[tuple[Client, range]] = []
+
+
+def cases(count: int) -> Callable[[Client], Client]:
+    """The fault, in so many variants: the function gets the number of each."""
+
+    def add(client: Client) -> Client:
+        CLIENTS.append((client, range(count)))
+        return client
+
+    return add
+
+
+async def ended(witness: Witness, person: Person, conversation_id: int) -> list[Event]:
+    """All events of the newest answer, once it has ended."""
+    generation_id = (await person.messages(conversation_id))[-1]["generation_id"]
+    async with person.resuming(generation_id) as events:
+        return [event async for event in events]
+
+
+async def first(events: AsyncIterator[Event], count: int) -> list[Event]:
+    seen = []
+    while len(seen) < count:
+        try:
+            seen.append(await anext(events))
+        except StopAsyncIteration:
+            break
+    return seen
+
+
+@contextlib.asynccontextmanager
+async def by_hand(person: Person, method: str, path: str, body: bytes = b"", length: int | None = None) -> Any:
+    """A request on a socket of its own."""
+    url = person.base_url
+    reader, writer = await asyncio.open_connection(url.host, url.port, limit=2**20)
+    cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in person.cookies.jar)
+    head = f"{method} {path} HTTP/1.1\r\nHost: {url.host}:{url.port}\r\nCookie: {cookies}\r\n"
+    head += f"X-CSRF-Token: {person.headers['X-CSRF-Token']}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+@cases(51)
+async def leaves_at_an_event(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    witness.upstream.enqueue(*SLOWLY)
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        await first(events, number)
+    events = await ended(witness, ann, conversation_id)
+    assert text(events) == "".join(WORDS)
+    await witness.nothing_lost(ann, conversation_id, events)
+
+
+@cases(20)
+async def resets_its_connection(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    witness.upstream.enqueue(*SLOWLY)
+    path, body = f"/conversations/{conversation_id}/stream", json.dumps(MODEL).encode()
+    async with by_hand(ann, "POST", path, body) as (reader, writer):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        for _ in range(1 + number):
+            await reader.readuntil(b"\n\n" if number else b"\r\n\r\n")
+    events = await ended(witness, ann, conversation_id)
+    assert text(events) == "".join(WORDS)
+    await witness.nothing_lost(ann, conversation_id, events)
+
+
+@cases(10)
+async def closes_its_half_of_the_connection(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    witness.upstream.enqueue(*SLOWLY)
+    path, body = f"/conversations/{conversation_id}/stream", json.dumps(MODEL).encode()
+    async with by_hand(ann, "POST", path, body) as (reader, writer):
+        for _ in range(1 + number):
+            await reader.readuntil(b"\n\n")
+        writer.write_eof()
+        await reader.read()
+    events = await ended(witness, ann, conversation_id)
+    assert text(events) == "".join(WORDS)
+    await witness.nothing_lost(ann, conversation_id, events)
+
+
+@cases(10)
+async def cancels_before_the_first_token(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    witness.upstream.enqueue(*((headers(), hang()) if number % 2 else (hang(),)))
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        seen = await first(events, 1 + number // 5)
+        good(await ann.post(f"/chat/cancel/{seen[0].data['generation_id']}"))
+        await witness.upstream.closed()
+        seen += [event async for event in events]
+    assert (seen[-1].data["status"], text(seen)) == ("canceled", "")
+    await witness.nothing_lost(ann, conversation_id, seen)
+
+
+@cases(20)
+async def cancels_in_the_middle(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    witness.upstream.enqueue(*SLOWLY, hang())
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        seen = await first(events, 4 + number // 2)
+        good(await ann.post(f"/chat/cancel/{seen[0].data['generation_id']}"))
+        await witness.upstream.closed()
+        assert (await ann.messages(conversation_id))[-1]["status"] == "canceled"
+        seen += [event async for event in events]
+    assert seen[-1].data["status"] == "canceled" and "".join(WORDS).startswith(text(seen)) and text(seen)
+    await witness.nothing_lost(ann, conversation_id, seen)
+
+
+@cases(10)
+async def cancels_as_the_answer_ends(witness: Witness, number: int) -> None:
+    """Whoever comes first: either it was cancelled, or there was nothing to cancel any more."""
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    gate = Gate()
+    witness.upstream.enqueue(says("one ", "two"), pause(gate), finish("stop"), DONE)
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        seen = await first(events, 4)
+        gate.open()
+        for _ in range(number):
+            await asyncio.sleep(0)
+        answer = await ann.post(f"/chat/cancel/{seen[0].data['generation_id']}")
+        seen += [event async for event in events]
+    assert (answer.status_code, seen[-1].data["status"]) in ((200, "canceled"), (404, "ok"))
+    assert text(seen) == "one two"
+    await witness.nothing_lost(ann, conversation_id, seen)
+
+
+@cases(10)
+async def cancels_several_times_at_once(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    witness.upstream.enqueue(says("one"), hang())
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        seen = await first(events, 1 + number % 4)
+        path = f"/chat/cancel/{seen[0].data['generation_id']}"
+        answers = await asyncio.gather(*(ann.post(path) for _ in range(2 + number)))
+        seen += [event async for event in events]
+    statuses = {answer.status_code for answer in answers}
+    assert 200 in statuses and statuses <= {200, 404}  # 404: it had arrived when all was over
+    assert code(await ann.post(path)) == (404, "GENERATION_NOT_FOUND")
+    await witness.nothing_lost(ann, conversation_id, seen)
+
+
+@cases(10)
+async def cancels_what_is_not_its_own_to_cancel(witness: Witness, number: int) -> None:
+    ann, bob = witness.people[:2]
+    conversation_id = await witness.question(ann)
+    gate = Gate()
+    witness.upstream.enqueue(says("one "), pause(gate), says("two"), finish("stop"), DONE)
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        seen = await first(events, 4)
+        mine = seen[0].data["generation_id"]
+        strangers = (mine, str(uuid.uuid4()), mine.upper(), f"{mine}x", "x" * 2000, "%00", "..", "0", "-1", "💥")
+        refused = await bob.post(f"/chat/cancel/{strangers[number]}")
+        assert refused.status_code == 404
+        gate.open()
+        seen += [event async for event in events]
+    assert (seen[-1].data["status"], text(seen)) == ("ok", "one two")
+    await witness.nothing_lost(ann, conversation_id, seen)
+
+
+@cases(5)
+async def stops_reading(witness: Witness, number: int) -> None:
+    """Its own connection stands still, and nothing else."""
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    flood = says("x" * 1000) * 1000
+    witness.upstream.enqueue(flood, finish("stop"), DONE)
+    path, body = f"/conversations/{conversation_id}/stream", json.dumps(MODEL).encode()
+    async with by_hand(ann, "POST", path, body) as (reader, writer):
+        await reader.readuntil(b"event: ping")
+        writer.transport.pause_reading()
+        await until(lambda: not witness.running.state.hub.running, "the answer to end")
+        events = await ended(witness, ann, conversation_id)
+    assert len(text(events)) == 1_000_000
+    await witness.nothing_lost(ann, conversation_id, events)
+
+
+@cases(20)
+async def reads_in_two_tabs(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    witness.upstream.enqueue(*SLOWLY)
+    async with ann.streaming(conversation_id, **MODEL) as one:
+        seen = await first(one, 1 + number)
+        path = {"method": "POST", "url": f"/conversations/{conversation_id}/stream", "json": MODEL}
+        if number % 2:
+            path = {"method": "GET", "url": f"/generations/{seen[0].data['generation_id']}/stream"}
+        async with ann.stream(**path) as other:
+            theirs = [event async for event in parse(other)]
+        seen += [event async for event in one]
+    assert seen == theirs and text(seen) == "".join(WORDS)
+    await witness.nothing_lost(ann, conversation_id, seen)
+
+
+@cases(5)
+async def submits_twenty_times_at_once(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    before = witness.upstream.count(CHAT)
+    witness.upstream.enqueue(*SLOWLY)
+    answers = await asyncio.gather(*(ann.answer(conversation_id, **MODEL) for _ in range(20)))
+    assert witness.upstream.count(CHAT) == before + 1
+    assert all(events == answers[0] for events in answers) and text(answers[0]) == "".join(WORDS)
+    await witness.nothing_lost(ann, conversation_id, answers[0])
+
+
+@cases(20)
+async def asks_for_more_while_it_is_answered(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    gate = Gate()
+    witness.upstream.enqueue(says("one "), pause(gate), says("two"), finish("stop"), DONE)
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        seen = await first(events, 1 + number // 5)
+        stream, retry = f"/conversations/{conversation_id}/stream", {"conversation_id": conversation_id, **MODEL}
+        match number % 4:
+            case 0:
+                refused = await ann.post("/chat/retry", json=retry)
+            case 1:
+                refused = await ann.post(stream, json=MODEL | {"model": "another"})
+            case 2:
+                refused = await ann.post("/chat/retry", json=retry | {"model": "another"})
+            case _:
+                await witness.say(ann, conversation_id, "And why is it red?")
+                refused = await ann.post(stream, json=MODEL)
+        assert code(refused) == (409, "GENERATION_ACTIVE")
+        gate.open()
+        seen += [event async for event in events]
+    assert (seen[-1].data["status"], text(seen)) == ("ok", "one two")
+    await witness.nothing_lost(ann, conversation_id, seen)
+
+
+@cases(20)
+async def deletes_the_conversation(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    silent, purged = number % 4 < 2, number % 2
+    witness.upstream.enqueue(*((hang(),) if silent else (*SLOWLY, hang())))
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        seen = await first(events, min(1 + number // 4, 2) if silent else 1 + number // 4)
+        good(await ann.delete(f"/conversations/{conversation_id}" + ("?purge=true" if purged else "")))
+        await witness.upstream.closed()
+        seen += [event async for event in events]
+    assert seen[-1].data["status"] == "canceled"
+    assert code(await ann.get(f"/generations/{seen[0].data['generation_id']}/stream")) == (404, "GENERATION_NOT_FOUND")
+    if purged:
+        witness.forget(ann, conversation_id)
+        await witness.nothing_lost(ann, conversation_id)
+    else:
+        good(await ann.post(f"/conversations/{conversation_id}/restore"))
+        await witness.nothing_lost(ann, conversation_id, seen)
+
+
+@cases(6)
+async def is_logged_out_for_good(witness: Witness, number: int) -> None:
+    ann, bob = witness.people[:2]
+    conversation_id = await witness.question(bob)
+    witness.upstream.enqueue(says("one"), hang())
+    async with bob.streaming(conversation_id, **MODEL) as events:
+        seen = await first(events, 4)
+        if number % 2:
+            good(await bob.post("/auth/logout"))
+        else:
+            user = next(user for user in good(await ann.get("/admin/users"))["users"] if user["username"] == "bob")
+            good(await ann.patch(f"/admin/users/{user['id']}", json={"status": "disabled"}))
+        seen += [event async for event in events]
+    assert (seen[-1].data["status"], text(seen)) == ("canceled", "one")
+    if not number % 2:
+        good(await ann.patch(f"/admin/users/{user['id']}", json={"status": "active"}))
+    again = await witness.running.login("bob")
+    bob.cookies, bob.headers["X-CSRF-Token"] = again.cookies, again.headers["X-CSRF-Token"]
+    await witness.nothing_lost(bob, conversation_id, seen)
+
+
+@cases(1)
+async def logs_out_on_one_device_only(witness: Witness, number: int) -> None:
+    bob = witness.people[1]
+    phone = await witness.running.login("bob")
+    conversation_id = await witness.question(bob)
+    gate = Gate()
+    witness.upstream.enqueue(says("one "), pause(gate), says("two"), finish("stop"), DONE)
+    async with bob.streaming(conversation_id, **MODEL) as events:
+        seen = await first(events, 4)
+        good(await phone.post("/auth/logout"))
+        gate.open()
+        seen += [event async for event in events]
+    assert (seen[-1].data["status"], text(seen)) == ("ok", "one two")
+    await witness.nothing_lost(bob, conversation_id, seen)
+
+
+@cases(50)
+async def comes_back_after_an_event(witness: Witness, number: int) -> None:
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    witness.upstream.enqueue(*SLOWLY)
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        seen = await first(events, 1 + number // 2)
+    async with ann.resuming(seen[0].data["generation_id"], seen[-1].id or 0) as events:
+        seen += [event async for event in events]
+    assert text(seen) == "".join(WORDS)
+    await witness.nothing_lost(ann, conversation_id, seen)
+
+
+@cases(32)
+async def sends_half_a_request(witness: Witness, number: int) -> None:
+    """Cut off anywhere, or never what its head had promised."""
+    ann = witness.people[0]
+    conversation_id = await witness.question(ann)
+    before = witness.upstream.count(CHAT)
+    body = json.dumps(MODEL).encode()
+    path = f"/conversations/{conversation_id}/{'stream' if number % 2 else 'messages'}"
+    async with by_hand(ann, "POST", path, body[: len(body) * number // 32], length=len(body)) as (reader, writer):
+        if number % 3:
+            writer.write_eof()
+            await reader.read()
+    assert witness.upstream.count(CHAT) == before and len(await ann.messages(conversation_id)) == 1
+    await witness.nothing_lost(ann, conversation_id)
+
+
+assert sum(len(numbers) for _, numbers in CLIENTS) == 300
+
+
+@pytest.mark.parametrize(("client", "numbers"), [pytest.param(*case, id=case[0].__name__) for case in CLIENTS])
+async def test_nothing_is_lost_when_a_client(witness: Witness, client: Client, numbers: range) -> None:
+    for number in numbers:
+        await client(witness, number)

@@ -60,6 +60,8 @@ class Witness:
         logging.getLogger("asyncio").addHandler(self.errors)
         await self._works(self.people[0])
         await asyncio.gather(*(self._ask("SELECT 1 FROM users") for _ in range(8)))  # every reader opens its files
+        database = self.running.config.database  # of whose copying SQLite keeps a descriptor, for the next one
+        await asyncio.to_thread(db.copy, database, database.with_name("copy.db"))
         self._before = await self._footprint()
         return self
 
