@@ -686,14 +686,35 @@ def list_usage(tx: Tx, user_id: int) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------- search
 
 _CANDIDATES = 400  # the newest matches; the best of them come first
+_COMPLETED = 50_000  # messages among which every word may be the beginning of another
+_SHORT = len('"ab"')
+
+
+def _expression(tx: Tx, user_id: int, query: str) -> str | None:
+    """The FTS5 expression of a query. None: nothing to look for.
+
+    FTS5 reads all of a beginning's words before the first match: among a million messages a second for "t", a tenth for "the".
+    So among many messages a word that has two letters, or CANDIDATES matches as it is, is a whole one.
+    """
+    newest: int | None = tx.execute("SELECT max(id) FROM messages").fetchone()[0]
+    parts = []
+    for term, phrase in search.terms(query):
+        whole = phrase or ((newest or 0) > _COMPLETED and (len(term) <= _SHORT or _is_common(tx, user_id, term)))
+        parts.append(term if whole else f"{term}*")
+    return f'owner : "u{user_id}" AND text : ({" AND ".join(parts)})' if parts else None
+
+
+def _is_common(tx: Tx, user_id: int, term: str) -> bool:
+    match = f'owner : "u{user_id}" AND text : {term}'
+    few = "SELECT count(*) FROM (SELECT 1 FROM message_words WHERE message_words MATCH ? LIMIT ?)"
+    return bool(tx.execute(few, (match, _CANDIDATES)).fetchone()[0] == _CANDIDATES)
 
 
 def search_all(tx: Tx, user_id: int, query: str, limit: int) -> list[Hit]:
     """Titles and messages in which every word of the query occurs: titles first, then the newest."""
-    expression = search.expression(query)
-    if expression is None:
+    match = _expression(tx, user_id, query)
+    if match is None:
         return []
-    match = f'owner : "u{user_id}" AND text : ({expression})'
     titles = tx.execute(
         "SELECT c.id, NULL, c.title, NULL, c.title, c.updated_at FROM"
         " (SELECT rowid FROM title_words WHERE title_words MATCH ? ORDER BY rowid DESC LIMIT ?) w"

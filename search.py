@@ -33,21 +33,21 @@ def _pairs(run: str) -> str:
     return " ".join(run[i : i + 2] for i in range(max(1, len(run) - 1)))
 
 
-def expression(query: str) -> str | None:
-    """The FTS5 expression for a query: every word as the beginning of a word, "quotes" as a phrase. None: nothing to look for."""
-    parts = []
+def terms(query: str) -> list[tuple[str, bool]]:
+    """What must occur, each as a string of FTS5, and whether that is a phrase in "quotes": a word may be the beginning of one."""
+    found = []
     for phrase, word in _TERM.findall(query)[:MAX_TERMS]:
         text = words(phrase or word)
         if any(character.isalnum() for character in text):
-            parts.append('"' + text.replace('"', " ").strip() + '"' + ("" if phrase else "*"))
-    return " AND ".join(parts) or None
+            found.append(('"' + text.replace('"', " ").strip() + '"', bool(phrase)))
+    return found
 
 
 def snippet(text: str, query: str) -> str:
     """Some 160 characters of the text around its first match, each match between MARK and UNMARK, on one line."""
     text = text[:_SCANNED].replace(MARK, "").replace(UNMARK, "")
     folded, origin = _fold(text)
-    found = [match.span() for term in _terms(query) for match in term.finditer(folded)]
+    found = [match.span() for term in _patterns(query) for match in term.finditer(folded)]
     spans = sorted((origin[start], origin[end - 1] + 1) for start, end in found if end > start)
     start = max(0, spans[0][0] - SNIPPET // 4) if spans else 0
     if start:
@@ -63,7 +63,7 @@ def snippet(text: str, query: str) -> str:
     return " ".join("".join(pieces).split())
 
 
-def _terms(query: str) -> list[re.Pattern[str]]:
+def _patterns(query: str) -> list[re.Pattern[str]]:
     patterns = []
     for phrase, word in _TERM.findall(query)[:MAX_TERMS]:
         pieces = re.findall(r"\w+", _fold(phrase or word)[0])
