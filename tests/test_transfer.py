@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fireside import queries, transfer
+from fireside import accounts, queries, transfer
 from fireside.db import Database, open_database
 from fireside.errors import NotFound, StorageUnavailable
 from fireside.queries import Recording
@@ -45,7 +45,7 @@ async def ann(database: Database) -> int:
 
 
 async def somebody(database: Database) -> int:
-    user = await database.write(queries._add_user, f"user{next(USERS)}", "hash", "user")
+    user = await database.write(accounts._add_user, f"user{next(USERS)}", "hash", "user")
     return user.id
 
 
