@@ -231,6 +231,8 @@ export const parseTime = (text) => new Date(`${text.slice(0, 23)}Z`);
 
 const daysAgo = (date) => Math.round((new Date().setHours(0, 0, 0, 0) - new Date(date).setHours(0, 0, 0, 0)) / 86_400_000);
 
+const monthAndYear = new Intl.DateTimeFormat(undefined, { month: "long", year: "numeric" }); // once: making one is slow
+
 /** The heading under which the list shows a conversation of this time. */
 export function dayGroup(date) {
   const days = daysAgo(date);
@@ -238,7 +240,7 @@ export function dayGroup(date) {
   if (days === 1) return "Yesterday";
   if (days <= 7) return "Previous 7 days";
   if (days <= 30) return "Previous 30 days";
-  return date.toLocaleDateString(undefined, { month: "long", year: "numeric" });
+  return monthAndYear.format(date);
 }
 
 /** A moment, as short as it can be told: a time today, else a date. */
