@@ -227,22 +227,26 @@ def list_conversations(
         last = _owned(tx, user_id, before, deleted)
         where += f" AND (c.{order}, c.id) < (:at, :before)"
         values |= {"at": last[order], "before": before}
-    select = (
-        f"SELECT {_CONVERSATION} FROM conversations c WHERE {{where}} ORDER BY c.{order} DESC, c.id DESC LIMIT :limit"
-    )
+    sorted_ = f"ORDER BY c.{order} DESC, c.id DESC LIMIT"
     if not q:
-        return [_conversation(row) for row in tx.execute(select.format(where=where), values)]
+        found = f"SELECT c.id FROM conversations c WHERE {where} {sorted_} :limit"
+        return _conversations(tx, found, sorted_, values)
     if len(values["key"]) >= 3:
-        newest = f"SELECT c.id FROM conversations c WHERE {where} ORDER BY c.{order} DESC, c.id DESC LIMIT {_NEWEST}"
-        near = select.format(where=f"c.id IN ({newest}) AND instr(c.title_key, :key)")
-        rows = tx.execute(near, values).fetchall() if limit >= 0 else []
-        if limit < 0 or len(rows) < limit:
-            values["glob"] = "*" + "".join(f"[{c}]" if c in "*?[" else c for c in values["key"]) + "*"
-            far = f"{where} AND c.id IN (SELECT rowid FROM title_letters WHERE title_key GLOB :glob)"
-            rows = tx.execute(select.format(where=far), values).fetchall()
-    else:
-        rows = tx.execute(select.format(where=where + " AND instr(c.title_key, :key)"), values).fetchall()
-    return [_conversation(row) for row in rows]
+        newest = f"SELECT c.id, c.title_key FROM conversations c WHERE {where} {sorted_} {_NEWEST}"
+        near = f"SELECT id FROM ({newest}) WHERE instr(title_key, :key) LIMIT :limit"
+        rows = _conversations(tx, near, sorted_, values) if limit >= 0 else []
+        if len(rows) == limit:
+            return rows
+        values["glob"] = "*" + "".join(f"[{c}]" if c in "*?[" else c for c in values["key"]) + "*"
+        indexed = "(SELECT rowid FROM title_letters WHERE title_key GLOB :glob) t CROSS JOIN conversations c ON c.id = t.rowid"
+        return _conversations(tx, f"SELECT c.id FROM {indexed} WHERE {where} {sorted_} :limit", sorted_, values)
+    scanned = f"SELECT c.id FROM conversations c WHERE {where} AND instr(c.title_key, :key) {sorted_} :limit"
+    return _conversations(tx, scanned, sorted_, values)
+
+
+def _conversations(tx: Tx, ids: str, sorted_: str, values: dict[str, Any]) -> list[Conversation]:
+    select = f"SELECT {_CONVERSATION} FROM conversations c WHERE c.id IN ({ids}) {sorted_} :limit"
+    return [_conversation(row) for row in tx.execute(select, values)]
 
 
 def set_conversation(tx: Tx, user_id: int, conversation_id: int, fields: dict[str, Any]) -> None:

@@ -60,7 +60,8 @@ CREATE TABLE conversations (
     deleted_at        TEXT,                                    -- in the bin since; removed for good 30 days later
     UNIQUE (user_id, source)
 ) STRICT;
-CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id) WHERE deleted_at IS NULL;
+CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at) -- all that a filter reads
+    WHERE deleted_at IS NULL;
 CREATE INDEX conversations_pinned      ON conversations (user_id, updated_at, id) WHERE deleted_at IS NULL AND pinned;
 CREATE INDEX conversations_in_bin      ON conversations (user_id, deleted_at) WHERE deleted_at IS NOT NULL;
 CREATE INDEX conversations_of_leaf     ON conversations (active_message_id); -- else each message that is deleted reads them all
