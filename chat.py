@@ -34,6 +34,7 @@ SLEEP_SECONDS = 5.0  # a timer that is later than this has slept with the comput
 LOOK_SECONDS = 1.5  # what an answer waits for news of its model
 LOOK_AGE_SECONDS = 30.0  # after which it wants news
 LOADING_POLL_SECONDS = 1.0
+MEASURABLE_SECONDS = 0.02  # an answer that came within less has no speed that would mean anything
 
 
 class Generation:
@@ -423,7 +424,7 @@ class Hub:
         if generation.first_at is not None:
             stats["ttft_ms"] = _ms(generation.first_at - sent_at)
             spent = generation.spoke_at - generation.first_at
-            if usage is not None and usage["completion_tokens"] > 1 and spent > 0:
+            if usage is not None and usage["completion_tokens"] > 1 and spent >= MEASURABLE_SECONDS:
                 stats["tokens_per_second"] = round((usage["completion_tokens"] - 1) / spent, 2)
         offer = self.providers.known(begun.provider_id, begun.model)  # loaded meanwhile, perhaps
         if offer is not None and offer.context_length is not None:
