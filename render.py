@@ -225,7 +225,7 @@ def _code(code: str, info: str) -> Node:
 
 
 def _coloured(code: str, language: str) -> list[Node]:
-    """Coloured as far as COLOUR_SECONDS go: most lexers take the square of the time for some text (C for blank lines)."""
+    """Coloured as far as COLOUR_SECONDS go: on some text most lexers take the time squared, C's on blank lines."""
     from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
     from pygments.token import STANDARD_TYPES  # type: ignore[import-untyped]
 
@@ -436,7 +436,7 @@ def _math_inline(state: "StateInline", silent: bool) -> bool:
 
 def _bare_url(state: "StateInline", silent: bool) -> bool:
     """https://example.org as a link, without the punctuation behind it. The rule is called at the colon."""
-    found = not silent and state.linkLevel == 0 and _URL.match(state.src, state.pos, state.posMax)
+    found = not silent and _URL.match(state.src, state.pos, state.posMax)
     before = found and re.search(r"(?<![a-zA-Z0-9])https?$", state.src[max(0, state.pos - 6) : state.pos], re.I)
     if not found or not before:
         return False

@@ -112,12 +112,16 @@ def cut(markdown: str, start: int, end: int | None = None) -> str:
         ("[a](<http://b.c/d e>)", '<p><a href="http://b.c/d%20e">a</a></p>'),
         ("[a](HTTPS://b.c/ü)", '<p><a href="https://b.c/%C3%BC">a</a></p>'),
         ("[](http://b.c)", '<p><a href="http://b.c">http://b.c</a></p>'),
-        ("<http://b.c>", '<p><a href="http://b.c">http://b.c</a></p>'),
+        ("<http://b.c/%41>", '<p><a href="http://b.c/%41">http://b.c/%41</a></p>'),
         ("<d@e.f>", '<p><a href="mailto:d@e.f">d@e.f</a></p>'),
         ("![*a*](http://b.c/d.png)", '<p><a href="http://b.c/d.png"><em>a</em></a></p>'),
         ("![](http://b.c)", '<p><a href="http://b.c">http://b.c</a></p>'),
         ("[![a](http://b.c)](http://d.e)", '<p><a href="http://d.e">a</a></p>'),
-        ("[a]: /b\n\n[a] [c][a]", "<p>[a]: /b</p><p>[a] [c][a]</p>"),
+        ("[a]: <http://b.c>\n\n[a] [c][a]", '<p>[a]: <a href="http://b.c">http://b.c</a></p><p>[a] [c][a]</p>'),
+        ("a\n|b|\n|-|", "<p>a</p><table><thead><tr><th>b</th></tr></thead></table>"),
+        ("$$\nx _y_", "<p>$$\nx <em>y</em></p>"),
+        ("$$\nx\n\ny\n$$", "<p>$$\nx</p><p>y</p><p>$$</p>"),
+        ("- $$\nx", "<ul><li>$$</li></ul><p>x</p>"),
         ("a\0b", "<p>a\ufffdb</p>"),
         ("a\ud800b", "<p>a\ufffdb</p>"),
     ],
@@ -177,7 +181,7 @@ def test_each_way_to_write_math(markdown: str, display: str) -> None:
     "markdown",
     [
         "$5 and $6",
-        "US$5, CA$7",
+        "US$5, CA$ seven",
         "$5-$6",
         r"\$x$",
         "$ x$",
@@ -213,7 +217,14 @@ def test_dollars_and_brackets_that_are_not_math(markdown: str) -> None:
 def test_the_math_of_everyday_answers_is_understood(tex: str) -> None:
     (math,) = find(f"$${tex}$$", "math")
     assert "\\" not in text(math)
-    assert "&" not in text(math)
+    assert not set(text(math)) & set("&*}")
+
+
+def test_no_line_of_a_formula_is_taken_for_a_heading_or_a_list() -> None:
+    assert [node[0] for node in nodes("a\n$$\nx\n=\n- y\n$$\nb")] == ["p", "math", "p"]
+    assert markup(nodes("$$\\def\\a{x}$$ is\na macro")[0]) == (
+        '<p><code data-language="latex">\\def\\a{x}</code> is\na macro</p>'
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,6 +248,7 @@ def test_the_math_of_everyday_answers_is_understood(tex: str) -> None:
         r"\text{a {b} c}",
         "x" * 2001,
         "{" * 900 + "x" + "}" * 900,
+        r"\sqrt" * 60 + "x",
         r"\sqrt" * 300 + "x",
     ],
 )
@@ -307,23 +319,24 @@ def streamed(markdown: str) -> list[Any]:
     return kept + [block["node"] for block in tail if not block["closed"]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(LINES), max_size=9).map("".join))
 @example("- a\n\n  b\n\n\nc\n\n- d\n- e\n\n- f\n")
 @example("text\na|b\n-|-\n1|2\n\nd|e\n-|-x\n")
+@example("text\na|b\n-|-x\n")
 @example("$$\na\n# b\n\n$$\n")
 @example("> a\nb|c\n-|-\n\n[a]\n\n[a]: http://b.c\n")
 def test_an_answer_rendered_in_pieces_ends_as_if_rendered_at_once(markdown: str) -> None:
     assert streamed(markdown) == nodes(markdown)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.text(alphabet=" \n\t-`>|#*+=:~$\\[]1.)ax\r\U0001f600", max_size=40))
 def test_any_text_rendered_in_pieces_ends_as_if_rendered_at_once(markdown: str) -> None:
     assert streamed(markdown) == nodes(markdown)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(LINES), max_size=12).map("".join))
 def test_blocks_lie_end_to_end_and_each_renders_alone(markdown: str) -> None:
     start = 0
@@ -351,9 +364,9 @@ def test_only_the_last_block_of_a_growing_answer_stays_open() -> None:
 SCHEMES = [
     "javascript:", "JaVaScRiPt:", "java\tscript:", "java\nscript:", "&#106;avascript:", "&#x6A;avascript&colon;",
     "javascript&#58;", "\x01javascript:", "\\javascript:", "%6Aavascript:", "javascript%3A", "\u200bjavascript:",
-    "\uff4aavascript:", "jav&Tab;ascript:", "javascript://a.b/%0a", "vbscript:", "data:text/html,", "data:image/svg+xml,",
-    "file:///", "blob:", "about:", "ftp://a.b/", "ws://", "view-source:http:", "feed:javascript:", "intent://",
-    "//evil.example/", "/\\evil.example/", "\\\\evil.example/", "#", "?", "./", "/", "http:", "http:/",
+    "\uff4aavascript:", "jav&Tab;ascript:", "javascript://a.b/%0a", "vbscript:", "data:text/html,",
+    "data:image/svg+xml,", "file:///", "blob:", "about:", "ftp://a.b/", "ws://", "view-source:http:", "feed:javascript:",
+    "intent://", "//evil.example/", "/\\evil.example/", "\\\\evil.example/", "#", "?", "./", "/", "http:", "http:/",
     "http:evil.example/", "https:\\\\evil.example\\", "http:///evil.example", "http://good.example@evil.example/",
     "http://good.example:pw@evil.example/", "http://good.example\\@evil.example/", "http://evil%2eexample/",
     "http://ev&#x69;l.\u202eexample/", "http://\u0435xample.com/", "http://example\u3002com/", "http://a\u2044b.c/",
@@ -408,7 +421,7 @@ def test_markup_is_shown_as_it_was_written(payload: str) -> None:
 
 @pytest.mark.parametrize(
     "info",
-    ["__proto__", "a\"onclick='x'", "py<script>", "{.py #id onclick=x}", "python;x", "ÿ", "x" * 31, "../x", "\u212a"],
+    ["__proto__", "a\"onclick='x'", "py<script>", "{.py #id onclick=x}", "python;x", "ÿ", "x" * 31, "../x", "\u017f"],
 )
 def test_a_language_is_a_plain_word_or_left_out(info: str) -> None:
     (code,) = find(f"~~~{info}\nx\n~~~", "code")
@@ -431,7 +444,7 @@ fragments = st.sampled_from(
 ) | st.text(max_size=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(fragments, max_size=12).map("".join))
 def test_no_text_makes_anything_but_allowed_nodes(markdown: str) -> None:
     for element in elements(nodes(markdown)):
@@ -449,7 +462,7 @@ TEX = [
 ]  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from(TEX), max_size=14).map("".join),
     st.sampled_from(["${}$", "$$\n{}\n$$", "\\({}\\)", "\\[{}\\]"]),
@@ -491,7 +504,6 @@ def test_a_table_of_rows_that_are_hardly_there_does_not_grow_without_end() -> No
 
 
 def seconds(markdown: str) -> float:
-    gc.collect()
     gc.disable()
     start = time.process_time()
     render.blocks(markdown)
@@ -501,24 +513,29 @@ def seconds(markdown: str) -> float:
 
 
 FLOODS = [
-    *"[]*_`~>($|<&!:#\\-\n\t ", "**a ", "*_", "a*", "*a_ ", "~~a ", "[a](", "[](<", '[a](b "', "![", "![a](b)", "[[a](b)",
-    "`a ", "``a`", "- ", "> ", "1. ", "- a\n", "- a\n\n", "> a\n", ">\n", "> - ", "a\n\n", "a\n=\n", "a|b\n-|-\n", "|\n",
-    "```\n", "    a\n", "# h\n$$a\n", "$a ", "$a$", "$\\$", "\\(", "\\[", "\\[\n", "$$a ", "$$a\n", "$$a\n\n", "x $$\n$$ y\n",
-    "http://", "http://a)", "http://a.b ", "<a ", "<http://a>", "&a;", "&amp;", "[a]: b\n", "\0", "\r", "\U0001f600",
-    "[" * 9 + "](", "a|" * 40 + "\n" + "-|" * 40 + "\n" + "|\n" * 40,
+    *"[]*_`~>($|<&!:#\\-\n\t ", "**a ", "*_", "a*", "*a_ ", "~~a ", "[a](", "[](<", '[a](b "', "![", "![a](b)",
+    "[[a](b)", "`a ", "``a`", "- ", "> ", "1. ", "- a\n", "- a\n\n", "> a\n", ">\n", "> - ", "a\n\n", "a\n=\n",
+    "a|b\n-|-\n", "|\n", "```\n", "    a\n", "# h\n$$a\n", "$a ", "$a$", "$\\$", "\\(", "\\[", "\\[\n", "$$a ", "$$a\n",
+    "$$a\n\n", "x $$\n$$ y\n", "http://", "http://a)", "http://a.b ", "<a ", "<http://a>", "&a;", "&amp;", "[a]: b\n",
+    "\0", "\r", "\U0001f600", "[" * 9 + "](", "a|" * 40 + "\n" + "-|" * 40 + "\n" + "|\n" * 40,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("unit", FLOODS)
 def test_time_is_linear_in_the_text(unit: str) -> None:
-    text = unit * 100
-    while seconds(text) < 0.01 and len(text) < 400_000:
+    text = unit * 20
+    while seconds(text) < 0.005 and len(text) < 400_000:
         text *= 2
     for _ in range(4):  # squared would be 16; a busy machine may disturb one try, not four
         ratio = seconds(text * 4) / seconds(text)
         if ratio < 8:
             return
     pytest.fail(f"four times the text took {ratio:.1f} times as long")
+
+
+def test_brackets_cost_no_more_than_other_characters_where_no_link_follows() -> None:
+    seconds("[]")
+    assert min(seconds("[" * 10_000) / seconds("]" * 10_000) for _ in range(4)) < 2.5
 
 
 @pytest.mark.parametrize(
