@@ -247,14 +247,14 @@ def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             version = _version(connection, path, newest)
+            if version and path.stat().st_size <= CHECK_AT_START_BYTES:
+                check(connection, path)
             _configure(connection, writer=True)
             if version == 0:
                 _create(connection)
                 return
-            if path.stat().st_size <= CHECK_AT_START_BYTES:
-                check(connection, path)
             if version < newest:
-                copy(path, path.parent / "backups" / f"before-schema-{newest}-{now()[:19].replace(':', '')}.db")
+                copy(path, path.parent / "backups" / f"before-schema-{version + 1}-{now()[:19].replace(':', '')}.db")
                 for script in migrations[version - 1 :]:
                     connection.executescript(script)
     except sqlite3.DatabaseError as error:
