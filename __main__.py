@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fireside {__version__}")
     parser.add_argument("--data-dir", help="where the conversations are kept")
     _serve_options(parser, None)
-    commands = parser.add_subparsers(title="commands", metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def command(name: str, function: str, text: str, *, user: bool = False) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text.capitalize() + ".")
@@ -106,7 +106,7 @@ def serve(options: dict[str, Any]) -> int:
         settings = replace(settings, host="0.0.0.0")
     try:
         with db.lock(settings.data_dir):
-            return _serve(settings, exact=options.get("port") is not None or "FIRESIDE_PORT" in os.environ)
+            return _serve(settings, exact=bool(options.get("port") or os.environ.get("FIRESIDE_PORT")))
     except db.DatabaseUnusable:
         from .commands import find_service
 
@@ -143,7 +143,15 @@ def _serve(settings: Config, exact: bool) -> int:
             try:
                 asyncio.run(server.serve(sockets=[listener]))
             except SystemExit as stop:  # uvicorn's word for a start that failed
-                return int(stop.code or 1)
+                failure = app.state.failure
+                if failure is None:
+                    return int(stop.code or 1)
+                if isinstance(failure, db.DatabaseUnusable):
+                    raise failure from None
+                print(
+                    f"fireside: could not start: {failure}. {settings.data_dir / 'fireside.log'} says more.",
+                    file=sys.stderr,
+                )
             return 0 if server.started else 1
 
 
@@ -268,6 +276,7 @@ def _log_to_file(data_dir: Path) -> None:
     handler.setFormatter(_JsonLines())
     console = logging.StreamHandler()
     console.setLevel(logging.ERROR)
+    console.addFilter(logging.Filter("fireside"))  # what others log is in the file
     console.setFormatter(logging.Formatter("fireside: %(message)s"))
     root = logging.getLogger()
     root.handlers = [handler, console]

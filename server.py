@@ -116,21 +116,11 @@ def create_app(config: Config) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            handlers.forget_uploads(config.data_dir)
-            database = await db.open_database(config.database)
-            stack.push_async_callback(database.close)
-            engine = Engine(config)
-            stack.push_async_callback(engine.aclose)
-            providers = Providers(config, engine)
-            stack.push_async_callback(providers.aclose)
-            hub = Hub(config, database, providers)
-            stack.push_async_callback(hub.aclose)
-            auth = Auth(config, database)
-            await hub.start()
-            await auth.start()
-            app.state.fireside = State(config, database, providers, hub, auth, secrets.token_urlsafe(32))
-            housekeeping = asyncio.create_task(_keep_house(config, database, auth), name="housekeeping")
-            stack.push_async_callback(_end, housekeeping)
+            try:
+                app.state.fireside = await _open(config, stack)
+            except Exception as failure:
+                app.state.failure = failure  # uvicorn logs it, and tells nobody
+                raise
             yield
 
     app = Starlette(
@@ -139,9 +129,29 @@ def create_app(config: Config) -> Starlette:
         exception_handlers={FiresideError: _say_error, 404: _no_route, 405: _no_route},
     )
     app.router.redirect_slashes = False
+    app.state.failure = None
     app.state.files = handlers.read_files()
     app.add_middleware(Guard, config=config)
     return app
+
+
+async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
+    """What the application needs, which `stack` closes in the opposite order."""
+    handlers.forget_uploads(config.data_dir)
+    database = await db.open_database(config.database)
+    stack.push_async_callback(database.close)
+    engine = Engine(config)
+    stack.push_async_callback(engine.aclose)
+    providers = Providers(config, engine)
+    stack.push_async_callback(providers.aclose)
+    hub = Hub(config, database, providers)
+    stack.push_async_callback(hub.aclose)
+    auth = Auth(config, database)
+    await hub.start()
+    await auth.start()
+    housekeeping = asyncio.create_task(_keep_house(config, database, auth), name="housekeeping")
+    stack.push_async_callback(_end, housekeeping)
+    return State(config, database, providers, hub, auth, secrets.token_urlsafe(32))
 
 
 async def _keep_house(config: Config, database: Database, auth: Auth) -> None:
