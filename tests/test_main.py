@@ -1,0 +1,371 @@
+"""The command, as somebody at a terminal meets it: what it prints, where it listens, how it ends."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fireside
+import httpx
+import pytest
+
+from .live import BOOTSTRAP_TOKEN, PASSWORD, PATIENCE, parse_event
+from .upstream import Gate, Upstream, pause
+from .upstream import text as says
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+
+def environment(**settings: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
+    return inherited | {f"FIRESIDE_{name.upper()}": value for name, value in settings.items()}
+
+
+def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """The command, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "fireside", *arguments],
+        env=environment(**settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+    )
+
+
+class Service:
+    """The command while it serves. Its first line has been read, and whatever else it printed up to `until`."""
+
+    def __init__(self, data_dir: Path, *arguments: str, until: str = "Fireside is at", **settings: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fireside", "--data-dir", str(data_dir), *arguments],
+            env=environment(**settings),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            **({"umask": 0o000} if os.name == "posix" else {}),
+        )
+        self.guard = threading.Timer(PATIENCE * 2, self.process.kill)  # so that no test waits for ever
+        self.guard.start()
+        assert self.process.stdout is not None
+        self.said: list[str] = []
+        while not any(until in line for line in self.said):
+            line = self.process.stdout.readline()
+            assert line, f"it ended: {self.said} {self.process.communicate()[1]}"
+            self.said.append(line.rstrip("\n"))
+        [self.url] = [line.rpartition(" ")[2] for line in self.said if line.startswith("Fireside is at")]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[httpx.Client]:
+        """A client of the first user."""
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE) as client:
+            body = {"username": "ann", "password": PASSWORD, "token": BOOTSTRAP_TOKEN}
+            said = client.post("/admin/bootstrap", json=body).raise_for_status().json()
+            client.headers["X-CSRF-Token"] = said["csrf_token"]
+            yield client
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str, str, float]:
+        """Exit code, what else it printed, and how long it took."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, out, err, time.monotonic() - started
+
+
+@contextlib.contextmanager
+def serving(data_dir: Path, *arguments: str, **more: Any) -> Iterator[Service]:
+    settings = {"bootstrap_token": BOOTSTRAP_TOKEN, "lmstudio_url": "http://127.0.0.1:9"} | more
+    service = Service(data_dir, *(arguments or ("--port", "0")), **settings)
+    try:
+        yield service
+    finally:
+        service.process.kill()
+        service.process.communicate()
+        service.guard.cancel()
+
+
+@contextlib.contextmanager
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+# ---- what it says
+
+
+def test_help_names_the_commands_and_the_flags() -> None:
+    done = run("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    for word in ("serve", "backup", "restore", "doctor", "import", "export", "login-link", "reset-password"):
+        assert re.search(rf"^ +{word} ", done.stdout, re.MULTILINE), word
+    for flag in ("--host", "--port", "--data-dir", "--open", "--no-open", "--version"):
+        assert flag in done.stdout
+
+
+def test_version_is_the_package_s() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"fireside {fireside.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "named"),
+    [
+        (["--port", "65536"], {}, "--port"),
+        (["--port", "x"], {}, "--port"),
+        (["serve", "--port", "-1"], {}, "--port"),
+        ([], {"port": "x"}, "FIRESIDE_PORT"),
+        ([], {"lmstudio_url": "127.0.0.1:1234"}, "FIRESIDE_LMSTUDIO_URL"),
+        ([], {"lmstudio_concurrency": "0"}, "FIRESIDE_LMSTUDIO_CONCURRENCY"),
+        ([], {"ping_seconds": "soon"}, "FIRESIDE_PING_SECONDS"),
+        ([], {"bootstrap_token": "short"}, "FIRESIDE_BOOTSTRAP_TOKEN"),
+        (["--host", "no.such.host.invalid"], {}, "--host"),
+        (["--host", "192.0.2.1"], {}, "--host"),
+        (["--prot=1"], {}, "--prot"),
+        (["sing"], {}, "COMMAND: invalid choice: 'sing'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(
+    tmp_path: Path, arguments: list[str], settings: dict[str, str], named: str
+) -> None:
+    done = run(*arguments, data_dir=str(tmp_path), **settings)
+    assert done.returncode == 2 and done.stdout == ""
+    *usage, line = done.stderr.splitlines()
+    assert line.startswith("fireside: ") and named in line
+    assert all(other.startswith(("usage:", " ")) for other in usage), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_line_in_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("prot = 8000", "utf-8")
+    done = run("--data-dir", str(tmp_path))
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        f"fireside: {tmp_path / 'config.toml'}: prot: there is no such setting"
+    ]
+
+
+def test_the_first_line_is_the_address_and_the_next_makes_the_first_account(tmp_path: Path) -> None:
+    with serving(tmp_path / "data", bootstrap_token="", until="#setup=") as service:
+        assert re.fullmatch(r"Fireside is at http://127\.0\.0\.1:\d+", service.said[0])
+        link = service.said[1].rpartition(" ")[2]
+        token = (tmp_path / "data" / "bootstrap-token").read_text("utf-8")
+        assert link == f"{service.url}/#setup={token}"
+        body = {"username": "ann", "password": PASSWORD, "token": token}
+        assert httpx.post(f"{service.url}/admin/bootstrap", json=body, trust_env=False).status_code == 200
+        code, out, err, _ = service.stop() if os.name == "posix" else (0, "", "", 0.0)
+        assert (code, out, err) == (0, "", "")
+    if os.name == "posix":
+        with serving(tmp_path / "data", bootstrap_token="") as service:
+            _, out, _, _ = service.stop()
+            assert "#setup" not in out, "there is a user now"
+
+
+def test_a_token_from_the_environment_is_printed_nowhere(tmp_path: Path) -> None:
+    with serving(tmp_path / "data", until="FIRESIDE_BOOTSTRAP_TOKEN") as service:
+        with service.first():
+            pass
+        _, out, err, _ = service.stop() if os.name == "posix" else (0, "", "", 0)
+    everything = "".join([*service.said, out, err, (tmp_path / "data" / "fireside.log").read_text("utf-8")])
+    assert BOOTSTRAP_TOKEN not in everything and PASSWORD not in everything
+
+
+def test_the_log_has_a_line_a_request_and_nothing_of_its_content(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as service, service.first() as ann:
+        made = ann.post("/conversations", json={"title": "canary-title"}).json()
+        ann.post(f"/conversations/{made['id']}/messages", json={"content": "canary-text"})
+        ann.get("/search?q=canary-query", headers={"User-Agent": "canary-agent"})
+        ann.get("/canary-path")
+        cookie = next(iter(ann.cookies.jar)).value
+        lines = (tmp_path / "data" / "fireside.log").read_text("utf-8").splitlines()
+    logged = [json.loads(line) for line in lines]
+    requests = [line for line in logged if line["event"] == "request"]
+    assert [(line["method"], line["route"], line["status"]) for line in requests] == [
+        ("POST", "/admin/bootstrap", 200),
+        ("POST", "/conversations", 200),
+        ("POST", "/conversations/{conversation_id}/messages", 200),
+        ("GET", "/search", 200),
+        ("GET", "-", 404),
+    ]
+    assert all(line["user"] == made["id"] or line["user"] is None for line in requests[1:])
+    for secret in ("canary", cookie, ann.headers["X-CSRF-Token"], PASSWORD):
+        assert secret is not None and secret not in "\n".join(lines)
+
+
+@posix
+def test_all_that_lies_in_the_data_directory_is_private_and_documented(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with taken() as port:
+        (tmp_path / "data").mkdir(mode=0o700)
+        (data / "config.toml").write_text(f"port = {port}", "utf-8")
+        (data / "config.toml").chmod(0o600)
+        with serving(data, "--no-open", bootstrap_token="") as service:
+            files = sorted(data.rglob("*"))
+            names = {file.name for file in files}
+            assert {
+                "fireside.db",
+                "session-key",
+                "bootstrap-token",
+                "lock",
+                "service.json",
+                "port",
+                "fireside.log",
+            } <= names
+            modes = {file.name: oct(file.stat().st_mode & 0o777) for file in files if file.is_file()}
+            assert set(modes.values()) == {"0o600"}, modes
+            documented = (Path(fireside.__file__).parent / "docs" / "configuration.md").read_text("utf-8")
+            assert all(f"`{name}`" in documented for name in names), names
+            service.stop()
+        assert {file.name for file in data.iterdir()} == names - {"service.json", "fireside.db-wal", "fireside.db-shm"}
+
+
+# ---- where it listens
+
+
+def test_the_next_port_is_taken_when_the_usual_one_is_not_free_and_remembered(tmp_path: Path) -> None:
+    with taken() as port:
+        (tmp_path / "config.toml").write_text(f"port = {port}", "utf-8")
+        with serving(tmp_path, "--no-open", port="") as service:
+            found = service.port
+            assert port < found <= port + 20
+        with taken_port_if_free(port + 1, unless=found), serving(tmp_path, "--no-open") as service:
+            assert service.port == found, "bookmarks and cookies know it"
+
+
+@contextlib.contextmanager
+def taken_port_if_free(port: int, unless: int) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if port != unless:
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        yield
+
+
+@pytest.mark.parametrize("given", ["flag", "variable"])
+def test_a_port_that_was_asked_for_and_is_taken_is_an_error(tmp_path: Path, given: str) -> None:
+    with taken() as port:
+        arguments = ["--port", str(port)] if given == "flag" else []
+        settings = {"port": str(port)} if given == "variable" else {}
+        done = run(*arguments, data_dir=str(tmp_path), **settings)
+    assert done.returncode == 2 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("fireside: --host 127.0.0.1 --port") and str(port) in line
+
+
+def test_it_listens_on_loopback_only(tmp_path: Path) -> None:
+    with serving(tmp_path) as service:
+        name = socket.gethostbyname(socket.gethostname())
+        if not name.startswith("127."):
+            with pytest.raises(OSError), socket.create_connection((name, service.port), timeout=5):
+                pass
+        with socket.create_connection(("127.0.0.1", service.port), timeout=5):
+            pass
+
+
+# ---- a second one
+
+
+def test_a_second_one_says_where_the_first_is_and_disturbs_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path) as service:
+        done = run("--data-dir", str(tmp_path), "--port", "0")
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"Fireside runs already, at {service.url}\n", "")
+        assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
+        assert json.loads((tmp_path / "service.json").read_text("utf-8"))["pid"] == service.process.pid
+
+
+def test_a_second_one_names_the_first_when_that_does_not_answer(tmp_path: Path) -> None:
+    hold = "import sys, pathlib; from fireside import db\nwith db.lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        done = run("--data-dir", str(tmp_path), "--port", "0")
+        holder.communicate("")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"fireside: {tmp_path}: is in use by another Fireside, process {holder.pid}\n"
+
+
+# ---- how it ends
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_it_ends_at_once_and_says_goodbye_to_who_is_reading(tmp_path: Path, upstream: Upstream, name: str) -> None:
+    upstream.enqueue(says("half an "), pause(Gate()))
+    with serving(tmp_path / "data", lmstudio_url=upstream.url) as service, service.first() as ann:
+        conversation_id = ann.post("/conversations", json={}).json()["id"]
+        ann.post(f"/conversations/{conversation_id}/messages", json={"content": "Hello?"})
+        body = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
+        with ann.stream("POST", f"/conversations/{conversation_id}/stream", json=body) as response:
+            read, chunks = b"", response.iter_raw()
+            while b"half an " not in read:
+                read += next(chunks)
+            stopping = threading.Thread(target=lambda: ended.append(service.stop(getattr(signal, name))))
+            ended: list[tuple[int, str, str, float]] = []
+            stopping.start()
+            for chunk in chunks:
+                read += chunk
+        stopping.join()
+    [(code, _, err, seconds)] = ended
+    assert (code, err) == (0, "") and seconds < 5
+    last = parse_event(read.split(b"\n\n")[-2])
+    assert last.event == "done" and last.data["status"] == "interrupted"
+    assert not (tmp_path / "data" / "service.json").exists() and not (tmp_path / "data" / "fireside.db-wal").exists()
+    with serving(tmp_path / "data") as service, httpx.Client(base_url=service.url, trust_env=False) as again:
+        again.post("/auth/login", json={"username": "ann", "password": PASSWORD})
+        message = again.get(f"/conversations/{conversation_id}/messages").json()[-1]
+    assert (message["content"], message["status"]) == ("half an ", "interrupted")
+
+
+@posix
+def test_a_client_that_keeps_its_connection_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path) as service,
+        socket.create_connection(("127.0.0.1", service.port)) as silent,
+        httpx.Client(trust_env=False) as idle,
+    ):
+        idle.get(f"{service.url}/health")
+        silent.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        code, _, _, seconds = service.stop()
+    assert code == 0 and seconds < 5
+
+
+DAMAGES = {
+    "the database is damaged": ("fireside.db", b"no database " * 1000, "fireside.db: cannot be used"),
+    "the database is another program's": ("fireside.db", None, "not one of Fireside's"),
+    "a file is in the way": ("bootstrap-token/x", b"", "bootstrap-token"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_start_that_fails_half_way_ends_and_says_why(tmp_path: Path, damage: str) -> None:
+    import sqlite3
+
+    name, content, said = DAMAGES[damage]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    if content is None:
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as other:
+            other.execute("CREATE TABLE cookies (x)")
+    else:
+        (tmp_path / name).write_bytes(content)
+    started = time.monotonic()
+    done = run("--data-dir", str(tmp_path), "--port", "0")
+    assert time.monotonic() - started < 3 * (PATIENCE / 30)
+    assert done.returncode == 1 and done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("fireside: ") and said in lines[0], done.stderr
+    assert not (tmp_path / "service.json").exists()
