@@ -9,6 +9,7 @@ The functions themselves are in queries.py.
 import asyncio
 import contextlib
 import datetime
+import json
 import logging
 import os
 import sqlite3
@@ -106,6 +107,9 @@ class Database:
             result: T = await _on_thread(connection, transaction, begin, function, args, kw)
         except sqlite3.IntegrityError:
             raise
+        except json.JSONDecodeError:
+            log.error("The database is damaged: what should be JSON in it is not")
+            raise StorageUnavailable("The database is damaged. Run: fireside doctor") from None
         except sqlite3.DatabaseError as error:
             if _name(error) in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
                 self.damaged = True
@@ -134,15 +138,28 @@ async def _on_thread(connection: aiosqlite.Connection, function: Callable[..., T
 def _transaction(
     connection: sqlite3.Connection, begin: str, function: Callable[..., T], args: tuple[Any, ...], kw: dict[str, Any]
 ) -> T:
-    connection.execute(begin)
-    try:
-        result = function(connection, *args, **kw)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:  # SQLite rolls back by itself when the disk is full
-            connection.execute("ROLLBACK")
-        raise
-    return result
+    while True:
+        connection.execute(begin)
+        try:
+            result = function(connection, *args, **kw)
+            connection.execute("COMMIT")
+            return result
+        except BaseException as error:
+            if connection.in_transaction:  # SQLite rolls back by itself when the disk is full
+                connection.execute("ROLLBACK")
+            if connection.text_factory is not str or not _is_illegible(error):
+                raise
+        log.error("The database is damaged: a text in it is not UTF-8, and is shown with marks in the places")
+        connection.text_factory = _legible
+
+
+def _is_illegible(error: BaseException) -> bool:
+    """Python's own complaint about a text that is not UTF-8. It quotes the text, so it must get no further."""
+    return isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
+
+
+def _legible(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
 
 
 def _unsynced(connection: sqlite3.Connection, *transaction: Any) -> Any:
