@@ -1,5 +1,6 @@
 """Settings: where they come from, what they may be, and the one line that a wrong one gets."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,17 @@ from fireside.config import Config, Provider
 from fireside.errors import ConfigError
 
 
-def load(folder: Path, toml: str = "", flags: dict[str, Any] | None = None, **environ: str) -> Config:
+def load(folder: Path, toml: str = "", flags: Mapping[str, Any] = {}, **environ: str) -> Config:
     if toml:
         (folder / "config.toml").write_text(toml, "utf-8")
-    return config.load({"data_dir": str(folder), **(flags or {})}, environ)
+    return config.load({"data_dir": str(folder), **flags}, environ)
 
 
-def refused(folder: Path, toml: str = "", flags: dict[str, Any] | None = None, **environ: str) -> str:
+def refused(
+    folder: Path, toml: str = "", flags: Mapping[str, Any] = {}, environ: Mapping[str, str] = {}, **more: str
+) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(folder, toml, flags, **environ)
+        load(folder, toml, flags, **environ, **more)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 1000
     return message
@@ -129,7 +132,7 @@ def test_a_wrong_value_is_named_wherever_it_comes_from(tmp_path: Path, name: str
     (tmp_path / "config.toml").unlink()
     if text:
         variable = f"FIRESIDE_{name.upper()}"
-        assert refused(tmp_path, **{variable: text}).startswith(f"{variable}: must be ")
+        assert refused(tmp_path, environ={variable: text}).startswith(f"{variable}: must be ")
         assert refused(tmp_path, flags={name: text}).startswith(f"--{name.replace('_', '-')}: must be ")
 
 
@@ -224,7 +227,7 @@ def test_providers_are_tables(tmp_path: Path, value: str) -> None:
 @pytest.mark.parametrize("variable", ["URL", "CONCURRENCY"])
 def test_a_wrong_variable_of_lmstudio_is_named(tmp_path: Path, variable: str) -> None:
     name = f"FIRESIDE_LMSTUDIO_{variable}"
-    assert refused(tmp_path, **{name: "x"}).startswith(f"{name}: must be ")
+    assert refused(tmp_path, environ={name: "x"}).startswith(f"{name}: must be ")
 
 
 # ---- secrets

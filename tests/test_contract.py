@@ -286,7 +286,7 @@ async def test_who_may_do_what(running: Running, ann: Person, bob: Person, upstr
     stranger = running.anybody()
 
     async def asked(person: httpx.AsyncClient, method: str, path: str, token: str | None) -> tuple[int, str]:
-        body = {} if method in ("POST", "PATCH") else None
+        body: dict[str, str] | None = {} if method in ("POST", "PATCH") else None
         request = person.build_request(method, path.format(**objects), json=body)
         request.headers.pop("x-csrf-token", None)
         if token is not None:

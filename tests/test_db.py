@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +291,7 @@ def filled(path: Path) -> bytes:
     return path.read_bytes()
 
 
-DAMAGES = {
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "not a database": lambda whole: b"These are not the bytes you are looking for. " * 1000,
     "header": lambda whole: b"\0" * 16 + whole[16:],
     "first page": lambda whole: whole[:100] + b"\xff" * 1000 + whole[1100:],

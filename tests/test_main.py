@@ -55,7 +55,7 @@ class Service:
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            **({"umask": 0o000} if os.name == "posix" else {}),
+            umask=0 if os.name == "posix" else -1,
         )
         self.guard = threading.Timer(PATIENCE * 2, self.process.kill)  # so that no test waits for ever
         self.guard.start()
