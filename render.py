@@ -314,6 +314,10 @@ def _href(url: str) -> str:
 # ---- what the parser is taught
 
 
+# What one of the inline rules below may begin with. The parser stops at many more characters, each of which takes time.
+_TEXT_END = re.compile(r"[\n*<\[\\\]_`~]|\$(?=[^\s$]|\$[^$])|!(?=\[)|&(?=[#a-zA-Z])|:(?=//)")
+
+
 @cache
 def _parser(depth: int) -> "MarkdownIt":
     from markdown_it import MarkdownIt
@@ -339,6 +343,7 @@ def _parser(depth: int) -> "MarkdownIt":
     parser.enable(["deep", "table", "code", "math_block", "fence", "blockquote", "hr", "list", "heading", "lheading"])
     parser.enable(["linkify", "newline", "math_inline", "escape", "backticks", "strikethrough", "emphasis"])
     parser.enable(["link", "image", "autolink", "entity"])
+    parser.inline.terminator_re = _TEXT_END
     return parser
 
 
