@@ -796,6 +796,20 @@ def savepoint(tx: Tx) -> Iterator[None]:
     tx.execute("RELEASE part")
 
 
+@contextlib.contextmanager
+def importing(tx: Tx, user_id: int) -> Iterator[None]:
+    """Around `add_imported_...` and their savepoints: what they added is indexed at the end, since FTS5 writes out what it has
+    gathered at every savepoint, which takes longer than all the rest."""
+    newest = [
+        tx.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0] for table in ("conversations", "messages")
+    ]
+    yield
+    for row in tx.execute("SELECT id, title FROM conversations WHERE id > ?", newest[:1]).fetchall():
+        _index_title(tx, user_id, row["id"], row["title"])
+    for row in tx.execute("SELECT id, content FROM messages WHERE id > ?", newest[1:]).fetchall():
+        _index_message(tx, user_id, row["id"], row["content"])
+
+
 class Origin(Struct):
     """What tells an imported conversation from others: where it came from is asked for, the rest is this."""
 
@@ -833,11 +847,10 @@ def add_imported_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> i
         fields | {"user_id": user_id, "title_key": title_key(fields["title"])},
     )
     assert cursor.lastrowid is not None
-    _index_title(tx, user_id, cursor.lastrowid, fields["title"])
     return cursor.lastrowid
 
 
-def add_imported_message(tx: Tx, user_id: int, conversation_id: int, fields: dict[str, Any]) -> int:
+def add_imported_message(tx: Tx, conversation_id: int, fields: dict[str, Any]) -> int:
     """`fields`: every column but id and conversation_id."""
     cursor = tx.execute(
         "INSERT INTO messages (conversation_id, parent_id, role, content, reasoning, status, provider_id, model,"
@@ -846,7 +859,6 @@ def add_imported_message(tx: Tx, user_id: int, conversation_id: int, fields: dic
         fields | {"conversation_id": conversation_id},
     )
     assert cursor.lastrowid is not None
-    _index_message(tx, user_id, cursor.lastrowid, fields["content"])
     return cursor.lastrowid
 
 

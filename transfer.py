@@ -118,6 +118,13 @@ def _add_all(
     tx: sqlite3.Connection, user_id: int, conversations: list[Conversation], read_image: ReadImage
 ) -> list[tuple[bool, int, str]]:
     """For each whether it is new here, how many messages it brought, and why it did not go in."""
+    with queries.importing(tx, user_id):
+        return _add_each(tx, user_id, conversations, read_image)
+
+
+def _add_each(
+    tx: sqlite3.Connection, user_id: int, conversations: list[Conversation], read_image: ReadImage
+) -> list[tuple[bool, int, str]]:
     times = [conversation.created_at for conversation in conversations if conversation.source is None]
     made_here = queries.list_made_at(tx, user_id, times) if times else []
     outcomes = []
@@ -128,11 +135,11 @@ def _add_all(
                 if known and known.deleted_at:
                     outcome = (False, 0, "")
                 elif known:
-                    outcome = (False, _grow(tx, user_id, known.id, conversation, read_image), "")
+                    outcome = (False, _grow(tx, known.id, conversation, read_image), "")
                 else:
                     row = _columns(conversation) | {"settings": json.dumps(conversation.settings)}
                     added = queries.add_imported_conversation(tx, user_id, row)
-                    outcome = (True, _grow(tx, user_id, added, conversation, read_image), "")
+                    outcome = (True, _grow(tx, added, conversation, read_image), "")
                     if conversation.source is None:
                         made_here.append(_origin(added, conversation))
         except Unreadable as error:
@@ -161,9 +168,7 @@ def _known(tx: sqlite3.Connection, user_id: int, conversation: Conversation, mad
     return None
 
 
-def _grow(
-    tx: sqlite3.Connection, user_id: int, conversation_id: int, conversation: Conversation, read_image: ReadImage
-) -> int:
+def _grow(tx: sqlite3.Connection, conversation_id: int, conversation: Conversation, read_image: ReadImage) -> int:
     """Add the messages that are not there yet, and show the new path unless something was written here. Returns how many."""
     here = {key: id for id, key in _keys(queries.list_message_origins(tx, conversation_id)).items()}
     keys = _keys((m.id, m.source, m.created_at, m.role) for m in conversation.messages)
@@ -172,7 +177,7 @@ def _grow(
     for message in conversation.messages:
         if keys[message.id] not in here:
             parent_id = None if message.parent_id is None else here[keys[message.parent_id]]
-            here[keys[message.id]] = _add_message(tx, user_id, conversation_id, message, parent_id, read_image)
+            here[keys[message.id]] = _add_message(tx, conversation_id, message, parent_id, read_image)
             added += 1
     if added:
         leaf = None if written_here else keys.get(conversation.active_message_id or 0)
@@ -192,7 +197,6 @@ def _keys(origins: Iterable[tuple[int, str | None, str, str]]) -> dict[int, Key]
 
 def _add_message(
     tx: sqlite3.Connection,
-    user_id: int,
     conversation_id: int,
     message: Message,
     parent_id: int | None,
@@ -201,7 +205,7 @@ def _add_message(
     row = _columns(message) | {"parent_id": parent_id}
     for column in ("token_usage", "stats", "error"):
         row[column] = None if row[column] is None else json.dumps(row[column])
-    message_id = queries.add_imported_message(tx, user_id, conversation_id, row)
+    message_id = queries.add_imported_message(tx, conversation_id, row)
     for position, image in enumerate(message.images):
         data = image.data or read_image(image.file)
         kind = transcript.image_type(data)

@@ -515,7 +515,7 @@ def test_without_a_question_there_is_nothing_to_answer(tx: Tx, said: str) -> Non
             ("provider_id", "model", "token_usage", "stats", "error", "client_id", "source", "parent_id")
         )
         fields |= {"role": "assistant", "content": "hi", "reasoning": "", "status": "complete", "created_at": db.now()}
-        queries.set_imported(tx, made, db.now(), queries.add_imported_message(tx, ANN, made, fields))
+        queries.set_imported(tx, made, db.now(), queries.add_imported_message(tx, made, fields))
     for retry in (False, True):
         with pytest.raises(NoUserMessage):
             begin(tx, made, retry=retry)
