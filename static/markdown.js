@@ -80,6 +80,7 @@ const DRESSED = {
   },
 };
 
+const PART = 24; // blocks that are laid out together: what is above the last part costs no layout while the answer grows
 const RENDER_EVERY = 200; // ms at the least
 const RENDER_SHARE = 5; // and this many times what the last rendering took, so that a huge open block costs no more
 
@@ -89,7 +90,7 @@ const RENDER_SHARE = 5; // and this many times what the last rendering took, so 
  * once as plain text, up to where Markdown might make something of it.
  */
 export class Markdown {
-  #trees = []; // the JSON of each block shown, by which it is known again
+  #blocks = []; // those shown: {json, node}, the JSON of its tree being what a block is known by
   #open = 0; // the index of the first block that may still change
   #text = "";
   #closed = 0; // how much of the text the blocks before that one take
@@ -162,14 +163,24 @@ export class Markdown {
   }
 
   #replace(from, blocks) {
-    const trees = blocks.map((tree) => JSON.stringify(tree));
+    const json = blocks.map((tree) => JSON.stringify(tree));
     if (this.#ahead) this.#ahead.node.data = this.#ahead.node.data.slice(0, this.#ahead.length);
     this.#ahead = null;
     let same = 0;
-    while (same < trees.length && trees[same] === this.#trees[from + same]) same += 1;
-    for (let surplus = this.#trees.length - from - same; surplus > 0; surplus -= 1) this.node.lastChild.remove();
-    this.node.append(...blocks.slice(same).map(build));
-    this.#trees.splice(from + same, Infinity, ...trees.slice(same));
+    while (same < blocks.length && this.#blocks[from + same]?.json === json[same]) same += 1;
+    for (const { node } of this.#blocks.splice(from + same)) node.remove();
+    for (const [index, tree] of [...blocks.entries()].slice(same)) {
+      const node = build(tree);
+      this.#part(from + index).append(node);
+      this.#blocks.push({ json: json[index], node });
+    }
+    while (this.node.lastChild && !this.node.lastChild.firstChild) this.node.lastChild.remove();
+  }
+
+  #part(index) {
+    const at = Math.floor(index / PART);
+    while (this.node.children.length <= at) this.node.append(h("div", { class: "part" }));
+    return this.node.children[at];
   }
 
   #showAhead(delta) {

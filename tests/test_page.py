@@ -745,7 +745,7 @@ WALK = r"""async () => {
         dialog time kbd mark code img progress svg path rect line text table thead tbody tr th td`.split(/\s+/));
     const found = [...executed];
     for (const node of document.querySelectorAll("*")) {
-        const rendered = node.closest(".markdown") && !node.closest(".code-head, .markdown > .code, .table") || node.closest("pre, table");
+        const rendered = node.closest(".markdown") && !node.closest(".code-head, .part > .code, .table") || node.closest("pre, table");
         if (!own.has(node.localName) && !TAGS.has(node.localName)) found.push(node.outerHTML.slice(0, 200));
         if (rendered && node.id) found.push("an id of its own: " + node.id);
         for (const { name, value } of node.attributes) {
