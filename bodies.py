@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .auth import INVITE_HOURS
+from .transcript import Parameters
 
 MESSAGE_CHARACTERS = 200_000
 IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
@@ -51,30 +52,6 @@ class InviteRequest(Struct):
 class UserChange(Struct):
     role: Role | None = None
     status: Literal["active", "disabled"] | None = None
-
-
-class Parameters(Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Generation parameters, in OpenAI's names. None is the same as absent: the provider decides."""
-
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=1000)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1, le=1048576)] | None = None
-    stop: (
-        Annotated[str, Meta(max_length=500)]
-        | Annotated[list[Annotated[str, Meta(max_length=500)]], Meta(max_length=16)]
-        | None
-    ) = None
-    seed: Annotated[int, Meta(ge=-(2**31), le=2**32)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    repeat_penalty: Annotated[float, Meta(ge=0, le=2)] | None = None
-    response_format: dict[str, Any] | None = None
-
-    def given(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in Parameters.__struct_fields__}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 class AnswerRequest(Parameters):

@@ -102,8 +102,8 @@ class _Failure(msgspec.Struct, forbid_unknown_fields=True):
     message: str
 
 
-class _Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """Generation parameters, as bodies.Parameters takes them; a test holds the two equal."""
+class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Generation parameters, in OpenAI's names. None is the same as absent: the provider decides."""
 
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -120,6 +120,10 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Meta(ge=0, le=2)] | None = None
     response_format: dict[str, Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in Parameters.__struct_fields__}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def encode(conversation: Conversation) -> Iterator[bytes]:
@@ -155,7 +159,7 @@ def _check(conversation: Conversation) -> None:
     """Raises ValueError."""
     for time in (conversation.created_at, conversation.updated_at, conversation.deleted_at):
         datetime.fromisoformat(time or conversation.created_at)
-    msgspec.convert(conversation.settings, _Settings)
+    msgspec.convert(conversation.settings, Parameters)
     if None in conversation.settings.values():
         raise ValueError("a setting is empty")
     known: set[int | None] = {None}

@@ -1,9 +1,9 @@
 import copy
 import json
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
-from fireside import bodies, formats, transcript
+from fireside import formats
 from fireside.transcript import Conversation, Image, Unreadable, clean, encode, read
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -472,12 +472,6 @@ def test_fireside_form_survives_writing_and_reading() -> None:
 def test_fireside_form_that_was_changed_is_refused(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unreadable, match=reason):
         read(exported() | change)
-
-
-def test_settings_are_checked_as_the_service_checks_them() -> None:
-    assert get_type_hints(transcript._Settings, include_extras=True) == get_type_hints(
-        bodies.Parameters, include_extras=True
-    )
 
 
 def test_fireside_message_that_was_changed_is_refused() -> None:
