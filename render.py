@@ -12,7 +12,6 @@ Time is linear in the text, whatever it is. markdown_it, pygments and latex2math
 start shows no message.
 """
 
-import html
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -276,8 +275,10 @@ def _mathml(element: "Element", depth: int) -> Node:
 
     The tree is read as it is. As a string it would be markup in which the formula's own text is not escaped.
     """
+    from html import unescape  # a table of entities, which a start does not need either
+
     attributes = {name: value for name, value in element.attrib.items() if name not in _IGNORED}
-    text = re.sub(r"\\([%$#&_{}])", r"\1", html.unescape(element.text or ""))
+    text = re.sub(r"\\([%$#&_{}])", r"\1", unescape(element.text or ""))
     if (
         depth == 0
         or element.tag not in _MATHML
