@@ -7,12 +7,12 @@ import asyncio
 import gzip
 import hashlib
 import logging
-import mimetypes
 import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -497,9 +497,23 @@ class File:
     """A file of the page, held in memory: there are few, they are small, and nothing can lead out of their folder."""
 
     body: bytes
-    packed: bytes
     media_type: str
     tag: str
+
+    @cached_property
+    def packed(self) -> bytes:
+        return gzip.compress(self.body, mtime=0)
+
+
+# Not from mimetypes: what it says is the computer's, and it reads files to say it.
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".webmanifest": "application/manifest+json",
+}
 
 
 def read_files() -> dict[str, File]:
@@ -507,14 +521,8 @@ def read_files() -> dict[str, File]:
     for entry in resources.files(__package__).joinpath("static").iterdir():
         if entry.is_file():
             body = entry.read_bytes()
-            kind = mimetypes.guess_type(entry.name)[0] or "application/octet-stream"
-            kind = {".js": "text/javascript", ".webmanifest": "application/manifest+json"}.get(
-                Path(entry.name).suffix, kind
-            )
-            kind += "; charset=utf-8" if kind.startswith("text/") else ""
-            files[entry.name] = File(
-                body, gzip.compress(body, mtime=0), kind, f'"{hashlib.sha256(body).hexdigest()[:20]}"'
-            )
+            tag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+            files[entry.name] = File(body, MEDIA_TYPES[Path(entry.name).suffix], tag)
     return files
 
 
