@@ -11,6 +11,12 @@ from . import rows
 from .rig import HERE
 from .rows import Row
 
+FILE = HERE.parent / "docs" / "performance.md"
+
+# The README quotes these between two marks.
+QUOTED = ("one stream at full speed", "100 x 50 tokens/s: CPU", "first token")
+MARKS = "<!-- figures: docs/performance.md -->\n", "<!-- end of figures -->\n"
+
 HEAD = """\
 # Performance
 
@@ -42,7 +48,21 @@ def main() -> int:
         print(line(row), flush=True)
     if output:
         output.write_text(page(found, size.rounds, time.monotonic() - began), "utf-8")
+    if output == FILE:
+        readme = HERE.parent / "README.md"
+        readme.write_text(quoted(readme.read_text("utf-8"), found), "utf-8")
     return 0
+
+
+def quoted(readme: str, found: list[Row]) -> str:
+    """The README with the figures of this run."""
+    before, _, rest = readme.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    table = "| | Fireside | bare stack | ratio |\n|---|---|---|---|\n"
+    for row in found:
+        if row.what.startswith(QUOTED):
+            table += f"| {row.what} | {row.ours} | {row.reference} | {row.ratio} |\n"
+    return f"{before}{MARKS[0]}{table}{MARKS[1]}{after}"
 
 
 def line(row: Row) -> str:

@@ -288,7 +288,9 @@ def databases(bench: Bench) -> Iterator[Row]:
         folders.append(folder)
     small, large = (Fireside(folder, bench.upstream.url).sign_in() for folder in folders)
     with bench.bare() as bare, small, large:
-        request = p99(_asked(bench, Http(bare.port), ["/health"])) * 1000
+        http = Http(bare.port)
+        http.seconds("/health")
+        request = p99(_asked(bench, http, ["/health"])) * 1000
         list_50 = ["/conversations?limit=50"]
         pair = bench.turns(
             lambda: p99(_asked(bench, large.http, list_50)), lambda: p99(_asked(bench, small.http, list_50))

@@ -1,0 +1,39 @@
+"""The bench runs, and what the README quotes of it is what docs/performance.md says."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text("utf-8")
+
+
+def table(markdown: str) -> dict[str, list[str]]:
+    """The rows of all tables in it by their first cell."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
+    return {name: cells for name, *cells in rows if name.strip("- ")}
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="the bench needs Linux and a C compiler")
+def test_the_bench_measures_every_row_and_finds_everything_delivered(tmp_path: Path) -> None:
+    output = tmp_path / "performance.md"
+    command = [sys.executable, "-m", "bench", "--tiny", "--output", str(output)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    measured = table(output.read_text("utf-8"))
+    assert len(measured) == len(table(PERFORMANCE))
+    for name, (ours, _, _, target, held) in measured.items():
+        assert ours, name
+        assert bool(target) == bool(held), name
+
+
+def test_the_figures_in_the_readme_are_those_of_the_bench() -> None:
+    section = README.partition("<!-- figures: docs/performance.md -->")[2].partition("<!-- end of figures -->")[0]
+    quoted, measured = table(section), table(PERFORMANCE)
+    assert len(quoted) == 3
+    for name, cells in quoted.items():
+        assert cells == measured[name][:3], name
