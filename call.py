@@ -3,7 +3,7 @@
 import asyncio
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -45,6 +45,7 @@ class State:
     hub: Hub
     auth: Auth
     secret: str  # what the command line proves itself with
+    rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))  # a hostile text may take seconds
 
 
 class Call:

@@ -202,7 +202,8 @@ async def list_messages(call: Call) -> Any:
     shown = call.flag("render")
     messages = await call.state.hub.messages(call.user_id, conversation_id, limit, before)
     if shown:
-        await asyncio.to_thread(_render, messages)
+        async with call.state.rendering:
+            await asyncio.to_thread(_render, messages)
     return messages
 
 
@@ -264,7 +265,8 @@ async def select_version(call: Call) -> Any:
 
 async def render_markdown(call: Call) -> Any:
     body: bodies.Markdown = call.body
-    blocks = await asyncio.to_thread(render.blocks, body.text)
+    async with call.state.rendering:
+        blocks = await asyncio.to_thread(render.blocks, body.text)
     closed = [block for block in blocks if block["closed"]]
     return {
         "closed": closed[-1]["end"] if closed else 0,
