@@ -278,6 +278,7 @@ def _log_to_file(data_dir: Path) -> None:
     console.setLevel(logging.ERROR)
     console.addFilter(logging.Filter("fireside"))  # what others log is in the file
     console.setFormatter(logging.Formatter("fireside: %(message)s"))
+    logging.raiseExceptions = False  # on a full disk each line would else print a traceback to the terminal
     root = logging.getLogger()
     root.handlers = [handler, console]
     root.setLevel(logging.WARNING)
