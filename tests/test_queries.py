@@ -134,6 +134,20 @@ def test_a_changed_role_ends_the_sessions_and_the_same_role_does_not(tx: Tx) -> 
     assert accounts.count_sessions(tx, BOB) == 0
 
 
+def test_what_an_administrator_has_handed_out_ends_with_the_role(tx: Tx) -> None:
+    accounts.set_user(tx, BOB, "admin", None)
+    for code, maker in ((b"of bob", BOB), (b"of ann", ANN)):
+        accounts.add_invite(tx, code, "user", maker, "9999")
+        accounts.add_login_link(tx, maker, code, "9999")
+    accounts.set_user(tx, BOB, "user", None)
+    with pytest.raises(InvalidInvite):
+        accounts.redeem_invite(tx, b"of bob", "eve", "")
+    assert accounts.redeem_login_link(tx, b"of bob") is None
+    assert accounts.redeem_invite(tx, b"of ann", "eve", "").username == "eve"
+    assert accounts.redeem_login_link(tx, b"of ann") is not None
+    assert [invite["status"] for invite in accounts.list_invites(tx)] == ["used", "revoked", "used"]
+
+
 def test_a_user_keeps_the_newest_sessions(tx: Tx) -> None:
     for number in range(accounts.SESSIONS_A_USER + 5):
         accounts.add_session(tx, ANN, bytes([number]), f"browser {number}")
