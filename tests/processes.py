@@ -129,7 +129,7 @@ class Killable:
         """Returns when nothing of it is left."""
         self.tell(number)
         async with asyncio.timeout(PATIENCE):
-            while self.alive:
+            while self.alive:  # noqa: ASYNC110 (of the end of somebody else's child nobody is told)
                 await asyncio.sleep(0.002)
         self.pid = None
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from .live import Event, Person, Running, code, good, parse, text, until
+from .live import Event, Person, Running, code, good, text, until
 from .upstream import (
     CHAT,
     DONE,
@@ -54,7 +54,14 @@ def upstream() -> Any:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def witness(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> AsyncIterator[Witness]:
     """One Fireside for all faults, each of which must leave it as it was."""
-    async with Running(tmp_path_factory.mktemp("faults"), lmstudio_url=upstream.url) as running:
+    async with watched(tmp_path_factory.mktemp("faults"), upstream) as witness:
+        yield witness
+
+
+@contextlib.asynccontextmanager
+async def watched(data_dir: Path, upstream: Upstream, **settings: str) -> AsyncIterator[Witness]:
+    """A Fireside whose users are ann and bob."""
+    async with Running(data_dir, lmstudio_url=upstream.url, **settings) as running:
         ann = await running.first()
         bob = await running.join(ann, "bob")
         async with Witness(running, upstream, ann, bob) as witness:
@@ -381,19 +388,18 @@ SILENCES: list[tuple[str, str | None, str, tuple[Step, ...]]] = [
 
 async def test_silence_is_ended_by_the_deadlines(tmp_path: Path, upstream: Upstream) -> None:
     settings = {"first_token_seconds": "1", "between_tokens_seconds": "2.5", "lmstudio_concurrency": "20"}
-    async with Running(tmp_path, lmstudio_url=upstream.url, **settings) as running:
-        async with Witness(running, upstream, await running.first()) as witness:
-            ann, readers = witness.people[0], []
-            for number, (_, _, _, steps) in enumerate(SILENCES, upstream.count(CHAT) + 1):
-                conversation_id = await witness.question(ann)
-                upstream.enqueue(*steps)
-                readers.append((conversation_id, asyncio.create_task(ann.answer(conversation_id, **MODEL))))
-                await upstream.received(number)
-            for (name, expected, said, _), (conversation_id, reader) in zip(SILENCES, readers, strict=True):
-                events = await reader
-                codes = [event.data["code"] for event in events if event.event == "error"]
-                assert (codes, text(events)) == ([expected] if expected else [], said), name
-                await witness.nothing_lost(ann, conversation_id, events)
+    async with watched(tmp_path, upstream, **settings) as witness:
+        ann, readers = witness.people[0], []
+        for number, (_, _, _, steps) in enumerate(SILENCES, upstream.count(CHAT) + 1):
+            conversation_id = await witness.question(ann)
+            upstream.enqueue(*steps)
+            readers.append((conversation_id, asyncio.create_task(ann.answer(conversation_id, **MODEL))))
+            await upstream.received(number)
+        for (name, expected, said, _), (conversation_id, reader) in zip(SILENCES, readers, strict=True):
+            events = await reader
+            codes = [event.data["code"] for event in events if event.event == "error"]
+            assert (codes, text(events)) == ([expected] if expected else [], said), name
+            await witness.nothing_lost(ann, conversation_id, events)
 
 
 async def test_servers_that_are_not_there_are_told_apart(tmp_path: Path, upstream: Upstream) -> None:
@@ -411,36 +417,39 @@ async def test_servers_that_are_not_there_are_told_apart(tmp_path: Path, upstrea
         }
         tables = [f'[[providers]]\nid = "{name}"\nurl = "{url}"\n' for name, (url, _) in urls.items()]
         (tmp_path / "config.toml").write_text("\n".join(tables))
-        async with Running(tmp_path, lmstudio_url=upstream.url) as running:
-            async with Witness(running, upstream, await running.first()) as witness:
-                ann = witness.people[0]
+        async with watched(tmp_path, upstream) as witness:
+            ann = witness.people[0]
 
-                async def asked(name: str) -> tuple[str, int, list[Event]]:
-                    conversation_id = await witness.question(ann)
-                    return name, conversation_id, await ann.answer(conversation_id, provider_id=name, model="m")
+            async def asked(name: str) -> tuple[str, int, list[Event]]:
+                conversation_id = await witness.question(ann)
+                return name, conversation_id, await ann.answer(conversation_id, provider_id=name, model="m")
 
-                for name, conversation_id, events in await asyncio.gather(*map(asked, urls)):
-                    assert [event.data["code"] for event in events if event.event == "error"] == [urls[name][1]]
-                    await witness.nothing_lost(ann, conversation_id, events)
+            for name, conversation_id, events in await asyncio.gather(*map(asked, urls)):
+                assert [event.data["code"] for event in events if event.event == "error"] == [urls[name][1]]
+                await witness.nothing_lost(ann, conversation_id, events)
 
 
 async def test_an_answer_without_end_is_ended(tmp_path: Path, upstream: Upstream) -> None:
     flood = says("flood ") * 1000
-    async with Running(tmp_path, lmstudio_url=upstream.url, answer_max_bytes="10000") as running:
-        async with Witness(running, upstream, await running.first()) as witness:
-            ann = witness.people[0]
-            conversation_id = await witness.question(ann)
-            upstream.enqueue(*[flood] * 100)
-            events = await ann.answer(conversation_id, **MODEL)
-            assert [event.data["code"] for event in events if event.event == "error"] == ["ANSWER_TOO_LARGE"]
-            assert 10_000 < len(text(events)) < 10_000 + 2 * len(flood)
-            await witness.nothing_lost(ann, conversation_id, events)
+    async with watched(tmp_path, upstream, answer_max_bytes="10000") as witness:
+        ann = witness.people[0]
+        conversation_id = await witness.question(ann)
+        upstream.enqueue(*[flood] * 100)
+        events = await ann.answer(conversation_id, **MODEL)
+        assert [event.data["code"] for event in events if event.event == "error"] == ["ANSWER_TOO_LARGE"]
+        assert 10_000 < len(text(events)) < 10_000 + 2 * len(flood)
+        await witness.nothing_lost(ann, conversation_id, events)
 
 
 # ---- group B: the client
 
 WORDS = [f"{number} " for number in range(20)]
-SLOWLY = tuple(step for word in WORDS for step in (says(word), pause(Moment()))) + (finish("stop"), usage(7, 20), DONE)
+SLOWLY: tuple[Step, ...] = (
+    *(step for word in WORDS for step in (says(word), pause(Moment()))),
+    finish("stop"),
+    usage(7, 20),
+    DONE,
+)
 Client = Callable[[Witness, int], Awaitable[None]]
 CLIENTS: list[tuple[Client, range]] = []
 
@@ -463,7 +472,7 @@ async def ended(witness: Witness, person: Person, conversation_id: int) -> list[
 
 
 async def first(events: AsyncIterator[Event], count: int) -> list[Event]:
-    seen = []
+    seen: list[Event] = []
     while len(seen) < count:
         try:
             seen.append(await anext(events))
@@ -492,8 +501,8 @@ async def leaves_at_an_event(witness: Witness, number: int) -> None:
     ann = witness.people[0]
     conversation_id = await witness.question(ann)
     witness.upstream.enqueue(*SLOWLY)
-    async with ann.streaming(conversation_id, **MODEL) as events:
-        await first(events, number)
+    async with ann.streaming(conversation_id, **MODEL) as stream:
+        await first(stream, number)
     events = await ended(witness, ann, conversation_id)
     assert text(events) == "".join(WORDS)
     await witness.nothing_lost(ann, conversation_id, events)
@@ -636,11 +645,10 @@ async def reads_in_two_tabs(witness: Witness, number: int) -> None:
     witness.upstream.enqueue(*SLOWLY)
     async with ann.streaming(conversation_id, **MODEL) as one:
         seen = await first(one, 1 + number)
-        path = {"method": "POST", "url": f"/conversations/{conversation_id}/stream", "json": MODEL}
-        if number % 2:
-            path = {"method": "GET", "url": f"/generations/{seen[0].data['generation_id']}/stream"}
-        async with ann.stream(**path) as other:
-            theirs = [event async for event in parse(other)]
+        generation_id = seen[0].data["generation_id"]
+        other = ann.resuming(generation_id) if number % 2 else ann.streaming(conversation_id, **MODEL)
+        async with other as events:
+            theirs = [event async for event in events]
         seen += [event async for event in one]
     assert seen == theirs and text(seen) == "".join(WORDS)
     await witness.nothing_lost(ann, conversation_id, seen)

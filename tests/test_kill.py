@@ -173,7 +173,11 @@ async def _goes_on(person: Person, generation_id: str, seen: list[Event], replay
     seen = [event for event in seen if event.id]
     kept = {event.id: event for event in replayed}
     assert all(kept.get(event.id, event) == event for event in seen), "an event is not what it was"
-    for count in {len(seen), min(len(seen), len(replayed)), min(len(seen), 1)}:  # the last, the first not saved, the first
+    for count in {
+        len(seen),
+        min(len(seen), len(replayed)),
+        min(len(seen), 1),
+    }:  # the last, the first not saved, the first
         rest = await _resumed(person, generation_id, seen[count - 1].id or 0 if count else 0)
         if rest and rest[0].event == "reset":
             assert rest[1:] == replayed and seen[count - 1] not in replayed
@@ -195,7 +199,9 @@ async def _lives(lane: Killable, lives: int, dice: random.Random, number: signal
     for life in range(lives):
         use, patiently = Use(lane.ann, dice), life % 10 == 0
         using = asyncio.create_task(use.until_it_ends(patiently))
-        await asyncio.sleep(dice.uniform(1.2, 1.8) if patiently else dice.choice((0.1, 0.4)) * dice.random())  # the test
+        await asyncio.sleep(
+            dice.uniform(1.2, 1.8) if patiently else dice.choice((0.1, 0.4)) * dice.random()
+        )  # the test
         assert not using.done(), using
         ended_at, use.stopping = time.monotonic(), True
         await lane.end(number)

@@ -3,10 +3,10 @@
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from fireside.chat import Generation, Slots
 from fireside.queries import Begun
 
@@ -94,7 +94,14 @@ async def test_users_take_turns(tmp_path: Path, upstream: Upstream) -> None:
         gate = Gate()
         upstream.enqueue(says("one"), pause(gate), finish("stop"), DONE)
         asked = [await ask(running, ann, "ann 0")]
-        for person, question in ((ann, "ann 1"), (ann, "ann 2"), (bob, "bob 1"), (ann, "ann 3"), (eve, "eve 1"), (bob, "bob 2")):
+        for person, question in (
+            (ann, "ann 1"),
+            (ann, "ann 2"),
+            (bob, "bob 1"),
+            (ann, "ann 3"),
+            (eve, "eve 1"),
+            (bob, "bob 2"),
+        ):
             asked.append(await ask(running, person, question))
         assert [one.places for one in asked] == [[], [1], [2, 3, 4], [2], [4, 5, 6], [3], [5]]
         gate.open()
@@ -171,13 +178,13 @@ async def test_a_cancel_that_meets_its_turn_loses_no_slot(hold: int) -> None:
         await settle()
         waiter, last = asyncio.create_task(use()), asyncio.create_task(use())
         await settle()
-        steps = [waiter.cancel, gate.set] if cancel_first else [gate.set, waiter.cancel]
+        steps: list[Callable[[], object]] = [waiter.cancel, gate.set] if cancel_first else [gate.set, waiter.cancel]
         steps[0]()
         for _ in range(hold):
             await asyncio.sleep(0)
         steps[1]()
-        await asyncio.gather(holder, waiter, last, return_exceptions=True)
         async with asyncio.timeout(5):
+            await asyncio.gather(holder, waiter, last, return_exceptions=True)
             await use()
 
 

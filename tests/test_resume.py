@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from fireside import eventlog, queries
 from fireside.eventlog import CRASH_GAP, EventLog
 from fireside.queries import Recording
+from hypothesis import given
+from hypothesis import strategies as st
 
 from .live import Event, Person, Running, code, good, parse_event, text, until
 from .upstream import DONE, Gate, Step, Upstream, close, finish, hang, pause, reasoning, usage
@@ -111,7 +110,9 @@ async def test_a_canceled_answer_is_resumed_after_every_event(ann: Person, upstr
     await check_stored(ann, conversation_id, events)
 
 
-async def test_an_answer_that_a_stop_interrupts_is_resumed_after_the_restart(tmp_path: Path, upstream: Upstream) -> None:
+async def test_an_answer_that_a_stop_interrupts_is_resumed_after_the_restart(
+    tmp_path: Path, upstream: Upstream
+) -> None:
     async with Running(tmp_path, lmstudio_url=upstream.url) as running:
         ann = await running.first()
         conversation_id = await ann.conversation("Why?")
@@ -143,8 +144,8 @@ async def test_after_a_crash_a_reader_continues_or_begins_anew_but_never_misses(
     tmp_path: Path, upstream: Upstream
 ) -> None:
     """The database is left as a kill leaves it: five events were saved, in two commits."""
-    saved = [(1, "", "", [{"event": "ping", "data": {"ts": "now"}}, {"event": "progress", "data": {"phase": "prompt"}}])]
-    saved += [(3, "one two", "hm", [-2, 4, 3])]
+    first = [{"event": "ping", "data": {"ts": "now"}}, {"event": "progress", "data": {"phase": "prompt"}}]
+    saved: list[tuple[int, str, str, list[Any]]] = [(1, "", "", first), (3, "one two", "hm", [-2, 4, 3])]
     async with Running(tmp_path, lmstudio_url=upstream.url) as running:
         ann = await running.first()
         conversation_id = await ann.conversation("Why?")
@@ -153,7 +154,7 @@ async def test_after_a_crash_a_reader_continues_or_begins_anew_but_never_misses(
         )
         assert begun is not None
         generation_id = begun.generation_id
-        parts = [(generation_id, first, content, thought, json.dumps(log)) for first, content, thought, log in saved]
+        parts = [(generation_id, start, content, thought, json.dumps(log)) for start, content, thought, log in saved]
         await running.state.database.write(queries.add_parts, parts)
     async with Running(tmp_path, lmstudio_url=upstream.url) as running:
         ann = await running.login("ann")
@@ -184,7 +185,9 @@ async def test_an_interrupted_answer_is_given_another_version(ann: Person, upstr
     assert (await ann.messages(conversation_id))[-1]["content"] == "one "
 
 
-async def test_only_its_owner_reads_a_generation(ann: Person, bob: Person, running: Running, upstream: Upstream) -> None:
+async def test_only_its_owner_reads_a_generation(
+    ann: Person, bob: Person, running: Running, upstream: Upstream
+) -> None:
     conversation_id = await ann.conversation("Why?")
     gate = Gate()
     upstream.enqueue(says("secret"), pause(gate), finish("stop"), DONE)
@@ -261,7 +264,7 @@ def test_a_recording_replays_what_was_told(steps: list[tuple[str, str]], positio
     told = asyncio.run(read(log))
     assert blocks(b"".join(eventlog.replay("g", recording, 0))) == told
     replayed = blocks(b"".join(eventlog.replay("g", recording, position)))
-    assert replayed == told[position:] or replayed[1:] == told and position > len(told)
+    assert replayed == told[position:] or (replayed[1:] == told and position > len(told))
 
 
 @given(EVENTS)

@@ -4,6 +4,7 @@ A Witness watches one running Fireside. `nothing_lost` is its one question, aske
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import sqlite3
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-
 from fireside import db
 
 from .live import Event, Person, Running, good, text, until
@@ -142,11 +142,10 @@ class Witness:
 
     async def _footprint(self) -> Footprint:
         await asyncio.sleep(0)
-        descriptors = Path("/proc/self/fd")
         return Footprint(
             len(asyncio.all_tasks()),
             sum(not thread.name.startswith("asyncio_") for thread in threading.enumerate()),
-            len(os.listdir(descriptors)) if descriptors.exists() else 0,
+            _descriptors(),
             self.upstream.open_connections,
         )
 
@@ -159,6 +158,12 @@ class Witness:
 
     async def _ask(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         return await self.running.state.database.read(lambda tx: tx.execute(sql, values).fetchall())
+
+
+def _descriptors() -> int:
+    with contextlib.suppress(FileNotFoundError):
+        return len(os.listdir("/proc/self/fd"))
+    return 0
 
 
 def well_formed(events: list[Event]) -> None:
