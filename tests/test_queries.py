@@ -367,13 +367,12 @@ def test_pages_make_up_the_list(tx: Tx, more: dict[str, Any]) -> None:
     assert paged == whole
 
 
-def test_a_filter_finds_beyond_the_newest(tx: Tx, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "_NEWEST", 5)
-    for number in range(20):
-        conversation(tx, title=f"{'rare' if number % 7 == 0 else 'common'} {number}")
-    assert titles(tx, q="rare", limit=50) == ["rare 14", "rare 7", "rare 0"]
-    assert titles(tx, q="rare", limit=1) == ["rare 14"]
-    assert titles(tx, q="common", limit=2) == ["common 19", "common 18"]
+def test_a_filter_finds_what_is_old_among_thousands(tx: Tx) -> None:
+    for number in range(4100):
+        conversation(tx, title=f"{'rare' if number % 2000 == 50 else 'common'} {number}")
+    assert titles(tx, q="rare", limit=50) == ["rare 4050", "rare 2050", "rare 50"]
+    assert titles(tx, q="rare", limit=1) == ["rare 4050"]
+    assert titles(tx, q="common", limit=2) == ["common 4099", "common 4098"]
 
 
 def test_the_bin_gives_back_and_forgets_after_its_days(tx: Tx) -> None:
