@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -353,8 +354,6 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_start_that_fails_half_way_ends_and_says_why(tmp_path: Path, damage: str) -> None:
-    import sqlite3
-
     name, content, said = DAMAGES[damage]
     (tmp_path / name).parent.mkdir(exist_ok=True)
     if content is None:
@@ -363,8 +362,10 @@ def test_a_start_that_fails_half_way_ends_and_says_why(tmp_path: Path, damage: s
     else:
         (tmp_path / name).write_bytes(content)
     started = time.monotonic()
+    run("--version")
+    loaded = time.monotonic()
     done = run("--data-dir", str(tmp_path), "--port", "0")
-    assert time.monotonic() - started < 3 * (PATIENCE / 30)
+    assert time.monotonic() - loaded < 3 + 2 * (loaded - started), "beside what a busy computer takes to start Python"
     assert done.returncode == 1 and done.stdout == ""
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("fireside: ") and said in lines[0], done.stderr
