@@ -186,6 +186,18 @@ def test_a_token_from_the_environment_is_printed_nowhere(tmp_path: Path) -> None
     assert BOOTSTRAP_TOKEN not in everything and PASSWORD not in everything
 
 
+def logged(data_dir: Path, count: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """The log, once it has so many requests: an answer leaves before its line is written."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        lines = (data_dir / "fireside.log").read_text("utf-8").splitlines()
+        requests = [entry for entry in map(json.loads, lines) if entry["event"] == "request"]
+        if len(requests) >= count:
+            return lines, requests
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.01)
+
+
 def test_the_log_has_a_line_a_request_and_nothing_of_its_content(tmp_path: Path) -> None:
     with serving(tmp_path / "data") as service, service.first() as ann:
         made = ann.post("/conversations", json={"title": "canary-title"}).json()
@@ -193,9 +205,7 @@ def test_the_log_has_a_line_a_request_and_nothing_of_its_content(tmp_path: Path)
         ann.get("/search?q=canary-query", headers={"User-Agent": "canary-agent"})
         ann.get("/canary-path")
         cookie = next(iter(ann.cookies.jar)).value
-        lines = (tmp_path / "data" / "fireside.log").read_text("utf-8").splitlines()
-    logged = [json.loads(line) for line in lines]
-    requests = [line for line in logged if line["event"] == "request"]
+        lines, requests = logged(tmp_path / "data", 5)
     assert [(line["method"], line["route"], line["status"]) for line in requests] == [
         ("POST", "/admin/bootstrap", 200),
         ("POST", "/conversations", 200),
