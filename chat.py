@@ -434,7 +434,7 @@ class Hub:
 
     @contextlib.contextmanager
     def _deadlines(self, generation: Generation) -> Iterator[None]:
-        """Stop a generation that is silent or lasts for too long. One timer, set anew only when it fires."""
+        """Stop a generation that is silent or lasts for too long. One timer, set anew only when it fires: tokens cost nothing."""
         loop, config = asyncio.get_running_loop(), self.config
         end = loop.time() + config.total_seconds
         timer: asyncio.TimerHandle
@@ -443,14 +443,19 @@ class Hub:
             patience = config.first_token_seconds if generation.first_at is None else config.between_tokens_seconds
             return min(generation.spoke_at + patience, end)
 
+        def wait() -> None:  # for less than `due` when the first token may shorten it meanwhile
+            nonlocal timer
+            moment = min(due(), loop.time() + config.between_tokens_seconds)
+            timer = loop.call_at(moment, look, moment)
+
         def look(expected: float) -> None:
-            nonlocal timer, end
+            nonlocal end
             late = loop.time() - expected
             if late > SLEEP_SECONDS:  # the computer slept, and the model with it: begin to wait anew
                 generation.spoke_at += late
                 end += late
             if loop.time() < due():
-                timer = loop.call_at(due(), look, due())
+                wait()
                 return
             if loop.time() >= end:
                 what = f"The answer was not complete after {config.total_seconds:g} s and was ended."
@@ -460,7 +465,7 @@ class Hub:
                 what = f"The model server did not begin to answer within {config.first_token_seconds:g} s."
             generation.stop(ProviderFailed("PROVIDER_TIMEOUT", what))
 
-        timer = loop.call_at(due(), look, due())
+        wait()
         try:
             yield
         finally:
