@@ -1,5 +1,6 @@
 """Fireside as something that the computer starts: launchd on macOS, a systemd user unit on Linux, Task Scheduler on Windows."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -56,10 +57,15 @@ class Plan:
             _run(command)
 
     def remove(self) -> None:
-        for command in self.stop:
-            _run(command)
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
+        """Raises OSError when the last command fails. The others may have nothing to stop, and the file goes in any case."""
+        try:
+            for command in self.stop[:-1]:
+                with contextlib.suppress(OSError):
+                    _run(command)
+            _run(self.stop[-1])
+        finally:
+            if self.file is not None:
+                self.file.unlink(missing_ok=True)
 
     def describe(self, remove: bool) -> str:
         lines = []
