@@ -308,11 +308,12 @@ def _purge(tx: Tx, conversation_id: int) -> None:
 
 # ---------------------------------------------------------------------------------------------------- messages
 
+# Not a join: for that SQLite may read all messages first, to make a Bloom filter of them. The NULL above a first message joins none.
 _PATH = """
 WITH RECURSIVE path (id, depth) AS (
     SELECT :leaf, 0 WHERE :leaf IS NOT NULL
     UNION ALL
-    SELECT m.parent_id, path.depth + 1 FROM path JOIN messages m ON m.id = path.id WHERE m.parent_id IS NOT NULL
+    SELECT (SELECT m.parent_id FROM messages m WHERE m.id = path.id), path.depth + 1 FROM path WHERE path.id IS NOT NULL
     LIMIT :limit
 )
 """
