@@ -223,6 +223,7 @@ async def test_the_place_is_given_by_header_or_query_and_the_header_counts(ann: 
 
 # ---- the log by itself: any answer, saved at any moments
 
+DONE_DATA = {"status": "ok", "message_id": 1, "stats": {}}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
 EVENTS = st.lists(
     st.one_of(
@@ -235,7 +236,8 @@ EVENTS = st.lists(
 )
 
 
-def written(steps: list[tuple[str, str]]) -> tuple[EventLog, list[queries.Part]]:
+async def written(steps: list[tuple[str, str]]) -> tuple[EventLog, list[queries.Part], Recording, list[bytes]]:
+    """A log that has ended, what was saved of it meanwhile, what was saved before its end was told, and what was told."""
     log, parts = EventLog("g"), []
     for step, words in steps:
         match step:
@@ -248,20 +250,15 @@ def written(steps: list[tuple[str, str]]) -> tuple[EventLog, list[queries.Part]]
             case "save" if log.mark != log.saved:
                 parts.append(log.part())
                 log.saved = log.mark
-    return log, parts
-
-
-async def read(log: EventLog) -> list[bytes]:
-    return blocks(b"".join([event async for event in log.follow(0, 60)]))
+    recording = log.recording(1, "complete", DONE_DATA)
+    log.end(DONE_DATA)
+    return log, parts, recording, blocks(b"".join([event async for event in log.follow(0, 60)]))
 
 
 @given(EVENTS, st.integers(0, 40))
 def test_a_recording_replays_what_was_told(steps: list[tuple[str, str]], position: int) -> None:
-    log, _ = written(steps)
-    recording = log.recording(1, "complete", {"status": "ok"})
-    log.end({"status": "ok"})
-    assert log.recording(1, "complete", {"status": "ok"}) == recording, "saved late, it is the same"
-    told = asyncio.run(read(log))
+    log, _, recording, told = asyncio.run(written(steps))
+    assert log.recording(1, "complete", DONE_DATA) == recording, "saved late, it is the same"
     assert blocks(b"".join(eventlog.replay("g", recording, 0))) == told
     replayed = blocks(b"".join(eventlog.replay("g", recording, position)))
     assert replayed == told[position:] or (replayed[1:] == told and position > len(told))
@@ -269,11 +266,10 @@ def test_a_recording_replays_what_was_told(steps: list[tuple[str, str]], positio
 
 @given(EVENTS)
 def test_what_was_saved_of_a_log_is_its_beginning(steps: list[tuple[str, str]]) -> None:
-    log, parts = written(steps)
+    _, parts, _, told = asyncio.run(written(steps))
     events = [entry for part in parts for entry in json.loads(part.log)]
     texts = "".join(part.content for part in parts), "".join(part.reasoning for part in parts)
     left = eventlog.interrupted(Recording(1, "generating", *texts, json.dumps(events)))
     *kept, done = blocks(b"".join(eventlog.replay("g", left, 0)))
-    log.end({})
-    assert kept == asyncio.run(read(log))[: len(events)]
+    assert kept == told[: len(events)]
     assert parse_event(done).id == len(events) + 1 + CRASH_GAP
