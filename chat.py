@@ -86,30 +86,27 @@ class Generation:
     def done(self) -> dict[str, Any]:
         return {"status": self.status, "message_id": self.begun.message_id, "stats": self.stats}
 
+    @property
+    def outcome(self) -> tuple[str, dict[str, str] | None]:
+        """The status and error of its message."""
+        error = None if self.error is None else {"code": self.error.code, "message": self.error.message}
+        return "complete" if self.status == "ok" else self.status, error
+
     def save(self, tx: sqlite3.Connection) -> None:
+        status, error = self.outcome
+        recording = self.log.recording(self.begun.message_id, status, self.done())
         queries.finish_generation(
-            tx,
-            self.id,
-            self.log.recording(self.begun.message_id, self._kept_status, self.done()),
-            model=self.model,
-            token_usage=self.usage,
-            stats=self.stats,
-            error=self._kept_error,
+            tx, self.id, recording, model=self.model, token_usage=self.usage, stats=self.stats, error=error
         )
 
     def show(self, message: Message) -> None:
         """Put into its message what is not in its row yet."""
         message.content, message.reasoning = self.log.content, self.log.reasoning
         if self.log.ended:
-            message.status, message.error = self._kept_status, Raw(json.dumps(self._kept_error).encode())
-
-    @property
-    def _kept_status(self) -> str:
-        return "complete" if self.status == "ok" else self.status
-
-    @property
-    def _kept_error(self) -> dict[str, str] | None:
-        return None if self.error is None else {"code": self.error.code, "message": self.error.message}
+            message.status, error = self.outcome
+            message.error, message.stats = Raw(json.dumps(error).encode()), Raw(json.dumps(self.stats).encode())
+            if self.usage is not None:
+                message.token_usage = Raw(json.dumps(self.usage).encode())
 
 
 class Slots:

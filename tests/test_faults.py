@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import socket
+import sqlite3
 import struct
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from fireside import chat, guard
 
 from .live import Event, Person, Running, code, good, text, until
 from .upstream import (
@@ -786,3 +788,191 @@ assert sum(len(numbers) for _, numbers in CLIENTS) == 300
 async def test_nothing_is_lost_when_a_client(witness: Witness, client: Client, numbers: range) -> None:
     for number in numbers:
         await client(witness, number)
+
+
+async def test_five_hundred_cancelled_answers_leave_nothing_behind(witness: Witness) -> None:
+    """At every moment of their lives: in the queue, before the head, before the first token, in the middle."""
+    ann, upstream = witness.people[0], witness.upstream
+    usual, upstream.default = upstream.default, [pause(Moment()), headers(), pause(Moment()), *SLOWLY[:-2], hang()]
+    numbers = iter(range(500))
+
+    async def lane() -> int:
+        conversation_id = await witness.question(ann)
+        for number in numbers:
+            made = good(await ann.post("/chat/retry", json={"conversation_id": conversation_id, **MODEL}))
+            if number % 3:
+                async with ann.resuming(made["generation_id"]) as events:
+                    await first(events, number % 10)
+            good(await ann.post(f"/chat/cancel/{made['generation_id']}"))
+        return conversation_id
+
+    conversations = await asyncio.gather(*(lane() for _ in range(6)))
+    upstream.default = usual
+    for conversation_id in conversations:
+        await witness.nothing_lost(ann, conversation_id, await ended(witness, ann, conversation_id))
+
+
+async def test_a_reader_that_stops_reading_for_ever_is_left(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "STUCK_SECONDS", 0.2)
+    async with watched(tmp_path, upstream, answer_max_bytes="20000000") as witness:
+        ann = witness.people[0]
+        conversation_id = await witness.question(ann)
+        gate = Gate()
+        upstream.enqueue(
+            *[says("x" * 10_000) * 100] * 10, pause(gate), finish("stop"), DONE
+        )  # more than the kernel takes
+        path, body = f"/conversations/{conversation_id}/stream", json.dumps(MODEL).encode()
+        async with by_hand(ann, "POST", path, body) as (reader, writer):
+            await reader.readuntil(b"event: ping")
+            writer.transport.pause_reading()
+            connections = witness.running.server.server_state.connections
+            assert len(connections) == 1
+            await gate.reached()
+            await until(lambda: not connections, "the connection to be closed")
+        gate.open()
+        events = await ended(witness, ann, conversation_id)
+        assert len(text(events)) == 10_000_000
+        await witness.nothing_lost(ann, conversation_id, events)
+
+
+async def test_a_slow_reader_is_not_left(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "STUCK_SECONDS", 0.2)
+    async with watched(tmp_path, upstream, answer_max_bytes="20000000") as witness:
+        ann = witness.people[0]
+        conversation_id = await witness.question(ann)
+        upstream.enqueue(*[says("x" * 10_000) * 100] * 10, finish("stop"), DONE)
+        path, body = f"/conversations/{conversation_id}/stream", json.dumps(MODEL).encode()
+        received = 0
+        async with by_hand(ann, "POST", path, body) as (reader, _):
+            while data := await reader.read(400_000):
+                received += len(data)
+                if data.endswith(b"0\r\n\r\n"):
+                    break
+                await asyncio.sleep(0.02)
+        assert received > 10_000_000
+        await witness.nothing_lost(ann, conversation_id, await ended(witness, ann, conversation_id))
+
+
+# ---- group D: the disk
+
+
+def fill(tx: sqlite3.Connection) -> None:
+    """From now on every page more is one too many: SQLite's own limit, which it tells as a full disk."""
+    tx.execute(f"PRAGMA max_page_count = {tx.execute('PRAGMA page_count').fetchone()[0]}")
+
+
+def free(tx: sqlite3.Connection) -> None:
+    tx.execute("PRAGMA max_page_count = 1073741823")
+
+
+LONG = "".join(f"{number:08} " for number in range(20_000))  # needs new pages
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(chat, "SAVE_SECONDS", 0.05)
+
+
+async def test_a_disk_that_is_full_for_a_while_costs_nothing(
+    tmp_path: Path, upstream: Upstream, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+        ann, database = await running.first(), running.state.database
+        conversation_id = await ann.conversation("Why?")
+        gate = Gate()
+        upstream.enqueue(says(LONG), pause(gate), says("the end"), finish("stop"), DONE)
+        await database.write(fill)
+        reader = asyncio.create_task(ann.answer(conversation_id, **MODEL))
+        await until(lambda: "SQLITE_FULL" in caplog.text)
+        await database.write(free)
+        await until(lambda: all(one.log.saved == one.log.mark for one in running.state.hub.running.values()))
+        gate.open()
+        events = await reader
+        assert (text(events), events[-1].data["status"]) == (f"{LONG}the end", "ok")
+        assert (await ann.messages(conversation_id))[-1]["content"] == text(events)
+
+
+@pytest.mark.parametrize("canceled", [False, True])
+async def test_an_answer_that_the_full_disk_does_not_take_is_told_kept_and_saved_later(
+    tmp_path: Path, upstream: Upstream, impatient: None, canceled: bool
+) -> None:
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+        ann, database, hub = await running.first(), running.state.database, running.state.hub
+        conversation_id = await ann.conversation("Why?")
+        gate = Gate()
+        upstream.enqueue(says(LONG), pause(gate), finish("stop"), usage(9, 3), DONE)
+        async with ann.streaming(conversation_id, **MODEL) as stream:
+            events = await first(stream, 4)
+            await database.write(fill)
+            if canceled:
+                refused = await ann.post(f"/chat/cancel/{events[0].data['generation_id']}")
+                assert code(refused) == (503, "STORAGE_UNAVAILABLE")
+            gate.open()
+            events += [event async for event in stream]
+        well_formed(events)
+        assert events[-1].data["status"] == "error"
+        assert [event.data["code"] for event in events if event.event == "error"] == ["STORAGE_UNAVAILABLE"]
+        generation_id = events[0].data["generation_id"]
+
+        async def again() -> tuple[list[Event], dict[str, Any]]:
+            async with ann.resuming(generation_id) as replayed:
+                return [event async for event in replayed], (await ann.messages(conversation_id))[-1]
+
+        kept, shown = await again()
+        assert kept == events and hub.unsaved
+        assert (shown["content"], shown["status"], shown["error"]["code"]) == (LONG, "error", "STORAGE_UNAVAILABLE")
+        assert code(await ann.post(f"/conversations/{conversation_id}/stream", json=MODEL)) == (
+            503,
+            "STORAGE_UNAVAILABLE",
+        )
+        await database.write(free)
+        await until(lambda: not hub.unsaved)
+        saved, stored = await again()
+        assert saved == events and stored == shown
+        assert text(await ann.answer(conversation_id, **MODEL)) == "Hello from upstream."
+
+
+async def test_what_the_disk_never_took_is_what_the_last_commit_had(
+    tmp_path: Path, upstream: Upstream, impatient: None
+) -> None:
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+        ann, database = await running.first(), running.state.database
+        conversation_id = await ann.conversation("Why?")
+        gate = Gate()
+        upstream.enqueue(says("one "), pause(gate), says(LONG), hang())
+        async with ann.streaming(conversation_id, **MODEL) as stream:
+            events = await first(stream, 4)
+            await until(lambda: all(one.log.saved == one.log.mark for one in running.state.hub.running.values()))
+            await database.write(fill)
+            gate.open()
+            events += await first(stream, 1)
+            running.server.should_exit = True
+            events += [event async for event in stream]
+        assert events[-1].data["status"] == "error" and text(events).startswith("one 0000")
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+        ann = await running.login("ann")
+        message = (await ann.messages(conversation_id))[-1]
+        assert (message["content"], message["status"]) == ("one ", "interrupted")
+        async with ann.resuming(events[0].data["generation_id"], events[-1].id or 0) as stream:
+            again = [event async for event in stream]
+        assert again[0].event == "reset" and text(again) == "one " and again[-1].data["status"] == "interrupted"
+
+
+async def test_an_answer_waits_for_a_database_that_another_program_holds(tmp_path: Path, upstream: Upstream) -> None:
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+        ann = await running.first()
+        conversation_id = await ann.conversation("Why?")
+        gate = Gate()
+        upstream.enqueue(says("one "), pause(gate), says("two"), finish("stop"), DONE)
+        with contextlib.closing(sqlite3.connect(running.config.database, isolation_level=None)) as other:
+            async with ann.streaming(conversation_id, **MODEL) as stream:
+                events = await first(stream, 4)
+                other.execute("BEGIN IMMEDIATE")
+                gate.open()
+                events += await first(stream, 1)
+                other.execute("ROLLBACK")
+                events += [event async for event in stream]
+        assert (text(events), events[-1].data["status"]) == ("one two", "ok")
