@@ -372,10 +372,12 @@ class Hub:
                     omitted = less
 
     async def _offer(self, provider_id: str, model: str) -> Model | None:
-        """What is known of a model: not older than half a minute, unless its server is too slow to say."""
+        """What is known of a model: not older than half a minute, unless its server is too slow to say. One that was not loaded
+        when it was looked at is looked at anew, for the last answer will have loaded it."""
+        age = 0.0 if _phase(self.providers.known(provider_id, model)) == "loading" else LOOK_AGE_SECONDS
         with contextlib.suppress(ProviderFailed, TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):
-                await self.providers.models(provider_id, LOOK_AGE_SECONDS)
+                await self.providers.models(provider_id, age)
         return self.providers.known(provider_id, model)
 
     async def _read(self, generation: Generation, request: ChatRequest) -> None:
