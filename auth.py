@@ -263,7 +263,7 @@ class Auth:
         token = self._unsigned(cookie)
         if token is None:
             raise AuthRequired
-        session = await self.database.read(accounts.get_session, digest(token), *self._ages())
+        session = self.database.read_here(accounts.get_session, digest(token), *self._ages())
         if session is None:
             raise AuthRequired
         if session.last_seen < ago(seconds=SEEN_SECONDS):

@@ -60,11 +60,14 @@ def ago(**span: float) -> str:
 class Database:
     """An open database. `write` and `read` are the only ways in."""
 
-    def __init__(self, path: Path, writer: aiosqlite.Connection, readers: list[aiosqlite.Connection]) -> None:
+    def __init__(
+        self, path: Path, writer: aiosqlite.Connection, readers: list[aiosqlite.Connection], here: sqlite3.Connection
+    ) -> None:
         self.path = path
         self.damaged = False  # set for good once SQLite reports corruption: nothing is written any more
         self._writer = writer
         self._waiting = dict.fromkeys(readers, 0)
+        self._here = here
 
     async def write(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
@@ -94,6 +97,12 @@ class Database:
         finally:
             self._waiting[reader] -= 1
 
+    def read_here(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs) -> T:
+        """`read` on the event loop's own thread, for a row or two by their keys: a fifth of what the way to another thread takes."""
+        with self._failing():
+            result: T = _transaction(self._here, "BEGIN", function, args, kw)
+        return result
+
     async def _run(
         self,
         connection: aiosqlite.Connection,
@@ -103,8 +112,15 @@ class Database:
         *args: P.args,
         **kw: P.kwargs,
     ) -> T:
-        try:
+        with self._failing():
             result: T = await _on_thread(connection, transaction, begin, function, args, kw)
+        return result
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Says StorageUnavailable for what SQLite says."""
+        try:
+            yield
         except sqlite3.IntegrityError:
             raise
         except json.JSONDecodeError:
@@ -118,10 +134,10 @@ class Database:
                 raise
             log.error("%s: %s", _name(error), error)
             raise unavailable from error
-        return result
 
     async def close(self) -> None:
         """Readers first: the last connection to close checkpoints, and that must be the writer."""
+        self._here.close()
         for connection in (*self._waiting, self._writer):
             try:
                 await connection.close()
@@ -242,16 +258,19 @@ async def open_database(path: Path) -> Database:
     """Open the file, creating or migrating it. The caller holds the lock. Raises DatabaseUnusable."""
     await asyncio.to_thread(prepare, path)
     connections: list[aiosqlite.Connection] = []
+    here = sqlite3.connect(path, isolation_level=None, cached_statements=256)
     try:
+        _configure(here, False)
         for number in range(1 + READERS):
             connection = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
             connections.append(connection)
             await _on_thread(connection, _configure, number == 0)
     except BaseException:
+        here.close()
         for connection in reversed(connections):
             await connection.close()
         raise
-    return Database(path, connections[0], connections[1:])
+    return Database(path, connections[0], connections[1:], here)
 
 
 def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
