@@ -286,7 +286,8 @@ class Providers:
             raise _refused(provider, status, payload, "a list of models")
         found: dict[str, int | None] = {}
         for entry in entries:
-            for instance in _at(entry, "loaded_instances") or []:
+            instances = _at(entry, "loaded_instances")
+            for instance in instances if isinstance(instances, list) else []:
                 identity = _at(instance, "id")
                 if isinstance(identity, str) and model in (identity, _at(entry, "key")):
                     found[identity] = _size(_at(instance, "config", "context_length"))
