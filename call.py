@@ -141,6 +141,7 @@ def route(
         return result if isinstance(result, Response) else answer(result)
 
     made = Route(path, endpoint, methods=[method], name=f"{method} {path}")
+    made.handler = handler  # type: ignore[attr-defined]
     made.access = access  # type: ignore[attr-defined]
     made.body = body  # type: ignore[attr-defined]
     made.csrf = csrf  # type: ignore[attr-defined]
