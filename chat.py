@@ -58,6 +58,7 @@ class Generation:
         self.started = False
         self.stopped: str | FiresideError | None = None  # "canceled", "interrupted", or what went wrong
         self.ending = False  # nothing can stop it any more
+        self.unkept: StorageUnavailable | None = None  # why `done` says error, however good the answer is
         self.ended = asyncio.Event()
         self._told: tuple[str, dict[str, int]] | None = None
 
@@ -79,21 +80,21 @@ class Generation:
         """All that is told before `done`: "ok", "canceled", "interrupted", or what went wrong."""
         if isinstance(outcome, FiresideError):
             self.status, self.error = "error", outcome
-            self.log.add("error", {"code": outcome.code, "message": outcome.message})
+            self.log.add("error", _told(outcome))
         else:
             self.status = outcome
 
-    def done(self) -> dict[str, Any]:
-        return {"status": self.status, "message_id": self.begun.message_id, "stats": self.stats}
+    def keep_waiting(self) -> None:
+        """The disk does not take the end. Readers are told so once and for all; the answer is saved as what it is."""
+        self.unkept = StorageUnavailable("The disk does not take the answer. It is saved as soon as it does.")
+        if self.error is None:
+            self.log.add("error", _told(self.unkept))
 
-    @property
-    def outcome(self) -> tuple[str, dict[str, str] | None]:
-        """The status and error of its message."""
-        error = None if self.error is None else {"code": self.error.code, "message": self.error.message}
-        return "complete" if self.status == "ok" else self.status, error
+    def done(self) -> dict[str, Any]:
+        return {"status": "error" if self.unkept else self.status, "message_id": self.begun.message_id, "stats": self.stats}
 
     def save(self, tx: sqlite3.Connection) -> None:
-        status, error = self.outcome
+        status, error = "complete" if self.status == "ok" else self.status, _told(self.error) if self.error else None
         recording = self.log.recording(self.begun.message_id, status, self.done())
         queries.finish_generation(
             tx, self.id, recording, model=self.model, token_usage=self.usage, stats=self.stats, error=error
@@ -102,11 +103,15 @@ class Generation:
     def show(self, message: Message) -> None:
         """Put into its message what is not in its row yet."""
         message.content, message.reasoning = self.log.content, self.log.reasoning
-        if self.log.ended:
-            message.status, error = self.outcome
-            message.error, message.stats = Raw(json.dumps(error).encode()), Raw(json.dumps(self.stats).encode())
+        if self.unkept:
+            message.status, message.error = "error", Raw(json.dumps(_told(self.error or self.unkept)).encode())
+            message.stats = Raw(json.dumps(self.stats).encode())
             if self.usage is not None:
                 message.token_usage = Raw(json.dumps(self.usage).encode())
+
+
+def _told(error: FiresideError) -> dict[str, str]:
+    return {"code": error.code, "message": error.message}
 
 
 class Slots:
@@ -503,9 +508,7 @@ class Hub:
             await self.database.write(generation.save)
         except Exception as failure:
             _report(failure)
-            generation.conclude(
-                StorageUnavailable("The disk does not take the answer. It is saved as soon as it does.")
-            )
+            generation.keep_waiting()
             self.unsaved[generation.id] = generation
             self._dirty.set()
         del self.running[generation.id]
