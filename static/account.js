@@ -1,8 +1,9 @@
 // Who is not signed in sees this: the first account, an invite, a login link, or the form.
 
 import { post, signIn } from "./api.js";
-import { h, iconButton, counter } from "./dom.js";
-import { icon } from "./icons.js";
+import { counter, h, icon, iconButton, styles } from "./dom.js";
+
+await styles("more.css");
 
 /** Shows the form that `kind` ("setup", "invite", "login" or null) asks for. Resolves when somebody is signed in. */
 export function signInScreen(place, kind, secret) {

@@ -20,7 +20,8 @@ export function signIn({ user, csrf_token }) {
 
 /**
  * Dispatches "list" (a conversation appeared, went or was renamed: {id}), "conversation" (its messages changed: {id}),
- * "session" (somebody signed in or out), and in this tab alone "models", "offline", "online" and "signed-out".
+ * "session" (somebody signed in or out), and in this tab alone "models", "listed" (the
+ * open conversation, as the list has it), "offline", "online" and "signed-out".
  */
 const changes = new EventTarget();
 const tabs = new BroadcastChannel("fireside");
@@ -95,12 +96,11 @@ const SILENCE = 40_000; // ms; a live stream says something every 15 s
 
 /**
  * The events of one answer, each exactly once, until its `done`. `source` is {path, body}, which starts or attaches, or
- * {generationId}. A connection that is lost or falls silent is taken up where it broke; only one that is lost before it
+ * {generationId, after}, to follow what came after the event of that id. A connection that is lost or falls silent is taken up where it broke; only one that is lost before it
  * has told its generation's id is an error, for to ask again might start another answer.
  */
 export async function* answerEvents(source, signal) {
-  let { generationId = null } = source;
-  let after = -1;
+  let { generationId = null, after = -1 } = source;
   for (let wait = 250; ; wait = Math.min(wait * 2, 5000)) {
     const connection = new AbortController();
     const either = AbortSignal.any([signal, connection.signal]);

@@ -3,8 +3,7 @@
 import { changed, get, onChange, post, session, signIn } from "./api.js";
 import { Chat } from "./chat.js";
 import { forgetDrafts } from "./composer.js";
-import { h, openDialog, openMenu, toast } from "./dom.js";
-import { icon } from "./icons.js";
+import { h, icon, openDialog, openMenu, toast } from "./dom.js";
 import { refreshModels } from "./models.js";
 import { modifier, Sidebar } from "./sidebar.js";
 
@@ -63,8 +62,8 @@ async function knock(kind = null, secret = null) {
 }
 
 function whenBack(again) {
-  page.replaceChildren(h("main", { class: "door" }, h("div", { class: "card", role: "status" }, icon("flame"),
-    h("h1", {}, "Fireside is not running"), h("p", {}, "Start it, and this page goes on by itself."))));
+  page.replaceChildren(h("main", { class: "welcome", role: "status" }, icon("flame"),
+    h("h1", {}, "Fireside is not running"), h("p", {}, "Start it, and this page goes on by itself.")));
   const stop = onChange("online", () => {
     stop();
     again();
@@ -72,7 +71,8 @@ function whenBack(again) {
 }
 
 function enter() {
-  if (!shell || shell.user !== session.user.id) shell = buildShell();
+  if (shell && shell.user !== session.user.id) return location.reload(); // nothing of the one before stays
+  shell ??= buildShell();
   page.replaceChildren(shell.node);
   shell.sidebar.refresh();
   refreshModels().catch(() => {}); // the page says by itself that the server is gone
@@ -174,7 +174,7 @@ function shortcut(event) {
   if (mod && event.shiftKey && key === "o") return () => { sidebar.open(null); };
   if (mod && event.shiftKey && key === "enter") return () => chat.retry();
   if (mod && event.shiftKey && key === "c" && !String(getSelection())) return () => chat.copyLast();
-  if (mod && !event.shiftKey && key === ".") return () => chat.pickModel();
+  if (mod && !event.shiftKey && key === ".") return () => chat.head.pickModel();
   if (event.altKey && !mod && key === "arrowup") return () => sidebar.step(-1);
   if (event.altKey && !mod && key === "arrowdown") return () => sidebar.step(1);
   if (key === "escape" && chat.busy) return () => chat.stop();

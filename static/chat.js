@@ -1,11 +1,11 @@
 // The open conversation: its path of messages, the answer being written, and what one does to them.
 
-import { answerEvents, changed, get, onChange, patch, post, session, tell } from "./api.js";
+import { answerEvents, changed, get, onChange, patch, post, tell } from "./api.js";
 import { Composer } from "./composer.js";
-import { announce, arrange, h, iconButton, randomId, renameInPlace, toast } from "./dom.js";
-import { icon } from "./icons.js";
+import { announce, arrange, debounce, h, icon, randomId, toast } from "./dom.js";
+import { Head } from "./head.js";
 import { messageView } from "./message.js";
-import { anyModel, asked, chosen, label, noModelScreen, openPicker, providers, refreshModels, remember, stateDot } from "./models.js";
+import { asked, chosen, refreshModels, welcome } from "./models.js";
 import { Scroller } from "./scroll.js";
 
 const PAGE = 60; // messages
@@ -19,15 +19,19 @@ export class Chat {
   #views = new Map(); // by message id
   #more = false; // whether the path goes on above
   #above = 0; // how many messages that is, where it matters
-  #reader = null; // {controller, generationId, stop} of the stream that is being read
+  #older = null; // the promise of the page above that is being loaded
+  #asking = false; // a question is on its way
   #unsent = { text: "", clientId: "" };
+  #reader = null; // {controller, generationId, after, stop, stopping} of the stream that is being read
+  #left = null; // {generationId, after} where one was left whose answer is still shown
+  #look = 0;
   #opening = 0;
 
   /** `created(id)` is called when a new conversation gets its id. */
   constructor({ openMenu, created }) {
     this.created = created;
     this.actions = {
-      edit: (message, text) => this.#ask(text, [], message.parent_id),
+      edit: async (message, text) => this.#ask(text, await images(message), message.parent_id),
       retry: () => this.retry(),
       goOn: () => this.#ask("Continue where you stopped.", []),
       select: (id) => this.#select(id),
@@ -35,30 +39,27 @@ export class Chat {
     this.composer = new Composer({
       send: (text, images) => this.#ask(text, images), stop: () => this.stop(), editLast: () => this.editLast(),
     });
-    this.title = h("button", { type: "button", class: "title", title: "Rename", onclick: () => this.rename() });
-    this.model = h("button", { type: "button", class: "pill", "aria-haspopup": "dialog", onclick: () => this.pickModel() });
-    this.settings = iconButton("sliders", "Conversation settings", () => this.openPanel(), { "aria-expanded": "false" });
+    this.head = new Head(this, openMenu);
     this.banner = h("p", { class: "banner", role: "status", hidden: true }, h("span", { class: "pulse" }), "Connection lost. Trying to get it back.");
     this.top = h("div", { class: "sentinel" });
     this.column = h("div", { class: "column" });
     this.scroller = new Scroller(this.column);
     this.notSent = h("p", { class: "divider" }, h("span", {}, "Not sent above here: the context is full"));
-    this.panel = h("div", { class: "panel-place" });
-    this.node = h("main", { tabindex: "-1" },
-      h("header", { class: "top" },
-        iconButton("menu", "Conversations", openMenu, { class: "quiet narrow" }), h("h1", {}, this.title), this.model, this.settings),
-      this.banner, this.scroller.node, this.scroller.button, this.composer.node);
+    this.node = h("main", { tabindex: "-1" }, this.head.node, this.banner, this.scroller.node, this.scroller.button, this.composer.node);
 
-    new IntersectionObserver(([entry]) => entry.isIntersecting && this.#loadOlder(), { root: this.scroller.node, rootMargin: "800px" })
-      .observe(this.top);
-    onChange("models", () => this.#drawHead());
+    const near = { root: this.scroller.node, rootMargin: "800px" };
+    new IntersectionObserver(([entry]) => entry.isIntersecting && this.#loadOlder(), near).observe(this.top);
+    const refresh = debounce(50, () => document.hidden || this.refresh());
+    onChange("models", () => this.drawAround());
     onChange("offline", () => { this.banner.hidden = false; });
     onChange("online", () => {
       this.banner.hidden = true;
-      this.refresh();
+      refresh();
     });
-    onChange("conversation", ({ id, elsewhere }) => elsewhere && id === this.id && !document.hidden && this.refresh());
-    document.addEventListener("visibilitychange", () => this.#visibility());
+    onChange("listed", (conversation) => this.#differs(conversation) && refresh());
+    onChange("conversation", ({ id, elsewhere }) => elsewhere && id === this.id && refresh());
+    window.addEventListener("focus", refresh);
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.#hide() : refresh()));
   }
 
   /** Shows a conversation, at one of its messages where one is named. */
@@ -73,13 +74,14 @@ export class Chat {
 
   #leave(id) {
     this.#stopReading();
+    this.#left = null;
     Object.assign(this, { id, conversation: null });
     this.#fields = {};
     this.#path = [];
     this.#views.clear();
     this.#more = false;
     this.#above = 0;
-    this.closePanel?.();
+    this.head.closePanel?.();
     this.scroller.toEnd();
     this.composer.open(id);
     this.#draw();
@@ -107,8 +109,16 @@ export class Chat {
       return false;
     }
     const generationId = this.conversation.generation_id;
-    if (generationId && generationId !== this.#reader?.generationId && !document.hidden) this.#read({ generationId });
+    if (generationId && generationId !== this.#reader?.generationId && !document.hidden) {
+      this.#read(this.#left?.generationId === generationId ? this.#left : { generationId });
+    }
     return true;
+  }
+
+  /** Whether another device has done something to this conversation, by what the list tells. */
+  #differs({ id, updated_at, generation_id }) {
+    if (id !== this.id || !this.conversation || this.#reader) return false;
+    return updated_at !== this.conversation.updated_at || generation_id !== this.conversation.generation_id;
   }
 
   #gone() {
@@ -120,7 +130,8 @@ export class Chat {
 
   /** Adds a question and has it answered. Resolves to whether it was sent; if not, the text stays where it was written. */
   async #ask(text, images, parentId = this.#path.at(-1)?.id ?? null) {
-    if (this.#reader) return toast("Wait for the answer, or stop it first."), false;
+    if (this.#reader || this.#asking) return toast("Wait for the answer, or stop it first."), false;
+    this.#asking = true;
     const choice = chosen(this.conversation);
     // Sent again after an answer that was lost, the same text is the same message.
     if (this.#unsent.text !== text) this.#unsent = { text, clientId: randomId() };
@@ -132,12 +143,14 @@ export class Chat {
       await post(`/conversations/${id}/messages`, message);
       this.#unsent = { text: "", clientId: "" };
       this.scroller.toEnd();
-      if (id === this.id && await this.refresh()) this.#read({ path: `/conversations/${id}/stream`, body: asked(choice) });
+      if (await this.refresh() && id === this.id) this.#read({ path: `/conversations/${id}/stream`, body: asked(choice) });
       changed("list", { id });
       return true;
     } catch (error) {
       toast(error.status === 0 ? "Not sent: Fireside cannot be reached. Your text is still here." : error.message);
       return false;
+    } finally {
+      this.#asking = false;
     }
   }
 
@@ -203,14 +216,15 @@ export class Chat {
 
   async #read(source) {
     this.#stopReading();
-    const reader = { controller: new AbortController(), generationId: source.generationId ?? null, stop: false };
-    this.#reader = reader;
+    const { generationId = null, after = -1 } = source;
+    const reader = (this.#reader = { controller: new AbortController(), generationId, after });
     this.composer.busy = true;
-    let view = null;
+    let view = this.#views.get(this.#path.find((message) => generationId && message.generation_id === generationId)?.id);
     try {
-      for await (const { event, data } of answerEvents(source, reader.controller.signal)) {
-        if (data.message_id && !view) view = this.#begin(data, reader);
-        if (event === "progress") view?.progress(data);
+      for await (const { event, id, data } of answerEvents(source, reader.controller.signal)) {
+        reader.after = id ?? reader.after;
+        if (event === "ping" && data.message_id) view = this.#begin(data, reader);
+        else if (event === "progress") view?.progress(data);
         else if (event === "reasoning") view?.think(data.delta);
         else if (event === "delta") view?.append(data.delta);
         else if (event === "reset") view?.restart();
@@ -224,12 +238,14 @@ export class Chat {
     }
   }
 
+  /** The first event names the answer. What is shown of it already, from an earlier reading, comes again. */
   #begin({ message_id: id, generation_id }, reader) {
     const begun = reader.generationId === null;
     reader.generationId = generation_id;
-    if (!this.#views.has(id)) {
-      const parent = this.#path.at(-1);
-      this.#path.push({ id, role: "assistant", status: "generating", content: "", parent_id: parent?.id ?? null });
+    if (this.#views.has(id)) {
+      this.#views.get(id).restart();
+    } else {
+      this.#path.push({ id, role: "assistant", status: "generating", content: "", generation_id });
       this.#draw();
     }
     if (begun) changed("conversation", { id: this.id });
@@ -242,61 +258,66 @@ export class Chat {
     this.#stopReading();
     await this.refresh();
     const answer = this.#path.find(({ id }) => id === messageId);
-    if (answer) announce(answer.status === "complete" ? `Answer finished. ${answer.content.slice(0, 2000)}` : `The answer ended. ${answer.error?.message ?? ""}`);
+    if (answer) announce(this.#views.get(messageId).spoken);
     changed("conversation", { id: this.id });
     changed("list", { id: this.id });
     refreshModels().catch(() => {}); // what is loaded may have changed
   }
 
   #stopReading() {
-    this.#reader?.controller.abort();
+    if (!this.#reader) return;
+    const { controller, generationId, after } = this.#reader;
+    controller.abort();
+    this.#left = { generationId, after };
     this.#reader = null;
     this.composer.busy = false;
   }
 
   /** A hidden tab reads no stream, so that many tabs leave each other connections; it looks now and then instead. */
-  #visibility() {
-    clearTimeout(this.lookTimer);
-    if (!document.hidden) {
-      document.title = this.#name();
-      return void this.refresh();
-    }
+  #hide() {
+    clearTimeout(this.#look);
     if (!this.#reader) return;
     this.#stopReading();
     const look = async () => {
       const { generation_id } = await get(`/conversations/${this.id}`).catch(() => ({}));
-      if (generation_id === null) document.title = `✓ ${this.#name()}`;
-      else if (document.hidden) this.lookTimer = setTimeout(look, HIDDEN_LOOK);
+      if (!document.hidden) return;
+      if (generation_id === null) document.title = `✓ ${document.title}`;
+      else this.#look = setTimeout(look, HIDDEN_LOOK);
     };
-    this.lookTimer = setTimeout(look, HIDDEN_LOOK);
+    this.#look = setTimeout(look, HIDDEN_LOOK);
   }
 
   // ---- the path
 
-  async #loadOlder() {
-    if (!this.#more || this.loading) return;
-    this.loading = true;
+  /** Resolves to whether there was more. */
+  #loadOlder() {
+    this.#older ??= this.#readOlder().finally(() => { this.#older = null; });
+    return this.#older;
+  }
+
+  async #readOlder() {
+    if (!this.#more) return false;
     const id = this.id;
     try {
       const older = await get(`/conversations/${id}/messages?render=true&limit=${PAGE}&before=${this.#path[0].id}`);
-      if (id !== this.id) return;
+      if (id !== this.id) return false;
       this.#path.unshift(...older);
       this.#more = older.length === PAGE;
       this.#above = Math.max(0, this.#above - older.length);
       this.scroller.keeping(() => this.#draw());
+      return true;
     } catch (error) {
       if (error.status !== 0) toast(error.message);
-      this.#more = this.#more && error.status === 0;
-    } finally {
-      this.loading = false;
+      return false;
     }
   }
 
   /** To a message, which may lie above what is loaded, or on another branch. */
   async #jump(messageId) {
+    const here = () => this.#path.some(({ id }) => id === messageId);
     const load = async () => {
-      while (!this.#path.some(({ id }) => id === messageId) && this.#more) await this.#loadOlder();
-      return this.#path.some(({ id }) => id === messageId);
+      while (!here() && await this.#loadOlder());
+      return here();
     };
     if (!await load()) {
       try {
@@ -340,12 +361,23 @@ export class Chat {
     });
     const line = this.#omitted() - this.#above;
     if (line > 0 && line < nodes.length) nodes.splice(line, 0, this.notSent);
-    const unanswered = last?.role === "user" && !this.#reader && !this.conversation?.generation_id;
+    const unanswered = last?.role === "user" && !this.#reader && !this.#asking && !this.conversation?.generation_id;
     if (unanswered) nodes.push(this.#unanswered());
-    if (this.id === null && !nodes.length) nodes.push(this.#welcome());
+    if (this.id === null && !nodes.length) nodes.push(welcome());
     arrange(this.column, [this.top, ...nodes]);
     this.node.classList.toggle("empty", this.id === null);
-    this.#drawHead();
+    this.drawAround();
+  }
+
+  /** What surrounds the messages: it also depends on which models there are. */
+  drawAround() {
+    this.head.draw();
+    const choice = chosen(this.conversation);
+    const usage = this.#path.findLast(({ token_usage }) => token_usage);
+    this.composer.vision = Boolean(choice?.model?.vision);
+    this.composer.note = choice && !choice.model ? `${choice.id} cannot be reached now. Choose another model, or start its server.` : "";
+    this.composer.showContext(usage?.token_usage.total_tokens, choice?.model?.context_length ?? usage?.stats?.context_length);
+    this.column.querySelector(".welcome")?.replaceWith(welcome());
   }
 
   #unanswered() {
@@ -353,49 +385,9 @@ export class Chat {
       h("button", { type: "button", onclick: () => this.retry() }, icon("retry"), "Answer"));
   }
 
-  #welcome() {
-    if (providers && !anyModel()) return noModelScreen();
-    const hour = new Date().getHours();
-    const greeting = hour < 5 || hour >= 18 ? "Good evening" : hour < 12 ? "Good morning" : "Good afternoon";
-    return h("section", { class: "welcome" }, icon("flame"), h("h2", {}, `${greeting}, ${session.user.username}`),
-      h("p", {}, readiness(chosen(null))));
-  }
-
-  #name() {
-    return this.conversation?.title || "Fireside";
-  }
-
-  #drawHead() {
-    const title = this.conversation?.title || (this.id === null ? "New chat" : "");
-    this.title.textContent = title;
-    this.title.disabled = this.id === null;
-    document.title = this.#name();
-    const choice = chosen(this.conversation);
-    const offline = providers && choice && !choice.model;
-    this.model.replaceChildren(stateDot(choice?.model, choice?.provider?.online ?? !offline),
-      h("span", {}, label(choice) || (providers ? "No model" : "Models")), icon("down"));
-    this.model.setAttribute("aria-label", `Model: ${label(choice) || "none"}`);
-    this.composer.vision = Boolean(choice?.model?.vision);
-    this.composer.note = offline ? `${label(choice)} cannot be reached now. Choose another model, or start its server.` : "";
-    const usage = this.#path.findLast(({ token_usage }) => token_usage);
-    this.composer.showContext(usage?.token_usage.total_tokens, choice?.model?.context_length ?? usage?.stats?.context_length);
-    if (this.id === null && !this.#path.length && this.column.querySelector(".welcome")) {
-      this.column.querySelector(".welcome").replaceWith(this.#welcome());
-    }
-  }
-
-  pickModel() {
-    openPicker(chosen(this.conversation), async (choice) => {
-      remember(choice);
-      if (this.id !== null) await this.change(asked(choice));
-      this.#drawHead();
-      this.composer.focus();
-    });
-  }
-
   /** Changes fields of the conversation, or of the one to be made. Resolves to whether that is saved. */
   async change(fields) {
-    if (this.id === null) return Object.assign(this.#fields, fields), true;
+    if (this.id === null) return Boolean(Object.assign(this.#fields, fields));
     try {
       await patch(`/conversations/${this.id}`, fields);
     } catch (error) {
@@ -403,7 +395,7 @@ export class Chat {
       return false;
     }
     Object.assign(this.conversation, fields);
-    this.#drawHead();
+    this.drawAround();
     changed("list", { id: this.id });
     changed("conversation", { id: this.id });
     return true;
@@ -413,22 +405,14 @@ export class Chat {
     return this.conversation ?? this.#fields;
   }
 
-  rename() {
-    if (this.id !== null) renameInPlace(this.title, this.conversation.title, (title) => this.change({ title }));
-  }
-
-  async openPanel() {
-    const { togglePanel } = await import("./panel.js");
-    togglePanel(this);
-  }
-
   copyLast() {
     this.column.querySelector(".message.last [data-action=copy]")?.click();
   }
 }
 
-function readiness(choice) {
-  if (!choice) return "Looking for a model.";
-  if (choice.model.state === "not-loaded") return `${label(choice)} is loaded when you send the first message.`;
-  return `${label(choice)} is ready.`;
+/** The images of a question as they are sent: when it is edited, it keeps them. */
+async function images(message) {
+  if (!message.images?.length) return [];
+  const { fetched } = await import("./images.js");
+  return Promise.all(message.images.map(fetched));
 }

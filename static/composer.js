@@ -1,8 +1,7 @@
 // Where one writes: the box that grows, what is attached, the draft that survives, and how full the context is.
 
 import { session } from "./api.js";
-import { h, iconButton, number, toast } from "./dom.js";
-import { icon } from "./icons.js";
+import { h, icon, iconButton, number, toast } from "./dom.js";
 
 // A draft lives in localStorage, under the user's id, until it is sent or its owner signs out: a closed tab, a crash or a
 // session that expired loses nothing, and nobody who signs in after it on this browser finds it. It never leaves the browser.
@@ -15,9 +14,7 @@ export function forgetDrafts() {
   }
 }
 
-const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp"];
-const IMAGE_BYTES = 600_000; // a larger one is scaled down: a request takes 4 MiB
-const IMAGE_PIXELS = 1536; // of the longer side
+const IMAGE_TYPES = "image/png,image/jpeg,image/webp";
 const MAX_IMAGES = 4;
 
 const touch = matchMedia("(hover: none) and (pointer: coarse)");
@@ -39,7 +36,7 @@ export class Composer {
     });
     this.chips = h("div", { class: "chips" });
     this.file = h("input", {
-      type: "file", accept: IMAGE_TYPES.join(), multiple: true, hidden: true, "aria-label": "Attach images",
+      type: "file", accept: IMAGE_TYPES, multiple: true, hidden: true, "aria-label": "Attach images",
       onchange: () => {
         this.#attach(this.file.files);
         this.file.value = "";
@@ -191,6 +188,7 @@ export class Composer {
     const pictures = [...files].filter((file) => file.type.startsWith("image/"));
     if (!pictures.length || this.attachButton.hidden) return;
     event?.preventDefault();
+    const { encode } = await import("./images.js");
     for (const file of pictures) {
       if (this.#images.length >= MAX_IMAGES) return toast(`At most ${MAX_IMAGES} images fit in one message.`);
       try {
@@ -201,23 +199,4 @@ export class Composer {
       this.#draw();
     }
   }
-}
-
-/** {media_type, data}: the file itself, or a smaller picture of it. */
-async function encode(file) {
-  let picture = file;
-  if (file.size > IMAGE_BYTES || !IMAGE_TYPES.includes(file.type)) {
-    const bitmap = await createImageBitmap(file);
-    const scale = Math.min(1, IMAGE_PIXELS / Math.max(bitmap.width, bitmap.height));
-    const canvas = h("canvas", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
-    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-    picture = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85));
-  }
-  const data = await new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(picture);
-  });
-  return { media_type: picture.type, data };
 }

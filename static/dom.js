@@ -1,6 +1,4 @@
-// Small tools for building the page: nodes, dialogs, menus, toasts, the clipboard, and how times and sizes read.
-
-import { icon } from "./icons.js";
+// Small tools for building the page: nodes, icons, dialogs, menus, toasts, the clipboard, and how times and sizes read.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -21,6 +19,47 @@ function fill(node, attributes, children) {
   }
   node.append(...children.flat().filter((child) => child != null && child !== false));
   return node;
+}
+
+// One path each, on a grid of 24, drawn with a line, or filled where the name stands in SOLID.
+const PATHS = {
+  flame: "M12.9 2c.5 3.5-1.2 4.9-3.1 7C7.9 11 6 12.9 6 15.9 6 19.6 8.8 22 12 22s6-2.4 6-6.1c0-2.1-.9-3.9-2.2-5.4-.2 1.4-.7 2.3-1.7 2.9.6-4.1.5-8.2-1.2-11.4Zm-.8 12.4c1.6 1.4 2.5 2.4 2.5 3.9a2.6 2.6 0 0 1-5.2 0c0-1.6 1.5-2.4 2.7-3.9Z",
+  new: "M12 4H7a3 3 0 0 0-3 3v10a3 3 0 0 0 3 3h10a3 3 0 0 0 3-3v-5M9.5 14.5l.6-3L18.3 3.3a1.7 1.7 0 0 1 2.4 2.4L12.5 14l-3 .5Z",
+  search: "M4.5 11a6.5 6.5 0 1 0 13 0 6.5 6.5 0 1 0-13 0ZM16 16l4.5 4.5",
+  menu: "M4 7h16M4 12h16M4 17h10",
+  close: "m6 6 12 12M18 6 6 18",
+  more: "M3.9 12a1.6 1.6 0 1 0 3.2 0 1.6 1.6 0 1 0-3.2 0ZM10.4 12a1.6 1.6 0 1 0 3.2 0 1.6 1.6 0 1 0-3.2 0ZM16.9 12a1.6 1.6 0 1 0 3.2 0 1.6 1.6 0 1 0-3.2 0Z",
+  sliders: "M4 7h9M19 7h1M4 17h1M11 17h9M13.5 7a2.5 2.5 0 1 0 5 0 2.5 2.5 0 1 0-5 0ZM5.5 17a2.5 2.5 0 1 0 5 0 2.5 2.5 0 1 0-5 0Z",
+  send: "M12 19V5M5.5 11.5 12 5l6.5 6.5",
+  stop: "M9 7h6a2 2 0 0 1 2 2v6a2 2 0 0 1-2 2h-6a2 2 0 0 1-2-2v-6a2 2 0 0 1 2-2Z",
+  copy: "M11.5 9h6a2.5 2.5 0 0 1 2.5 2.5v6a2.5 2.5 0 0 1-2.5 2.5h-6a2.5 2.5 0 0 1-2.5-2.5v-6a2.5 2.5 0 0 1 2.5-2.5ZM5.5 15H5a1.5 1.5 0 0 1-1.5-1.5v-8A2 2 0 0 1 5.5 3.5h8A1.5 1.5 0 0 1 15 5v.5",
+  check: "m4.5 12.5 5 5 10-11",
+  retry: "M19.5 12a7.5 7.5 0 1 1-2.3-5.4L20 9M20 4.5V9h-4.5",
+  edit: "m4 20 1-4.5L16 4.5a2 2 0 0 1 2.8 0l.7.7a2 2 0 0 1 0 2.8L8.5 19 4 20ZM14 6.5l3.5 3.5",
+  left: "m14.5 6-6 6 6 6",
+  right: "m9.5 6 6 6-6 6",
+  down: "m6 9.5 6 6 6-6",
+  bottom: "M12 5v14M5.5 12.5 12 19l6.5-6.5",
+  pin: "M9 4h6l-.7 6.3L17.5 14h-11l3.2-3.7L9 4ZM12 14v6.5",
+  trash: "M4.5 6.5h15M9.5 6V4h5v2M6.5 6.5l.8 12a2 2 0 0 0 2 1.8h5.4a2 2 0 0 0 2-1.8l.8-12M10 10.5v6M14 10.5v6",
+  restore: "M8.5 5 4.5 9l4 4M5 9h9a5.5 5.5 0 0 1 0 11H8",
+  gear: "M9 12a3 3 0 1 0 6 0 3 3 0 1 0-6 0ZM10.3 3.5l-.5 2.3-1.7 1-2.3-.7-1.7 3 1.7 1.6v2.6l-1.7 1.6 1.7 3 2.3-.7 1.7 1 .5 2.3h3.4l.5-2.3 1.7-1 2.3.7 1.7-3-1.7-1.6v-2.6l1.7-1.6-1.7-3-2.3.7-1.7-1-.5-2.3Z",
+  out: "M14 4H7a2 2 0 0 0-2 2v12a2 2 0 0 0 2 2h7M10 12h10.5M17 8.5l3.5 3.5-3.5 3.5",
+  keys: "M5.5 6h13a2.5 2.5 0 0 1 2.5 2.5v7a2.5 2.5 0 0 1-2.5 2.5h-13a2.5 2.5 0 0 1-2.5-2.5v-7a2.5 2.5 0 0 1 2.5-2.5ZM7 10h.01M10.3 10h.01M13.7 10h.01M17 10h.01M8 14h8",
+  download: "M12 4v11M7.5 10.5 12 15l4.5-4.5M5 20h14",
+  upload: "M12 15V4M7.5 8.5 12 4l4.5 4.5M5 20h14",
+  link: "M10 14a4 4 0 0 0 5.7 0l3.1-3.1a4 4 0 0 0-5.7-5.7L12 6.3M14 10a4 4 0 0 0-5.7 0l-3.1 3.1a4 4 0 0 0 5.7 5.7l1.1-1.1",
+  eye: "M2.5 12S6 5.5 12 5.5 21.5 12 21.5 12 18 18.5 12 18.5 2.5 12 2.5 12ZM9.3 12a2.7 2.7 0 1 0 5.4 0 2.7 2.7 0 1 0-5.4 0Z",
+  image: "M6 4.5h12a2.5 2.5 0 0 1 2.5 2.5v10a2.5 2.5 0 0 1-2.5 2.5h-12a2.5 2.5 0 0 1-2.5-2.5v-10a2.5 2.5 0 0 1 2.5-2.5ZM7.5 10a1.5 1.5 0 1 0 3 0 1.5 1.5 0 1 0-3 0ZM4.5 18l5-4.5 3 2.5 4-4 4 4",
+  alert: "M12 4 2.8 19.5h18.4L12 4ZM12 10v4.5M12 17h.01",
+  thought: "M9.5 18.5h5M10.5 21h3M12 3a6.5 6.5 0 0 0-4 11.6c.8.7 1.3 1.4 1.5 2.4h5c.2-1 .7-1.7 1.5-2.4A6.5 6.5 0 0 0 12 3Z",
+  wrap: "M4 6.5h16M4 12h12.5a3.5 3.5 0 0 1 0 7H12M14.5 16.5 12 19l2.5 2.5M4 19h3.5",
+  "go-on": "M5 6v12l8-6-8-6ZM18.5 6v12",
+};
+const SOLID = new Set(["flame", "more", "stop"]);
+
+export function icon(name) {
+  return svg("svg", { class: SOLID.has(name) ? "icon solid" : "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: PATHS[name] }));
 }
 
 /** A button that shows only an icon; `label` is its name and its tooltip. */
@@ -207,6 +246,18 @@ export function copyButton(label, text, attributes = {}) {
     setTimeout(() => button.replaceChildren(icon("copy")), 1600);
   }, attributes);
   return button;
+}
+
+const sheets = new Map();
+
+/** Waits until a style sheet of /static/ is in force. What only some visits need comes with the module that needs it. */
+export function styles(name) {
+  if (!sheets.has(name)) {
+    sheets.set(name, new Promise((resolve) => {
+      document.head.append(h("link", { rel: "stylesheet", href: `/static/${name}`, onload: resolve, onerror: resolve }));
+    }));
+  }
+  return sheets.get(name);
 }
 
 let count = 0;

@@ -103,10 +103,6 @@ export class Markdown {
     this.node = h("div", { class: "markdown", dir: "auto" });
   }
 
-  get text() {
-    return this.#text;
-  }
-
   /** Shows a finished text and its blocks. Those already shown stay, with what is selected in them. */
   show(text, blocks) {
     this.#stop();

@@ -1,7 +1,6 @@
 // One message: a question as it was typed, or an answer with its reasoning, its state and its figures.
 
-import { arrange, copyButton, h, iconButton, number, seconds, timeNode } from "./dom.js";
-import { icon } from "./icons.js";
+import { arrange, copyButton, h, icon, iconButton, number, seconds, timeNode } from "./dom.js";
 import { Markdown } from "./markdown.js";
 
 const LONG_QUESTION = 1500; // characters; a longer one is folded
@@ -106,9 +105,10 @@ class Answer {
     this.update(message);
   }
 
-  /** The text as far as it has been shown. */
-  get text() {
-    return this.#markdown.text;
+  /** What a screen reader says when the answer is done. */
+  get spoken() {
+    if (this.message.status !== "complete") return `The answer ended. ${this.#note.textContent}`;
+    return `Answer finished. ${this.#markdown.node.textContent.slice(0, 2000)}`;
   }
 
   /** `last`: whether it is the path's last message, which alone can be asked for again. */
@@ -138,17 +138,22 @@ class Answer {
     this.#phase.show({ phase: "waiting" });
   }
 
+  // What still comes of a stream after its message was read whole is in it already.
+
   progress(data) {
+    if (!this.#live) return;
     if (data.phase === "generating") this.#phase.hide();
     else this.#phase.show(data);
   }
 
   think(delta) {
+    if (!this.#live) return;
     this.#phase.hide();
     this.#reasoning.append(delta);
   }
 
   append(delta) {
+    if (!this.#live) return;
     this.#phase.hide();
     this.#reasoning.end();
     this.#markdown.append(delta);

@@ -1,8 +1,7 @@
-// Which models there are, and which one is asked: the list, the picker, and what to do while there is none.
+// Which models there are, which one is asked, and what to do while there is none.
 
-import { get, onChange, post, session, tell } from "./api.js";
-import { announce, bytes, copyButton, h, iconButton, number, openDialog, stepFocus, toast } from "./dom.js";
-import { icon } from "./icons.js";
+import { get, session, tell } from "./api.js";
+import { copyButton, h, icon } from "./dom.js";
 
 const CHOICE = "fireside.model"; // the last model picked in this browser, for new conversations
 const LOOK_EVERY = 3000; // ms, while there is no model or one is loading
@@ -65,89 +64,30 @@ export function remember(choice) {
 
 export const label = (choice) => choice?.model?.label || choice?.model?.id || choice?.id || "";
 
-const STATES = { loaded: "Loaded", loading: "Loading", "not-loaded": "Not loaded" };
+export const STATES = { loaded: "Loaded", loading: "Loading", "not-loaded": "Not loaded" };
 
 export function stateDot(model, online = true) {
   const state = online ? model?.state ?? "unknown" : "offline";
   return h("span", { class: `dot ${state}`, title: online ? STATES[state] : "Offline" });
 }
 
-/** The picker. `pick(choice)` is called with what was chosen. */
-export function openPicker(current, pick) {
-  const list = h("div", { class: "models" });
-  const search = h("input", { type: "search", placeholder: "Find a model", "aria-label": "Find a model", autocomplete: "off", spellcheck: "false" });
-  const draw = () => {
-    const wanted = search.value.trim().toLowerCase();
-    list.replaceChildren(...(providers ?? []).map((provider) => providerSection(provider, wanted, current, choose)));
-  };
-  const choose = (choice) => {
-    dialog.close();
-    pick(choice);
-  };
-  search.addEventListener("input", draw);
-  const dialog = openDialog("Models", { className: "picker", onclose: () => stop() }, search, list);
-  const stop = onChange("models", draw);
-  dialog.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && event.target === search) list.querySelector(".model-pick")?.click();
-    else stepFocus(event, [search, ...list.querySelectorAll(".model-pick")]);
-  });
-  draw();
-  search.focus();
-  refreshModels().catch(() => {}); // the page says by itself that the server is gone
+/** What a new conversation shows in the place of messages. */
+export function welcome() {
+  if (providers && !anyModel()) return noModelScreen();
+  const hour = new Date().getHours();
+  const greeting = hour < 5 || hour >= 18 ? "Good evening" : hour < 12 ? "Good morning" : "Good afternoon";
+  return h("section", { class: "welcome" }, icon("flame"), h("h2", {}, `${greeting}, ${session.user.username}`),
+    h("p", {}, readiness(chosen(null))));
 }
 
-function providerSection(provider, wanted, current, choose) {
-  const models = provider.models.filter((model) => `${model.id} ${model.label}`.toLowerCase().includes(wanted));
-  const empty = provider.online ? (wanted ? null : "It has no model yet.") : provider.error || "It does not answer.";
-  return h("section", { "aria-label": provider.name, hidden: Boolean(wanted) && !models.length },
-    h("h3", {}, provider.name, !provider.online && h("span", { class: "badge" }, "offline")),
-    !models.length && empty && h("p", { class: "faint" }, empty),
-    h("ul", {}, models.map((model) => modelRow(provider, model, current, choose))));
+function readiness(choice) {
+  if (!choice) return "Looking for a model.";
+  if (choice.model.state === "not-loaded") return `${label(choice)} is loaded when you send the first message.`;
+  return `${label(choice)} is ready.`;
 }
 
-function modelRow(provider, model, current, choose) {
-  const here = current?.model?.id === model.id && current.provider.provider_id === provider.provider_id;
-  const context = model.context_length ?? model.max_context_length;
-  const facts = [
-    STATES[model.state],
-    context && `${number(context)} context`,
-    model.quantization,
-    model.size_bytes && bytes(model.size_bytes),
-    model.vision && "sees images",
-  ].filter(Boolean);
-  return h("li", {},
-    h("button", {
-      type: "button", class: "model-pick", "aria-current": here ? "true" : null,
-      onclick: () => choose({ provider, model, id: model.id }),
-    },
-      stateDot(model, provider.online),
-      h("span", {}, h("strong", {}, model.label || model.id), h("small", {}, facts.join(" · "))),
-      here && icon("check")),
-    session.user.role === "admin" && provider.kind !== "openai" && model.state && loadButton(provider, model));
-}
-
-function loadButton(provider, model) {
-  const loaded = model.state === "loaded";
-  const act = async (event) => {
-    const button = event.currentTarget;
-    button.disabled = true;
-    button.textContent = loaded ? "Unloading" : "Loading";
-    try {
-      await post(`/providers/${encodeURIComponent(provider.provider_id)}/models/${loaded ? "unload" : "load"}`, { model: model.id });
-      announce(loaded ? "Model unloaded" : "Model loaded");
-    } catch (error) {
-      toast(error.message);
-    }
-    button.disabled = false;
-    button.textContent = loaded ? "Unload" : "Load";
-    await refreshModels().catch(() => {});
-  };
-  return h("button", { type: "button", class: "load", disabled: model.state === "loading", onclick: act, "aria-label": `${loaded ? "Unload" : "Load"} ${model.label || model.id}` },
-    model.state === "loading" ? "Loading" : loaded ? "Unload" : "Load");
-}
-
-/** Shown where the chat would be while no model server is found. It goes by itself when one appears. */
-export function noModelScreen() {
+/** It goes by itself when a model server appears. */
+function noModelScreen() {
   const running = providers?.filter((provider) => provider.online) ?? [];
   const start = "lms server start";
   const steps = running.length

@@ -1,6 +1,8 @@
 // The side panel: a conversation's own instructions and how its answers are made.
 
-import { debounce, h, iconButton } from "./dom.js";
+import { debounce, h, iconButton, styles } from "./dom.js";
+
+await styles("more.css");
 
 const PARAMETERS = [
   { name: "temperature", label: "Temperature", help: "Low is predictable, high is playful.", min: 0, max: 2, step: 0.05 },
@@ -13,9 +15,9 @@ const PARAMETERS = [
 ];
 
 /** Opens the panel beside the chat, or closes it. What is changed is saved as it is typed. */
-export function togglePanel(chat) {
-  if (chat.closePanel) return chat.closePanel();
-  const opener = chat.settings;
+export function togglePanel(head) {
+  if (head.closePanel) return head.closePanel();
+  const { chat, settings: opener } = head;
   const { system_prompt = "", settings = {} } = chat.fields;
   const saved = h("small", { class: "faint", role: "status" });
   const save = debounce(400, async (fields) => {
@@ -31,7 +33,7 @@ export function togglePanel(chat) {
     save({ settings: { ...values } });
   };
   const panel = h("aside", { class: "panel", "aria-label": "Conversation settings" },
-    h("header", {}, h("h2", {}, "This conversation"), iconButton("close", "Close", () => chat.closePanel())),
+    h("header", {}, h("h2", {}, "This conversation"), iconButton("close", "Close", () => head.closePanel())),
     h("div", { class: "field" }, h("label", { for: "system-prompt" }, "Instructions for the model"), prompt),
     h("h3", {}, "How answers are made"),
     h("p", { class: "faint" }, "What is left empty is up to the model server."),
@@ -40,11 +42,11 @@ export function togglePanel(chat) {
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     event.stopPropagation();
-    chat.closePanel();
+    head.closePanel();
   });
-  chat.closePanel = () => {
+  head.closePanel = () => {
     panel.remove();
-    chat.closePanel = null;
+    head.closePanel = null;
     opener.setAttribute("aria-expanded", "false");
     opener.focus();
   };

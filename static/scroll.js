@@ -1,7 +1,6 @@
 // The scroll of a conversation: it keeps the end in sight while it is in sight, and never moves for who reads further up.
 
-import { h } from "./dom.js";
-import { icon } from "./icons.js";
+import { h, icon } from "./dom.js";
 
 export class Scroller {
   #following = true;

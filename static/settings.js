@@ -1,11 +1,10 @@
 // The settings: how it looks, one's own account and data, the bin, the use that was made, and the household.
 
 import { changed, get, patch, post, remove, session } from "./api.js";
-import {
-  confirmed, copyButton, counter, h, iconButton, number, openDialog, parseTime, shortTime, timeNode, toast,
-} from "./dom.js";
-import { icon } from "./icons.js";
+import { confirmed, copyButton, counter, h, icon, iconButton, number, openDialog, parseTime, shortTime, styles, timeNode, toast } from "./dom.js";
 import { saveAs } from "./sidebar.js";
+
+await styles("more.css");
 
 const SECTIONS = [
   { id: "general", label: "General", show: general },

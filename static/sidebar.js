@@ -1,10 +1,9 @@
 // The list of conversations, newest first and by day, and the search over titles and texts.
 
-import { changed, get, onChange, patch, post, remove, session } from "./api.js";
+import { changed, get, onChange, patch, post, remove, session, tell } from "./api.js";
 import {
-  arrange, counter, dayGroup, debounce, h, iconButton, openMenu, parseTime, renameInPlace, stepFocus, timeNode, toast,
+  arrange, counter, dayGroup, debounce, h, icon, iconButton, openMenu, parseTime, renameInPlace, stepFocus, timeNode, toast,
 } from "./dom.js";
-import { icon } from "./icons.js";
 
 const PAGE = 60; // conversations
 const POLL = 30_000; // ms between quiet looks for what another device has changed
@@ -71,6 +70,8 @@ export class Sidebar {
       if (!this.#items.size) this.#more = full;
       for (const item of [...newest, ...pinned]) this.#items.set(item.id, item);
       this.#draw();
+      const current = this.#items.get(this.#current);
+      if (current) tell("listed", current);
     } catch (error) {
       if (error.status !== 0 && error.status !== 401) toast(error.message);
     }
@@ -167,6 +168,7 @@ export class Sidebar {
     const open = this.#current === id;
     if (open) this.open(null);
     changed("list", { id });
+    changed("conversation", { id });
     toast(`Deleted “${title.length > 40 ? `${title.slice(0, 40)}…` : title}”`, "Undo", async () => {
       try {
         await post(`/conversations/${id}/restore`);

@@ -2,6 +2,7 @@
 where a test must know what is answered, and when.
 """
 
+import base64
 import contextlib
 import itertools
 import json
@@ -22,7 +23,11 @@ from .payloads import PAYLOADS
 from .upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, text, usage
 
 expect.set_options(timeout=30_000)
+minutes = itertools.count()
 names = (f"person{number}" for number in itertools.count())
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+)
 STORY = "Tell me a long story about a lighthouse keeper and a storm."
 
 
@@ -60,7 +65,8 @@ def lmstudio() -> Iterator[Upstream]:
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory, lmstudio: Upstream) -> Iterator[Fireside]:
     """A Fireside whose LM Studio is the scripted one."""
-    with Fireside(tmp_path_factory.mktemp("studio"), NO_ENGINE, lmstudio_url=lmstudio.url) as studio:
+    concurrency = {"lmstudio_concurrency": "16"}
+    with Fireside(tmp_path_factory.mktemp("studio"), NO_ENGINE, lmstudio_url=lmstudio.url, **concurrency) as studio:
         yield studio
 
 
@@ -119,14 +125,17 @@ def new(client: httpx.Client, question: str = "", **fields: object) -> int:
     return conversation_id
 
 
-def imported(client: httpx.Client, conversations: list[tuple[str, list[str]]]) -> None:
-    """Conversations as (title, texts of question, answer, question ...), the last one the newest."""
+def imported(
+    client: httpx.Client, conversations: list[tuple[str, list[str]]], stats: dict[str, int] | None = None
+) -> None:
+    """Conversations as (title, texts of question, answer, question ...), the last one the newest; `stats` of each answer."""
     files = []
-    for number, (title, texts) in enumerate(conversations):
+    for number, (title, texts) in zip(minutes, conversations, strict=False):
         time = f"2026-01-{1 + number // 1440:02}T{number // 60 % 24:02}:{number % 60:02}:00.000000"
         messages = [
             {"id": at + 1, "parent_id": at or None, "role": ("user", "assistant")[at % 2], "content": content}
             | {"created_at": time}
+            | ({"stats": stats} if stats and at % 2 else {})
             for at, content in enumerate(texts)
         ]
         conversation = {"fireside": 1, "title": title, "named": True, "created_at": time, "updated_at": time}
@@ -289,7 +298,7 @@ def test_reasoning_is_folded_and_timed_and_the_answer_announced_once(
     gate.open()
     expect(answered(page).locator("strong")).to_have_text("you")
     expect(thoughts.locator("summary")).to_contain_text(re.compile(r"Thought for .* s"))
-    assert page.evaluate("said") == ["Answer finished. Hello **you**"]
+    assert page.evaluate("said") == ["Answer finished. Hello you"]
 
 
 def test_the_phases_before_the_first_token_are_told(
@@ -454,6 +463,178 @@ def test_the_scroll_is_never_stolen_and_the_end_is_followed(
     answered(page)
     expect(page.get_by_text("The end.")).to_be_in_viewport()
     assert scroller.evaluate(rest) < 2
+
+
+def test_a_hidden_tab_leaves_its_connection_and_catches_up(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    first, second = Gate(), Gate()
+    parts = (text("One, "), pause(first), text("two, "), pause(second), text("three."), finish(), usage(9, 3), DONE)
+    lmstudio.enqueue(*parts)
+    page = visit.open()
+    ask(page, "Count")
+    shown = page.locator(".message.assistant .markdown")
+    expect(shown).to_contain_text("One")
+    hide = """(hidden) => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with page.expect_event("requestfailed", lambda request: "/stream" in request.url):
+        page.evaluate(hide, True)
+    first.open()
+    with page.expect_request(re.compile(r"/generations/[^/]+/stream\?after=\d+")):
+        page.evaluate(hide, False)
+    expect(shown).to_contain_text("two")
+    second.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One, two, three.")
+
+
+def test_ten_tabs_of_one_browser_all_work(at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream) -> None:
+    visit, _ = at_studio
+    gates = [Gate() for _ in range(10)]
+    hide = "Object.defineProperty(document, 'hidden', { get: () => window.put_away }); window.put_away = false;"
+    visit.context.add_init_script(hide)
+    pages = []
+    for gate in gates:
+        for page in pages[-1:]:
+            page.evaluate("() => { put_away = true; document.dispatchEvent(new Event('visibilitychange')); }")
+        lmstudio.enqueue(text("Wait"), pause(gate), text(" is over"), finish(), usage(9, 3), DONE)
+        pages.append(visit.open())
+        ask(pages[-1], "Hi")
+        expect(pages[-1].locator(".message.assistant .markdown")).to_contain_text("Wait")
+        gate.open() if gate is gates[0] else None
+    for gate in gates[1:]:
+        gate.open()
+    for page in pages:
+        page.evaluate("() => { put_away = false; document.dispatchEvent(new Event('visibilitychange')); }")
+        expect(answered(page).locator(".markdown")).to_have_text("Wait is over")
+
+
+def test_what_was_not_sent_any_more_is_marked_by_a_line(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    for omitted, texts in (2, 6), (70, 100):
+        imported(client, [(f"Without {omitted}", [f"Text {at}" for at in range(texts)])], {"omitted_messages": omitted})
+    page = visit.open()
+    for omitted in (2, 70):
+        page.get_by_role("link", name=f"Without {omitted}").click()
+        line = page.locator(".divider")
+        expect(line).to_contain_text("Not sent above here")
+        assert (
+            line.evaluate("(node) => node.nextElementSibling.querySelector('.text').textContent") == f"Text {omitted}"
+        )
+
+
+def test_models_are_loaded_and_chosen(
+    at_studio: tuple[Watched, httpx.Client],
+    studio: Fireside,
+    bea: httpx.Client,
+    lmstudio: Upstream,
+    visitor: Callable[..., Watched],
+) -> None:
+    visit, _ = at_studio
+    page = visit.open()
+    page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    expect(page.get_by_role("heading", name="Nothing")).to_contain_text("offline")
+    expect(page.locator(".model-pick")).to_have_count(2)
+    expect(page.locator(".load")).to_have_count(0)
+    page.get_by_role("searchbox", name="Find a model").fill("qwen")
+    expect(page.locator(".model-pick")).to_have_count(1)
+    expect(page.locator(".model-pick")).to_contain_text("Not loaded · 131,072 context · Q4_K_M · 6.0 GB · sees images")
+    page.keyboard.press("Enter")
+    lmstudio.enqueue(answer("Hello", model="qwen2.5-vl-7b-instruct"))
+    ask(page, "Hi")
+    expect(answered(page)).to_contain_text("qwen2.5-vl-7b-instruct")
+    assert lmstudio.chats[-1]["model"] == "qwen2.5-vl-7b-instruct"
+    page.get_by_role("link", name="New chat").click()
+    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
+
+    page = visitor(studio, studio.join(bea, next(names), "admin")).open()
+    page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct").click()
+    expect(page.get_by_role("button", name="Unload Qwen2.5 VL 7B Instruct")).to_be_visible()
+    page.get_by_role("button", name="Unload Qwen2.5 VL 7B Instruct").click()
+    expect(page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct")).to_be_visible()
+
+
+def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream, tmp_path: Path
+) -> None:
+    visit, _ = at_studio
+    picture = tmp_path / "dot.png"
+    picture.write_bytes(PNG)
+    page = visit.open()
+    page.evaluate("() => localStorage.clear()")
+    page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    page.locator(".model-pick", has_text="Qwen").click()
+    expect(page.get_by_role("button", name="Attach images")).to_be_visible()
+    page.get_by_label("Attach images").last.set_input_files(picture)
+    expect(page.locator(".chip")).to_contain_text("dot.png")
+    ask(page, "What is this?")
+    answered(page)
+    shown = page.get_by_role("img", name="Attached image")
+    expect(shown).to_have_js_property("naturalWidth", 1)
+    page.locator(".message.user").hover()
+    page.get_by_role("button", name="Edit question").click()
+    page.get_by_role("textbox", name="Edited question").fill("And what is this?")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".message.user")).to_contain_text("2/2")
+    answered(page)
+    expect(shown).to_have_js_property("naturalWidth", 1)
+    sent = [part["type"] for part in lmstudio.chats[-1]["messages"][-1]["content"]]
+    assert sorted(sent) == ["image_url", "text"]
+
+
+def test_conversations_come_in_and_go_out_through_the_settings(
+    at_studio: tuple[Watched, httpx.Client], tmp_path: Path
+) -> None:
+    visit, client = at_studio
+    new(client, "To be exported")
+    page = visit.open()
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_role("tab", name="Your data").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export everything").click()
+    download.value.save_as(tmp_path / "all.zip")
+    good(client.delete(f"/conversations/{good(client.get('/conversations'))[0]['id']}?purge=true"))
+    page.get_by_label("File to import").set_input_files(tmp_path / "all.zip")
+    expect(page.get_by_text("1 conversations and 2 messages were added")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".list li", has_text="To be exported")).to_be_visible()
+
+
+def test_a_session_is_ended_from_another_and_the_password_changed(
+    studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched]
+) -> None:
+    client = studio.join(bea, name := next(names))
+    page = visitor(studio, client).open()
+    other = visitor(studio).open()
+    other.get_by_label("Name").fill(name)
+    other.get_by_label("Password", exact=True).fill("not the password")
+    other.keyboard.press("Enter")
+    expect(other.get_by_role("alert")).not_to_be_empty()
+    other.get_by_label("Password", exact=True).fill(PASSWORD)
+    other.keyboard.press("Enter")
+    expect(other.get_by_role("heading", name=name)).to_be_visible()
+
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_role("tab", name="Account").click()
+    expect(page.locator(".rows li")).to_have_count(2)
+    page.get_by_role("button", name="End", exact=True).click()
+    expect(page.locator(".rows li")).to_have_count(1)
+    other.get_by_role("textbox", name="Message").fill("Never lost")
+    other.keyboard.press("Enter")
+    expect(other.get_by_role("button", name="Sign in")).to_be_visible()
+    page.get_by_label("Current password").fill(PASSWORD)
+    page.get_by_label("New password, 12 characters or more").fill("another long phrase")
+    page.get_by_role("button", name="Change password").click()
+    expect(page.get_by_text("Changed. All other sessions have ended.")).to_be_visible()
+    other.get_by_label("Name").fill(name)
+    other.get_by_label("Password", exact=True).fill("another long phrase")
+    other.keyboard.press("Enter")
+    expect(other.get_by_role("textbox", name="Message")).to_have_value("Never lost")
 
 
 def test_everything_is_reached_by_keyboard(at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream) -> None:

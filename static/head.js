@@ -1,0 +1,48 @@
+// The bar above the messages: the title, which model is asked, and the way to the conversation's settings.
+
+import { h, icon, iconButton, renameInPlace } from "./dom.js";
+import { asked, chosen, label, providers, remember, stateDot } from "./models.js";
+
+export class Head {
+  closePanel = null; // while the side panel is open
+
+  constructor(chat, openMenu) {
+    this.chat = chat;
+    this.title = h("button", { type: "button", class: "title", title: "Rename", onclick: () => this.rename() });
+    this.model = h("button", { type: "button", class: "pill", "aria-haspopup": "dialog", onclick: () => this.pickModel() });
+    this.settings = iconButton("sliders", "Conversation settings", () => this.openPanel(), { "aria-expanded": "false" });
+    this.node = h("header", { class: "top" },
+      iconButton("menu", "Conversations", openMenu, { class: "quiet narrow" }), h("h1", {}, this.title), this.model, this.settings);
+  }
+
+  draw() {
+    const { id, conversation } = this.chat;
+    this.title.textContent = conversation?.title ?? (id === null ? "New chat" : "");
+    this.title.disabled = !conversation;
+    document.title = conversation?.title ?? "Fireside";
+    const choice = chosen(conversation);
+    const name = label(choice);
+    const offline = choice && !choice.model;
+    this.model.replaceChildren(stateDot(choice?.model, !offline), h("span", {}, name || (providers ? "No model" : "Models")), icon("down"));
+    this.model.setAttribute("aria-label", `Model: ${name || "none"}`);
+  }
+
+  rename() {
+    renameInPlace(this.title, this.chat.conversation.title, (title) => this.chat.change({ title }));
+  }
+
+  async pickModel() {
+    const { openPicker } = await import("./picker.js");
+    openPicker(chosen(this.chat.conversation), async (choice) => {
+      remember(choice);
+      if (this.chat.conversation) await this.chat.change(asked(choice));
+      else this.chat.drawAround();
+      this.chat.composer.focus();
+    });
+  }
+
+  async openPanel() {
+    const { togglePanel } = await import("./panel.js");
+    togglePanel(this);
+  }
+}

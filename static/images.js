@@ -1,0 +1,32 @@
+// Images as a message takes them: {media_type, data}, base64.
+
+import { h } from "./dom.js";
+
+const TYPES = ["image/png", "image/jpeg", "image/webp"];
+const BYTES = 600_000; // a larger one is scaled down: a request takes 4 MiB
+const PIXELS = 1536; // of the longer side
+
+/** One that a message has already. */
+export async function fetched({ id }) {
+  const response = await fetch(`/images/${id}`);
+  return encode(await response.blob());
+}
+
+/** A file as it is, or a smaller picture of it. */
+export async function encode(file) {
+  let picture = file;
+  if (file.size > BYTES || !TYPES.includes(file.type)) {
+    const bitmap = await createImageBitmap(file);
+    const scale = Math.min(1, PIXELS / Math.max(bitmap.width, bitmap.height));
+    const canvas = h("canvas", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
+    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    picture = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85));
+  }
+  const data = await new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(picture);
+  });
+  return { media_type: picture.type, data };
+}

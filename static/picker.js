@@ -1,0 +1,81 @@
+// The list of models to choose from: what each is, whether it is loaded, and for administrators to load and unload them.
+
+import { onChange, post, session } from "./api.js";
+import { announce, bytes, h, icon, number, openDialog, stepFocus, styles, toast } from "./dom.js";
+import { providers, refreshModels, STATES, stateDot } from "./models.js";
+
+await styles("more.css");
+
+/** `pick(choice)` is called with what was chosen. */
+export function openPicker(current, pick) {
+  const list = h("div", { class: "models" });
+  const search = h("input", { type: "search", placeholder: "Find a model", "aria-label": "Find a model", autocomplete: "off", spellcheck: "false" });
+  const draw = () => {
+    const wanted = search.value.trim().toLowerCase();
+    list.replaceChildren(...(providers ?? []).map((provider) => providerSection(provider, wanted, current, choose)));
+  };
+  const choose = (choice) => {
+    dialog.close();
+    pick(choice);
+  };
+  search.addEventListener("input", draw);
+  const dialog = openDialog("Models", { className: "picker", onclose: () => stop() }, search, list);
+  const stop = onChange("models", draw);
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target === search) list.querySelector(".model-pick")?.click();
+    else stepFocus(event, [search, ...list.querySelectorAll(".model-pick")]);
+  });
+  draw();
+  search.focus();
+  refreshModels().catch(() => {}); // the page says by itself that the server is gone
+}
+
+function providerSection(provider, wanted, current, choose) {
+  const models = provider.models.filter((model) => `${model.id} ${model.label}`.toLowerCase().includes(wanted));
+  const empty = provider.online ? (wanted ? null : "It has no model yet.") : provider.error || "It does not answer.";
+  return h("section", { "aria-label": provider.name, hidden: Boolean(wanted) && !models.length },
+    h("h3", {}, provider.name, !provider.online && h("span", { class: "badge" }, "offline")),
+    !models.length && empty && h("p", { class: "faint" }, empty),
+    h("ul", {}, models.map((model) => modelRow(provider, model, current, choose))));
+}
+
+function modelRow(provider, model, current, choose) {
+  const here = current?.model?.id === model.id && current.provider.provider_id === provider.provider_id;
+  const context = model.context_length ?? model.max_context_length;
+  const facts = [
+    STATES[model.state],
+    context && `${number(context)} context`,
+    model.quantization,
+    model.size_bytes && bytes(model.size_bytes),
+    model.vision && "sees images",
+  ].filter(Boolean);
+  return h("li", {},
+    h("button", {
+      type: "button", class: "model-pick", "aria-current": here ? "true" : null,
+      onclick: () => choose({ provider, model, id: model.id }),
+    },
+      stateDot(model, provider.online),
+      h("span", {}, h("strong", {}, model.label || model.id), h("small", {}, facts.join(" · "))),
+      here && icon("check")),
+    session.user.role === "admin" && provider.kind !== "openai" && model.state && loadButton(provider, model));
+}
+
+function loadButton(provider, model) {
+  const loaded = model.state === "loaded";
+  const act = async (event) => {
+    const button = event.currentTarget;
+    button.disabled = true;
+    button.textContent = loaded ? "Unloading" : "Loading";
+    try {
+      await post(`/providers/${encodeURIComponent(provider.provider_id)}/models/${loaded ? "unload" : "load"}`, { model: model.id });
+      announce(loaded ? "Model unloaded" : "Model loaded");
+    } catch (error) {
+      toast(error.message);
+    }
+    button.disabled = false;
+    button.textContent = loaded ? "Unload" : "Load";
+    await refreshModels().catch(() => {});
+  };
+  return h("button", { type: "button", class: "load", disabled: model.state === "loading", onclick: act, "aria-label": `${loaded ? "Unload" : "Load"} ${model.label || model.id}` },
+    model.state === "loading" ? "Loading" : loaded ? "Unload" : "Load");
+}
