@@ -101,6 +101,7 @@ class EventLog:
         """The events after `position` as they come, joined where several wait; a `ping` after every silence."""
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[bool] = loop.create_future()  # False: for a ping
+        timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal timer

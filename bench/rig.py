@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0  # seconds for anything to start
@@ -32,7 +32,7 @@ def compiled(folder: Path) -> dict[str, Path]:
 class Process:
     """A program in a process of its own, ended at the end. Its first line tells where it listens."""
 
-    def __init__(self, *command: object, load: bool = False, **environ: str) -> None:
+    def __init__(self, *command: object, environ: dict[str, str] | None = None, load: bool = False) -> None:
         """`load`: it belongs to the load, which has the last core for itself as far as it can."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
         cores = sorted(os.sched_getaffinity(0))
@@ -40,7 +40,7 @@ class Process:
         self.popen = subprocess.Popen(
             [str(part) for part in command],
             stdout=subprocess.PIPE,
-            env=kept | environ,
+            env=kept | (environ or {}),
             cwd=HERE.parent,
         )
         if load:
@@ -67,7 +67,7 @@ class Process:
         rest, _ = self.popen.communicate(timeout=PATIENCE)
         return rest.decode()
 
-    def __enter__(self) -> "Process":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -163,7 +163,7 @@ class Fireside(Process):
             "FIRESIDE_BACKUPS": "0",
         }
         command = command or (sys.executable, "-m", "fireside")
-        super().__init__(*command, "--data-dir", data_dir, "--port", "0", "--no-open", **environ)
+        super().__init__(*command, "--data-dir", data_dir, "--port", "0", "--no-open", environ=environ)
 
     def sign_in(self) -> "Fireside":
         http = Http(self.port)
