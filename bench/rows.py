@@ -208,8 +208,8 @@ def _many(bench: Bench, fireside: Fireside, bare: Process) -> Iterator[Row]:
         held=on_time >= 0.99 and late <= 25,
     )
     pair = bench.turns(
-        lambda: rate(bench.stream(fireside, most, tokens, 50)),
-        lambda: rate(bench.run(rig.direct_load(bare.port, most, tokens, 50))),
+        lambda: rate(bench.stream(fireside, most, tokens // 2, 50)),
+        lambda: rate(bench.run(rig.direct_load(bare.port, most, tokens // 2, 50))),
     )
     yield pair.row(f"{most} x 50 tokens/s: delivered a second", "{:,.0f}", ">= 2 x", lambda ratio: ratio >= 2)
 
