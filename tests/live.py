@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import httpx
 from fireside import config, db
 from fireside.call import State
 from fireside.server import Server, create_app
+
+sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # httpcore looks for it at every connection, at length
 
 BOOTSTRAP_TOKEN = "the bootstrap token of the tests"
 PASSWORD = "a long enough phrase"
