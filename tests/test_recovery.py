@@ -1,0 +1,330 @@
+"""Backups, restores and disks: what doctor, backup and restore promise, and what a service does whose disk fails it."""
+
+import contextlib
+import datetime
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from fireside import commands, config, db, handlers, server
+from fireside.db import DatabaseUnusable
+
+from .browser import NO_ENGINE, Fireside
+from .live import PASSWORD, Person, Running, code, good, until
+from .upstream import Upstream
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes and limits of POSIX")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits the files of another process")
+
+
+def names(path: Path) -> list[str]:
+    """The users in a database, in order."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [row[0] for row in connection.execute("SELECT username FROM users ORDER BY id")]
+
+
+def add(path: Path, *users: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        for name in users:
+            connection.execute(
+                "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, '', 'user', '')", (name,)
+            )
+
+
+def made(path: Path, *users: str) -> Path:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    db.prepare(path)
+    add(path, *users)
+    return path
+
+
+@contextlib.contextmanager
+def in_the_log(path: Path, *users: str) -> Iterator[None]:
+    """These users are in the write-ahead log alone: a service was killed before it came to a checkpoint."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "SELECT count(*) FROM users"
+        ).fetchone()  # as long as this one is open nobody comes to a checkpoint
+        add(path, *users)
+        saved = {ending: path.with_name(path.name + ending).read_bytes() for ending in ("", "-wal", "-shm")}
+    for ending, data in saved.items():
+        path.with_name(path.name + ending).write_bytes(data)
+    yield
+
+
+# ---- restore
+
+
+def test_a_restore_keeps_what_was_there_to_its_last_word(tmp_path: Path) -> None:
+    backup, path = made(tmp_path / "backup.db", "old"), made(tmp_path / "data" / "fireside.db", "new")
+    with in_the_log(path, "newest"):
+        kept = db.restore(backup, path)
+    assert kept is not None
+    assert names(path) == ["old"] and names(kept) == ["new", "newest"]
+    assert not path.with_name(path.name + "-wal").exists()
+
+
+def fake_database(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE users (username)")
+
+
+def broken(path: Path) -> None:
+    data = bytearray(made(path, "old").read_bytes())
+    data[4096 * 3 : 4096 * 6] = os.urandom(4096 * 3)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda path: path.write_bytes(b"no database at all"), fake_database, broken, lambda path: None],
+    ids=["text", "somebody else's", "damaged", "not there"],
+)
+def test_what_cannot_be_restored_changes_nothing(tmp_path: Path, spoil: Callable[[Path], Any]) -> None:
+    backup, path = tmp_path / "backup.db", made(tmp_path / "data" / "fireside.db", "new")
+    spoil(backup)
+    before = path.read_bytes()
+    with pytest.raises(DatabaseUnusable):
+        db.restore(backup, path)
+    assert path.read_bytes() == before and [file.name for file in path.parent.iterdir()] == ["fireside.db"]
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_a_restore_that_was_killed_is_finished_at_the_next_start(tmp_path: Path, moved: int) -> None:
+    """`moved`: how many of the three files of the old database had been put away."""
+    backup, path = made(tmp_path / "backup.db", "old"), made(tmp_path / "fireside.db", "new")
+    with in_the_log(path, "newest"):
+        pass
+    db.copy(backup, path.with_name("fireside.db.restored"))
+    stamp = db.timestamp(
+        datetime.datetime.fromtimestamp(path.with_name("fireside.db.restored").stat().st_mtime, datetime.UTC)
+    )
+    kept = tmp_path / "backups" / f"before-restore-{stamp[:19].replace(':', '')}.db"
+    kept.parent.mkdir()
+    for ending in ("-wal", "-shm", "")[:moved]:
+        path.with_name(path.name + ending).replace(kept.with_name(kept.name + ending))
+    db.prepare(path)
+    assert names(path) == ["old"] and names(kept) == ["new", "newest"]
+    assert not path.with_name("fireside.db.restored").exists()
+
+
+# ---- backups
+
+
+def test_the_newest_daily_backups_stay(tmp_path: Path) -> None:
+    path = made(tmp_path / "fireside.db", "ann")
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    for day in range(1, 6):
+        (folder / f"daily-2020-01-0{day}.db").write_bytes(b"")
+    (folder / "before-schema-2-2020.db").write_bytes(b"")
+    db.back_up_daily(path, 3)
+    today = f"daily-{db.now()[:10]}.db"
+    assert {file.name for file in folder.iterdir()} == {
+        "before-schema-2-2020.db",
+        "daily-2020-01-04.db",
+        "daily-2020-01-05.db",
+        today,
+    }
+    assert names(folder / today) == ["ann"]
+    add(path, "bob")
+    db.back_up_daily(path, 3)
+    assert names(folder / today) == ["ann"], "one a day"
+
+
+def test_no_backups_are_made_where_none_are_wanted(tmp_path: Path) -> None:
+    db.back_up_daily(made(tmp_path / "fireside.db"), 0)
+    assert not (tmp_path / "backups").exists()
+
+
+@posix
+def test_a_copy_is_its_owner_s_alone(tmp_path: Path) -> None:
+    mask = os.umask(0o000)
+    try:
+        path = made(tmp_path / "data" / "fireside.db", "ann")
+        db.copy(path, tmp_path / "new" / "copy.db")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "new" / "copy.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_that_is_not_sound_is_not_kept(tmp_path: Path) -> None:
+    """The pages are copied as they are: only a check of the copy sees that a row lost what it belongs to."""
+    path = made(tmp_path / "fireside.db")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO login_links VALUES (x'00', 77, '')")
+    with pytest.raises(DatabaseUnusable, match="login_links"):
+        db.copy(path, tmp_path / "copy.db")
+    assert [file.name for file in tmp_path.iterdir() if "copy" in file.name] == []
+
+
+# ---- commands
+
+
+class Impostor(BaseHTTPRequestHandler):
+    """Whoever listens where a killed service did."""
+
+    heard: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.heard.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.heard.append(self.rfile.read(int(self.headers["content-length"])).decode())
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"username": "ann"}')
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_command_tells_nothing_to_whoever_has_a_killed_service_s_port(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), Impostor) as impostor:
+        thread = threading.Thread(target=impostor.serve_forever)
+        thread.start()
+        with db.lock(tmp_path):
+            pass
+        told = {"url": f"http://127.0.0.1:{impostor.server_address[1]}", "secret": "stale", "pid": 1}
+        (tmp_path / "service.json").write_text(json.dumps(told), "utf-8")
+        settings = config.load({"data_dir": str(tmp_path)}, {})
+        try:
+            assert commands.find_service(settings) is None
+            with db.lock(tmp_path):  # somebody holds it: then it is asked
+                assert commands.find_service(settings) is not None
+        finally:
+            impostor.shutdown()
+            thread.join()
+    assert Impostor.heard == ["/health"]
+
+
+def doctor(data_dir: Path) -> tuple[int, str]:
+    command = [sys.executable, "-m", "fireside", "doctor", "--data-dir", str(data_dir)]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    return done.returncode, done.stdout + done.stderr
+
+
+@posix
+def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with db.lock(data):
+        path = made(data / "fireside.db", "ann")
+        db.back_up_daily(path, 7)
+    assert doctor(data)[0] == 0, doctor(data)[1]
+    [backup] = (data / "backups").iterdir()
+    backup.write_bytes(b"nothing")
+    backup.chmod(0o644)
+    status, said = doctor(data)
+    assert status == 1
+    assert f"BAD newest backup {backup} cannot be restored" in said
+    assert f"BAD {backup} can be read by others: chmod 600 {backup}" in said
+    path.write_bytes(b"nothing")
+    status, said = doctor(data)
+    assert status == 1 and "not a database" in said and "Traceback" not in said
+
+
+@posix
+def test_doctor_reads_what_a_killed_service_left(tmp_path: Path, upstream: Upstream) -> None:
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=upstream.url) as fireside:
+        (tmp_path / "config.toml").chmod(0o600)
+        fireside.first()
+        fireside.kill()
+        status, said = doctor(tmp_path)
+    assert status == 0 and "integrity check passed" in said, said
+
+
+def test_what_is_written_is_its_owner_s_alone(tmp_path: Path) -> None:
+    script = "import os, sys; os.umask(0o022); from fireside.__main__ import main; main(sys.argv[1:]); print(oct(os.umask(0)))"
+    command = [sys.executable, "-c", script, "doctor", "--data-dir", str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.endswith("0o77\n")
+
+
+# ---- a service whose disk fails it
+
+
+@linux
+def test_on_a_full_disk_what_is_there_is_read_and_nothing_is_half_done(tmp_path: Path, upstream: Upstream) -> None:
+    import resource
+
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=upstream.url) as fireside:
+        ann = fireside.first()
+        conversation_id = good(ann.post("/conversations", json={"title": "before"}))["id"]
+        _, most = resource.prlimit(fireside.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(fireside.process.pid, resource.RLIMIT_FSIZE, (1, most))
+        for answer in (
+            ann.post("/conversations", json={}),
+            ann.post(f"/conversations/{conversation_id}/messages", json={"content": "Hello?"}),
+            ann.delete(f"/conversations/{conversation_id}"),
+            ann.post("/import", json=[]),
+            fireside.client().post("/auth/login", json={"username": "ann", "password": PASSWORD}),
+        ):
+            assert code(answer) == (503, "STORAGE_UNAVAILABLE")
+        assert [one["title"] for one in good(ann.get("/conversations"))] == ["before"]
+        assert good(ann.get(f"/conversations/{conversation_id}/messages")) == []
+        resource.prlimit(fireside.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        good(ann.post(f"/conversations/{conversation_id}/messages", json={"content": "Hello?"}))
+
+
+async def test_a_session_is_used_though_its_use_cannot_be_noted(running: Running, ann: Person) -> None:
+    await running.state.database.write(
+        lambda tx: tx.execute("UPDATE sessions SET last_seen = ?", (db.ago(days=1),)).rowcount
+    )
+    running.state.database.damaged = True
+    assert good(await ann.get("/conversations")) == []
+    assert code(await ann.post("/conversations", json={})) == (503, "STORAGE_UNAVAILABLE")
+    assert code(await ann.get("/health")) == (503, "STORAGE_UNAVAILABLE")
+
+
+async def test_a_damaged_page_is_found_when_it_is_read(running: Running) -> None:
+    checked = await running.state.database.read(lambda tx: tx.execute("PRAGMA cell_size_check").fetchone()[0])
+    assert checked == 1
+
+
+async def test_a_text_that_rots_is_shown_with_marks_and_kept_out_of_the_log(
+    running: Running, ann: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    conversation_id = await ann.conversation("private: ae")
+    sql = "UPDATE messages SET content = CAST(x'707269766174653a20ff' AS TEXT)"
+    await running.state.database.write(lambda tx: tx.execute(sql).rowcount)
+    for _ in range(2):
+        assert [message["content"] for message in await ann.messages(conversation_id)] == ["private: \ufffd"]
+    assert "damaged" in caplog.text and "private" not in caplog.text
+
+
+async def test_damage_is_looked_for_while_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is too large to be checked before the start."""
+    monkeypatch.setattr(db, "CHECK_AT_START_BYTES", 0)
+    path = made(tmp_path / "fireside.db", "ann")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        row = "INSERT INTO invites (code_hash, role, created_by, created_at, expires_at) VALUES (randomblob(32), 'user', 1, '', '')"
+        for _ in range(300):
+            connection.execute(row)
+        index = "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_invites_1'"
+        page = connection.execute(index).fetchone()[0]
+    data = bytearray(path.read_bytes())
+    data[(page - 1) * 4096 + 100 : page * 4096] = bytes(4096 - 100)
+    path.write_bytes(data)
+    monkeypatch.setattr(server, "HOUSE_SECONDS", 0.0)
+    async with Running(tmp_path) as running:
+        await until(lambda: running.state.database.damaged)
+        assert code(await running.anybody().get("/health")) == (503, "STORAGE_UNAVAILABLE")
+
+
+async def test_uploads_that_a_killed_server_was_reading_are_gone(tmp_path: Path) -> None:
+    left = tmp_path / f"{handlers.UPLOADS}abc"
+    left.mkdir()
+    (left / "upload.zip").write_bytes(b"x")
+    async with Running(tmp_path):
+        assert not left.exists()

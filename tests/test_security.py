@@ -1,0 +1,222 @@
+"""What bounds a connection, a guess and a password, and what the log says of refusals."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fireside import guard
+from fireside.auth import Throttle, check_password, private_file
+from fireside.errors import Invalid, RateLimited
+
+from .live import PASSWORD, PATIENCE, Person, Running, code, good
+
+# ---- connections
+
+
+@contextlib.asynccontextmanager
+async def connected(running: Running) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rpartition(":")[2]))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def taken(running: Running, begin: bytes, more: bytes) -> int:
+    """How many pieces of a request without end are taken before the connection is closed; a thousand are enough."""
+    async with connected(running) as (_, writer):
+        writer.write(begin)
+        for count in range(1000):
+            try:
+                writer.write(more)
+                await writer.drain()
+            except ConnectionError:
+                return count
+    return 1000
+
+
+CHUNKED = b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+
+
+@pytest.mark.parametrize(
+    "begin", [b"GET / HTTP/1.1\r\nX: ", b"GET /", CHUNKED + b"X: "], ids=["header", "path", "trailer"]
+)
+async def test_a_head_without_end_is_not_taken(running: Running, begin: bytes) -> None:
+    assert await taken(running, begin, b"a" * 65536) < 100
+
+
+@pytest.mark.parametrize("begin", [b"GET / HTTP/1.1\r\n", CHUNKED], ids=["headers", "trailers"])
+async def test_headers_without_end_are_not_taken(running: Running, begin: bytes) -> None:
+    assert await taken(running, begin, b"X: y\r\n" * 10_000) < 100
+
+
+async def test_a_head_that_does_not_come_is_not_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.1)
+    for begin in (b"", b"GET / HTTP/1.1\r\nHost: local"):
+        async with connected(running) as (reader, writer):
+            writer.write(begin)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(1), PATIENCE) == b""
+
+
+async def test_a_connection_is_kept_for_requests_that_come_in_time(running: Running) -> None:
+    async with connected(running) as (reader, writer):
+        for _ in range(3):
+            writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.readuntil(b"}")
+
+
+async def test_who_has_not_signed_in_sends_little(running: Running, ann: Person) -> None:
+    body = {"username": "ann", "password": PASSWORD, "more": "x" * 70_000}
+    for path in ("/auth/login", "/auth/register", "/auth/link", "/admin/bootstrap"):
+        assert code(await running.anybody().post(path, json=body)) == (413, "BODY_TOO_LARGE")
+    good(await ann.post("/conversations", json={"more": "x" * 70_000}))
+
+
+async def test_a_navigation_into_a_frame_is_none(running: Running) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    stranger = running.anybody()
+    assert (await stranger.get("/", headers=headers | {"Sec-Fetch-Dest": "document"})).status_code == 200
+    for place in ("iframe", "embed", "object"):
+        answer = await stranger.get("/", headers=headers | {"Sec-Fetch-Dest": place})
+        assert code(answer) == (403, "ORIGIN_NOT_ALLOWED")
+
+
+async def test_on_https_signing_out_takes_the_cookie_away(tmp_path: Path) -> None:
+    """A browser lets no header without Secure touch a __Host- cookie."""
+    async with Running(tmp_path, trusted_proxies="127.0.0.1", public_url="https://localhost") as running:
+        ann = await running.first()
+        ann.headers["X-Forwarded-Proto"] = "https"
+        token = await running.state.auth.login_link("ann")
+        answer = await ann.post("/auth/link", json={"token": token})
+        cookies = {"Cookie": answer.headers["set-cookie"].partition(";")[0], "X-CSRF-Token": good(answer)["csrf_token"]}
+        gone = (await ann.post("/auth/logout", headers=cookies)).headers["set-cookie"]
+        assert gone.startswith("__Host-fireside=") and "Max-Age=0" in gone and "Secure" in gone and "Path=/" in gone
+
+
+# ---- guesses
+
+
+def refused(throttle: Throttle, *keys: str) -> bool:
+    try:
+        with throttle.attempt(*keys):
+            raise KeyError
+    except KeyError:
+        return False
+    except RateLimited:
+        return True
+
+
+def test_where_an_account_has_signed_in_from_nobody_elsewhere_keeps_it_out() -> None:
+    throttle = Throttle()
+    throttle.remember("ann", "at home")
+    while not refused(throttle, *throttle.login_keys("ann", "elsewhere")):
+        pass
+    with throttle.attempt(*throttle.login_keys("ann", "at home")):
+        pass
+    while not refused(throttle, *throttle.login_keys("ann", "at home")):
+        pass  # there, too, nobody guesses for ever
+
+
+def test_the_places_that_are_remembered_do_not_grow_without_end() -> None:
+    throttle = Throttle()
+    for number in range(throttle.KEYS + 5):
+        throttle.remember(f"user{number}", "home")
+    assert len(throttle.login_keys("user0", "home")) == 2
+    assert len(throttle.login_keys(f"user{throttle.KEYS}", "home")) == 1
+
+
+def test_a_success_takes_back_no_failure_of_others() -> None:
+    throttle = Throttle()
+    with throttle.attempt("account", "address"):  # while it goes on, somebody guesses from there
+        for number in range(throttle.FREE):
+            assert not refused(throttle, f"victim{number}", "address")
+    assert not refused(throttle, "another", "address")
+    assert refused(throttle, "yet another", "address")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/auth/register", {"invite_code": "x", "username": "eve", "password": PASSWORD}),
+        ("/auth/link", {"token": "x"}),
+        ("/auth/password", {"current_password": "x", "new_password": PASSWORD}),
+    ],
+)
+async def test_whatever_can_be_guessed_is_slowed_down(
+    running: Running, ann: Person, path: str, body: dict[str, str]
+) -> None:
+    client = ann if path == "/auth/password" else running.anybody()
+    statuses = [(await client.post(path, json=body)).status_code for _ in range(7)]
+    assert set(statuses[:6]) <= {400, 401} and statuses[6] == 429
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "1qaz2wsx3edc4rfv",
+        "q1w2e3r4t5y6",
+        "zxcvbnm,./1234",
+        "lovelovelove",
+        "sonyericsson",
+        "Manchesterunited",
+        "qwertyuiopasdfghjkl",
+    ],
+)
+def test_walks_repetitions_and_well_known_passwords_are_refused(password: str) -> None:
+    with pytest.raises(Invalid, match="easy to guess"):
+        check_password(password, "ann")
+
+
+@pytest.mark.parametrize("password", ["hunting in trees fast", "polished green teapot", "anniversary-anniversary"])
+def test_words_that_share_letters_with_the_keyboard_are_not(password: str) -> None:
+    check_password(password, "ann")
+
+
+async def test_a_password_of_a_megabyte_costs_no_hash(running: Running, ann: Person) -> None:
+    body = {"username": "ann", "password": "x" * 900}
+    assert code(await running.anybody().post("/auth/login", json=body)) == (401, "INVALID_CREDENTIALS")
+    body["password"] = "x" * 1001
+    assert code(await running.anybody().post("/auth/login", json=body)) == (400, "VALIDATION_ERROR")
+
+
+# ---- files and logs
+
+
+def test_a_key_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    key = tmp_path / "session-key"
+    key.write_text("", "utf-8")
+    (tmp_path / "session-key.partial").write_text("half of", "utf-8")
+    assert private_file(key, lambda: "new") == "new" == private_file(key, lambda: "another")
+    assert [file.name for file in tmp_path.iterdir()] == ["session-key"]
+
+
+async def test_refusals_are_in_the_log_by_their_code(
+    running: Running, ann: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fireside.access")
+    await ann.get("/conversations/7")
+    await ann.get("/conversations", headers={"Origin": "https://evil.example"})
+    await ann.post("/conversations", headers={"X-CSRF-Token": "wrong"}, json={})
+    records = [vars(record) for record in caplog.records if record.name == "fireside.access"]
+    told = [(record.get("code"), record["user"], record.get("address")) for record in records]
+    assert told == [
+        ("CONVERSATION_NOT_FOUND", 1, "127.0.0.1"),
+        ("ORIGIN_NOT_ALLOWED", None, "127.0.0.1"),
+        ("CSRF_INVALID", 1, "127.0.0.1"),
+    ]
+
+
+async def test_what_administrators_do_is_in_the_log(
+    running: Running, ann: Person, bob: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fireside")
+    good(await ann.patch("/admin/users/2", json={"role": "admin"}))
+    [record] = [vars(record) for record in caplog.records if record.name == "fireside.handlers"]
+    assert (record["msg"] % record["args"], record["user"], record["about"]) == ("user is now admin, active", 1, 2)

@@ -1,0 +1,229 @@
+"""Pages of others, in a real Chromium in which somebody is signed in to Fireside, try to do something there or to read something.
+
+They come from another port of the same host, which the browser calls same-site and sends all cookies for; from another name for this
+computer; from another site; and from names that have been rebound to this computer's address.
+"""
+
+import hashlib
+import itertools
+import json
+import random
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
+
+from ..browser import NO_ENGINE, Fireside
+from ..live import PASSWORD, good
+from ..upstream import Upstream
+from . import Figures
+
+PLACES = ("127.0.0.1", "localhost", "evil.example")  # of the attacker's server, on a port of its own
+REBOUND = ("rebound.example", "127.0.0.1.nip.example", "localhost.evil.example")  # names that lead to Fireside itself
+
+# Each is a function of Fireside's address. What it returns is what it could read, '' for nothing.
+TOOLS = """
+const wait = (node, parent) => new Promise(done => {
+  node.onload = () => done('loaded'); node.onerror = () => done(''); setTimeout(() => done(''), 3000);
+  (parent || document.body).append(node);
+});
+const make = (tag, fields) => Object.assign(document.createElement(tag), fields);
+const inside = frame => { try { return frame.contentDocument.documentElement.innerText } catch { return '' } };
+const submit = async (action, method, type, fields) => {
+  const frame = make('iframe', {name: 'target' + Math.random()});
+  document.body.append(frame);
+  const form = make('form', {action, method, enctype: type, target: frame.name});
+  for (const [name, value] of Object.entries(fields)) form.append(make('input', {name, value}));
+  document.body.append(form);
+  const loaded = new Promise(done => { frame.onload = done; setTimeout(done, 3000) });
+  form.submit();
+  await loaded;
+  return inside(frame).includes('"') ? inside(frame) : '';
+};
+const read = async (url, options) => { try { return await (await fetch(url, options)).text() } catch { return '' } };
+const opaque = async (url, options) => (await read(url, {mode: 'no-cors', credentials: 'include', ...options}));
+const framed = async (tag, url) => { const node = make(tag, tag == 'object' ? {data: url} : {src: url}); await wait(node); return inside(node) };
+const used = async (tag, fields) => (await wait(make(tag, fields))) && (tag == 'img' || tag == 'script' || tag == 'link' ? 'loaded' : '');
+"""
+ATTACKS = {
+    "form, text that is JSON": """u => submit(u + '/conversations', 'post', 'text/plain', {'{"title": "attacked", "x": "': '"}'})""",
+    "form, urlencoded": "u => submit(u + '/conversations', 'post', 'application/x-www-form-urlencoded', {title: 'attacked'})",
+    "form, multipart, to import": "u => submit(u + '/import', 'post', 'multipart/form-data', {title: 'attacked'})",
+    "form that signs out": "u => submit(u + '/auth/logout', 'post', 'text/plain', {})",
+    "form that signs in": """(u, mallory) => submit(u + '/auth/login', 'post', 'text/plain', {[mallory.slice(0, -1) + ', "x": "']: '"}'})""",
+    "form, GET": "u => submit(u + '/conversations', 'get', 'text/plain', {q: ''})",
+    "fetch, read": "u => read(u + '/auth/me', {credentials: 'include'})",
+    "fetch, read the list": "u => read(u + '/conversations', {credentials: 'include'})",
+    "fetch, opaque": "u => opaque(u + '/conversations')",
+    "fetch, opaque POST": """u => opaque(u + '/conversations', {method: 'POST', body: '{"title": "attacked"}'})""",
+    "fetch, opaque POST that streams": "u => opaque(u + '/conversations/1/stream', {method: 'POST'})",
+    "fetch, opaque POST that signs in": "(u, mallory) => opaque(u + '/auth/login', {method: 'POST', body: mallory})",
+    "fetch, JSON": """u => read(u + '/conversations', {method: 'POST', credentials: 'include',
+        headers: {'Content-Type': 'application/json'}, body: '{"title": "attacked"}'})""",
+    "fetch, JSON and a token": "u => read(u + '/conversations', {method: 'POST', credentials: 'include', headers: {'X-CSRF-Token': '0'.repeat(64)}, body: '{}'})",
+    "fetch, DELETE": "u => read(u + '/conversations/1?purge=true', {method: 'DELETE', credentials: 'include'})",
+    "fetch, PATCH": "u => read(u + '/conversations/1', {method: 'PATCH', credentials: 'include', body: '{}'})",
+    "fetch, kept alive": """u => opaque(u + '/conversations', {method: 'POST', keepalive: true, body: '{"title": "attacked"}'})""",
+    "XMLHttpRequest": """u => new Promise(done => { const x = new XMLHttpRequest(); x.open('GET', u + '/auth/me'); x.withCredentials = true;
+        x.onload = () => done(x.responseText); x.onerror = () => done(''); x.send() })""",
+    "beacon": """u => (navigator.sendBeacon(u + '/auth/logout'), navigator.sendBeacon(u + '/conversations', '{"title": "attacked"}'), '')""",
+    "image": "u => used('img', {src: u + '/images/1'})",
+    "script": "u => used('script', {src: u + '/auth/me'})",
+    "script of the page": "u => used('script', {src: u + '/static/app.js'})",
+    "stylesheet": "u => used('link', {rel: 'stylesheet', href: u + '/conversations'})",
+    "prefetch": "u => used('link', {rel: 'prefetch', href: u + '/conversations'}).then(() => '')",
+    "frame, the page": "u => framed('iframe', u + '/')",
+    "frame, the list": "u => framed('iframe', u + '/conversations')",
+    "object": "u => framed('object', u + '/conversations')",
+    "embed": "u => framed('embed', u + '/conversations')",
+    "audio": "u => used('audio', {src: u + '/export'})",
+    "event source": """u => new Promise(done => { const s = new EventSource(u + '/generations/x/stream', {withCredentials: true});
+        s.onopen = () => done('opened'); s.onerror = () => { s.close(); done('') } })""",
+    "web socket": """u => new Promise(done => { const s = new WebSocket(u.replace('http', 'ws') + '/conversations');
+        s.onopen = () => done('opened'); s.onerror = () => done('') })""",
+    "worker": "async u => { try { new Worker(u + '/static/app.js'); return '' } catch { return '' } }",
+    "module": "async u => { try { await import(u + '/static/app.js'); return 'loaded' } catch { return '' } }",
+    "window": """async u => { const w = window.open(u + '/'); await new Promise(done => setTimeout(done, 500));
+        try { return w.document.documentElement.innerText } catch { return '' } finally { w && w.close() } }""",
+}
+
+
+# What a page under a rebound name, which to the browser is Fireside's own, could do with what needs no session.
+REBINDINGS = {
+    "reads the page": "() => fetch('/')",
+    "reads the version": "() => fetch('/version')",
+    "signs in": "mallory => fetch('/auth/login', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: mallory})",
+    "makes the first account": """mallory => fetch('/admin/bootstrap', {method: 'POST', headers: {'Content-Type': 'application/json'},
+        body: mallory})""",
+}
+MALLORY = json.dumps(
+    {"username": "mallory", "password": PASSWORD}
+)  # has an account: who signs in as her hands her what is said then
+RESOLVE = ", ".join(f"MAP {name} 127.0.0.1" for name in ("evil.example", *REBOUND))
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-features=LocalNetworkAccessChecks",  # a defence of this browser's: others have to hold
+    f"--host-resolver-rules={RESOLVE}",
+)
+
+
+class _Attacker(ThreadingHTTPServer):
+    """Nothing but a place for scripts to run in. It notes when the browser sends it what is Fireside's."""
+
+    daemon_threads = True
+    cookies = 0
+
+
+class _Page(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, _Attacker)
+        self.server.cookies += "fireside_" in self.headers.get("Cookie", "")
+        body = b"<!doctype html><title>harmless</title><body>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def _attacker() -> Iterator[_Attacker]:
+    with _Attacker(("127.0.0.1", 0), _Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _fingerprint(database: Path) -> str:
+    """Of all that is kept, but for when a session was last seen."""
+    digest = hashlib.sha256()
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+        for table in ("users", "invites", "conversations", "messages", "generations"):
+            digest.update(repr(connection.execute(f"SELECT * FROM {table}").fetchall()).encode())
+        digest.update(repr(connection.execute("SELECT id, user_id FROM sessions").fetchall()).encode())
+    return digest.hexdigest()
+
+
+def _signed_in(page: Page, fireside: Fireside) -> bool:
+    """Whether the browser's own page of Fireside is still Ann's: the attacks are tried on somebody who is there."""
+    page.goto(fireside.url)
+    return '"ann"' in page.evaluate("() => fetch('/auth/me').then(answer => answer.text())")
+
+
+def _from_elsewhere(page: Page, place: str, attack: str, fireside: Fireside, attacker: _Attacker) -> str:
+    page.goto(f"http://{place}:{attacker.server_address[1]}/")
+    script = f"async ([u, mallory]) => {{ {TOOLS} return await ({ATTACKS[attack]})(u, mallory) }}"
+    return str(page.evaluate(script, [fireside.url, MALLORY]))
+
+
+def _rebound(page: Page, place: str, attack: str, fireside: Fireside) -> str:
+    """What was read; nothing when all there is to read is that this host is not answered to."""
+    lair = f"http://{place}:{fireside.port}/lair"  # came from the attacker, before the name was bound to us
+    page.route(
+        lair, lambda route: route.fulfill(body="<!doctype html><title>harmless</title>", content_type="text/html")
+    )
+    page.goto(lair)
+    script = f"mallory => ({REBINDINGS[attack]})(mallory).then(async answer => [answer.status, await answer.text()])"
+    status, text = page.evaluate(script, MALLORY)
+    return "" if status == 403 and "HOST_NOT_ALLOWED" in text else f"{status} {text}"
+
+
+def _refusals(log: Path) -> Counter[str]:
+    codes: Counter[str] = Counter()
+    for line in log.read_text("utf-8").splitlines():
+        codes[json.loads(line).get("code", "")] += 1
+    del codes[""]
+    return codes
+
+
+def prove(size: int) -> Figures:
+    figures = Figures()
+    attacks = [*itertools.product(PLACES, ATTACKS), *itertools.product(REBOUND, REBINDINGS)]
+    if size < len(attacks):
+        attacks = random.Random(2).sample(attacks, size)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Upstream() as upstream,
+        Fireside(Path(name) / "data", NO_ENGINE, lmstudio_url=upstream.url) as fireside,
+        _attacker() as attacker,
+        sync_playwright() as playwright,
+        closing(playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)) as browser,
+    ):
+        ann = fireside.first()
+        fireside.join(ann, "mallory")
+        conversation_id = good(ann.post("/conversations", json={"title": "private"}))["id"]
+        good(ann.post(f"/conversations/{conversation_id}/messages", json={"content": "private"}))
+        context = browser.new_context()
+        context.add_cookies([{"name": c.name, "value": c.value or "", "url": fireside.url} for c in ann.cookies.jar])
+        page = context.new_page()
+        assert _signed_in(page, fireside)
+        before = _fingerprint(fireside.data_dir / "fireside.db")
+        for place, attack in attacks:
+            if attack in ATTACKS:
+                came = _from_elsewhere(page, place, attack, fireside, attacker)
+            else:
+                came = _rebound(page, place, attack, fireside)
+            unchanged = _fingerprint(fireside.data_dir / "fireside.db") == before
+            figures.expect(unchanged and not came, f"{attack}, {place}: changed {not unchanged}, read {came[:100]!r}")
+        assert _signed_in(page, fireside), "somebody signed Ann out"
+        refusals = _refusals(fireside.data_dir / "fireside.log")
+    figures.more = ", ".join(f"{count} x {code}" for code, count in sorted(refusals.items()))
+    figures.more += f"; the browser sent our cookie to the other port {attacker.cookies} times"
+    return figures

@@ -1,0 +1,367 @@
+"""Each guard taken away in turn, in a copy of the program: a test must miss it.
+
+A mutant is a text of a file, which must stand there exactly once, and what takes its place. Its own tests run first, then, should
+they have noticed nothing, all that are named in TESTS.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from . import Figures
+
+ROOT = Path(__file__).parents[2]
+AT_A_TIME = 2
+SECONDS = 240  # that the tests of a mutant may take
+AUTH, GUARD, DB, QUERIES, SECURITY, RECOVERY = (
+    f"tests/test_{name}.py" for name in ("auth", "guard", "db", "queries", "security", "recovery")
+)
+AUTHZ = "tests/test_trust.py::test_it_holds[authz]"
+STORAGE = "tests/test_trust.py::test_it_holds[full]", "tests/test_trust.py::test_it_holds[migration]"
+TESTS = (QUERIES, DB, GUARD, SECURITY, RECOVERY, AUTHZ, AUTH, "tests/test_server.py", *STORAGE)
+
+
+class Mutant(NamedTuple):
+    file: str
+    text: str
+    instead: str
+    tests: tuple[str, ...]
+
+
+MUTANTS = (
+    # what a request must be to get anywhere
+    Mutant("guard.py", "if len(hosts) != 1:", "if not hosts:", (GUARD,)),
+    Mutant("guard.py", "if name not in self.hosts and not (", "if False and not (", (GUARD,)),
+    Mutant("guard.py", "not (self.any_address and _is_address(name))", "not _is_address(name)", (GUARD,)),
+    Mutant("guard.py", "not (self.any_address and _is_address(name))", "not self.any_address", (GUARD,)),
+    Mutant("guard.py", "if any(len(given) > 1 for given in values.values()):", "if False:", (GUARD,)),
+    Mutant("guard.py", "if origin in self.origins:", "if origin:", (GUARD,)),
+    Mutant("guard.py", "        if not own or (", "        if (", (AUTHZ,)),
+    Mutant("guard.py", 'site not in (None, "same-origin")', 'site not in (None, "same-origin", "same-site")', (AUTHZ,)),
+    Mutant(
+        "guard.py", 'site not in (None, "same-origin")', 'site not in (None, "same-origin", "cross-site")', (GUARD,)
+    ),
+    Mutant("guard.py", 'not (site == "none" and scope["method"] in ("GET", "HEAD"))', 'site != "none"', (GUARD,)),
+    Mutant("guard.py", 'scope["method"] in ("GET", "HEAD") and into ==', "into ==", (GUARD,)),
+    Mutant("guard.py", '(["navigate"], ["document"])', '(["navigate"], into[1])', (GUARD, SECURITY)),
+    Mutant("guard.py", "            self._check_host(headers)\n", "", (GUARD,)),
+    Mutant("guard.py", "        if self._taken > HEAD_BYTES:", "        if False:", (SECURITY,)),
+    Mutant(
+        "guard.py", "        self._coming = self.loop.call_later(HEAD_SECONDS, self.transport.abort)\n", "", (SECURITY,)
+    ),
+    Mutant("guard.py", 'b"x-content-type-options": b"nosniff"', 'b"x-nothing": b""', (GUARD,)),
+    Mutant(
+        "guard.py",
+        "for name, value in _HEADERS.items() if name not in given",
+        "for name, value in {}.items()",
+        (GUARD,),
+    ),
+    # who may call what
+    Mutant(
+        "call.py",
+        'if not same(headers.get("authorization", ""), f"Bearer {call.state.secret}"):',
+        "if False:",
+        (AUTHZ,),
+    ),
+    Mutant(
+        "call.py",
+        "    if access is PUBLIC:\n        return\n    auth, headers",
+        "    if access is not OWNER:\n        return\n    auth, headers",
+        (AUTHZ,),
+    ),
+    Mutant("call.py", 'if csrf == "required" or (', "if (", (AUTHZ,)),
+    Mutant("call.py", '(csrf == "lenient" and token is not None)', "False", (AUTHZ,)),
+    Mutant("call.py", 'if access is ADMIN and call.identity.user.role != "admin":', "if False:", (AUTHZ,)),
+    Mutant("call.py", 'if raw and content_type != "application/json":', "if False:", ("tests/test_server.py",)),
+    Mutant(
+        "call.py",
+        "            if size > limit:\n                raise BodyTooLarge",
+        "            if False:\n                raise BodyTooLarge",
+        ("tests/test_server.py",),
+    ),
+    Mutant("call.py", "PUBLIC_BYTES if access is PUBLIC else BODY_BYTES", "BODY_BYTES", (SECURITY,)),
+    Mutant("call.py", "and len(text) <= 19 and 0 < int(text) < 2**63", "", ("tests/test_server.py",)),
+    # whose session it is
+    Mutant(
+        "auth.py",
+        "return self._signer.unsign(cookie.encode()).decode() if cookie else None",
+        'return cookie.rpartition(".")[0] if cookie else None',
+        (AUTH,),
+    ),
+    Mutant("auth.py", "if given is None or not same(given, identity.csrf_token):", "if given is None:", (AUTHZ,)),
+    Mutant(
+        "auth.py",
+        "if given is None or not same(given, identity.csrf_token):",
+        "if given is not None and not same(given, identity.csrf_token):",
+        (AUTHZ,),
+    ),
+    Mutant("auth.py", 'b"csrf:" + token.encode()', 'b"csrf:"', (AUTHZ, AUTH)),
+    Mutant("auth.py", "digest(old) if old else None", "None", (AUTH,)),
+    Mutant(
+        "accounts.py",
+        "WHERE s.token_hash = ? AND s.last_seen > ? AND s.created_at > ? AND u.status",
+        "WHERE s.token_hash = ? AND ?2 AND s.created_at > ?3 AND u.status",
+        (AUTHZ, QUERIES),
+    ),
+    Mutant("accounts.py", "s.created_at > ? AND u.status = 'active'", "?3 AND u.status = 'active'", (AUTHZ, QUERIES)),
+    Mutant("accounts.py", "AND s.created_at > ? AND u.status = 'active'", "AND s.created_at > ?", (AUTHZ, QUERIES)),
+    Mutant(
+        "accounts.py",
+        '"DELETE FROM sessions WHERE id = ? AND user_id = ?", (session_id, user_id)',
+        '"DELETE FROM sessions WHERE id = ?", (session_id,)',
+        (AUTHZ, AUTH),
+    ),
+    Mutant(
+        "accounts.py",
+        'tx.execute("DELETE FROM sessions WHERE user_id = ? AND id IS NOT ?", (user_id, keep_session))',
+        "pass",
+        (QUERIES,),
+    ),
+    Mutant("accounts.py", '    tx.execute("DELETE FROM sessions WHERE user_id = ?", (user_id,))\n', "", (QUERIES,)),
+    Mutant(
+        "accounts.py",
+        '"DELETE FROM sessions WHERE token_hash = ?", (replaces,)',
+        '"DELETE FROM sessions WHERE token_hash = ?", (None,)',
+        (QUERIES,),
+    ),
+    Mutant(
+        "accounts.py",
+        "ORDER BY last_seen DESC, id DESC LIMIT ?2",
+        "ORDER BY last_seen DESC, id DESC LIMIT ?2 * 100",
+        (QUERIES,),
+    ),
+    # who gets a session
+    Mutant(
+        "auth.py", 'right = found is not None and found[0].status == "active"', "right = found is not None", (AUTH,)
+    ),
+    Mutant("auth.py", "right = await self._verify(stored, password) and right", "pass", (AUTH,)),
+    Mutant(
+        "auth.py",
+        "right = await self._verify(stored, password) and right",
+        "right = right and await self._verify(stored, password)",
+        (AUTH,),
+    ),
+    Mutant("auth.py", "with self.throttle.attempt(*self.throttle.login_keys(name, address)):", "if True:", (AUTH,)),
+    Mutant("auth.py", 'with self.throttle.attempt(f"bootstrap {address}"):', "if True:", (AUTH,)),
+    Mutant("auth.py", 'with self.throttle.attempt(f"invite {address}"):', "if True:", (SECURITY,)),
+    Mutant("auth.py", 'with self.throttle.attempt(f"link {address}"):', "if True:", (SECURITY,)),
+    Mutant("auth.py", 'with self.throttle.attempt(f"password {identity.user.id}"):', "if True:", (AUTH, SECURITY)),
+    Mutant("auth.py", "return (home,) if home in self._homes else", "return", (SECURITY,)),
+    Mutant("auth.py", "if wait > 0:", "if False:", (AUTH,)),
+    Mutant("auth.py", "while len(self._failures) > self.KEYS:", "while False:", (AUTH,)),
+    Mutant("auth.py", "if not same(token, self.bootstrap_token):", "if False:", (AUTH,)),
+    Mutant("auth.py", "if found is None or not await self._verify(found[1], current):", "if found is None:", (AUTH,)),
+    Mutant(
+        "auth.py", "        if len(password) > PASSWORD_LENGTH[1]:\n            return False\n", "", (AUTH, SECURITY)
+    ),
+    Mutant("auth.py", "not low <= len(password) <= high", "False", (AUTH,)),
+    Mutant("auth.py", "in _common_passwords()", "in ()", (SECURITY,)),
+    Mutant("auth.py", "        or len(_without_walks(folded)) < 3\n", "", (SECURITY,)),
+    Mutant("auth.py", "        or _period(folded) < 6\n", "", (SECURITY,)),
+    Mutant("auth.py", "or _WELL_KNOWN.fullmatch(without_name)", "", (AUTH,)),
+    Mutant("auth.py", "or len(without_name) < 6", "", (AUTH,)),
+    Mutant(
+        "auth.py", "os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600", "os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644", (AUTH,)
+    ),
+    Mutant(
+        "auth.py",
+        '        if text := path.read_text("utf-8"):\n            return text',
+        '        return path.read_text("utf-8")',
+        (SECURITY,),
+    ),
+    Mutant("accounts.py", "    if count_users(tx):\n        raise BootstrapDisabled\n", "", (AUTH, QUERIES)),
+    Mutant("accounts.py", "code_hash = ?2 AND used_at IS NULL AND", "code_hash = ?2 AND", (AUTH, QUERIES)),
+    Mutant(
+        "accounts.py",
+        "AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1",
+        "AND used_at IS NULL AND expires_at > ?1",
+        (AUTH, QUERIES),
+    ),
+    Mutant(
+        "accounts.py",
+        "AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1",
+        "AND used_at IS NULL AND revoked_at IS NULL",
+        (AUTH, QUERIES),
+    ),
+    Mutant("accounts.py", 'AND used_at IS NULL AND revoked_at IS NULL",\n', 'AND 0",\n', (QUERIES,)),
+    Mutant("accounts.py", "if row is None or row[1] <= now():", "if row is None:", (QUERIES,)),
+    Mutant("accounts.py", 'return user if user.status == "active" else None', "return user", (QUERIES, AUTH)),
+    Mutant(
+        "accounts.py",
+        "    if not admins:\n        raise LastAdmin",
+        "    if False:\n        raise LastAdmin",
+        (QUERIES,),
+    ),
+    # whose object it is
+    Mutant(
+        "queries.py",
+        "WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ?",
+        "WHERE id = ? AND ? AND (deleted_at IS NOT NULL) = ?",
+        (QUERIES,),
+    ),
+    Mutant(
+        "queries.py",
+        "WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ?",
+        "WHERE id = ? AND user_id = ? AND ? IS NOT NULL",
+        (QUERIES,),
+    ),
+    Mutant("queries.py", '"c.user_id = :user AND c.deleted_at IS "', '"c.deleted_at IS "', (QUERIES,)),
+    Mutant(
+        "queries.py", "WHERE c.user_id = ? AND m.role = 'assistant'", "WHERE ? AND m.role = 'assistant'", (QUERIES,)
+    ),
+    Mutant("queries.py", 'return f\'owner : "u{user_id}" AND text : (', "return f'text : (", (QUERIES,)),
+    Mutant(
+        "queries.py",
+        'FROM conversations WHERE user_id = ? ORDER BY id"',
+        'FROM conversations WHERE ? ORDER BY id"',
+        (QUERIES, "tests/test_transfer.py"),
+    ),
+    Mutant(
+        "queries.py",
+        '        _owned(tx, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("image")',
+        '        _owned(tx, user_id, row[0]) if not row else 0\n    except NotFound:\n        raise NotFound("image")',
+        (AUTHZ,),
+    ),
+    Mutant(
+        "queries.py",
+        '        _owned(tx, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("generation")',
+        '        row or _owned(tx, user_id, 0)\n    except NotFound:\n        raise NotFound("generation")',
+        (QUERIES, "tests/test_resume.py"),
+    ),
+    Mutant(
+        "queries.py",
+        "    _owned(tx, user_id, conversation_id)\n    _message_of(tx, conversation_id, message_id)\n",
+        "    _owned(tx, user_id, conversation_id)\n",
+        (QUERIES,),
+    ),
+    Mutant("queries.py", "        _message_of(tx, conversation_id, parent_id)\n", "        pass\n", (QUERIES,)),
+    Mutant("chat.py", "if generation is None or generation.user_id != user_id:", "if generation is None:", (AUTHZ,)),
+    Mutant(
+        "chat.py",
+        "if generation is not None and generation.user_id == user_id:",
+        "if generation is not None:",
+        (AUTHZ, "tests/test_resume.py", "tests/test_chat.py"),
+    ),
+    Mutant("handlers.py", "max_age=max_age, httponly=True", "max_age=max_age, httponly=False", (AUTH,)),
+    # what is kept, and how
+    Mutant(
+        "db.py",
+        "            if connection.in_transaction:  # SQLite rolls back",
+        "            if False:  # SQLite rolls back",
+        (DB,),
+    ),
+    Mutant("db.py", "PRAGMA foreign_keys = ON", "PRAGMA foreign_keys = OFF", (DB,)),
+    Mutant(
+        "db.py",
+        'connection.execute("PRAGMA synchronous = FULL")  # NORMAL',
+        'connection.execute("PRAGMA synchronous = NORMAL")  # NORMAL',
+        (DB,),
+    ),
+    Mutant(
+        "db.py", 'PRAGMA query_only = ON")\n        connection', 'PRAGMA query_only = OFF")\n        connection', (DB,)
+    ),
+    Mutant("db.py", "PRAGMA wal_autocheckpoint = 0", "PRAGMA wal_autocheckpoint = 1000", (DB,)),
+    Mutant("db.py", "PRAGMA secure_delete = ON", "PRAGMA secure_delete = OFF", (DB,)),
+    Mutant("db.py", "PRAGMA trusted_schema = OFF", "PRAGMA trusted_schema = ON", (DB,)),
+    Mutant("db.py", "PRAGMA cell_size_check = ON", "PRAGMA cell_size_check = OFF", (DB, RECOVERY)),
+    Mutant("db.py", "    if version > newest:", "    if False:", (DB,)),
+    Mutant("db.py", "if not empty and connection", "if False and connection", (DB,)),
+    Mutant(
+        "db.py",
+        "            if version and path.stat().st_size <= CHECK_AT_START_BYTES:\n                check(connection, path)\n",
+        "",
+        (DB,),
+    ),
+    Mutant("db.py", '    if found != "ok":', "    if False:", (DB,)),
+    Mutant("db.py", "    if orphan is not None:", "    if False:", (DB,)),
+    Mutant("db.py", "os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))", "pass", (DB,)),
+    Mutant(
+        "db.py",
+        "data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)",
+        "data_dir.mkdir(parents=True, exist_ok=True)",
+        (DB,),
+    ),
+    Mutant(
+        "db.py",
+        "        try:\n            _lock_file(descriptor)\n        except OSError:\n            holder",
+        "        try:\n            pass\n        except OSError:\n            holder",
+        (DB,),
+    ),
+    Mutant("db.py", "os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))", "pass", (DB, RECOVERY)),
+    Mutant("db.py", "            check(writer, partial)\n", "", (DB, RECOVERY)),
+    Mutant(
+        "db.py",
+        '                copy(path, path.parent / "backups" / f"before-schema',
+        '                str(path.parent / "backups" / f"before-schema',
+        (DB,),
+    ),
+    Mutant("db.py", "                self.damaged = True", "                pass", (DB,)),
+    Mutant(
+        "db.py", 'says no.\n        """\n        if self.damaged:', 'says no.\n        """\n        if False:', (DB,)
+    ),
+    Mutant("db.py", '        "SQLITE_FULL": ', '        "FULL": ', (DB, STORAGE[0])),
+    Mutant("db.py", '        "SQLITE_IOERR": ', '        "IOERR": ', (DB, STORAGE[0])),
+    Mutant("db.py", "        version = examine(source)\n", "        version = 1\n", (RECOVERY,)),
+    Mutant("db.py", 'for ending in ("-wal", "-shm", ""):', 'for ending in ("",):', (RECOVERY,)),
+    Mutant("db.py", "    if _restored(path).exists():\n        _put_in_place(path)\n", "", (RECOVERY,)),
+    Mutant("db.py", "[:-keep]:\n        old.unlink()", "[:0]:\n        old.unlink()", (RECOVERY,)),
+    Mutant("db.py", 'str(error).startswith("Could not decode to UTF-8")', "False", (RECOVERY,)),
+    Mutant(
+        "commands.py", "        if not db.is_locked(settings.data_dir):\n            return None\n", "", (RECOVERY,)
+    ),
+    Mutant("__main__.py", "    os.umask(0o077)", "    os.umask(0o022)", (RECOVERY,)),
+)
+
+
+def misplaced() -> list[str]:
+    """The mutants whose text does not stand in its file exactly once."""
+    files = {mutant.file: (ROOT / mutant.file).read_text("utf-8") for mutant in MUTANTS}
+    return [
+        f"{mutant.file}: {files[mutant.file].count(mutant.text)} x {mutant.text}"
+        for mutant in MUTANTS
+        if files[mutant.file].count(mutant.text) != 1
+    ]
+
+
+NOTHING = Mutant("__init__.py", "", "", ())
+
+
+def prove(size: int) -> Figures:
+    figures = Figures(wrong=misplaced())
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        untouched = pool.submit(_is_caught, NOTHING)
+        for mutant, caught in zip(MUTANTS, pool.map(_is_caught, MUTANTS[:size]), strict=False):
+            figures.expect(caught, f"{mutant.file}: nothing notices {mutant.instead!r} for {mutant.text!r}")
+        if untouched.result():
+            figures.wrong.append("the tests fail though nothing was taken away")
+    files = sorted({mutant.file for mutant in MUTANTS})
+    figures.more = f"{figures.cases - len(figures.wrong)} of {figures.cases} noticed, in {', '.join(files)}"
+    return figures
+
+
+def _is_caught(mutant: Mutant) -> bool:
+    """Whether a test fails when this is in place of that."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "fireside"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__"))
+        file = copy / mutant.file
+        if mutant.text:
+            file.write_text(file.read_text("utf-8").replace(mutant.text, mutant.instead), "utf-8")
+        return any(_fails(copy, tests) for tests in (mutant.tests, TESTS) if tests)
+
+
+def _fails(copy: Path, tests: tuple[str, ...]) -> bool:
+    """PYTHONPATH comes before what is installed: `fireside` is the copy."""
+    environ = os.environ | {"PYTHONPATH": str(copy.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    try:
+        done = subprocess.run(command, cwd=copy, env=environ, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return True
+    assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-2000:]  # else it cannot even be imported
+    return done.returncode != 0

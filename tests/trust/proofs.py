@@ -1,0 +1,49 @@
+"""All the proofs, and their sizes: that of CI, which keeps within a minute or so, and that of a release."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import Figures, attacks, authz, fuzz, model, mutants, races, secrets, storage, timing
+
+ROOT = Path(__file__).parents[2]
+ALL = 10**6  # more than there are
+
+
+@dataclass(frozen=True)
+class Proof:
+    name: str
+    claim: str
+    unit: str
+    run: Callable[[int], Figures]
+    ci: int  # 0: not in CI
+    release: int
+
+
+def kills(size: int) -> Figures:
+    """tests/test_kill.py, which CI runs by itself."""
+    environ = os.environ | {"FIRESIDE_TRIALS": str(size)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_kill.py"]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    wrong = [] if done.returncode == 0 else [done.stdout[-3000:]]
+    return Figures(size + size // 2, wrong, f"{size} times kill -9, {size // 2} times SIGTERM, in mid-answer")
+
+
+PROOFS = (
+    Proof("authz", "Nobody does what is not theirs to do", "cells", authz.prove, 700, ALL),
+    Proof("attacks", "Pages of others do and read nothing, in a real Chromium", "attacks", attacks.prove, 16, ALL),
+    Proof("races", "Of fifty at once one wins", "races", races.prove, 2, 5),
+    Proof("timing", "A login takes as long for a name that is not there", "logins", timing.prove, 25, 250),
+    Proof("secrets", "What is secret or private is found nowhere else", "looks", secrets.prove, 1, 1),
+    Proof("fuzz", "No request is too odd (hypothesis)", "requests", fuzz.prove, 400, 10_000),
+    Proof("schemathesis", "No request is too odd (schemathesis)", "requests", fuzz.by_schemathesis, 0, 10_000),
+    Proof("model", "The API does what a dictionary would", "steps", model.prove, 200, 2_000),
+    Proof("kills", "What was acknowledged survives a kill", "trials", kills, 0, 200),
+    Proof("full", "A full disk costs nothing that was acknowledged", "places", storage.full, 12, ALL),
+    Proof("damaged", "A damaged file is refused or told, and restored", "files", storage.damaged, 8, 50),
+    Proof("migration", "A migration is done or not, wherever it is killed", "kills", storage.migration, 8, ALL),
+    Proof("mutants", "Every guard that is taken away is missed by a test", "mutants", mutants.prove, 0, ALL),
+)
