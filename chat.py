@@ -91,7 +91,11 @@ class Generation:
             self.log.add("error", _told(self.unkept))
 
     def done(self) -> dict[str, Any]:
-        return {"status": "error" if self.unkept else self.status, "message_id": self.begun.message_id, "stats": self.stats}
+        return {
+            "status": "error" if self.unkept else self.status,
+            "message_id": self.begun.message_id,
+            "stats": self.stats,
+        }
 
     def save(self, tx: sqlite3.Connection) -> None:
         status, error = "complete" if self.status == "ok" else self.status, _told(self.error) if self.error else None
@@ -255,7 +259,10 @@ class Hub:
                 if begun.new:
                     self._run(Generation(user_id, conversation_id, begun))
                 return begun
-            fallback = await self._loaded_model(provider_id, model)
+            last = await self.database.read(queries.get_conversation, user_id, conversation_id)
+            fallback = await self._loaded_model(
+                provider_id or (last.provider_id if last.provider_id in self.slots else None), model
+            )
         raise Invalid("model: name one, since no model server that can be reached offers any")
 
     def _run(self, generation: Generation) -> None:

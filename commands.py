@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from . import __version__, accounts, config, db, handlers, lmstudio, service, transfer
+from . import __version__, accounts, config, db, lmstudio, service, transfer
 from .auth import Auth
 from .config import Config
 from .db import Database, DatabaseUnusable
@@ -90,7 +90,16 @@ def announced(settings: Config, url: str, secret: Callable[[], str]) -> Iterator
         file.unlink(missing_ok=True)
 
 
+def _require_database(settings: Config) -> None:
+    if not settings.database.exists():
+        raise Failed(
+            f"{settings.database}: there is no such database. Start Fireside once, or name another --data-dir."
+        )
+
+
 def _with_database(settings: Config, work: Callable[[Database], Awaitable[T]]) -> T:
+    _require_database(settings)
+
     async def run() -> T:
         database = await db.open_database(settings.database)
         try:
@@ -134,7 +143,7 @@ def reset_password(options: dict[str, Any]) -> int:
     else:
         name = _with_database(
             settings, lambda database: Auth(settings, database).reset_password(options["user"], password)
-        )
+        ).username
     print(f"{name} has a new password. All sessions of {name} have ended.")
     return 0
 
@@ -149,9 +158,8 @@ def backup(options: dict[str, Any]) -> int:
     if running:
         running.post("backup", {"file": str(target)})
     else:
+        _require_database(settings)
         with db.lock(settings.data_dir):
-            if not settings.database.exists():
-                raise Failed(f"{settings.database}: there is nothing to back up yet")
             db.copy(settings.database, target)
     print(f"{target}: {target.stat().st_size:,} bytes, checked")
     return 0
@@ -264,40 +272,39 @@ def import_(options: dict[str, Any]) -> int:
     if not paths:
         raise Failed("LM Studio's conversations were not found. Name the files or folders to import.")
     running = find_service(settings)
+    report: dict[str, Any] = {}
     if running:
-        with running.stream(
-            "import", {"paths": [str(path) for path in paths], "username": options["user"]}
-        ) as response:
-            report = _show_progress(json.loads(line) for line in response.iter_lines())
+        body = {"paths": [str(path) for path in paths], "username": options["user"]}
+        with running.stream("import", body) as response:
+            for line in response.iter_lines():
+                report = _show_step(json.loads(line))
     else:
 
         async def work(database: Database) -> dict[str, Any]:
             user = await database.read(accounts.get_user_named, options["user"])
-            steps = [json.loads(line) async for line in handlers.import_steps(database, user.id, paths)]
-            return _show_progress(iter(steps))
+            steps = [_show_step(json.loads(line)) async for line in transfer.steps(database, user.id, paths)]
+            return steps[-1]
 
         report = _with_database(settings, work)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
     print(
         f"{report['conversations']} conversations and {report['messages']} messages added, "
         f"{report['unchanged']} conversations were here already."
     )
     for skipped in report["skipped"]:
         print(f"skipped {skipped['file']}: {skipped['reason']}", file=sys.stderr)
-    return 0
+    return 1 if report["skipped"] and not report["conversations"] + report["messages"] + report["unchanged"] else 0
 
 
-def _show_progress(steps: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """Draw a bar from the steps of an import, and return the last one's report."""
-    report: dict[str, Any] = {}
-    for step in steps:
-        if "error" in step:
-            raise Failed(step["error"])
-        report = step["report"]
-        if sys.stderr.isatty():
-            bar = "█" * round(step["done"] * 30)
-            print(f"\r{bar:░<30} {report['conversations'] + report['unchanged']}", end="", file=sys.stderr, flush=True)
+def _show_step(step: dict[str, Any]) -> dict[str, Any]:
+    """Draw the bar of an import as far as it is, and return the report so far."""
+    if "error" in step:
+        raise Failed(step["error"])
+    report: dict[str, Any] = step["report"]
     if sys.stderr.isatty():
-        print(file=sys.stderr)
+        bar = "█" * round(step["done"] * 30)
+        print(f"\r{bar:░<30} {report['conversations'] + report['unchanged']}", end="", file=sys.stderr, flush=True)
     return report
 
 

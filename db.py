@@ -287,6 +287,7 @@ def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
                 check(connection, path)
             _configure(connection, writer=True)
             if version == 0:
+                _refuse_to_forget(path)
                 _create(connection)
                 return
             if version < newest:
@@ -295,6 +296,16 @@ def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
                     connection.executescript(script)
     except sqlite3.DatabaseError as error:
         raise DatabaseUnusable(_explain(path, error)) from error
+
+
+def _refuse_to_forget(path: Path) -> None:
+    """No new database where one has been: its backups would be rotated away behind an empty one."""
+    backups = sorted((path.parent / "backups").glob("*.db"), key=lambda file: file.stat().st_mtime)
+    if backups:
+        raise DatabaseUnusable(
+            f"{path}: is empty, yet there are backups of it. Run: fireside restore {backups[-1]} "
+            "(or move the folder backups away, to begin anew)"
+        )
 
 
 def _version(connection: sqlite3.Connection, path: Path, newest: int = VERSION) -> int:

@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import quote
 
-import msgspec
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from . import __version__, accounts, bodies, db, openapi, queries, render, transfer
 from .auth import Login
-from .call import Call, answer, cookie_name, pieces
-from .db import Database
-from .errors import FiresideError, Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
+from .call import Call, State, answer, cookie_name, pieces
+from .errors import Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from .guard import PAGE_POLICY
 
 log = logging.getLogger("fireside.handlers")
@@ -59,12 +57,17 @@ async def login(call: Call) -> Response:
 async def logout(call: Call) -> Response:
     state = call.state
     await state.database.write(accounts.delete_session, call.user_id, call.identity.session_id)
-    if not await state.database.read(accounts.count_sessions, call.user_id):
-        await state.hub.cancel_all(call.user_id)
+    await _stop_without_sessions(state, call.user_id)
     response = answer({"message": "Logged out successfully"}, {"Clear-Site-Data": '"cache", "storage"'})
     secure = call.request.scope["scheme"] == "https"  # without it a browser keeps a __Host- cookie
     response.delete_cookie(cookie_name(call.request.scope), httponly=True, samesite="strict", secure=secure)
     return response
+
+
+async def _stop_without_sessions(state: State, user_id: int) -> None:
+    """Whoever is signed in nowhere has nobody to write for."""
+    if not await state.database.read(accounts.count_sessions, user_id):
+        await state.hub.cancel_all(user_id)
 
 
 async def me(call: Call) -> Any:
@@ -103,6 +106,7 @@ async def list_sessions(call: Call) -> Any:
 
 async def delete_session(call: Call) -> Any:
     await call.state.database.write(accounts.delete_session, call.user_id, call.path_id("session_id"))
+    await _stop_without_sessions(call.state, call.user_id)
     return {"message": "Session ended"}
 
 
@@ -125,8 +129,7 @@ async def change_user(call: Call) -> Any:
     body: bodies.UserChange = call.body
     user = await call.state.database.write(accounts.set_user, call.path_id("user_id"), body.role, body.status)
     log.info("user is now %s, %s", user.role, user.status, extra={"user": call.user_id, "about": user.id})
-    if user.status == "disabled":
-        await call.state.hub.cancel_all(user.id)
+    await _stop_without_sessions(call.state, user.id)
     return user
 
 
@@ -430,7 +433,9 @@ async def control_invite(call: Call) -> Any:
 
 
 async def control_password(call: Call) -> Any:
-    return {"username": await call.state.auth.reset_password(call.body.username, call.body.password)}
+    user = await call.state.auth.reset_password(call.body.username, call.body.password)
+    await _stop_without_sessions(call.state, user.id)
+    return {"username": user.username}
 
 
 async def control_backup(call: Call) -> Any:
@@ -443,28 +448,7 @@ async def control_import(call: Call) -> Response:
     database = call.state.database
     user = await database.read(accounts.get_user_named, call.body.username)
     paths = [Path(path) for path in call.body.paths]
-    return StreamingResponse(import_steps(database, user.id, paths), media_type="application/x-ndjson")
-
-
-async def import_steps(database: Database, user_id: int, paths: list[Path]) -> AsyncIterator[bytes]:
-    """{"done": fraction, "report": {...}} a step; when it failed, {"error": "..."}."""
-    steps: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-
-    async def run() -> None:
-        try:
-            report = await transfer.import_files(
-                database, user_id, paths, lambda report, done: steps.put_nowait({"done": done, "report": report})
-            )
-            steps.put_nowait({"done": 1.0, "report": report})
-        except FiresideError as error:
-            steps.put_nowait({"error": error.message})
-        finally:
-            steps.put_nowait(None)
-
-    importing = asyncio.create_task(run())
-    while (step := await steps.get()) is not None:
-        yield msgspec.json.encode(step) + b"\n"
-    await importing
+    return StreamingResponse(transfer.steps(database, user.id, paths), media_type="application/x-ndjson")
 
 
 async def control_export(call: Call) -> Response:

@@ -6,6 +6,7 @@ OpenAI-compatible, and so is the embedded engine.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatRequest", "Model", "Providers"]
 __all__ += ["Answering", "Content", "ContextOverflow", "Finish", "Part", "Progress", "Reasoning", "Usage"]
+
+log = logging.getLogger("fireside.providers")
 
 CATALOG_SECONDS = 1.5  # what GET /providers waits for the slowest server
 LOOK_SECONDS = 10.0  # after this a server that was asked for its models counts as offline
@@ -191,6 +194,9 @@ class Providers:
             failure = failed
         except TimeoutError:
             failure = ProviderFailed("PROVIDER_TIMEOUT", f"{provider.name} does not answer.")
+        except Exception:  # whatever one server says must not hide the others
+            log.exception("the models of %s", provider.id)
+            failure = ProviderFailed("PROVIDER_ERROR", f"{provider.name} gave a list of models that makes no sense.")
         look = self._looks[provider.id] = _Look(time.monotonic(), models, failure)
         return look
 

@@ -21,7 +21,7 @@ import msgspec
 
 from . import queries, transcript
 from .db import Database, now
-from .errors import NotFound
+from .errors import FiresideError, NotFound
 from .queries import Origin
 from .source import Skipped, Source
 from .transcript import Conversation, Generation, Image, Message, Unreadable
@@ -79,6 +79,27 @@ async def _batches(source: Source) -> AsyncGenerator[list[Conversation | Skipped
             yield batch
     finally:
         await asyncio.gather(ahead, return_exceptions=True)  # the source must not be closed while it is read
+
+
+async def steps(database: Database, user_id: int, paths: list[Path]) -> AsyncGenerator[bytes, None]:
+    """{"done": fraction, "report": {...}} a step; when it failed, {"error": "..."}."""
+    found: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    async def run() -> None:
+        try:
+            report = await import_files(
+                database, user_id, paths, lambda report, done: found.put_nowait({"done": done, "report": report})
+            )
+            found.put_nowait({"done": 1.0, "report": report})
+        except FiresideError as error:
+            found.put_nowait({"error": error.message})
+        finally:
+            found.put_nowait(None)
+
+    importing = asyncio.create_task(run())
+    while (step := await found.get()) is not None:
+        yield msgspec.json.encode(step) + b"\n"
+    await importing
 
 
 def _take(found: Iterator[Conversation | Skipped]) -> list[Conversation | Skipped]:
