@@ -64,3 +64,34 @@ async def test_retry_makes_another_version_and_keeps_the_first(ann: Person, upst
     first = reply["versions"]["ids"][0]
     good(await ann.post(f"/conversations/{conversation_id}/active", json={"message_id": first}))
     assert (await ann.messages(conversation_id))[-1]["content"] == "first"
+
+
+async def test_the_end_of_the_last_session_ends_the_answer(
+    running: Running, ann: Person, bob: Person, upstream: Upstream
+) -> None:
+    conversation_id = await bob.conversation("Hello?")
+    upstream.enqueue(says("one "), pause(Gate()))
+    second = await running.login("bob")
+    async with bob.streaming(conversation_id, **MODEL) as events:
+        seen = [event async for event in events if event.event == "delta" and not await end_sessions(second, bob)]
+    assert text(seen) == "one "
+    await upstream.closed()
+    status = [user["status"] for user in good(await ann.get("/admin/users"))["users"]]
+    assert status == ["active", "active"]
+    third = await running.login("bob")
+    assert (await third.messages(conversation_id))[-1]["status"] == "canceled"
+
+
+async def end_sessions(*people: Person) -> None:
+    for person in people:
+        sessions = good(await person.get("/auth/sessions"))["sessions"]
+        own = next(session["id"] for session in sessions if session["current"])
+        good(await person.delete(f"/auth/sessions/{own}"))
+
+
+async def test_a_conversation_with_a_provider_is_answered_by_a_model_of_that_provider(ann: Person) -> None:
+    conversation_id = await ann.conversation("Hello?", provider_id="embedded")
+    done = (await ann.answer(conversation_id, max_tokens=3))[-1]
+    assert done.data["status"] == "ok"
+    answered = (await ann.messages(conversation_id))[-1]
+    assert (answered["provider_id"], answered["model"]) == ("embedded", "smollm2-135m-instruct")

@@ -565,3 +565,14 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
         with opened(path) as connection:
             assert acknowledged <= pairs(connection)
     assert_sound(path)
+
+
+async def test_no_new_database_takes_the_place_of_one_that_has_backups(tmp_path: Path) -> None:
+    path = tmp_path / "fireside.db"
+    await (await db.open_database(path)).close()
+    db.back_up_daily(path, 7)
+    path.unlink()
+    with pytest.raises(db.DatabaseUnusable, match="there are backups of it"):
+        await db.open_database(path)
+    db.restore(next((tmp_path / "backups").glob("*.db")), path)
+    await (await db.open_database(path)).close()
