@@ -790,6 +790,36 @@ async def test_nothing_is_lost_when_a_client(witness: Witness, client: Client, n
         await client(witness, number)
 
 
+@pytest.mark.parametrize("what", ["delete", "purge", "logout"])
+async def test_nothing_begins_after_an_end_that_it_met(witness: Witness, what: str) -> None:
+    """Both are asked for at once. Whoever comes first: when the end is acknowledged, nothing runs any more."""
+    bob, hub = witness.people[1], witness.running.state.hub
+    usual = witness.upstream.default
+    for _ in range(12):
+        conversation_id = await witness.question(bob)
+        path = f"/conversations/{conversation_id}"
+        witness.upstream.default = [says("one"), hang()]
+        begins = [asyncio.create_task(bob.post(f"{path}/stream", json=MODEL)) for _ in range(3)]
+        match what:
+            case "delete":
+                good(await bob.delete(path))
+            case "purge":
+                good(await bob.delete(f"{path}?purge=true"))
+            case _:
+                good(await bob.post("/auth/logout"))
+        assert not hub.running, "it began all the same"
+        for begin in begins:
+            refused = await begin
+            assert refused.status_code in (401, 404) or b'"status": "canceled"' in refused.content
+        if what == "logout":
+            again = await witness.running.login("bob")
+            bob.cookies, bob.headers["X-CSRF-Token"] = again.cookies, again.headers["X-CSRF-Token"]
+        if what == "purge":
+            witness.forget(bob, conversation_id)
+        witness.upstream.default = usual
+        await witness.nothing_lost(bob, conversation_id)
+
+
 async def test_five_hundred_cancelled_answers_leave_nothing_behind(witness: Witness) -> None:
     """At every moment of their lives: in the queue, before the head, before the first token, in the middle."""
     ann, upstream = witness.people[0], witness.upstream
