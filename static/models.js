@@ -1,7 +1,7 @@
 // Which models there are, which one is asked, and what to do while there is none.
 
-import { get, session, tell } from "./api.js";
-import { copyButton, h, icon } from "./dom.js";
+import { get, post, session, tell } from "./api.js";
+import { copyButton, h, icon, toast } from "./dom.js";
 
 const CHOICE = "fireside.model"; // the last model picked in this browser, for new conversations
 const LOOK_EVERY = 3000; // ms, while there is no model or one is loading
@@ -10,6 +10,7 @@ const LOOK_EVERY = 3000; // ms, while there is no model or one is loading
 export let providers = null;
 let asking = null;
 let timer = 0;
+let starting = false; // LM Studio's server, by the button
 
 /** Asks anew, and again while the answer may soon be another one. Dispatches "models". */
 export function refreshModels() {
@@ -106,7 +107,29 @@ function noModelScreen() {
       ? `${running[0].name} is running, but has no model that could answer.`
       : "Fireside talks to the models in LM Studio, whose server is off until you start it."),
     steps,
+    startButton(),
     h("p", { class: "looking" }, h("span", { class: "pulse" }), "Looking for it"),
     providers?.length > 0 && h("details", { class: "faint" }, h("summary", {}, "Where it looks"),
       h("ul", {}, providers.map((provider) => h("li", {}, `${provider.name}: ${provider.online ? "running" : provider.error || "no answer"}`)))));
+}
+
+/** For administrators, where LM Studio is on the computer that runs Fireside. */
+function startButton() {
+  const provider = session.user.role === "admin" && providers?.find(({ can_start }) => can_start);
+  return provider && h("button", { type: "button", class: "primary", disabled: starting, onclick: () => startServer(provider) },
+    starting ? "Starting LM Studio…" : "Start it for me");
+}
+
+async function startServer({ provider_id }) {
+  starting = true;
+  tell("models");
+  try {
+    await post(`/providers/${provider_id}/start`);
+  } catch (error) {
+    toast(error.message);
+  } finally {
+    starting = false;
+    await refreshModels();
+    tell("models");
+  }
 }
