@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .config import Config
-from .errors import FiresideError, HostNotAllowed, OriginNotAllowed
+from .errors import FiresideError, HostNotAllowed, Invalid, OriginNotAllowed
 
 log = logging.getLogger("fireside.access")
 
@@ -175,6 +175,20 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._taken = 0
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP gets the same shape of error and the same headers as everything else."""
+        request_id = secrets.token_hex(8)
+        _, headers, body = error_answer(Invalid("The request is not HTTP."), request_id)
+        told = {name.encode(): value.encode() for name, value in headers.items()} | _HEADERS
+        told |= {
+            b"x-request-id": request_id.encode(),
+            b"content-length": str(len(body)).encode(),
+            b"connection": b"close",
+        }
+        lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in told.items()), b"", body]
+        self.transport.write(b"\r\n".join(lines))
+        self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()

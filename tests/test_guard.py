@@ -340,3 +340,16 @@ async def test_each_answer_has_a_request_id_of_its_own(running: Running) -> None
     given = {"X-Request-ID": "mine"}
     ids = {(await client.get("/version", headers=given)).headers["x-request-id"] for _ in range(20)}
     assert len(ids) == 20 and "mine" not in ids
+
+
+async def test_what_is_not_http_gets_the_same_shape_of_error(running: Running) -> None:
+    host, port = running.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: abc\r\n\r\n")
+    said = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    head, _, body = said.partition(b"\r\n\r\n")
+    error = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 400 ") and b"content-security-policy: default-src 'none'" in head
+    assert error["code"] == "VALIDATION_ERROR" and f"x-request-id: {error['request_id']}".encode() in head
