@@ -48,3 +48,7 @@ clean:
 .venv/test: .venv/run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,test,check]'
 	touch $@
+
+.venv/trust: .venv/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,test,check,trust]'
+	touch $@

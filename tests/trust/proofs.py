@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import Figures, attacks, authz, fuzz, model, mutants, races, secrets, storage, timing
+from . import Figures, attacks, authz, fuzz, model, mutants, races, secrets, soak, storage, timing
 
 ROOT = Path(__file__).parents[2]
 ALL = 10**6  # more than there are
@@ -45,5 +45,6 @@ PROOFS = (
     Proof("full", "A full disk costs nothing that was acknowledged", "places", storage.full, 12, ALL),
     Proof("damaged", "A damaged file is refused or told, and restored", "files", storage.damaged, 8, 50),
     Proof("migration", "A migration is done or not, wherever it is killed", "kills", storage.migration, 8, ALL),
-    Proof("mutants", "Every guard that is taken away is missed by a test", "mutants", mutants.prove, 0, ALL),
+    Proof("soak", "Nothing grows, whatever happens (`make soak`: ten minutes)", "requests", soak.prove, 15, 60),
+    Proof("mutants", "A guard that is taken away is missed", "mutants", mutants.prove, 0, ALL),
 )
