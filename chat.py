@@ -8,167 +8,25 @@ for all running generations together, at most SAVE_SECONDS behind. What a `done`
 import asyncio
 import contextlib
 import itertools
-import json
 import logging
 import sqlite3
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from msgspec import Raw
-
-from . import accounts, eventlog, prompt, queries
+from . import accounts, eventlog, queries
 from .config import Config
 from .db import Database, now
-from .errors import AuthRequired, FiresideError, Invalid, NotFound, ProviderFailed, StorageUnavailable
-from .eventlog import EventLog
-from .providers import Answering, ChatRequest, Content, Finish, Model, Part, Progress, Providers, Reasoning, Usage
+from .errors import AuthRequired, FiresideError, Invalid, NotFound, StorageUnavailable
+from .generation import Generation
+from .providers import Providers
 from .queries import Begun, Message
+from .slots import Slots
 
 log = logging.getLogger("fireside.chat")
 
 SAVE_SECONDS = 0.4  # between two commits of what running generations have made
 RETRY_SECONDS = 2.0  # between two of them when the disk does not take it
 CLOSING_SECONDS = 3.0  # what a stop waits for; what is not saved by then is what the last commit had
-SLEEP_SECONDS = 5.0  # a timer that is later than this has slept with the computer
-LOOK_SECONDS = 1.5  # what an answer waits for news of its model
-LOOK_AGE_SECONDS = 30.0  # after which it wants news
-LOADING_POLL_SECONDS = 1.0
-MEASURABLE_SECONDS = 0.02  # an answer that came within less has no speed that would mean anything
-
-
-class Generation:
-    """An answer being written. All times are the event loop's."""
-
-    def __init__(self, user_id: int, conversation_id: int, begun: Begun) -> None:
-        self.id = begun.generation_id
-        self.user_id = user_id
-        self.conversation_id = conversation_id
-        self.begun = begun
-        self.log = EventLog(begun.generation_id)
-        self.status = "generating"  # then that of `done`
-        self.error: FiresideError | None = None
-        self.model: str | None = None  # that really answers
-        self.usage: dict[str, int] | None = None
-        self.stats: dict[str, Any] = {}
-        self.phase = ""
-        self.asked_at = self.spoke_at = asyncio.get_running_loop().time()  # spoke_at: the newest text
-        self.first_at: float | None = None  # the first text
-        self.task: asyncio.Task[None] | None = None
-        self.started = False
-        self.stopped: str | FiresideError | None = None  # "canceled", "interrupted", or what went wrong
-        self.ending = False  # nothing can stop it any more
-        self.unkept: StorageUnavailable | None = None  # why `done` says error, however good the answer is
-        self.ended = asyncio.Event()
-        self._told: tuple[str, dict[str, int]] | None = None
-
-    def progress(self, phase: str, **details: int) -> None:
-        """Tell the phase, unless that was told last."""
-        self.phase = phase
-        if self._told != (phase, details):
-            self._told = phase, details
-            self.log.add("progress", {"phase": phase, **details})
-
-    def stop(self, reason: str | FiresideError) -> None:
-        """Ask the task to end. Only the first reason counts."""
-        if self.stopped is None and not self.ending:
-            self.stopped = reason
-            if self.task is not None and self.started:  # a task that is cancelled before its first step never takes one
-                self.task.cancel()
-
-    def conclude(self, outcome: str | FiresideError) -> None:
-        """All that is told before `done`: "ok", "canceled", "interrupted", or what went wrong."""
-        if isinstance(outcome, FiresideError):
-            self.status, self.error = "error", outcome
-            self.log.add("error", _told(outcome))
-        else:
-            self.status = outcome
-
-    def keep_waiting(self) -> None:
-        """The disk does not take the end. Readers are told so once and for all; the answer is saved as what it is."""
-        self.unkept = StorageUnavailable("The disk does not take the answer. It is saved as soon as it does.")
-        if self.error is None:
-            self.log.add("error", _told(self.unkept))
-
-    def done(self) -> dict[str, Any]:
-        return {
-            "status": "error" if self.unkept else self.status,
-            "message_id": self.begun.message_id,
-            "stats": self.stats,
-        }
-
-    def save(self, tx: sqlite3.Connection) -> None:
-        status, error = "complete" if self.status == "ok" else self.status, _told(self.error) if self.error else None
-        recording = self.log.recording(self.begun.message_id, status, self.done())
-        queries.finish_generation(
-            tx, self.id, recording, model=self.model, token_usage=self.usage, stats=self.stats, error=error
-        )
-
-    def show(self, message: Message) -> None:
-        """Put into its message what is not in its row yet."""
-        message.content, message.reasoning = self.log.content, self.log.reasoning
-        if self.unkept:
-            message.status, message.error = "error", Raw(json.dumps(_told(self.error or self.unkept)).encode())
-            message.stats = Raw(json.dumps(self.stats).encode())
-            if self.usage is not None:
-                message.token_usage = Raw(json.dumps(self.usage).encode())
-
-
-def _told(error: FiresideError) -> dict[str, str]:
-    return {"code": error.code, "message": error.message}
-
-
-class Slots:
-    """Who may generate at a provider: `capacity` at a time, the others first come first served, the users in turn."""
-
-    def __init__(self, capacity: int) -> None:
-        self._free = capacity
-        self._line: dict[int, deque[tuple[Generation, asyncio.Event]]] = {}  # by user, in the order of their turns
-
-    @contextlib.asynccontextmanager
-    async def slot(self, generation: Generation) -> AsyncIterator[None]:
-        if self._free:
-            self._free -= 1
-        else:
-            await self._wait(generation)
-        try:
-            yield
-        finally:
-            self._leave()
-
-    async def _wait(self, generation: Generation) -> None:
-        place = generation, asyncio.Event()
-        self._line.setdefault(generation.user_id, deque()).append(place)
-        self._announce()
-        try:
-            await place[1].wait()
-        except asyncio.CancelledError:
-            if place[1].is_set():  # it had its turn in the same moment
-                self._leave()
-            else:
-                self._line[generation.user_id].remove(place)
-                self._line = {user_id: line for user_id, line in self._line.items() if line}
-                self._announce()
-            raise
-
-    def _leave(self) -> None:
-        """The slot goes to who is next. That user's next one comes after everybody else's first."""
-        if not self._line:
-            self._free += 1
-            return
-        user_id = next(iter(self._line))
-        line = self._line.pop(user_id)
-        line.popleft()[1].set()
-        if line:
-            self._line[user_id] = line
-        self._announce()
-
-    def _announce(self) -> None:
-        """Tell everybody their place: round after round, a generation of each user."""
-        rounds = itertools.zip_longest(*self._line.values())
-        line = [place for turn in rounds for place in turn if place]
-        for number, (generation, _) in enumerate(line, 1):
-            generation.progress("queued", place=number)
 
 
 class Hub:
@@ -257,7 +115,7 @@ class Hub:
             )
             if begun is not None:
                 if begun.new:
-                    self._run(Generation(user_id, conversation_id, begun))
+                    self._run(Generation(self.config, self.providers, user_id, conversation_id, begun))
                 return begun
             last = await self.database.read(queries.get_conversation, user_id, conversation_id)
             fallback = await self._loaded_model(
@@ -338,7 +196,8 @@ class Hub:
         outcome: str | FiresideError = "ok"
         try:
             if generation.stopped is None:
-                await self._write_answer(generation)
+                async with self.slots[generation.begun.provider_id].slot(generation.user_id, generation.queued):
+                    await generation.write(self._dirty.set)
         except asyncio.CancelledError:
             outcome = "interrupted"  # whoever did it without `stop`
         except FiresideError as failure:
@@ -348,163 +207,6 @@ class Hub:
             outcome = FiresideError()
         generation.ending = True
         await self._finish(generation, generation.stopped or outcome)
-
-    async def _write_answer(self, generation: Generation) -> None:
-        async with self.slots[generation.begun.provider_id].slot(generation):
-            generation.spoke_at = sent_at = asyncio.get_running_loop().time()
-            if generation.phase == "queued":
-                generation.stats["queued_ms"] = _ms(sent_at - generation.asked_at)
-            with self._deadlines(generation):
-                try:
-                    await self._stream(generation)
-                finally:
-                    self._measure(generation, sent_at)
-
-    async def _stream(self, generation: Generation) -> None:
-        """Ask the model, with less history each time that it says the context is too small before it has said anything else."""
-        begun = generation.begun
-        history = begun.history
-        assert history is not None, "an answer began without its prompt"
-        offer = await self._offer(begun.provider_id, begun.model)
-        if offer is not None and offer.vision is False and any(turn.images for turn in history.turns):
-            raise ProviderFailed("VISION_UNSUPPORTED", f"{begun.model} cannot see images. Choose a model that can.")
-        context = offer.context_length if offer is not None else None
-        omitted = prompt.omit(history, context, begun.params.get("max_tokens"))
-        generation.progress(_phase(offer))
-        async with self._watching_the_load(generation):
-            while True:
-                generation.stats["omitted_messages"] = omitted
-                request = ChatRequest(begun.model, prompt.messages(history, omitted), begun.params)
-                try:
-                    return await self._read(generation, request)
-                except ProviderFailed as failure:
-                    less = prompt.omit_more(history, omitted)
-                    if failure.code != "CONTEXT_OVERFLOW" or generation.first_at is not None or less is None:
-                        raise
-                    omitted = less
-
-    async def _offer(self, provider_id: str, model: str) -> Model | None:
-        """What is known of a model: not older than half a minute, unless its server is too slow to say. One that was not loaded
-        when it was looked at is looked at anew, for the last answer will have loaded it."""
-        age = 0.0 if _phase(self.providers.known(provider_id, model)) == "loading" else LOOK_AGE_SECONDS
-        with contextlib.suppress(ProviderFailed, TimeoutError):
-            async with asyncio.timeout(LOOK_SECONDS):
-                await self.providers.models(provider_id, age)
-        return self.providers.known(provider_id, model)
-
-    async def _read(self, generation: Generation, request: ChatRequest) -> None:
-        """Take the answer in, a network read at a time."""
-        async with contextlib.aclosing(self.providers.chat(generation.begun.provider_id, request)) as reads:
-            async for parts in reads:
-                for part in parts:
-                    self._take(generation, part)
-                generation.log.publish()
-                self._dirty.set()
-                if generation.log.size > self.config.answer_max_bytes:
-                    raise ProviderFailed("ANSWER_TOO_LARGE", "The answer grew too large and was ended.")
-
-    def _take(self, generation: Generation, part: Part) -> None:
-        match part:
-            case Content(text) | Reasoning(text):
-                generation.spoke_at = asyncio.get_running_loop().time()
-                if generation.first_at is None:
-                    generation.first_at = generation.spoke_at
-                    generation.progress("generating")
-                if isinstance(part, Reasoning):
-                    generation.log.think(text)
-                    generation.stats["reasoning_ms"] = _ms(generation.spoke_at - generation.first_at)
-                else:
-                    generation.log.say(text)
-            case Usage(prompt_tokens, completion_tokens, total_tokens):
-                generation.usage = {
-                    "prompt_tokens": prompt_tokens,
-                    "completion_tokens": completion_tokens,
-                    "total_tokens": total_tokens,
-                }
-            case Answering(model):
-                generation.model = model
-            case Progress(done, total) if generation.first_at is None:
-                generation.progress("prompt", done=done, total=total)
-            case Finish(reason):
-                generation.stats["finish_reason"] = reason
-
-    def _measure(self, generation: Generation, sent_at: float) -> None:
-        """Speed and times as seen from here: LM Studio's stream tells neither."""
-        begun, stats, usage = generation.begun, generation.stats, generation.usage
-        stats["total_ms"] = _ms(asyncio.get_running_loop().time() - sent_at)
-        if generation.first_at is not None:
-            stats["ttft_ms"] = _ms(generation.first_at - sent_at)
-            spent = generation.spoke_at - generation.first_at
-            if usage is not None and usage["completion_tokens"] > 1 and spent >= MEASURABLE_SECONDS:
-                stats["tokens_per_second"] = round((usage["completion_tokens"] - 1) / spent, 2)
-        offer = self.providers.known(begun.provider_id, begun.model)  # loaded meanwhile, perhaps
-        if offer is not None and offer.context_length is not None:
-            stats["context_length"] = offer.context_length
-        if generation.model not in (None, begun.model):
-            stats["requested_model"] = begun.model
-
-    @contextlib.contextmanager
-    def _deadlines(self, generation: Generation) -> Iterator[None]:
-        """Stop a generation that is silent or lasts for too long. One timer, set anew only when it fires: tokens cost nothing."""
-        loop, config = asyncio.get_running_loop(), self.config
-        end = loop.time() + config.total_seconds
-        timer: asyncio.TimerHandle
-
-        def due() -> float:
-            patience = config.first_token_seconds if generation.first_at is None else config.between_tokens_seconds
-            return min(generation.spoke_at + patience, end)
-
-        def wait() -> None:  # for less than `due` when the first token may shorten it meanwhile
-            nonlocal timer
-            moment = min(due(), loop.time() + config.between_tokens_seconds)
-            timer = loop.call_at(moment, look, moment)
-
-        def look(expected: float) -> None:
-            nonlocal end
-            late = loop.time() - expected
-            if late > SLEEP_SECONDS:  # the computer slept, and the model with it: begin to wait anew
-                generation.spoke_at += late
-                end += late
-            if loop.time() < due():
-                wait()
-                return
-            if loop.time() >= end:
-                what = f"The answer was not complete after {config.total_seconds:g} s and was ended."
-            elif generation.first_at is not None:
-                what = f"The model server was silent for {config.between_tokens_seconds:g} s."
-            else:
-                what = f"The model server did not begin to answer within {config.first_token_seconds:g} s."
-            generation.stop(ProviderFailed("PROVIDER_TIMEOUT", what))
-
-        wait()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    @contextlib.asynccontextmanager
-    async def _watching_the_load(self, generation: Generation) -> AsyncIterator[None]:
-        """While nothing has come: say whether the model is being loaded, where the server can tell."""
-        provider_id, model = generation.begun.provider_id, generation.begun.model
-
-        async def watch() -> None:
-            while generation.first_at is None:
-                await asyncio.sleep(LOADING_POLL_SECONDS)
-                with contextlib.suppress(ProviderFailed):
-                    await self.providers.models(provider_id, LOADING_POLL_SECONDS / 2)
-                phase = _phase(self.providers.known(provider_id, model))
-                if phase != generation.phase and generation.first_at is None:
-                    generation.progress(phase)
-
-        if self.providers.get(provider_id).kind == "openai":  # whose servers do not tell
-            yield
-            return
-        watching = asyncio.create_task(watch())
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
 
     async def _finish(self, generation: Generation, outcome: str | FiresideError) -> None:
         """Save, then tell. When the disk does not take it, tell that, and go on trying."""
@@ -568,11 +270,6 @@ def _recover(tx: sqlite3.Connection) -> int:
     return len(unfinished)
 
 
-def _phase(offer: Model | None) -> str:
-    """Of an answer before its first token."""
-    return "loading" if offer is not None and offer.state in ("loading", "not-loaded") else "prompt"
-
-
 def _report(failure: Exception) -> None:
     if not isinstance(failure, StorageUnavailable):  # of which the database has spoken
         log.error("answers could not be saved", exc_info=failure)
@@ -581,7 +278,3 @@ def _report(failure: Exception) -> None:
 async def _joined(events: Iterator[bytes]) -> AsyncIterator[bytes]:
     while batch := list(itertools.islice(events, eventlog.BACKLOG)):
         yield b"".join(batch)
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fireside import chat
+from fireside import generation
 
 from .live import Event, Person, Running, good, text, until
 from .upstream import (
@@ -56,7 +56,7 @@ async def test_a_loaded_model_reads_the_prompt_and_writes(ann: Person, upstream:
 async def test_a_model_that_is_not_loaded_is_said_to_load_until_it_is(
     ann: Person, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat, "LOADING_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(generation, "LOADING_POLL_SECONDS", 0.02)
     model = upstream.models[0]
     model.instances.clear()
     gate = Gate()
@@ -318,7 +318,7 @@ async def test_a_slow_list_of_models_delays_nothing_for_long(ann: Person, upstre
     upstream.enqueue(answer("Because."))
     begun = time.monotonic()
     assert text(await ask(ann)) == "Because."
-    assert time.monotonic() - begun < chat.LOOK_SECONDS + 5
+    assert time.monotonic() - begun < generation.LOOK_SECONDS + 5
 
 
 async def test_images_are_refused_for_a_model_that_cannot_see(

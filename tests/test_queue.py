@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fireside.chat import Generation, Slots
-from fireside.queries import Begun
+from fireside.slots import Slots
 
 from .live import Event, Person, Running, good, text, until
 from .upstream import DONE, Gate, Upstream, finish, hang, pause
@@ -155,8 +154,8 @@ async def test_a_stop_interrupts_those_who_wait_too(tmp_path: Path, upstream: Up
 # ---- the queue by itself
 
 
-def somebody(user_id: int) -> Generation:
-    return Generation(user_id, 1, Begun("g", 1, "generating"))
+def deaf(place: int) -> None:
+    """Somebody who does not care about their place."""
 
 
 async def settle() -> None:
@@ -171,7 +170,7 @@ async def test_a_cancel_that_meets_its_turn_loses_no_slot(hold: int) -> None:
         slots, gate = Slots(1), asyncio.Event()
 
         async def use(slots: Slots = slots, gate: asyncio.Event = gate) -> None:
-            async with slots.slot(somebody(1)):
+            async with slots.slot(1, deaf):
                 await gate.wait()
 
         holder = asyncio.create_task(use())
@@ -200,7 +199,7 @@ async def test_nobody_starves_and_no_slot_is_lost() -> None:
         there[user_id] += 1
         mine, before = there[user_id], Counter(served)
         try:
-            async with slots.slot(somebody(user_id)):
+            async with slots.slot(user_id, deaf):
                 overtook = {other: served[other] - before[other] for other in range(5) if other != user_id}
                 assert max(overtook.values()) <= mine + capacity, (overtook, mine)
                 served[user_id] += 1
@@ -225,5 +224,5 @@ async def test_nobody_starves_and_no_slot_is_lost() -> None:
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(result) for result in results} == {type(None), asyncio.CancelledError}, results
     async with asyncio.timeout(5):  # else a slot was lost
-        async with slots.slot(somebody(1)), slots.slot(somebody(2)), slots.slot(somebody(3)):
+        async with slots.slot(1, deaf), slots.slot(2, deaf), slots.slot(3, deaf):
             pass
