@@ -29,7 +29,7 @@ STUCK_SECONDS = 60.0
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
-NO_CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
+NO_CONTENT_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; font-src 'self'; "
     "manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
