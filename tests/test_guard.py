@@ -276,7 +276,8 @@ def assert_guarded(headers: httpx.Headers, page: bool = False) -> None:
         assert policy["script-src"] == "'self'" and policy["require-trusted-types-for"] == "'script'"
         assert not any("unsafe" in value or "*" in value or "http" in value for value in policy.values())
     else:
-        assert len(policy) == 2
+        assert set(policy) == {"default-src", "base-uri", "form-action", "frame-ancestors", "sandbox"}
+        assert policy["base-uri"] == policy["form-action"] == "'none'"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
     assert headers["cross-origin-resource-policy"] == headers["cross-origin-opener-policy"] == "same-origin"
