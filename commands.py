@@ -247,7 +247,7 @@ def _examine_space(data_dir: Path) -> tuple[bool, str]:
 def _examine_modes(data_dir: Path) -> Iterator[tuple[bool, str]]:
     if os.name != "posix" or not data_dir.exists():
         return
-    for file in (data_dir, *data_dir.rglob("*")):
+    for file in data_dir.rglob("*"):  # service.warnings has looked at the directory itself
         if file.stat().st_mode & 0o077:
             yield False, f"{file} can be read by others: chmod {'700' if file.is_dir() else '600'} {file}"
 

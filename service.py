@@ -136,7 +136,9 @@ _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afpfs", "9p", "fuse.sshfs",
 
 
 def warnings(data_dir: Path) -> Iterator[str]:
-    """Places where a database does not keep: folders that another program copies about, and disks of other computers."""
+    """Places where a database does not keep: folders that others read or another program copies about, disks of other computers."""
+    if os.name == "posix" and data_dir.exists() and data_dir.stat().st_mode & 0o077:
+        yield f"{data_dir} can be read by others: chmod 700 {data_dir}"
     if any(name in part.lower() for part in data_dir.parts for name in _SYNCED):
         yield f"{data_dir} looks like a synced folder: a sync program can damage the database. Choose another --data-dir."
     if sys.platform == "win32" and str(data_dir).startswith("\\\\"):
