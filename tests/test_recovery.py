@@ -231,7 +231,9 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
     assert f"BAD newest backup {backup} cannot be restored" in said
     assert f"BAD {backup} can be read by others: chmod 600 {backup}" in said
     path.write_bytes(b"nothing")
+    data.chmod(0o755)
     status, said = doctor(data)
+    assert f"BAD {data} can be read by others: chmod 700 {data}" in said
     assert status == 1 and "not a database" in said and "Traceback" not in said
 
 
