@@ -96,8 +96,9 @@ const SILENCE = 40_000; // ms; a live stream says something every 15 s
 
 /**
  * The events of one answer, each exactly once, until its `done`. `source` is {path, body}, which starts or attaches, or
- * {generationId, after}, to follow what came after the event of that id. A connection that is lost or falls silent is taken up where it broke; only one that is lost before it
- * has told its generation's id is an error, for to ask again might start another answer.
+ * {generationId, after}, to follow what came after the event of that id. A connection that is lost or falls silent is
+ * taken up where it broke; only one that is lost before it has told its generation's id is an error, for to ask again
+ * might start another answer.
  */
 export async function* answerEvents(source, signal) {
   let { generationId = null, after = -1 } = source;

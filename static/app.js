@@ -91,7 +91,10 @@ function buildShell() {
   };
   const chat = new Chat({ openMenu: () => openList(true), created });
   const sidebar = new Sidebar({
-    open: (id) => { location.hash = id === null ? "#/" : `#/c/${id}`; },
+    open: (id) => {
+      sidebar.current = id; // at once: the address is followed a moment later
+      location.hash = id === null ? "#/" : `#/c/${id}`;
+    },
     account: openAccount,
     close: () => openList(false),
   });
@@ -159,7 +162,9 @@ const SHORTCUTS = [
 
 function openShortcuts() {
   openDialog("Keyboard shortcuts", { className: "small" },
-    h("dl", { class: "keys" }, SHORTCUTS.flatMap(([keys, what]) => [h("dt", {}, keys.split(" ").map((key) => h("kbd", {}, key))), h("dd", {}, what)])));
+    h("dl", { class: "keys" }, SHORTCUTS.flatMap(([keys, what]) => [
+      h("dt", {}, keys.split(" ").map((key) => h("kbd", {}, key))), h("dd", {}, what),
+    ])));
 }
 
 function shortcut(event) {

@@ -2,7 +2,7 @@
 
 import { answerEvents, changed, get, onChange, patch, post, tell } from "./api.js";
 import { Composer } from "./composer.js";
-import { announce, arrange, debounce, h, icon, randomId, toast } from "./dom.js";
+import { announce, arrange, button, debounce, h, icon, randomId, toast } from "./dom.js";
 import { Head } from "./head.js";
 import { messageView } from "./message.js";
 import { asked, chosen, refreshModels, welcome } from "./models.js";
@@ -40,7 +40,8 @@ export class Chat {
       send: (text, images) => this.#ask(text, images), stop: () => this.stop(), editLast: () => this.editLast(),
     });
     this.head = new Head(this, openMenu);
-    this.banner = h("p", { class: "banner", role: "status", hidden: true }, h("span", { class: "pulse" }), "Connection lost. Trying to get it back.");
+    this.banner = h("p", { class: "banner", role: "status", hidden: true },
+      h("span", { class: "pulse" }), "Connection lost. Trying to get it back.");
     this.top = h("div", { class: "sentinel" });
     this.column = h("div", { class: "column" });
     this.scroller = new Scroller(this.column);
@@ -54,6 +55,7 @@ export class Chat {
     onChange("offline", () => { this.banner.hidden = false; });
     onChange("online", () => {
       this.banner.hidden = true;
+      if (this.#reader?.stop) this.stop();
       refresh();
     });
     onChange("listed", (conversation) => this.#differs(conversation) && refresh());
@@ -204,7 +206,7 @@ export class Chat {
       await post(`/chat/cancel/${reader.generationId}`);
     } catch (error) {
       reader.stopping = false;
-      if (error.status !== 404) toast(error.message); // 404: it has ended meanwhile
+      if (error.status !== 404) toast(error.status === 0 ? "It is stopped as soon as Fireside can be reached." : error.message);
     }
   }
 
@@ -382,7 +384,7 @@ export class Chat {
 
   #unanswered() {
     return h("p", { class: "halted" }, "Not answered yet.",
-      h("button", { type: "button", onclick: () => this.retry() }, icon("retry"), "Answer"));
+      button([icon("retry"), "Answer"], () => this.retry()));
   }
 
   /** Changes fields of the conversation, or of the one to be made. Resolves to whether that is saved. */

@@ -32,7 +32,8 @@ export class Composer {
     this.editLast = editLast;
     this.area = h("textarea", {
       rows: "1", placeholder: "Write a message", "aria-label": "Message", dir: "auto", enterkeyhint: touch.matches ? "enter" : "send",
-      oninput: () => this.#edited(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#attach(event.clipboardData.files, event),
+      oninput: () => this.#edited(), onkeydown: (event) => this.#key(event),
+      onpaste: (event) => this.#attach(event.clipboardData.files, event),
     });
     this.chips = h("div", { class: "chips" });
     this.file = h("input", {
@@ -152,8 +153,12 @@ export class Composer {
 
   #save() {
     const key = draftKey(this.#conversationId);
-    if (this.area.value) localStorage.setItem(key, this.area.value);
-    else localStorage.removeItem(key);
+    try {
+      if (this.area.value) localStorage.setItem(key, this.area.value);
+      else localStorage.removeItem(key);
+    } catch {
+      // The storage is full: this draft lives as long as the page.
+    }
   }
 
   /** Another tab sent what this one still shows as a draft. */

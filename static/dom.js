@@ -59,7 +59,12 @@ const PATHS = {
 const SOLID = new Set(["flame", "more", "stop"]);
 
 export function icon(name) {
-  return svg("svg", { class: SOLID.has(name) ? "icon solid" : "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: PATHS[name] }));
+  const look = SOLID.has(name) ? "icon solid" : "icon";
+  return svg("svg", { class: look, viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: PATHS[name] }));
+}
+
+export function button(label, onclick, attributes = {}) {
+  return h("button", { type: "button", onclick, ...attributes }, label);
 }
 
 /** A button that shows only an icon; `label` is its name and its tooltip. */
@@ -134,9 +139,7 @@ export function confirmed(question, explanation, verb) {
     const dialog = openDialog(
       question, { className: "small", onclose: () => resolve(agreed) },
       h("p", {}, explanation),
-      h("footer", {},
-        h("button", { type: "button", onclick: () => dialog.close() }, "Cancel"),
-        h("button", { type: "button", class: "danger", onclick: agree }, verb)),
+      h("footer", {}, button("Cancel", () => dialog.close()), button(verb, agree, { class: "danger" })),
     );
   });
 }
@@ -194,13 +197,11 @@ export function toast(text, action = null, perform = null) {
     node.remove();
     if (!tray.firstChild) tray.hidePopover();
   };
-  const node = h("div", { class: "toast" }, h("span", {}, text), action && h("button", {
-    type: "button",
-    onclick: () => {
-      close();
-      perform();
-    },
-  }, action), iconButton("close", "Dismiss", close));
+  const act = () => {
+    close();
+    perform();
+  };
+  const node = h("div", { class: "toast" }, h("span", {}, text), action && button(action, act), iconButton("close", "Dismiss", close));
   while (tray.children.length > 2) tray.firstChild.remove();
   tray.append(node);
   if (tray.matches(":popover-open")) tray.hidePopover(); // shown anew, so that it lies above a dialog

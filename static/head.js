@@ -1,6 +1,6 @@
 // The bar above the messages: the title, which model is asked, and the way to the conversation's settings.
 
-import { h, icon, iconButton, renameInPlace } from "./dom.js";
+import { button, h, icon, iconButton, renameInPlace } from "./dom.js";
 import { asked, chosen, label, providers, remember, stateDot } from "./models.js";
 
 export class Head {
@@ -8,8 +8,8 @@ export class Head {
 
   constructor(chat, openMenu) {
     this.chat = chat;
-    this.title = h("button", { type: "button", class: "title", title: "Rename", onclick: () => this.rename() });
-    this.model = h("button", { type: "button", class: "pill", "aria-haspopup": "dialog", onclick: () => this.pickModel() });
+    this.title = button("", () => this.rename(), { class: "title", title: "Rename" });
+    this.model = button("", () => this.pickModel(), { class: "pill", "aria-haspopup": "dialog" });
     this.settings = iconButton("sliders", "Conversation settings", () => this.openPanel(), { "aria-expanded": "false" });
     this.node = h("header", { class: "top" },
       iconButton("menu", "Conversations", openMenu, { class: "quiet narrow" }), h("h1", {}, this.title), this.model, this.settings);
@@ -23,7 +23,8 @@ export class Head {
     const choice = chosen(conversation);
     const name = label(choice);
     const offline = choice && !choice.model;
-    this.model.replaceChildren(stateDot(choice?.model, !offline), h("span", {}, name || (providers ? "No model" : "Models")), icon("down"));
+    const shown = name || (providers ? "No model" : "Models");
+    this.model.replaceChildren(stateDot(choice?.model, !offline), h("span", {}, shown), icon("down"));
     this.model.setAttribute("aria-label", `Model: ${name || "none"}`);
   }
 

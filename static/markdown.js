@@ -71,8 +71,8 @@ const DRESSED = {
     const wrap = iconButton("wrap", "Wrap lines", () => {
       wrap.setAttribute("aria-pressed", String(pre.classList.toggle("wrapped")));
     }, { "aria-pressed": "false" });
-    return h("div", { class: "code" },
-      h("div", { class: "code-head" }, h("span", {}, language), wrap, copyButton("Copy code", () => pre.textContent.replace(/\n$/, ""))), pre);
+    const copy = copyButton("Copy code", () => pre.textContent.replace(/\n$/, ""));
+    return h("div", { class: "code" }, h("div", { class: "code-head" }, h("span", {}, language), wrap, copy), pre);
   },
 
   table(table) {

@@ -1,6 +1,6 @@
 // One message: a question as it was typed, or an answer with its reasoning, its state and its figures.
 
-import { arrange, copyButton, h, icon, iconButton, number, seconds, timeNode } from "./dom.js";
+import { arrange, button, copyButton, h, icon, iconButton, number, seconds, timeNode } from "./dom.js";
 import { Markdown } from "./markdown.js";
 
 const LONG_QUESTION = 1500; // characters; a longer one is folded
@@ -63,8 +63,7 @@ class Question {
     };
     this.editor = h("div", { class: "editor", onkeydown }, area,
       h("div", { class: "row" }, h("small", {}, "The first version is kept."),
-        h("button", { type: "button", onclick: close }, "Cancel"),
-        h("button", { type: "button", class: "primary", onclick: send }, "Send")));
+        button("Cancel", close), button("Send", send, { class: "primary" })));
     this.node.replaceChildren(this.editor);
     area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight / 2)}px`;
     area.focus();
@@ -76,11 +75,9 @@ function questionText(content) {
   const text = h("div", { class: "text" }, content);
   if (content.length < LONG_QUESTION) return text;
   text.classList.add("folded");
-  const unfold = h("button", {
-    type: "button", class: "unfold", onclick: () => {
-      unfold.textContent = text.classList.toggle("folded") ? "Show all" : "Show less";
-    },
-  }, "Show all");
+  const unfold = button("Show all", () => {
+    unfold.textContent = text.classList.toggle("folded") ? "Show all" : "Show less";
+  }, { class: "unfold" });
   return [text, unfold];
 }
 
@@ -96,7 +93,8 @@ class Answer {
   #phase = new Phase();
   #note = h("div", { class: "note" });
   #foot = h("footer", {});
-  #live = false;
+  #live = false; // it comes with a stream
+  #content = null; // of the finished text that is shown
 
   constructor(message, actions) {
     this.#actions = actions;
@@ -118,10 +116,12 @@ class Answer {
     this.node.classList.toggle("generating", generating);
     this.node.setAttribute("aria-busy", String(generating));
     if (generating) {
-      if (!this.#live) this.restart(); // its text comes with the stream
+      const begins = !this.#live;
       this.#live = true;
-    } else {
+      if (begins) this.restart(); // its text comes with the stream
+    } else if (this.#live || message.content !== this.#content) {
       this.#live = false;
+      this.#content = message.content;
       this.#markdown.show(message.content, message.blocks ?? [["p", {}, message.content]]);
       this.#reasoning.show(message.reasoning ?? "", message.stats?.reasoning_ms);
       this.#phase.hide();
@@ -133,6 +133,7 @@ class Answer {
 
   /** Forgets what a stream has brought: the whole of it follows. */
   restart() {
+    if (!this.#live) return;
     this.#markdown.clear();
     this.#reasoning.show("");
     this.#phase.show({ phase: "waiting" });
@@ -164,16 +165,16 @@ class Answer {
     const text = {
       error: error?.message ?? "The answer failed.",
       canceled: "Stopped.",
-      interrupted: "Fireside was closed while this was being written. Nothing of it is lost.",
+      interrupted: "Fireside was stopped while this was written. What was there is kept.",
     }[status] ?? (stats?.finish_reason === "length" && "The limit of tokens was reached.");
     if (!text) return [];
-    const goOn = last && message.content && h("button", { type: "button", onclick: () => this.#actions.goOn() }, icon("go-on"), "Continue");
-    const retry = last && h("button", { type: "button", onclick: () => this.#actions.retry() }, icon("retry"), "Try again");
+    const goOn = last && message.content && button([icon("go-on"), "Continue"], () => this.#actions.goOn());
+    const retry = last && status !== "complete" && button([icon("retry"), "Try again"], () => this.#actions.retry());
     const failed = status === "error";
     return [h("div", { class: failed ? "failed" : "halted" },
       failed && icon("alert"),
       h("p", {}, text, failed && HELP[error?.code] && h("small", {}, HELP[error.code])),
-      h("span", { class: "row" }, goOn, status !== "complete" && retry))];
+      h("span", { class: "row" }, goOn, retry))];
   }
 
   #footer(message, last) {
@@ -201,7 +202,9 @@ function figures({ model, stats, token_usage: usage }) {
   }
   if (usage) found.push([`${number(usage.completion_tokens)} tokens`, `${number(usage.prompt_tokens)} tokens were read`]);
   if (stats?.tokens_per_second) found.push([`${number(stats.tokens_per_second, 1)} tok/s`, "Tokens a second, while it wrote"]);
-  if (stats?.ttft_ms != null) found.push([`${number(stats.ttft_ms / 1000, 2)} s to first token`, stats.total_ms ? `${seconds(stats.total_ms)} in all` : ""]);
+  if (stats?.ttft_ms != null) {
+    found.push([`${number(stats.ttft_ms / 1000, 2)} s to first token`, stats.total_ms ? `${seconds(stats.total_ms)} in all` : ""]);
+  }
   return found;
 }
 

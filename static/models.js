@@ -1,7 +1,7 @@
 // Which models there are, which one is asked, and what to do while there is none.
 
 import { get, post, session, tell } from "./api.js";
-import { copyButton, h, icon, toast } from "./dom.js";
+import { button, copyButton, h, icon, toast } from "./dom.js";
 
 const CHOICE = "fireside.model"; // the last model picked in this browser, for new conversations
 const LOOK_EVERY = 3000; // ms, while there is no model or one is loading
@@ -110,14 +110,14 @@ function noModelScreen() {
     startButton(),
     h("p", { class: "looking" }, h("span", { class: "pulse" }), "Looking for it"),
     providers?.length > 0 && h("details", { class: "faint" }, h("summary", {}, "Where it looks"),
-      h("ul", {}, providers.map((provider) => h("li", {}, `${provider.name}: ${provider.online ? "running" : provider.error || "no answer"}`)))));
+      h("ul", {}, providers.map(({ name, online, error }) => h("li", {}, `${name}: ${online ? "running" : error || "no answer"}`)))));
 }
 
 /** For administrators, where LM Studio is on the computer that runs Fireside. */
 function startButton() {
   const provider = session.user.role === "admin" && providers?.find(({ can_start }) => can_start);
-  return provider && h("button", { type: "button", class: "primary", disabled: starting, onclick: () => startServer(provider) },
-    starting ? "Starting LM Studio…" : "Start it for me");
+  const label = starting ? "Starting LM Studio…" : "Start it for me";
+  return provider && button(label, () => startServer(provider), { class: "primary", disabled: starting });
 }
 
 async function startServer({ provider_id }) {

@@ -24,7 +24,8 @@ export function togglePanel(head) {
     saved.textContent = (await chat.change(fields)) ? "Saved" : "";
   });
   const prompt = h("textarea", {
-    id: "system-prompt", rows: "7", placeholder: "For example: Answer briefly. I know Python well.", oninput: () => save({ system_prompt: prompt.value }),
+    id: "system-prompt", rows: "7", placeholder: "For example: Answer briefly. I know Python well.",
+    oninput: () => save({ system_prompt: prompt.value }),
   }, system_prompt);
   const values = { ...settings };
   const change = (name, value) => {
@@ -58,7 +59,8 @@ export function togglePanel(head) {
 function parameterField({ name, label, help, min, max, step }, value, change) {
   const id = `parameter-${name}`;
   const field = h("input", {
-    id, type: "number", min, max, step, value: value ?? "", placeholder: "default", inputmode: "decimal", "aria-describedby": `${id}-help`,
+    id, type: "number", min, max, step, value: value ?? "", placeholder: "default", inputmode: "decimal",
+    "aria-describedby": `${id}-help`,
     oninput: () => {
       if (field.validity.valid) change(name, field.value === "" ? null : Number(field.value));
     },

@@ -1,7 +1,7 @@
 // The list of models to choose from: what each is, whether it is loaded, and for administrators to load and unload them.
 
 import { onChange, post, session } from "./api.js";
-import { announce, bytes, h, icon, number, openDialog, stepFocus, styles, toast } from "./dom.js";
+import { announce, button, bytes, h, icon, number, openDialog, stepFocus, styles, toast } from "./dom.js";
 import { providers, refreshModels, STATES, stateDot } from "./models.js";
 
 await styles("more.css");
@@ -9,7 +9,9 @@ await styles("more.css");
 /** `pick(choice)` is called with what was chosen. */
 export function openPicker(current, pick) {
   const list = h("div", { class: "models" });
-  const search = h("input", { type: "search", placeholder: "Find a model", "aria-label": "Find a model", autocomplete: "off", spellcheck: "false" });
+  const search = h("input", {
+    type: "search", placeholder: "Find a model", "aria-label": "Find a model", autocomplete: "off", spellcheck: "false",
+  });
   const draw = () => {
     const wanted = search.value.trim().toLowerCase();
     list.replaceChildren(...(providers ?? []).map((provider) => providerSection(provider, wanted, current, choose)));
@@ -61,21 +63,21 @@ function modelRow(provider, model, current, choose) {
 }
 
 function loadButton(provider, model) {
-  const loaded = model.state === "loaded";
+  const verb = model.state === "loaded" ? "Unload" : "Load";
   const act = async (event) => {
-    const button = event.currentTarget;
-    button.disabled = true;
-    button.textContent = loaded ? "Unloading" : "Loading";
+    const pressed = event.currentTarget;
+    pressed.disabled = true;
+    pressed.textContent = `${verb}ing`;
     try {
-      await post(`/providers/${encodeURIComponent(provider.provider_id)}/models/${loaded ? "unload" : "load"}`, { model: model.id });
-      announce(loaded ? "Model unloaded" : "Model loaded");
+      await post(`/providers/${encodeURIComponent(provider.provider_id)}/models/${verb.toLowerCase()}`, { model: model.id });
+      announce(`Model ${verb.toLowerCase()}ed`);
     } catch (error) {
       toast(error.message);
     }
-    button.disabled = false;
-    button.textContent = loaded ? "Unload" : "Load";
+    pressed.disabled = false;
+    pressed.textContent = verb;
     await refreshModels().catch(() => {});
   };
-  return h("button", { type: "button", class: "load", disabled: model.state === "loading", onclick: act, "aria-label": `${loaded ? "Unload" : "Load"} ${model.label || model.id}` },
-    model.state === "loading" ? "Loading" : loaded ? "Unload" : "Load");
+  const loading = model.state === "loading";
+  return button(loading ? "Loading" : verb, act, { class: "load", disabled: loading, "aria-label": `${verb} ${model.label || model.id}` });
 }

@@ -1,7 +1,9 @@
 // The settings: how it looks, one's own account and data, the bin, the use that was made, and the household.
 
 import { changed, get, patch, post, remove, session } from "./api.js";
-import { confirmed, copyButton, counter, h, icon, iconButton, number, openDialog, parseTime, shortTime, styles, timeNode, toast } from "./dom.js";
+import {
+  button, confirmed, copyButton, counter, h, icon, iconButton, number, openDialog, parseTime, shortTime, styles, timeNode, toast,
+} from "./dom.js";
 import { saveAs } from "./sidebar.js";
 
 await styles("more.css");
@@ -36,9 +38,9 @@ export function openSettings(first, context) {
     if (mine === turn) body.replaceChildren(place);
   };
   const sections = SECTIONS.filter(({ admin }) => !admin || session.user.role === "admin");
-  const tabs = sections.map((section) => h("button", {
-    type: "button", role: "tab", id: `tab-${counter()}`, "data-section": section.id, "aria-controls": body.id, onclick: () => select(section),
-  }, section.label));
+  const tabs = sections.map((section) => button(section.label, () => select(section), {
+    role: "tab", id: `tab-${counter()}`, "data-section": section.id, "aria-controls": body.id,
+  }));
   const move = (event) => {
     const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
     if (!step) return;
@@ -47,15 +49,16 @@ export function openSettings(first, context) {
     next.focus();
     next.click();
   };
-  openDialog("Settings", { className: "settings" },
-    h("div", { class: "settings-grid" }, h("div", { role: "tablist", "aria-label": "Sections", "aria-orientation": "vertical", onkeydown: move }, tabs), body));
+  const list = h("div", { role: "tablist", "aria-label": "Sections", "aria-orientation": "vertical", onkeydown: move }, tabs);
+  openDialog("Settings", { className: "settings" }, h("div", { class: "settings-grid" }, list, body));
   select(sections.find(({ id }) => id === first));
 }
 
 async function general(place, { theme }) {
   const { version } = await get("/version");
+  const choose = (event) => { theme.current = event.target.value; };
   const choice = (value, label) => h("label", {},
-    h("input", { type: "radio", name: "theme", value, checked: theme.current === value, onchange: () => { theme.current = value; } }), label);
+    h("input", { type: "radio", name: "theme", value, checked: theme.current === value, onchange: choose }), label);
   place.append(
     h("fieldset", { class: "choices" }, h("legend", {}, "Theme"),
       choice("system", "As the system"), choice("light", "Light"), choice("dark", "Dark")),
@@ -97,57 +100,61 @@ function passwordField(label, autocomplete, minlength = null) {
 function sessionRow({ id, client, last_seen, current }) {
   const row = h("li", {},
     h("span", {}, h("strong", {}, clientName(client)), h("small", {}, current ? "This browser" : ["Last seen ", timeNode(last_seen)])),
-    !current && h("button", {
-      type: "button", onclick: async () => {
-        try {
-          await remove(`/auth/sessions/${id}`);
-          row.remove();
-        } catch (error) {
-          toast(error.message);
-        }
-      },
-    }, "End"));
+    !current && button("End", async () => {
+      try {
+        await remove(`/auth/sessions/${id}`);
+        row.remove();
+      } catch (error) {
+        toast(error.message);
+      }
+    }));
   return row;
 }
 
+const BROWSERS = { Edg: "Edge", OPR: "Opera", Firefox: "Firefox", Chrome: "Chrome", Safari: "Safari" };
+const SYSTEMS = { iPhone: "iPhone", iPad: "iPad", Android: "Android", Windows: "Windows", "Mac OS": "Mac", Linux: "Linux" };
+
 function clientName(client) {
-  const browser = [["Edg", "Edge"], ["OPR", "Opera"], ["Firefox", "Firefox"], ["Chrome", "Chrome"], ["Safari", "Safari"]].find(([mark]) => client.includes(mark));
-  const system = [["iPhone", "iPhone"], ["iPad", "iPad"], ["Android", "Android"], ["Windows", "Windows"], ["Mac OS", "Mac"], ["Linux", "Linux"]].find(([mark]) => client.includes(mark));
-  return [browser?.[1], system?.[1]].filter(Boolean).join(" on ") || client || "Unknown";
+  const known = (names) => Object.entries(names).find(([mark]) => client.includes(mark))?.[1];
+  return [known(BROWSERS), known(SYSTEMS)].filter(Boolean).join(" on ") || client || "Unknown";
 }
 
 // ---- data
 
 function data(place) {
   const told = h("div", { role: "status" });
-  const file = h("input", { type: "file", accept: ".json,.zip,application/json,application/zip", hidden: true, "aria-label": "File to import", onchange: () => importFile(file, button, told) });
-  const button = h("button", { type: "button", onclick: () => file.click() }, icon("upload"), "Import a file");
+  const file = h("input", {
+    type: "file", accept: ".json,.zip,application/json,application/zip", hidden: true, "aria-label": "File to import",
+    onchange: () => importFile(file, opener, told),
+  });
+  const opener = button([icon("upload"), "Import a file"], () => file.click());
   place.append(
     h("h3", {}, "Take it with you"),
     h("p", { class: "faint" }, "All your conversations in one zip, as JSON and as Markdown that any editor reads."),
-    h("button", { type: "button", onclick: () => saveAs("/export") }, icon("download"), "Export everything"),
+    button([icon("download"), "Export everything"], () => saveAs("/export")),
     h("h3", {}, "Bring it here"),
     h("p", { class: "faint" }, "An export of ChatGPT, Open WebUI, LM Studio or Fireside. What is here already stays as it is."),
-    button, file, told);
+    opener, file, told);
 }
 
-async function importFile(file, button, told) {
+async function importFile(file, opener, told) {
   const [chosen] = file.files;
   if (!chosen) return;
-  button.disabled = true;
+  opener.disabled = true;
   told.replaceChildren(h("p", { class: "faint" }, "Importing"), h("progress", { "aria-label": "Importing" }));
   try {
     const type = /\.zip$/i.test(chosen.name) ? "application/zip" : "application/json"; // browsers name a zip in many ways
     const result = await post("/import", new Blob([chosen], { type }));
+    const [conversations, messages, unchanged] = [result.conversations, result.messages, result.unchanged].map((count) => number(count));
     told.replaceChildren(
-      h("p", {}, `${number(result.conversations)} conversations and ${number(result.messages)} messages were added; ${number(result.unchanged)} were here already.`),
+      h("p", {}, `${conversations} conversations and ${messages} messages were added; ${unchanged} were here already.`),
       result.skipped.length > 0 && h("details", { class: "faint" }, h("summary", {}, `${number(result.skipped.length)} were left out`),
         h("ul", {}, result.skipped.slice(0, 200).map(({ file: name, reason }) => h("li", {}, `${name}: ${reason}`)))) || "");
     changed("list");
   } catch (error) {
     told.replaceChildren(h("p", { class: "error" }, error.message));
   }
-  button.disabled = false;
+  opener.disabled = false;
   file.value = "";
 }
 
@@ -185,8 +192,9 @@ async function household(place) {
   const again = () => household(place);
   const open = invites.filter(({ status }) => status === "open");
   const link = h("div", { role: "status" });
-  const role = h("select", { "aria-label": "Role" }, h("option", { value: "user" }, "as a member"), h("option", { value: "admin" }, "as an administrator"));
-  const invite = h("button", { type: "button", class: "primary", onclick: () => makeInvite(role.value, link) }, icon("link"), "Make an invite");
+  const role = h("select", { "aria-label": "Role" },
+    h("option", { value: "user" }, "as a member"), h("option", { value: "admin" }, "as an administrator"));
+  const invite = button([icon("link"), "Make an invite"], () => makeInvite(role.value, link), { class: "primary" });
   place.replaceChildren(
     h("h3", {}, "Who lives here"),
     h("ul", { class: "rows" }, users.map((user) => userRow(user, again))),
@@ -208,15 +216,16 @@ function userRow(user, again) {
   };
   const admin = user.role === "admin";
   const active = user.status === "active";
+  const badges = [self && "you", admin && "administrator", !active && "disabled"].filter(Boolean);
   return h("li", {},
-    h("span", {}, h("strong", {}, user.username, self && h("span", { class: "badge" }, "you"), admin && h("span", { class: "badge" }, "administrator"), !active && h("span", { class: "badge" }, "disabled")),
+    h("span", {}, h("strong", {}, user.username, badges.map((badge) => h("span", { class: "badge" }, badge))),
       h("small", {}, user.last_login ? ["Signed in ", timeNode(user.last_login)] : "Has not signed in yet")),
     !self && userButton(admin ? "Make member" : "Make admin", user, change({ role: admin ? "user" : "admin" })),
     !self && userButton(active ? "Disable" : "Enable", user, change({ status: active ? "disabled" : "active" })));
 }
 
 function userButton(label, { username }, onclick) {
-  return h("button", { type: "button", onclick, class: label === "Disable" ? "danger" : null, "aria-label": `${label} ${username}` }, label);
+  return button(label, onclick, { class: label === "Disable" ? "danger" : null, "aria-label": `${label} ${username}` });
 }
 
 async function makeInvite(role, place) {
@@ -243,6 +252,7 @@ function inviteRow({ id, role, expires_at }, again) {
     await again();
   };
   return h("li", {},
-    h("span", {}, h("strong", {}, role === "admin" ? "Invite for an administrator" : "Invite for a member"), h("small", {}, `Open until ${shortTime(parseTime(expires_at))}`)),
-    h("button", { type: "button", onclick: revoke }, "Revoke"));
+    h("span", {}, h("strong", {}, role === "admin" ? "Invite for an administrator" : "Invite for a member"),
+      h("small", {}, `Open until ${shortTime(parseTime(expires_at))}`)),
+    button("Revoke", revoke));
 }

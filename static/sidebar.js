@@ -2,7 +2,7 @@
 
 import { changed, get, onChange, patch, post, remove, session, tell } from "./api.js";
 import {
-  arrange, counter, dayGroup, debounce, h, icon, iconButton, openMenu, parseTime, renameInPlace, stepFocus, timeNode, toast,
+  arrange, button, counter, dayGroup, debounce, h, icon, iconButton, openMenu, parseTime, renameInPlace, stepFocus, timeNode, toast,
 } from "./dom.js";
 
 const PAGE = 60; // conversations
@@ -21,13 +21,14 @@ export class Sidebar {
   constructor({ open, account, close }) {
     this.open = open;
     this.search = h("input", {
-      type: "search", placeholder: "Search", "aria-label": "Search conversations", autocomplete: "off", spellcheck: "false", maxlength: "200",
+      type: "search", placeholder: "Search", "aria-label": "Search conversations",
+      autocomplete: "off", spellcheck: "false", maxlength: "200",
       oninput: debounce(120, () => this.#search()), onkeydown: (event) => this.#searchKey(event),
     });
     this.results = h("div", { class: "results", hidden: true, "aria-label": "Search results", role: "region" });
     this.end = h("div", { class: "sentinel" });
     this.list = h("div", { class: "list" });
-    this.account = h("button", { type: "button", class: "account", "aria-haspopup": "menu", onclick: () => account(this.account) });
+    this.account = button("", () => account(this.account), { class: "account", "aria-haspopup": "menu" });
     this.node = h("nav", { class: "sidebar", "aria-label": "Conversations", tabindex: "-1" },
       h("header", {},
         h("a", { class: "brand", href: "#/", "aria-label": "Fireside" }, icon("flame"), "Fireside"),
@@ -39,7 +40,8 @@ export class Sidebar {
     this.list.addEventListener("click", (event) => event.target.closest("a") && close());
     this.results.addEventListener("keydown", (event) => stepFocus(event, [this.search, ...this.results.querySelectorAll("a")]));
     this.results.addEventListener("click", (event) => event.target.closest("a") && close());
-    new IntersectionObserver(([entry]) => entry.isIntersecting && this.#loadMore(), { root: this.list, rootMargin: "600px" }).observe(this.end);
+    const near = { root: this.list, rootMargin: "600px" };
+    new IntersectionObserver(([entry]) => entry.isIntersecting && this.#loadMore(), near).observe(this.end);
     const refresh = debounce(50, () => this.refresh());
     onChange("list", refresh);
     onChange("conversation", refresh);
@@ -140,8 +142,9 @@ export class Sidebar {
 
   #menu(item, button) {
     const change = (fields) => this.#change(item.id, fields);
+    const rename = () => renameInPlace(this.#rows.get(item.id).querySelector("a"), item.title, (title) => change({ title }));
     openMenu(button, [
-      { icon: "edit", label: "Rename", act: () => renameInPlace(this.#rows.get(item.id).querySelector("a"), item.title, (title) => change({ title })) },
+      { icon: "edit", label: "Rename", act: rename },
       { icon: "pin", label: item.pinned ? "Unpin" : "Pin", act: () => change({ pinned: !item.pinned }) },
       { icon: "download", label: "Save as Markdown", act: () => saveAs(`/conversations/${item.id}/export?format=markdown`) },
       { icon: "trash", label: "Delete", danger: true, act: () => this.remove(item) },
@@ -197,8 +200,9 @@ export class Sidebar {
     const search = (this.#searching = new AbortController());
     try {
       const { results } = await get(`/search?q=${encodeURIComponent(query)}&limit=50`, { signal: search.signal });
+      const count = results.length === 50 ? "The first 50 found" : results.length ? `${results.length} found` : "Nothing found";
       this.results.replaceChildren(
-        h("p", { class: "faint", role: "status" }, results.length ? `${results.length === 50 ? "The first 50" : results.length} found` : "Nothing found"),
+        h("p", { class: "faint", role: "status" }, count),
         h("ul", {}, results.map(resultRow)));
     } catch (error) {
       if (!search.signal.aborted) this.results.replaceChildren(h("p", { class: "faint", role: "status" }, error.message));

@@ -59,7 +59,8 @@ function plot(usage, models) {
     return usage.filter((row) => row.day === date).sort((a, b) => models.indexOf(a.model) - models.indexOf(b.model)).map((row) => {
       const tokens = row.completion_tokens ?? 0;
       const bar = svg("rect", {
-        x: LEFT + index * step + 2, width: step - 4, y: y(below + tokens), height: Math.max(0, y(below) - y(below + tokens)), class: series(models, row.model),
+        x: LEFT + index * step + 2, y: y(below + tokens), width: step - 4, height: Math.max(0, y(below) - y(below + tokens)),
+        class: series(models, row.model),
       }, svg("title", {}, `${date}, ${row.model}: ${number(tokens)} tokens in ${number(row.answers)} answers`));
       below += tokens;
       return bar;
@@ -70,7 +71,8 @@ function plot(usage, models) {
   },
     new Date(`${days[index]}T12:00:00Z`).toLocaleDateString(undefined, { day: "numeric", month: "short" })));
   const total = sums.reduce((sum, value) => sum + value, 0);
-  return svg("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${number(total)} tokens answered in the last ${DAYS} days` },
+  const told = `${number(total)} tokens answered in the last ${DAYS} days`;
+  return svg("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": told },
     ...marks.flat(), ...bars.flat(), ...dates);
 }
 
@@ -89,9 +91,10 @@ function legend(models) {
 }
 
 function table(models) {
-  return h("table", {},
-    h("thead", {}, h("tr", {}, ["Model", "Answers", "Read", "Written", "tok/s"].map((name, index) => h("th", { scope: "col", align: index ? "right" : null }, name)))),
-    h("tbody", {}, models.map(({ model, answers, read, written, timed, seconds }) => h("tr", {},
-      h("td", {}, model),
-      [number(answers), short(read), short(written), seconds ? number(timed / seconds, 1) : "–"].map((text) => h("td", { align: "right" }, text))))));
+  const head = ["Model", "Answers", "Read", "Written", "tok/s"];
+  const row = ({ model, answers, read, written, timed, seconds }) =>
+    [model, number(answers), short(read), short(written), seconds ? number(timed / seconds, 1) : "–"];
+  const cells = (tag, texts) => h("tr", {}, texts.map((text, index) =>
+    h(tag, { align: index ? "right" : null, scope: tag === "th" ? "col" : null }, text)));
+  return h("table", {}, h("thead", {}, cells("th", head)), h("tbody", {}, models.map((model) => cells("td", row(model)))));
 }

@@ -1,0 +1,125 @@
+"""`python -m tests.screenshots`: the pictures of the README, taken from the page as it is, into docs/screenshots/."""
+
+import datetime
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+from playwright.sync_api import Page, expect, sync_playwright
+
+from .browser import DESKTOP, NO_ENGINE, PHONE, ROOT, Fireside, Watched, launch
+from .live import good
+from .upstream import Gate, LocalModel, Upstream, pause, reasoning, text
+
+FOLDER = ROOT / "docs" / "screenshots"
+MODEL = "qwen3-8b"
+MODELS = [
+    LocalModel(MODEL, "Qwen3 8B", "llm", "qwen3", "Q4_K_M", 5_027_783_488, 40_960, instances={MODEL: 8192}),
+    LocalModel("gemma-3-12b", "Gemma 3 12B", "vlm", "gemma3", "Q4_0", 8_070_000_000, 131_072),
+    LocalModel("gpt-oss-20b", "gpt-oss 20B", "llm", "gpt-oss", "MXFP4", 12_110_000_000, 131_072),
+]
+TITLES = [  # with how many days ago
+    ("Regex for ISO dates", 0),
+    ("A weekend in Lisbon", 1),
+    ("Explain Raft like I'm twelve", 2),
+    ("Rust lifetimes, once more", 4),
+    ("Letter to the landlord", 9),
+    ("Birthday riddles", 16),
+    ("Photosynthesis quiz", 22),
+    ("SQL: gaps and islands", 45),
+    ("Names for a cat", 47),
+]
+QUESTION = "How do I get a sourdough to rise when my kitchen is only 17 °C?"
+ANSWER = """A cool kitchen only slows things down; it does not stop them. What changes is **time**, and a little *temperature*.
+
+| Dough temperature | Bulk rise | Proof in the fridge |
+|:--|--:|--:|
+| 18 °C | 9 h | 10 h |
+| 21 °C | 6.5 h | 12 h |
+| 24 °C | 4.5 h | 14 h |
+
+Warm water does most of the work. How warm follows from $T_w = 3 T_d - T_f - T_k$:
+
+```python
+def water_temperature(dough: float, flour: float, kitchen: float) -> float:
+    return 3 * dough - flour - kitchen  # °C; friction is ignored
+
+print(water_temperature(24, 18, 17))  # 37.0
+```
+
+- [x] feed the starter the evening before
+- [ ] keep a small jar of dough as a gauge: when *it* has doubled, so has the loaf
+"""
+
+
+def at(days: float) -> str:
+    time = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%f")
+
+
+def conversation(title: str, days: float, texts: list[str], **stats: Any) -> dict[str, Any]:
+    messages: list[dict[str, Any]] = []
+    for number, content in enumerate(texts, 1):
+        message = {"id": number, "parent_id": number - 1 or None, "content": content, "created_at": at(days)}
+        answer = {"model": MODEL, "provider_id": "lmstudio", "stats": stats}
+        counts = {"prompt_tokens": 1320, "completion_tokens": 248, "total_tokens": 1568}
+        messages.append(
+            message | ({"role": "user"} if number % 2 else {"role": "assistant", "token_usage": counts, **answer})
+        )
+    head = {"fireside": 1, "title": title, "named": True, "provider_id": "lmstudio", "model": MODEL}
+    return head | {
+        "created_at": at(days),
+        "updated_at": at(days),
+        "active_message_id": len(texts),
+        "messages": messages,
+    }
+
+
+def furnish(client: httpx.Client) -> int:
+    stats = {"tokens_per_second": 31.4, "ttft_ms": 412, "total_ms": 8300, "context_length": 8192}
+    listed = [conversation(title, days, ["Hello", "Hello!"]) for title, days in TITLES]
+    listed.append(conversation("Sourdough in a cold kitchen", 0.01, [QUESTION, ANSWER], **stats))
+    good(client.post("/import", json=listed))
+    found = {item["title"]: item["id"] for item in good(client.get("/conversations"))}
+    good(client.patch(f"/conversations/{found['A weekend in Lisbon']}", json={"pinned": True}))
+    number: int = found["Sourdough in a cold kitchen"]
+    return number
+
+
+def still(page: Page, name: str) -> None:
+    page.wait_for_function(
+        "() => document.getAnimations().every((one) => one.effect.getTiming().iterations === Infinity)"
+    )
+    page.screenshot(path=FOLDER / f"{name}.png")
+
+
+def main() -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright, Upstream() as upstream, tempfile.TemporaryDirectory() as folder:
+        upstream.models = MODELS
+        browser = launch(playwright)
+        with Fireside(Path(folder), NO_ENGINE.replace("Nothing", "Workstation"), lmstudio_url=upstream.url) as fireside:
+            client = fireside.first("anna")
+            chat = furnish(client)
+            for theme in ("light", "dark"):
+                page = Watched(browser, fireside.url, client, color_scheme=theme, viewport=DESKTOP).open(f"/#/c/{chat}")
+                expect(page.locator(".last .figures")).to_contain_text("31.4 tok/s")
+                still(page, f"chat-{theme}")
+            page.get_by_role("button", name="Model: Qwen3 8B").click()
+            expect(page.locator(".model-pick")).to_have_count(3)
+            still(page, "models-dark")
+
+            gate = Gate()
+            upstream.enqueue(reasoning("They know some Python."), text(ANSWER[:760]), pause(gate))
+            phone = Watched(browser, fireside.url, client, viewport=PHONE, has_touch=True, device_scale_factor=2).open()
+            phone.get_by_role("textbox", name="Message").fill(QUESTION)
+            phone.get_by_role("button", name="Send").click()
+            expect(phone.locator(".code")).to_be_visible()
+            still(phone, "phone-light")
+            gate.open()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
