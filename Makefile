@@ -1,5 +1,6 @@
 # make run      Fireside on 127.0.0.1:8000 with a small model of its own
 # make test     what CI runs: style, types, and every test
+# make faults   a thousand kills, and every fault of model servers, clients and disks
 # make trust    the figures of docs/trust.md, in a quarter of an hour; Linux
 # make soak     ten minutes of mixed load and faults, or ARGS=seconds; Linux
 # make bench    the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler
@@ -27,6 +28,9 @@ soak: .venv/test
 
 bench: .venv/test
 	$(BIN)/python -m bench $(ARGS)
+
+faults: .venv/test
+	FIRESIDE_TRIALS=1000 $(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
 
 check: .venv/test
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/fireside
