@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .live import text
 from .live import parse_event as event
+from .live import text
 
 README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
 
