@@ -73,10 +73,13 @@ def line(row: Row) -> str:
 def page(found: list[Row], rounds: int, seconds: float) -> str:
     table = "\n".join(map(line, found))
     command = "make bench" if len(sys.argv) == 1 else f"python -m bench {' '.join(sys.argv[1:])}"
+    busy = os.getloadavg()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{HEAD.format(rounds=rounds)}{table}\n\n"
         f"`{command}`, {datetime.date.today()}, {seconds / 60:.0f} minutes, {os.cpu_count()} shared cores, {memory:.0f} GB. {rows.versions()}.\n"
+        f"The load of the machine in the last five and fifteen minutes was {busy[1]:.1f} and {busy[2]:.1f}; by itself the bench makes some 1.5.\n"
+        "Ratios bear with more, milliseconds do not.\n"
     )
 
 
