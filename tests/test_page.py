@@ -65,8 +65,8 @@ def lmstudio() -> Iterator[Upstream]:
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory, lmstudio: Upstream) -> Iterator[Fireside]:
     """A Fireside whose LM Studio is the scripted one."""
-    concurrency = {"lmstudio_concurrency": "16"}
-    with Fireside(tmp_path_factory.mktemp("studio"), NO_ENGINE, lmstudio_url=lmstudio.url, **concurrency) as studio:
+    folder = tmp_path_factory.mktemp("studio")
+    with Fireside(folder, NO_ENGINE, lmstudio_url=lmstudio.url, lmstudio_concurrency="16") as studio:
         yield studio
 
 
@@ -495,7 +495,7 @@ def test_ten_tabs_of_one_browser_all_work(at_studio: tuple[Watched, httpx.Client
     gates = [Gate() for _ in range(10)]
     hide = "Object.defineProperty(document, 'hidden', { get: () => window.put_away }); window.put_away = false;"
     visit.context.add_init_script(hide)
-    pages = []
+    pages: list[Page] = []
     for gate in gates:
         for page in pages[-1:]:
             page.evaluate("() => { put_away = true; document.dispatchEvent(new Event('visibilitychange')); }")
