@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import struct
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -294,10 +294,19 @@ async def again(person: Person, conversation_id: int, **fields: Any) -> list[Eve
         return [event async for event in events]
 
 
+@contextlib.contextmanager
+def answering(upstream: Upstream, *script: Step) -> Iterator[None]:
+    """To whatever it is asked."""
+    usual, upstream.default = upstream.default, list(script)
+    try:
+        yield
+    finally:
+        upstream.default = usual
+
+
 async def at_every_byte(witness: Witness, check: Callable[[int, list[Event]], None], *script: Step) -> None:
     """An answer for each place in REFERENCE, several at a time. The script finds the place in the request, as its seed."""
     ann = witness.people[0]
-    usual, witness.upstream.default = witness.upstream.default, list(script)
     places = iter(range(1, len(REFERENCE)))
 
     async def lane() -> tuple[int, list[Event]]:
@@ -307,10 +316,11 @@ async def at_every_byte(witness: Witness, check: Callable[[int, list[Event]], No
             check(place, events)
         return conversation_id, events
 
-    ends = await asyncio.gather(*(lane() for _ in range(4)))
-    witness.upstream.default = usual
-    for conversation_id, events in ends:
-        await witness.nothing_lost(ann, conversation_id, events)
+    with answering(witness.upstream, *script):
+        async with asyncio.TaskGroup() as group:
+            lanes = [group.create_task(lane()) for _ in range(4)]
+    for one in lanes:
+        await witness.nothing_lost(ann, *one.result())
 
 
 def until_place(request: Request) -> bytes:
@@ -794,36 +804,33 @@ async def test_nothing_is_lost_when_a_client(witness: Witness, client: Client, n
 async def test_nothing_begins_after_an_end_that_it_met(witness: Witness, what: str) -> None:
     """Both are asked for at once. Whoever comes first: when the end is acknowledged, nothing runs any more."""
     bob, hub = witness.people[1], witness.running.state.hub
-    usual = witness.upstream.default
     for _ in range(12):
         conversation_id = await witness.question(bob)
         path = f"/conversations/{conversation_id}"
-        witness.upstream.default = [says("one"), hang()]
-        begins = [asyncio.create_task(bob.post(f"{path}/stream", json=MODEL)) for _ in range(3)]
-        match what:
-            case "delete":
-                good(await bob.delete(path))
-            case "purge":
-                good(await bob.delete(f"{path}?purge=true"))
-            case _:
-                good(await bob.post("/auth/logout"))
-        assert not hub.running, "it began all the same"
-        for begin in begins:
-            refused = await begin
-            assert refused.status_code in (401, 404) or b'"status": "canceled"' in refused.content
+        with answering(witness.upstream, says("one"), hang()):
+            begins = [asyncio.create_task(bob.post(f"{path}/stream", json=MODEL)) for _ in range(3)]
+            match what:
+                case "delete":
+                    good(await bob.delete(path))
+                case "purge":
+                    good(await bob.delete(f"{path}?purge=true"))
+                    witness.forget(bob, conversation_id)
+                case _:
+                    good(await bob.post("/auth/logout"))
+            assert not hub.running, "it began all the same"
+            for begin in begins:
+                refused = await begin
+                assert refused.status_code in (401, 404) or b'"status": "canceled"' in refused.content
         if what == "logout":
             again = await witness.running.login("bob")
             bob.cookies, bob.headers["X-CSRF-Token"] = again.cookies, again.headers["X-CSRF-Token"]
-        if what == "purge":
-            witness.forget(bob, conversation_id)
-        witness.upstream.default = usual
         await witness.nothing_lost(bob, conversation_id)
 
 
 async def test_five_hundred_cancelled_answers_leave_nothing_behind(witness: Witness) -> None:
     """At every moment of their lives: in the queue, before the head, before the first token, in the middle."""
-    ann, upstream = witness.people[0], witness.upstream
-    usual, upstream.default = upstream.default, [pause(Moment()), headers(), pause(Moment()), *SLOWLY[:-2], hang()]
+    ann = witness.people[0]
+    script = (pause(Moment()), headers(), pause(Moment()), *SLOWLY[:-3], hang())
     numbers = iter(range(500))
 
     async def lane() -> int:
@@ -836,10 +843,11 @@ async def test_five_hundred_cancelled_answers_leave_nothing_behind(witness: Witn
             good(await ann.post(f"/chat/cancel/{made['generation_id']}"))
         return conversation_id
 
-    conversations = await asyncio.gather(*(lane() for _ in range(6)))
-    upstream.default = usual
-    for conversation_id in conversations:
-        await witness.nothing_lost(ann, conversation_id, await ended(witness, ann, conversation_id))
+    with answering(witness.upstream, *script):
+        async with asyncio.TaskGroup() as group:
+            lanes = [group.create_task(lane()) for _ in range(6)]
+    for one in lanes:
+        await witness.nothing_lost(ann, one.result(), await ended(witness, ann, one.result()))
 
 
 async def test_a_reader_that_stops_reading_for_ever_is_left(
