@@ -387,8 +387,6 @@ class Auth:
             except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError, UnicodeError):
                 return False
 
-        if len(password) > PASSWORD_LENGTH[1]:
-            return False
         return await self._in_thread(verify)
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
