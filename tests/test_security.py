@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -164,6 +165,7 @@ async def test_whatever_can_be_guessed_is_slowed_down(
         "q1w2e3r4t5y6",
         "zxcvbnm,./1234",
         "lovelovelove",
+        "mangomangomango",
         "sonyericsson",
         "Manchesterunited",
         "qwertyuiopasdfghjkl",
@@ -174,12 +176,18 @@ def test_walks_repetitions_and_well_known_passwords_are_refused(password: str) -
         check_password(password, "ann")
 
 
+def test_a_password_that_is_the_name_and_little_else_is_refused() -> None:
+    check_password("bartholomew77x", "ann")
+    with pytest.raises(Invalid, match="easy to guess"):
+        check_password("Bartholomew77x", "bartholomew")
+
+
 @pytest.mark.parametrize("password", ["hunting in trees fast", "polished green teapot", "anniversary-anniversary"])
 def test_words_that_share_letters_with_the_keyboard_are_not(password: str) -> None:
     check_password(password, "ann")
 
 
-async def test_a_password_of_a_megabyte_costs_no_hash(running: Running, ann: Person) -> None:
+async def test_a_password_is_short_enough_to_be_hashed(running: Running, ann: Person) -> None:
     body = {"username": "ann", "password": "x" * 900}
     assert code(await running.anybody().post("/auth/login", json=body)) == (401, "INVALID_CREDENTIALS")
     body["password"] = "x" * 1001
@@ -195,6 +203,16 @@ def test_a_key_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "session-key.partial").write_text("half of", "utf-8")
     assert private_file(key, lambda: "new") == "new" == private_file(key, lambda: "another")
     assert [file.name for file in tmp_path.iterdir()] == ["session-key"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_a_key_is_its_owner_s_alone(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        private_file(tmp_path / "session-key", lambda: "new")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "session-key").stat().st_mode & 0o777 == 0o600
 
 
 async def test_refusals_are_in_the_log_by_their_code(

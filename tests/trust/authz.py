@@ -262,6 +262,7 @@ def cells(size: int) -> list[Cell]:
         chance = random.Random(7)
         ours = [[row for row in rows if row[0] is route and row[1] == "right" and row[2] in OURS] for route in ROUTES]
         certain = [chance.choice(row) for row in ours]
+        certain += [row for row in rows if row[0].csrf == "lenient" and row[2] == "none" and row not in certain]  # type: ignore[attr-defined]
         others = [row for row in rows if row not in certain]
         rows = certain + chance.sample(others, wanted - len(certain))
     return [Cell(route, actor, token, origin) for route, token, origin in rows for actor in ACTORS]
