@@ -101,6 +101,12 @@ async def test_on_https_signing_out_takes_the_cookie_away(tmp_path: Path) -> Non
         assert gone.startswith("__Host-fireside=") and "Max-Age=0" in gone and "Secure" in gone and "Path=/" in gone
 
 
+async def test_a_link_lets_nobody_in_who_is_disabled(running: Running, ann: Person, bob: Person) -> None:
+    good(await ann.patch("/admin/users/2", json={"status": "disabled"}))
+    token = await running.state.auth.login_link("bob")
+    assert code(await running.anybody().post("/auth/link", json={"token": token})) == (401, "INVALID_CREDENTIALS")
+
+
 # ---- guesses
 
 

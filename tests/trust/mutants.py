@@ -218,7 +218,7 @@ MUTANTS = (
     ),
     Mutant("accounts.py", 'AND used_at IS NULL AND revoked_at IS NULL",\n', 'AND 0",\n', (QUERIES,)),
     Mutant("accounts.py", "if row is None or row[1] <= now():", "if row is None:", (QUERIES,)),
-    Mutant("accounts.py", 'return user if user.status == "active" else None', "return user", (QUERIES,)),
+    Mutant("accounts.py", 'return user if user.status == "active" else None', "return user", (SECURITY,)),
     Mutant(
         "accounts.py",
         "    if not admins:\n        raise LastAdmin",
@@ -242,13 +242,7 @@ MUTANTS = (
     Mutant(
         "queries.py", "WHERE c.user_id = ? AND m.role = 'assistant'", "WHERE ? AND m.role = 'assistant'", (QUERIES,)
     ),
-    Mutant("queries.py", 'return f\'owner : "u{user_id}" AND text : (', "return f'text : (", (QUERIES,)),
-    Mutant(
-        "queries.py",
-        'FROM conversations WHERE user_id = ? ORDER BY id"',
-        'FROM conversations WHERE ? ORDER BY id"',
-        (QUERIES, "tests/test_transfer.py"),
-    ),
+    Mutant("queries.py", 'return f\'owner : "u{user_id}" AND text : (', "return f'text : (", ("tests/test_search.py",)),
     Mutant(
         "queries.py",
         '        _owned(tx, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("image")',
