@@ -405,7 +405,7 @@ def test_a_lost_connection_shows_and_mends_itself_and_nothing_is_twice(
         expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft that must not be lost")
 
         fireside.kill()
-        page.keyboard.press("Enter")
+        page.get_by_role("textbox", name="Message").press("Enter")
         expect(banner).to_be_visible()
         expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft that must not be lost")
         fireside.start()
