@@ -355,7 +355,6 @@ def _configure(connection: sqlite3.Connection, writer: bool) -> None:
     connection.execute("PRAGMA temp_store = MEMORY")
     if not writer:
         connection.execute("PRAGMA query_only = ON")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
         return
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
