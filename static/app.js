@@ -3,9 +3,9 @@
 import { changed, get, onChange, post, session, signIn } from "./api.js";
 import { Chat } from "./chat.js";
 import { forgetDrafts } from "./composer.js";
-import { h, icon, openDialog, openMenu, toast } from "./dom.js";
+import { h, icon, openMenu, toast } from "./dom.js";
 import { refreshModels } from "./models.js";
-import { modifier, Sidebar } from "./sidebar.js";
+import { Sidebar } from "./sidebar.js";
 
 const page = document.getElementById("page");
 const narrow = matchMedia("(max-width: 820px)");
@@ -146,25 +146,9 @@ async function signOut() {
 
 // ---- the keyboard
 
-const SHORTCUTS = [
-  [`${modifier} K`, "Search"],
-  [`${modifier} ⇧ O`, "New chat"],
-  ["Enter", "Send"],
-  ["⇧ Enter", "New line"],
-  ["Esc", "Stop the answer"],
-  [`${modifier} ⇧ Enter`, "Another answer"],
-  [`${modifier} ⇧ C`, "Copy the last answer"],
-  ["↑", "In an empty box: edit the last question"],
-  ["Alt ↑ ↓", "Previous or next conversation"],
-  [`${modifier} .`, "Choose a model"],
-  ["?", "This list"],
-];
-
-function openShortcuts() {
-  openDialog("Keyboard shortcuts", { className: "small" },
-    h("dl", { class: "keys" }, SHORTCUTS.flatMap(([keys, what]) => [
-      h("dt", {}, keys.split(" ").map((key) => h("kbd", {}, key))), h("dd", {}, what),
-    ])));
+async function openShortcuts() {
+  const { showShortcuts } = await import("./shortcuts.js");
+  showShortcuts();
 }
 
 function shortcut(event) {
