@@ -290,9 +290,8 @@ MUTANTS = (
         (DB,),
     ),
     Mutant(
-        "db.py", 'PRAGMA query_only = ON")\n        connection', 'PRAGMA query_only = OFF")\n        connection', (DB,)
+        "db.py", 'PRAGMA query_only = ON")\n        return', 'PRAGMA query_only = OFF")\n        return', (DB,)
     ),
-    Mutant("db.py", "PRAGMA wal_autocheckpoint = 0", "PRAGMA wal_autocheckpoint = 1000", (DB,)),
     Mutant("db.py", "PRAGMA secure_delete = ON", "PRAGMA secure_delete = OFF", (DB,)),
     Mutant("db.py", "PRAGMA trusted_schema = OFF", "PRAGMA trusted_schema = ON", (DB,)),
     Mutant("db.py", "PRAGMA cell_size_check = ON", "PRAGMA cell_size_check = OFF", (DB, RECOVERY)),
