@@ -170,6 +170,8 @@ def _check(conversation: Conversation) -> None:
         _check_message(message)
     if conversation.active_message_id not in known:
         raise ValueError("its active message is missing")
+    if conversation.active_message_id is None and conversation.messages:
+        conversation.active_message_id = conversation.messages[-1].id
 
 
 def _check_message(message: Message) -> None:

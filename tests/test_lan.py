@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from fireside import __main__ as command
 
 from .live import PASSWORD, Running, good
