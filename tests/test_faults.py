@@ -7,6 +7,7 @@ import random
 import socket
 import sqlite3
 import struct
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pytest
 import pytest_asyncio
 from fireside import chat, guard
 
-from .live import Event, Person, Running, code, good, text, until
+from .live import PATIENCE, Event, Person, Running, code, good, text, until
 from .upstream import (
     CHAT,
     DONE,
@@ -801,30 +802,57 @@ async def test_nothing_is_lost_when_a_client(witness: Witness, client: Client, n
 
 
 @pytest.mark.parametrize("what", ["delete", "purge", "logout"])
-async def test_nothing_begins_after_an_end_that_it_met(witness: Witness, what: str) -> None:
-    """Both are asked for at once. Whoever comes first: when the end is acknowledged, nothing runs any more."""
-    bob, hub = witness.people[1], witness.running.state.hub
-    for _ in range(12):
-        conversation_id = await witness.question(bob)
-        path = f"/conversations/{conversation_id}"
-        with answering(witness.upstream, says("one"), hang()):
-            begins = [asyncio.create_task(bob.post(f"{path}/stream", json=MODEL)) for _ in range(3)]
-            match what:
-                case "delete":
-                    good(await bob.delete(path))
-                case "purge":
-                    good(await bob.delete(f"{path}?purge=true"))
-                    witness.forget(bob, conversation_id)
-                case _:
-                    good(await bob.post("/auth/logout"))
-            assert not hub.running, "it began all the same"
-            for begin in begins:
-                refused = await begin
-                assert refused.status_code in (401, 404) or b'"status": "canceled"' in refused.content
-        if what == "logout":
-            again = await witness.running.login("bob")
-            bob.cookies, bob.headers["X-CSRF-Token"] = again.cookies, again.headers["X-CSRF-Token"]
-        await witness.nothing_lost(bob, conversation_id)
+@pytest.mark.parametrize("begins_first", [True, False])
+async def test_nothing_begins_after_an_end_that_it_met(witness: Witness, what: str, begins_first: bool) -> None:
+    """Both wait for the database at once. Whoever comes first: when the end is acknowledged, nothing runs any more."""
+    bob, state = witness.people[1], witness.running.state
+    conversation_id = await witness.question(bob)
+    path, held = f"/conversations/{conversation_id}", threading.Event()
+    ends = {
+        "delete": lambda: bob.delete(path),
+        "purge": lambda: bob.delete(f"{path}?purge=true"),
+        "logout": lambda: bob.post("/auth/logout"),
+    }
+    requests = [lambda: bob.post(f"{path}/stream", json=MODEL), ends[what]]
+    with answering(witness.upstream, says("one"), hang()):
+        holding = asyncio.create_task(state.database.write(lambda tx: held.wait(PATIENCE)))
+        tasks = []
+        for number, request in enumerate(requests if begins_first else reversed(requests), 1):
+            tasks.append(asyncio.create_task(request()))
+            await until(
+                lambda number=number: state.database._writer._tx.qsize() >= number, "both to wait for the database"
+            )
+        held.set()
+        begun, ended = tasks if begins_first else reversed(tasks)
+        good(await ended)
+        assert not state.hub.running, "it began all the same"
+        refused = await begun
+        assert refused.status_code in (401, 404) or b'"status": "canceled"' in refused.content
+        assert await holding
+    if what == "logout":
+        again = await witness.running.login("bob")
+        bob.cookies, bob.headers["X-CSRF-Token"] = again.cookies, again.headers["X-CSRF-Token"]
+    if what == "purge":
+        witness.forget(bob, conversation_id)
+    await witness.nothing_lost(bob, conversation_id)
+
+
+async def test_a_request_that_outlasts_its_session_begins_nothing(witness: Witness) -> None:
+    """It was let in by its head; when its body has come, nobody is signed in any more."""
+    bob = witness.people[1]
+    conversation_id = await witness.question(bob)
+    body = json.dumps(MODEL).encode()
+    async with by_hand(bob, "POST", f"/conversations/{conversation_id}/stream", body[:5], len(body)) as (
+        reader,
+        writer,
+    ):
+        await until(lambda: witness.running.server.server_state.tasks, "the head to arrive")
+        good(await bob.post("/auth/logout"))
+        writer.write(body[5:])
+        assert b" 401 " in await reader.readline()
+    again = await witness.running.login("bob")
+    bob.cookies, bob.headers["X-CSRF-Token"] = again.cookies, again.headers["X-CSRF-Token"]
+    await witness.nothing_lost(bob, conversation_id)
 
 
 async def test_five_hundred_cancelled_answers_leave_nothing_behind(witness: Witness) -> None:
