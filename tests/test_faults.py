@@ -814,14 +814,16 @@ async def test_nothing_begins_after_an_end_that_it_met(witness: Witness, what: s
         "logout": lambda: bob.post("/auth/logout"),
     }
     requests = [lambda: bob.post(f"{path}/stream", json=MODEL), ends[what]]
+
+    def in_line(number: int) -> Callable[[], bool]:
+        return lambda: state.database._writer._tx.qsize() >= number
+
     with answering(witness.upstream, says("one"), hang()):
         holding = asyncio.create_task(state.database.write(lambda tx: held.wait(PATIENCE)))
         tasks = []
         for number, request in enumerate(requests if begins_first else reversed(requests), 1):
             tasks.append(asyncio.create_task(request()))
-            await until(
-                lambda number=number: state.database._writer._tx.qsize() >= number, "both to wait for the database"
-            )
+            await until(in_line(number), "both to wait for the database")
         held.set()
         begun, ended = tasks if begins_first else reversed(tasks)
         good(await ended)
