@@ -9,7 +9,7 @@ import sqlite3
 import struct
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -808,12 +808,15 @@ async def test_nothing_begins_after_an_end_that_it_met(witness: Witness, what: s
     bob, state = witness.people[1], witness.running.state
     conversation_id = await witness.question(bob)
     path, held = f"/conversations/{conversation_id}", threading.Event()
-    ends = {
+    ends: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
         "delete": lambda: bob.delete(path),
         "purge": lambda: bob.delete(f"{path}?purge=true"),
         "logout": lambda: bob.post("/auth/logout"),
     }
-    requests = [lambda: bob.post(f"{path}/stream", json=MODEL), ends[what]]
+    requests: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+        lambda: bob.post(f"{path}/stream", json=MODEL),
+        ends[what],
+    ]
 
     def in_line(number: int) -> Callable[[], bool]:
         return lambda: state.database._writer._tx.qsize() >= number
