@@ -208,15 +208,16 @@ async def test_a_fresh_database_is_private_and_whole(tmp_path: Path) -> None:
             database = await db.open_database(tmp_path / "data" / "fireside" / "fireside.db")
             await database.write(lambda tx: tx.execute("CREATE TABLE t (x)"))
             db.copy(database.path, database.path.parent / "backups" / "copy.db")
-            if os.name == "posix":
-                modes = {
-                    file.name: file.stat().st_mode & 0o777
-                    for file in (database.path.parent, *database.path.parent.rglob("*"))
-                }
-                assert modes.pop("fireside") == modes.pop("backups") == 0o700
-                assert len(modes) == 5 and set(modes.values()) == {0o600}, modes
-            assert await database.read(lambda tx: tx.execute("PRAGMA user_version").fetchone()[0]) == db.VERSION
+            modes = {
+                file.name: file.stat().st_mode & 0o777
+                for file in (database.path.parent, *database.path.parent.rglob("*"))
+            }
+            version = await database.read(lambda tx: tx.execute("PRAGMA user_version").fetchone()[0])
             await database.close()
+        if os.name == "posix":
+            assert modes.pop("fireside") == modes.pop("backups") == 0o700
+            assert len(modes) == 5 and set(modes.values()) == {0o600}, modes
+        assert version == db.VERSION
     finally:
         os.umask(mask)
     assert_sound(tmp_path / "data" / "fireside" / "fireside.db")
