@@ -11,12 +11,15 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import pytest_asyncio
-from fireside import chat, guard
+from fireside import chat, guard, queries
+from fireside.generation import Generation
 
 from .live import PATIENCE, Event, Person, Running, code, good, text, until
 from .upstream import (
@@ -43,7 +46,7 @@ from .upstream import (
     wire,
 )
 from .upstream import text as says
-from .witness import MODEL, Witness, well_formed
+from .witness import MODEL, Witness, well_formed, whole
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -805,35 +808,26 @@ async def test_nothing_is_lost_when_a_client(witness: Witness, client: Client, n
 @pytest.mark.parametrize("begins_first", [True, False])
 async def test_nothing_begins_after_an_end_that_it_met(witness: Witness, what: str, begins_first: bool) -> None:
     """Both wait for the database at once. Whoever comes first: when the end is acknowledged, nothing runs any more."""
-    bob, state = witness.people[1], witness.running.state
+    bob, running = witness.people[1], witness.running
     conversation_id = await witness.question(bob)
-    path, held = f"/conversations/{conversation_id}", threading.Event()
-    ends: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+    path = f"/conversations/{conversation_id}"
+    ends: dict[str, Callable[[], Coroutine[Any, Any, httpx.Response]]] = {
         "delete": lambda: bob.delete(path),
         "purge": lambda: bob.delete(f"{path}?purge=true"),
         "logout": lambda: bob.post("/auth/logout"),
     }
-    requests: list[Callable[[], Coroutine[Any, Any, Any]]] = [
-        lambda: bob.post(f"{path}/stream", json=MODEL),
-        ends[what],
-    ]
-
-    def in_line(number: int) -> Callable[[], bool]:
-        return lambda: state.database._writer._tx.qsize() >= number
-
+    requests = [lambda: bob.post(f"{path}/stream", json=MODEL), ends[what]]
     with answering(witness.upstream, says("one"), hang()):
-        holding = asyncio.create_task(state.database.write(lambda tx: held.wait(PATIENCE)))
         tasks = []
-        for number, request in enumerate(requests if begins_first else reversed(requests), 1):
-            tasks.append(asyncio.create_task(request()))
-            await until(in_line(number), "both to wait for the database")
-        held.set()
+        async with held(running) as waiting:
+            for number, request in enumerate(requests if begins_first else reversed(requests), 1):
+                tasks.append(asyncio.create_task(request()))
+                await until(partial(waiting, number), "both to wait for the database")
         begun, ended = tasks if begins_first else reversed(tasks)
         good(await ended)
-        assert not state.hub.running, "it began all the same"
+        assert not running.state.hub.running, "it began all the same"
         refused = await begun
         assert refused.status_code in (401, 404) or b'"status": "canceled"' in refused.content
-        assert await holding
     if what == "logout":
         again = await witness.running.login("bob")
         bob.cookies, bob.headers["X-CSRF-Token"] = again.cookies, again.headers["X-CSRF-Token"]
@@ -858,6 +852,39 @@ async def test_a_request_that_outlasts_its_session_begins_nothing(witness: Witne
     again = await witness.running.login("bob")
     bob.cookies, bob.headers["X-CSRF-Token"] = again.cookies, again.headers["X-CSRF-Token"]
     await witness.nothing_lost(bob, conversation_id)
+
+
+async def test_a_caller_who_is_cancelled_leaves_no_answer_that_nobody_writes(witness: Witness) -> None:
+    ann, hub = witness.people[0], witness.running.state.hub
+    (user,) = [user for user in good(await ann.get("/admin/users"))["users"] if user["username"] == "ann"]
+    for steps in range(12):
+        conversation_id = await witness.question(ann)
+        asking = asyncio.create_task(hub.answer(user["id"], conversation_id, MODEL["provider_id"], MODEL["model"], {}))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        events = await ann.answer(conversation_id, **MODEL)
+        assert text(events) == "Hello from upstream."
+        await witness.nothing_lost(ann, conversation_id, events)
+
+
+async def test_an_answer_can_be_stopped_before_its_first_step(witness: Witness) -> None:
+    ann, state = witness.people[0], witness.running.state
+    conversation_id = await witness.question(ann)
+    user_id = await state.database.read(
+        lambda tx: tx.execute("SELECT id FROM users WHERE username = 'ann'").fetchone()[0]
+    )
+    begun = await state.database.write(
+        queries.begin_answer, user_id, conversation_id, "lmstudio", "m", {}, retry=False, providers=["lmstudio"]
+    )
+    assert begun is not None
+    generation = Generation(state.config, state.providers, user_id, conversation_id, begun)
+    state.hub._run(generation)
+    generation.stop("canceled")  # in the same step of the event loop
+    events = await ended(witness, ann, conversation_id)
+    assert [event.event for event in events] == ["ping", "done"] and events[-1].data["status"] == "canceled"
+    await witness.nothing_lost(ann, conversation_id, events)
 
 
 async def test_five_hundred_cancelled_answers_leave_nothing_behind(witness: Witness) -> None:
@@ -1032,6 +1059,55 @@ async def test_what_the_disk_never_took_is_what_the_last_commit_had(
         async with ann.resuming(events[0].data["generation_id"], events[-1].id or 0) as stream:
             again = [event async for event in stream]
         assert again[0].event == "reset" and text(again) == "one " and again[-1].data["status"] == "interrupted"
+
+
+@contextlib.asynccontextmanager
+async def held(running: Running) -> AsyncIterator[Callable[[int], bool]]:
+    """The database is slow: nothing is written while the block runs. Yields whether so many wait for it."""
+    database, release = running.state.database, threading.Event()
+    holding = asyncio.create_task(database.write(lambda tx: release.wait(PATIENCE)))
+    try:
+        yield lambda count: database._writer._tx.qsize() >= count
+    finally:
+        release.set()
+        assert await holding
+
+
+async def test_what_ends_while_the_database_is_slow_is_not_saved_twice(
+    tmp_path: Path, upstream: Upstream, impatient: None
+) -> None:
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+        ann = await running.first()
+        conversation_id, other_id = [await ann.conversation("Why?") for _ in range(2)]
+        gates = Gate(), Gate()
+        for gate in gates:
+            upstream.enqueue(says("one "), pause(gate), says("two"), finish("stop"), DONE)
+        async with ann.streaming(conversation_id, **MODEL) as stream, ann.streaming(other_id, **MODEL) as other:
+            events, others = await first(stream, 4), await first(other, 4)
+            async with held(running) as waiting:
+                gates[0].open()
+                await until(lambda: waiting(1), "the end to wait for the database")
+                gates[1].open()
+                await until(lambda: waiting(2), "the other's end, or what is new of it")
+                await asyncio.sleep(2 * chat.SAVE_SECONDS)  # in which the saver would save what has ended
+            events += [event async for event in stream]
+            others += [event async for event in other]
+        assert text(events) == text(others) == "one two"
+        parts = "SELECT count(*) FROM generation_parts"
+        assert await running.state.database.read(lambda tx: tx.execute(parts).fetchone()[0]) == 0
+
+
+async def test_an_answer_that_begins_as_the_service_stops_is_ended_too(tmp_path: Path, upstream: Upstream) -> None:
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+        ann, hub = await running.first(), running.state.hub
+        conversation_id = await ann.conversation("Why?")
+        async with held(running) as waiting:
+            asking = asyncio.create_task(ann.answer(conversation_id, **MODEL))
+            await until(lambda: waiting(1), "the answer to begin")
+            running.server.should_exit = True
+            await until(lambda: hub.closing)
+        assert (await asking)[-1].data["status"] == "interrupted"
+    whole(tmp_path / "fireside.db")
 
 
 async def test_an_answer_waits_for_a_database_that_another_program_holds(tmp_path: Path, upstream: Upstream) -> None:

@@ -91,8 +91,11 @@ async def test_a_running_answer_is_resumed_after_every_event_by_two_readers_at_o
             readers += [(len(seen), asyncio.create_task(body_after(ann, generation_id, len(seen)))) for _ in range(2)]
             if event.event in ("reasoning", "delta") and gates:
                 gates.pop(0).open()
+            if len(seen) == 5:
+                beyond = asyncio.create_task(body_after(ann, generation_id, 1000))
     whole = blocks(await body_after(ann, generation_id, 0))
     assert [parse_event(event) for event in whole] == seen
+    assert parse_event(blocks(await beyond)[0]).event == "reset" and blocks(await beyond)[1:] == whole
     for count, reader in readers:
         assert blocks(await reader) == whole[count:]
     assert text(seen) == "".join(STRANGE)
