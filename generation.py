@@ -134,12 +134,17 @@ class Generation:
                 self.stats["omitted_messages"] = omitted
                 request = ChatRequest(begun.model, prompt.messages(history, omitted), begun.params)
                 try:
-                    return await self._read(request, news)
+                    await self._read(request, news)
+                    break
                 except ProviderFailed as failure:
                     less = prompt.omit_more(history, omitted)
                     if failure.code != "CONTEXT_OVERFLOW" or self.first_at is not None or less is None:
                         raise
                     omitted = less
+        if _phase(self._providers.known(begun.provider_id, begun.model)) == "loading":
+            await self._offer(
+                begun.provider_id, begun.model
+            )  # this answer has loaded it; `stats` says with what context
 
     async def _offer(self, provider_id: str, model: str) -> Model | None:
         """What is known of a model: not older than half a minute, unless its server is too slow to say. One that was not loaded

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fireside import generation
 
-from .live import Event, Person, Running, good, text, until
+from .live import PATIENCE, Event, Person, Running, good, text, until
 from .upstream import (
     DONE,
     Gate,
@@ -40,7 +40,8 @@ def codes(events: list[Event]) -> list[str]:
 
 
 async def ask(person: Person, question: str = "Why?", **fields: Any) -> list[Event]:
-    return await person.answer(await person.conversation(question), **MODEL, **fields)
+    async with asyncio.timeout(PATIENCE):
+        return await person.answer(await person.conversation(question), **MODEL, **fields)
 
 
 # ---- phases
@@ -72,6 +73,21 @@ async def test_a_model_that_is_not_loaded_is_said_to_load_until_it_is(
                 gate.open()
     assert phases(seen) == ["loading", "prompt", "generating"]
     assert seen[-1].data["stats"]["context_length"] == 8192
+
+
+async def test_an_answer_that_loads_its_model_and_is_quick_says_with_what_context(
+    ann: Person, upstream: Upstream
+) -> None:
+    upstream.models[0].instances.clear()
+    gate = Gate()
+    upstream.enqueue(pause(gate), answer("Because."))
+    asking = asyncio.create_task(ask(ann))
+    await gate.reached()
+    upstream.models[0].instances[NAME] = 8192
+    gate.open()
+    events = await asking
+    assert phases(events) == ["loading", "generating"]
+    assert events[-1].data["stats"]["context_length"] == 8192
 
 
 async def test_nobody_is_polled_before_a_second_has_passed_nor_after_the_first_token(

@@ -279,6 +279,34 @@ def test_on_a_full_disk_what_is_there_is_read_and_nothing_is_half_done(tmp_path:
         good(ann.post(f"/conversations/{conversation_id}/messages", json={"content": "Hello?"}))
 
 
+async def test_a_file_that_may_not_grow_is_a_full_disk(running: Running, ann: Person) -> None:
+    conversation_id = await ann.conversation("before")
+    database = running.state.database
+    await database.write(
+        lambda tx: tx.execute("PRAGMA max_page_count = 1").fetchone()
+    )  # SQLite takes what there is for the least
+    answer = await ann.post(f"/conversations/{conversation_id}/messages", json={"content": "long " * 20_000})
+    assert code(answer) == (503, "STORAGE_UNAVAILABLE") and "full" in answer.json()["message"]
+    await database.write(lambda tx: tx.execute("PRAGMA max_page_count = 1000000").fetchone())
+    await ann.say(conversation_id, "long " * 20_000)
+    assert [len(message["content"]) for message in await ann.messages(conversation_id)] == [6, 100_000]
+
+
+async def test_a_database_that_another_program_holds_is_waited_for_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "BUSY_MS", 50)
+    async with Running(tmp_path) as running:
+        ann = await running.first()
+        with contextlib.closing(sqlite3.connect(running.config.database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            answer = await ann.post("/conversations", json={})
+            assert code(answer) == (503, "STORAGE_UNAVAILABLE") and "Another program" in answer.json()["message"]
+            assert good(await ann.get("/conversations")) == []
+            other.execute("ROLLBACK")
+        good(await ann.post("/conversations", json={}))
+
+
 async def test_a_session_is_used_though_its_use_cannot_be_noted(running: Running, ann: Person) -> None:
     await running.state.database.write(
         lambda tx: tx.execute("UPDATE sessions SET last_seen = ?", (db.ago(days=1),)).rowcount
