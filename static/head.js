@@ -21,11 +21,10 @@ export class Head {
     this.title.disabled = !conversation;
     document.title = conversation?.title ?? "Fireside";
     const choice = chosen(conversation);
-    const name = label(choice);
+    const name = label(choice) || (providers ? "No model" : "Models");
     const offline = choice && !choice.model;
-    const shown = name || (providers ? "No model" : "Models");
-    this.model.replaceChildren(stateDot(choice?.model, !offline), h("span", {}, shown), icon("down"));
-    this.model.setAttribute("aria-label", `Model: ${name || "none"}`);
+    this.model.replaceChildren(stateDot(choice?.model, !offline), h("span", {}, name), icon("down"));
+    this.model.setAttribute("aria-label", `Model: ${name}`);
   }
 
   rename() {

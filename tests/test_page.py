@@ -6,9 +6,10 @@ import base64
 import contextlib
 import itertools
 import json
+import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import httpx
@@ -126,16 +127,21 @@ def new(client: httpx.Client, question: str = "", **fields: object) -> int:
 
 
 def imported(
-    client: httpx.Client, conversations: list[tuple[str, list[str]]], stats: dict[str, int] | None = None
+    client: httpx.Client,
+    conversations: list[tuple[str, list[str]]],
+    answers: Iterable[dict[str, object]] = (),
 ) -> None:
-    """Conversations as (title, texts of question, answer, question ...), the last one the newest; `stats` of each answer."""
+    """Conversations as (title, texts of question, answer, question ...), the last one the newest. `answers` has further
+    fields for the answers of each.
+    """
     files = []
     for number, (title, texts) in zip(minutes, conversations, strict=False):
         time = f"2026-01-{1 + number // 1440:02}T{number // 60 % 24:02}:{number % 60:02}:00.000000"
+        further = iter(answers)
         messages = [
             {"id": at + 1, "parent_id": at or None, "role": ("user", "assistant")[at % 2], "content": content}
             | {"created_at": time}
-            | ({"stats": stats} if stats and at % 2 else {})
+            | (next(further, {}) if at % 2 else {})
             for at, content in enumerate(texts)
         ]
         conversation = {"fireside": 1, "title": title, "named": True, "created_at": time, "updated_at": time}
@@ -273,6 +279,36 @@ def test_while_no_server_is_found_the_page_says_what_to_do_and_goes_on_by_itself
         with Upstream(port=port):
             expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
             expect(page.get_by_role("heading", name="No model server yet")).to_be_hidden()
+
+
+def test_lm_studio_on_this_computer_is_started_by_a_click(
+    tmp_path: Path, visitor: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LM Studio's command is a stand-in here: it says no at first, then waits for the server that the test starts."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command, answers = tmp_path / ".lmstudio" / "bin" / "lms", tmp_path / "answers"
+    command.parent.mkdir(parents=True)
+    os.mkfifo(answers)
+    command.write_text(
+        f'#!/bin/sh\nread -r answer < {answers}; echo "$answer: $*"; test "$answer" = Started\n', "utf-8"
+    )
+    command.chmod(0o700)
+    with Upstream() as reserved:
+        port = reserved.port
+    with Fireside(tmp_path / "data", NO_ENGINE, lmstudio_url=f"http://127.0.0.1:{port}") as fireside:
+        admin = fireside.first()
+        page = visitor(fireside, admin).open()
+        page.get_by_role("button", name="Start it for me").click()
+        expect(page.get_by_role("button", name="Starting LM Studio…")).to_be_disabled()
+        answers.write_text("The app is not installed\n", "utf-8")
+        expect(page.locator(".toast")).to_contain_text("did not start: The app is not installed: server start")
+        page.get_by_role("button", name="Start it for me").click()
+        with Upstream(port=port):
+            answers.write_text("Started\n", "utf-8")
+            expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
+        another = visitor(fireside, fireside.join(admin, "guest")).open()
+        expect(another.get_by_role("heading", name="No model server yet")).to_be_visible()
+        expect(another.get_by_role("button", name="Start it for me")).to_have_count(0)
 
 
 def test_reasoning_is_folded_and_timed_and_the_answer_announced_once(
@@ -514,7 +550,8 @@ def test_ten_tabs_of_one_browser_all_work(at_studio: tuple[Watched, httpx.Client
 def test_what_was_not_sent_any_more_is_marked_by_a_line(at_studio: tuple[Watched, httpx.Client]) -> None:
     visit, client = at_studio
     for omitted, texts in (2, 6), (70, 100):
-        imported(client, [(f"Without {omitted}", [f"Text {at}" for at in range(texts)])], {"omitted_messages": omitted})
+        stats = {"stats": {"omitted_messages": omitted}}
+        imported(client, [(f"Without {omitted}", [f"Text {at}" for at in range(texts)])], itertools.repeat(stats))
     page = visit.open()
     for omitted in (2, 70):
         page.get_by_role("link", name=f"Without {omitted}").click()
@@ -834,8 +871,58 @@ def test_the_page_knows_the_tags_and_attributes_that_the_server_renders(
 # ---- for everybody
 
 
-@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+def blemishes(page: Page) -> list[str]:
+    """What axe finds on the screen that is shown."""
+    page.evaluate(axe())
+    violations = page.evaluate("async () => (await axe.run()).violations")
+    return [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in violations]
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def viewport(request: pytest.FixtureRequest) -> dict[str, int]:
+    size: dict[str, int] = request.param
+    return size
+
+
+@pytest.fixture(params=["light", "dark"])
+def theme(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def test_axe_finds_nothing_on_the_way_in(
+    tmp_path: Path, theme: str, viewport: dict[str, int], visitor: Callable[..., Watched]
+) -> None:
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url="http://127.0.0.1:9") as fireside:
+        page = visitor(fireside, viewport=viewport, color_scheme=theme, reduced_motion="reduce").open(
+            fireside.setup_link()
+        )
+        found = {}
+        expect(page.get_by_role("heading", name="Welcome to Fireside")).to_be_visible()
+        found["setup"] = blemishes(page)
+        page.get_by_label("Name").fill("ann")
+        page.get_by_label("Password, 12 characters or more").fill("password1234")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text(re.compile("."))
+        found["setup, refused"] = blemishes(page)
+        client = fireside.first()
+        code = good(client.post("/admin/invites", json={"role": "user"}))["invite_code"]
+        page.goto(f"/#invite={code}")
+        expect(page.get_by_role("heading", name="You are invited")).to_be_visible()
+        found["invite"] = blemishes(page)
+        page.get_by_label("Name").fill("bob")
+        page.get_by_label("Password, 12 characters or more").fill(PASSWORD)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="No model server yet")).to_be_visible()
+        found["no model"] = blemishes(page)
+        page.get_by_text("Where it looks").click()
+        found["where it looks"] = blemishes(page)
+        page.keyboard.press("?")
+        expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+        found["shortcuts"] = blemishes(page)
+        assert {screen: rules for screen, rules in found.items() if rules} == {}
+
+
 def test_axe_finds_nothing(
     theme: str,
     viewport: dict[str, int],
@@ -863,9 +950,7 @@ def test_axe_finds_nothing(
     found: dict[str, list[str]] = {}
 
     def look(screen: str) -> None:
-        page.evaluate(axe())
-        violations = page.evaluate("async () => (await axe.run()).violations")
-        found[screen] = [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in violations]
+        found[screen] = blemishes(page)
 
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
     page.locator("details.reasoning summary").click()
@@ -955,12 +1040,17 @@ def trapped(
         assert page.evaluate(WALK) == []
 
 
-def test_hostile_questions_answers_and_titles_are_shown_as_text(trapped: tuple[Page, httpx.Client, Path]) -> None:
+def test_hostile_questions_answers_errors_and_titles_are_shown_as_text(
+    trapped: tuple[Page, httpx.Client, Path],
+) -> None:
     page, client, _ = trapped
     titles = [payload.replace("\n", " ")[:200] for payload in PAYLOADS]
     grouped = [" ".join(titles[at : at + 8])[:200] for at in range(0, len(titles), 8)]
     both = [text for payload in PAYLOADS for text in (payload, payload)]
-    imported(client, [("Everything", both), *((title, ["x"]) for title in grouped)])
+    failed: list[dict[str, object]] = [
+        {"status": "error", "error": {"code": "PROVIDER_ERROR", "message": payload}} for payload in PAYLOADS
+    ]
+    imported(client, [("Everything", both), *((title, ["x"]) for title in grouped)], failed)
     page.keyboard.press("Control+k")
     page.keyboard.type("everything")
     page.locator(".results a").first.click()
@@ -969,6 +1059,7 @@ def test_hostile_questions_answers_and_titles_are_shown_as_text(trapped: tuple[P
     while (before := messages.count()) < len(both):
         page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
         expect(messages.nth(before)).to_be_attached()
+    expect(page.locator(".failed")).to_have_count(len(PAYLOADS))
     assert page.evaluate(WALK) == []
     page.keyboard.press("Control+k")
     page.keyboard.press("Control+a")
