@@ -18,7 +18,7 @@ run: .venv/run
 
 test: check .venv/test
 	tests/chromium
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
 
 trust: .venv/trust
 	tests/chromium

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright
 
-from .live import PASSWORD, PATIENCE, good
+from .live import NO_TLS, PASSWORD, PATIENCE, good
 
 DESKTOP = {"width": 1280, "height": 820}
 PHONE = {"width": 390, "height": 844}
@@ -22,9 +22,10 @@ AXE = "axe-core@4.14.1"
 NO_ENGINE = '[[providers]]\nid = "embedded"\nkind = "openai"\nname = "Nothing"\nurl = "http://127.0.0.1:9/v1"\n'
 
 
-def launch(playwright: Playwright) -> Browser:
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    return playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+def launch(playwright: Playwright, *arguments: str) -> Browser:
+    usual = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    chromium = shutil.which("chromium-headless-shell") or shutil.which("chromium")
+    return playwright.chromium.launch(executable_path=chromium, args=[*usual, *arguments])
 
 
 def axe() -> str:
@@ -101,7 +102,7 @@ class Fireside:
         self.kill()
 
     def client(self) -> httpx.Client:
-        client = httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE)
+        client = httpx.Client(base_url=self.url, trust_env=False, verify=NO_TLS, timeout=PATIENCE)
         self._people.append(client)
         return client
 
@@ -125,7 +126,8 @@ class Watched:
     def __init__(self, browser: Browser, url: str, person: httpx.Client | None = None, **options: Any) -> None:
         self.url = url
         self.problems: list[str] = []
-        self.context: BrowserContext = browser.new_context(base_url=url, **({"viewport": DESKTOP} | options))
+        options = {"viewport": DESKTOP, "reduced_motion": "reduce"} | options
+        self.context: BrowserContext = browser.new_context(base_url=url, **options)
         self.context.set_default_timeout(PATIENCE * 1000)
         self.context.on("console", self._said)
         self.context.on("weberror", lambda error: self.problems.append(f"exception: {error.error}"))

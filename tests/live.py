@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # httpcore lo
 
 BOOTSTRAP_TOKEN = "the bootstrap token of the tests"
 PASSWORD = "a long enough phrase"
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the usual one reads every authority there is, anew for each client
 PATIENCE = 30.0  # seconds that anything may take on a busy machine before a test gives up
 
 
@@ -155,7 +157,7 @@ class Running:
         no_pool = httpx.Limits(
             max_keepalive_connections=0
         )  # idle connections would be counted as leaks, or closed under us
-        person = Person(base_url=self.url, trust_env=False, timeout=PATIENCE, limits=no_pool)
+        person = Person(base_url=self.url, trust_env=False, verify=NO_TLS, timeout=PATIENCE, limits=no_pool)
         self._people.append(person)
         return person
 

@@ -18,7 +18,7 @@ from typing import Self
 
 import httpx
 
-from .live import BOOTSTRAP_TOKEN, PASSWORD, PATIENCE, Person, good
+from .live import BOOTSTRAP_TOKEN, NO_TLS, PASSWORD, PATIENCE, Person, good
 
 NURSERY = """
 import json, os, signal, sys
@@ -84,7 +84,9 @@ class Killable:
 
     def client(self) -> Person:
         no_pool = httpx.Limits(max_keepalive_connections=0)
-        return Person(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=PATIENCE, limits=no_pool)
+        return Person(
+            base_url=f"http://127.0.0.1:{self.port}", trust_env=False, verify=NO_TLS, timeout=PATIENCE, limits=no_pool
+        )
 
     async def __aenter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from fireside.server import ROUTES
 from msgspec import inspect
 from starlette.routing import Route
 
-from .live import PATIENCE, Person, Running, code, good
+from .live import NO_TLS, PATIENCE, Person, Running, code, good
 from .test_guard import raw
 from .upstream import Upstream
 
@@ -150,7 +150,12 @@ def least(route: Route, **more: Any) -> dict[str, Any]:
 async def busy(person: Person) -> AsyncIterator[httpx.AsyncClient]:
     """The same person on a connection that stays open, for hundreds of requests in a row."""
     async with httpx.AsyncClient(
-        base_url=person.base_url, cookies=person.cookies, headers=person.headers, trust_env=False, timeout=PATIENCE
+        base_url=person.base_url,
+        cookies=person.cookies,
+        headers=person.headers,
+        trust_env=False,
+        verify=NO_TLS,
+        timeout=PATIENCE,
     ) as client:
         yield client
 

@@ -308,7 +308,6 @@ class Upstream:
         self.errors: list[BaseException] = []  # mistakes in a script; leaving the `with` raises them
         self._scripts: dict[str, deque[tuple[Step, ...]]] = defaultdict(deque)
         self._changed = threading.Condition()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -369,16 +368,15 @@ class Upstream:
         self._loop.call_soon(self._started.set)
         self._loop.run_forever()
         server.close()
-        for task in self._tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        while tasks := asyncio.all_tasks(self._loop):
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.wait(tasks))
         self._loop.run_until_complete(server.wait_closed())
+        self._loop.run_until_complete(asyncio.sleep(0))  # for the connections to be gone
         self._loop.close()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         with self._changed:
             self.connections += 1
             self.open_connections += 1
@@ -386,12 +384,13 @@ class Upstream:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (OSError, EOFError, asyncio.CancelledError):
-            pass  # the client has gone, or the test is over
+        except (OSError, EOFError):
+            pass  # the client has gone
+        except asyncio.CancelledError:  # the test is over
+            writer.transport.abort()
         except Exception as problem:
             self.errors.append(problem)
         finally:
-            self._tasks.discard(task)
             writer.close()
             with self._changed:
                 self.open_connections -= 1

@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 import random
-import shutil
 import sqlite3
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from ..browser import NO_ENGINE, Fireside
+from ..browser import NO_ENGINE, Fireside, launch
 from ..live import PASSWORD, good
 from ..upstream import Upstream
 from . import Figures
@@ -109,9 +108,6 @@ MALLORY = json.dumps(
 )  # has an account: who signs in as her hands her what is said then
 RESOLVE = ", ".join(f"MAP {name} 127.0.0.1" for name in ("evil.example", *REBOUND))
 ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
     "--disable-features=LocalNetworkAccessChecks",  # a defence of this browser's: others have to hold
     f"--host-resolver-rules={RESOLVE}",
 )
@@ -204,7 +200,7 @@ def prove(size: int) -> Figures:
         Fireside(Path(name) / "data", NO_ENGINE, lmstudio_url=upstream.url) as fireside,
         _attacker() as attacker,
         sync_playwright() as playwright,
-        closing(playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)) as browser,
+        closing(launch(playwright, *ARGUMENTS)) as browser,
     ):
         ann = fireside.first()
         fireside.join(ann, "mallory")

@@ -21,7 +21,7 @@ from fireside.db import ago
 from fireside.server import ROUTES
 from starlette.routing import Route
 
-from ..live import PASSWORD, Running, good, until
+from ..live import NO_TLS, PASSWORD, Running, good, until
 from ..upstream import Gate, Upstream, pause
 from ..upstream import text as says
 from . import Figures, fireside
@@ -136,7 +136,7 @@ class World:
 
     def __init__(self, running: Running, upstream: Upstream, folder: str) -> None:
         self.running, self.upstream, self.folder = running, upstream, folder
-        self.http = httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=30)
+        self.http = httpx.AsyncClient(base_url=running.url, trust_env=False, verify=NO_TLS, timeout=30)
         self.keys: dict[str, Key] = {}
         self.objects: dict[str, dict[str, Any]] = {}
 

@@ -35,7 +35,7 @@ def kills(size: int) -> Figures:
 PROOFS = (
     Proof("authz", "Nobody does what is not theirs to do", "cells", authz.prove, 700, ALL),
     Proof("attacks", "Pages of others do and read nothing, in a real Chromium", "attacks", attacks.prove, 16, ALL),
-    Proof("races", "Of fifty at once one wins", "races", races.prove, 2, 5),
+    Proof("races", "Of fifty at once one wins", "races", races.prove, 1, 5),
     Proof("timing", "A login takes as long for a name that is not there", "logins", timing.prove, 25, 250),
     Proof("secrets", "What is secret or private is found nowhere else", "looks", secrets.prove, 1, 1),
     Proof("fuzz", "No request is too odd (hypothesis)", "requests", fuzz.prove, 400, 10_000),
@@ -45,6 +45,6 @@ PROOFS = (
     Proof("full", "A full disk costs nothing that was acknowledged", "places", storage.full, 12, ALL),
     Proof("damaged", "A damaged file is refused or told, and restored", "files", storage.damaged, 8, 50),
     Proof("migration", "A migration is done or not, wherever it is killed", "kills", storage.migration, 8, ALL),
-    Proof("soak", "Nothing grows, whatever happens (`make soak`: ten minutes)", "requests", soak.prove, 15, 60),
+    Proof("soak", "Nothing grows, whatever happens (`make soak`: ten minutes)", "requests", soak.prove, 6, 60),
     Proof("mutants", "A guard that is taken away is missed", "mutants", mutants.prove, 0, ALL),
 )
