@@ -141,7 +141,7 @@ def imported(
         messages = [
             {"id": at + 1, "parent_id": at or None, "role": ("user", "assistant")[at % 2], "content": content}
             | {"created_at": time}
-            | (next(further, {}) if at % 2 else {})
+            | dict(next(further, {}) if at % 2 else {})
             for at, content in enumerate(texts)
         ]
         conversation = {"fireside": 1, "title": title, "named": True, "created_at": time, "updated_at": time}
