@@ -98,7 +98,7 @@ const SILENCE = 40_000; // ms; a live stream says something every 15 s
  * The events of one answer, each exactly once, until its `done`. `source` is {path, body}, which starts or attaches, or
  * {generationId, after}, to follow what came after the event of that id. A connection that is lost or falls silent is
  * taken up where it broke; only one that is lost before it has told its generation's id is an error, for to ask again
- * might start another answer.
+ * might start another answer. Without a `done` it ends when that had come before `after`.
  */
 export async function* answerEvents(source, signal) {
   let { generationId = null, after = -1 } = source;
@@ -109,8 +109,10 @@ export async function* answerEvents(source, signal) {
       ? events("GET", `/generations/${generationId}/stream${after < 0 ? "" : `?after=${after}`}`, undefined, either)
       : events("POST", source.path, source.body, either);
     let silence = setTimeout(() => connection.abort(), SILENCE);
+    let silent = true;
     try {
       for await (const event of stream) {
+        silent = false;
         clearTimeout(silence);
         silence = setTimeout(() => connection.abort(), SILENCE);
         wait = 250;
@@ -121,6 +123,7 @@ export async function* answerEvents(source, signal) {
         yield event;
         if (event.event === "done") return;
       }
+      if (silent && after >= 0) return; // a server that goes away says so first
     } catch (error) {
       if (signal.aborted || !generationId || (error.status ?? 0) !== 0) throw error;
     } finally {

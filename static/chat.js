@@ -145,7 +145,8 @@ export class Chat {
       await post(`/conversations/${id}/messages`, message);
       this.#unsent = { text: "", clientId: "" };
       this.scroller.toEnd();
-      if (await this.refresh() && id === this.id) this.#read({ path: `/conversations/${id}/stream`, body: asked(choice) });
+      await this.refresh();
+      if (id === this.id && !this.#reader) this.#read({ path: `/conversations/${id}/stream`, body: asked(choice) });
       changed("list", { id });
       return true;
     } catch (error) {
@@ -232,6 +233,7 @@ export class Chat {
         else if (event === "reset") view?.restart();
         else if (event === "done") return await this.#finish(reader, data.message_id);
       }
+      await this.#finish(reader);
     } catch (error) {
       if (this.#reader !== reader) return;
       this.#stopReading();

@@ -1,10 +1,22 @@
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import argon2
 import pytest
+from fireside import auth
 
 from .live import Person, Running
 from .upstream import Upstream
+
+CHEAP = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
+
+
+@pytest.fixture(autouse=True)
+def _cheap_passwords(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Argon2id in 64 KiB in place of 46 MiB, which were half of what the tests took. Not for those that are `costly`."""
+    if "costly" not in request.keywords:
+        monkeypatch.setattr(auth, "_HASHER", CHEAP)
+        monkeypatch.setattr(auth, "_DUMMY", CHEAP.hash("nobody's password"))
 
 
 @pytest.fixture

@@ -214,6 +214,7 @@ async def test_guessing_the_bootstrap_token_is_slowed_down_too(running: Running)
 # ---- login
 
 
+@pytest.mark.costly
 async def test_an_unknown_name_takes_as_long_as_a_wrong_password(running: Running, ann: Person) -> None:
     """Without a hash for nobody the two differ forty-fold."""
     times: dict[str, list[float]] = {"ann": [], "nobody": [], "x" * 300: []}
@@ -250,6 +251,7 @@ async def test_the_name_is_taken_in_any_form(running: Running, ann: Person) -> N
     assert good(await (await running.login(" ANN ")).get("/auth/me"))["user"]["username"] == "ann"
 
 
+@pytest.mark.costly
 async def test_passwords_are_kept_as_argon2id_and_sessions_as_digests(running: Running, ann: Person) -> None:
     [row] = await execute(running, "SELECT password_hash FROM users")
     assert row[0].startswith("$argon2id$v=19$m=47104,t=1,p=1$")

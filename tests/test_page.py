@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fireside import render
-from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import APIResponse, Browser, Locator, Page, Playwright, Route, expect, sync_playwright
 
 from . import upstream as script
 from .browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Watched, axe, launch
@@ -452,6 +452,33 @@ def test_a_lost_connection_shows_and_mends_itself_and_nothing_is_twice(
         expect(answered(page)).to_contain_text("Here again")
         texts = [found["content"] for found in good(client.get("/conversations/1/messages"))]
         assert texts == ["Count", "One, two, three, four.", "A draft that must not be lost", "Here again"]
+
+
+def test_what_was_known_before_the_answer_ended_does_not_hold_the_page_up(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    """A look at the conversation that began while it was answered comes back when the answer is over."""
+    visit, _ = at_studio
+    page, gate = visit.open(), Gate()
+    held: list[tuple[Route, APIResponse]] = []
+
+    def hold_the_first(route: Route) -> None:
+        route.continue_() if held else held.append((route, route.fetch()))
+
+    lmstudio.enqueue(text("One "), pause(gate), text("two"), finish(), usage(9, 2), DONE)
+    ask(page, "Count")
+    expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
+    page.route(re.compile(r"/conversations/\d+$"), hold_the_first)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    while not held:
+        page.evaluate("new Promise(requestAnimationFrame)")
+    gate.open()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    held[0][0].fulfill(response=held[0][1])
+    expect(answered(page).locator(".markdown")).to_have_text("One two")
+    lmstudio.enqueue(answer("Three"))
+    ask(page, "Go on")
+    expect(answered(page).locator(".markdown")).to_have_text("Three")
 
 
 def test_drafts_survive_a_reload_and_another_conversation(at_studio: tuple[Watched, httpx.Client]) -> None:

@@ -14,7 +14,14 @@ from .trust.proofs import PROOFS, Proof
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses addresses, limits and /proc as Linux has them")
-@pytest.mark.parametrize("proof", [proof for proof in PROOFS if proof.ci], ids=lambda proof: proof.name)
+@pytest.mark.parametrize(
+    "proof",
+    [
+        pytest.param(proof, id=proof.name, marks=[pytest.mark.costly] if proof.name == "timing" else [])
+        for proof in PROOFS
+        if proof.ci
+    ],
+)
 def test_it_holds(proof: Proof) -> None:
     figures = proof.run(proof.ci)
     assert figures.cases and not figures.wrong, "\n".join(figures.wrong[:10])
