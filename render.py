@@ -228,8 +228,8 @@ def _coloured(code: str, language: str) -> list[Node]:
     from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
     from pygments.token import STANDARD_TYPES  # type: ignore[import-untyped]
 
-    deadline = time.thread_time() + COLOUR_SECONDS
     lexer = get_lexer_by_name(language, startinline=True)  # startinline: PHP without its opening tag
+    deadline = time.thread_time() + COLOUR_SECONDS  # the first of its language has loaded the lexer
     lexed = takewhile(lambda _: time.thread_time() < deadline, lexer.get_tokens_unprocessed(code))
     pieces = [(STANDARD_TYPES.get(kind, ""), text) for _, kind, text in lexed]
     pieces.append(("", code[sum(len(text) for _, text in pieces) :]))
