@@ -35,7 +35,7 @@ screenshots: .venv/test
 	$(BIN)/python -m tests.screenshots
 
 faults: .venv/test
-	FIRESIDE_TRIALS=1000 $(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
+	TRIALS=1000 $(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
 
 check: .venv/test
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/fireside

@@ -16,7 +16,7 @@ from typing import Any
 from . import accounts, eventlog, queries
 from .config import Config
 from .db import Database, now
-from .errors import AuthRequired, FiresideError, Invalid, NotFound, StorageUnavailable
+from .errors import AuthRequired, FiresideError, Invalid, NotFound, Stopping, StorageUnavailable
 from .generation import Generation
 from .providers import Providers
 from .queries import Begun, Message
@@ -81,7 +81,7 @@ class Hub:
     ) -> Begun:
         """Begin, or find, the answer to the last question (queries.begin_answer). It goes on whoever reads it, or nobody."""
         if self.closing:
-            raise StorageUnavailable("Fireside is stopping. Try again when it runs.")
+            raise Stopping
         if provider_id is not None:
             self.providers.get(provider_id)
         if conversation_id in {generation.conversation_id for generation in self.unsaved.values()}:

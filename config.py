@@ -182,7 +182,15 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os
     values["providers"] = _providers(table.pop("providers", []), variables, file)
     if table:
         raise ConfigError(f"{file}: {min(table)}: there is no such setting")
+    if unknown := variables.keys() - _VARIABLES:
+        raise ConfigError(f"{min(unknown)}: there is no such setting")
     return Config(**values)
+
+
+_OF_LMSTUDIO = {f"FIRESIDE_LMSTUDIO_{key.upper()}": key for key in ("url", "api_key", "concurrency")}
+_VARIABLES = {f"FIRESIDE_{setting.name.upper()}" for setting in fields(Config) if setting.name != "providers"} | {
+    *_OF_LMSTUDIO
+}
 
 
 def _checked(source: str, parse: Callable[[Any], Any], value: Any) -> Any:
@@ -223,8 +231,7 @@ def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[
         if not isinstance(identity, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", identity):
             raise ConfigError(f"{file}: providers[{number}].id: must be small letters, digits, - and _, at most 64")
         tables[identity] = tables.get(identity, {}) | entry
-    for key in ("url", "api_key", "concurrency"):
-        variable = f"FIRESIDE_LMSTUDIO_{key.upper()}"
+    for variable, key in _OF_LMSTUDIO.items():
         if variable in variables:
             tables["lmstudio"][key] = _checked(variable, _PROVIDER_KEYS[key], variables[variable])
     return tuple(_provider(identity, table, file) for identity, table in tables.items())

@@ -24,6 +24,7 @@
       RateLimited(seconds)        429 RATE_LIMITED
       ProviderFailed(code)        502 code: what a model server did wrong, also as an `error` event
       StorageUnavailable          503 STORAGE_UNAVAILABLE
+        Stopping                  503 STORAGE_UNAVAILABLE
 
 A message is written for the person who reads it. It never carries a secret or a stack trace.
 """
@@ -187,6 +188,11 @@ class StorageUnavailable(FiresideError):
     status = 503
     code = "STORAGE_UNAVAILABLE"
     message = "The database cannot be written just now. Nothing was changed."
+
+
+class Stopping(StorageUnavailable):
+    code = StorageUnavailable.code
+    message = "Fireside is stopping. Try again when it runs."
 
 
 class ConfigError(Exception):

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .config import Config
-from .errors import FiresideError, HostNotAllowed, Invalid, OriginNotAllowed
+from .errors import FiresideError, HostNotAllowed, Invalid, OriginNotAllowed, Stopping
 
 log = logging.getLogger("fireside.access")
 
@@ -99,6 +99,10 @@ class Guard:
         except FiresideError as error:
             scope["state"]["code"] = error.code
             await _send(send_guarded, *error_answer(error, request_id))
+        except asyncio.CancelledError:  # by uvicorn, which stops and has waited for long enough
+            if status:
+                raise
+            await _send(send_guarded, *error_answer(Stopping(), request_id))
         except Exception:
             log.exception("request %s failed", request_id)
             if not status:

@@ -230,6 +230,10 @@ def test_a_wrong_variable_of_lmstudio_is_named(tmp_path: Path, variable: str) ->
     assert refused(tmp_path, environ={name: "x"}).startswith(f"{name}: must be ")
 
 
+def test_a_variable_that_is_no_setting_is_named(tmp_path: Path) -> None:
+    assert refused(tmp_path, FIRESIDE_LMSTUDIO_URI="x") == "FIRESIDE_LMSTUDIO_URI: there is no such setting"
+
+
 # ---- secrets
 
 

@@ -1,6 +1,6 @@
 """Fireside is killed at any moment: nothing that it had acknowledged is lost, and what was being written ends honestly.
 
-FIRESIDE_TRIALS is how often (make faults). A trial is a life of the service: started, checked, used, killed.
+TRIALS is how often (make faults). A trial is a life of the service: started, checked, used, killed.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from .witness import MODEL, STATUS, whole
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
-KILLS = int(os.environ.get("FIRESIDE_TRIALS", "100"))
+KILLS = int(os.environ.get("TRIALS", "100"))
 TERMS = max(KILLS // 2, 1)
 LANES = 4  # at a time, each with a Fireside of its own: most of a trial is waiting
 USERS = 3  # at a time, of one Fireside

@@ -355,6 +355,26 @@ def test_a_client_that_keeps_its_connection_does_not_keep_it_from_ending(tmp_pat
     assert code == 0 and seconds < 5
 
 
+@posix
+def test_an_upload_that_is_not_done_when_it_ends_is_told_why(tmp_path: Path) -> None:
+    with serving(tmp_path) as service, service.first() as ann:
+        conversation_id = ann.post("/conversations", json={}).raise_for_status().json()["id"]
+        cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in ann.cookies.jar)
+        head = (
+            f"POST /conversations/{conversation_id}/messages HTTP/1.1\r\nHost: localhost\r\nCookie: {cookies}\r\n"
+            f"X-CSRF-Token: {ann.headers['X-CSRF-Token']}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+            "Expect: 100-continue\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", service.port)) as uploading:
+            uploading.sendall(head.encode())
+            assert uploading.recv(65536).startswith(b"HTTP/1.1 100 ")
+            uploading.sendall(b'{"content": ')
+            code, _, err, seconds = service.stop()
+            answer = b"".join(iter(lambda: uploading.recv(65536), b""))
+    assert (code, err) == (0, "") and seconds < 5
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"Fireside is stopping" in answer
+
+
 DAMAGES = {
     "the database is damaged": ("fireside.db", b"no database " * 1000, "fireside.db: cannot be used"),
     "the database is another program's": ("fireside.db", None, "not one of Fireside's"),

@@ -25,7 +25,7 @@ class Proof:
 
 def kills(size: int) -> Figures:
     """tests/test_kill.py, which CI runs by itself."""
-    environ = os.environ | {"FIRESIDE_TRIALS": str(size)}
+    environ = os.environ | {"TRIALS": str(size)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_kill.py"]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     wrong = [] if done.returncode == 0 else [done.stdout[-3000:]]
