@@ -19,7 +19,7 @@ from .db import Database, now
 from .errors import AuthRequired, FiresideError, Invalid, NotFound, Stopping, StorageUnavailable
 from .generation import Generation
 from .providers import Providers
-from .queries import Begun, Message
+from .queries import Begun, Message, Wanted
 from .slots import Slots
 
 log = logging.getLogger("fireside.chat")
@@ -70,57 +70,32 @@ class Hub:
 
     # ------------------------------------------------------------------------------------------------ what is asked of it
 
-    async def answer(
-        self,
-        user_id: int,
-        conversation_id: int,
-        provider_id: str | None,
-        model: str | None,
-        params: dict[str, Any],
-        retry: bool = False,
-    ) -> Begun:
+    async def answer(self, user_id: int, conversation_id: int, wanted: Wanted) -> Begun:
         """Begin, or find, the answer to the last question (queries.begin_answer). It goes on whoever reads it, or nobody."""
         if self.closing:
             raise Stopping
-        if provider_id is not None:
-            self.providers.get(provider_id)
+        if wanted.provider_id is not None:
+            self.providers.get(wanted.provider_id)
         if conversation_id in {generation.conversation_id for generation in self.unsaved.values()}:
             await self._save_unsaved()
-        beginning = asyncio.create_task(self._begin(user_id, conversation_id, provider_id, model, params, retry))
+        beginning = asyncio.create_task(self._begin(user_id, conversation_id, wanted))
         self._beginning.add(beginning)
         beginning.add_done_callback(self._beginning.discard)
         return await asyncio.shield(beginning)  # a caller who is cancelled must leave no row that nobody writes
 
-    async def _begin(
-        self,
-        user_id: int,
-        conversation_id: int,
-        provider_id: str | None,
-        model: str | None,
-        params: dict[str, Any],
-        retry: bool,
-    ) -> Begun:
+    async def _begin(self, user_id: int, conversation_id: int, wanted: Wanted) -> Begun:
         fallback: tuple[str, str] | None = None
         for _ in range(2):
             begun = await self.database.write_unsynced(
-                _begin_answer,
-                user_id,
-                conversation_id,
-                provider_id,
-                model,
-                params,
-                retry=retry,
-                providers=self.slots,
-                fallback=fallback,
+                _begin_answer, user_id, conversation_id, wanted, self.slots, fallback
             )
             if begun is not None:
                 if begun.new:
                     self._run(Generation(self.config, self.providers, user_id, conversation_id, begun))
                 return begun
             last = await self.database.read(queries.get_conversation, user_id, conversation_id)
-            fallback = await self._loaded_model(
-                provider_id or (last.provider_id if last.provider_id in self.slots else None), model
-            )
+            usual = last.provider_id if last.provider_id in self.slots else None
+            fallback = await self._loaded_model(wanted.provider_id or usual, wanted.model)
         raise Invalid("model: name one, since no model server that can be reached offers any")
 
     def _run(self, generation: Generation) -> None:
@@ -253,11 +228,11 @@ class Hub:
             self.unsaved.pop(generation.id, None)
 
 
-def _begin_answer(tx: sqlite3.Connection, user_id: int, *args: Any, **kw: Any) -> Begun | None:
+def _begin_answer(tx: sqlite3.Connection, user_id: int, *args: Any) -> Begun | None:
     """queries.begin_answer, unless the user was logged out for good after the request was let in; with what is to be asked."""
     if not accounts.count_sessions(tx, user_id):
         raise AuthRequired
-    begun = queries.begin_answer(tx, user_id, *args, **kw)
+    begun = queries.begin_answer(tx, user_id, *args)
     if begun is not None and begun.new:
         begun.history = queries.get_prompt(tx, begun.question_id)
     return begun

@@ -305,17 +305,15 @@ class EventStream(StreamingResponse):
 async def stream(call: Call) -> Response:
     body: bodies.AnswerRequest = call.body
     state = call.state
-    begun = await state.hub.answer(
-        call.user_id, call.path_id("conversation_id"), body.provider_id, body.model, body.given()
-    )
+    wanted = queries.Wanted(body.provider_id, body.model, body.given())
+    begun = await state.hub.answer(call.user_id, call.path_id("conversation_id"), wanted)
     return EventStream(await state.hub.follow(call.user_id, begun.generation_id))
 
 
 async def retry(call: Call) -> Any:
     body: bodies.RetryRequest = call.body
-    begun = await call.state.hub.answer(
-        call.user_id, body.conversation_id, body.provider_id, body.model, body.given(), retry=True
-    )
+    wanted = queries.Wanted(body.provider_id, body.model, body.given(), retry=True)
+    begun = await call.state.hub.answer(call.user_id, body.conversation_id, wanted)
     return {
         "message_id": begun.message_id,
         "conversation_id": body.conversation_id,

@@ -87,6 +87,15 @@ class Prompt(Struct):
     turns: list[Turn]
 
 
+class Wanted(Struct, frozen=True):
+    """What kind of answer is asked for. Without provider or model those of the conversation; `retry`: another version of it."""
+
+    provider_id: str | None = None
+    model: str | None = None
+    params: dict[str, Any] = {}  # beyond the conversation's settings
+    retry: bool = False
+
+
 class Begun(Struct):
     """What `begin_answer` did or found: a new generation, a running one (`status` generating), or one that has ended."""
 
@@ -447,15 +456,11 @@ def begin_answer(
     tx: Tx,
     user_id: int,
     conversation_id: int,
-    provider_id: str | None,
-    model: str | None,
-    params: dict[str, Any],
-    *,
-    retry: bool,
+    wanted: Wanted,
     providers: Collection[str],
     fallback: tuple[str, str] | None = None,
 ) -> Begun | None:
-    """Answer the last question of the active path; without `retry`, find the answer that it has or that is being written.
+    """Answer the last question of the active path; unless it is a retry, find the answer that it has or that is being written.
 
     `fallback` is the provider and model for a conversation that has had none. None: it is needed, and was not given.
     """
@@ -467,18 +472,18 @@ def begin_answer(
         (conversation_id,),
     ).fetchone()
     if running:
-        if retry or running["parent_id"] != question["id"] or _another(running, provider_id, model):
+        if wanted.retry or running["parent_id"] != question["id"] or _another(running, wanted):
             raise GenerationActive
         return Begun(running["generation_id"], running["id"], "generating")
-    if not retry and leaf["role"] == "assistant" and leaf["status"] == "complete":
+    if not wanted.retry and leaf["role"] == "assistant" and leaf["status"] == "complete":
         recorded = _recorded(tx, leaf)
-        if _another(recorded, provider_id, model):
+        if _another(recorded, wanted):
             raise AlreadyAnswered
         return Begun(recorded["id"], leaf["id"], "complete")
-    chosen = _choose(conversation, provider_id, model, providers, fallback)
+    chosen = _choose(conversation, wanted, providers, fallback)
     if chosen is None:
         return None
-    params = json.loads(conversation["settings"]) | params
+    params = json.loads(conversation["settings"]) | wanted.params
     generation_id, message_id = _add_answer(tx, conversation, question["id"], *chosen, params)
     return Begun(generation_id, message_id, "generating", True, question["id"], *chosen, params)
 
@@ -493,22 +498,17 @@ def _last_question(tx: Tx, conversation: sqlite3.Row) -> tuple[sqlite3.Row, sqli
     return leaf, row
 
 
-def _another(generation: sqlite3.Row, provider_id: str | None, model: str | None) -> bool:
+def _another(generation: sqlite3.Row, wanted: Wanted) -> bool:
     """Whether somebody else is asked for than this generation was asked of."""
-    return (provider_id or generation["provider_id"], model or generation["model"]) != (
-        generation["provider_id"],
-        generation["model"],
-    )
+    asked = generation["provider_id"], generation["model"]
+    return (wanted.provider_id or asked[0], wanted.model or asked[1]) != asked
 
 
 def _choose(
-    conversation: sqlite3.Row,
-    provider_id: str | None,
-    model: str | None,
-    providers: Collection[str],
-    fallback: tuple[str, str] | None,
+    conversation: sqlite3.Row, wanted: Wanted, providers: Collection[str], fallback: tuple[str, str] | None
 ) -> tuple[str, str] | None:
     """Provider and model: as asked for, else as last in this conversation, else the fallback."""
+    provider_id, model = wanted.provider_id, wanted.model
     if provider_id is None and (model is None or fallback is None) and conversation["provider_id"] in providers:
         provider_id = conversation["provider_id"]
     if model is None and provider_id == conversation["provider_id"]:

@@ -20,6 +20,7 @@ import pytest
 import pytest_asyncio
 from fireside import chat, guard, queries
 from fireside.generation import Generation
+from fireside.queries import Wanted
 
 from .live import PATIENCE, Event, Person, Running, code, good, text, until
 from .upstream import (
@@ -870,7 +871,9 @@ async def test_a_caller_who_is_cancelled_leaves_no_answer_that_nobody_writes(wit
     (user,) = [user for user in good(await ann.get("/admin/users"))["users"] if user["username"] == "ann"]
     for steps in range(12):
         conversation_id = await witness.question(ann)
-        asking = asyncio.create_task(hub.answer(user["id"], conversation_id, MODEL["provider_id"], MODEL["model"], {}))
+        asking = asyncio.create_task(
+            hub.answer(user["id"], conversation_id, Wanted(MODEL["provider_id"], MODEL["model"]))
+        )
         for _ in range(steps):
             await asyncio.sleep(0)
         asking.cancel()
@@ -887,7 +890,7 @@ async def test_an_answer_can_be_stopped_before_its_first_step(witness: Witness) 
         lambda tx: tx.execute("SELECT id FROM users WHERE username = 'ann'").fetchone()[0]
     )
     begun = await state.database.write(
-        queries.begin_answer, user_id, conversation_id, "lmstudio", "m", {}, retry=False, providers=["lmstudio"]
+        queries.begin_answer, user_id, conversation_id, Wanted("lmstudio", "m"), ["lmstudio"]
     )
     assert begun is not None
     generation = Generation(state.config, state.providers, user_id, conversation_id, begun)

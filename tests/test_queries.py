@@ -20,7 +20,7 @@ from fireside.errors import (
     NoUserMessage,
     UsernameExists,
 )
-from fireside.queries import Begun, Image, Recording
+from fireside.queries import Begun, Image, Recording, Wanted
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -65,10 +65,8 @@ def conversation(tx: Tx, user_id: int = ANN, **fields: Any) -> int:
 def begin(
     tx: Tx, conversation_id: int, provider: str | None = "lmstudio", model: str | None = "m", **more: Any
 ) -> Begun:
-    begun = queries.begin_answer(
-        tx, ANN, conversation_id, provider, model, more.pop("params", {}), retry=more.pop("retry", False),
-        providers=PROVIDERS, **more,
-    )  # fmt: skip
+    wanted = Wanted(provider, model, more.pop("params", {}), more.pop("retry", False))
+    begun = queries.begin_answer(tx, ANN, conversation_id, wanted, PROVIDERS, **more)
     assert begun is not None
     return begun
 
@@ -232,9 +230,7 @@ AS_BOB: dict[str, Callable[[Tx, dict[str, Any]], Any]] = {
     "set_active to another's": lambda tx, at: queries.set_active(tx, BOB, at["own"], at["message"]),
     "get_image": lambda tx, at: queries.get_image(tx, BOB, at["image"]),
     "get_recording": lambda tx, at: queries.get_recording(tx, BOB, at["generation"]),
-    "begin_answer": lambda tx, at: queries.begin_answer(
-        tx, BOB, at["conversation"], None, None, {}, retry=True, providers=PROVIDERS
-    ),
+    "begin_answer": lambda tx, at: queries.begin_answer(tx, BOB, at["conversation"], Wanted(retry=True), PROVIDERS),
     "delete_session": lambda tx, at: accounts.delete_session(tx, BOB, at["session"]),
     "get_whole_conversation": lambda tx, at: queries.get_whole_conversation(tx, BOB, at["conversation"]),
 }
@@ -537,10 +533,8 @@ def test_without_a_question_there_is_nothing_to_answer(tx: Tx, said: str) -> Non
 def test_provider_and_model_are_those_asked_for_then_the_last_then_the_fallback(tx: Tx) -> None:
     made = conversation(tx)
     queries.add_message(tx, ANN, made, "q")
-    common: dict[str, Any] = {"retry": False, "providers": PROVIDERS}
-    assert queries.begin_answer(tx, ANN, made, None, None, {}, **common) is None
-    assert queries.begin_answer(tx, ANN, made, "other", None, {}, **common) is None
-    assert queries.begin_answer(tx, ANN, made, None, "m", {}, **common) is None
+    for wanted in (Wanted(), Wanted("other"), Wanted(model="m")):
+        assert queries.begin_answer(tx, ANN, made, wanted, PROVIDERS) is None
     begun = begin(tx, made, None, None, fallback=("lmstudio", "loaded"))
     assert (begun.provider_id, begun.model) == ("lmstudio", "loaded")
     finish(tx, begun)
@@ -671,9 +665,7 @@ class Indexes(RuleBasedStateMachine):
 
     @rule(target=running, at=conversations, retry=st.booleans())
     def begin(self, at: tuple[int, int], retry: bool) -> Begun | None:
-        begun: Begun | None = self.done(
-            queries.begin_answer, *at, "lmstudio", "m", {}, retry=retry, providers=PROVIDERS
-        )
+        begun: Begun | None = self.done(queries.begin_answer, *at, Wanted("lmstudio", "m", retry=retry), PROVIDERS)
         return begun
 
     @rule(begun=consumes(running), text=st.just("") | words, status=st.sampled_from(["complete", "canceled"]))

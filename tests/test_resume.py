@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fireside import eventlog, queries
 from fireside.eventlog import CRASH_GAP, EventLog
-from fireside.queries import Recording
+from fireside.queries import Recording, Wanted
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -153,7 +153,7 @@ async def test_after_a_crash_a_reader_continues_or_begins_anew_but_never_misses(
         ann = await running.first()
         conversation_id = await ann.conversation("Why?")
         begun = await running.state.database.write(
-            queries.begin_answer, 1, conversation_id, "lmstudio", "m", {}, retry=False, providers=["lmstudio"]
+            queries.begin_answer, 1, conversation_id, Wanted("lmstudio", "m"), ["lmstudio"]
         )
         assert begun is not None
         generation_id = begun.generation_id

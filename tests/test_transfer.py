@@ -14,7 +14,7 @@ import pytest
 from fireside import accounts, queries, transfer
 from fireside.db import Database, open_database
 from fireside.errors import NotFound, StorageUnavailable
-from fireside.queries import Recording
+from fireside.queries import Recording, Wanted
 from fireside.source import Skipped, Source
 from fireside.transfer import Report, export_conversation, export_zip, import_files
 from hypothesis import HealthCheck, given, settings
@@ -154,9 +154,7 @@ async def test_imported_conversations_are_listed_read_and_found(database: Databa
 async def test_an_imported_answer_is_replayed_like_any_other(database: Database, ann: int, tmp_path: Path) -> None:
     await bring(database, ann, write(tmp_path / "x.json", rivers()))
     (conversation,) = await database.read(queries.list_conversations, ann)
-    begun = await database.write(
-        queries.begin_answer, ann, conversation.id, None, None, {}, retry=False, providers=["lmstudio"]
-    )
+    begun = await database.write(queries.begin_answer, ann, conversation.id, Wanted(), ["lmstudio"])
     assert begun is not None
     assert begun.status == "complete"
     assert (await database.read(queries.get_recording, ann, begun.generation_id)).content == "Water."
@@ -410,7 +408,7 @@ def ask(tx: sqlite3.Connection, user_id: int, conversation_id: int, how: dict[st
 
 def answer(tx: sqlite3.Connection, user_id: int, conversation_id: int, how: dict[str, Any]) -> None:
     begun = queries.begin_answer(
-        tx, user_id, conversation_id, "lmstudio", how["model"], how["params"], retry=True, providers=["lmstudio"]
+        tx, user_id, conversation_id, Wanted("lmstudio", how["model"], how["params"], retry=True), ["lmstudio"]
     )
     if begun is None:  # a model without a name
         return
@@ -468,9 +466,7 @@ async def test_an_export_may_go_to_another_user_of_the_same_database(
 ) -> None:
     conversation = await database.write(queries.add_conversation, ann, {})
     await database.write(queries.add_message, ann, conversation.id, "Why?")
-    begun = await database.write(
-        queries.begin_answer, ann, conversation.id, "lmstudio", "m", {}, retry=False, providers=["lmstudio"]
-    )
+    begun = await database.write(queries.begin_answer, ann, conversation.id, Wanted("lmstudio", "m"), ["lmstudio"])
     assert begun is not None
     done = json.dumps([8, {"event": "done", "data": {"status": "ok", "message_id": begun.message_id}}])
     recording = Recording(begun.message_id, "complete", "Because.", "", done)
@@ -487,9 +483,7 @@ async def test_a_running_answer_is_exported_with_what_was_saved_of_it(
 ) -> None:
     conversation = await database.write(queries.add_conversation, ann, {})
     await database.write(queries.add_message, ann, conversation.id, "Why?")
-    begun = await database.write(
-        queries.begin_answer, ann, conversation.id, "lmstudio", "m", {}, retry=False, providers=["lmstudio"]
-    )
+    begun = await database.write(queries.begin_answer, ann, conversation.id, Wanted("lmstudio", "m"), ["lmstudio"])
     assert begun is not None
     parts = [
         queries.Part(begun.generation_id, 1, "Be", "Hm", "[-2, 2]"),

@@ -18,6 +18,7 @@ import httpx
 from fireside import queries
 from fireside.call import ADMIN, OWNER, PUBLIC
 from fireside.db import ago
+from fireside.queries import Wanted
 from fireside.server import ROUTES
 from starlette.routing import Route
 
@@ -208,7 +209,7 @@ class World:
         gate, hub = Gate(), self.running.state.hub
         if running:
             self.upstream.enqueue(says("one "), pause(gate))
-        begun = await hub.answer(user_id, conversation_id, "lmstudio", MODEL, {}, retry=True)
+        begun = await hub.answer(user_id, conversation_id, Wanted("lmstudio", MODEL, retry=True))
         if running:
             await gate.reached()
         else:

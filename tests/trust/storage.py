@@ -25,7 +25,7 @@ import msgspec
 from fireside import accounts, db, queries
 from fireside.db import Database, DatabaseUnusable
 from fireside.errors import StorageUnavailable
-from fireside.queries import Recording
+from fireside.queries import Recording, Wanted
 
 from ..live import Running, good
 from . import Figures, fireside
@@ -89,7 +89,7 @@ class Work:
 
     async def _answer(self, conversation_id: int, number: int) -> None:
         begun = await self.database.write(
-            queries.begin_answer, 1, conversation_id, "lmstudio", "a model", {}, retry=True, providers=["lmstudio"]
+            queries.begin_answer, 1, conversation_id, Wanted("lmstudio", "a model", retry=True), ["lmstudio"]
         )
         assert isinstance(begun, queries.Begun)
         text = f"Answer {number} " + "and so on " * (number * 53 % 300)
