@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import replace
@@ -277,12 +278,28 @@ def _log_to_file(data_dir: Path) -> None:
     console = logging.StreamHandler()
     console.setLevel(logging.ERROR)
     console.addFilter(logging.Filter("fireside"))  # what others log is in the file
+    console.addFilter(_Seldom())
     console.setFormatter(logging.Formatter("fireside: %(message)s"))
     logging.raiseExceptions = False  # on a full disk each line would else print a traceback to the terminal
     root = logging.getLogger()
     root.handlers = [handler, console]
     root.setLevel(logging.WARNING)
     logging.getLogger("fireside").setLevel(logging.INFO)
+
+
+class _Seldom(logging.Filter):
+    """The same words once a minute at most: while the disk is full they come with every request, and where nobody reads what
+    is printed, a pipe that is full would stop the program.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: dict[str, float] = {}  # when
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        words, now = record.getMessage(), time.monotonic()
+        self._printed = {told: moment for told, moment in self._printed.items() if now - moment < 60}
+        return self._printed.setdefault(words, now) == now
 
 
 class _JsonLines(logging.Formatter):

@@ -9,6 +9,7 @@ import { asked, chosen, refreshModels, welcome } from "./models.js";
 import { Scroller } from "./scroll.js";
 
 const PAGE = 60; // messages
+const MOST = 1000; // that the server gives at a time
 const HIDDEN_LOOK = 5000; // ms between looks at an answer whose tab is hidden and reads no stream
 
 export class Chat {
@@ -22,8 +23,9 @@ export class Chat {
   #older = null; // the promise of the page above that is being loaded
   #asking = false; // a question is on its way
   #unsent = { text: "", clientId: "" };
-  #reader = null; // {controller, generationId, after, stop, stopping} of the stream that is being read
-  #left = null; // {generationId, after} where one was left whose answer is still shown
+  #reader = null; // {controller, generationId, messageId, after, stop, stopping} of the stream that is being read
+  #left = null; // {generationId, messageId, after} where one was left whose answer is still shown
+  #ended = null; // the generation whose `done` was read last
   #look = 0;
   #opening = 0;
 
@@ -31,7 +33,7 @@ export class Chat {
   constructor({ openMenu, created }) {
     this.created = created;
     this.actions = {
-      edit: async (message, text) => this.#ask(text, await images(message), message.parent_id),
+      edit: (message, text) => this.#ask(text, images(message), message.parent_id),
       retry: () => this.retry(),
       goOn: () => this.#ask("Continue where you stopped.", []),
       select: (id) => this.#select(id),
@@ -75,6 +77,7 @@ export class Chat {
   }
 
   #leave(id) {
+    this.head.leave(); // what is unsaved there belongs to the conversation that is left
     this.#stopReading();
     this.#left = null;
     Object.assign(this, { id, conversation: null });
@@ -83,7 +86,6 @@ export class Chat {
     this.#views.clear();
     this.#more = false;
     this.#above = 0;
-    this.head.closePanel?.();
     this.scroller.toEnd();
     this.composer.open(id);
     this.#draw();
@@ -93,7 +95,8 @@ export class Chat {
   async refresh() {
     const id = this.id;
     if (id === null) return false;
-    const limit = Math.max(PAGE, this.#path.length + 10);
+    const limit = Math.min(MOST, Math.max(PAGE, this.#path.length + 10));
+    let resumable = false;
     try {
       const [conversation, path] = await Promise.all([
         get(`/conversations/${id}`), get(`/conversations/${id}/messages?render=true&limit=${limit}`),
@@ -101,26 +104,33 @@ export class Chat {
       if (id !== this.id) return false;
       const renamed = this.conversation?.title !== conversation.title;
       this.conversation = conversation;
-      this.#path = path;
-      this.#more = path.length === limit;
+      const above = this.#path.slice(0, Math.max(0, this.#path.findIndex((message) => message.id === path[0]?.id)));
+      this.#path = [...above, ...path]; // what is above a message is the same on every branch
+      if (!above.length) this.#more = path.length === limit;
       await this.#countAbove();
+      resumable = this.#views.has(this.#left?.messageId);
       this.#draw();
       if (renamed) tell("list", { id });
     } catch (error) {
       if (id === this.id && error.status === 404) this.#gone();
+      else if (error.status && error.status !== 401) toast(error.message);
       return false;
     }
-    const generationId = this.conversation.generation_id;
+    // The two were not read in one moment: what the path shows as being written counts, and what has told its end does not.
+    const { generation_id: named } = this.conversation;
+    const written = this.#path.find(({ status }) => status === "generating")?.generation_id;
+    const generationId = written ?? (named === this.#ended ? null : named);
     if (generationId && generationId !== this.#reader?.generationId && !document.hidden) {
-      this.#read(this.#left?.generationId === generationId ? this.#left : { generationId });
+      this.#read(resumable && this.#left.generationId === generationId ? this.#left : { generationId });
     }
     return true;
   }
 
   /** Whether another device has done something to this conversation, by what the list tells. */
-  #differs({ id, updated_at, generation_id }) {
+  #differs({ id, title, updated_at, generation_id }) {
     if (id !== this.id || !this.conversation || this.#reader) return false;
-    return updated_at !== this.conversation.updated_at || generation_id !== this.conversation.generation_id;
+    const known = this.conversation;
+    return title !== known.title || updated_at !== known.updated_at || generation_id !== known.generation_id;
   }
 
   #gone() {
@@ -130,23 +140,33 @@ export class Chat {
 
   // ---- asking
 
-  /** Adds a question and has it answered. Resolves to whether it was sent; if not, the text stays where it was written. */
-  async #ask(text, images, parentId = this.#path.at(-1)?.id ?? null) {
+  /**
+   * Adds a question, below the last message unless `parentId` says where, and has it answered. `images` may be a promise.
+   * Resolves to whether it was sent; if not, the text stays where it was written.
+   */
+  async #ask(text, images, parentId) {
     if (this.#reader || this.#asking) return toast("Wait for the answer, or stop it first."), false;
     this.#asking = true;
-    const choice = chosen(this.conversation);
     // Sent again after an answer that was lost, the same text is the same message.
     if (this.#unsent.text !== text) this.#unsent = { text, clientId: randomId() };
     try {
-      if (this.id === null) await this.#create(choice);
-      const id = this.id;
+      const attached = await images;
+      if (this.id !== null && !this.conversation && !await this.refresh()) return false;
+      if (this.#reader) return toast("Wait for the answer, or stop it first."), false;
+      const choice = chosen(this.conversation);
+      if (parentId === undefined) parentId = this.#path.at(-1)?.id ?? null;
+      const id = this.id ?? await this.#create(choice);
       const message = { content: text, parent_id: parentId, client_id: this.#unsent.clientId };
-      if (images.length) message.images = images.map(({ media_type, data }) => ({ media_type, data }));
+      if (attached.length) message.images = attached.map(({ media_type, data }) => ({ media_type, data }));
       await post(`/conversations/${id}/messages`, message);
       this.#unsent = { text: "", clientId: "" };
-      this.scroller.toEnd();
-      await this.refresh();
-      if (id === this.id && !this.#reader) this.#read({ path: `/conversations/${id}/stream`, body: asked(choice) });
+      const source = { path: `/conversations/${id}/stream`, body: asked(choice) };
+      if (id === this.id) {
+        this.scroller.toEnd();
+        await this.refresh();
+      }
+      if (id !== this.id) await begin(source);
+      else if (!this.#reader) this.#read(source);
       changed("list", { id });
       return true;
     } catch (error) {
@@ -157,11 +177,16 @@ export class Chat {
     }
   }
 
+  /** Resolves to the id of a new conversation, which is the open one unless another was opened meanwhile. */
   async #create(choice) {
-    this.conversation = await post("/conversations", { ...asked(choice), ...this.#fields });
-    this.id = this.conversation.id;
-    this.composer.adopt(this.id);
-    this.created(this.id);
+    const turn = this.#opening;
+    const conversation = await post("/conversations", { ...asked(choice), ...this.#fields });
+    if (turn === this.#opening) {
+      Object.assign(this, { id: conversation.id, conversation });
+      this.composer.adopt(this.id);
+      this.created(this.id);
+    }
+    return conversation.id;
   }
 
   /** Another version of the last answer, by the model that is chosen now. */
@@ -220,41 +245,49 @@ export class Chat {
   async #read(source) {
     this.#stopReading();
     const { generationId = null, after = -1 } = source;
-    const reader = (this.#reader = { controller: new AbortController(), generationId, after });
+    const shown = this.#path.find((message) => generationId && message.generation_id === generationId);
+    const reader = (this.#reader = { controller: new AbortController(), generationId, messageId: shown?.id, after });
     this.composer.busy = true;
-    let view = this.#views.get(this.#path.find((message) => generationId && message.generation_id === generationId)?.id);
     try {
       for await (const { event, id, data } of answerEvents(source, reader.controller.signal)) {
         reader.after = id ?? reader.after;
-        if (event === "ping" && data.message_id) view = this.#begin(data, reader);
+        const view = this.#views.get(reader.messageId);
+        if (event === "ping" && data.message_id) this.#begin(data, reader);
         else if (event === "progress") view?.progress(data);
         else if (event === "reasoning") view?.think(data.delta);
         else if (event === "delta") view?.append(data.delta);
         else if (event === "reset") view?.restart();
-        else if (event === "done") return await this.#finish(reader, data.message_id);
+        else if (event === "done") {
+          this.#ended = data.generation_id;
+          return await this.#finish(reader, data.message_id);
+        }
       }
       await this.#finish(reader);
     } catch (error) {
       if (this.#reader !== reader) return;
       this.#stopReading();
+      this.#draw(); // a question without an answer says so
       if (error.status !== 0) toast(error.message);
       if (error.code === "GENERATION_ACTIVE") this.refresh();
     }
   }
 
-  /** The first event names the answer. What is shown of it already, from an earlier reading, comes again. */
+  /**
+   * The first event names the answer. What is shown of it already, from an earlier reading, comes again. One that was being
+   * written before and is not in the path is on another branch: its view waits until that is shown.
+   */
   #begin({ message_id: id, generation_id }, reader) {
     const begun = reader.generationId === null;
-    reader.generationId = generation_id;
-    if (this.#views.has(id)) {
-      this.#views.get(id).restart();
-    } else {
-      this.#path.push({ id, role: "assistant", status: "generating", content: "", generation_id });
+    Object.assign(reader, { generationId: generation_id, messageId: id });
+    const message = { id, role: "assistant", status: "generating", content: "", generation_id };
+    if (this.#views.has(id)) this.#views.get(id).restart();
+    else this.#views.set(id, messageView(message, this.actions));
+    if (begun && !this.#path.some((one) => one.id === id)) {
+      this.#path.push(message);
       this.#draw();
     }
     if (begun) changed("conversation", { id: this.id });
     if (reader.stop) this.stop();
-    return this.#views.get(id);
   }
 
   async #finish(reader, messageId) {
@@ -270,9 +303,9 @@ export class Chat {
 
   #stopReading() {
     if (!this.#reader) return;
-    const { controller, generationId, after } = this.#reader;
+    const { controller, generationId, messageId, after } = this.#reader;
     controller.abort();
-    this.#left = { generationId, after };
+    this.#left = { generationId, messageId, after };
     this.#reader = null;
     this.composer.busy = false;
   }
@@ -354,7 +387,7 @@ export class Chat {
   // ---- drawing
 
   #draw() {
-    const ids = new Set(this.#path.map(({ id }) => id));
+    const ids = new Set([...this.#path.map(({ id }) => id), this.#reader?.messageId]);
     for (const id of this.#views.keys()) if (!ids.has(id)) this.#views.delete(id);
     const last = this.#path.at(-1);
     const nodes = this.#path.map((message) => {
@@ -378,7 +411,7 @@ export class Chat {
     this.head.draw();
     const choice = chosen(this.conversation);
     const usage = this.#path.findLast(({ token_usage }) => token_usage);
-    this.composer.vision = Boolean(choice?.model?.vision);
+    this.composer.vision = choice?.model ? Boolean(choice.model.vision) : null;
     this.composer.note = choice && !choice.model ? `${choice.id} cannot be reached now. Choose another model, or start its server.` : "";
     this.composer.showContext(usage?.token_usage.total_tokens, choice?.model?.context_length ?? usage?.stats?.context_length);
     this.column.querySelector(".welcome")?.replaceWith(welcome());
@@ -391,17 +424,20 @@ export class Chat {
 
   /** Changes fields of the conversation, or of the one to be made. Resolves to whether that is saved. */
   async change(fields) {
-    if (this.id === null) return Boolean(Object.assign(this.#fields, fields));
+    const { id } = this;
+    if (id === null) return Boolean(Object.assign(this.#fields, fields));
     try {
-      await patch(`/conversations/${this.id}`, fields);
+      await patch(`/conversations/${id}`, fields);
     } catch (error) {
       toast(error.message);
       return false;
     }
-    Object.assign(this.conversation, fields);
-    this.drawAround();
-    changed("list", { id: this.id });
-    changed("conversation", { id: this.id });
+    if (id === this.id && this.conversation) {
+      Object.assign(this.conversation, fields);
+      this.drawAround();
+    }
+    changed("list", { id });
+    changed("conversation", { id });
     return true;
   }
 
@@ -411,6 +447,15 @@ export class Chat {
 
   copyLast() {
     this.column.querySelector(".message.last [data-action=copy]")?.click();
+  }
+}
+
+/** Has a question answered that nobody looks at any more: whoever comes back reads the answer from its beginning. */
+async function begin(source) {
+  try {
+    for await (const _ of answerEvents(source, new AbortController().signal)) return;
+  } catch {
+    // it stays unanswered, and says so when it is looked at
   }
 }
 

@@ -24,7 +24,7 @@ export class Composer {
   #conversationId = null;
   #images = [];
   #busy = false;
-  #sending = false;
+  #sending = null; // {id}: the conversation whose text is on its way
 
   constructor({ send, stop, editLast }) {
     this.send = send;
@@ -70,6 +70,7 @@ export class Composer {
   adopt(conversationId) {
     localStorage.removeItem(draftKey(null));
     this.#conversationId = conversationId;
+    if (this.#sending) this.#sending.id = conversationId;
     this.#save();
   }
 
@@ -83,9 +84,13 @@ export class Composer {
     this.#draw();
   }
 
+  /** Whether the model sees images; null while that is not known. */
   set vision(sees) {
     this.attachButton.hidden = !sees;
-    if (!sees && this.#images.length) this.#images = [];
+    if (sees === false && this.#images.length) {
+      this.#images = [];
+      toast("This model sees no images: they were taken out.");
+    }
     this.#draw();
   }
 
@@ -119,12 +124,13 @@ export class Composer {
     if (this.#busy) return this.stop();
     const text = this.area.value.trim();
     if (!text || this.#sending) return;
-    this.#sending = true;
+    const sending = (this.#sending = { id: this.#conversationId });
     this.area.readOnly = true;
     const sent = await this.send(text, this.#images);
-    this.#sending = false;
+    this.#sending = null;
     this.area.readOnly = false;
     if (!sent) return;
+    if (sending.id !== this.#conversationId) return localStorage.removeItem(draftKey(sending.id)); // the box is another's by now
     this.area.value = "";
     this.#images = [];
     this.#edited();

@@ -31,6 +31,12 @@ export class Head {
     renameInPlace(this.title, this.chat.conversation.title, (title) => this.chat.change({ title }));
   }
 
+  /** Saves what is being changed, before another conversation is shown. */
+  leave() {
+    this.node.querySelector(".rename")?.blur();
+    this.closePanel?.();
+  }
+
   async pickModel() {
     const { openPicker } = await import("./picker.js");
     openPicker(chosen(this.chat.conversation), async (choice) => {

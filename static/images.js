@@ -8,7 +8,8 @@ const PIXELS = 1536; // of the longer side
 
 /** One that a message has already. */
 export async function fetched({ id }) {
-  const response = await fetch(`/images/${id}`);
+  const response = await fetch(`/images/${id}`).catch(() => null);
+  if (!response?.ok) throw new Error("The question's images cannot be read just now. Your text is still here.");
   return encode(await response.blob());
 }
 

@@ -44,11 +44,9 @@ class Question {
       this.editor = null;
       this.node.replaceChildren(this.bubble, this.foot);
     };
-    const send = () => {
+    const send = async () => {
       const text = area.value.trim();
-      if (!text) return;
-      close();
-      this.#actions.edit(this.message, text);
+      if (text && await this.#actions.edit(this.message, text)) close();
     };
     const onkeydown = (event) => {
       if (event.isComposing) return;

@@ -29,8 +29,13 @@ async function ask() {
     if (news) tell("models");
   } finally {
     const waiting = !anyModel() || providers?.some((provider) => provider.models.some((model) => model.state === "loading"));
-    if (waiting && session.user) timer = setTimeout(() => document.hidden || refreshModels().catch(() => {}), LOOK_EVERY);
+    if (waiting && session.user) timer = setTimeout(look, LOOK_EVERY);
   }
+}
+
+function look() {
+  if (document.hidden) timer = setTimeout(look, LOOK_EVERY);
+  else refreshModels().catch(() => {});
 }
 
 export const anyModel = () => Boolean(providers?.some((provider) => provider.models.length));

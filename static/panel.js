@@ -20,9 +20,17 @@ export function togglePanel(head) {
   const { chat, settings: opener } = head;
   const { system_prompt = "", settings = {} } = chat.fields;
   const saved = h("small", { class: "faint", role: "status" });
-  const save = debounce(400, async (fields) => {
-    saved.textContent = (await chat.change(fields)) ? "Saved" : "";
-  });
+  let unsaved = {};
+  const flush = async () => {
+    const fields = unsaved;
+    unsaved = {};
+    if (Object.keys(fields).length) saved.textContent = (await chat.change(fields)) ? "Saved" : "";
+  };
+  const later = debounce(400, flush);
+  const save = (fields) => {
+    Object.assign(unsaved, fields);
+    later();
+  };
   const prompt = h("textarea", {
     id: "system-prompt", rows: "7", placeholder: "For example: Answer briefly. I know Python well.",
     oninput: () => save({ system_prompt: prompt.value }),
@@ -46,6 +54,7 @@ export function togglePanel(head) {
     head.closePanel();
   });
   head.closePanel = () => {
+    flush();
     panel.remove();
     head.closePanel = null;
     opener.setAttribute("aria-expanded", "false");

@@ -13,6 +13,7 @@ export class Sidebar {
   #items = new Map(); // the loaded conversations by id
   #rows = new Map(); // their rows by id
   #groups = new Map(); // sections by heading
+  #stale = new Set(); // ids of those that have changed, which may lie beyond the newest
   #more = false;
   #current = null;
   #searching = null; // AbortController of the search under way
@@ -43,7 +44,10 @@ export class Sidebar {
     const near = { root: this.list, rootMargin: "600px" };
     new IntersectionObserver(([entry]) => entry.isIntersecting && this.#loadMore(), near).observe(this.end);
     const refresh = debounce(50, () => this.refresh());
-    onChange("list", refresh);
+    onChange("list", ({ id }) => {
+      this.#stale.add(id);
+      refresh();
+    });
     onChange("conversation", refresh);
     onChange("online", refresh);
     const look = () => document.hidden || this.refresh();
@@ -57,7 +61,7 @@ export class Sidebar {
     for (const [rowId, row] of this.#rows) markCurrent(row, rowId === id);
   }
 
-  /** Reads the newest again; what lies beyond them stays as it was loaded. */
+  /** Reads the newest again, and what has changed; what else lies beyond them stays as it was loaded. */
   async refresh() {
     if (!session.user) return;
     this.account.replaceChildren(h("span", { class: "avatar", "aria-hidden": "true" }, [...session.user.username][0].toUpperCase()),
@@ -70,12 +74,30 @@ export class Sidebar {
         if (!full || item.updated_at >= last.updated_at || item.pinned) this.#items.delete(id);
       }
       if (!this.#items.size) this.#more = full;
-      for (const item of [...newest, ...pinned]) this.#items.set(item.id, item);
+      for (const item of [...newest, ...pinned]) {
+        this.#items.set(item.id, item);
+        this.#stale.delete(item.id);
+      }
+      await Promise.all([...this.#stale].map((id) => this.#reread(id)));
       this.#draw();
       const current = this.#items.get(this.#current);
       if (current) tell("listed", current);
     } catch (error) {
       if (error.status !== 0 && error.status !== 401) toast(error.message);
+    }
+  }
+
+  async #reread(id) {
+    this.#stale.delete(id);
+    if (id === undefined) return;
+    try {
+      const item = await get(`/conversations/${id}`);
+      const oldest = this.#ordered().findLast(({ pinned }) => !pinned);
+      const loaded = this.#items.has(id) || !this.#more || item.updated_at >= oldest?.updated_at;
+      if (loaded) this.#items.set(id, item);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      this.#items.delete(id);
     }
   }
 

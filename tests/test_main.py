@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import sqlite3
@@ -373,6 +374,19 @@ def test_an_upload_that_is_not_done_when_it_ends_is_told_why(tmp_path: Path) -> 
             answer = b"".join(iter(lambda: uploading.recv(65536), b""))
     assert (code, err) == (0, "") and seconds < 5
     assert answer.startswith(b"HTTP/1.1 503 ") and b"Fireside is stopping" in answer
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")
+def test_a_full_disk_is_printed_once_however_often_it_is_met(tmp_path: Path) -> None:
+    import resource
+
+    with serving(tmp_path) as service, service.first() as ann:
+        _, most = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (1, most))
+        answers = [ann.post("/conversations", json={}).status_code for _ in range(20)]
+        _, _, err, _ = service.stop()
+    assert answers == [503] * 20
+    assert err.count("SQLITE_") == err.count("\n") == 1, err
 
 
 DAMAGES = {

@@ -481,6 +481,132 @@ def test_what_was_known_before_the_answer_ended_does_not_hold_the_page_up(
     expect(answered(page).locator(".markdown")).to_have_text("Three")
 
 
+def test_an_edited_question_that_is_not_sent_stays_where_it_was_written(
+    at_studio: tuple[Watched, httpx.Client],
+) -> None:
+    visit, client = at_studio
+    page = visit.open(f"/#/c/{new(client, 'Hello')}")
+    page.get_by_role("button", name="Edit question").click()
+    editor = page.get_by_role("textbox", name="Edited question")
+    editor.fill("Hello again")
+    visit.context.set_offline(True)
+    page.get_by_role("button", name="Send").first.click()
+    expect(page.locator(".toast")).to_contain_text("Your text is still here")
+    expect(editor).to_have_value("Hello again")
+    visit.context.set_offline(False)
+    expect(page.locator(".banner")).to_be_hidden()
+    page.get_by_role("button", name="Send").first.click()
+    expect(page.locator(".message.user")).to_contain_text("Hello again")
+    expect(page.locator(".message.user")).to_contain_text("2/2")
+
+
+def test_another_conversation_may_be_opened_while_a_question_is_on_its_way(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    first, second = new(client, title="First"), new(client, title="Second")
+    page = visit.open(f"/#/c/{second}")
+    page.get_by_role("textbox", name="Message").fill("A draft in the second")
+    page.goto(f"/#/c/{first}")
+    expect(page.get_by_role("heading", level=1)).to_have_text("First")
+    held: list[Route] = []
+    page.route(re.compile(r"/messages$"), lambda route: held.append(route))
+    lmstudio.enqueue(answer("Here it is"))
+    ask(page, "Sent in the first")
+    while not held:
+        page.evaluate("new Promise(requestAnimationFrame)")
+    page.goto(f"/#/c/{second}")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Second")
+    held[0].continue_()
+    while len(found := good(client.get(f"/conversations/{first}/messages"))) < 2 or found[-1]["status"] == "generating":
+        page.evaluate("new Promise(requestAnimationFrame)")
+    assert [one["content"] for one in found] == ["Sent in the first", "Here it is"]
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft in the second")
+    page.reload()
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft in the second")
+    page.goto(f"/#/c/{first}")
+    expect(page.locator(".message.assistant")).to_contain_text("Here it is")
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("")
+
+
+def test_a_question_before_the_conversation_is_read_goes_below_its_last_message(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    chat = new(client, "First")
+    held: list[Route] = []
+    page = visit.open()
+    expect(page.locator(".welcome")).to_be_visible()
+    page.route(re.compile(r"/messages\?"), lambda route: route.continue_() if held else held.append(route))
+    page.goto(f"/#/c/{chat}")
+    while not held:
+        page.evaluate("new Promise(requestAnimationFrame)")
+    lmstudio.enqueue(answer("Below"))
+    ask(page, "Second")
+    expect(answered(page)).to_contain_text("Below")
+    held[0].continue_()
+    assert [one["role"] for one in good(client.get(f"/conversations/{chat}/messages"))] == ["user", "assistant"] * 2
+
+
+def test_a_conversation_of_more_messages_than_a_request_gives_goes_on(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    imported(client, [("Long", ["The very first", *(f"Text {number}" for number in range(1, 1010))])])
+    page = visit.open()
+    page.get_by_role("searchbox", name="Search conversations").fill("very first")
+    page.locator(".results a", has_text="very first").click()
+    expect(page.locator(".message.found, .message").first).to_contain_text("The very first")
+    lmstudio.enqueue(answer("It goes on"))
+    ask(page, "And then?")
+    expect(answered(page)).to_contain_text("It goes on")
+    expect(page.locator(".message")).to_have_count(1012)
+
+
+def test_what_is_being_changed_is_saved_where_it_was_written(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    first, second = new(client, title="First"), new(client, title="Second")
+    page = visit.open(f"/#/c/{first}")
+    page.get_by_role("button", name="Conversation settings").click()
+    page.get_by_label("Instructions for the model").fill("Only for the first")
+    page.get_by_label("Temperature").fill("0.5")
+    page.keyboard.press("Alt+ArrowUp")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Second")
+    page.get_by_role("button", name="Second", exact=True).click()
+    page.get_by_role("textbox", name="Title").fill("Second, renamed")
+    page.keyboard.press("Alt+ArrowDown")
+    expect(page.get_by_role("heading", level=1)).to_have_text("First")
+    expect(page.locator(".sidebar li", has_text="Second, renamed")).to_be_visible()
+    one, other = (good(client.get(f"/conversations/{chat}")) for chat in (first, second))
+    assert (one["title"], one["system_prompt"], one["settings"]["temperature"]) == ("First", "Only for the first", 0.5)
+    assert (other["title"], other["system_prompt"]) == ("Second, renamed", "")
+
+
+def test_old_conversations_in_the_list_follow_what_is_done_to_them(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    imported(client, [(f"Old {number}", ["Hello"]) for number in range(100)])
+    page = visit.open()
+    rows = page.locator(".list li")
+    expect(rows).to_have_count(60)
+    page.locator(".list").evaluate("(node) => { node.scrollTop = node.scrollHeight; }")
+    expect(rows).to_have_count(100)
+    for title, act in (("Old 5", "Delete"), ("Old 7", "Rename")):
+        rows.filter(has_text=re.compile(f"^{title}$")).get_by_role("button").click()
+        page.get_by_role("menuitem", name=act).click()
+    page.get_by_role("textbox", name="Title").fill("Renamed")
+    page.keyboard.press("Enter")
+    expect(rows.filter(has_text="Renamed")).to_have_count(1)
+    expect(rows).to_have_count(99)
+    page.get_by_role("button", name="Undo").click()
+    expect(rows).to_have_count(100)
+    rows.filter(has_text="Renamed").get_by_role("link").click()
+    rows.filter(has_text="Renamed").get_by_role("button").click()
+    page.get_by_role("menuitem", name="Rename").click()
+    page.get_by_role("textbox", name="Title").fill("Once more")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Once more")
+
+
 def test_drafts_survive_a_reload_and_another_conversation(at_studio: tuple[Watched, httpx.Client]) -> None:
     visit, client = at_studio
     chat = new(client, "Hello")
