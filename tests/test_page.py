@@ -500,6 +500,37 @@ def test_an_edited_question_that_is_not_sent_stays_where_it_was_written(
     expect(page.locator(".message.user")).to_contain_text("2/2")
 
 
+def test_another_version_may_be_looked_at_while_an_answer_is_written(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    page = visit.open(f"/#/c/{new(client, 'Hello')}")
+    gate, after = Gate(), Gate()
+    lmstudio.enqueue(text("One "), pause(gate), text("two "), pause(after), text("three"), finish(), usage(9, 3), DONE)
+    page.get_by_role("button", name="Edit question").click()
+    page.get_by_role("textbox", name="Edited question").fill("Count")
+    page.get_by_role("button", name="Send").first.click()
+    written = page.locator(".message.assistant .markdown")
+    expect(written).to_have_text("One")
+    page.get_by_role("button", name="Previous version").click()
+    expect(page.locator(".message.user")).to_contain_text("Hello")
+    expect(page.locator(".message")).to_have_count(2)
+    page.get_by_role("button", name="Next version").click()
+    expect(written).to_have_text("One")
+    gate.open()
+    expect(written).to_have_text("One two")
+    page.get_by_role("button", name="Previous version").click()
+    expect(page.locator(".message.user")).to_contain_text("Hello")
+    page.reload()
+    expect(page.locator(".message.user")).to_contain_text("Hello")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(page.locator(".message")).to_have_count(2)
+    page.get_by_role("button", name="Next version").click()
+    expect(written).to_have_text("One two")
+    after.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One two three")
+
+
 def test_another_conversation_may_be_opened_while_a_question_is_on_its_way(
     at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
 ) -> None:
