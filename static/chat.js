@@ -274,7 +274,7 @@ export class Chat {
 
   /**
    * The first event names the answer. What is shown of it already, from an earlier reading, comes again. One that was being
-   * written before and is not in the path is on another branch: its view waits until that is shown.
+   * written before and is not in the path is newer than that, or on another branch: its view waits until that is shown.
    */
   #begin({ message_id: id, generation_id }, reader) {
     const begun = reader.generationId === null;
@@ -282,8 +282,9 @@ export class Chat {
     const message = { id, role: "assistant", status: "generating", content: "", generation_id };
     if (this.#views.has(id)) this.#views.get(id).restart();
     else this.#views.set(id, messageView(message, this.actions));
-    if (begun && !this.#path.some((one) => one.id === id)) {
-      this.#path.push(message);
+    if (!this.#path.some((one) => one.id === id)) {
+      if (begun) this.#path.push(message);
+      else this.refresh();
       this.#draw();
     }
     if (begun) changed("conversation", { id: this.id });

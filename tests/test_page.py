@@ -500,6 +500,39 @@ def test_an_edited_question_that_is_not_sent_stays_where_it_was_written(
     expect(page.locator(".message.user")).to_contain_text("2/2")
 
 
+def test_an_answer_that_begins_while_the_conversation_is_read_is_shown(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    """The messages are read before it begins, the conversation after."""
+    visit, client = at_studio
+    chat = new(client)
+    good(client.post(f"/conversations/{chat}/messages", json={"content": "Count"}))
+    page, gate = visit.open(), Gate()
+    expect(page.locator(".welcome")).to_be_visible()
+    waiting: list[Route] = []
+    begun: list[Route] = []
+
+    def messages(route: Route) -> None:
+        if begun:
+            return route.continue_()
+        begun.append(route)
+        early = route.fetch()
+        lmstudio.enqueue(text("One "), pause(gate), text("two"), finish(), usage(9, 2), DONE)
+        good(client.post("/chat/retry", json={"conversation_id": chat}))
+        for one in waiting:
+            one.continue_()
+        route.fulfill(response=early)
+
+    page.route(
+        re.compile(rf"/conversations/{chat}$"), lambda route: route.continue_() if begun else waiting.append(route)
+    )
+    page.route(re.compile(r"/messages\?"), messages)
+    page.goto(f"/#/c/{chat}")
+    expect(page.locator(".message.assistant .markdown")).to_have_text("One")
+    gate.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One two")
+
+
 def test_another_version_may_be_looked_at_while_an_answer_is_written(
     at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
 ) -> None:
