@@ -657,6 +657,7 @@ def test_old_conversations_in_the_list_follow_what_is_done_to_them(at_studio: tu
     for title, act in (("Old 5", "Delete"), ("Old 7", "Rename")):
         rows.filter(has_text=re.compile(f"^{title}$")).get_by_role("button").click()
         page.get_by_role("menuitem", name=act).click()
+        expect(rows).to_have_count(99)
     page.get_by_role("textbox", name="Title").fill("Renamed")
     page.keyboard.press("Enter")
     expect(rows.filter(has_text="Renamed")).to_have_count(1)
