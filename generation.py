@@ -142,9 +142,8 @@ class Generation:
                         raise
                     omitted = less
         if _phase(self._providers.known(begun.provider_id, begun.model)) == "loading":
-            await self._offer(
-                begun.provider_id, begun.model
-            )  # this answer has loaded it; `stats` says with what context
+            # This answer has loaded it; `stats` says with what context.
+            await self._offer(begun.provider_id, begun.model)
 
     async def _offer(self, provider_id: str, model: str) -> Model | None:
         """What is known of a model: not older than half a minute, unless its server is too slow to say. One that was not loaded
