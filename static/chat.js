@@ -13,7 +13,7 @@ const MOST = 1000; // that the server gives at a time
 const HIDDEN_LOOK = 5000; // ms between looks at an answer whose tab is hidden and reads no stream
 
 export class Chat {
-  id = null; // null: a new conversation, which is made when its first message is sent
+  id; // null: a new conversation, which is made when its first message is sent; undefined: none is open yet
   conversation = null;
   #fields = {}; // what a new conversation will be made with
   #path = []; // the loaded part of the active path, oldest first
@@ -33,13 +33,13 @@ export class Chat {
   constructor({ openMenu, created }) {
     this.created = created;
     this.actions = {
-      edit: (message, text) => this.#ask(text, images(message), message.parent_id),
+      edit: (message, text) => this.#ask(text, () => images(message), message.parent_id),
       retry: () => this.retry(),
-      goOn: () => this.#ask("Continue where you stopped.", []),
+      goOn: () => this.#ask("Continue where you stopped.", () => []),
       select: (id) => this.#select(id),
     };
     this.composer = new Composer({
-      send: (text, images) => this.#ask(text, images), stop: () => this.stop(), editLast: () => this.editLast(),
+      send: (text, images) => this.#ask(text, () => images), stop: () => this.stop(), editLast: () => this.editLast(),
     });
     this.head = new Head(this, openMenu);
     this.banner = h("p", { class: "banner", role: "status", hidden: true },
@@ -69,7 +69,7 @@ export class Chat {
   /** Shows a conversation, at one of its messages where one is named. */
   async open(id, messageId = null) {
     const turn = ++this.#opening;
-    if (id !== this.id || id === null) this.#leave(id);
+    if (id !== this.id) this.#leave(id);
     if (id === null) return this.composer.focus();
     if (!await this.refresh() || turn !== this.#opening) return;
     if (messageId) await this.#jump(messageId);
@@ -141,7 +141,7 @@ export class Chat {
   // ---- asking
 
   /**
-   * Adds a question, below the last message unless `parentId` says where, and has it answered. `images` may be a promise.
+   * Adds a question, below the last message unless `parentId` says where, and has it answered. `images()` may be a promise.
    * Resolves to whether it was sent; if not, the text stays where it was written.
    */
   async #ask(text, images, parentId) {
@@ -150,7 +150,7 @@ export class Chat {
     // Sent again after an answer that was lost, the same text is the same message.
     if (this.#unsent.text !== text) this.#unsent = { text, clientId: randomId() };
     try {
-      const attached = await images;
+      const attached = await images();
       if (this.id !== null && !this.conversation && !await this.refresh()) return false;
       if (this.#reader) return toast("Wait for the answer, or stop it first."), false;
       const choice = chosen(this.conversation);

@@ -77,6 +77,7 @@ export function arrange(parent, nodes) {
   let next = parent.firstChild;
   for (const node of nodes) {
     if (node === next) next = next.nextSibling;
+    else if (parent.isConnected && node.isConnected && parent.moveBefore) parent.moveBefore(node, next); // it keeps its focus
     else parent.insertBefore(node, next);
   }
   while (next) {

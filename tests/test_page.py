@@ -672,6 +672,28 @@ def test_old_conversations_in_the_list_follow_what_is_done_to_them(at_studio: tu
     expect(page.get_by_role("heading", level=1)).to_have_text("Once more")
 
 
+def test_a_row_that_moves_up_keeps_its_focus_and_the_title_that_is_being_written(
+    at_studio: tuple[Watched, httpx.Client],
+) -> None:
+    visit, client = at_studio
+    older = new(client, title="Older")
+    new(client, title="Newer")
+    page = visit.open()
+    rows = page.locator(".list li")
+    expect(rows).to_have_text(["Newer", "Older"])
+    rows.last.get_by_role("button").click()
+    page.get_by_role("menuitem", name="Rename").click()
+    title = page.get_by_role("textbox", name="Title")
+    title.fill("Half a ti")
+    good(client.post(f"/conversations/{older}/messages", json={"content": "Hello"}))
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    expect(rows.last).to_have_text("Newer")
+    expect(rows.first.locator(title)).to_be_focused()
+    page.keyboard.type("tle")
+    page.keyboard.press("Enter")
+    expect(rows).to_have_text(["Half a title", "Newer"])
+
+
 def test_drafts_survive_a_reload_and_another_conversation(at_studio: tuple[Watched, httpx.Client]) -> None:
     visit, client = at_studio
     chat = new(client, "Hello")
@@ -861,8 +883,10 @@ def test_conversations_come_in_and_go_out_through_the_settings(
 
 
 def test_a_session_is_ended_from_another_and_the_password_changed(
-    studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched]
+    studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched], tmp_path: Path
 ) -> None:
+    picture = tmp_path / "dot.png"
+    picture.write_bytes(PNG)
     client = studio.join(bea, name := next(names))
     page = visitor(studio, client).open()
     other = visitor(studio).open()
@@ -873,6 +897,10 @@ def test_a_session_is_ended_from_another_and_the_password_changed(
     other.get_by_label("Password", exact=True).fill(PASSWORD)
     other.keyboard.press("Enter")
     expect(other.get_by_role("heading", name=name)).to_be_visible()
+    other.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    other.locator(".model-pick", has_text="Qwen").click()
+    other.get_by_label("Attach images").last.set_input_files(picture)
+    expect(other.locator(".chip")).to_contain_text("dot.png")
 
     page.locator(".account").click()
     page.get_by_role("menuitem", name="Settings").click()
@@ -891,6 +919,7 @@ def test_a_session_is_ended_from_another_and_the_password_changed(
     other.get_by_label("Password", exact=True).fill("another long phrase")
     other.keyboard.press("Enter")
     expect(other.get_by_role("textbox", name="Message")).to_have_value("Never lost")
+    expect(other.locator(".chip")).to_contain_text("dot.png")
 
 
 def test_everything_is_reached_by_keyboard(at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream) -> None:
