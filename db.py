@@ -76,16 +76,12 @@ class Database:
 
         A caller that is cancelled meanwhile does not stop it. Raises StorageUnavailable when the disk says no.
         """
-        if self.damaged:
-            raise StorageUnavailable("The database is damaged and is not written any more. Run: fireside doctor")
         return await self._run(self._writer, _transaction, "BEGIN IMMEDIATE", function, *args, **kw)
 
     async def write_unsynced(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
     ) -> T:
         """`write`, for what nobody has been promised: a power cut may undo it until the next `write`, a crash does not."""
-        if self.damaged:
-            raise StorageUnavailable("The database is damaged and is not written any more. Run: fireside doctor")
         return await self._run(self._writer, _unsynced, "BEGIN IMMEDIATE", function, *args, **kw)
 
     async def read(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs) -> T:
@@ -112,6 +108,8 @@ class Database:
         *args: P.args,
         **kw: P.kwargs,
     ) -> T:
+        if self.damaged and connection is self._writer:
+            raise StorageUnavailable("The database is damaged and is not written any more. Run: fireside doctor")
         with self._failing():
             result: T = await _on_thread(connection, transaction, begin, function, args, kw)
         return result
@@ -349,9 +347,7 @@ def _configure(connection: sqlite3.Connection, writer: bool) -> None:
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute(
-        "PRAGMA cell_size_check = ON"
-    )  # a damaged page is found when it is read, not when it has been used
+    connection.execute("PRAGMA cell_size_check = ON")  # a damaged page is found when read, not when it has been used
     connection.execute("PRAGMA temp_store = MEMORY")
     if not writer:
         connection.execute("PRAGMA query_only = ON")

@@ -325,12 +325,7 @@ MUTANTS = (
         (DB,),
     ),
     Mutant("db.py", "                self.damaged = True", "                pass", (DB,)),
-    Mutant(
-        "db.py",
-        'says no.\n        """\n        if self.damaged:',
-        'says no.\n        """\n        if False:',
-        (RECOVERY,),
-    ),
+    Mutant("db.py", "if self.damaged and connection is self._writer:", "if False:", (RECOVERY,)),
     Mutant("db.py", '        "SQLITE_FULL": ', '        "FULL": ', (RECOVERY,)),
     Mutant("db.py", '        "SQLITE_BUSY": ', '        "BUSY": ', (RECOVERY,)),
     Mutant("db.py", '        "SQLITE_IOERR": ', '        "IOERR": ', (DB, STORAGE[0])),
