@@ -16,8 +16,9 @@ from . import prompt, queries
 from .config import Config
 from .errors import FiresideError, ProviderFailed, StorageUnavailable
 from .eventlog import EventLog
-from .providers import Answering, ChatRequest, Content, Finish, Model, Part, Progress, Providers, Reasoning, Usage
+from .providers import ChatRequest, Model, Providers
 from .queries import Begun, Message
+from .wire import Answering, Content, Finish, Part, Progress, Reasoning, Usage
 
 SLEEP_SECONDS = 5.0  # a timer that is later than this has slept with the computer
 LOOK_SECONDS = 1.5  # what an answer waits for news of its model

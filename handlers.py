@@ -346,9 +346,7 @@ async def list_models(call: Call) -> Any:
 
 
 async def provider_health(call: Call) -> Any:
-    provider_id = call.request.path_params["provider_id"]
-    call.state.providers.get(provider_id)
-    entry = next(entry for entry in await call.state.providers.catalog() if entry["provider_id"] == provider_id)
+    entry = await call.state.providers.entry(call.request.path_params["provider_id"])
     return {"online": entry["online"], "error": entry["error"]}
 
 

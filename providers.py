@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,28 +20,10 @@ import msgspec
 
 from . import __version__, lmstudio
 from .config import Config, Provider
+from .engine import Engine
 from .errors import Invalid, NotFound, ProviderFailed
 from .transport import CONNECT_SECONDS, Transport
-from .wire import (
-    Answering,
-    Content,
-    ContextOverflow,
-    Finish,
-    Part,
-    Progress,
-    Reasoning,
-    Usage,
-    Wire,
-    loads,
-    refusal,
-    shown,
-)
-
-if TYPE_CHECKING:
-    from .engine import Engine
-
-__all__ = ["ChatRequest", "Model", "Providers"]
-__all__ += ["Answering", "Content", "ContextOverflow", "Finish", "Part", "Progress", "Reasoning", "Usage"]
+from .wire import Part, Wire, loads, refusal, shown
 
 log = logging.getLogger("fireside.providers")
 
@@ -74,8 +56,8 @@ class Model(msgspec.Struct, frozen=True):
     state: str | None = None  # loaded, loading, not-loaded; None: the server does not say
     context_length: int | None = None  # tokens, of the loaded instance
     max_context_length: int | None = None
-    vision: bool = False
-    tools: bool = False
+    vision: bool | None = None  # None, of both: the server does not say
+    tools: bool | None = None
     quantization: str | None = None
     size_bytes: int | None = None
 
@@ -92,9 +74,14 @@ class _Look:
 class Providers:
     """All model servers of the settings. Whatever goes wrong with one of them is ProviderFailed."""
 
-    def __init__(self, config: Config, engine: "Engine | None" = None) -> None:
+    def __init__(self, config: Config, engine: Engine) -> None:
         self.settings = {provider.id: provider for provider in config.providers}
         self._engine = engine
+        self._local = {
+            name for name, provider in self.settings.items() if provider.kind == "lmstudio" and not provider.url
+        }
+        for name in self._local:
+            self._locate(name)
         self._transport = Transport()
         self._looks: dict[str, _Look] = {}
         self._looking: dict[str, asyncio.Task[_Look]] = {}
@@ -105,9 +92,11 @@ class Providers:
         provider = self.settings.get(provider_id)
         if provider is None:
             raise NotFound("provider")
-        if provider.kind == "lmstudio" and not provider.url:
-            return replace(provider, url=lmstudio.server_url())
         return provider
+
+    def _locate(self, provider_id: str) -> None:
+        """Find where LM Studio on this computer listens now. Reads files."""
+        self.settings[provider_id] = replace(self.settings[provider_id], url=lmstudio.server_url())
 
     async def aclose(self) -> None:
         """Ends the questions for models. Answers are ended by who reads them, the engine by who made it."""
@@ -123,21 +112,21 @@ class Providers:
 
         One that needs longer goes on being asked; until it has answered it counts as offline.
         """
-        return list(await asyncio.gather(*(self._entry(self.get(name), max_age) for name in self.settings)))
+        return list(await asyncio.gather(*(self.entry(name, max_age) for name in self.settings)))
 
     async def start(self, provider_id: str) -> None:
         """Start the server of LM Studio on this computer. Raises ProviderFailed."""
-        if not self._can_start(self.get(provider_id)):
+        if not await self._can_start(self.get(provider_id)):
             raise ProviderFailed("PROVIDER_UNREACHABLE", "Only LM Studio on this computer can be started from here.")
         await lmstudio.start_server()
-        await self._look(self.get(provider_id), 0.0)
+        await self._look(provider_id, 0.0)
 
-    def _can_start(self, provider: Provider) -> bool:
+    async def _can_start(self, provider: Provider) -> bool:
         here = urlsplit(provider.url).hostname in ("127.0.0.1", "localhost", "::1")
-        return provider.kind == "lmstudio" and here and lmstudio.command() is not None
+        return provider.kind == "lmstudio" and here and await asyncio.to_thread(lmstudio.command) is not None
 
     async def models(self, provider_id: str, max_age: float = 0.0) -> list[Model]:
-        look = await self._look(self.get(provider_id), max_age)
+        look = await self._look(provider_id, max_age)
         if look.failure:
             raise ProviderFailed(look.failure.code, look.failure.message)
         return look.models
@@ -146,10 +135,12 @@ class Providers:
         """The model as it was at the last look that succeeded. Never waits."""
         return next((model for model in self._known.get(provider_id, []) if model.id == model_id), None)
 
-    async def _entry(self, provider: Provider, max_age: float) -> dict[str, Any]:
+    async def entry(self, provider_id: str, max_age: float = 0.0) -> dict[str, Any]:
+        """One of the catalog. Raises NotFound."""
+        provider = self.get(provider_id)
         try:
             async with asyncio.timeout(CATALOG_SECONDS):
-                look = await self._look(provider, max_age)
+                look = await self._look(provider_id, max_age)
             models, error = look.models, look.failure.message if look.failure else None
         except TimeoutError:
             models = self._known.get(provider.id, [])
@@ -161,7 +152,7 @@ class Providers:
             "kind": provider.kind,
             "online": error is None,
             "error": error,
-            "can_start": error is not None and self._can_start(provider),
+            "can_start": error is not None and await self._can_start(provider),
             "capabilities": {
                 "streaming": True,
                 "vision": any(model.vision for model in models),
@@ -172,16 +163,16 @@ class Providers:
             "models": [msgspec.structs.asdict(model) for model in models],
         }
 
-    async def _look(self, provider: Provider, max_age: float) -> _Look:
-        """The last look if it is young enough, else a new one, which all who want one at the moment share."""
-        look = self._looks.get(provider.id)
+    async def _look(self, provider_id: str, max_age: float) -> _Look:
+        """The last look if it is young enough, else a new one, which all who want one at the moment share. Raises NotFound."""
+        look = self._looks.get(provider_id)
         if look and time.monotonic() - look.at < max_age:
             return look
-        task = self._looking.get(provider.id)
+        task = self._looking.get(provider_id)
         if task is None:
-            task = asyncio.create_task(self._ask(provider))
-            self._looking[provider.id] = task
-            task.add_done_callback(lambda _: self._looking.pop(provider.id))
+            task = asyncio.create_task(self._ask(self.get(provider_id)))
+            self._looking[provider_id] = task
+            task.add_done_callback(lambda _: self._looking.pop(provider_id))
         return await asyncio.shield(task)
 
     async def _ask(self, provider: Provider) -> _Look:
@@ -189,7 +180,9 @@ class Providers:
         failure: ProviderFailed | None = None
         try:
             async with asyncio.timeout(LOOK_SECONDS):
-                models = self._known[provider.id] = await self._list(provider)
+                if provider.id in self._local:
+                    await asyncio.to_thread(self._locate, provider.id)
+                models = self._known[provider.id] = await self._list(self.get(provider.id))
         except ProviderFailed as failed:
             failure = failed
         except TimeoutError:
@@ -215,11 +208,10 @@ class Providers:
         raise _refused(provider, status, payload, "a list of models")
 
     async def _files(self) -> list[Model]:
-        engine = self._running_engine()
         models = []
-        for file in await engine.models():
-            state = engine.state(file.id)
-            length = engine.context_length if state == "loaded" else None
+        for file in await self._engine.models():
+            state = self._engine.state(file.id)
+            length = self._engine.context_length if state == "loaded" else None
             models.append(
                 Model(
                     id=file.id,
@@ -227,16 +219,12 @@ class Providers:
                     state=state,
                     context_length=length,
                     max_context_length=file.max_context_length,
+                    vision=False,
                     quantization=file.quantization,
                     size_bytes=file.size_bytes,
                 )
             )
         return models
-
-    def _running_engine(self) -> "Engine":
-        if self._engine is None:
-            raise ProviderFailed("PROVIDER_UNREACHABLE", "The embedded engine is not installed.")
-        return self._engine
 
     # loading and unloading
 
@@ -247,7 +235,7 @@ class Providers:
         provider = self.get(provider_id)
         async with self._changing(provider):
             if provider.kind == "embedded":
-                await self._running_engine().load(model, context_length)
+                await self._engine.load(model, context_length)
                 return
             instances = await self._instances(provider, model)
             if instances and context_length in (None, *instances.values()):
@@ -262,8 +250,8 @@ class Providers:
         provider = self.get(provider_id)
         async with self._changing(provider):
             if provider.kind == "embedded":
-                if self._running_engine().state(model) != "not-loaded":
-                    await self._running_engine().unload()
+                if self._engine.state(model) != "not-loaded":
+                    await self._engine.unload()
                 return
             for instance in await self._instances(provider, model):
                 await self._order(provider, "unload", {"instance_id": instance})
@@ -282,7 +270,7 @@ class Providers:
             self._looks.pop(provider.id, None)
         if earlier := self._looking.get(provider.id):
             await asyncio.wait([earlier])
-        await self._look(provider, 0.0)
+        await self._look(provider.id, 0.0)
 
     async def _instances(self, provider: Provider, model: str) -> dict[str, int | None]:
         """The loaded instances of a model, or the one that has this id: their ids and context lengths."""
@@ -320,7 +308,7 @@ class Providers:
         return self._embedded(provider, body) if provider.kind == "embedded" else self._stream(provider, body)
 
     async def _embedded(self, provider: Provider, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
-        async with self._running_engine().use(body["model"]) as endpoint:
+        async with self._engine.use(body["model"]) as endpoint:
             local = replace(provider, url=endpoint.url, api_key=endpoint.api_key)
             body |= {"model": endpoint.model_id, "return_progress": True}
             async with aclosing(self._stream(local, body)) as answer:
@@ -383,7 +371,7 @@ class Providers:
         try:
             try:
                 response = await self._transport.handle_async_request(request)
-            except httpx.ConnectError:
+            except httpx.ConnectError:  # nothing was sent, and a server that is being restarted may be back
                 response = await self._transport.handle_async_request(request)
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise ProviderFailed("PROVIDER_ERROR", f"{provider.name} compresses its answers and should not.")

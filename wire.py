@@ -57,20 +57,6 @@ class Finish(msgspec.Struct, frozen=True):
 Part = Content | Reasoning | Answering | Progress | Usage | Finish
 
 
-class ContextOverflow(ProviderFailed):
-    """CONTEXT_OVERFLOW, with the tokens there is room for and those of the prompt, where the server tells."""
-
-    def __init__(self, n_ctx: int | None = None, n_prompt: int | None = None) -> None:
-        self.n_ctx, self.n_prompt = n_ctx, n_prompt
-        room = f", which has room for {n_ctx} tokens" if n_ctx else ""
-        taken = f" It takes {n_prompt}." if n_prompt else ""
-        super().__init__(
-            "CONTEXT_OVERFLOW",
-            f"The conversation does not fit into the model's context{room}.{taken} "
-            "Load the model with a larger context length, or continue in a new conversation.",
-        )
-
-
 # In this order: a model that cannot be loaded is told of its context length too.
 _WORDINGS = [
     (code, re.compile(wording, re.IGNORECASE | re.DOTALL))
@@ -107,7 +93,7 @@ def refusal(provider: Provider, payload: Any, status: int | None = None) -> Prov
     code = code or _STATUSES.get(status, "PROVIDER_ERROR")
     if code == "CONTEXT_OVERFLOW":
         n_ctx, n_prompt = inner.get("n_ctx"), inner.get("n_prompt_tokens")
-        return ContextOverflow(
+        return _overflow(
             n_ctx if type(n_ctx) is int else _number(_ROOM, text),
             n_prompt if type(n_prompt) is int else _number(_TAKEN, text),
         )
@@ -118,6 +104,17 @@ def refusal(provider: Provider, payload: Any, status: int | None = None) -> Prov
     else:
         message = f"{provider.name} reported an error" + (f" with HTTP status {status}." if status else ".")
     return ProviderFailed(code, message + _advice(provider, code, status, text))
+
+
+def _overflow(n_ctx: int | None, n_prompt: int | None) -> ProviderFailed:
+    """With the tokens that there is room for, and those of the prompt, where the server tells."""
+    room = f", which has room for {n_ctx} tokens" if n_ctx else ""
+    taken = f" It takes {n_prompt}." if n_prompt else ""
+    return ProviderFailed(
+        "CONTEXT_OVERFLOW",
+        f"The conversation does not fit into the model's context{room}.{taken} "
+        "Load the model with a larger context length, or continue in a new conversation.",
+    )
 
 
 def _advice(provider: Provider, code: str, status: int | None, text: str) -> str:
@@ -231,9 +228,11 @@ class _Events:
         for line in self._lines(data):
             if line:
                 self._field(line)
-            elif self._data or self._name:
-                event = self._name, b"\n".join(self._data)
-                self._name, self._data, self._size = b"", [], 0
+                continue
+            event = self._name, b"\n".join(self._data)
+            named = self._name or self._data
+            self._name, self._data, self._size = b"", [], 0
+            if named:
                 yield event
 
     def _lines(self, data: bytes) -> list[bytes]:

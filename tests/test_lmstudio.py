@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from fireside import lmstudio
 from fireside.config import load
+from fireside.engine import Engine
 from fireside.errors import ProviderFailed
 from fireside.providers import Providers
 
@@ -38,7 +39,8 @@ def test_a_port_that_makes_no_sense_is_the_usual_one(home: Path, port: object) -
 
 
 async def test_a_changed_port_is_followed_without_a_restart(home: Path, tmp_path: Path) -> None:
-    providers = Providers(load({"data_dir": str(tmp_path)}, {}))
+    config = load({"data_dir": str(tmp_path)}, {})
+    providers = Providers(config, Engine(config))
     with Upstream() as first:
         set_port(home, int(first.url.rpartition(":")[2]))
         assert await providers.models("lmstudio")
@@ -52,7 +54,8 @@ async def test_a_changed_port_is_followed_without_a_restart(home: Path, tmp_path
 async def test_a_url_that_was_set_is_asked_wherever_lm_studio_listens(home: Path, tmp_path: Path) -> None:
     with Upstream() as upstream:
         set_port(home, 9)
-        providers = Providers(load({"data_dir": str(tmp_path)}, {"FIRESIDE_LMSTUDIO_URL": upstream.url}))
+        config = load({"data_dir": str(tmp_path)}, {"FIRESIDE_LMSTUDIO_URL": upstream.url})
+        providers = Providers(config, Engine(config))
         assert await providers.models("lmstudio")
         await providers.aclose()
 

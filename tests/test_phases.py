@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fireside import generation
 
-from .live import PATIENCE, Event, Person, Running, good, text, until
+from .live import PATIENCE, Event, Person, Running, code, good, text, until
 from .upstream import (
     DONE,
     Gate,
@@ -346,6 +346,32 @@ async def test_images_are_refused_for_a_model_that_cannot_see(
     await running.state.database.write(lambda tx: tx.execute(sql))
     events = await ann.answer(conversation_id, provider_id="lmstudio", model="blind")
     assert codes(events) == ["VISION_UNSUPPORTED"] and not upstream.chats
+
+
+async def test_images_are_sent_where_the_server_does_not_say_who_sees(tmp_path: Path, upstream: Upstream) -> None:
+    provider = f'[[providers]]\nid = "box"\nkind = "openai"\nurl = "{upstream.url}/v1"\n'
+    (tmp_path / "config.toml").write_text(provider, "utf-8")
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+        ann = await running.first()
+        conversation_id = await ann.conversation("What is this?")
+        sql = "INSERT INTO images (message_id, position, media_type, data) SELECT max(id), 0, 'image/png', x'89' FROM messages"
+        await running.state.database.write(lambda tx: tx.execute(sql))
+        upstream.enqueue(answer("A dot."))
+        assert text(await ann.answer(conversation_id, provider_id="box", model=NAME)) == "A dot."
+        kinds = {part["type"] for part in upstream.chats[-1]["messages"][-1]["content"]}
+        assert kinds == {"text", "image_url"}
+
+
+async def test_the_health_of_a_server_waits_for_no_other(tmp_path: Path, upstream: Upstream) -> None:
+    with Upstream() as slow:
+        provider = f'[[providers]]\nid = "box"\nkind = "openai"\nurl = "{slow.url}/v1"\n'
+        (tmp_path / "config.toml").write_text(provider, "utf-8")
+        async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+            ann = await running.first()
+            asked = len(slow.requests)
+            assert good(await ann.get("/providers/lmstudio/health")) == {"online": True, "error": None}
+            assert len(slow.requests) == asked
+            assert code(await ann.get("/providers/nobody/health")) == (404, "NOT_FOUND")
 
 
 # ---- deadlines
