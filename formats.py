@@ -43,11 +43,19 @@ def decode(data: bytes) -> Any:
     except (ValueError, RecursionError):  # of msgspec's errors and UnicodeDecodeError the base
         pass
     try:
-        return json.loads(data.decode("utf-8", "replace"), strict=False)
+        return json.loads(
+            data.decode("utf-8", "replace"), strict=False, parse_float=_finite, parse_constant=lambda _: None
+        )
     except RecursionError:
         raise Unreadable("is nested too deeply") from None
     except ValueError as error:
         raise Unreadable(f"is not valid JSON: {error}"[:200]) from None
+
+
+def _finite(text: str) -> float | None:
+    """No number that JSON cannot write again."""
+    number = float(text)
+    return number if math.isfinite(number) else None
 
 
 def unpack(value: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ Omitting follows from that too: it goes in large steps, and stays where it was a
 """
 
 import base64
+from itertools import accumulate
 from typing import Any
 
 from .queries import Prompt, Turn
@@ -55,26 +56,21 @@ def omit(prompt: Prompt, context_length: int | None, max_tokens: int | None) -> 
     if context_length is None:
         return omitted
     room = context_length - min(max_tokens or context_length // 4, context_length // 2)
-    costs = _costs(prompt)
-    total = costs[0] + sum(costs[1 + omitted :])
-    if total <= room:
+    system, rest = _tokens(prompt)
+    if system + rest[omitted] <= room:
         return omitted
     for start in _starts(prompt, omitted):
         omitted = start
-        if costs[0] + sum(costs[1 + omitted :]) <= room * _FILL:
+        if system + rest[start] <= room * _FILL:
             break
     return omitted
 
 
 def omit_more(prompt: Prompt, omitted: int) -> int | None:
     """The next step after a server said that it was still too much: about half of the rest. None: nothing is left to omit."""
-    costs = _costs(prompt)
-    rest = sum(costs[1 + omitted :])
-    for start in _starts(prompt, omitted):
-        if sum(costs[1 + start :]) <= rest / 2:
-            return start
+    _, rest = _tokens(prompt)
     starts = _starts(prompt, omitted)
-    return starts[-1] if starts else None
+    return next((start for start in starts if rest[start] <= rest[omitted] / 2), starts[-1] if starts else None)
 
 
 def _starts(prompt: Prompt, omitted: int) -> list[int]:
@@ -82,21 +78,21 @@ def _starts(prompt: Prompt, omitted: int) -> list[int]:
     return [place for place, turn in enumerate(prompt.turns) if place > omitted and turn.role == "user"]
 
 
-def _costs(prompt: Prompt) -> list[float]:
-    """Tokens of the system prompt, then of each turn: estimated from the characters, corrected by the newest count of a server."""
-    costs = [
-        _estimate(prompt.system_prompt),
-        *(_estimate(turn.content) + _IMAGE_TOKENS * len(turn.images) for turn in prompt.turns),
-    ]
+def _tokens(prompt: Prompt) -> tuple[float, list[float]]:
+    """Of the system prompt, and of all turns from each one on: estimated from the characters, corrected by the newest count
+    of a server."""
+    system = _estimate(prompt.system_prompt)
+    costs = [_estimate(turn.content) + _IMAGE_TOKENS * len(turn.images) for turn in prompt.turns]
+    rest = list(accumulate(reversed(costs), initial=0.0))[::-1]
     for place, turn in reversed(list(enumerate(prompt.turns))):
         if turn.total_tokens:
-            counted = costs[0] + sum(costs[1 + turn.omitted_messages : place + 2])
-            scale = min(4.0, max(0.25, turn.total_tokens / counted))
-            return [cost * scale for cost in costs]
-    return costs
+            counted = system + rest[min(turn.omitted_messages, place)] - rest[place + 1]
+            scale = min(4.0, max(0.25, turn.total_tokens / max(counted, 1.0)))
+            return system * scale, [tokens * scale for tokens in rest]
+    return system, rest
 
 
 def _estimate(text: str) -> float:
     """About four characters of English a token, and one of most other scripts."""
-    foreign = 0 if text.isascii() else sum(character > "\u024f" for character in text)
+    foreign = 0 if text.isascii() else sum(map("\u024f".__lt__, text))
     return (len(text) - foreign) / 3.5 + foreign + (_TURN_TOKENS if text else 0)

@@ -345,6 +345,8 @@ def _parser(depth: int) -> "MarkdownIt":
     parser.enable(["linkify", "newline", "math_inline", "escape", "backticks", "strikethrough", "emphasis"])
     parser.enable(["link", "image", "autolink", "entity"])
     parser.inline.terminator_re = _TEXT_END
+    for ruler in (parser.block.ruler, parser.inline.ruler, parser.inline.ruler2):
+        ruler.getRules("")  # else the first to need them compiles them, and a second thread finds half of them
     return parser
 
 

@@ -28,7 +28,7 @@ MAX_MESSAGES = 50_000  # of one conversation: it goes in at once, and everybody 
 MAX_FILE = 4 * 1024**3  # bytes, unpacked
 MAX_ARCHIVE = 32 * 1024**3  # bytes, unpacked
 MAX_DIRECTORY = 32 * 1024 * 1024  # bytes of a zip's list of files: read at once, and ten times that in memory
-MAX_RATIO = 200  # of unpacked to packed; text seldom passes 20
+MAX_RATIO = 200  # of unpacked to packed, of a large file; text seldom passes 20, but small models repeat themselves
 MAX_IMAGE = 64 * 1024 * 1024  # bytes
 MAX_COPIES = 4  # of all images together: some are shown twice, none a thousand times
 MAX_SKIPPED = 1000  # of one file, before it is given up
@@ -160,7 +160,7 @@ class Source:
         member = self._members[name]
         if isinstance(member, Path):
             return member.open("rb")
-        if member.file_size > 4 * CHUNK and member.file_size > MAX_RATIO * member.compress_size:
+        if member.file_size > MAX_CONVERSATION and member.file_size > MAX_RATIO * member.compress_size:
             raise zipfile.BadZipFile(f"it unpacks to more than {MAX_RATIO} times its size")
         assert self._zip is not None
         return self._zip.open(member)

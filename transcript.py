@@ -93,8 +93,8 @@ class _Usage(msgspec.Struct, forbid_unknown_fields=True):
 class _Stats(msgspec.Struct):
     ttft_ms: float | None = None
     total_ms: float | None = None
-    context_length: int | None = None
-    omitted_messages: int | None = None
+    context_length: Count | None = None
+    omitted_messages: Count | None = None
 
 
 class _Failure(msgspec.Struct, forbid_unknown_fields=True):

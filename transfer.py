@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import io
 import json
+import logging
 import sqlite3
 import zipfile
 from collections import Counter
@@ -25,6 +26,8 @@ from .errors import FiresideError, NotFound
 from .queries import Origin
 from .source import Skipped, Source
 from .transcript import Conversation, Generation, Image, Message, Unreadable
+
+log = logging.getLogger("fireside.transfer")
 
 EXPORT_CHUNK = 256 * 1024  # bytes
 BATCH = 100  # conversations in one transaction, fewer when they are long
@@ -93,13 +96,19 @@ async def steps(database: Database, user_id: int, paths: list[Path]) -> AsyncGen
             found.put_nowait({"done": 1.0, "report": report})
         except FiresideError as error:
             found.put_nowait({"error": error.message})
+        except Exception:
+            log.exception("an import failed")
+            found.put_nowait({"error": FiresideError().message})
         finally:
             found.put_nowait(None)
 
     importing = asyncio.create_task(run())
-    while (step := await found.get()) is not None:
-        yield msgspec.json.encode(step) + b"\n"
-    await importing
+    try:
+        while (step := await found.get()) is not None:
+            yield msgspec.json.encode(step) + b"\n"
+    finally:  # of a reader who leaves too: what was stored stays
+        importing.cancel()
+        await asyncio.gather(importing, return_exceptions=True)
 
 
 def _take(found: Iterator[Conversation | Skipped]) -> list[Conversation | Skipped]:

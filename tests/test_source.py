@@ -227,11 +227,19 @@ def test_missing_file_and_empty_folder_are_unreadable(tmp_path: Path) -> None:
 
 
 def test_entry_that_unpacks_to_too_much_is_skipped_and_the_others_go_in(tmp_path: Path) -> None:
-    bomb = b'[{"mapping": {"a": "' + b" " * 30_000_000 + b'"}}]'
+    bomb = b'[{"mapping": {"a": "' + b" " * source.MAX_CONVERSATION + b'"}}]'
     path = packed(tmp_path / "x.zip", {"conversations-000.json": bomb, "conversations-001.json": dumps([bridges()])})
     read, skipped = take(path)
     assert len(read) == 1
     assert [(item.file, "200 times" in item.reason) for item in skipped] == [("conversations-000.json", True)]
+
+
+def test_what_repeats_itself_is_no_bomb(tmp_path: Path) -> None:
+    """Small models do: such an answer packs to a thousandth."""
+    answers = [turn(answered(block("one two " * 20_000))) for _ in range(20)]
+    talk = lmstudio(turn(asked("Count")), *answers)
+    read, skipped = take(packed(tmp_path / "x.zip", {"1.conversation.json": dumps(talk)}))
+    assert (len(read), skipped) == (1, [])
 
 
 def test_zip_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

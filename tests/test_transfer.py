@@ -461,6 +461,38 @@ async def test_what_was_imported_is_exported_and_known_again(
     assert await import_files(other, heir, paths) == Report(unchanged=3)
 
 
+async def test_numbers_that_json_cannot_write_again_stay_outside(database: Database, ann: int, tmp_path: Path) -> None:
+    at = "2024-01-15T10:30:00.123456"
+
+    def odd(settings: str, stats: str) -> Path:
+        question = f'{{"id": 1, "parent_id": null, "role": "user", "created_at": "{at}", "content": "{len(stats)}"}}'
+        said = f'{{"id": 2, "parent_id": 1, "role": "assistant", "created_at": "{at}", "content": "Yes.", "stats": {stats}}}'
+        text = f'{{"fireside": 1, "title": "t", "created_at": "{at}", "updated_at": "{at}", "settings": {settings},'
+        path = tmp_path / f"{len(stats)}.json"
+        path.write_text(f'{text} "messages": [{question}, {said}]}}', "utf-8")
+        return path
+
+    infinite = odd('{"response_format": {"a": NaN}}', '{"ttft_ms": 1e999, "tokens_per_second": -Infinity}')
+    report = await import_files(database, ann, [infinite, odd("{}", '{"omitted_messages": -5}')])
+    assert (report.conversations, len(report.skipped)) == (1, 1)
+    [row] = await database.read(queries.list_conversations, ann)
+    assert msgspec.json.decode(row.settings) == {"response_format": {"a": None}}
+    _, answer = await database.read(queries.list_messages, ann, row.id)
+    assert msgspec.json.decode(answer.stats) == {"ttft_ms": None, "tokens_per_second": None}
+    assert await database.read(queries.list_usage, ann) is not None
+
+
+async def test_an_import_whose_reader_leaves_ends(database: Database, ann: int, tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{number}.json", rivers(made=1_720_000_000_000 + number)) for number in range(300)]
+    others = asyncio.all_tasks()
+    steps = transfer.steps(database, ann, paths)
+    first = msgspec.json.decode(await anext(steps))
+    await steps.aclose()
+    assert asyncio.all_tasks() == others
+    stored = len(await database.read(queries.list_conversations, ann))
+    assert first["report"]["conversations"] <= stored < 300
+
+
 async def test_an_export_may_go_to_another_user_of_the_same_database(
     database: Database, ann: int, tmp_path: Path
 ) -> None:
