@@ -26,6 +26,7 @@ from .auth import Login
 from .call import Call, State, answer, cookie_name, pieces
 from .errors import Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from .guard import PAGE_POLICY
+from .search import find
 
 log = logging.getLogger("fireside.handlers")
 
@@ -193,7 +194,7 @@ async def restore_conversation(call: Call) -> Any:
 
 async def search(call: Call) -> Any:
     limit = call.number("limit", 50, 1, 200) or 50
-    return {"results": await call.state.database.read(queries.search_all, call.user_id, call.text("q"), limit)}
+    return {"results": await call.state.database.read(find, call.user_id, call.text("q"), limit)}
 
 
 # ---------------------------------------------------------------------------------------------------- messages

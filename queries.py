@@ -130,15 +130,6 @@ class Part(NamedTuple):
     log: str
 
 
-class Hit(Struct):
-    conversation_id: int
-    message_id: int | None
-    title: str
-    role: str | None
-    snippet: str
-    created_at: str
-
-
 # ---------------------------------------------------------------------------------------------------- conversations
 
 _CONVERSATION = (
@@ -198,7 +189,7 @@ def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> Conversati
         (user_id, title or UNTITLED, title_key(title or UNTITLED), moment),
     )
     assert cursor.lastrowid is not None
-    _index_title(tx, user_id, cursor.lastrowid, title or UNTITLED)
+    search.index_title(tx, user_id, cursor.lastrowid, title or UNTITLED, title_key(title or UNTITLED))
     set_conversation(tx, user_id, cursor.lastrowid, fields)
     return get_conversation(tx, user_id, cursor.lastrowid)
 
@@ -210,9 +201,8 @@ def get_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation
     )
 
 
-_NEWEST = (
-    4000  # conversations in which a filter looks first: what matches often is found here, what does not, by the index
-)
+# Conversations in which a filter looks first: what matches often is found there, and what does not by the index.
+_NEWEST = 4000
 
 
 def list_conversations(
@@ -274,9 +264,9 @@ def set_conversation(tx: Tx, user_id: int, conversation_id: int, fields: dict[st
 
 
 def _set_title(tx: Tx, row: sqlite3.Row, title: str) -> None:
-    _unindex_title(tx, row)
+    search.unindex_title(tx, row)
     tx.execute("UPDATE conversations SET title = ?, title_key = ? WHERE id = ?", (title, title_key(title), row["id"]))
-    _index_title(tx, row["user_id"], row["id"], title)
+    search.index_title(tx, row["user_id"], row["id"], title, title_key(title))
 
 
 def delete_conversation(tx: Tx, user_id: int, conversation_id: int) -> None:
@@ -308,9 +298,9 @@ def empty_bin(tx: Tx) -> None:
 
 def _purge(tx: Tx, conversation_id: int) -> None:
     row = tx.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
-    _unindex_title(tx, row)
+    search.unindex_title(tx, row)
     for message in tx.execute("SELECT * FROM messages WHERE conversation_id = ?", (conversation_id,)).fetchall():
-        _unindex_message(tx, row["user_id"], message)
+        search.unindex_message(tx, row["user_id"], message)
     tx.execute("UPDATE conversations SET active_message_id = NULL WHERE id = ?", (conversation_id,))
     tx.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
 
@@ -419,7 +409,7 @@ def add_message(
         "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?",
         (message_id, moment, conversation_id),
     )
-    _index_message(tx, user_id, message_id, content)
+    search.index_message(tx, user_id, message_id, content)
     if parent_id is None and not conversation["named"]:
         _set_title(tx, conversation, title_from(content))
     return message_id
@@ -652,7 +642,7 @@ def finish_generation(
     tx.execute("DELETE FROM generation_parts WHERE generation_id = ?", (generation_id,))
     tx.execute("UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ?", (now(), row[0][0]))
     owner = tx.execute("SELECT user_id FROM conversations WHERE id = ?", (row[0][0],)).fetchone()[0]
-    _index_message(tx, owner, recording.message_id, recording.content)
+    search.index_message(tx, owner, recording.message_id, recording.content)
 
 
 def get_recording(tx: Tx, user_id: int, generation_id: str) -> Recording:
@@ -688,92 +678,6 @@ def list_usage(tx: Tx, user_id: int) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-# ---------------------------------------------------------------------------------------------------- search
-
-_CANDIDATES = 400  # the newest matches; the best of them come first
-_COMPLETED = 50_000  # messages among which every word may be the beginning of another
-_SHORT = len('"ab"')
-
-
-def _expression(tx: Tx, user_id: int, query: str) -> str | None:
-    """The FTS5 expression of a query. None: nothing to look for.
-
-    FTS5 reads all of a beginning's words before the first match: among a million messages a second for "t", a tenth for "the".
-    So among many messages a word that has two letters, or CANDIDATES matches as it is, is a whole one.
-    """
-    newest: int | None = tx.execute("SELECT max(id) FROM messages").fetchone()[0]
-    parts = []
-    for term, phrase in search.terms(query):
-        whole = phrase or ((newest or 0) > _COMPLETED and (len(term) <= _SHORT or _is_common(tx, user_id, term)))
-        parts.append(term if whole else f"{term}*")
-    return f'owner : "u{user_id}" AND text : ({" AND ".join(parts)})' if parts else None
-
-
-def _is_common(tx: Tx, user_id: int, term: str) -> bool:
-    match = f'owner : "u{user_id}" AND text : {term}'
-    few = "SELECT count(*) FROM (SELECT 1 FROM message_words WHERE message_words MATCH ? LIMIT ?)"
-    return bool(tx.execute(few, (match, _CANDIDATES)).fetchone()[0] == _CANDIDATES)
-
-
-def search_all(tx: Tx, user_id: int, query: str, limit: int) -> list[Hit]:
-    """Titles and messages in which every word of the query occurs: titles first, then the newest."""
-    match = _expression(tx, user_id, query)
-    if match is None:
-        return []
-    titles = tx.execute(
-        "SELECT c.id, NULL, c.title, NULL, c.title, c.updated_at FROM"
-        " (SELECT rowid FROM title_words WHERE title_words MATCH ? ORDER BY rowid DESC LIMIT ?) w"
-        " CROSS JOIN conversations c ON c.id = w.rowid WHERE c.deleted_at IS NULL",
-        (match, _CANDIDATES),
-    ).fetchall()
-    texts = tx.execute(
-        "SELECT c.id, m.id, c.title, m.role, m.content, m.created_at FROM"
-        " (SELECT rowid FROM message_words WHERE message_words MATCH ? ORDER BY rowid DESC LIMIT ?) w"
-        " CROSS JOIN messages m ON m.id = w.rowid JOIN conversations c ON c.id = m.conversation_id WHERE c.deleted_at IS NULL",
-        (match, _CANDIDATES),
-    ).fetchall()
-    best = [sorted(rows, key=lambda row: row[5], reverse=True) for rows in (titles, texts)]
-    return [
-        Hit(row[0], row[1], row[2], row[3], search.snippet(row[4], query), row[5])
-        for row in (best[0] + best[1])[:limit]
-    ]
-
-
-def _index_message(tx: Tx, user_id: int, message_id: int, content: str) -> None:
-    if content:
-        tx.execute(
-            "INSERT INTO message_words (rowid, owner, text) VALUES (?, ?, ?)",
-            (message_id, f"u{user_id}", search.words(content)),
-        )
-
-
-def _unindex_message(tx: Tx, user_id: int, message: sqlite3.Row) -> None:
-    if message["content"] and message["status"] != "generating":
-        tx.execute(
-            "INSERT INTO message_words (message_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)",
-            (message["id"], f"u{user_id}", search.words(message["content"])),
-        )
-
-
-def _index_title(tx: Tx, user_id: int, conversation_id: int, title: str) -> None:
-    tx.execute(
-        "INSERT INTO title_words (rowid, owner, text) VALUES (?, ?, ?)",
-        (conversation_id, f"u{user_id}", search.words(title)),
-    )
-    tx.execute("INSERT INTO title_letters (rowid, title_key) VALUES (?, ?)", (conversation_id, title_key(title)))
-
-
-def _unindex_title(tx: Tx, conversation: sqlite3.Row) -> None:
-    tx.execute(
-        "INSERT INTO title_words (title_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)",
-        (conversation["id"], f"u{conversation['user_id']}", search.words(conversation["title"])),
-    )
-    tx.execute(
-        "INSERT INTO title_letters (title_letters, rowid, title_key) VALUES ('delete', ?, ?)",
-        (conversation["id"], conversation["title_key"]),
-    )
-
-
 def optimize(tx: Tx) -> None:
     """Let SQLite look whether its statistics want renewing. Cheap when they do not."""
     tx.execute("PRAGMA analysis_limit = 400")
@@ -806,9 +710,9 @@ def importing(tx: Tx, user_id: int) -> Iterator[None]:
     ]
     yield
     for row in tx.execute("SELECT id, title FROM conversations WHERE id > ?", newest[:1]).fetchall():
-        _index_title(tx, user_id, row["id"], row["title"])
+        search.index_title(tx, user_id, row["id"], row["title"], title_key(row["title"]))
     for row in tx.execute("SELECT id, content FROM messages WHERE id > ?", newest[1:]).fetchall():
-        _index_message(tx, user_id, row["id"], row["content"])
+        search.index_message(tx, user_id, row["id"], row["content"])
 
 
 class Origin(Struct):

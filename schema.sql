@@ -71,6 +71,7 @@ CREATE TABLE messages (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
     conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
     parent_id       INTEGER REFERENCES messages (id) ON DELETE CASCADE, -- NULL: a first message
+    created_at      TEXT NOT NULL,                             -- before the texts: read for many, without reading those
     role            TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
     content         TEXT NOT NULL,                             -- of a running answer: '' until it ends (see generation_parts)
     reasoning       TEXT NOT NULL DEFAULT '',                  -- what the model thought aloud before it answered
@@ -82,7 +83,6 @@ CREATE TABLE messages (
     error           TEXT,                                      -- JSON {"code", "message"} when status is 'error'
     client_id       TEXT,                                      -- chosen by the client: a repeated append adds nothing
     source          TEXT,                                      -- the message's own id where it was imported from
-    created_at      TEXT NOT NULL,
     UNIQUE (conversation_id, client_id),
     UNIQUE (conversation_id, source)
 ) STRICT;
@@ -122,9 +122,9 @@ CREATE TABLE generation_parts (
     PRIMARY KEY (generation_id, first_event)
 ) STRICT;
 
--- Search. The word indexes hold text as db.words() cuts it (CJK in pairs) and are written when a message or a title is
+-- Search. The word indexes hold text as search.words() cuts it (CJK in pairs) and are written when a message or a title is
 -- final; `owner` is 'u' and the user's id, so that a search meets only one's own. The letter index serves the list's filter.
--- db.py writes all three: a trigger on a virtual table would need trusted_schema.
+-- search.py writes all three: a trigger on a virtual table would need trusted_schema.
 CREATE VIRTUAL TABLE message_words USING fts5 (owner, text, content = '', tokenize = 'unicode61 remove_diacritics 2');
 CREATE VIRTUAL TABLE title_words   USING fts5 (owner, text, content = '', tokenize = 'unicode61 remove_diacritics 2');
 CREATE VIRTUAL TABLE title_letters USING fts5 (

@@ -371,7 +371,7 @@ async def test_the_health_of_a_server_waits_for_no_other(tmp_path: Path, upstrea
             asked = len(slow.requests)
             assert good(await ann.get("/providers/lmstudio/health")) == {"online": True, "error": None}
             assert len(slow.requests) == asked
-            assert code(await ann.get("/providers/nobody/health")) == (404, "NOT_FOUND")
+            assert code(await ann.get("/providers/nobody/health")) == (404, "PROVIDER_NOT_FOUND")
 
 
 # ---- deadlines

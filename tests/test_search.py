@@ -66,7 +66,7 @@ def say(tx: Tx, text: str, title: str = "t", user_id: int = 1) -> int:
 
 def found(tx: Tx, query: str, user_id: int = 1) -> set[int]:
     """The ids of the messages that are found."""
-    return {hit.message_id for hit in queries.search_all(tx, user_id, query, 200) if hit.message_id is not None}
+    return {hit.message_id for hit in search.find(tx, user_id, query, 200) if hit.message_id is not None}
 
 
 # ---- what is found
@@ -133,7 +133,7 @@ def test_it_is_not_found(tx: Tx, text: str, query: str) -> None:
 @pytest.mark.parametrize("query", ["", " ", '"', '""', "***", "+-()", "^", "…", '" "', "\u3000"])
 def test_nothing_to_look_for_finds_nothing(tx: Tx, query: str) -> None:
     say(tx, f"text {query} text")
-    assert queries.search_all(tx, 1, query, 50) == []
+    assert search.find(tx, 1, query, 50) == []
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -141,7 +141,7 @@ def test_nothing_to_look_for_finds_nothing(tx: Tx, query: str) -> None:
 def test_nothing_that_can_be_typed_is_an_error(tx: Tx, query: str) -> None:
     with example(tx):
         say(tx, query or "x", title=query[:200] or "t")
-        queries.search_all(tx, 1, query, 50)
+        search.find(tx, 1, query, 50)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -168,16 +168,51 @@ def test_every_piece_of_two_characters_or_more_is_found_without_spaces(tx: Tx, t
 def test_titles_are_found_and_come_first(tx: Tx) -> None:
     message_id = say(tx, "Where is Kyoto?", title="Travel")
     say(tx, "nothing", title="Kyoto in autumn")
-    first, second = queries.search_all(tx, 1, "kyoto", 50)
+    first, second = search.find(tx, 1, "kyoto", 50)
     assert (first.message_id, first.role, first.title) == (None, None, "Kyoto in autumn")
     assert (second.message_id, second.role, second.title) == (message_id, "user", "Travel")
-    assert queries.search_all(tx, 1, "kyoto", 1) == [first]
+    assert search.find(tx, 1, "kyoto", 1) == [first]
 
 
 def test_the_newest_come_first(tx: Tx) -> None:
     ids = [say(tx, f"number {number} of many") for number in range(5)]
-    assert [hit.message_id for hit in queries.search_all(tx, 1, "many", 50)] == ids[::-1]
-    assert [hit.message_id for hit in queries.search_all(tx, 1, "many", 2)] == ids[:2:-1]
+    assert [hit.message_id for hit in search.find(tx, 1, "many", 50)] == ids[::-1]
+    assert [hit.message_id for hit in search.find(tx, 1, "many", 2)] == ids[:2:-1]
+
+
+def test_the_bin_hides_nothing_that_is_not_in_it(tx: Tx) -> None:
+    message_id = say(tx, "a zebra")
+    binned = queries.add_conversation(tx, 1, {"title": "zebras"}).id
+    with queries.importing(tx, 1):
+        for _ in range(search.CANDIDATES + 50):
+            add(tx, binned, "a zebra", db.now())
+    queries.delete_conversation(tx, 1, binned)
+    assert found(tx, "zebra") == {message_id}
+
+
+def test_what_was_imported_later_but_said_earlier_comes_later(tx: Tx) -> None:
+    message_id = say(tx, "a zebra")
+    old = queries.add_conversation(tx, 1, {}).id
+    with queries.importing(tx, 1):
+        for number in range(1000):
+            add(tx, old, "a zebra", f"2024-01-01T00:00:00.{number:06}")
+    first, second, *_ = search.find(tx, 1, "zebra", 50)
+    assert first.message_id == message_id and second.created_at == "2024-01-01T00:00:00.000999"
+
+
+def add(tx: Tx, conversation_id: int, content: str, at: str) -> None:
+    none = dict.fromkeys(("parent_id", "provider_id", "model", "token_usage", "stats", "error", "client_id", "source"))
+    said = {"role": "user", "content": content, "reasoning": "", "status": "complete", "created_at": at}
+    queries.add_imported_message(tx, conversation_id, none | said)
+
+
+def test_among_many_messages_too_the_beginning_of_a_word_is_enough(tx: Tx) -> None:
+    often = [say(tx, "the end") for _ in range(400)]
+    tx.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'messages'", (search.MANY,))
+    message_id = say(tx, "there is a walrus, 猫です")
+    for query in ("wa", "w", "walr", "猫", "wa the", '"walrus" the'):
+        assert found(tx, query) == {message_id}, query
+    assert found(tx, "the") <= set(often)  # enough that have the word itself
 
 
 def test_nobody_finds_what_is_another_s(tx: Tx) -> None:
@@ -185,7 +220,7 @@ def test_nobody_finds_what_is_another_s(tx: Tx) -> None:
     assert found(tx, "secret") == {mine} and found(tx, "secret", 2) == {other}
     for query in ("u2", "u2 secret", "owner u2", '"u2" OR secret', "owner : u2"):
         assert other not in found(tx, query)
-        assert all(hit.title != "secret" for hit in queries.search_all(tx, 1, query, 50))
+        assert all(hit.title != "secret" for hit in search.find(tx, 1, query, 50))
 
 
 # ---- snippets

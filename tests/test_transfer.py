@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fireside import accounts, queries, transfer
+from fireside import accounts, queries, search, transfer
 from fireside.db import Database, open_database
 from fireside.errors import NotFound, StorageUnavailable
 from fireside.queries import Recording, Wanted
@@ -146,7 +146,7 @@ async def test_imported_conversations_are_listed_read_and_found(database: Databa
     usage = messages[1].token_usage
     assert isinstance(usage, msgspec.Raw)
     assert msgspec.json.decode(usage) == {"prompt_tokens": 30, "completion_tokens": 120, "total_tokens": 150}
-    assert [hit.title for hit in await database.read(queries.search_all, ann, "riv", 10)] == ["Rivers", "Rivers"]
+    assert [hit.title for hit in await database.read(search.find, ann, "riv", 10)] == ["Rivers", "Rivers"]
     assert [day["answers"] for day in await database.read(queries.list_usage, ann)] == [1]
     assert [c.id for c in await database.read(queries.list_conversations, ann, "rivers")] == [conversation.id]
 
@@ -255,7 +255,7 @@ async def test_a_conversation_goes_in_whole_or_not_at_all(database: Database, an
     assert (report.conversations, report.messages) == (2, 6)
     assert report.skipped == [Skipped("Bridge 1", "contradicts itself")]
     assert [row["title"] for row in await database.read(dump, bob)] == ["Bridge 0", "Bridge 2"]
-    assert await database.read(queries.search_all, bob, "number 1", 10) == []
+    assert await database.read(search.find, bob, "number 1", 10) == []
 
 
 async def test_the_same_conversation_twice_in_a_file_goes_in_once(database: Database, ann: int, tmp_path: Path) -> None:
@@ -478,6 +478,7 @@ async def test_numbers_that_json_cannot_write_again_stay_outside(database: Datab
     [row] = await database.read(queries.list_conversations, ann)
     assert msgspec.json.decode(row.settings) == {"response_format": {"a": None}}
     _, answer = await database.read(queries.list_messages, ann, row.id)
+    assert isinstance(answer.stats, msgspec.Raw)
     assert msgspec.json.decode(answer.stats) == {"ttft_ms": None, "tokens_per_second": None}
     assert await database.read(queries.list_usage, ann) is not None
 
