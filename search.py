@@ -13,7 +13,7 @@ from msgspec import Struct
 MARK, UNMARK = "\ue000", "\ue001"  # around each match in a snippet; private-use characters, so no escaping is needed
 
 MAX_TERMS = 16
-CANDIDATES = 2_000  # of more matches than these, the ones that came into the database last are looked at
+CANDIDATES = 500  # of more matches than these, the ones that came into the database last are looked at
 MANY = 50_000  # messages
 SNIPPET = 160  # characters
 _SCANNED = 50_000  # characters of a text in which its snippet is looked for
