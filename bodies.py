@@ -1,4 +1,4 @@
-"""What the body of a request may hold, a type a body. Their constraints are all the validation that its fields get."""
+"""What a request may say: a type for each body and for each query. Their constraints are all the validation that fields get."""
 
 from typing import Annotated, Any, Literal
 
@@ -128,4 +128,41 @@ class Sources(Struct):
 
 
 class Nothing(Struct):
-    """For requests whose body, if there is one, says nothing."""
+    """For requests whose body or query, if there is one, says nothing."""
+
+
+# ---------------------------------------------------------------------------------------------------- queries
+
+Phrase = Annotated[Text, Meta(max_length=1000)]
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+
+
+class ConversationQuery(Struct):
+    q: Phrase = ""
+    limit: Limit | None = None
+    before: Id | None = None
+    pinned: bool = False
+    deleted: bool = False
+
+
+class DeleteQuery(Struct):
+    purge: bool = False
+
+
+class SearchQuery(Struct):
+    q: Phrase = ""
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+
+
+class MessageQuery(Struct):
+    limit: Limit | None = None
+    before: Id | None = None
+    render: bool = False
+
+
+class ResumeQuery(Struct):
+    after: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+
+class ExportQuery(Struct):
+    format: Literal["markdown", "json"] = "markdown"

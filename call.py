@@ -2,9 +2,9 @@
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +19,8 @@ from .config import Config
 from .db import Database
 from .errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, UnsupportedMediaType
 from .providers import Providers
+
+Q = TypeVar("Q", bound=msgspec.Struct)
 
 BODY_BYTES = 4 * 1024 * 1024
 PUBLIC_BYTES = 64 * 1024  # from somebody who has not signed in
@@ -57,6 +59,7 @@ class Call:
         self.request = request
         self.state = state
         self._identity: Identity | None = None
+        self.query: Any = None  # of the route's own types
         self.body: Any = None
 
     @property
@@ -87,26 +90,6 @@ class Call:
             raise NotFound(name.removesuffix("_id"))
         return int(text)
 
-    def text(self, name: str, default: str = "") -> str:
-        value = self.request.query_params.get(name, default)
-        if "\0" in value or len(value) > 1000:
-            raise Invalid(f"{name}: must have at most 1000 characters, and no NUL")
-        return value
-
-    def number(self, name: str, default: int | None, low: int, high: int) -> int | None:
-        value = self.request.query_params.get(name)
-        if value is None:
-            return default
-        if not (value.isascii() and value.isdigit() and len(value) <= 19 and low <= int(value) <= high):
-            raise Invalid(f"{name}: must be a whole number from {low} to {high}")
-        return int(value)
-
-    def flag(self, name: str) -> bool:
-        value = self.request.query_params.get(name, "false")
-        if value not in ("true", "false"):
-            raise Invalid(f"{name}: must be true or false")
-        return value == "true"
-
 
 def cookie_name(scope: Scope) -> str:
     """On https a __Host- cookie; on plain http one named by the port, since cookies are shared between the ports of a host."""
@@ -118,36 +101,37 @@ def cookie_name(scope: Scope) -> str:
 Handler = Callable[[Call], Awaitable[Any]]
 
 
-def route(
-    method: str,
-    path: str,
-    handler: Handler,
-    access: Access,
-    body: Any = Nothing,
-    *,
-    csrf: str = "required",
-    limit: int | None = None,
-) -> Route:
+class Endpoint(Route):
     """A row of ROUTES. `csrf`: "required" of everything that changes something, "lenient" as the contract wants it of
-    /stream, "none" where there is no session yet. `limit`: bytes that a body may have."""
+    /stream, "none" where there is no session yet. `limit`: bytes that a body may have. `body` None: the handler takes it itself.
+    """
 
-    most = limit or (PUBLIC_BYTES if access is PUBLIC else BODY_BYTES)
-    decoder = msgspec.json.Decoder(body) if body is not None else None  # None: the handler takes the body itself
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        handler: Handler,
+        access: Access,
+        body: Any = Nothing,
+        *,
+        query: type[msgspec.Struct] = Nothing,
+        csrf: str = "required",
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(path, self._answer, methods=[method], name=f"{method} {path}")
+        self.method, self.handler, self.access, self.body, self.query = method, handler, access, body, query
+        self.csrf = "none" if method == "GET" else csrf
+        self._limit = limit or (PUBLIC_BYTES if access is PUBLIC else BODY_BYTES)
+        self._decoder = None if method == "GET" or body is None else msgspec.json.Decoder(body)
 
-    async def endpoint(request: Request) -> Response:
+    async def _answer(self, request: Request) -> Response:
         call = Call(request, request.app.state.fireside)
-        await _admit(call, access, csrf if method != "GET" else "none")
-        if method != "GET" and decoder is not None:
-            call.body = await _read_body(request, decoder, most)
-        result = await handler(call)
+        await _admit(call, self.access, self.csrf)
+        call.query = read_query(request.query_params, self.query)
+        if self._decoder is not None:
+            call.body = await _read_body(request, self._decoder, self._limit)
+        result = await self.handler(call)
         return result if isinstance(result, Response) else answer(result)
-
-    made = Route(path, endpoint, methods=[method], name=f"{method} {path}")
-    made.handler = handler  # type: ignore[attr-defined]
-    made.access = access  # type: ignore[attr-defined]
-    made.body = body  # type: ignore[attr-defined]
-    made.csrf = csrf  # type: ignore[attr-defined]
-    return made
 
 
 async def _admit(call: Call, access: Access, csrf: str) -> None:
@@ -166,6 +150,14 @@ async def _admit(call: Call, access: Access, csrf: str) -> None:
         auth.check_csrf(call.identity, token)
     if access is ADMIN and call.identity.user.role != "admin":
         raise Forbidden
+
+
+def read_query(given: Mapping[str, str], kind: type[Q]) -> Q:
+    """What stands behind the question mark. Raises Invalid."""
+    try:
+        return msgspec.convert(dict(given), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise Invalid(_explain(error)) from None
 
 
 async def _read_body(request: Request, decoder: msgspec.json.Decoder[Any], limit: int) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from . import __version__, accounts, bodies, db, openapi, queries, render, transfer
 from .auth import Login
-from .call import Call, State, answer, cookie_name, pieces
+from .call import Call, State, answer, cookie_name, pieces, read_query
 from .errors import Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from .guard import PAGE_POLICY
 from .search import find
@@ -157,14 +157,15 @@ async def create_conversation(call: Call) -> Any:
 
 
 async def list_conversations(call: Call) -> Any:
+    query: bodies.ConversationQuery = call.query
     return await call.state.database.read(
         queries.list_conversations,
         call.user_id,
-        q=call.text("q"),
-        limit=call.number("limit", -1, 1, 1000) or -1,
-        before=call.number("before", None, 1, 2**63 - 1),
-        pinned=call.flag("pinned"),
-        deleted=call.flag("deleted"),
+        q=query.q,
+        limit=query.limit or -1,
+        before=query.before,
+        pinned=query.pinned,
+        deleted=query.deleted,
     )
 
 
@@ -182,7 +183,8 @@ async def change_conversation(call: Call) -> Any:
 
 async def delete_conversation(call: Call) -> Any:
     conversation_id = call.path_id("conversation_id")
-    delete = queries.purge_conversation if call.flag("purge") else queries.delete_conversation
+    query: bodies.DeleteQuery = call.query
+    delete = queries.purge_conversation if query.purge else queries.delete_conversation
     await call.state.database.write(delete, call.user_id, conversation_id)
     await call.state.hub.cancel_all(call.user_id, conversation_id)  # after it: in between, nothing new can begin
     return {"message": "Conversation deleted"}
@@ -193,19 +195,19 @@ async def restore_conversation(call: Call) -> Any:
 
 
 async def search(call: Call) -> Any:
-    limit = call.number("limit", 50, 1, 200) or 50
-    return {"results": await call.state.database.read(find, call.user_id, call.text("q"), limit)}
+    query: bodies.SearchQuery = call.query
+    return {"results": await call.state.database.read(find, call.user_id, query.q, query.limit)}
 
 
 # ---------------------------------------------------------------------------------------------------- messages
 
 
 async def list_messages(call: Call) -> Any:
-    conversation_id = call.path_id("conversation_id")
-    limit, before = call.number("limit", -1, 1, 1000) or -1, call.number("before", None, 1, 2**63 - 1)
-    shown = call.flag("render")
-    messages = await call.state.hub.messages(call.user_id, conversation_id, limit, before)
-    if shown:
+    query: bodies.MessageQuery = call.query
+    messages = await call.state.hub.messages(
+        call.user_id, call.path_id("conversation_id"), query.limit or -1, query.before
+    )
+    if query.render:
         async with call.state.rendering:
             await asyncio.to_thread(_render, messages)
     return messages
@@ -328,11 +330,11 @@ async def cancel(call: Call) -> Any:
 
 
 async def resume(call: Call) -> Response:
-    text = call.request.headers.get("last-event-id", call.request.query_params.get("after", "0"))
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise Invalid("after: must be the id of an event, a whole number")
+    query: bodies.ResumeQuery = call.query
+    if (last := call.request.headers.get("last-event-id")) is not None:
+        query = read_query({"after": last}, bodies.ResumeQuery)
     generation_id = call.request.path_params["generation_id"]
-    return EventStream(await call.state.hub.follow(call.user_id, generation_id, int(text)))
+    return EventStream(await call.state.hub.follow(call.user_id, generation_id, query.after))
 
 
 # ---------------------------------------------------------------------------------------------------- providers
@@ -403,16 +405,11 @@ def _zip(chunks: AsyncIterator[bytes]) -> Response:
 
 
 async def export_one(call: Call) -> Response:
-    form: Literal["markdown", "json"]
-    match call.text("format", "markdown"):
-        case "markdown" | "json" as form:
-            pass
-        case _:
-            raise Invalid("format: must be markdown or json")
+    query: bodies.ExportQuery = call.query
     name, body = await transfer.export_conversation(
-        call.state.database, call.user_id, call.path_id("conversation_id"), form
+        call.state.database, call.user_id, call.path_id("conversation_id"), query.format
     )
-    kind = "text/markdown; charset=utf-8" if form == "markdown" else "application/json"
+    kind = "text/markdown; charset=utf-8" if query.format == "markdown" else "application/json"
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}", "Content-Type": kind}
     return Response(body, headers=headers)
 

@@ -1,35 +1,17 @@
-"""The API described in OpenAPI 3.1, from the routes and the types of their bodies. docs/api.md says what is meant by it.
-
-Handlers parse queries themselves, so what they take stands here a second time: a test holds the two together.
-"""
+"""The API described in OpenAPI 3.1, from the routes and the types of what they take. docs/api.md says what is meant by it."""
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute
 
 from . import __version__
 from .bodies import Nothing
+from .call import Access, Endpoint
 
 _ID = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
-_FLAG = {"type": "boolean", "default": False}
-_PHRASE = {"type": "string", "maxLength": 1000, "default": ""}
-
-
-def _upto(most: int) -> dict[str, Any]:
-    return {"type": "integer", "minimum": 1, "maximum": most}
-
-
-QUERIES: dict[str, dict[str, dict[str, Any]]] = {
-    "GET /conversations": {"q": _PHRASE, "limit": _upto(1000), "before": _ID, "pinned": _FLAG, "deleted": _FLAG},
-    "DELETE /conversations/{conversation_id}": {"purge": _FLAG},
-    "GET /conversations/{conversation_id}/messages": {"limit": _upto(1000), "before": _ID, "render": _FLAG},
-    "GET /search": {"q": _PHRASE, "limit": _upto(200)},
-    "GET /generations/{generation_id}/stream": {"after": {"type": "integer", "minimum": 0, "maximum": 10**19 - 1}},
-    "GET /conversations/{conversation_id}/export": {"format": {"enum": ["markdown", "json"], "default": "markdown"}},
-}
 _ANSWERS = {  # of those that are not JSON
     "POST /conversations/{conversation_id}/stream": "text/event-stream",
     "GET /generations/{generation_id}/stream": "text/event-stream",
@@ -54,31 +36,24 @@ _ERROR = {
 
 
 def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
-    table = [route for route in routes if isinstance(route, Route)]
-    bodies = {route.name: route.body for route in table if _has_body(route)}  # type: ignore[attr-defined]
+    table = [route for route in routes if isinstance(route, Endpoint)]
+    bodies = {route.name: route.body for route in table if route.method != "GET" and route.body not in (None, Nothing)}
     schemas, components = msgspec.json.schema_components(bodies.values(), ref_template="#/components/schemas/{name}")
     bodies = dict(zip(bodies, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in table:
-        paths.setdefault(route.path, {})[_method(route).lower()] = _operation(route, bodies.get(route.name))
-    found = {"schemas": _as_ecmascript({"Error": _ERROR, **components}), "securitySchemes": _SECURITY}
-    return {
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, bodies.get(route.name))
+    found = {"schemas": {"Error": _ERROR, **components}, "securitySchemes": _SECURITY}
+    description = {
         "openapi": "3.1.0",
         "info": {"title": "Fireside", "version": __version__},
         "paths": paths,
         "components": found,
     }
+    return cast(dict[str, Any], _as_ecmascript(description))
 
 
-def _method(route: Route) -> str:
-    return route.name.partition(" ")[0]
-
-
-def _has_body(route: Route) -> bool:
-    return _method(route) != "GET" and route.body not in (None, Nothing)  # type: ignore[attr-defined]
-
-
-def _operation(route: Route, body: dict[str, Any] | None) -> dict[str, Any]:
+def _operation(route: Endpoint, body: dict[str, Any] | None) -> dict[str, Any]:
     error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
     operation: dict[str, Any] = {
         "parameters": list(_parameters(route)),
@@ -92,26 +67,26 @@ def _operation(route: Route, body: dict[str, Any] | None) -> dict[str, Any]:
     }
     if body is not None:
         operation["requestBody"] = {"content": {"application/json": {"schema": body}}}
-    elif route.body is None:  # type: ignore[attr-defined]
+    elif route.body is None:
         operation["requestBody"] = {"content": {"application/json": {}, "application/zip": {}}}
     return operation
 
 
-def _parameters(route: Route) -> Iterator[dict[str, Any]]:
+def _parameters(route: Endpoint) -> Iterator[dict[str, Any]]:
     for name in re.findall(r"{(\w+)}", route.path):
         number = name.endswith("_id") and name not in ("provider_id", "generation_id")
         yield {"name": name, "in": "path", "required": True, "schema": _ID if number else {"type": "string"}}
-    for name, schema in QUERIES.get(route.name, {}).items():
+    _, components = msgspec.json.schema_components([route.query])
+    for name, schema in components[route.query.__name__]["properties"].items():
         yield {"name": name, "in": "query", "schema": schema}
 
 
-def _security(route: Route) -> list[dict[str, list[str]]]:
-    access, csrf = route.access.value, route.csrf  # type: ignore[attr-defined]
-    if access == "public":
+def _security(route: Endpoint) -> list[dict[str, list[str]]]:
+    if route.access is Access.PUBLIC:
         return []
-    if access == "owner":
+    if route.access is Access.OWNER:
         return [{"owner": []}]
-    return [{"session": [], "csrf": []} if _method(route) != "GET" and csrf == "required" else {"session": []}]
+    return [{"session": [], "csrf": []} if route.csrf == "required" else {"session": []}]
 
 
 def _as_ecmascript(schema: Any) -> Any:

@@ -12,11 +12,10 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from . import bodies, db, handlers, queries
 from .auth import Auth
-from .call import ADMIN, OWNER, PUBLIC, USER, State, route
+from .call import ADMIN, OWNER, PUBLIC, USER, Endpoint, State
 from .chat import Hub
 from .config import Config
 from .db import Database
@@ -32,66 +31,66 @@ HOUSE_SECONDS = 60.0  # after the start, which it must not slow down
 GOODBYE_SECONDS = 3  # what open connections get after the generations have ended and said so
 
 # fmt: off
-ROUTES: tuple[Route, ...] = (
-    route("POST",   "/auth/login",                                    handlers.login,                PUBLIC, bodies.Credentials, csrf="none"),
-    route("POST",   "/auth/register",                                 handlers.register,             PUBLIC, bodies.Registration, csrf="none"),
-    route("POST",   "/auth/link",                                     handlers.redeem_link,          PUBLIC, bodies.Link, csrf="none"),
-    route("POST",   "/auth/logout",                                   handlers.logout,               USER),
-    route("GET",    "/auth/me",                                       handlers.me,                   USER),
-    route("POST",   "/auth/password",                                 handlers.change_password,      USER,   bodies.PasswordChange),
-    route("GET",    "/auth/sessions",                                 handlers.list_sessions,        USER),
-    route("DELETE", "/auth/sessions/{session_id}",                    handlers.delete_session,       USER),
+ROUTES: tuple[Endpoint, ...] = (
+    Endpoint("POST",   "/auth/login",                                    handlers.login,                PUBLIC, bodies.Credentials, csrf="none"),
+    Endpoint("POST",   "/auth/register",                                 handlers.register,             PUBLIC, bodies.Registration, csrf="none"),
+    Endpoint("POST",   "/auth/link",                                     handlers.redeem_link,          PUBLIC, bodies.Link, csrf="none"),
+    Endpoint("POST",   "/auth/logout",                                   handlers.logout,               USER),
+    Endpoint("GET",    "/auth/me",                                       handlers.me,                   USER),
+    Endpoint("POST",   "/auth/password",                                 handlers.change_password,      USER,   bodies.PasswordChange),
+    Endpoint("GET",    "/auth/sessions",                                 handlers.list_sessions,        USER),
+    Endpoint("DELETE", "/auth/sessions/{session_id}",                    handlers.delete_session,       USER),
 
-    route("POST",   "/admin/bootstrap",                               handlers.bootstrap,            PUBLIC, bodies.Bootstrap, csrf="none"),
-    route("GET",    "/admin/users",                                   handlers.list_users,           ADMIN),
-    route("PATCH",  "/admin/users/{user_id}",                         handlers.change_user,          ADMIN,  bodies.UserChange),
-    route("POST",   "/admin/invites",                                 handlers.create_invite,        ADMIN,  bodies.InviteRequest),
-    route("GET",    "/admin/invites",                                 handlers.list_invites,         ADMIN),
-    route("POST",   "/admin/invites/{invite_id}/revoke",              handlers.revoke_invite,        ADMIN),
+    Endpoint("POST",   "/admin/bootstrap",                               handlers.bootstrap,            PUBLIC, bodies.Bootstrap, csrf="none"),
+    Endpoint("GET",    "/admin/users",                                   handlers.list_users,           ADMIN),
+    Endpoint("PATCH",  "/admin/users/{user_id}",                         handlers.change_user,          ADMIN,  bodies.UserChange),
+    Endpoint("POST",   "/admin/invites",                                 handlers.create_invite,        ADMIN,  bodies.InviteRequest),
+    Endpoint("GET",    "/admin/invites",                                 handlers.list_invites,         ADMIN),
+    Endpoint("POST",   "/admin/invites/{invite_id}/revoke",              handlers.revoke_invite,        ADMIN),
 
-    route("POST",   "/conversations",                                 handlers.create_conversation,  USER,   bodies.ConversationFields),
-    route("GET",    "/conversations",                                 handlers.list_conversations,   USER),
-    route("GET",    "/conversations/{conversation_id}",               handlers.get_conversation,     USER),
-    route("PATCH",  "/conversations/{conversation_id}",               handlers.change_conversation,  USER,   bodies.ConversationFields),
-    route("DELETE", "/conversations/{conversation_id}",               handlers.delete_conversation,  USER),
-    route("POST",   "/conversations/{conversation_id}/restore",       handlers.restore_conversation, USER),
-    route("GET",    "/search",                                        handlers.search,               USER),
+    Endpoint("POST",   "/conversations",                                 handlers.create_conversation,  USER,   bodies.ConversationFields),
+    Endpoint("GET",    "/conversations",                                 handlers.list_conversations,   USER,   query=bodies.ConversationQuery),
+    Endpoint("GET",    "/conversations/{conversation_id}",               handlers.get_conversation,     USER),
+    Endpoint("PATCH",  "/conversations/{conversation_id}",               handlers.change_conversation,  USER,   bodies.ConversationFields),
+    Endpoint("DELETE", "/conversations/{conversation_id}",               handlers.delete_conversation,  USER,   query=bodies.DeleteQuery),
+    Endpoint("POST",   "/conversations/{conversation_id}/restore",       handlers.restore_conversation, USER),
+    Endpoint("GET",    "/search",                                        handlers.search,               USER,   query=bodies.SearchQuery),
 
-    route("GET",    "/conversations/{conversation_id}/messages",      handlers.list_messages,        USER),
-    route("POST",   "/conversations/{conversation_id}/messages",      handlers.add_message,          USER,   bodies.NewMessage, limit=MESSAGE_BYTES),
-    route("POST",   "/conversations/{conversation_id}/active",        handlers.select_version,       USER,   bodies.Selection),
-    route("GET",    "/images/{image_id}",                             handlers.get_image,            USER),
-    route("POST",   "/render",                                        handlers.render_markdown,      USER,   bodies.Markdown),
+    Endpoint("GET",    "/conversations/{conversation_id}/messages",      handlers.list_messages,        USER,   query=bodies.MessageQuery),
+    Endpoint("POST",   "/conversations/{conversation_id}/messages",      handlers.add_message,          USER,   bodies.NewMessage, limit=MESSAGE_BYTES),
+    Endpoint("POST",   "/conversations/{conversation_id}/active",        handlers.select_version,       USER,   bodies.Selection),
+    Endpoint("GET",    "/images/{image_id}",                             handlers.get_image,            USER),
+    Endpoint("POST",   "/render",                                        handlers.render_markdown,      USER,   bodies.Markdown),
 
-    route("POST",   "/conversations/{conversation_id}/stream",        handlers.stream,               USER,   bodies.AnswerRequest, csrf="lenient"),
-    route("POST",   "/chat/retry",                                    handlers.retry,                USER,   bodies.RetryRequest),
-    route("POST",   "/chat/cancel/{generation_id}",                   handlers.cancel,               USER),
-    route("GET",    "/generations/{generation_id}/stream",            handlers.resume,               USER),
+    Endpoint("POST",   "/conversations/{conversation_id}/stream",        handlers.stream,               USER,   bodies.AnswerRequest, csrf="lenient"),
+    Endpoint("POST",   "/chat/retry",                                    handlers.retry,                USER,   bodies.RetryRequest),
+    Endpoint("POST",   "/chat/cancel/{generation_id}",                   handlers.cancel,               USER),
+    Endpoint("GET",    "/generations/{generation_id}/stream",            handlers.resume,               USER,   query=bodies.ResumeQuery),
 
-    route("GET",    "/providers",                                     handlers.list_providers,       USER),
-    route("GET",    "/providers/{provider_id}/models",                handlers.list_models,          USER),
-    route("GET",    "/providers/{provider_id}/health",                handlers.provider_health,      USER),
-    route("POST",   "/providers/{provider_id}/start",                 handlers.start_provider,       ADMIN),
-    route("POST",   "/providers/{provider_id}/models/load",           handlers.load_model,           ADMIN,  bodies.ModelLoad),
-    route("POST",   "/providers/{provider_id}/models/unload",         handlers.unload_model,         ADMIN,  bodies.ModelChoice),
+    Endpoint("GET",    "/providers",                                     handlers.list_providers,       USER),
+    Endpoint("GET",    "/providers/{provider_id}/models",                handlers.list_models,          USER),
+    Endpoint("GET",    "/providers/{provider_id}/health",                handlers.provider_health,      USER),
+    Endpoint("POST",   "/providers/{provider_id}/start",                 handlers.start_provider,       ADMIN),
+    Endpoint("POST",   "/providers/{provider_id}/models/load",           handlers.load_model,           ADMIN,  bodies.ModelLoad),
+    Endpoint("POST",   "/providers/{provider_id}/models/unload",         handlers.unload_model,         ADMIN,  bodies.ModelChoice),
 
-    route("POST",   "/import",                                        handlers.import_upload,        USER,   None),
-    route("GET",    "/export",                                        handlers.export_all,           USER),
-    route("GET",    "/conversations/{conversation_id}/export",        handlers.export_one,           USER),
-    route("GET",    "/usage",                                         handlers.usage,                USER),
+    Endpoint("POST",   "/import",                                        handlers.import_upload,        USER,   None),
+    Endpoint("GET",    "/export",                                        handlers.export_all,           USER),
+    Endpoint("GET",    "/conversations/{conversation_id}/export",        handlers.export_one,           USER,   query=bodies.ExportQuery),
+    Endpoint("GET",    "/usage",                                         handlers.usage,                USER),
 
-    route("POST",   "/control/link",                                  handlers.control_link,         OWNER,  bodies.Person),
-    route("POST",   "/control/invite",                                handlers.control_invite,       OWNER),
-    route("POST",   "/control/password",                              handlers.control_password,     OWNER,  bodies.NewPassword),
-    route("POST",   "/control/backup",                                handlers.control_backup,       OWNER,  bodies.BackupTarget),
-    route("POST",   "/control/import",                                handlers.control_import,       OWNER,  bodies.Sources),
-    route("POST",   "/control/export",                                handlers.control_export,       OWNER,  bodies.Person),
+    Endpoint("POST",   "/control/link",                                  handlers.control_link,         OWNER,  bodies.Person),
+    Endpoint("POST",   "/control/invite",                                handlers.control_invite,       OWNER),
+    Endpoint("POST",   "/control/password",                              handlers.control_password,     OWNER,  bodies.NewPassword),
+    Endpoint("POST",   "/control/backup",                                handlers.control_backup,       OWNER,  bodies.BackupTarget),
+    Endpoint("POST",   "/control/import",                                handlers.control_import,       OWNER,  bodies.Sources),
+    Endpoint("POST",   "/control/export",                                handlers.control_export,       OWNER,  bodies.Person),
 
-    route("GET",    "/openapi.json",                                  handlers.describe_api,         PUBLIC),
-    route("GET",    "/health",                                        handlers.health,               PUBLIC),
-    route("GET",    "/version",                                       handlers.version,              PUBLIC),
-    route("GET",    "/",                                              handlers.page,                 PUBLIC),
-    route("GET",    "/static/{name}",                                 handlers.static,               PUBLIC),
+    Endpoint("GET",    "/openapi.json",                                  handlers.describe_api,         PUBLIC),
+    Endpoint("GET",    "/health",                                        handlers.health,               PUBLIC),
+    Endpoint("GET",    "/version",                                       handlers.version,              PUBLIC),
+    Endpoint("GET",    "/",                                              handlers.page,                 PUBLIC),
+    Endpoint("GET",    "/static/{name}",                                 handlers.static,               PUBLIC),
 )
 # fmt: on
 

@@ -314,5 +314,5 @@ async def test_search_takes_any_text_and_says_no_only_to_what_is_none(ann: Perso
         assert "results" in good(await ann.get("/search", params={"q": query}))
     for query in ("\0", "x" * 1001):
         assert code(await ann.get("/search", params={"q": query})) == (400, "VALIDATION_ERROR")
-    for limit in ("0", "201", "x", "-1", "1e2"):
+    for limit in ("0", "201", "x", "-1", ""):
         assert code(await ann.get("/search", params={"q": "a", "limit": limit})) == (400, "VALIDATION_ERROR")

@@ -1,9 +1,6 @@
 """The proofs of tests/trust in a small size. `make trust` runs them in that of a release."""
 
-import ast
-import inspect
 import sys
-from typing import Any
 
 import pytest
 from fireside import openapi
@@ -35,23 +32,3 @@ def test_every_guard_that_is_to_be_taken_away_is_there() -> None:
 def test_the_description_has_every_route_and_no_other() -> None:
     described = {(path, method) for path, methods in openapi.document(ROUTES)["paths"].items() for method in methods}
     assert described == {(route.path, route.name.split()[0].lower()) for route in ROUTES}
-
-
-def queried(handler: Any) -> set[str]:
-    """The names that a handler asks the query for."""
-    calls = (node for node in ast.walk(ast.parse(inspect.getsource(handler))) if isinstance(node, ast.Call))
-    asked = {("call", "text"), ("call", "number"), ("call", "flag"), ("query_params", "get")}
-    return {
-        str(call.args[0].value)
-        for call in calls
-        if isinstance(call.func, ast.Attribute)
-        and (getattr(call.func.value, "id", getattr(call.func.value, "attr", "")), call.func.attr) in asked
-        and isinstance(call.args[0], ast.Constant)
-    }
-
-
-def test_the_description_has_every_query_that_a_handler_reads() -> None:
-    names = {route.name: queried(route.handler) for route in ROUTES}  # type: ignore[attr-defined]
-    assert {name: set(found) for name, found in openapi.QUERIES.items()} == {
-        name: found for name, found in names.items() if found
-    }

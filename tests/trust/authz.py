@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 import httpx
 from fireside import queries
-from fireside.call import ADMIN, OWNER, PUBLIC
+from fireside.call import ADMIN, OWNER, PUBLIC, Endpoint
 from fireside.db import ago
 from fireside.queries import Wanted
 from fireside.server import ROUTES
-from starlette.routing import Route
 
 from ..live import NO_TLS, PASSWORD, Running, good, until
 from ..upstream import Gate, Upstream, pause
@@ -68,7 +67,7 @@ OUTCOMES: dict[str, set[tuple[int, str]]] = {
 
 
 class Cell(NamedTuple):
-    route: Route
+    route: Endpoint
     actor: str
     token: str
     origin: str
@@ -86,14 +85,14 @@ class Key:
     bearer: str = ""
 
 
-def changes(route: Route) -> bool:
+def changes(route: Endpoint) -> bool:
     return not route.name.startswith("GET ")
 
 
 def refusal(cell: Cell) -> tuple[int, str] | None:
     """What the guards must answer, from what the route declares; None when the request gets to its handler."""
     route = cell.route
-    access, csrf = route.access, route.csrf  # type: ignore[attr-defined]
+    access, csrf = route.access, route.csrf
     if cell.origin not in OURS:
         return 403, "ORIGIN_NOT_ALLOWED"
     if access is PUBLIC:
@@ -110,7 +109,7 @@ def refusal(cell: Cell) -> tuple[int, str] | None:
     return None
 
 
-def thing(route: Route) -> str:
+def thing(route: Endpoint) -> str:
     """The kind of object that a route is about, '' when it is about none."""
     found = re.search(r"{(\w+)_id}", f"{route.path} {BODIES.get(route.name, '')}")
     return found[1] if found else ""
@@ -119,7 +118,7 @@ def thing(route: Route) -> str:
 def expected(cell: Cell) -> set[tuple[int, str]]:
     if refused := refusal(cell):
         return {refused}
-    kind, access = thing(cell.route), cell.route.access  # type: ignore[attr-defined]
+    kind, access = thing(cell.route), cell.route.access
     if kind and cell.actor == "user on none":
         return {(404, f"{kind.upper()}_NOT_FOUND")}
     private = kind in ("conversation", "session", "image", "generation")
@@ -263,7 +262,7 @@ def cells(size: int) -> list[Cell]:
         chance = random.Random(7)
         ours = [[row for row in rows if row[0] is route and row[1] == "right" and row[2] in OURS] for route in ROUTES]
         certain = [chance.choice(row) for row in ours]
-        certain += [row for row in rows if row[0].csrf == "lenient" and row[2] == "none" and row not in certain]  # type: ignore[attr-defined]
+        certain += [row for row in rows if row[0].csrf == "lenient" and row[2] == "none" and row not in certain]
         others = [row for row in rows if row not in certain]
         rows = certain + chance.sample(others, wanted - len(certain))
     return [Cell(route, actor, token, origin) for route, token, origin in rows for actor in ACTORS]

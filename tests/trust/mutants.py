@@ -242,7 +242,7 @@ MUTANTS = (
     Mutant(
         "queries.py", "WHERE c.user_id = ? AND m.role = 'assistant'", "WHERE ? AND m.role = 'assistant'", (QUERIES,)
     ),
-    Mutant("queries.py", 'return f\'owner : "u{user_id}" AND text : (', "return f'text : (", ("tests/test_search.py",)),
+    Mutant("search.py", 'return f\'owner : "u{user_id}" AND text : (', "return f'text : (", ("tests/test_search.py",)),
     Mutant(
         "queries.py",
         '        _owned(tx, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("image")',

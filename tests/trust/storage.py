@@ -174,7 +174,9 @@ async def _at_limit(original: Path, folder: Path, limit: int, figures: Figures) 
         return 0, work.refused
     finally:
         await database.close()
-    kept = {tuple(row[3:5]) for row in rows(path)["messages"]}
+    rows(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        kept = set(connection.execute("SELECT role, content FROM messages"))
     said = {("user", text) for texts in work.kept.values() for text in texts}
     figures.expect(said <= kept, f"with room for {limit} bytes: acknowledged messages are lost")
     return largest, work.refused
