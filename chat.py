@@ -19,7 +19,7 @@ from .db import Database, now
 from .errors import AuthRequired, FiresideError, Invalid, NotFound, Stopping, StorageUnavailable
 from .generation import Generation
 from .providers import Providers
-from .queries import Begun, Message, Wanted
+from .queries import Begun, Found, Message, Wanted
 from .slots import Slots
 
 log = logging.getLogger("fireside.chat")
@@ -42,7 +42,7 @@ class Hub:
         self.closing = False
         self._dirty = asyncio.Event()
         self._saver: asyncio.Task[None] | None = None
-        self._beginning: set[asyncio.Task[Begun]] = set()
+        self._beginning: set[asyncio.Task[Found]] = set()
 
     async def start(self) -> None:
         """End what a killed server left behind, with the text that was saved, and begin to save."""
@@ -70,7 +70,7 @@ class Hub:
 
     # ------------------------------------------------------------------------------------------------ what is asked of it
 
-    async def answer(self, user_id: int, conversation_id: int, wanted: Wanted) -> Begun:
+    async def answer(self, user_id: int, conversation_id: int, wanted: Wanted) -> Found:
         """Begin, or find, the answer to the last question (queries.begin_answer). It goes on whoever reads it, or nobody."""
         if self.closing:
             raise Stopping
@@ -83,18 +83,18 @@ class Hub:
         beginning.add_done_callback(self._beginning.discard)
         return await asyncio.shield(beginning)  # a caller who is cancelled must leave no row that nobody writes
 
-    async def _begin(self, user_id: int, conversation_id: int, wanted: Wanted) -> Begun:
+    async def _begin(self, user_id: int, conversation_id: int, wanted: Wanted) -> Found:
         fallback: tuple[str, str] | None = None
         for _ in range(2):
-            begun = await self.database.write_unsynced(
-                _begin_answer, user_id, conversation_id, wanted, self.slots, fallback
+            found = await self.database.write_unsynced(
+                _begin_answer, user_id, conversation_id, wanted, self.providers.settings, fallback
             )
-            if begun is not None:
-                if begun.new:
-                    self._run(Generation(self.config, self.providers, user_id, conversation_id, begun))
-                return begun
+            if isinstance(found, Begun):
+                self._run(Generation(self.config, self.providers, user_id, conversation_id, found))
+            if found is not None:
+                return found
             last = await self.database.read(queries.get_conversation, user_id, conversation_id)
-            usual = last.provider_id if last.provider_id in self.slots else None
+            usual = last.provider_id if last.provider_id in self.providers.settings else None
             fallback = await self._loaded_model(wanted.provider_id or usual, wanted.model)
         raise Invalid("model: name one, since no model server that can be reached offers any")
 
@@ -192,7 +192,7 @@ class Hub:
             await self.database.write(generation.save)
         except Exception as failure:
             _report(failure)
-            generation.keep_waiting()
+            generation.tell_unsaved()
             self.unsaved[generation.id] = generation
             self._dirty.set()
         del self.running[generation.id]
@@ -228,14 +228,11 @@ class Hub:
             self.unsaved.pop(generation.id, None)
 
 
-def _begin_answer(tx: sqlite3.Connection, user_id: int, *args: Any) -> Begun | None:
-    """queries.begin_answer, unless the user was logged out for good after the request was let in; with what is to be asked."""
+def _begin_answer(tx: sqlite3.Connection, user_id: int, *args: Any) -> Begun | Found | None:
+    """queries.begin_answer, unless the user was logged out for good after the request was let in."""
     if not accounts.count_sessions(tx, user_id):
         raise AuthRequired
-    begun = queries.begin_answer(tx, user_id, *args)
-    if begun is not None and begun.new:
-        begun.history = queries.get_prompt(tx, begun.question_id)
-    return begun
+    return queries.begin_answer(tx, user_id, *args)
 
 
 def _recover(tx: sqlite3.Connection) -> int:

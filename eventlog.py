@@ -12,7 +12,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 
 from .db import now
-from .queries import Part, Recording
+from .queries import Recording, SavedPart
 
 BACKLOG = 512  # events that a reader is handed at a time
 CRASH_GAP = 1 << 32  # added to the id of what follows a crash: no reader can have seen it before
@@ -86,11 +86,11 @@ class EventLog:
         self.ended = True
         self.add("done", done)
 
-    def part(self) -> Part:
+    def part(self) -> SavedPart:
         """What the database does not have yet."""
         events, content, reasoning = self.saved
         texts = "".join(self._content[content:]), "".join(self._reasoning[reasoning:])
-        return Part(self.generation_id, events + 1, *texts, json.dumps(self._entries[events:]))
+        return SavedPart(self.generation_id, events + 1, *texts, json.dumps(self._entries[events:]))
 
     def recording(self, message_id: int, status: str, done: dict[str, Any]) -> Recording:
         """All of it as it is kept, with the last event, be that told already or not."""

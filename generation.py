@@ -79,7 +79,7 @@ class Generation:
         else:
             self.status = outcome
 
-    def keep_waiting(self) -> None:
+    def tell_unsaved(self) -> None:
         """The disk does not take the end. Readers are told so once and for all; the answer is saved as what it is."""
         self.unkept = StorageUnavailable("The disk does not take the answer. It is saved as soon as it does.")
         if self.error is None:
@@ -121,9 +121,7 @@ class Generation:
 
     async def _ask(self, news: Callable[[], None]) -> None:
         """Ask with less history each time that the model says its context is too small before it has said anything else."""
-        begun = self.begun
-        history = begun.history
-        assert history is not None, "an answer began without its prompt"
+        begun, history = self.begun, self.begun.history
         offer = await self._offer(begun.provider_id, begun.model)
         if offer is not None and offer.vision is False and any(turn.images for turn in history.turns):
             raise ProviderFailed("VISION_UNSUPPORTED", f"{begun.model} cannot see images. Choose a model that can.")

@@ -73,10 +73,8 @@ class Image(Struct):
 class Turn(Struct):
     """A message as the prompt needs it."""
 
-    id: int
     role: str
     content: str
-    status: str
     images: list[Image]
     total_tokens: int | None  # of an answer: the prompt that led to it and itself
     omitted_messages: int
@@ -96,18 +94,20 @@ class Wanted(Struct, frozen=True):
     retry: bool = False
 
 
-class Begun(Struct):
-    """What `begin_answer` did or found: a new generation, a running one (`status` generating), or one that has ended."""
+class Found(Struct):
+    """An answer that is there: it is being written, or complete."""
 
     generation_id: str
     message_id: int
-    status: str
-    new: bool = False
-    question_id: int = 0
-    provider_id: str = ""
-    model: str = ""
-    params: dict[str, Any] = {}
-    history: Prompt | None = None  # of a new one, if asked for: what led to the question
+
+
+class Begun(Found):
+    """A new one, which is to be written."""
+
+    provider_id: str
+    model: str
+    params: dict[str, Any]
+    history: Prompt  # what led to the question, and the question
 
 
 class Recording(Struct):
@@ -120,7 +120,7 @@ class Recording(Struct):
     log: str
 
 
-class Part(NamedTuple):
+class SavedPart(NamedTuple):
     """What a running answer has made since it was last saved."""
 
     generation_id: str
@@ -401,10 +401,7 @@ def add_message(
     message_id = cursor.lastrowid
     assert message_id is not None
     for position, image in enumerate(images):
-        tx.execute(
-            "INSERT INTO images (message_id, position, media_type, data) VALUES (?, ?, ?, ?)",
-            (message_id, position, image.media_type, image.data),
-        )
+        add_image(tx, message_id, position, image)
     tx.execute(
         "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?",
         (message_id, moment, conversation_id),
@@ -425,6 +422,13 @@ def set_active(tx: Tx, user_id: int, conversation_id: int, message_id: int) -> i
         leaf = child
     tx.execute("UPDATE conversations SET active_message_id = ? WHERE id = ?", (leaf, conversation_id))
     return leaf
+
+
+def add_image(tx: Tx, message_id: int, position: int, image: Image) -> None:
+    tx.execute(
+        "INSERT INTO images (message_id, position, media_type, data) VALUES (?, ?, ?, ?)",
+        (message_id, position, image.media_type, image.data),
+    )
 
 
 def get_image(tx: Tx, user_id: int, image_id: int) -> Image:
@@ -449,7 +453,7 @@ def begin_answer(
     wanted: Wanted,
     providers: Collection[str],
     fallback: tuple[str, str] | None = None,
-) -> Begun | None:
+) -> Begun | Found | None:
     """Answer the last question of the active path; unless it is a retry, find the answer that it has or that is being written.
 
     `fallback` is the provider and model for a conversation that has had none. None: it is needed, and was not given.
@@ -464,18 +468,18 @@ def begin_answer(
     if running:
         if wanted.retry or running["parent_id"] != question["id"] or _another(running, wanted):
             raise GenerationActive
-        return Begun(running["generation_id"], running["id"], "generating")
+        return Found(running["generation_id"], running["id"])
     if not wanted.retry and leaf["role"] == "assistant" and leaf["status"] == "complete":
         recorded = _recorded(tx, leaf)
         if _another(recorded, wanted):
             raise AlreadyAnswered
-        return Begun(recorded["id"], leaf["id"], "complete")
+        return Found(recorded["id"], leaf["id"])
     chosen = _choose(conversation, wanted, providers, fallback)
     if chosen is None:
         return None
     params = json.loads(conversation["settings"]) | wanted.params
     generation_id, message_id = _add_answer(tx, conversation, question["id"], *chosen, params)
-    return Begun(generation_id, message_id, "generating", True, question["id"], *chosen, params)
+    return Begun(generation_id, message_id, *chosen, params, get_prompt(tx, question["id"]))
 
 
 def _last_question(tx: Tx, conversation: sqlite3.Row) -> tuple[sqlite3.Row, sqlite3.Row]:
@@ -563,8 +567,7 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
     if conversation is None:  # purged meanwhile
         raise NotFound("conversation")
     rows = tx.execute(
-        _PATH
-        + "SELECT m.id, m.role, m.content, m.status, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
+        _PATH + "SELECT m.id, m.role, m.content, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
         " coalesce(json_extract(m.stats, '$.omitted_messages'), 0) AS omitted,"
         " m.role = 'user' AND EXISTS (SELECT 1 FROM images i WHERE i.message_id = m.id) AS illustrated"
         " FROM path JOIN messages m ON m.id = path.id ORDER BY path.depth DESC",
@@ -575,10 +578,8 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
         conversation["system_prompt"],
         [
             Turn(
-                id=row["id"],
                 role=row["role"],
                 content=row["content"],
-                status=row["status"],
                 images=[Image(*image) for image in tx.execute(images, (row["id"],))] if row["illustrated"] else [],
                 total_tokens=row["total_tokens"],
                 omitted_messages=row["omitted"],
@@ -588,7 +589,7 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
     )
 
 
-def add_parts(tx: Tx, parts: Iterable[tuple[str, int, str, str, str]]) -> None:
+def add_parts(tx: Tx, parts: Iterable[SavedPart]) -> None:
     """Save them (Part). One that begins where another did has that one's text too: it takes its place."""
     tx.executemany(
         "INSERT OR REPLACE INTO generation_parts (generation_id, first_event, content, reasoning, log)"
@@ -765,13 +766,6 @@ def add_imported_message(tx: Tx, conversation_id: int, fields: dict[str, Any]) -
     )
     assert cursor.lastrowid is not None
     return cursor.lastrowid
-
-
-def add_imported_image(tx: Tx, message_id: int, position: int, media_type: str, data: bytes) -> None:
-    tx.execute(
-        "INSERT INTO images (message_id, position, media_type, data) VALUES (?, ?, ?, ?)",
-        (message_id, position, media_type, data),
-    )
 
 
 def add_imported_generation(tx: Tx, generation_id: str, message_id: int, fields: dict[str, Any]) -> None:

@@ -241,7 +241,7 @@ def _add_message(
         kind = transcript.image_type(data)
         if kind is None:
             raise Unreadable(f"its image {image.file[:100]} is none")
-        queries.add_imported_image(tx, message_id, position, kind, data)
+        queries.add_image(tx, message_id, position, queries.Image(kind, data))
     if message.generation:
         ids = {"message_id": message_id, "conversation_id": conversation_id}
         log = [_with_ids(entry, ids) if isinstance(entry, dict) else entry for entry in message.generation.log]

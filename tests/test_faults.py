@@ -892,7 +892,7 @@ async def test_an_answer_can_be_stopped_before_its_first_step(witness: Witness) 
     begun = await state.database.write(
         queries.begin_answer, user_id, conversation_id, Wanted("lmstudio", "m"), ["lmstudio"]
     )
-    assert begun is not None
+    assert isinstance(begun, queries.Begun)
     generation = Generation(state.config, state.providers, user_id, conversation_id, begun)
     state.hub._run(generation)
     generation.stop("canceled")  # in the same step of the event loop

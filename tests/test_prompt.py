@@ -17,11 +17,11 @@ PIXEL = Image("image/png", b"\x89PNG\r\n\x1a\n....")
 
 
 def question(content: str, *images: Image) -> Turn:
-    return Turn(0, "user", content, "complete", list(images), None, 0)
+    return Turn("user", content, list(images), None, 0)
 
 
 def reply(content: str, total_tokens: int | None = None, omitted: int = 0) -> Turn:
-    return Turn(0, "assistant", content, "complete", [], total_tokens, omitted)
+    return Turn("assistant", content, [], total_tokens, omitted)
 
 
 def roles(messages: list[dict[str, Any]]) -> list[str]:

@@ -20,7 +20,7 @@ from fireside.errors import (
     NoUserMessage,
     UsernameExists,
 )
-from fireside.queries import Begun, Image, Recording, Wanted
+from fireside.queries import Begun, Found, Image, Recording, Wanted
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
@@ -62,12 +62,16 @@ def conversation(tx: Tx, user_id: int = ANN, **fields: Any) -> int:
     return queries.add_conversation(tx, user_id, fields).id
 
 
-def begin(
+def look(
     tx: Tx, conversation_id: int, provider: str | None = "lmstudio", model: str | None = "m", **more: Any
-) -> Begun:
+) -> Begun | Found | None:
     wanted = Wanted(provider, model, more.pop("params", {}), more.pop("retry", False))
-    begun = queries.begin_answer(tx, ANN, conversation_id, wanted, PROVIDERS, **more)
-    assert begun is not None
+    return queries.begin_answer(tx, ANN, conversation_id, wanted, PROVIDERS, **more)
+
+
+def begin(tx: Tx, conversation_id: int, *asked: str | None, **more: Any) -> Begun:
+    begun = look(tx, conversation_id, *asked, **more)
+    assert isinstance(begun, Begun)
     return begun
 
 
@@ -458,9 +462,9 @@ def test_images_belong_to_their_message_in_order(tx: Tx) -> None:
 
 def test_a_question_that_has_no_answer_gets_one(tx: Tx) -> None:
     made = conversation(tx)
-    question = queries.add_message(tx, ANN, made, "q")
+    queries.add_message(tx, ANN, made, "q")
     begun = begin(tx, made, params={"seed": 1})
-    assert begun.new and begun.question_id == question and begun.params == {"seed": 1}
+    assert [turn.content for turn in begun.history.turns] == ["q"] and begun.params == {"seed": 1}
     assert queries.get_conversation(tx, ANN, made).generation_id == begun.generation_id
     running = queries.list_messages(tx, ANN, made)[-1]
     assert (running.id, running.status, running.content) == (begun.message_id, "generating", "")
@@ -471,8 +475,7 @@ def test_an_answer_that_is_running_is_found_and_another_is_refused(tx: Tx) -> No
     queries.add_message(tx, ANN, made, "q")
     begun = begin(tx, made)
     for provider, model in (("lmstudio", "m"), (None, None), ("lmstudio", None), (None, "m")):
-        again = begin(tx, made, provider, model)
-        assert (again.generation_id, again.status, again.new) == (begun.generation_id, "generating", False)
+        assert look(tx, made, provider, model) == Found(begun.generation_id, begun.message_id)
     for more in ({"model": "other"}, {"provider": "other"}, {"retry": True}):
         with pytest.raises(GenerationActive):
             begin(tx, made, **more)
@@ -483,13 +486,12 @@ def test_an_answer_that_is_running_is_found_and_another_is_refused(tx: Tx) -> No
 
 def test_an_answer_that_is_complete_is_found_and_another_model_s_is_refused(tx: Tx) -> None:
     made, _, answer = answered(tx)
-    found = begin(tx, made, None, None)
-    assert (found.message_id, found.status, found.new) == (answer, "complete", False)
+    found = look(tx, made, None, None)
+    assert type(found) is Found and found.message_id == answer
     for more in ({"model": "other"}, {"provider": "other"}):
         with pytest.raises(AlreadyAnswered):
             begin(tx, made, **more)
-    again = begin(tx, made, model="other", retry=True)
-    assert again.new and again.message_id != answer
+    assert begin(tx, made, model="other", retry=True).message_id != answer
 
 
 def test_what_was_requested_counts_not_what_answered(tx: Tx) -> None:
@@ -497,7 +499,7 @@ def test_what_was_requested_counts_not_what_answered(tx: Tx) -> None:
     queries.add_message(tx, ANN, made, "q")
     finish(tx, begin(tx, made), model="m-q4-instruct")
     assert queries.list_messages(tx, ANN, made)[-1].model == "m-q4-instruct"
-    assert begin(tx, made, model="m").status == "complete"
+    assert type(look(tx, made, model="m")) is Found
     with pytest.raises(AlreadyAnswered):
         begin(tx, made, model="m-q4-instruct")
 
@@ -505,11 +507,11 @@ def test_what_was_requested_counts_not_what_answered(tx: Tx) -> None:
 @pytest.mark.parametrize("status", ["error", "canceled", "interrupted"])
 def test_a_try_that_failed_is_tried_again(tx: Tx, status: str) -> None:
     made = conversation(tx)
-    question = queries.add_message(tx, ANN, made, "q")
+    queries.add_message(tx, ANN, made, "q")
     failed = begin(tx, made)
     finish(tx, failed, "half", status)
     again = begin(tx, made)
-    assert again.new and again.question_id == question
+    assert [turn.content for turn in again.history.turns] == ["q"]
     assert queries.list_messages(tx, ANN, made)[-1].versions == {
         "ids": [failed.message_id, again.message_id],
         "index": 1,

@@ -157,7 +157,10 @@ async def test_after_a_crash_a_reader_continues_or_begins_anew_but_never_misses(
         )
         assert begun is not None
         generation_id = begun.generation_id
-        parts = [(generation_id, start, content, thought, json.dumps(log)) for start, content, thought, log in saved]
+        parts = [
+            queries.SavedPart(generation_id, start, content, thought, json.dumps(log))
+            for start, content, thought, log in saved
+        ]
         await running.state.database.write(queries.add_parts, parts)
     async with Running(tmp_path, lmstudio_url=upstream.url) as running:
         ann = await running.login("ann")
@@ -239,7 +242,7 @@ EVENTS = st.lists(
 )
 
 
-async def written(steps: list[tuple[str, str]]) -> tuple[EventLog, list[queries.Part], Recording, list[bytes]]:
+async def written(steps: list[tuple[str, str]]) -> tuple[EventLog, list[queries.SavedPart], Recording, list[bytes]]:
     """A log that has ended, what was saved of it meanwhile, what was saved before its end was told, and what was told."""
     log, parts = EventLog("g"), []
     for step, words in steps:

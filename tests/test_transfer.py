@@ -14,7 +14,7 @@ import pytest
 from fireside import accounts, queries, search, transfer
 from fireside.db import Database, open_database
 from fireside.errors import NotFound, StorageUnavailable
-from fireside.queries import Recording, Wanted
+from fireside.queries import Begun, Recording, Wanted
 from fireside.source import Skipped, Source
 from fireside.transfer import Report, export_conversation, export_zip, import_files
 from hypothesis import HealthCheck, given, settings
@@ -156,7 +156,7 @@ async def test_an_imported_answer_is_replayed_like_any_other(database: Database,
     (conversation,) = await database.read(queries.list_conversations, ann)
     begun = await database.write(queries.begin_answer, ann, conversation.id, Wanted(), ["lmstudio"])
     assert begun is not None
-    assert begun.status == "complete"
+    assert not isinstance(begun, Begun)
     assert (await database.read(queries.get_recording, ann, begun.generation_id)).content == "Water."
 
 
@@ -519,8 +519,8 @@ async def test_a_running_answer_is_exported_with_what_was_saved_of_it(
     begun = await database.write(queries.begin_answer, ann, conversation.id, Wanted("lmstudio", "m"), ["lmstudio"])
     assert begun is not None
     parts = [
-        queries.Part(begun.generation_id, 1, "Be", "Hm", "[-2, 2]"),
-        queries.Part(begun.generation_id, 3, "cause", "", "[5]"),
+        queries.SavedPart(begun.generation_id, 1, "Be", "Hm", "[-2, 2]"),
+        queries.SavedPart(begun.generation_id, 3, "cause", "", "[5]"),
     ]
     await database.write(queries.add_parts, parts)
     heir = await somebody(other)
