@@ -5,15 +5,13 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .auth import INVITE_HOURS
-from .transcript import Parameters
+from .transcript import QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, ImageType, Parameters
 
-MESSAGE_CHARACTERS = 200_000
 IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
 
 Text = Annotated[str, Meta(pattern=r"\A[^\0]*\Z")]
-Title = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"\A(?!\s*\Z)[^\0]*\Z")]
+Title = Annotated[str, Meta(min_length=1, max_length=TITLE_CHARACTERS, pattern=r"\A(?!\s*\Z)[^\0]*\Z")]
 Name = Annotated[str, Meta(min_length=1, max_length=300, pattern=r"\A[^\0]*\Z")]
-Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Role = Literal["user", "admin"]
 Secret = Annotated[str, Meta(max_length=1000)]  # a password or a token, and a user name before it is looked at
 
@@ -81,12 +79,12 @@ class ConversationFields(Struct):
 
 
 class NewImage(Struct):
-    media_type: Literal["image/png", "image/jpeg", "image/webp"]
+    media_type: ImageType
     data: Annotated[bytes, Meta(min_length=12, max_length=IMAGE_BYTES)]  # base64 in the JSON
 
 
 class NewMessage(Struct):
-    content: Annotated[Text, Meta(max_length=MESSAGE_CHARACTERS)]
+    content: Annotated[Text, Meta(max_length=QUESTION_CHARACTERS)]
     parent_id: Id | None | UnsetType = UNSET
     client_id: Annotated[str, Meta(min_length=1, max_length=100, pattern=r"\A[\x21-\x7e]+\Z")] | None = None
     images: Annotated[list[NewImage], Meta(max_length=IMAGES)] = []
@@ -97,7 +95,7 @@ class Selection(Struct):
 
 
 class Markdown(Struct):
-    text: Annotated[str, Meta(max_length=MESSAGE_CHARACTERS * 10)]
+    text: Annotated[str, Meta(max_length=QUESTION_CHARACTERS * 10)]
 
 
 class ModelChoice(Struct):

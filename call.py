@@ -47,9 +47,7 @@ class State:
     hub: Hub
     auth: Auth
     secret: str  # what the command line proves itself with
-    rendering: asyncio.Semaphore = field(
-        default_factory=lambda: asyncio.Semaphore(2)
-    )  # a hostile text may take seconds
+    rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))  # a text may take seconds
 
 
 class Call:

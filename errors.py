@@ -191,6 +191,7 @@ class StorageUnavailable(FiresideError):
 
 
 class Stopping(StorageUnavailable):
+    code = StorageUnavailable.code
     message = "Fireside is stopping. Try again when it runs."
 
 

@@ -9,10 +9,9 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +26,7 @@ from .call import Call, State, answer, cookie_name, pieces, read_query
 from .errors import Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from .guard import PAGE_POLICY
 from .search import find
+from .transcript import image_type
 
 log = logging.getLogger("fireside.handlers")
 
@@ -218,17 +218,10 @@ def _render(messages: list[queries.Message]) -> None:
         message.blocks = [] if message.status == "generating" else trees(message.content)
 
 
-_trees: OrderedDict[bytes, Any] = OrderedDict()
-
-
+@lru_cache(maxsize=400)
 def trees(markdown: str) -> Any:
-    """The blocks of a text, from the few hundred that were rendered last if it is among them."""
-    key = hashlib.sha256(markdown.encode("utf-8", "surrogatepass")).digest()
-    found = _trees.pop(key, None) or [block["node"] for block in render.blocks(markdown)]
-    _trees[key] = found
-    if len(_trees) > 400:
-        _trees.popitem(last=False)
-    return found
+    """The blocks of a text. Those of the few hundred texts that were shown last are kept."""
+    return [block["node"] for block in render.blocks(markdown)]
 
 
 async def add_message(call: Call) -> Any:
@@ -245,13 +238,7 @@ async def add_message(call: Call) -> Any:
 
 def _image(place: int, image: bodies.NewImage) -> queries.Image:
     """An image whose first bytes are what its type says: it is served under that type again."""
-    head = image.data[:12]
-    right = {
-        "image/png": head.startswith(b"\x89PNG\r\n\x1a\n"),
-        "image/jpeg": head.startswith(b"\xff\xd8\xff"),
-        "image/webp": head.startswith(b"RIFF") and head.endswith(b"WEBP"),
-    }
-    if not right[image.media_type]:
+    if image_type(image.data[:12]) != image.media_type:
         raise Invalid(f"images[{place}].data: is not {image.media_type}")
     return queries.Image(image.media_type, image.data)
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 VERSION = 1
-QUESTION_CHARACTERS = 200_000  # as of one that is posted
+QUESTION_CHARACTERS = 200_000
 TITLE_CHARACTERS = 200
 
 Time = Annotated[str, Meta(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\Z")]

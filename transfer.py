@@ -148,36 +148,32 @@ def _add_all(
     tx: sqlite3.Connection, user_id: int, conversations: list[Conversation], read_image: ReadImage
 ) -> list[tuple[bool, int, str]]:
     """For each whether it is new here, how many messages it brought, and why it did not go in."""
-    with queries.importing(tx, user_id):
-        return _add_each(tx, user_id, conversations, read_image)
-
-
-def _add_each(
-    tx: sqlite3.Connection, user_id: int, conversations: list[Conversation], read_image: ReadImage
-) -> list[tuple[bool, int, str]]:
     times = [conversation.created_at for conversation in conversations if conversation.source is None]
     made_here = queries.list_made_at(tx, user_id, times) if times else []
-    outcomes = []
-    for conversation in conversations:
-        try:
-            with queries.savepoint(tx):
-                known = _known(tx, user_id, conversation, made_here)
-                if known and known.deleted_at:
-                    outcome = (False, 0, "")
-                elif known:
-                    outcome = (False, _grow(tx, known.id, conversation, read_image), "")
-                else:
-                    row = _columns(conversation) | {"settings": json.dumps(conversation.settings)}
-                    added = queries.add_imported_conversation(tx, user_id, row)
-                    outcome = (True, _grow(tx, added, conversation, read_image), "")
-                    if conversation.source is None:
-                        made_here.append(_origin(added, conversation))
-        except Unreadable as error:
-            outcome = (False, 0, str(error))
-        except (sqlite3.IntegrityError, RecursionError):
-            outcome = (False, 0, "contradicts itself")
-        outcomes.append(outcome)
-    return outcomes
+    with queries.importing(tx, user_id):
+        return [_add(tx, user_id, conversation, made_here, read_image) for conversation in conversations]
+
+
+def _add(
+    tx: sqlite3.Connection, user_id: int, conversation: Conversation, made_here: list[Origin], read_image: ReadImage
+) -> tuple[bool, int, str]:
+    try:
+        with queries.savepoint(tx):
+            known = _known(tx, user_id, conversation, made_here)
+            if known and known.deleted_at:
+                return False, 0, ""
+            if known:
+                return False, _grow(tx, known.id, conversation, read_image), ""
+            row = _columns(conversation) | {"settings": json.dumps(conversation.settings)}
+            added = queries.add_imported_conversation(tx, user_id, row)
+            messages = _grow(tx, added, conversation, read_image)
+            if conversation.source is None:
+                made_here.append(_origin(added, conversation))
+            return True, messages, ""
+    except Unreadable as error:
+        return False, 0, str(error)
+    except (sqlite3.IntegrityError, RecursionError):
+        return False, 0, "contradicts itself"
 
 
 def _origin(conversation_id: int, conversation: Conversation) -> Origin:
