@@ -160,7 +160,10 @@ def backup(options: dict[str, Any]) -> int:
     else:
         _require_database(settings)
         with db.lock(settings.data_dir):
-            db.copy(settings.database, target)
+            try:
+                db.copy(settings.database, target)
+            except db.Unsound as error:
+                raise Failed(db.explain(settings.database, error)) from None
     print(f"{target}: {target.stat().st_size:,} bytes, checked")
     return 0
 
@@ -209,7 +212,7 @@ def _examine(settings: Config) -> Iterator[tuple[bool, str]]:
         try:
             version = db.examine(settings.database)
         except (sqlite3.Error, DatabaseUnusable) as error:
-            yield False, str(error)
+            yield False, db.explain(settings.database, error)
         else:
             size = settings.database.stat().st_size
             yield (
@@ -218,22 +221,22 @@ def _examine(settings: Config) -> Iterator[tuple[bool, str]]:
             )
     else:
         yield True, "no database yet: it is made at the first start"
-    yield _examine_backup(settings.data_dir / "backups")
+    yield _examine_backup(settings.data_dir)
     yield _examine_space(settings.data_dir)
     for entry in asyncio.run(_ask_providers(settings)):
         said = f"{len(entry['models'])} models" if entry["online"] else entry["error"]
         yield True, f"{entry['name']}: {said}"
 
 
-def _examine_backup(folder: Path) -> tuple[bool, str]:
-    backups = sorted(folder.glob("*.db"), key=lambda file: file.stat().st_mtime)
-    if not backups:
+def _examine_backup(data_dir: Path) -> tuple[bool, str]:
+    backup = db.newest_backup(data_dir)
+    if backup is None:
         return True, "no backup yet: one is made each day"
     try:
-        db.examine(backups[-1])
+        db.examine(backup)
     except (sqlite3.Error, DatabaseUnusable) as error:
-        return False, f"newest backup {backups[-1]} cannot be restored: {error}. Make another: fireside backup FILE"
-    return True, f"newest backup {backups[-1]}, integrity check passed"
+        return False, f"newest backup {backup} cannot be restored: {error}. Make another: fireside backup FILE"
+    return True, f"newest backup {backup}, integrity check passed"
 
 
 def _examine_space(data_dir: Path) -> tuple[bool, str]:

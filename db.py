@@ -30,6 +30,7 @@ log = logging.getLogger("fireside.db")
 
 READERS = 3
 BUSY_MS = 5_000
+PUT_AWAY = "before-restore-"  # how the names of old databases begin
 CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
 
 # One script a released schema, in order: each takes a file of its version to the next, and carries its own
@@ -41,6 +42,10 @@ APPLICATION_ID: Final = 0x46697265  # in the file's header: "Fire", which tells 
 
 class DatabaseUnusable(Exception):
     """The file cannot be served. The message says which file, why, and what to do."""
+
+
+class Unsound(sqlite3.DatabaseError):
+    """`check` or `examine` found damage; the message says what, and not in which file."""
 
 
 def now() -> str:
@@ -282,7 +287,7 @@ def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             version = _version(connection, path, newest)
             if version and path.stat().st_size <= CHECK_AT_START_BYTES:
-                check(connection, path)
+                check(connection)
             _configure(connection, writer=True)
             if version == 0:
                 _refuse_to_forget(path)
@@ -293,15 +298,15 @@ def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
                 for script in migrations[version - 1 :]:
                     connection.executescript(script)
     except sqlite3.DatabaseError as error:
-        raise DatabaseUnusable(_explain(path, error)) from error
+        raise DatabaseUnusable(explain(path, error)) from error
 
 
 def _refuse_to_forget(path: Path) -> None:
     """No new database where one has been: its backups would be rotated away behind an empty one."""
-    backups = sorted((path.parent / "backups").glob("*.db"), key=lambda file: file.stat().st_mtime)
-    if backups:
+    backup = newest_backup(path.parent)
+    if backup:
         raise DatabaseUnusable(
-            f"{path}: is empty, yet there are backups of it. Run: fireside restore {backups[-1]} "
+            f"{path}: is empty, yet there are backups of it. Run: fireside restore {backup} "
             "(or move the folder backups away, to begin anew)"
         )
 
@@ -326,20 +331,30 @@ def _create(connection: sqlite3.Connection) -> None:
     connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\n{pragmas}\nCOMMIT;")
 
 
-def check(connection: sqlite3.Connection, path: Path) -> None:
-    """SQLite's own quick check and the foreign keys. Raises DatabaseUnusable."""
+def check(connection: sqlite3.Connection) -> None:
+    """SQLite's own quick check and the foreign keys. Raises Unsound."""
     found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
-        raise DatabaseUnusable(_explain(path, found))
+        raise Unsound(found)
     orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
     if orphan is not None:
-        raise DatabaseUnusable(_explain(path, f"a row of {orphan[0]} has lost what it belongs to"))
+        raise Unsound(f"a row of {orphan[0]} has lost what it belongs to")
 
 
-def _explain(path: Path, problem: object) -> str:
-    backups = sorted((path.parent / "backups").glob("*.db"), key=lambda file: file.stat().st_mtime)
-    newest = f"The newest backup is {backups[-1]}: fireside restore FILE." if backups else "There is no backup."
-    return f"{path}: cannot be used: {' '.join(str(problem).split())}. The file was left as it is. {newest}"
+def explain(path: Path, error: Exception) -> str:
+    """What is wrong with the database of a data directory, in one line, and what to do."""
+    if isinstance(error, DatabaseUnusable):
+        return str(error)
+    backup = newest_backup(path.parent)
+    newest = f"The newest backup is {backup}: fireside restore FILE." if backup else "There is no backup."
+    return f"{path}: cannot be used: {' '.join(str(error).split())}. The file was left as it is. {newest}"
+
+
+def newest_backup(data_dir: Path) -> Path | None:
+    """What a restore has put away there is no backup: it may be what had to be replaced."""
+    files = [file for file in (data_dir / "backups").glob("*.db") if file.is_file()]
+    backups = [file for file in files if not file.name.startswith(PUT_AWAY)]
+    return max(backups, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def _configure(connection: sqlite3.Connection, writer: bool) -> None:
@@ -364,7 +379,7 @@ def _configure(connection: sqlite3.Connection, writer: bool) -> None:
 def copy(source: Path, target: Path) -> None:
     """A consistent, checked copy of a database that may be in use, private to its owner. Replaces `target` at once or not at all.
 
-    Raises sqlite3.Error or OSError, and leaves nothing behind then.
+    Raises sqlite3.Error (Unsound when `source` is) or OSError, and leaves nothing behind then.
     """
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
@@ -378,7 +393,7 @@ def copy(source: Path, target: Path) -> None:
             reader.execute("PRAGMA query_only = ON")
             reader.backup(writer)
             writer.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
-            check(writer, partial)
+            check(writer)
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
         partial.replace(target)
@@ -400,13 +415,16 @@ def back_up_daily(path: Path, keep: int) -> None:
 
 
 def examine(path: Path) -> int:
-    """The schema version of a file that may be in use, after SQLite's full integrity check. Raises DatabaseUnusable, sqlite3.Error."""
+    """The schema version of a file that may be in use, after SQLite's full integrity check.
+
+    Raises sqlite3.Error (Unsound when it is damaged), or DatabaseUnusable when it is not ours to open.
+    """
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         connection.execute("PRAGMA query_only = ON")
         for row in connection.execute("PRAGMA integrity_check(3)").fetchall():
             if row[0] != "ok":
-                raise DatabaseUnusable(_explain(path, row[0]))
-        check(connection, path)
+                raise Unsound(row[0])
+        check(connection)
         return _version(connection, path)
 
 
@@ -437,7 +455,7 @@ def _put_in_place(path: Path) -> Path | None:
     fresh, kept = _restored(path), None
     if path.exists():
         moment = timestamp(datetime.datetime.fromtimestamp(fresh.stat().st_mtime, datetime.UTC))
-        kept = path.parent / "backups" / f"before-restore-{moment[:19].replace(':', '')}.db"
+        kept = path.parent / "backups" / f"{PUT_AWAY}{moment[:19].replace(':', '')}.db"
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         for ending in ("-wal", "-shm", ""):  # together they are the old database, whatever state it is in
             part = path.with_name(path.name + ending)

@@ -168,9 +168,9 @@ async def _keep_house(config: Config, database: Database, auth: Auth) -> None:
             await database.write(queries.empty_bin)
             await database.write(queries.optimize)
             await asyncio.to_thread(db.back_up_daily, config.database, config.backups)
-        except db.DatabaseUnusable as error:
+        except (db.Unsound, db.DatabaseUnusable) as error:
             database.damaged = True
-            log.critical("%s", error)
+            log.critical("%s", db.explain(config.database, error))
         except (FiresideError, OSError, sqlite3.Error) as error:
             log.error("housekeeping: %s", error)
         await asyncio.sleep(3600)

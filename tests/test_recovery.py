@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -162,9 +163,27 @@ def test_a_copy_that_is_not_sound_is_not_kept(tmp_path: Path) -> None:
     path = made(tmp_path / "fireside.db")
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO login_links VALUES (x'00', 77, '')")
-    with pytest.raises(DatabaseUnusable, match="login_links"):
+    with pytest.raises(db.Unsound, match="login_links"):
         db.copy(path, tmp_path / "copy.db")
     assert [file.name for file in tmp_path.iterdir() if "copy" in file.name] == []
+
+
+def test_what_a_restore_put_away_is_not_the_newest_backup(tmp_path: Path) -> None:
+    path = made(tmp_path / "fireside.db", "ann")
+    db.back_up_daily(path, 7)
+    [backup] = (tmp_path / "backups").iterdir()
+    path.write_bytes(b"nothing")
+    kept = db.restore(backup, path)
+    assert kept is not None and kept.parent == backup.parent
+    os.utime(kept)
+    assert db.newest_backup(tmp_path) == backup
+    assert f"ok  newest backup {backup}, integrity" in doctor(tmp_path)[1]
+    path.write_bytes(b"nothing")
+    with pytest.raises(DatabaseUnusable, match=f"newest backup is {re.escape(str(backup))}: "):
+        db.prepare(path)
+    path.unlink()
+    with pytest.raises(DatabaseUnusable, match=f"fireside restore {re.escape(str(backup))} "):
+        db.prepare(path)
 
 
 # ---- commands
@@ -228,13 +247,14 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
     backup.chmod(0o644)
     status, said = doctor(data)
     assert status == 1
-    assert f"BAD newest backup {backup} cannot be restored" in said
+    assert f"BAD newest backup {backup} cannot be restored: file is not a database. Make another: " in said
     assert f"BAD {backup} can be read by others: chmod 600 {backup}" in said
     path.write_bytes(b"nothing")
     data.chmod(0o755)
     status, said = doctor(data)
     assert f"BAD {data} can be read by others: chmod 700 {data}" in said
-    assert status == 1 and "not a database" in said and "Traceback" not in said
+    assert f"BAD {path}: cannot be used: file is not a database. The file was left as it is. The newest backup" in said
+    assert status == 1 and "Traceback" not in said
 
 
 @posix

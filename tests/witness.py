@@ -181,7 +181,7 @@ def whole(database: Path) -> None:
     """Of a file that nobody has open."""
     connection = sqlite3.connect(database)
     try:
-        db.check(connection, database)
+        db.check(connection)
         assert connection.execute("SELECT count(*) FROM messages WHERE status = 'generating'").fetchone()[0] == 0
     finally:
         connection.close()

@@ -297,7 +297,7 @@ MUTANTS = (
     Mutant("db.py", "if not empty and connection", "if False and connection", (DB,)),
     Mutant(
         "db.py",
-        "            if version and path.stat().st_size <= CHECK_AT_START_BYTES:\n                check(connection, path)\n",
+        "            if version and path.stat().st_size <= CHECK_AT_START_BYTES:\n                check(connection)\n",
         "",
         (DB,),
     ),
@@ -317,7 +317,7 @@ MUTANTS = (
         (DB,),
     ),
     Mutant("db.py", "os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))", "pass", (DB, RECOVERY)),
-    Mutant("db.py", "            check(writer, partial)\n", "", (DB, RECOVERY)),
+    Mutant("db.py", "            check(writer)\n", "", (DB, RECOVERY)),
     Mutant(
         "db.py",
         '                copy(path, path.parent / "backups" / f"before-schema',
