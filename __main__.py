@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from .call import State
     from .server import Server
 
-PORTS_TRIED = 20  # after the one that is configured, when that is taken
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed with one line that says why, 2 a wrong setting or argument."""
@@ -105,12 +103,15 @@ def serve(options: dict[str, Any]) -> int:
     settings = config.load(options)
     if settings.lan and is_loopback(settings.host):
         settings = replace(settings, host="0.0.0.0")
+    from .commands import find_service, ports
+
     try:
         with db.lock(settings.data_dir):
-            return _serve(settings, exact=bool(options.get("port") or os.environ.get("FIRESIDE_PORT")))
+            return _serve(settings, ports(settings, options))
+    except OSError as error:  # a full disk, or a file in the way
+        print(f"fireside: {error.filename or settings.data_dir}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except db.DatabaseUnusable:
-        from .commands import find_service
-
         running = find_service(settings)
         if running is None:
             raise
@@ -119,22 +120,21 @@ def serve(options: dict[str, Any]) -> int:
         return 0
 
 
-def _serve(settings: Config, exact: bool) -> int:
-    from .commands import announced
+def _serve(settings: Config, ports: list[int]) -> int:
+    from .commands import address, announced, remember
     from .server import Server, create_app
     from .service import warnings
 
-    with _listen(settings, exact) as listener:
+    with _listen(settings, ports) as listener:
         _log_to_file(settings.data_dir)
         app = create_app(settings)
-        server, url = Server(app, settings), address(listener, settings)
-        with announced(
-            settings, address(listener, settings, local=True), lambda: app.state.fireside.secret
-        ) as announce:
+        local = address(*listener.getsockname()[:2])
+        server, url = Server(app, settings), settings.public_url or local
+        with announced(settings, local, lambda: app.state.fireside.secret) as announce:
 
             def started() -> None:
                 announce()
-                _remember(settings, listener)
+                remember(settings, listener.getsockname()[1])
                 for warning in warnings(settings.data_dir):
                     print(f"Warning: {warning}", file=sys.stderr)
                 _say(settings, url, app.state.fireside)
@@ -147,7 +147,7 @@ def _serve(settings: Config, exact: bool) -> int:
                 failure = app.state.failure
                 if failure is None:
                     return int(stop.code or 1)
-                if isinstance(failure, db.DatabaseUnusable):
+                if isinstance(failure, (db.DatabaseUnusable, OSError)):
                     raise failure from None
                 print(
                     f"fireside: could not start: {failure}. {settings.data_dir / 'fireside.log'} says more.",
@@ -168,12 +168,9 @@ def _stop_quietly(server: "Server") -> None:
             signal.signal(getattr(signal, name), handle)
 
 
-def _listen(settings: Config, exact: bool) -> socket.socket:
-    """A listening socket: on the configured port or, unless it was asked for by name, on the next that is free."""
+def _listen(settings: Config, ports: list[int]) -> socket.socket:
+    """A listening socket, on the first of the ports that is free."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    ports = [settings.port]
-    if not exact and settings.port:
-        ports = _remembered(settings) + list(range(settings.port, min(settings.port + PORTS_TRIED, 65536)))
     failure: OSError | None = None
     for port in ports:
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio looks: else Nagle's 40 ms
@@ -191,16 +188,6 @@ def _listen(settings: Config, exact: bool) -> socket.socket:
             return listener
     assert failure is not None
     raise ConfigError(f"--host {settings.host} --port {settings.port}: cannot be listened on: {failure.strerror}")
-
-
-def address(listener: socket.socket, settings: Config, local: bool = False) -> str:
-    """The URL to open; `local`: the one by which this computer itself reaches the service, whatever is in front of it."""
-    host, port = listener.getsockname()[:2]
-    if settings.public_url and not local:
-        return settings.public_url
-    if host in ("0.0.0.0", "::"):
-        host = "127.0.0.1"
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _say(settings: Config, url: str, state: "State") -> None:
@@ -248,24 +235,6 @@ def _lan_address() -> str:
 def _open(settings: Config, link: str) -> None:
     if settings.open and sys.stdout.isatty():
         threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
-
-
-def _remember(settings: Config, listener: socket.socket) -> None:
-    """The port that was free instead of the usual one is tried first the next time: bookmarks and cookies know it."""
-    port = listener.getsockname()[1]
-    file = settings.data_dir / "port"
-    if settings.port and port != settings.port:
-        file.write_text(str(port), "utf-8")
-    else:
-        file.unlink(missing_ok=True)
-
-
-def _remembered(settings: Config) -> list[int]:
-    try:
-        port = int((settings.data_dir / "port").read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
-    return [port] if settings.port < port < settings.port + PORTS_TRIED else []
 
 
 def _log_to_file(data_dir: Path) -> None:

@@ -24,6 +24,8 @@ from .providers import Providers
 T = TypeVar("T")
 
 SERVICE_FILE = "service.json"
+PORT_FILE = "port"
+PORTS_TRIED = 20  # from the one that is configured on, when that is taken
 SPACE = 200_000_000  # free bytes, below which doctor says so
 
 
@@ -90,6 +92,35 @@ def announced(settings: Config, url: str, secret: Callable[[], str]) -> Iterator
         file.unlink(missing_ok=True)
 
 
+def ports(settings: Config, options: dict[str, Any]) -> list[int]:
+    """Where to listen: the first that is free. More than one only if none was asked for by flag or variable. 0: any."""
+    if options.get("port") or os.environ.get("FIRESIDE_PORT") or settings.port == 0:
+        return [settings.port]
+    usual = range(settings.port, min(settings.port + PORTS_TRIED, 65536))
+    with contextlib.suppress(OSError, ValueError):
+        port = int((settings.data_dir / PORT_FILE).read_text("utf-8"))
+        if port in usual:
+            return [port, *usual]
+    return [*usual]
+
+
+def remember(settings: Config, port: int) -> None:
+    """A port that was free instead of the usual one is tried first the next time: bookmarks and cookies know it."""
+    file = settings.data_dir / PORT_FILE
+    with contextlib.suppress(OSError):
+        if settings.port and port != settings.port:
+            file.write_text(str(port), "utf-8")
+        else:
+            file.unlink(missing_ok=True)
+
+
+def address(host: str, port: int) -> str:
+    """The URL by which this computer itself reaches a service that listens there."""
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def _require_database(settings: Config) -> None:
     if not settings.database.exists():
         raise Failed(
@@ -121,9 +152,11 @@ def login_link(options: dict[str, Any]) -> int:
     if running:
         url, token = running.url, running.post("link", {"username": options["user"]})["token"]
     else:
-        url = settings.public_url or f"http://127.0.0.1:{settings.port}"
+        port = ports(settings, options)[0]
+        url = settings.public_url or (address(settings.host.strip("[]"), port) if port else "")
         token = _with_database(settings, lambda database: Auth(settings, database).login_link(options["user"]))
-        print("Start Fireside within ten minutes, then open this link:", file=sys.stderr)
+        then = "open this link:" if url else "open the address that it prints, with this added:"
+        print(f"Start Fireside within ten minutes, then {then}", file=sys.stderr)
     print(f"{url}/#login={token}")
     return 0
 

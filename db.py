@@ -12,6 +12,7 @@ import datetime
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -30,6 +31,7 @@ log = logging.getLogger("fireside.db")
 
 READERS = 3
 BUSY_MS = 5_000
+ROOM = 1_000_000  # free bytes, below which SQLite may not come to open a file: it says that the disk has an error
 PUT_AWAY = "before-restore-"  # how the names of old databases begin
 CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
 
@@ -189,7 +191,7 @@ def _unsynced(connection: sqlite3.Connection, *transaction: Any) -> Any:
         connection.execute("PRAGMA synchronous = FULL")
 
 
-def _name(error: sqlite3.Error) -> str:
+def _name(error: Exception) -> str:
     """The primary result code, such as SQLITE_IOERR for SQLITE_IOERR_WRITE."""
     return "_".join(str(getattr(error, "sqlite_errorname", "")).split("_")[:2])
 
@@ -345,6 +347,9 @@ def explain(path: Path, error: Exception) -> str:
     """What is wrong with the database of a data directory, in one line, and what to do."""
     if isinstance(error, DatabaseUnusable):
         return str(error)
+    unsure = _name(error) in ("SQLITE_IOERR", "SQLITE_CANTOPEN")
+    if _name(error) == "SQLITE_FULL" or (unsure and shutil.disk_usage(path.parent).free < ROOM):
+        return f"{path}: the disk is full. Make room and start again."
     backup = newest_backup(path.parent)
     newest = f"The newest backup is {backup}: fireside restore FILE." if backup else "There is no backup."
     return f"{path}: cannot be used: {' '.join(str(error).split())}. The file was left as it is. {newest}"

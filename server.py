@@ -206,7 +206,11 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[Any] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self.on_started()
+            try:
+                self.on_started()
+            except BaseException:
+                await self.shutdown(sockets)
+                raise
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         state: State | None = getattr(self.app.state, "fireside", None)

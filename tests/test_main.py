@@ -258,6 +258,22 @@ def test_the_next_port_is_taken_when_the_usual_one_is_not_free_and_remembered(tm
             assert service.port == found, "bookmarks and cookies know it"
 
 
+def test_a_login_link_names_the_address_that_the_next_start_will_have(tmp_path: Path) -> None:
+    def link(*arguments: str) -> str:
+        done = run(*arguments, "login-link", "--data-dir", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        return done.stdout.partition("#login=")[0]
+
+    with taken() as port:
+        (tmp_path / "config.toml").write_text(f"port = {port}", "utf-8")
+        with serving(tmp_path, "--no-open") as service, service.first():
+            pass
+        assert link() == f"{service.url}/"
+    assert link("--port", "0") == "/", "which nobody knows before"
+    (tmp_path / "config.toml").write_text("port = 8123\nhost = '[::1]'", "utf-8")
+    assert link() == "http://[::1]:8123/"
+
+
 @contextlib.contextmanager
 def taken_port_if_free(port: int, unless: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
@@ -388,10 +404,45 @@ def test_a_full_disk_is_printed_once_however_often_it_is_met(tmp_path: Path) -> 
     assert err.count("SQLITE_") == err.count("\n") == 1, err
 
 
+FULL_DISK = """
+import contextlib, pathlib, subprocess, sys
+from fireside import db
+place = pathlib.Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], check=True)
+with db.lock(place / "used"):
+    db.prepare(place / "used" / "fireside.db")
+    db.back_up_daily(place / "used" / "fireside.db", 7)
+    db.prepare(place / "used" / "fireside.db")  # what the backup's reader left beside it goes
+with contextlib.suppress(OSError), (place / "all that there is room for").open("wb", 0) as file:
+    while True:
+        file.write(bytes(4096))
+for name in ("used", "new"):
+    command = [sys.executable, "-m", "fireside", "--data-dir", place / name, "--port", "0"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    print(done.returncode, done.stdout + done.stderr, end="")
+"""
+
+
+def test_a_start_on_a_full_disk_says_so_and_not_that_a_backup_is_needed(tmp_path: Path) -> None:
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    try:
+        subprocess.run([*apart, "mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("nothing can be mounted here, even apart")
+    command = [*apart, sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE * 2)
+    assert done.stdout.splitlines() == [
+        f"1 fireside: {tmp_path}/used/fireside.db: the disk is full. Make room and start again.",
+        f"1 fireside: {tmp_path}/new: No space left on device",
+    ], done.stderr
+
+
 DAMAGES = {
     "the database is damaged": ("fireside.db", b"no database " * 1000, "fireside.db: cannot be used"),
     "the database is another program's": ("fireside.db", None, "not one of Fireside's"),
     "a file is in the way": ("bootstrap-token/x", b"", "bootstrap-token"),
+    "the log is not a file": ("fireside.log/x", b"", "fireside.log: "),
+    "the commands cannot be told": ("service.json/x", b"", "service.json: "),
 }
 
 
@@ -412,4 +463,12 @@ def test_a_start_that_fails_half_way_ends_and_says_why(tmp_path: Path, damage: s
     assert done.returncode == 1 and done.stdout == ""
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("fireside: ") and said in lines[0], done.stderr
-    assert not (tmp_path / "service.json").exists()
+    assert not (tmp_path / "service.json").is_file() and not (tmp_path / "fireside.db-wal").exists()
+
+
+def test_a_port_that_cannot_be_remembered_is_used(tmp_path: Path) -> None:
+    (tmp_path / "port" / "x").mkdir(parents=True)
+    with taken() as port:
+        (tmp_path / "config.toml").write_text(f"port = {port}", "utf-8")
+        with serving(tmp_path, "--no-open") as service:
+            assert service.port > port
