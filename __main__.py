@@ -15,6 +15,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ from .guard import is_loopback
 if TYPE_CHECKING:
     from .call import State
     from .server import Server
+
+WORKERS = "fireside-worker"
+WORKERS_SECONDS = 0.2  # that the idle ones may take to end
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +111,9 @@ def serve(options: dict[str, Any]) -> int:
 
     try:
         with db.lock(settings.data_dir):
-            return _serve(settings, ports(settings, options))
+            code = _serve(settings, ports(settings, options))
+            _leave_behind_workers(code)
+            return code
     except OSError as error:  # a full disk, or a file in the way
         print(f"fireside: {error.filename or settings.data_dir}: {error.strerror or error}", file=sys.stderr)
         return 1
@@ -142,7 +148,7 @@ def _serve(settings: Config, ports: list[int]) -> int:
             server.on_started = started
             _stop_quietly(server)
             try:
-                asyncio.run(server.serve(sockets=[listener]))
+                asyncio.run(_run(server, listener))
             except SystemExit as stop:  # uvicorn's word for a start that failed
                 failure = app.state.failure
                 if failure is None:
@@ -154,6 +160,35 @@ def _serve(settings: Config, ports: list[int]) -> int:
                     file=sys.stderr,
                 )
             return 0 if server.started else 1
+
+
+async def _run(server: "Server", listener: socket.socket) -> None:
+    asyncio.get_running_loop().set_default_executor(_Workers(thread_name_prefix=WORKERS))
+    await server.serve(sockets=[listener])
+
+
+class _Workers(ThreadPoolExecutor):
+    """The threads of asyncio.to_thread, which the end of the event loop does not wait for."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+def _leave_behind_workers(code: int) -> None:
+    """Ends the process here, if a thread still works: Python would wait for it, and a large text or a drive that hangs takes long.
+
+    Nothing is lost by that: whatever is written for good has been, when the database is closed.
+    """
+    workers = [thread for thread in threading.enumerate() if thread.name.startswith(WORKERS)]
+    end = time.monotonic() + WORKERS_SECONDS
+    for thread in workers:
+        thread.join(max(0.0, end - time.monotonic()))
+    if any(thread.is_alive() for thread in workers):
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 def _stop_quietly(server: "Server") -> None:

@@ -412,6 +412,8 @@ def back_up_daily(path: Path, keep: int) -> None:
     if keep == 0:
         return
     folder = path.parent / "backups"
+    for left in folder.glob("daily-*.partial*"):  # by a process that ended in the middle of it
+        left.unlink()
     today = folder / f"daily-{now()[:10]}.db"
     if not today.exists():
         copy(path, today)

@@ -18,6 +18,7 @@ from typing import Any
 import fireside
 import httpx
 import pytest
+from fireside import db
 
 from .live import BOOTSTRAP_TOKEN, PASSWORD, PATIENCE, parse_event
 from .upstream import Gate, Upstream, pause
@@ -389,6 +390,32 @@ def test_an_upload_that_is_not_done_when_it_ends_is_told_why(tmp_path: Path) -> 
             answer = b"".join(iter(lambda: uploading.recv(65536), b""))
     assert (code, err) == (0, "") and seconds < 5
     assert answer.startswith(b"HTTP/1.1 503 ") and b"Fireside is stopping" in answer
+
+
+def seconds_worked(pid: int) -> float:
+    """Of all processors, by a process and its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at another process in /proc")
+def test_a_thread_that_works_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with serving(data) as service, service.first() as ann:
+        before = seconds_worked(service.process.pid)
+        body = {"text": "- a\n" * 500_000}  # a machine of 2025 renders it in 20 s
+        rendering = threading.Thread(target=lambda: refused.append(ann.post("/render", json=body).status_code))
+        refused: list[int] = []
+        rendering.start()
+        while seconds_worked(service.process.pid) < before + 1:
+            time.sleep(0.01)
+        code, _, err, seconds = service.stop()
+        rendering.join()
+    assert (code, err) == (0, "") and seconds < 5
+    assert refused == [503]
+    assert not (data / "service.json").exists() and not (data / "fireside.db-wal").exists()
+    with db.lock(data):
+        pass
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")

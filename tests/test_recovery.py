@@ -127,6 +127,8 @@ def test_the_newest_daily_backups_stay(tmp_path: Path) -> None:
     for day in range(1, 6):
         (folder / f"daily-2020-01-0{day}.db").write_bytes(b"")
     (folder / "before-schema-2-2020.db").write_bytes(b"")
+    for ending in ("", "-journal"):
+        (folder / f"daily-2020-01-05.db.partial{ending}").write_bytes(b"of a process that was killed")
     db.back_up_daily(path, 3)
     today = f"daily-{db.now()[:10]}.db"
     assert {file.name for file in folder.iterdir()} == {
