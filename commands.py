@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+import stat
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -283,9 +284,13 @@ def _examine_space(data_dir: Path) -> tuple[bool, str]:
 def _examine_modes(data_dir: Path) -> Iterator[tuple[bool, str]]:
     if os.name != "posix" or not data_dir.exists():
         return
-    for file in data_dir.rglob("*"):  # service.warnings has looked at the directory itself
-        if file.stat().st_mode & 0o077:
-            yield False, f"{file} can be read by others: chmod {'700' if file.is_dir() else '600'} {file}"
+    # service.warnings has looked at the directory itself. While Fireside runs, files and folders come and go.
+    for folder, below, names in os.walk(data_dir):
+        for file in (Path(folder, name) for name in (*below, *names)):
+            with contextlib.suppress(FileNotFoundError):
+                mode = file.lstat().st_mode
+                if mode & 0o077 and not stat.S_ISLNK(mode):
+                    yield False, f"{file} can be read by others: chmod {'700' if stat.S_ISDIR(mode) else '600'} {file}"
 
 
 async def _ask_providers(settings: Config) -> list[dict[str, Any]]:

@@ -245,6 +245,9 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
         db.back_up_daily(path, 7)
     assert doctor(data)[0] == 0, doctor(data)[1]
     [backup] = (data / "backups").iterdir()
+    for place in (data, data / "backups"):
+        (place / "gone.db").symlink_to(tmp_path / "nowhere")
+    assert doctor(data)[0] == 0, doctor(data)[1]
     backup.write_bytes(b"nothing")
     backup.chmod(0o644)
     status, said = doctor(data)
