@@ -19,7 +19,8 @@ from . import __version__, accounts, config, db, lmstudio, service, transfer
 from .auth import Auth
 from .config import Config
 from .db import Database, DatabaseUnusable
-from .errors import FiresideError, Invalid
+from .errors import FiresideError
+from .gguf import Skipped
 from .providers import Providers
 
 T = TypeVar("T")
@@ -230,18 +231,8 @@ def _examine(settings: Config) -> Iterator[tuple[bool, str]]:
     for warning in service.warnings(settings.data_dir):
         yield False, warning
     yield from _examine_modes(settings.data_dir)
-    fixed = sqlite3.sqlite_version_info >= (3, 51, 3)
-    yield (
-        True,
-        (
-            f"SQLite {sqlite3.sqlite_version}"
-            + (
-                ""
-                if fixed
-                else ": has the WAL-reset bug, which Fireside's single writer cannot meet; open the file with no other program"
-            )
-        ),
-    )
+    bug = ": has the WAL-reset bug, which Fireside's single writer cannot meet; open the file with no other program"
+    yield True, f"SQLite {sqlite3.sqlite_version}" + (bug if sqlite3.sqlite_version_info < (3, 51, 3) else "")
     if settings.database.exists():
         try:
             version = db.examine(settings.database)
@@ -249,17 +240,17 @@ def _examine(settings: Config) -> Iterator[tuple[bool, str]]:
             yield False, db.explain(settings.database, error)
         else:
             size = settings.database.stat().st_size
-            yield (
-                version <= db.VERSION,
-                f"database {size:,} bytes, schema {version} of {db.VERSION}, integrity check passed",
-            )
+            yield True, f"database {size:,} bytes, schema {version} of {db.VERSION}, integrity check passed"
     else:
         yield True, "no database yet: it is made at the first start"
     yield _examine_backup(settings.data_dir)
     yield _examine_space(settings.data_dir)
-    for entry in asyncio.run(_ask_providers(settings)):
+    entries, skipped = asyncio.run(_ask_providers(settings))
+    for entry in entries:
         said = f"{len(entry['models'])} models" if entry["online"] else entry["error"]
         yield True, f"{entry['name']}: {said}"
+    for skip in skipped:
+        yield True, f"{skip.path} is not offered: {skip.reason}"
 
 
 def _examine_backup(data_dir: Path) -> tuple[bool, str]:
@@ -293,12 +284,15 @@ def _examine_modes(data_dir: Path) -> Iterator[tuple[bool, str]]:
                     yield False, f"{file} can be read by others: chmod {'700' if stat.S_ISDIR(mode) else '600'} {file}"
 
 
-async def _ask_providers(settings: Config) -> list[dict[str, Any]]:
+async def _ask_providers(settings: Config) -> tuple[list[dict[str, Any]], list[Skipped]]:
+    """What they answer, and what the embedded engine finds and cannot offer."""
     from .engine import Engine
 
-    providers = Providers(settings, Engine(settings))
+    engine = Engine(settings)
+    providers = Providers(settings, engine)
+    embedded = any(provider.kind == "embedded" for provider in settings.providers)
     try:
-        return await providers.catalog()
+        return await providers.catalog(), await engine.skipped() if embedded else []
     finally:
         await providers.aclose()
 
@@ -391,4 +385,4 @@ def manage_service(options: dict[str, Any]) -> int:
     return 0
 
 
-ERRORS = (Failed, FiresideError, Invalid, DatabaseUnusable, OSError, sqlite3.Error, httpx.HTTPError)
+ERRORS = (Failed, FiresideError, DatabaseUnusable, OSError, sqlite3.Error, httpx.HTTPError)

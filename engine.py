@@ -113,12 +113,13 @@ class Engine:
     async def _find(self, model_id: str) -> ModelFile:
         if self._child and self._child.alive and model_id in self._child.model.names:
             return self._child.model
-        models = await self.models()
+        models, skipped = await self._scanned()
         exact = (model for model in models if model.id == model_id)
         former = (model for model in models if model_id in model.names)
         model = next(exact, None) or next(former, None)
         if model is None:
-            raise ProviderFailed("MODEL_NOT_FOUND", "The embedded engine has no such model.")
+            reasons = (skip.reason for skip in skipped if skip.is_called(model_id))
+            raise ProviderFailed("MODEL_NOT_FOUND", next(reasons, "The embedded engine has no such model."))
         return model
 
     async def _acquire(self, model_id: str, context_length: int | None) -> tuple["_Child", Endpoint]:

@@ -84,6 +84,12 @@ class Skipped:
     path: Path
     reason: str
 
+    def is_called(self, name: str) -> bool:
+        """Whether it would go by this name, were it offered; also with its folder in front, as LM Studio names models."""
+        stem = self.path.stem if self.path.suffix.lower() == ".gguf" else self.path.name
+        called = (stem, _QUANTIZATION.sub("", stem), f"{self.path.parent.name}-{stem}")
+        return _slug(name) in map(_slug, called)
+
 
 @dataclass(frozen=True)
 class Header:

@@ -259,6 +259,23 @@ async def test_unknown_model_is_not_found(engine: Engine) -> None:
     assert failed.value.code == "MODEL_NOT_FOUND"
 
 
+async def test_model_that_cannot_be_offered_is_not_found_for_its_reason(engine: Engine, folder: Path) -> None:
+    mlx = folder / "mlx-community" / "Llama-3.2-1B-4bit"
+    mlx.mkdir(parents=True)
+    (mlx / "config.json").write_text("{}")
+    (mlx / "model.safetensors").write_bytes(b"")
+    (folder / "Noise-Q4_K_M.gguf").write_bytes(b"noise")
+    for name, reason in (
+        ("mlx-community/llama-3.2-1b-4bit", gguf.MLX),
+        ("llama-3.2-1b-4bit", gguf.MLX),
+        ("noise", gguf.NOT_GGUF),
+        ("noise-q4_k_m", gguf.NOT_GGUF),
+    ):
+        with pytest.raises(ProviderFailed) as failed:
+            await engine.load(name)
+        assert (failed.value.code, failed.value.message) == ("MODEL_NOT_FOUND", reason)
+
+
 async def test_model_that_cannot_be_loaded_is_one_clear_error_and_the_next_try_starts_anew(
     engine: Engine, folder: Path
 ) -> None:

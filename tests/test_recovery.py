@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from fireside import commands, config, db, handlers, server
+from fireside import commands, config, db, gguf, handlers, server
 from fireside.db import DatabaseUnusable
 
 from .browser import NO_ENGINE, Fireside
@@ -86,8 +86,8 @@ def broken(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [lambda path: path.write_bytes(b"no database at all"), fake_database, broken, lambda path: None],
-    ids=["text", "somebody else's", "damaged", "not there"],
+    [lambda path: path.write_bytes(b"no database at all"), Path.touch, fake_database, broken, lambda path: None],
+    ids=["text", "empty", "somebody else's", "damaged", "not there"],
 )
 def test_what_cannot_be_restored_changes_nothing(tmp_path: Path, spoil: Callable[[Path], Any]) -> None:
     backup, path = tmp_path / "backup.db", made(tmp_path / "data" / "fireside.db", "new")
@@ -270,6 +270,21 @@ def test_doctor_reads_what_a_killed_service_left(tmp_path: Path, upstream: Upstr
         fireside.kill()
         status, said = doctor(tmp_path)
     assert status == 0 and "integrity check passed" in said, said
+
+
+def test_doctor_says_why_a_model_is_not_offered(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "mlx-community" / "Llama-3.2-1B-4bit"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}", "utf-8")
+    (model / "model.safetensors").write_bytes(b"")
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "config.toml").write_text(
+        f"models_dir = '{tmp_path / 'models'}'\n[[providers]]\nid = 'embedded'\nkind = 'embedded'\n", "utf-8"
+    )
+    (data / "config.toml").chmod(0o600)
+    status, said = doctor(data)
+    assert status == 0 and f"ok  {model} is not offered: {gguf.MLX}\n" in said
 
 
 def test_what_is_written_is_its_owner_s_alone(tmp_path: Path) -> None:
