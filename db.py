@@ -18,7 +18,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 import aiosqlite
 
@@ -26,6 +26,7 @@ from .errors import StorageUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Function: TypeAlias = Callable[Concatenate[sqlite3.Connection, P], T]
 
 log = logging.getLogger("fireside.db")
 
@@ -76,22 +77,18 @@ class Database:
         self._waiting = dict.fromkeys(readers, 0)
         self._here = here
 
-    async def write(
-        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
-    ) -> T:
+    async def write(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """Run `function(connection, *args)` as one transaction: all of it is on disk when this returns, or nothing is.
 
         A caller that is cancelled meanwhile does not stop it. Raises StorageUnavailable when the disk says no.
         """
         return await self._run(self._writer, _transaction, "BEGIN IMMEDIATE", function, *args, **kw)
 
-    async def write_unsynced(
-        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs
-    ) -> T:
+    async def write_unsynced(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """`write`, for what nobody has been promised: a power cut may undo it until the next `write`, a crash does not."""
         return await self._run(self._writer, _unsynced, "BEGIN IMMEDIATE", function, *args, **kw)
 
-    async def read(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs) -> T:
+    async def read(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """Run `function(connection, *args)` on one snapshot, with writing refused."""
         reader = min(self._waiting, key=lambda reader: self._waiting[reader])
         self._waiting[reader] += 1
@@ -100,7 +97,7 @@ class Database:
         finally:
             self._waiting[reader] -= 1
 
-    def read_here(self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kw: P.kwargs) -> T:
+    def read_here(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """`read` on the event loop's own thread, for a row or two by their keys: a fifth of what the way to another thread takes."""
         with self._failing():
             result: T = _transaction(self._here, "BEGIN", function, args, kw)
@@ -111,7 +108,7 @@ class Database:
         connection: aiosqlite.Connection,
         transaction: Callable[..., T],
         begin: str,
-        function: Callable[Concatenate[sqlite3.Connection, P], T],
+        function: Function[P, T],
         *args: P.args,
         **kw: P.kwargs,
     ) -> T:
@@ -444,10 +441,8 @@ def restore(source: Path, path: Path) -> Path | None:
         version = examine(source)
     except sqlite3.Error as error:
         raise DatabaseUnusable(f"{source}: cannot be restored: {error}") from None
-    if not 1 <= version <= VERSION:
-        raise DatabaseUnusable(
-            f"{source}: cannot be restored: its schema is {version}, and this Fireside knows 1 to {VERSION}"
-        )
+    if version == 0:
+        raise DatabaseUnusable(f"{source}: cannot be restored: it is empty")
     copy(source, _restored(path))
     return _put_in_place(path)
 

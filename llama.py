@@ -107,8 +107,7 @@ def _at_end_of_input(then: Callable[[], object]) -> None:
 
 
 if __name__ == "__main__":
+    # Fireside decides when its child ends, also where all of a group are told to.
     for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(
-            stop, signal.SIG_IGN
-        )  # Fireside decides when its child ends, also where all of a group are told to
+        signal.signal(stop, signal.SIG_IGN)
     keep() if sys.argv[1] == "keep" else serve()

@@ -6,9 +6,8 @@ import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-Place = tuple[
-    asyncio.Event, Callable[[int], None]
-]  # set when it is their turn; told their number, whenever that changes
+# set when it is their turn; told their number, whenever that changes
+Place = tuple[asyncio.Event, Callable[[int], None]]
 
 
 class Slots:
