@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -141,14 +142,37 @@ def warnings(data_dir: Path) -> Iterator[str]:
         yield f"{data_dir} can be read by others: chmod 700 {data_dir}"
     if any(name in part.lower() for part in data_dir.parts for name in _SYNCED):
         yield f"{data_dir} looks like a synced folder: a sync program can damage the database. Choose another --data-dir."
-    if sys.platform == "win32" and str(data_dir).startswith("\\\\"):
+    if _is_remote(data_dir.resolve()):
         yield f"{data_dir} is on a network drive: SQLite is not safe there. Choose another --data-dir."
-    try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
-    except OSError:
-        return
-    under = [
-        (place, kind) for place, kind in mounts if Path(place.replace("\\040", " ")) in (data_dir, *data_dir.parents)
-    ]
-    if under and max(under, key=lambda mount: len(mount[0]))[1] in _NETWORK:
-        yield f"{data_dir} is on a network file system: SQLite is not safe there. Choose another --data-dir."
+
+
+if sys.platform == "win32":
+
+    def _is_remote(folder: Path) -> bool:
+        import ctypes
+
+        remote = 4  # DRIVE_REMOTE
+        return folder.drive.startswith("\\\\") or ctypes.windll.kernel32.GetDriveTypeW(folder.anchor) == remote
+else:
+
+    def _is_remote(folder: Path) -> bool:
+        try:
+            if sys.platform == "darwin":
+                said = subprocess.run(["/sbin/mount"], capture_output=True, text=True, timeout=5).stdout
+            else:
+                said = Path("/proc/mounts").read_text("utf-8", "surrogateescape")
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        return is_mounted_from_afar(sys.platform, said, folder)
+
+
+def is_mounted_from_afar(platform: str, mounts: str, folder: Path) -> bool:
+    """Whether a folder is on a disk of another computer. `mounts`: what /proc/mounts says or, on macOS (`darwin`), `mount`."""
+    line = re.compile(r"^.+? on (/.*) \((\w+)" if platform == "darwin" else r"^\S+ (\S+) (\S+) ", re.MULTILINE)
+    kinds = {Path(_unescaped(place)): kind for place, kind in line.findall(mounts)}
+    return next((kinds[place] for place in (folder, *folder.parents) if place in kinds), "") in _NETWORK
+
+
+def _unescaped(place: str) -> str:
+    """/proc/mounts writes a space, a tab, a line's end and a backslash in octal."""
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place)

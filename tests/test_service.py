@@ -72,5 +72,31 @@ def test_a_synced_folder_is_warned_of(folder: str) -> None:
     assert any("synced" in warning for warning in service.warnings(Path("/home/me") / folder))
 
 
+MOUNTS = {
+    "linux": """\
+/dev/sda1 / ext4 rw,relatime 0 0
+//nas/chats /mnt/my\\040chats cifs rw,vers=3.1.1 0 0
+tmpfs /mnt/my\\040chats/fast tmpfs rw 0 0
+nas:/home /home/me nfs4 rw 0 0
+""",
+    "darwin": """\
+/dev/disk3s1s1 on / (apfs, sealed, local, read-only, journaled)
+map auto_home on /System/Volumes/Data/home (autofs, automounted, nobrowse)
+//me@nas._smb._tcp.local/on%20the%20go on /mnt/my chats (smbfs, nodev, nosuid, mounted by me)
+/dev/disk4s1 on /mnt/my chats/fast (apfs, local)
+nas:/home on /home/me (nfs)
+""",
+}
+
+
+@pytest.mark.parametrize("platform", MOUNTS)
+def test_a_disk_of_another_computer_is_known_by_what_is_mounted(platform: str) -> None:
+    def afar(folder: str) -> bool:
+        return service.is_mounted_from_afar(platform, MOUNTS[platform], Path(folder))
+
+    assert afar("/mnt/my chats") and afar("/mnt/my chats/fireside") and afar("/home/me/.local/share/fireside")
+    assert not afar("/mnt/my chats/fast/fireside") and not afar("/mnt/my") and not afar("/home/meme")
+
+
 def test_an_ordinary_folder_is_not_warned_of(tmp_path: Path) -> None:
     assert list(service.warnings(tmp_path)) == []
