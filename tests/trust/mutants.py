@@ -333,6 +333,7 @@ MUTANTS = (
     Mutant("db.py", 'for ending in ("-wal", "-shm", ""):', 'for ending in ("",):', (RECOVERY,)),
     Mutant("db.py", "    if _restored(path).exists():\n        _put_in_place(path)\n", "", (RECOVERY,)),
     Mutant("db.py", "[:-keep]:\n        old.unlink()", "[:0]:\n        old.unlink()", (RECOVERY,)),
+    Mutant("db.py", "if not file.name.startswith(PUT_AWAY)", "if True", (RECOVERY,)),
     Mutant("db.py", 'str(error).startswith("Could not decode to UTF-8")', "False", (RECOVERY,)),
     Mutant(
         "commands.py", "        if not db.is_locked(settings.data_dir):\n            return None\n", "", (RECOVERY,)
