@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import logging
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -420,7 +421,14 @@ async def control_password(call: Call) -> Any:
 
 
 async def control_backup(call: Call) -> Any:
-    await asyncio.to_thread(db.copy, call.state.config.database, Path(call.body.file))
+    body: bodies.BackupTarget = call.body
+    database = call.state.config.database
+    try:
+        await asyncio.to_thread(db.copy, database, Path(body.file))
+    except db.Unsound as error:
+        raise StorageUnavailable(db.explain(database, error)) from None
+    except (OSError, sqlite3.Error) as error:
+        raise StorageUnavailable(f"{body.file}: {getattr(error, 'strerror', None) or error}") from None
     return {"message": "Backup written"}
 
 

@@ -499,3 +499,11 @@ def test_a_port_that_cannot_be_remembered_is_used(tmp_path: Path) -> None:
         (tmp_path / "config.toml").write_text(f"port = {port}", "utf-8")
         with serving(tmp_path, "--no-open") as service:
             assert service.port > port
+
+
+def test_a_backup_that_cannot_be_written_says_where_and_why_also_while_serving(tmp_path: Path) -> None:
+    (tmp_path / "a folder").mkdir()
+    with serving(tmp_path / "data") as service, service.first():
+        done = run("backup", str(tmp_path / "a folder"), "--data-dir", str(tmp_path / "data"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"fireside: {tmp_path / 'a folder'}: Is a directory\n"
