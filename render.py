@@ -91,7 +91,8 @@ LANGUAGES = _names(
 def blocks(markdown: str) -> list[Block]:
     """The top-level blocks, in order. While an answer streams, what is closed is kept and only the rest is asked again:
 
-    with `n = closed(text)`, the blocks of `text` are its closed ones, then `blocks(text[n:])` with n added to `end`.
+    with `n` the end of the last closed one, the blocks of `text` are its closed ones, then `blocks(text[n:])` with n added
+    to `end`.
     """
     groups, bounds, fixed = _parse(markdown)
     return [
@@ -100,13 +101,9 @@ def blocks(markdown: str) -> list[Block]:
     ]
 
 
-def closed(markdown: str) -> int:
-    """How much of the text consists of closed blocks, in UTF-16 code units. Costs a fraction of `blocks`."""
-    return _parse(markdown)[2]
-
-
 def _parse(markdown: str) -> tuple[list[list["Token"]], list[int], int]:
-    """Each top-level block's tokens, inline content not parsed yet; where each begins and the last ends; `closed`.
+    """Each top-level block's tokens, inline content not parsed yet; where each begins and the last ends; the end of the last that
+    is closed, in UTF-16 code units.
 
     A block is closed once another has begun. That takes the next block's first line; a table's takes two. Both must be
     whole, as the last line may not be: "--" may become "---" or "--x".
