@@ -412,7 +412,7 @@ export class Chat {
     this.head.draw();
     const choice = chosen(this.conversation);
     const usage = this.#path.findLast(({ token_usage }) => token_usage);
-    this.composer.vision = choice?.model ? Boolean(choice.model.vision) : null;
+    this.composer.vision = choice?.model ? choice.model.vision ?? null : undefined;
     this.composer.note = choice && !choice.model ? `${choice.id} cannot be reached now. Choose another model, or start its server.` : "";
     this.composer.showContext(usage?.token_usage.total_tokens, choice?.model?.context_length ?? usage?.stats?.context_length);
     this.column.querySelector(".welcome")?.replaceWith(welcome());

@@ -84,9 +84,9 @@ export class Composer {
     this.#draw();
   }
 
-  /** Whether the model sees images; null while that is not known. */
+  /** Whether the model sees images; null where its server does not say: then one may try; undefined while there is no model. */
   set vision(sees) {
-    this.attachButton.hidden = !sees;
+    this.attachButton.hidden = !sees && sees !== null;
     if (sees === false && this.#images.length) {
       this.#images = [];
       toast("This model sees no images: they were taken out.");

@@ -838,12 +838,24 @@ def test_models_are_loaded_and_chosen(
 def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream, tmp_path: Path
 ) -> None:
+    """Also where nobody knows whether the model sees: an OpenAI-compatible server does not say it."""
     visit, _ = at_studio
     picture = tmp_path / "dot.png"
     picture.write_bytes(PNG)
+
+    def unsaid(route: Route) -> None:
+        told = route.fetch().json()
+        for model in (model for provider in told for model in provider["models"] if model["vision"]):
+            model["vision"] = None
+        route.fulfill(json=told)
+
+    visit.context.route("**/providers", unsaid)
     page = visit.open()
     page.evaluate("() => localStorage.clear()")
+    expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
+    expect(page.get_by_role("button", name="Attach images")).to_be_hidden()
     page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    expect(page.locator(".model-pick", has_text="Qwen")).not_to_contain_text("sees images")
     page.locator(".model-pick", has_text="Qwen").click()
     expect(page.get_by_role("button", name="Attach images")).to_be_visible()
     page.get_by_label("Attach images").last.set_input_files(picture)
@@ -861,6 +873,7 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     expect(shown).to_have_js_property("naturalWidth", 1)
     sent = [part["type"] for part in lmstudio.chats[-1]["messages"][-1]["content"]]
     assert sorted(sent) == ["image_url", "text"]
+    visit.context.unroute_all(behavior="wait")  # the list of models is read once more after an answer
 
 
 def test_conversations_come_in_and_go_out_through_the_settings(
