@@ -15,7 +15,7 @@ export function forgetDrafts() {
 }
 
 const IMAGE_TYPES = "image/png,image/jpeg,image/webp";
-const MAX_IMAGES = 4;
+const MAX_IMAGES = 8; // that the server takes with a message
 
 const touch = matchMedia("(hover: none) and (pointer: coarse)");
 
@@ -190,7 +190,7 @@ export class Composer {
     this.button.disabled = !this.#busy && !this.area.value.trim();
     this.chips.replaceChildren(...this.#images.map((image) => h("span", { class: "chip" }, icon("image"), image.name,
       iconButton("close", `Remove ${image.name}`, () => {
-        this.#images = this.#images.filter((other) => other !== image);
+        this.#images.splice(this.#images.indexOf(image), 1);
         this.#draw();
       }))));
   }
@@ -199,11 +199,13 @@ export class Composer {
     const pictures = [...files].filter((file) => file.type.startsWith("image/"));
     if (!pictures.length || this.attachButton.hidden) return;
     event?.preventDefault();
+    const images = this.#images; // of this message, whichever is written once they are read
     const { encode } = await import("./images.js");
     for (const file of pictures) {
-      if (this.#images.length >= MAX_IMAGES) return toast(`At most ${MAX_IMAGES} images fit in one message.`);
       try {
-        this.#images.push({ name: file.name, ...await encode(file) });
+        const image = { name: file.name, ...await encode(file) };
+        if (images.length >= MAX_IMAGES) return toast(`At most ${MAX_IMAGES} images fit in one message.`);
+        images.push(image);
       } catch {
         toast(`${file.name} is not an image that this browser can read.`);
       }

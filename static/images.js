@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 
 const TYPES = ["image/png", "image/jpeg", "image/webp"];
-const BYTES = 600_000; // a larger one is scaled down: a request takes 4 MiB
+const BYTES = 600_000; // a larger one is scaled down: it is kept, and sent to the model anew with every question below it
 const PIXELS = 1536; // of the longer side
 
 /** One that a message has already. */
@@ -20,7 +20,10 @@ export async function encode(file) {
     const bitmap = await createImageBitmap(file);
     const scale = Math.min(1, PIXELS / Math.max(bitmap.width, bitmap.height));
     const canvas = h("canvas", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
-    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    const context = canvas.getContext("2d");
+    context.fillStyle = "#fff"; // JPEG would make black of what is transparent
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     picture = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85));
   }
   const data = await new Promise((resolve, reject) => {

@@ -29,6 +29,7 @@ names = (f"person{number}" for number in itertools.count())
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 )
+CLEAR_GIF = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 STORY = "Tell me a long story about a lighthouse keeper and a storm."
 
 
@@ -858,8 +859,25 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     expect(page.locator(".model-pick", has_text="Qwen")).not_to_contain_text("sees images")
     page.locator(".model-pick", has_text="Qwen").click()
     expect(page.get_by_role("button", name="Attach images")).to_be_visible()
-    page.get_by_label("Attach images").last.set_input_files(picture)
-    expect(page.locator(".chip")).to_contain_text("dot.png")
+    page.get_by_label("Attach images").last.set_input_files([picture] * 9)
+    expect(page.locator(".toast")).to_have_text("At most 8 images fit in one message.")
+    expect(page.locator(".chip")).to_have_text(["dot.png"] * 8)
+    for _ in range(7):
+        page.get_by_role("button", name="Remove dot.png").first.click()
+    # What no message may have is sent as JPEG, in which nothing is transparent.
+    white = page.evaluate(
+        """async (gif) => {
+            const { encode } = await import("/static/images.js");
+            const blob = (base64) => new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
+            const { media_type, data } = await encode(blob(gif));
+            const bitmap = await createImageBitmap(blob(data));
+            const context = new OffscreenCanvas(1, 1).getContext("2d");
+            context.drawImage(bitmap, 0, 0);
+            return [media_type, ...context.getImageData(0, 0, 1, 1).data];
+        }""",
+        CLEAR_GIF,
+    )
+    assert white == ["image/jpeg", 255, 255, 255, 255]
     ask(page, "What is this?")
     answered(page)
     shown = page.get_by_role("img", name="Attached image")
