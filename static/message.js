@@ -97,7 +97,7 @@ class Answer {
   constructor(message, actions) {
     this.#actions = actions;
     this.node = h("article", { class: "message assistant", id: `m${message.id}`, tabindex: "-1", "aria-label": "Answer" },
-      this.#reasoning.node, this.#markdown.node, this.#phase.node, this.#note, this.#foot);
+      this.#reasoning.node, message.images?.map(imageNode), this.#markdown.node, this.#phase.node, this.#note, this.#foot);
     this.update(message);
   }
 

@@ -894,6 +894,20 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     visit.context.unroute_all(behavior="wait")  # the list of models is read once more after an answer
 
 
+def test_an_answer_from_elsewhere_shows_its_pictures(
+    at_studio: tuple[Watched, httpx.Client],
+) -> None:
+    visit, client = at_studio
+    drawn = {"media_type": "image/png", "data": base64.b64encode(PNG).decode()}
+    further = {"images": [drawn]}
+    imported(client, [("Boats", ["Draw a boat", "Here it is"])], [further])
+    page = visit.open()
+    page.get_by_role("link", name="Boats").click()
+    shown = page.locator(".message.assistant")
+    expect(shown.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 1)
+    expect(shown.locator(".picture + .markdown")).to_have_text("Here it is")
+
+
 def test_conversations_come_in_and_go_out_through_the_settings(
     at_studio: tuple[Watched, httpx.Client], tmp_path: Path
 ) -> None:
