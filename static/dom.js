@@ -312,10 +312,10 @@ export const number = (value, digits = 0) =>
   value.toLocaleString(undefined, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
 export function seconds(milliseconds) {
-  const value = milliseconds / 1000;
-  if (value < 10) return `${number(value, 1)} s`;
-  if (value < 60) return `${number(value)} s`;
-  return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`;
+  if (milliseconds < 100) return `${number(Math.ceil(milliseconds))} ms`;
+  if (milliseconds < 10_000) return `${number(milliseconds / 1000, 1)} s`;
+  const whole = Math.round(milliseconds / 1000);
+  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
 export function bytes(value) {

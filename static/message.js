@@ -201,7 +201,8 @@ function figures({ model, stats, token_usage: usage }) {
   if (usage) found.push([`${number(usage.completion_tokens)} tokens`, `${number(usage.prompt_tokens)} tokens were read`]);
   if (stats?.tokens_per_second) found.push([`${number(stats.tokens_per_second, 1)} tok/s`, "Tokens a second, while it wrote"]);
   if (stats?.ttft_ms != null) {
-    found.push([`${number(stats.ttft_ms / 1000, 2)} s to first token`, stats.total_ms ? `${seconds(stats.total_ms)} in all` : ""]);
+    const first = stats.ttft_ms < 100 ? seconds(stats.ttft_ms) : `${number(stats.ttft_ms / 1000, 2)} s`;
+    found.push([`${first} to first token`, stats.total_ms ? `${seconds(stats.total_ms)} in all` : ""]);
   }
   return found;
 }
@@ -254,7 +255,7 @@ class Reasoning {
   #end(took) {
     this.#ended = true;
     this.node.classList.remove("thinking");
-    this.#summary.textContent = took != null ? `Thought for ${seconds(took)}` : "Thoughts";
+    this.#summary.textContent = took == null ? "Thoughts" : `Thought for ${took < 100 ? "a moment" : seconds(took)}`;
   }
 }
 

@@ -335,7 +335,7 @@ def test_reasoning_is_folded_and_timed_and_the_answer_announced_once(
     expect(thoughts.locator(".thoughts")).to_have_text("I should greet.")
     gate.open()
     expect(answered(page).locator("strong")).to_have_text("you")
-    expect(thoughts.locator("summary")).to_contain_text(re.compile(r"Thought for .* s"))
+    expect(thoughts.locator("summary")).to_contain_text(re.compile(r"Thought for (a moment|.* s)"))
     assert page.evaluate("said") == ["Answer finished. Hello you"]
 
 
@@ -894,18 +894,22 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     visit.context.unroute_all(behavior="wait")  # the list of models is read once more after an answer
 
 
-def test_an_answer_from_elsewhere_shows_its_pictures(
+def test_an_answer_from_elsewhere_shows_its_pictures_and_how_quick_it_was(
     at_studio: tuple[Watched, httpx.Client],
 ) -> None:
     visit, client = at_studio
     drawn = {"media_type": "image/png", "data": base64.b64encode(PNG).decode()}
-    further = {"images": [drawn]}
+    stats = {"reasoning_ms": 40, "ttft_ms": 2.6, "total_ms": 119_700}
+    further = {"images": [drawn], "reasoning": "Hm.", "stats": stats}
     imported(client, [("Boats", ["Draw a boat", "Here it is"])], [further])
     page = visit.open()
     page.get_by_role("link", name="Boats").click()
     shown = page.locator(".message.assistant")
     expect(shown.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 1)
     expect(shown.locator(".picture + .markdown")).to_have_text("Here it is")
+    expect(shown.locator("summary")).to_have_text("Thought for a moment")
+    expect(shown.locator(".figures")).to_have_text("3 ms to first token")
+    expect(shown.get_by_title("2 min 0 s in all")).to_be_visible()
 
 
 def test_conversations_come_in_and_go_out_through_the_settings(
