@@ -19,7 +19,7 @@ export class Chat {
   #path = []; // the loaded part of the active path, oldest first
   #views = new Map(); // by message id
   #more = false; // whether the path goes on above
-  #above = 0; // how many messages that is, where it matters
+  #counted = null; // {id, above}: a message, and how many lie above it, on every branch
   #older = null; // the promise of the page above that is being loaded
   #asking = false; // a question is on its way
   #unsent = { text: "", clientId: "" };
@@ -85,7 +85,6 @@ export class Chat {
     this.#path = [];
     this.#views.clear();
     this.#more = false;
-    this.#above = 0;
     this.scroller.toEnd();
     this.composer.open(id);
     this.#draw();
@@ -341,7 +340,6 @@ export class Chat {
       if (id !== this.id) return false;
       this.#path.unshift(...older);
       this.#more = older.length === PAGE;
-      this.#above = Math.max(0, this.#above - older.length);
       this.scroller.keeping(() => this.#draw());
       return true;
     } catch (error) {
@@ -377,12 +375,19 @@ export class Chat {
     return this.#path.findLast(({ stats }) => stats)?.stats.omitted_messages ?? 0;
   }
 
-  /** The line lies so many messages from the beginning: what is not loaded has to be counted, if there is a line. */
+  /** How many messages lie above what is loaded; NaN where that was not counted. */
+  get #above() {
+    if (!this.#more) return 0;
+    const at = this.#path.findIndex(({ id }) => id === this.#counted?.id);
+    return at < 0 ? NaN : this.#counted.above - at;
+  }
+
+  /** The line lies so many messages from the beginning: what is not loaded has to be counted once, if there is a line. */
   async #countAbove() {
-    this.#above = 0;
-    if (!this.#more || !this.#omitted()) return;
-    const whole = await get(`/conversations/${this.id}/messages`);
-    this.#above = whole.findIndex(({ id }) => id === this.#path[0].id);
+    if (!this.#omitted() || !isNaN(this.#above)) return;
+    const [{ id }] = this.#path;
+    const { length } = await get(`/conversations/${this.id}/messages?before=${id}`);
+    this.#counted = { id, above: length };
   }
 
   // ---- drawing

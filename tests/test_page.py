@@ -795,6 +795,8 @@ def test_what_was_not_sent_any_more_is_marked_by_a_line(at_studio: tuple[Watched
         stats = {"stats": {"omitted_messages": omitted}}
         imported(client, [(f"Without {omitted}", [f"Text {at}" for at in range(texts)])], itertools.repeat(stats))
     page = visit.open()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     for omitted in (2, 70):
         page.get_by_role("link", name=f"Without {omitted}").click()
         line = page.locator(".divider")
@@ -802,6 +804,13 @@ def test_what_was_not_sent_any_more_is_marked_by_a_line(at_studio: tuple[Watched
         assert (
             line.evaluate("(node) => node.nextElementSibling.querySelector('.text').textContent") == f"Text {omitted}"
         )
+    with page.expect_response(re.compile(r"/messages\?render")):
+        page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
+    expect(page.locator(".message")).to_have_count(100)
+    assert line.evaluate("(node) => node.nextElementSibling.querySelector('.text').textContent") == "Text 70"
+    counts = [url for url in asked if re.search(r"/messages(\?before=\d+)?$", url)]
+    assert len(counts) == 1, "what lies above a message was counted again"
 
 
 def test_models_are_loaded_and_chosen(
