@@ -28,6 +28,8 @@ export class Chat {
   #ended = null; // the generation whose `done` was read last
   #look = 0;
   #opening = 0;
+  #refreshed = 0; // how often that was begun
+  #shown = 0; // the number of the one that is shown
 
   /** `created(id)` is called when a new conversation gets its id. */
   constructor({ openMenu, created }) {
@@ -81,6 +83,7 @@ export class Chat {
     this.#stopReading();
     this.#left = null;
     Object.assign(this, { id, conversation: null });
+    this.#shown = 0;
     this.#fields = {};
     this.#path = [];
     this.#views.clear();
@@ -94,6 +97,7 @@ export class Chat {
   async refresh() {
     const id = this.id;
     if (id === null) return false;
+    const turn = ++this.#refreshed;
     const limit = Math.min(MOST, Math.max(PAGE, this.#path.length + 10));
     let resumable = false;
     try {
@@ -101,16 +105,21 @@ export class Chat {
         get(`/conversations/${id}`), get(`/conversations/${id}/messages?render=true&limit=${limit}`),
       ]);
       if (id !== this.id) return false;
+      if (turn < this.#shown) return true; // one that began later was quicker
+      this.#shown = turn;
       const renamed = this.conversation?.title !== conversation.title;
       this.conversation = conversation;
       const above = this.#path.slice(0, Math.max(0, this.#path.findIndex((message) => message.id === path[0]?.id)));
       this.#path = [...above, ...path]; // what is above a message is the same on every branch
       if (!above.length) this.#more = path.length === limit;
       await this.#countAbove();
+      if (id !== this.id) return false;
+      if (turn < this.#shown) return true;
       resumable = this.#views.has(this.#left?.messageId);
       this.#draw();
       if (renamed) tell("list", { id });
     } catch (error) {
+      if (id === this.id && turn < this.#shown) return true;
       if (id === this.id && error.status === 404) this.#gone();
       else if (error.status && error.status !== 401) toast(error.message);
       return false;
@@ -282,8 +291,10 @@ export class Chat {
     if (this.#views.has(id)) this.#views.get(id).restart();
     else this.#views.set(id, messageView(message, this.actions));
     if (!this.#path.some((one) => one.id === id)) {
-      if (begun) this.#path.push(message);
-      else this.refresh();
+      if (begun) {
+        this.#shown = ++this.#refreshed; // what is being read from before does not hold it
+        this.#path.push(message);
+      } else this.refresh();
       this.#draw();
     }
     if (begun) changed("conversation", { id: this.id });

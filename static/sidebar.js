@@ -16,6 +16,8 @@ export class Sidebar {
   #stale = new Set(); // ids of those that have changed, which may lie beyond the newest
   #more = false;
   #current = null;
+  #refreshed = 0; // how often that was begun
+  #shown = 0; // the number of the one that is shown
   #searching = null; // AbortController of the search under way
 
   /** `open(id)` shows a conversation; `account(button)` opens the menu of the account. */
@@ -66,8 +68,11 @@ export class Sidebar {
     if (!session.user) return;
     this.account.replaceChildren(h("span", { class: "avatar", "aria-hidden": "true" }, [...session.user.username][0].toUpperCase()),
       h("span", {}, session.user.username), icon("more"));
+    const turn = ++this.#refreshed;
     try {
       const [newest, pinned] = await Promise.all([get(`/conversations?limit=${PAGE}`), get("/conversations?pinned=true")]);
+      if (turn < this.#shown) return; // one that began later was quicker
+      this.#shown = turn;
       const last = newest.at(-1);
       const full = newest.length === PAGE;
       for (const [id, item] of this.#items) {
@@ -96,7 +101,10 @@ export class Sidebar {
       const loaded = this.#items.has(id) || !this.#more || item.updated_at >= oldest?.updated_at;
       if (loaded) this.#items.set(id, item);
     } catch (error) {
-      if (error.status !== 404) throw error;
+      if (error.status !== 404) {
+        this.#stale.add(id);
+        throw error;
+      }
       this.#items.delete(id);
     }
   }

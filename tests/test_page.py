@@ -482,6 +482,72 @@ def test_what_was_known_before_the_answer_ended_does_not_hold_the_page_up(
     expect(answered(page).locator(".markdown")).to_have_text("Three")
 
 
+def test_a_look_that_began_earlier_and_ends_later_changes_nothing(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    chat = new(client, title="Before")
+    page = visit.open(f"/#/c/{chat}")
+    title, row = page.locator(".top .title"), page.locator(".list li")
+    expect(title).to_have_text("Before")
+    expect(row).to_have_text("Before")
+    held: dict[str, tuple[Route, APIResponse]] = {}
+
+    def hold_the_first(route: Route) -> None:
+        path = route.request.url.removeprefix(visit.url)
+        route.continue_() if path in held else held.update({path: (route, route.fetch())})
+
+    page.route(re.compile(rf"/conversations(/{chat}|\?limit=60)$"), hold_the_first)
+    look = "() => window.dispatchEvent(new Event('focus'))"
+    page.evaluate(look)
+    while len(held) < 2:
+        page.evaluate("new Promise(requestAnimationFrame)")
+    good(client.patch(f"/conversations/{chat}", json={"title": "After"}))
+    page.evaluate(look)
+    expect(title).to_have_text("After")
+    expect(row).to_have_text("After")
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            for (const part of document.querySelectorAll(".top, .list")) {
+                new MutationObserver(() => seen.push(part.textContent)).observe(part, { childList: true, subtree: true });
+            }
+        }"""
+    )
+    for route, response in held.values():
+        with page.expect_event("requestfinished", lambda request, route=route: request == route.request):
+            route.fulfill(response=response)
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert [text for text in page.evaluate("seen") if "Before" in text] == []
+
+
+def test_an_answer_is_not_hidden_by_a_look_from_before_it_began(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    page, gate = visit.open(f"/#/c/{new(client)}"), Gate()
+    streams: list[Route] = []
+    looks: list[tuple[Route, APIResponse]] = []
+    page.route(re.compile(r"/stream$"), lambda route: streams.append(route))
+    lmstudio.enqueue(text("One "), pause(gate), text("two"), finish(), usage(9, 2), DONE)
+    ask(page, "Count")
+    while not streams:
+        page.evaluate("new Promise(requestAnimationFrame)")
+    page.route(re.compile(r"/messages\?"), lambda route: looks.append((route, route.fetch())))
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    while not looks:
+        page.evaluate("new Promise(requestAnimationFrame)")
+    streams[0].continue_()
+    shown = page.locator(".message.assistant .markdown")
+    expect(shown).to_have_text("One")
+    page.unroute(re.compile(r"/messages\?"))
+    for route, response in looks:
+        with page.expect_event("requestfinished", lambda request, route=route: request == route.request):
+            route.fulfill(response=response)
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert shown.count() == 1
+    gate.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One two")
+
+
 def test_an_edited_question_that_is_not_sent_stays_where_it_was_written(
     at_studio: tuple[Watched, httpx.Client],
 ) -> None:
