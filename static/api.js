@@ -139,11 +139,12 @@ function backOnline(wait, signal) {
     const end = () => {
       clearTimeout(timer);
       stop();
+      signal.removeEventListener("abort", end);
       signal.aborted ? reject(signal.reason) : resolve();
     };
     const timer = setTimeout(end, wait);
     const stop = onChange("online", end);
-    signal.addEventListener("abort", end, { once: true });
+    signal.addEventListener("abort", end);
   });
 }
 
