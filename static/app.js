@@ -34,7 +34,16 @@ let shell = null; // {chat, sidebar, node}, from the first sign-in on
 function takeSecret() {
   const [, kind, secret] = /^#(setup|invite|login)=(.+)$/.exec(location.hash) ?? [];
   if (kind) history.replaceState(null, "", "/");
-  return { kind: kind ?? null, secret: secret ? decodeURIComponent(secret) : null };
+  return { kind: kind ?? null, secret: secret ? decoded(secret) : null };
+}
+
+/** Of a link that was damaged on its way the secret is what is written there: the server says that it is none. */
+function decoded(secret) {
+  try {
+    return decodeURIComponent(secret);
+  } catch {
+    return secret;
+  }
 }
 
 async function begin() {
