@@ -21,7 +21,7 @@ export class Chat {
   #more = false; // whether the path goes on above
   #counted = null; // {id, above}: a message, and how many lie above it, on every branch
   #older = null; // the promise of the page above that is being loaded
-  #asking = false; // a question is on its way
+  #asking = false; // a question is on its way, or the wish for another answer
   #unsent = { text: "", clientId: "" };
   #reader = null; // {controller, generationId, messageId, after, stop, stopping} of the stream that is being read
   #left = null; // {generationId, messageId, after} where one was left whose answer is still shown
@@ -200,16 +200,22 @@ export class Chat {
   /** Another version of the last answer, by the model that is chosen now. */
   async retry() {
     const last = this.#path.at(-1);
-    if (!last || this.#reader) return;
+    if (!last || this.#reader || this.#asking) return;
+    const { id } = this;
     const choice = asked(chosen(this.conversation));
-    if (last.role === "user") return this.#read({ path: `/conversations/${this.id}/stream`, body: choice });
+    if (last.role === "user") return this.#read({ path: `/conversations/${id}/stream`, body: choice });
+    this.#asking = true;
     try {
-      await post("/chat/retry", { conversation_id: this.id, ...choice });
-      this.scroller.toEnd();
-      await this.refresh();
-      changed("conversation", { id: this.id });
+      await post("/chat/retry", { conversation_id: id, ...choice });
+      if (id === this.id) {
+        this.scroller.toEnd();
+        await this.refresh();
+      }
+      changed("conversation", { id });
     } catch (error) {
       toast(error.message);
+    } finally {
+      this.#asking = false;
     }
   }
 

@@ -361,8 +361,10 @@ def test_a_failure_says_why_and_can_be_tried_again(at_studio: tuple[Watched, htt
     ask(page, "Hi")
     expect(page.locator(".failed")).to_contain_text("tensor is upside down")
     lmstudio.enqueue(answer("Better now"))
-    page.get_by_role("button", name="Try again").click()
+    page.get_by_role("button", name="Try again").evaluate("(button) => { button.click(); button.click(); }")
     expect(answered(page)).to_contain_text("Better now")
+    expect(page.locator(".switch")).to_have_text("2/2")
+    expect(page.locator(".toast")).to_have_count(0)
 
 
 def test_search_finds_texts_and_jumps_to_the_message(at_studio: tuple[Watched, httpx.Client]) -> None:
