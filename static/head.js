@@ -22,7 +22,7 @@ export class Head {
     document.title = conversation?.title ?? "Fireside";
     const choice = chosen(conversation);
     const name = label(choice) || (providers ? "No model" : "Models");
-    const offline = choice && !choice.model;
+    const offline = choice && !choice.provider?.online;
     this.model.replaceChildren(stateDot(choice?.model, !offline), h("span", {}, name), icon("down"));
     this.model.setAttribute("aria-label", `Model: ${name}`);
   }

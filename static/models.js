@@ -4,7 +4,7 @@ import { get, post, session, tell } from "./api.js";
 import { button, copyButton, h, icon, toast } from "./dom.js";
 
 const CHOICE = "fireside.model"; // the last model picked in this browser, for new conversations
-const LOOK_EVERY = 3000; // ms, while there is no model or one is loading
+const LOOK_EVERY = 3000; // ms, while there is no model, one is loading, or the server of one does not answer
 
 /** As GET /providers last told; null until it has. */
 export let providers = null;
@@ -28,7 +28,8 @@ async function ask() {
     providers = told;
     if (news) tell("models");
   } finally {
-    const waiting = !anyModel() || providers?.some((provider) => provider.models.some((model) => model.state === "loading"));
+    const unsure = ({ online, models }) => models.some(({ state }) => !online || state === "loading");
+    const waiting = !anyModel() || providers?.some(unsure);
     if (waiting && session.user) timer = setTimeout(look, LOOK_EVERY);
   }
 }
@@ -50,7 +51,8 @@ export function chosen(conversation) {
     localStorage.removeItem(CHOICE);
   }
   const all = (providers ?? []).flatMap((provider) => provider.models.map((model) => ({ provider, model, id: model.id })));
-  return (last && find(last)) ?? all.find(({ model }) => model.state === "loaded") ?? all[0] ?? null;
+  const there = all.filter(({ provider }) => provider.online);
+  return (last && find(last)) ?? there.find(({ model }) => model.state === "loaded") ?? there[0] ?? all[0] ?? null;
 }
 
 function find({ provider_id, model: id }) {
@@ -88,6 +90,7 @@ export function welcome() {
 
 function readiness(choice) {
   if (!choice) return "Looking for a model.";
+  if (!choice.provider.online) return `${choice.provider.name} does not answer now.`;
   if (choice.model.state === "not-loaded") return `${label(choice)} is loaded when you send the first message.`;
   return `${label(choice)} is ready.`;
 }

@@ -34,10 +34,10 @@ export function openPicker(current, pick) {
 
 function providerSection(provider, wanted, current, choose) {
   const models = provider.models.filter((model) => `${model.id} ${model.label}`.toLowerCase().includes(wanted));
-  const empty = provider.online ? (wanted ? null : "It has no model yet.") : provider.error || "It does not answer.";
+  const note = provider.online ? !provider.models.length && "It has no model yet." : provider.error || "It does not answer.";
   return h("section", { "aria-label": provider.name, hidden: Boolean(wanted) && !models.length },
     h("h3", {}, provider.name, !provider.online && h("span", { class: "badge" }, "offline")),
-    !models.length && empty && h("p", { class: "faint" }, empty),
+    note && h("p", { class: "faint" }, note),
     h("ul", {}, models.map((model) => modelRow(provider, model, current, choose))));
 }
 
@@ -45,7 +45,7 @@ function modelRow(provider, model, current, choose) {
   const here = current?.model?.id === model.id && current.provider.provider_id === provider.provider_id;
   const context = model.context_length ?? model.max_context_length;
   const facts = [
-    STATES[model.state],
+    provider.online && STATES[model.state],
     context && `${number(context)} context`,
     model.quantization,
     model.size_bytes && bytes(model.size_bytes),
@@ -59,7 +59,7 @@ function modelRow(provider, model, current, choose) {
       stateDot(model, provider.online),
       h("span", {}, h("strong", {}, model.label || model.id), h("small", {}, facts.join(" · "))),
       here && icon("check")),
-    session.user.role === "admin" && provider.kind !== "openai" && model.state && loadButton(provider, model));
+    session.user.role === "admin" && provider.kind !== "openai" && provider.online && model.state && loadButton(provider, model));
 }
 
 function loadButton(provider, model) {

@@ -912,6 +912,23 @@ def test_models_are_loaded_and_chosen(
     page.get_by_role("button", name="Unload Qwen2.5 VL 7B Instruct").click()
     expect(page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct")).to_be_visible()
 
+    # A server that is too slow to say what it has keeps what it had, and the page says what is the matter.
+    gate = Gate()
+    listing = script.status(200, {"models": [model.native_v1() for model in lmstudio.models]})
+    lmstudio.enqueue(pause(gate), listing, path="/api/v1/models")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    section = page.get_by_role("region", name="LM Studio")
+    expect(section).to_contain_text("LM Studio has not answered within 1.5 s.")
+    expect(section.locator(".model-pick")).to_have_count(2)
+    expect(section.locator(".load")).to_have_count(0)
+    expect(section).not_to_contain_text("Loaded")
+    expect(page.locator(".pill .dot.offline")).to_have_count(1)
+    expect(page.locator(".welcome")).to_contain_text("LM Studio does not answer now.")
+    gate.open()
+    expect(section.locator(".load")).to_have_count(2)
+    expect(page.locator(".welcome")).to_contain_text("Llama 3.2 3B Instruct is ready.")
+
 
 def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream, tmp_path: Path
