@@ -25,7 +25,6 @@ class User(Struct):
 class Session(Struct):
     id: int
     user: User
-    created_at: str
     last_seen: str
 
 
@@ -140,12 +139,12 @@ def add_session(tx: Tx, user_id: int, token_hash: bytes, client: str, replaces: 
 def get_session(tx: Tx, token_hash: bytes, seen_after: str, created_after: str) -> Session | None:
     """The live session of this token, with its user as of now; None when it ended, is too old, or the user is disabled."""
     row = tx.execute(
-        "SELECT s.id, s.created_at, s.last_seen, u.id, u.username, u.role, u.status, u.created_at, u.last_login"
+        "SELECT s.id, s.last_seen, u.id, u.username, u.role, u.status, u.created_at, u.last_login"
         " FROM sessions s JOIN users u ON u.id = s.user_id"
         " WHERE s.token_hash = ? AND s.last_seen > ? AND s.created_at > ? AND u.status = 'active'",
         (token_hash, seen_after, created_after),
     ).fetchone()
-    return Session(row[0], User(*row[3:]), row[1], row[2]) if row else None
+    return Session(row[0], User(*row[2:]), row[1]) if row else None
 
 
 def set_session_seen(tx: Tx, session_id: int) -> None:

@@ -84,8 +84,16 @@ class Identity:
 
     user: User
     session_id: int
-    token: str
     csrf_token: str
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Where somebody who wants in comes from: what their browser calls itself, its address, the cookie that it has."""
+
+    client: str
+    address: str
+    cookie: str | None
 
 
 @dataclass(frozen=True)
@@ -269,7 +277,7 @@ class Auth:
         if session.last_seen < ago(seconds=SEEN_SECONDS):
             with contextlib.suppress(StorageUnavailable):  # what can be read is still read when the disk is full
                 await self.database.write(accounts.set_session_seen, session.id)
-        return Identity(session.user, session.id, token, self._csrf(token))
+        return Identity(session.user, session.id, self._csrf(token))
 
     def check_csrf(self, identity: Identity, given: str | None) -> None:
         if given is None or not same(given, identity.csrf_token):
@@ -284,38 +292,38 @@ class Auth:
         except (itsdangerous.BadSignature, UnicodeError):
             return None
 
-    async def _log_in(self, user: User, client: str, cookie: str | None) -> Login:
+    async def _log_in(self, user: User, visitor: Visitor) -> Login:
         token = secrets.token_urlsafe(32)
-        old = self._unsigned(cookie)
+        old = self._unsigned(visitor.cookie)
         await self.database.write(
-            accounts.add_session, user.id, digest(token), _shown(client), digest(old) if old else None
+            accounts.add_session, user.id, digest(token), _shown(visitor.client), digest(old) if old else None
         )
         log.info("login", extra={"user": user.id})
         return Login(user, self._signer.sign(token).decode(), self._csrf(token))
 
     # ---- ways in
 
-    async def login(self, username: str, password: str, client: str, address: str, cookie: str | None) -> Login:
+    async def login(self, username: str, password: str, visitor: Visitor) -> Login:
         """Raises InvalidCredentials, in the same time whether the user exists or not, and RateLimited."""
         name = _folded(username)[:65]  # one more than a name can have: it is nobody's
-        with self.throttle.attempt(*self.throttle.login_keys(name, address)):
+        with self.throttle.attempt(*self.throttle.login_keys(name, visitor.address)):
             found = await self.database.read(accounts.get_password, name)
             right = found is not None and found[0].status == "active"
             stored = found[1] if found is not None else _DUMMY
             right = await self._verify(stored, password) and right
             if not right or found is None:
-                log.warning("login refused", extra={"address": address})
+                log.warning("login refused", extra={"address": visitor.address})
                 raise InvalidCredentials
-        self.throttle.remember(name, address)
+        self.throttle.remember(name, visitor.address)
         if _HASHER.check_needs_rehash(stored):
             await self.database.write(accounts.set_password_hash, found[0].id, stored, await self._hash(password))
-        return await self._log_in(found[0], client, cookie)
+        return await self._log_in(found[0], visitor)
 
-    async def bootstrap(self, token: str, username: str, password: str, client: str, address: str) -> Login:
+    async def bootstrap(self, token: str, username: str, password: str, visitor: Visitor) -> Login:
         """The first account. Raises BootstrapDisabled, InvalidBootstrapToken."""
         if not self.bootstrap_token:
             raise BootstrapDisabled
-        with self.throttle.attempt(f"bootstrap {address}"):
+        with self.throttle.attempt(f"bootstrap {visitor.address}"):
             if not same(token, self.bootstrap_token):
                 raise InvalidBootstrapToken
         name = clean_username(username)
@@ -323,26 +331,25 @@ class Auth:
         user = await self.database.write(accounts.add_first_user, name, await self._hash(password))
         self._forget_bootstrap()
         log.info("first account made", extra={"user": user.id})
-        return await self._log_in(user, client, None)
+        return await self._log_in(user, visitor)
 
-    async def register(
-        self, code: str, username: str, password: str, client: str, address: str, cookie: str | None
-    ) -> Login:
+    async def register(self, code: str, username: str, password: str, visitor: Visitor) -> Login:
         """Raises InvalidInvite, UsernameExists."""
-        with self.throttle.attempt(f"invite {address}"):
+        with self.throttle.attempt(f"invite {visitor.address}"):
             await self.database.read(accounts.check_invite, digest(code))
         name = clean_username(username)
         check_password(password, name)
         user = await self.database.write(accounts.redeem_invite, digest(code), name, await self._hash(password))
         log.info("invite redeemed", extra={"user": user.id})
-        return await self._log_in(user, client, cookie)
+        return await self._log_in(user, visitor)
 
-    async def redeem_link(self, token: str, client: str, address: str, cookie: str | None) -> Login:
-        with self.throttle.attempt(f"link {address}"):
+    async def redeem_link(self, token: str, visitor: Visitor) -> Login:
+        """Raises InvalidCredentials."""
+        with self.throttle.attempt(f"link {visitor.address}"):
             user = await self.database.write(accounts.redeem_login_link, digest(token))
             if user is None:
                 raise InvalidCredentials("This link is not valid any more. Ask for a new one: fireside login-link")
-        return await self._log_in(user, client, cookie)
+        return await self._log_in(user, visitor)
 
     async def invite(self, created_by: int, role: str, hours: int) -> dict[str, object]:
         code = secrets.token_urlsafe(32)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Scope
 
-from .auth import Auth, Identity, same
+from .auth import Auth, Identity, Visitor, same
 from .bodies import Nothing
 from .chat import Hub
 from .config import Config
@@ -70,12 +70,10 @@ class Call:
         return self.identity.user.id
 
     @property
-    def client(self) -> str:
-        return self.request.headers.get("user-agent", "")
-
-    @property
-    def address(self) -> str:
-        return self.request.client.host if self.request.client else ""
+    def visitor(self) -> Visitor:
+        request = self.request
+        address = request.client.host if request.client else ""
+        return Visitor(request.headers.get("user-agent", ""), address, self.cookie)
 
     @property
     def cookie(self) -> str | None:

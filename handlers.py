@@ -51,9 +51,7 @@ def _logged_in(call: Call, login: Login) -> Response:
 
 async def login(call: Call) -> Response:
     body: bodies.Credentials = call.body
-    return _logged_in(
-        call, await call.state.auth.login(body.username, body.password, call.client, call.address, call.cookie)
-    )
+    return _logged_in(call, await call.state.auth.login(body.username, body.password, call.visitor))
 
 
 async def logout(call: Call) -> Response:
@@ -83,10 +81,7 @@ async def me(call: Call) -> Any:
 async def register(call: Call) -> Response:
     body: bodies.Registration = call.body
     return _logged_in(
-        call,
-        await call.state.auth.register(
-            body.invite_code, body.username, body.password, call.client, call.address, call.cookie
-        ),
+        call, await call.state.auth.register(body.invite_code, body.username, body.password, call.visitor)
     )
 
 
@@ -98,7 +93,7 @@ async def change_password(call: Call) -> Any:
 
 async def redeem_link(call: Call) -> Response:
     body: bodies.Link = call.body
-    return _logged_in(call, await call.state.auth.redeem_link(body.token, call.client, call.address, call.cookie))
+    return _logged_in(call, await call.state.auth.redeem_link(body.token, call.visitor))
 
 
 async def list_sessions(call: Call) -> Any:
@@ -118,9 +113,7 @@ async def delete_session(call: Call) -> Any:
 async def bootstrap(call: Call) -> Response:
     body: bodies.Bootstrap = call.body
     token = call.request.headers.get("x-bootstrap-token", body.token)
-    return _logged_in(
-        call, await call.state.auth.bootstrap(token, body.username, body.password, call.client, call.address)
-    )
+    return _logged_in(call, await call.state.auth.bootstrap(token, body.username, body.password, call.visitor))
 
 
 async def list_users(call: Call) -> Any:

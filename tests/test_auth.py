@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fireside import accounts
-from fireside.auth import Throttle, check_password, clean_username
+from fireside.auth import Throttle, Visitor, check_password, clean_username
 from fireside.call import ADMIN, OWNER, PUBLIC
 from fireside.db import ago
 from fireside.errors import FiresideError, Invalid, InvalidCredentials, RateLimited
@@ -222,7 +222,7 @@ async def test_an_unknown_name_takes_as_long_as_a_wrong_password(running: Runnin
         for name, taken in times.items():
             started = time.perf_counter()
             with pytest.raises(InvalidCredentials):
-                await running.state.auth.login(name, WRONG["password"], "", f"{name[:9]} {round_}", None)
+                await running.state.auth.login(name, WRONG["password"], Visitor("", f"{name[:9]} {round_}", None))
             taken.append(time.perf_counter() - started)
             running.state.auth.throttle = Throttle()
     known, *unknown = (min(taken[1:]) for taken in times.values())
