@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 
 from .db import now
-from .errors import BootstrapDisabled, InvalidInvite, LastAdmin, NotFound, UsernameExists
+from .errors import BootstrapDisabled, InvalidCredentials, InvalidInvite, LastAdmin, NotFound, UsernameExists
 
 Tx = sqlite3.Connection
 
@@ -105,22 +105,39 @@ def set_user(tx: Tx, user_id: int, role: str | None, status: str | None) -> User
     return changed
 
 
-def set_password(tx: Tx, user_id: int, password_hash: str, keep_session: int | None = None) -> None:
-    tx.execute("UPDATE users SET password_hash = ? WHERE id = ?", (password_hash, user_id))
+def set_password(
+    tx: Tx, user_id: int, password_hash: str, keep_session: int | None = None, verified: str | None = None
+) -> None:
+    """All sessions but one end, and all links. `verified`: the hash that the old password was checked against, where one was
+    asked for; raises InvalidCredentials when another has taken its place."""
+    if not tx.execute(
+        "UPDATE users SET password_hash = ?1 WHERE id = ?2 AND password_hash = coalesce(?3, password_hash)",
+        (password_hash, user_id, verified),
+    ).rowcount:
+        raise InvalidCredentials("The current password is wrong.")
     tx.execute("DELETE FROM sessions WHERE user_id = ? AND id IS NOT ?", (user_id, keep_session))
     tx.execute("DELETE FROM login_links WHERE user_id = ?", (user_id,))
 
 
-def set_password_hash(tx: Tx, user_id: int, old_hash: str, new_hash: str) -> None:
-    """The same password hashed anew, with today's parameters; nothing if it was changed meanwhile."""
-    tx.execute("UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?", (new_hash, user_id, old_hash))
+def set_password_hash(tx: Tx, user_id: int, old_hash: str, new_hash: str) -> bool:
+    """The same password hashed anew, with today's parameters; False, and nothing is done, if it was changed meanwhile."""
+    sql = "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?"
+    return tx.execute(sql, (new_hash, user_id, old_hash)).rowcount > 0
 
 
 # ---------------------------------------------------------------------------------------------------- sessions
 
 
-def add_session(tx: Tx, user_id: int, token_hash: bytes, client: str, replaces: bytes | None = None) -> int:
-    """A new session; the one of the token that the browser held before ends. A user keeps the newest SESSIONS_A_USER."""
+def add_session(
+    tx: Tx, user_id: int, token_hash: bytes, client: str, verified: str, replaces: bytes | None = None
+) -> int:
+    """A new session; the one of the token that the browser held before ends. A user keeps the newest SESSIONS_A_USER.
+
+    `verified` is the password's hash as it was when this user was let in. Raises InvalidCredentials when it is another by now,
+    or the user disabled: what ends all sessions must end those that are being made."""
+    sql = "SELECT 1 FROM users WHERE id = ? AND password_hash = ? AND status = 'active'"
+    if tx.execute(sql, (user_id, verified)).fetchone() is None:
+        raise InvalidCredentials
     tx.execute("DELETE FROM sessions WHERE token_hash = ?", (replaces,))
     cursor = tx.execute(
         "INSERT INTO sessions (user_id, token_hash, client, created_at, last_seen) VALUES (?, ?, ?, ?4, ?4)",
@@ -181,15 +198,16 @@ def add_login_link(tx: Tx, user_id: int, token_hash: bytes, expires_at: str) -> 
     )
 
 
-def redeem_login_link(tx: Tx, token_hash: bytes) -> User | None:
-    """The user whose link this is; the link is gone afterwards."""
+def redeem_login_link(tx: Tx, token_hash: bytes) -> tuple[User, str] | None:
+    """The user whose link this is, with the password's hash; the link is gone afterwards."""
     row = tx.execute(
         "DELETE FROM login_links WHERE token_hash = ? RETURNING user_id, expires_at", (token_hash,)
     ).fetchone()
     if row is None or row[1] <= now():
         return None
-    user = get_user(tx, row[0])
-    return user if user.status == "active" else None
+    sql = f"SELECT {_USER}, password_hash FROM users WHERE id = ? AND status = 'active'"
+    found = tx.execute(sql, (row[0],)).fetchone()
+    return (User(*found[:6]), found[6]) if found else None
 
 
 # ---------------------------------------------------------------------------------------------------- invites

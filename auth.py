@@ -292,11 +292,13 @@ class Auth:
         except (itsdangerous.BadSignature, UnicodeError):
             return None
 
-    async def _log_in(self, user: User, visitor: Visitor) -> Login:
+    async def _log_in(self, user: User, verified: str, visitor: Visitor) -> Login:
+        """A session for whoever was let in while `verified` was the password's hash. Raises InvalidCredentials if it no longer is."""
         token = secrets.token_urlsafe(32)
         old = self._unsigned(visitor.cookie)
+        replaces = digest(old) if old else None
         await self.database.write(
-            accounts.add_session, user.id, digest(token), _shown(visitor.client), digest(old) if old else None
+            accounts.add_session, user.id, digest(token), _shown(visitor.client), verified, replaces
         )
         log.info("login", extra={"user": user.id})
         return Login(user, self._signer.sign(token).decode(), self._csrf(token))
@@ -316,8 +318,13 @@ class Auth:
                 raise InvalidCredentials
         self.throttle.remember(name, visitor.address)
         if _HASHER.check_needs_rehash(stored):
-            await self.database.write(accounts.set_password_hash, found[0].id, stored, await self._hash(password))
-        return await self._log_in(found[0], visitor)
+            anew = await self._hash(password)
+            if not await self.database.write(accounts.set_password_hash, found[0].id, stored, anew):
+                return await self.login(
+                    username, password, visitor
+                )  # another login was faster, or the password is another
+            stored = anew
+        return await self._log_in(found[0], stored, visitor)
 
     async def bootstrap(self, token: str, username: str, password: str, visitor: Visitor) -> Login:
         """The first account. Raises BootstrapDisabled, InvalidBootstrapToken."""
@@ -328,10 +335,11 @@ class Auth:
                 raise InvalidBootstrapToken
         name = clean_username(username)
         check_password(password, name)
-        user = await self.database.write(accounts.add_first_user, name, await self._hash(password))
+        password_hash = await self._hash(password)
+        user = await self.database.write(accounts.add_first_user, name, password_hash)
         self._forget_bootstrap()
         log.info("first account made", extra={"user": user.id})
-        return await self._log_in(user, visitor)
+        return await self._log_in(user, password_hash, visitor)
 
     async def register(self, code: str, username: str, password: str, visitor: Visitor) -> Login:
         """Raises InvalidInvite, UsernameExists."""
@@ -339,17 +347,18 @@ class Auth:
             await self.database.read(accounts.check_invite, digest(code))
         name = clean_username(username)
         check_password(password, name)
-        user = await self.database.write(accounts.redeem_invite, digest(code), name, await self._hash(password))
+        password_hash = await self._hash(password)
+        user = await self.database.write(accounts.redeem_invite, digest(code), name, password_hash)
         log.info("invite redeemed", extra={"user": user.id})
-        return await self._log_in(user, visitor)
+        return await self._log_in(user, password_hash, visitor)
 
     async def redeem_link(self, token: str, visitor: Visitor) -> Login:
         """Raises InvalidCredentials."""
         with self.throttle.attempt(f"link {visitor.address}"):
-            user = await self.database.write(accounts.redeem_login_link, digest(token))
-            if user is None:
+            found = await self.database.write(accounts.redeem_login_link, digest(token))
+            if found is None:
                 raise InvalidCredentials("This link is not valid any more. Ask for a new one: fireside login-link")
-        return await self._log_in(user, visitor)
+        return await self._log_in(*found, visitor)
 
     async def invite(self, created_by: int, role: str, hours: int) -> dict[str, object]:
         code = secrets.token_urlsafe(32)
@@ -374,14 +383,16 @@ class Auth:
     # ---- passwords
 
     async def change_password(self, identity: Identity, current: str, new: str) -> None:
-        """All other sessions end. Raises InvalidCredentials when the current password is wrong."""
+        """All other sessions end. Raises InvalidCredentials when the current password is wrong, or becomes so meanwhile."""
         with self.throttle.attempt(f"password {identity.user.id}"):
             found = await self.database.read(accounts.get_password, identity.user.username)
             if found is None or not await self._verify(found[1], current):
                 raise InvalidCredentials("The current password is wrong.")
         check_password(new, identity.user.username, "new_password")
         password_hash = await self._hash(new)
-        await self.database.write(accounts.set_password, identity.user.id, password_hash, identity.session_id)
+        await self.database.write(
+            accounts.set_password, identity.user.id, password_hash, identity.session_id, verified=found[1]
+        )
         log.info("password changed", extra={"user": identity.user.id})
 
     async def _hash(self, password: str) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import argon2
 import httpx
 import pytest
-from fireside import accounts
+from fireside import accounts, auth
 from fireside.auth import Throttle, Visitor, check_password, clean_username
 from fireside.call import ADMIN, OWNER, PUBLIC
 from fireside.db import ago
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from .live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, code, good, until
+from .test_faults import held
 from .upstream import Gate, Upstream, pause
 from .upstream import text as says
 
@@ -508,6 +510,46 @@ async def test_whose_last_session_ends_is_not_written_for_any_more(
 async def together(count: int, request: Callable[[int], Any]) -> list[tuple[int, str]]:
     answers: list[httpx.Response] = await asyncio.gather(*(request(number) for number in range(count)))
     return [(200, "") if answer.status_code == 200 else code(answer) for answer in answers]
+
+
+@pytest.mark.parametrize("what", ["login", "link", "password"])
+async def test_what_is_under_way_when_the_password_is_reset_comes_to_nothing(
+    running: Running, ann: Person, what: str
+) -> None:
+    state = running.state
+    client, path, body = {
+        "login": (running.anybody(), "/auth/login", {"username": "ann", "password": PASSWORD}),
+        "link": (running.anybody(), "/auth/link", {"token": await state.auth.login_link("ann")}),
+        "password": (ann, "/auth/password", {"current_password": PASSWORD, "new_password": "what a thief would like"}),
+    }[what]
+    begin: list[Callable[[], Any]] = [
+        lambda: state.auth.reset_password("ann", NEW),
+        lambda: client.post(path, json=body),
+    ]
+    if what == "link":  # which a reset takes away: it must have been redeemed
+        begin.reverse()
+    async with held(running) as waiting:
+        tasks = []
+        for number, beginning in enumerate(begin, 1):
+            tasks.append(asyncio.create_task(beginning()))
+            await until(lambda number=number: waiting(number), "the old password to be found right")
+    answer = next(result for result in await asyncio.gather(*tasks) if isinstance(result, httpx.Response))
+    assert code(answer) == (401, "INVALID_CREDENTIALS") and "set-cookie" not in answer.headers
+    assert await execute(running, "SELECT * FROM sessions") == []
+    await running.login("ann", NEW)
+
+
+async def test_two_logins_that_hash_the_password_anew_are_both_let_in(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "_HASHER", argon2.PasswordHasher(time_cost=2, memory_cost=64, parallelism=1))
+    body = {"username": "ann", "password": PASSWORD}
+    async with held(running) as waiting:
+        logins = [asyncio.create_task(running.anybody().post("/auth/login", json=body)) for _ in range(2)]
+        await until(lambda: waiting(2), "both to be let in")
+    assert [(await login).status_code for login in logins] == [200, 200]
+    [[stored]] = await execute(running, "SELECT password_hash FROM users")
+    assert "t=2" in stored
 
 
 async def test_of_fifty_first_users_one_is_the_first(running: Running) -> None:

@@ -1078,8 +1078,14 @@ async def test_what_the_disk_never_took_is_what_the_last_commit_had(
 @contextlib.asynccontextmanager
 async def held(running: Running) -> AsyncIterator[Callable[[int], bool]]:
     """The database is slow: nothing is written while the block runs. Yields whether so many wait for it."""
-    database, release = running.state.database, threading.Event()
-    holding = asyncio.create_task(database.write(lambda tx: release.wait(PATIENCE)))
+    database, begun, release = running.state.database, threading.Event(), threading.Event()
+
+    def hold(_: object) -> bool:
+        begun.set()
+        return release.wait(PATIENCE)
+
+    holding = asyncio.create_task(database.write(hold))
+    await until(begun.is_set)
     try:
         yield lambda count: database._writer._tx.qsize() >= count
     finally:

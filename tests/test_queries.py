@@ -14,6 +14,7 @@ from fireside.errors import (
     BootstrapDisabled,
     FiresideError,
     GenerationActive,
+    InvalidCredentials,
     InvalidInvite,
     LastAdmin,
     NotFound,
@@ -129,7 +130,7 @@ def test_the_last_administrator_stays_one(tx: Tx, role: str | None, status: str 
 
 
 def test_a_changed_role_ends_the_sessions_and_the_same_role_does_not(tx: Tx) -> None:
-    accounts.add_session(tx, BOB, b"1", "")
+    accounts.add_session(tx, BOB, b"1", "", "hash of bob")
     accounts.set_user(tx, BOB, "user", "active")
     assert accounts.count_sessions(tx, BOB) == 1
     accounts.set_user(tx, BOB, "admin", None)
@@ -152,30 +153,32 @@ def test_what_an_administrator_has_handed_out_ends_with_the_role(tx: Tx) -> None
 
 def test_a_user_keeps_the_newest_sessions(tx: Tx) -> None:
     for number in range(accounts.SESSIONS_A_USER + 5):
-        accounts.add_session(tx, ANN, bytes([number]), f"browser {number}")
+        accounts.add_session(tx, ANN, bytes([number]), f"browser {number}", "hash of ann")
     clients = [session["client"] for session in accounts.list_sessions(tx, ANN)]
     assert clients == [f"browser {number}" for number in range(accounts.SESSIONS_A_USER + 4, 4, -1)]
 
 
 def test_a_new_session_replaces_the_one_that_the_browser_had(tx: Tx) -> None:
-    accounts.add_session(tx, ANN, b"old", "")
-    accounts.add_session(tx, ANN, b"new", "", replaces=b"old")
+    accounts.add_session(tx, ANN, b"old", "", "hash of ann")
+    accounts.add_session(tx, ANN, b"new", "", "hash of ann", replaces=b"old")
     assert accounts.get_session(tx, b"old", "", "") is None
     assert accounts.get_session(tx, b"new", "", "") is not None
 
 
 def test_a_session_lives_until_it_is_too_old_or_its_user_disabled(tx: Tx) -> None:
-    accounts.add_session(tx, BOB, b"1", "")
+    accounts.add_session(tx, BOB, b"1", "", "hash of bob")
     assert accounts.get_session(tx, b"1", db.ago(days=1), db.ago(days=1)) is not None
     assert accounts.get_session(tx, b"1", "9999", "") is None
     assert accounts.get_session(tx, b"1", "", "9999") is None
     tx.execute("UPDATE users SET status = 'disabled' WHERE id = ?", (BOB,))
     assert accounts.get_session(tx, b"1", "", "") is None
+    with pytest.raises(InvalidCredentials):
+        accounts.add_session(tx, BOB, b"2", "", "hash of bob")
 
 
 def test_a_new_password_ends_all_sessions_but_one_and_all_links(tx: Tx) -> None:
-    kept = [accounts.add_session(tx, BOB, bytes([number]), "") for number in range(3)][1]
-    others = accounts.add_session(tx, ANN, b"ann", "")
+    kept = [accounts.add_session(tx, BOB, bytes([number]), "", "hash of bob") for number in range(3)][1]
+    others = accounts.add_session(tx, ANN, b"ann", "", "hash of ann")
     accounts.add_login_link(tx, BOB, b"link", "9999")
     accounts.set_password(tx, BOB, "new", kept)
     assert [session["id"] for session in accounts.list_sessions(tx, BOB)] == [kept]
@@ -183,15 +186,25 @@ def test_a_new_password_ends_all_sessions_but_one_and_all_links(tx: Tx) -> None:
     assert accounts.redeem_login_link(tx, b"link") is None
 
 
+def test_what_was_let_in_by_another_password_gets_no_session_and_sets_none(tx: Tx) -> None:
+    accounts.set_password(tx, BOB, "new", verified="hash of bob")
+    with pytest.raises(InvalidCredentials):
+        accounts.set_password(tx, BOB, "newer", verified="hash of bob")
+    with pytest.raises(InvalidCredentials):
+        accounts.add_session(tx, BOB, b"1", "", "hash of bob")
+    assert not accounts.set_password_hash(tx, BOB, "hash of bob", "anew")
+    accounts.add_session(tx, BOB, b"1", "", "new")
+
+
 def test_a_login_link_works_once_and_in_time(tx: Tx) -> None:
     accounts.add_login_link(tx, BOB, b"1", "9999")
     accounts.add_login_link(tx, BOB, b"2", db.ago(seconds=1))
-    user = accounts.redeem_login_link(tx, b"1")
-    assert user is not None and user.username == "bob"
+    found = accounts.redeem_login_link(tx, b"1")
+    assert found is not None and (found[0].username, found[1]) == ("bob", "hash of bob")
     assert accounts.redeem_login_link(tx, b"1") is None
     assert accounts.redeem_login_link(tx, b"2") is None
-    accounts.add_login_link(tx, BOB, b"3", "9999")
     accounts.set_user(tx, BOB, None, "disabled")
+    accounts.add_login_link(tx, BOB, b"3", "9999")
     assert accounts.redeem_login_link(tx, b"3") is None
 
 
@@ -253,7 +266,7 @@ def test_another_s_is_as_missing_as_what_never_was(tx: Tx, name: str) -> None:
         "own": conversation(tx, BOB),
         "image": tx.execute("SELECT id FROM images").fetchone()[0],
         "generation": tx.execute("SELECT id FROM generations").fetchone()[0],
-        "session": accounts.add_session(tx, ANN, b"1", ""),
+        "session": accounts.add_session(tx, ANN, b"1", "", "hash of ann"),
     }
     nothing = {**dict.fromkeys(objects, 10**6), "generation": "none", "own": objects["own"]}
     before = tx.total_changes

@@ -114,6 +114,14 @@ MUTANTS = (
     Mutant("auth.py", "digest(old) if old else None", "None", (AUTH, "-k", "new_cookie")),
     Mutant(
         "accounts.py",
+        "WHERE id = ? AND password_hash = ? AND status = 'active'",
+        "WHERE id = ? AND ? AND status = 'active'",
+        (AUTH, "-k", "under_way"),
+    ),
+    Mutant("accounts.py", "AND password_hash = ? AND status = 'active'", "AND password_hash = ?", (QUERIES,)),
+    Mutant("accounts.py", "AND password_hash = coalesce(?3, password_hash)", "AND ?3 = ?3", (AUTH, "-k", "under_way")),
+    Mutant(
+        "accounts.py",
         "WHERE s.token_hash = ? AND s.last_seen > ? AND s.created_at > ? AND u.status",
         "WHERE s.token_hash = ? AND ?2 AND s.created_at > ?3 AND u.status",
         (AUTHZ, QUERIES),
@@ -218,7 +226,7 @@ MUTANTS = (
     ),
     Mutant("accounts.py", 'AND used_at IS NULL AND revoked_at IS NULL",\n', 'AND 0",\n', (QUERIES,)),
     Mutant("accounts.py", "if row is None or row[1] <= now():", "if row is None:", (QUERIES,)),
-    Mutant("accounts.py", 'return user if user.status == "active" else None', "return user", (SECURITY,)),
+    Mutant("accounts.py", "FROM users WHERE id = ? AND status = 'active'", "FROM users WHERE id = ?", (QUERIES,)),
     Mutant(
         "accounts.py",
         "    if not admins:\n        raise LastAdmin",
