@@ -17,8 +17,8 @@ import re
 import secrets
 import time
 import unicodedata
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -189,15 +189,18 @@ def private_file(path: Path, make: Callable[[], str]) -> str:
 
 
 class Throttle:
-    """Failures by account and by address. The first five are free; then each costs a wait of 1, 2, 4 ... 30 s.
+    """Failures by account and by address. The first five are free; then each costs a wait of 1, 2, 4 ... 30 s, until there has
+    been none for an hour.
 
     Where an account has signed in from before, only its own failures there count: nobody elsewhere can keep its owner out.
     """
 
-    FREE, LONGEST, KEYS = 5, 30, 10_000
+    FREE, LONGEST, MEMORY, KEYS = 5, 30, 3600, 10_000
 
     def __init__(self) -> None:
-        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # how many, and when the next may be tried
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # how many, and when the last was
+        self._under_way: Counter[str] = Counter()
+        self._ended = asyncio.Event()  # an attempt: for those that wait to begin one
         self._homes: OrderedDict[str, None] = OrderedDict()
 
     def login_keys(self, name: str, address: str) -> tuple[str, ...]:
@@ -211,27 +214,47 @@ class Throttle:
         if len(self._homes) > self.KEYS:
             self._homes.popitem(last=False)
 
-    @contextlib.contextmanager
-    def attempt(self, *keys: str) -> Iterator[None]:
-        """Around an attempt. It counts as failed from the start, so that many at once do not pass together, and no more once it
-        has succeeded; then the first key is forgiven altogether. Raises RateLimited."""
-        moment = time.monotonic()
-        wait = max(self._failures.get(key, (0, 0.0))[1] for key in keys) - moment
-        if wait > 0:
-            raise RateLimited(max(1, round(wait + 0.5)))
-        for key in keys:
-            count = self._failures.pop(key, (0, 0.0))[0] + 1
-            delay = min(self.LONGEST, 2 ** (count - self.FREE - 1)) if count > self.FREE else 0
-            self._failures[key] = (count, moment + delay)
-        while len(self._failures) > self.KEYS:
-            self._failures.popitem(last=False)
-        yield
-        self._failures.pop(keys[0], None)
-        for key in keys[1:]:  # others may have failed meanwhile: only this attempt is taken back
-            count, until = self._failures.get(key, (1, 0.0))
-            self._failures[key] = (count - 1, until if count - 1 > self.FREE else 0.0)
-            if count == 1:
-                del self._failures[key]
+    @contextlib.asynccontextmanager
+    async def attempt(self, *keys: str) -> AsyncIterator[None]:
+        """Around an attempt. Only a failure counts; a success forgives the first key altogether. Where those under way would use
+        up what is free if they all failed, the next waits for one of them to end: many at once are refused no earlier, and
+        guess no more, than one after the other. Raises RateLimited."""
+        while True:
+            wait = max(self._wait(key) for key in keys)
+            if wait > 0:
+                raise RateLimited(max(1, round(wait + 0.5)))
+            if all(self._may_begin(key) for key in keys):
+                break
+            await self._ended.wait()
+        self._under_way.update(keys)
+        try:
+            yield
+        except BaseException:
+            for key in keys:
+                self._failures[key] = (self._count(key) + 1, time.monotonic())
+                self._failures.move_to_end(key)
+            while len(self._failures) > self.KEYS:
+                self._failures.popitem(last=False)
+            raise
+        else:
+            self._failures.pop(keys[0], None)
+        finally:
+            self._under_way -= Counter(keys)
+            self._ended.set()
+            self._ended = asyncio.Event()
+
+    def _count(self, key: str) -> int:
+        count, last = self._failures.get(key, (0, 0.0))
+        return count if time.monotonic() - last < self.MEMORY else 0
+
+    def _wait(self, key: str) -> float:
+        """Seconds until the next may be tried."""
+        beyond = self._count(key) - self.FREE
+        return self._failures[key][1] + min(self.LONGEST, 2 ** (beyond - 1)) - time.monotonic() if beyond > 0 else 0
+
+    def _may_begin(self, key: str) -> bool:
+        under_way = self._under_way[key]
+        return not under_way or self._count(key) + under_way <= self.FREE
 
 
 class Auth:
@@ -308,7 +331,7 @@ class Auth:
     async def login(self, username: str, password: str, visitor: Visitor) -> Login:
         """Raises InvalidCredentials, in the same time whether the user exists or not, and RateLimited."""
         name = _folded(username)[:65]  # one more than a name can have: it is nobody's
-        with self.throttle.attempt(*self.throttle.login_keys(name, visitor.address)):
+        async with self.throttle.attempt(*self.throttle.login_keys(name, visitor.address)):
             found = await self.database.read(accounts.get_password, name)
             right = found is not None and found[0].status == "active"
             stored = found[1] if found is not None else _DUMMY
@@ -330,7 +353,7 @@ class Auth:
         """The first account. Raises BootstrapDisabled, InvalidBootstrapToken."""
         if not self.bootstrap_token:
             raise BootstrapDisabled
-        with self.throttle.attempt(f"bootstrap {visitor.address}"):
+        async with self.throttle.attempt(f"bootstrap {visitor.address}"):
             if not same(token, self.bootstrap_token):
                 raise InvalidBootstrapToken
         name = clean_username(username)
@@ -343,7 +366,7 @@ class Auth:
 
     async def register(self, code: str, username: str, password: str, visitor: Visitor) -> Login:
         """Raises InvalidInvite, UsernameExists."""
-        with self.throttle.attempt(f"invite {visitor.address}"):
+        async with self.throttle.attempt(f"invite {visitor.address}"):
             await self.database.read(accounts.check_invite, digest(code))
         name = clean_username(username)
         check_password(password, name)
@@ -354,7 +377,7 @@ class Auth:
 
     async def redeem_link(self, token: str, visitor: Visitor) -> Login:
         """Raises InvalidCredentials."""
-        with self.throttle.attempt(f"link {visitor.address}"):
+        async with self.throttle.attempt(f"link {visitor.address}"):
             found = await self.database.write(accounts.redeem_login_link, digest(token))
             if found is None:
                 raise InvalidCredentials("This link is not valid any more. Ask for a new one: fireside login-link")
@@ -384,7 +407,7 @@ class Auth:
 
     async def change_password(self, identity: Identity, current: str, new: str) -> None:
         """All other sessions end. Raises InvalidCredentials when the current password is wrong, or becomes so meanwhile."""
-        with self.throttle.attempt(f"password {identity.user.id}"):
+        async with self.throttle.attempt(f"password {identity.user.id}"):
             found = await self.database.read(accounts.get_password, identity.user.username)
             if found is None or not await self._verify(found[1], current):
                 raise InvalidCredentials("The current password is wrong.")

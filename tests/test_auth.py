@@ -122,10 +122,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def fail(throttle: Throttle, *keys: str) -> int:
+async def fail(throttle: Throttle, *keys: str) -> int:
     """A failed attempt; 0, or how long it says to wait."""
     try:
-        with throttle.attempt(*keys):
+        async with throttle.attempt(*keys):
+            await asyncio.sleep(0)  # others may come meanwhile
             raise KeyError
     except KeyError:
         return 0
@@ -133,58 +134,85 @@ def fail(throttle: Throttle, *keys: str) -> int:
         return refused.seconds
 
 
-def test_five_failures_are_free_and_then_each_costs_twice_as_much(clock: Clock) -> None:
+async def failures(throttle: Throttle, count: int, *keys: str) -> list[int]:
+    return [await fail(throttle, *keys) for _ in range(count)]
+
+
+async def test_five_failures_are_free_and_then_each_costs_twice_as_much(clock: Clock) -> None:
     throttle = Throttle()
-    assert [fail(throttle, "account") for _ in range(6)] == [0] * 6
+    assert await failures(throttle, 6, "account") == [0] * 6
     waits = []
     for _ in range(8):
-        wait = fail(throttle, "account")
+        wait = await fail(throttle, "account")
         assert wait > 0
         clock.late += wait - 1.5 if wait > 2 else 0
-        assert fail(throttle, "account") > 0, "not yet"
+        assert await fail(throttle, "account") > 0, "not yet"
         clock.late += 2.5
         waits.append(wait)
-        assert fail(throttle, "account") == 0
+        assert await fail(throttle, "account") == 0
     assert [round(wait) for wait in waits] == pytest.approx([1, 2, 4, 8, 16, 30, 30, 30], abs=1)
 
 
-def test_a_success_never_counts_and_forgives(clock: Clock) -> None:
+async def test_a_success_never_counts_and_forgives() -> None:
     throttle = Throttle()
     for _ in range(50):
-        with throttle.attempt("account", "address"):
+        async with throttle.attempt("account", "address"):
             pass
-    for _ in range(5):
-        fail(throttle, "account")
-    with throttle.attempt("account"):
+    await failures(throttle, 5, "account")
+    async with throttle.attempt("account"):
         pass
-    assert [fail(throttle, "account") for _ in range(6)] == [0] * 6
+    assert await failures(throttle, 6, "account") == [0] * 6
 
 
-def test_many_attempts_at_once_do_not_pass_together() -> None:
-    throttle, passed = Throttle(), 0
-    attempts = [throttle.attempt("account") for _ in range(50)]
-    for attempt in attempts:
-        try:
-            attempt.__enter__()
-            passed += 1
-        except RateLimited:
-            pass
-    assert passed <= 6
-
-
-def test_one_account_and_one_address_do_not_hinder_others() -> None:
+async def test_failures_are_forgotten_an_hour_after_the_last(clock: Clock) -> None:
     throttle = Throttle()
-    for _ in range(6):
-        fail(throttle, "account a", "address x")
-    assert fail(throttle, "account a", "address y") > 0
-    assert fail(throttle, "account b", "address x") > 0
-    assert fail(throttle, "account b", "address y") == 0
+    for _ in range(4):
+        assert await failures(throttle, 5, "account") == [0] * 5
+        clock.late += throttle.MEMORY
+    assert await failures(throttle, 5, "account") == [0] * 5
+    clock.late += throttle.MEMORY - 60
+    assert await fail(throttle, "account") == 0 < await fail(throttle, "account")
 
 
-def test_the_throttle_does_not_grow_without_end() -> None:
+async def test_guesses_at_once_are_no_more_than_one_after_the_other(running: Running, ann: Person) -> None:
+    wrong = {"username": "ann", "password": WRONG["password"]}
+    answers = await together(50, lambda _: running.anybody().post("/auth/login", json=wrong))
+    assert answers.count((401, "INVALID_CREDENTIALS")) == 6 and answers.count((429, "RATE_LIMITED")) == 44
+
+
+async def test_who_is_right_is_let_in_however_many_come_at_once(running: Running, ann: Person) -> None:
+    body = {"username": "ann", "password": PASSWORD}
+    assert await together(20, lambda _: running.anybody().post("/auth/login", json=body)) == [(200, "")] * 20
+
+
+async def test_when_a_wait_is_over_one_is_tried_and_the_others_only_if_it_was_right(clock: Clock) -> None:
+    throttle = Throttle()
+
+    async def succeed() -> int:
+        async with throttle.attempt("account"):
+            await asyncio.sleep(0)
+        return 0
+
+    for first, tried in ((fail(throttle, "account"), 1), (succeed(), 7)):
+        await failures(throttle, 6, "account")
+        clock.late += throttle.LONGEST
+        waits = await asyncio.gather(first, *(fail(throttle, "account") for _ in range(20)))
+        assert waits[0] == 0 and waits.count(0) == tried
+    assert not throttle._under_way
+
+
+async def test_one_account_and_one_address_do_not_hinder_others() -> None:
+    throttle = Throttle()
+    await failures(throttle, 6, "account a", "address x")
+    assert await fail(throttle, "account a", "address y") > 0
+    assert await fail(throttle, "account b", "address x") > 0
+    assert await fail(throttle, "account b", "address y") == 0
+
+
+async def test_the_throttle_does_not_grow_without_end() -> None:
     throttle = Throttle()
     for number in range(Throttle.KEYS + 500):
-        fail(throttle, f"account {number}")
+        await fail(throttle, f"account {number}")
     assert len(throttle._failures) == Throttle.KEYS
 
 

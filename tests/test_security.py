@@ -110,9 +110,9 @@ async def test_a_link_lets_nobody_in_who_is_disabled(running: Running, ann: Pers
 # ---- guesses
 
 
-def refused(throttle: Throttle, *keys: str) -> bool:
+async def refused(throttle: Throttle, *keys: str) -> bool:
     try:
-        with throttle.attempt(*keys):
+        async with throttle.attempt(*keys):
             raise KeyError
     except KeyError:
         return False
@@ -120,14 +120,14 @@ def refused(throttle: Throttle, *keys: str) -> bool:
         return True
 
 
-def test_where_an_account_has_signed_in_from_nobody_elsewhere_keeps_it_out() -> None:
+async def test_where_an_account_has_signed_in_from_nobody_elsewhere_keeps_it_out() -> None:
     throttle = Throttle()
     throttle.remember("ann", "at home")
-    while not refused(throttle, *throttle.login_keys("ann", "elsewhere")):
+    while not await refused(throttle, *throttle.login_keys("ann", "elsewhere")):
         pass
-    with throttle.attempt(*throttle.login_keys("ann", "at home")):
+    async with throttle.attempt(*throttle.login_keys("ann", "at home")):
         pass
-    while not refused(throttle, *throttle.login_keys("ann", "at home")):
+    while not await refused(throttle, *throttle.login_keys("ann", "at home")):
         pass  # there, too, nobody guesses for ever
 
 
@@ -139,13 +139,13 @@ def test_the_places_that_are_remembered_do_not_grow_without_end() -> None:
     assert len(throttle.login_keys(f"user{throttle.KEYS}", "home")) == 1
 
 
-def test_a_success_takes_back_no_failure_of_others() -> None:
+async def test_a_success_takes_back_no_failure_of_others() -> None:
     throttle = Throttle()
-    with throttle.attempt("account", "address"):  # while it goes on, somebody guesses from there
+    async with throttle.attempt("account", "address"):  # while it goes on, somebody guesses from there
         for number in range(throttle.FREE):
-            assert not refused(throttle, f"victim{number}", "address")
-    assert not refused(throttle, "another", "address")
-    assert refused(throttle, "yet another", "address")
+            assert not await refused(throttle, f"victim{number}", "address")
+    assert not await refused(throttle, "another", "address")
+    assert await refused(throttle, "yet another", "address")
 
 
 @pytest.mark.parametrize(
