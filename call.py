@@ -142,7 +142,7 @@ async def _admit(call: Call, access: Access, csrf: str) -> None:
     call._identity = await auth.identify(call.cookie)
     call.request.scope["state"]["user_id"] = call.user_id
     token = headers.get("x-csrf-token")
-    if csrf == "required" or (csrf == "lenient" and token is not None):
+    if csrf == "required" or (csrf == "lenient" and (token is not None or call.request.state.foreign)):
         auth.check_csrf(call.identity, token)
     if access is ADMIN and call.identity.user.role != "admin":
         raise Forbidden

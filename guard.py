@@ -92,6 +92,7 @@ class Guard:
             headers: list[tuple[bytes, bytes]] = scope["headers"]
             self._check_host(headers)
             origin = self._check_origin(scope, headers)
+            scope["state"]["foreign"] = origin is not None
             if origin is not None and scope["method"] == "OPTIONS":
                 await _send(send_guarded, 204, {}, b"")
             else:

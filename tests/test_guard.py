@@ -249,6 +249,18 @@ async def test_a_listed_origin_may_ask_and_read(shared: Running) -> None:
         assert "origin" in answer.headers["vary"].lower()
 
 
+async def test_a_listed_origin_streams_with_the_token_only(shared: Running, upstream: Upstream) -> None:
+    person = await shared.first()
+    path = f"/conversations/{await person.conversation('Hello?')}/stream"
+    body = {"provider_id": "lmstudio", "model": "m"}
+    token = person.headers.pop("X-CSRF-Token")
+    for headers in ({"Origin": FRONT}, {"Origin": FRONT, "Sec-Fetch-Site": "same-site"}):
+        assert code(await person.post(path, json=body, headers=headers)) == (403, "CSRF_INVALID")
+    assert upstream.chats == []
+    assert (await person.post(path, json=body, headers={"Origin": FRONT, "X-CSRF-Token": token})).status_code == 200
+    assert (await person.post(path, json=body)).status_code == 200
+
+
 async def test_an_unlisted_origin_may_not_and_nobody_else_is_told(shared: Running) -> None:
     client = shared.anybody()
     for origin in (

@@ -75,7 +75,13 @@ MUTANTS = (
         (AUTHZ,),
     ),
     Mutant("call.py", 'if csrf == "required" or (', "if (", (AUTHZ,)),
-    Mutant("call.py", '(csrf == "lenient" and token is not None)', "False", (AUTH, "-k", "no_wrong_one")),
+    Mutant(
+        "call.py",
+        "(token is not None or call.request.state.foreign)",
+        "call.request.state.foreign",
+        (AUTH, "-k", "no_wrong_one"),
+    ),
+    Mutant("call.py", "(token is not None or call.request.state.foreign)", "token is not None", (GUARD,)),
     Mutant("call.py", 'if access is ADMIN and call.identity.user.role != "admin":', "if False:", (AUTHZ,)),
     Mutant(
         "call.py",
