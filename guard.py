@@ -58,11 +58,9 @@ class Guard:
         self.origins = frozenset(config.allowed_origins)
         public = urlsplit(config.public_url)
         self.own_origins = frozenset({f"{public.scheme}://{public.netloc}"} if config.public_url else ())
-        self.hosts = LOOPBACK | set(config.allowed_hosts) | ({public.hostname} if public.hostname else set())
         self.any_address = not is_loopback(config.host)
-        if self.any_address:
-            name = socket.gethostname().split(".")[0].lower()
-            self.hosts |= {name, f"{name}.local"}
+        here = f"{socket.gethostname().split('.')[0]}.local" if self.any_address else config.host
+        self.hosts = LOOPBACK | {_as_host(name) for name in (*config.allowed_hosts, public.hostname, here) if name}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -239,6 +237,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _as_host(name: str) -> str:
+    """As a Host header has it: in small letters, an IPv6 address in brackets."""
+    return f"[{name.strip('[]')}]".lower() if ":" in name else name.lower()
 
 
 def _is_address(name: str) -> bool:

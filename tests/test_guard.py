@@ -103,15 +103,24 @@ async def test_more_hosts_can_be_allowed(tmp_path: Path) -> None:
             assert await ask(running, f"Host: {host}") == (200, ""), host
         assert await ask(running, "Host: example.org") == (403, "HOST_NOT_ALLOWED")
         assert await ask(running, "Host: 10.0.0.1") == (403, "HOST_NOT_ALLOWED")
+    async with Running(tmp_path, public_url="http://[fd00::8]:8000") as running:
+        assert await ask(running, "Host: [fd00::8]:8000") == (200, "")
 
 
 async def test_on_the_network_addresses_are_hosts_and_names_are_not(tmp_path: Path) -> None:
     name = socket.gethostname().split(".")[0]
     async with Running(tmp_path, host="0.0.0.0") as running:
-        for host in ("192.168.1.7:8000", "10.0.0.1", "[fd00::1]:8000", "localhost", f"{name}.local:8000", name):
+        for host in ("192.168.1.7:8000", "10.0.0.1", "[fd00::1]:8000", "localhost", f"{name}.local:8000"):
             assert await ask(running, f"Host: {host}") == (200, ""), host
-        for host in ("evil.example", "1.2.3.4.example", "[fd00::1].example", "1.2.3", f"{name}.example"):
+        for host in ("evil.example", "1.2.3.4.example", "[fd00::1].example", "1.2.3", f"{name}.example", name):
             assert await ask(running, f"Host: {host}") == (403, "HOST_NOT_ALLOWED"), host
+
+
+@pytest.mark.parametrize(("listens", "host"), [("127.0.0.2", "127.0.0.2"), ("0::1", "[0::1]"), ("[0::1]", "[0::1]")])
+async def test_the_loopback_address_that_it_listens_on_is_a_host(tmp_path: Path, listens: str, host: str) -> None:
+    async with Running(tmp_path, host=listens) as running:
+        assert await ask(running, f"Host: {host}:8000") == (200, "")
+        assert await ask(running, "Host: 127.0.0.3") == (403, "HOST_NOT_ALLOWED")
 
 
 # ---- origins
