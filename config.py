@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import platformdirs
 
 from .errors import ConfigError
@@ -93,16 +94,24 @@ def _key(value: Any) -> str:
     return value
 
 
+_HOST = r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])"
+
+
 def _url(value: Any) -> str:
-    text = value.strip().rstrip("/") if isinstance(value, str) else ""
+    """In the form that browsers send: small letters, other scripts in punycode, no port where it is the scheme's own."""
+    wanted = ValueError("a URL such as http://127.0.0.1:1234")
+    text = value.strip() if isinstance(value, str) else ""
     try:
-        parts = urlsplit(text)
-        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        good = False
-    if not good or parts.query or parts.fragment or parts.username or parts.password:
-        raise ValueError("a URL such as http://127.0.0.1:1234")
-    return text
+        url = httpx.URL(text)
+        host = url.netloc.decode().lower()  # in brackets if it is IPv6, and with the port
+        form = httpx.URL(f"{url.scheme}://{host}{url.raw_path.decode()}")  # httpx drops no :443 of HTTPS://
+    except (httpx.InvalidURL, ValueError):
+        raise wanted from None
+    port = 80 if url.port is None else url.port
+    good = url.scheme in ("http", "https") and re.fullmatch(rf"{_HOST}(?::\d+)?", host) and 0 < port < 65536
+    if not good or url.userinfo or set("?#") & set(text):
+        raise wanted
+    return str(form).rstrip("/")
 
 
 def _origins(value: Any) -> tuple[str, ...]:
@@ -114,7 +123,7 @@ def _origins(value: Any) -> tuple[str, ...]:
 
 def _hosts(value: Any) -> tuple[str, ...]:
     hosts = tuple(host.lower() for host in _texts(value))
-    if any(not re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", host) for host in hosts):
+    if any(not re.fullmatch(_HOST, host) for host in hosts):
         raise ValueError("host names without a scheme and without a port")
     return hosts
 

@@ -91,12 +91,18 @@ WRONG: list[tuple[str, Any, str]] = [
     ("public_url", "https://example.org?x=1", "https://example.org?x=1"),
     ("public_url", "http://[::1", "http://[::1"),
     ("public_url", "http://example.org:99999", "http://example.org:99999"),
+    ("public_url", "http://example.org:0", "http://example.org:0"),
+    ("public_url", "http://exam\\nple.org", "http://exam\nple.org"),
+    ("public_url", "https://example.org/\\u007f", "https://example.org/\x7f"),
+    ("public_url", "https://exam ple.org", "https://exam ple.org"),
+    ("public_url", "https://*.example.org", "https://*.example.org"),
     ("allowed_hosts", ["http://example.org"], "http://example.org"),
     ("allowed_hosts", ["example.org:8000"], "example.org:8000"),
     ("allowed_hosts", ["*"], "*"),
     ("allowed_hosts", [1], "a,,b"),
     ("allowed_hosts", {"a": 1}, "a b"),
     ("allowed_origins", ["https://example.org/path"], "https://example.org/path"),
+    ("allowed_origins", ["https://exam\\tple.org"], "https://exam\tple.org"),
     ("allowed_origins", ["*"], "*"),
     ("allowed_origins", ["null"], "null"),
     ("bootstrap_token", "short", "short"),
@@ -153,6 +159,21 @@ def test_lists_are_separated_by_commas_in_the_environment(tmp_path: Path) -> Non
     )
     assert loaded.allowed_hosts == ("chat.example.org", "[::2]")
     assert loaded.allowed_origins == ("https://a.example",)
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("HTTPS://Chat.Example.org:443/", "https://chat.example.org"),
+        ("http://Chat.Example.org:80", "http://chat.example.org"),
+        ("http://chat.example.org:443", "http://chat.example.org:443"),
+        ("https://Käse.example:8443", "https://xn--kse-qla.example:8443"),
+        ("http://[FD00::7]:80", "http://[fd00::7]"),
+    ],
+)
+def test_an_origin_is_kept_as_browsers_send_it(tmp_path: Path, written: str, sent: str) -> None:
+    loaded = load(tmp_path, FIRESIDE_PUBLIC_URL=written, FIRESIDE_ALLOWED_ORIGINS=f"https://a.example,{written}")
+    assert (loaded.public_url, loaded.allowed_origins) == (sent, ("https://a.example", sent))
 
 
 def test_a_tilde_is_the_home_directory(tmp_path: Path) -> None:
