@@ -7,6 +7,7 @@ FIRESIDE_ and the name in capitals. docs/configuration.md lists them all; a test
 import importlib.util
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -226,13 +227,13 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[Provider, ...]:
     """LM Studio and, where it is installed, the embedded engine, always; then those that config.toml adds.
 
-    An entry with the id of one of the two changes that one. The environment has the last word on LM Studio.
+    An entry with the id of one of the two changes that one. The environment has the last word on LM Studio. Whoever removes
+    the engine need not change the file: its entry is left out, and a line on the console says so.
     """
     tables: dict[str, dict[str, Any]] = {
-        "lmstudio": {"kind": "lmstudio", "name": "LM Studio", "concurrency": LMSTUDIO_CONCURRENCY}
+        "lmstudio": {"kind": "lmstudio", "name": "LM Studio", "concurrency": LMSTUDIO_CONCURRENCY},
+        "embedded": {"kind": "embedded", "name": "On this computer", "concurrency": 1},
     }
-    if importlib.util.find_spec("xllamacpp") is not None:
-        tables["embedded"] = {"kind": "embedded", "name": "On this computer", "concurrency": 1}
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"{file}: providers: must be tables, each headed [[providers]]")
     for number, entry in enumerate(entries, 1):
@@ -243,7 +244,13 @@ def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[
     for variable, key in _OF_LMSTUDIO.items():
         if variable in variables:
             tables["lmstudio"][key] = _checked(variable, _PROVIDER_KEYS[key], variables[variable])
-    return tuple(_provider(identity, table, file) for identity, table in tables.items())
+    providers = {identity: _provider(identity, table, file) for identity, table in tables.items()}
+    if providers["embedded"].kind == "embedded" and importlib.util.find_spec("xllamacpp") is None:
+        del providers["embedded"]
+        if any(entry["id"] == "embedded" for entry in entries):
+            line = f"{file}: provider embedded: is not installed (pipx install 'fireside[embedded]'), and left out"
+            print(f"Warning: {line}", file=sys.stderr)
+    return tuple(providers.values())
 
 
 _PROVIDER_KEYS: dict[str, Callable[[Any], Any]] = {

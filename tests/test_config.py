@@ -1,5 +1,6 @@
 """Settings: where they come from, what they may be, and the one line that a wrong one gets."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,19 @@ def test_further_servers_come_from_the_file(tmp_path: Path) -> None:
     loaded = load(tmp_path, "[[providers]]\nid = 'big'\nurl = 'http://10.0.0.1:8080/v1'\napi_key = 'k'")
     assert provider(loaded, "big") == Provider("big", "openai", "big", "http://10.0.0.1:8080/v1", "k", 4)
     assert next(entry.id for entry in loaded.providers) == "lmstudio"
+
+
+def test_the_engine_is_left_out_where_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    assert [entry.id for entry in load(tmp_path).providers] == ["lmstudio"]
+    assert capsys.readouterr().err == ""
+    entry = "[[providers]]\nid = 'embedded'\nname = 'Mine'"
+    assert [entry.id for entry in load(tmp_path, entry).providers] == ["lmstudio"]
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("Warning: ") and "provider embedded" in line and "fireside[embedded]" in line
+    assert "concurrency" in refused(tmp_path, f"{entry}\nconcurrency = 0")
 
 
 @pytest.mark.parametrize(
