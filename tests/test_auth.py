@@ -246,17 +246,18 @@ async def test_guessing_the_bootstrap_token_is_slowed_down_too(running: Running)
 
 @pytest.mark.costly
 async def test_an_unknown_name_takes_as_long_as_a_wrong_password(running: Running, ann: Person) -> None:
-    """Without a hash for nobody the two differ forty-fold."""
-    times: dict[str, list[float]] = {"ann": [], "nobody": [], "x" * 300: []}
+    """Without a hash for nobody the two differ forty-fold. What the processor spends, its threads included, is measured: a
+    machine with other things to do makes no difference to that."""
+    spent: dict[str, list[float]] = {"ann": [], "nobody": [], "x" * 300: []}
     for round_ in range(6):
-        for name, taken in times.items():
-            started = time.perf_counter()
+        for name, times in spent.items():
+            started = time.process_time()
             with pytest.raises(InvalidCredentials):
                 await running.state.auth.login(name, WRONG["password"], Visitor("", f"{name[:9]} {round_}", None))
-            taken.append(time.perf_counter() - started)
+            times.append(time.process_time() - started)
             running.state.auth.throttle = Throttle()
-    known, *unknown = (min(taken[1:]) for taken in times.values())
-    assert all(0.5 < other / known < 2 for other in unknown), times
+    known, *unknown = (min(times[1:]) for times in spent.values())
+    assert all(0.5 < other / known < 2 for other in unknown), spent
 
 
 async def test_no_login_says_more_than_another(running: Running, ann: Person, bob: Person) -> None:
