@@ -276,6 +276,9 @@ async def test_no_login_says_more_than_another(running: Running, ann: Person, bo
         told.add((answer.status_code, answer.json()["code"], answer.json()["message"]))
         running.state.auth.throttle = Throttle()
     assert len(told) == 1
+    right = {"username": "bob", "password": PASSWORD}
+    statuses = [(await running.anybody().post("/auth/login", json=right)).status_code for _ in range(7)]
+    assert statuses == [401] * 6 + [429], "who is disabled is slowed down as if the password were wrong"
 
 
 async def test_the_name_is_taken_in_any_form(running: Running, ann: Person) -> None:
