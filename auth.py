@@ -343,9 +343,8 @@ class Auth:
         if _HASHER.check_needs_rehash(stored):
             anew = await self._hash(password)
             if not await self.database.write(accounts.set_password_hash, found[0].id, stored, anew):
-                return await self.login(
-                    username, password, visitor
-                )  # another login was faster, or the password is another
+                # Another login was faster, or the password is another by now.
+                return await self.login(username, password, visitor)
             stored = anew
         return await self._log_in(found[0], stored, visitor)
 
