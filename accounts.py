@@ -5,10 +5,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from .db import now
+from .db import Tx, insert, now
 from .errors import BootstrapDisabled, InvalidCredentials, InvalidInvite, LastAdmin, NotFound, UsernameExists
-
-Tx = sqlite3.Connection
 
 SESSIONS_A_USER = 20
 
@@ -44,14 +42,14 @@ def add_first_user(tx: Tx, username: str, password_hash: str) -> User:
 
 def _add_user(tx: Tx, username: str, password_hash: str, role: str) -> User:
     try:
-        cursor = tx.execute(
+        user_id = insert(
+            tx,
             "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, ?, ?, ?)",
             (username, password_hash, role, now()),
         )
     except sqlite3.IntegrityError:
         raise UsernameExists from None
-    assert cursor.lastrowid is not None
-    return get_user(tx, cursor.lastrowid)
+    return get_user(tx, user_id)
 
 
 _USER = "id, username, role, status, created_at, last_login"
@@ -139,7 +137,8 @@ def add_session(
     if tx.execute(sql, (user_id, verified)).fetchone() is None:
         raise InvalidCredentials
     tx.execute("DELETE FROM sessions WHERE token_hash = ?", (replaces,))
-    cursor = tx.execute(
+    session_id = insert(
+        tx,
         "INSERT INTO sessions (user_id, token_hash, client, created_at, last_seen) VALUES (?, ?, ?, ?4, ?4)",
         (user_id, token_hash, client, now()),
     )
@@ -149,8 +148,7 @@ def add_session(
         " (SELECT id FROM sessions WHERE user_id = ?1 ORDER BY last_seen DESC, id DESC LIMIT ?2)",
         (user_id, SESSIONS_A_USER),
     )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
+    return session_id
 
 
 def get_session(tx: Tx, token_hash: bytes, seen_after: str, created_after: str) -> Session | None:
@@ -214,12 +212,11 @@ def redeem_login_link(tx: Tx, token_hash: bytes) -> tuple[User, str] | None:
 
 
 def add_invite(tx: Tx, code_hash: bytes, role: str, created_by: int, expires_at: str) -> int:
-    cursor = tx.execute(
+    return insert(
+        tx,
         "INSERT INTO invites (code_hash, role, created_by, created_at, expires_at) VALUES (?, ?, ?, ?, ?)",
         (code_hash, role, created_by, now(), expires_at),
     )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
 
 
 def list_invites(tx: Tx) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ import itsdangerous
 from . import accounts
 from .accounts import User
 from .config import Config
-from .db import Database, ago, timestamp
+from .db import Database, Tx, ago, timestamp
 from .errors import (
     AuthRequired,
     BootstrapDisabled,
@@ -438,7 +438,7 @@ def hash_password(password: str) -> str:
     return _HASHER.hash(password)
 
 
-def add_login_link(tx: accounts.Tx, username: str | None) -> str:
+def add_login_link(tx: Tx, username: str | None) -> str:
     token = secrets.token_urlsafe(32)
     expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=LINK_MINUTES))
     name = clean_username(username) if username is not None else None

@@ -9,13 +9,12 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from . import accounts, eventlog, queries
 from .config import Config
-from .db import Database, now
+from .db import Database, Tx, now
 from .errors import AuthRequired, FiresideError, Invalid, NotFound, Stopping, StorageUnavailable
 from .generation import Generation
 from .providers import Providers
@@ -228,14 +227,14 @@ class Hub:
             self.unsaved.pop(generation.id, None)
 
 
-def _begin_answer(tx: sqlite3.Connection, user_id: int, *args: Any) -> Begun | Found | None:
+def _begin_answer(tx: Tx, user_id: int, *args: Any) -> Begun | Found | None:
     """queries.begin_answer, unless the user was logged out for good after the request was let in."""
     if not accounts.count_sessions(tx, user_id):
         raise AuthRequired
     return queries.begin_answer(tx, user_id, *args)
 
 
-def _recover(tx: sqlite3.Connection) -> int:
+def _recover(tx: Tx) -> int:
     unfinished = queries.list_unfinished(tx)
     for generation_id, recording in unfinished:
         queries.finish_generation(tx, generation_id, eventlog.interrupted(recording))

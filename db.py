@@ -15,7 +15,7 @@ import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
@@ -26,7 +26,8 @@ from .errors import StorageUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Function: TypeAlias = Callable[Concatenate[sqlite3.Connection, P], T]
+Tx = sqlite3.Connection
+Function: TypeAlias = Callable[Concatenate[Tx, P], T]
 
 log = logging.getLogger("fireside.db")
 
@@ -145,6 +146,13 @@ class Database:
                 await connection.close()
             except sqlite3.Error as error:
                 log.error("closing the database: %s", error)
+
+
+def insert(tx: Tx, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
+    """The id of the new row."""
+    row = tx.execute(sql, values).lastrowid
+    assert row is not None
+    return row
 
 
 async def _on_thread(connection: aiosqlite.Connection, function: Callable[..., T], *args: object) -> T:

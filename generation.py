@@ -6,7 +6,6 @@ When it may be written, by which task, and when it is saved is the hub's affair 
 import asyncio
 import contextlib
 import json
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from msgspec import Raw
 
 from . import prompt, queries
 from .config import Config
+from .db import Tx
 from .errors import FiresideError, ProviderFailed, StorageUnavailable
 from .eventlog import EventLog
 from .providers import ChatRequest, Model, Providers
@@ -92,7 +92,7 @@ class Generation:
             "stats": self.stats,
         }
 
-    def save(self, tx: sqlite3.Connection) -> None:
+    def save(self, tx: Tx) -> None:
         status, error = "complete" if self.status == "ok" else self.status, _told(self.error) if self.error else None
         recording = self.log.recording(self.begun.message_id, status, self.done())
         queries.finish_generation(

@@ -16,15 +16,13 @@ from typing import Any, NamedTuple
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from . import search
-from .db import ago, now
+from .db import Tx, ago, insert, now
 from .errors import (
     AlreadyAnswered,
     GenerationActive,
     NotFound,
     NoUserMessage,
 )
-
-Tx = sqlite3.Connection
 
 UNTITLED = "New conversation"
 BIN_DAYS = 30
@@ -184,14 +182,14 @@ def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> Conversati
     """`fields`: title, system_prompt, pinned, provider_id, model, settings (a dict), each of them optional."""
     title = fields.get("title")
     moment = now()
-    cursor = tx.execute(
+    conversation_id = insert(
+        tx,
         "INSERT INTO conversations (user_id, title, title_key, created_at, updated_at) VALUES (?, ?, ?, ?4, ?4)",
         (user_id, title or UNTITLED, title_key(title or UNTITLED), moment),
     )
-    assert cursor.lastrowid is not None
-    search.index_title(tx, user_id, cursor.lastrowid, title or UNTITLED, title_key(title or UNTITLED))
-    set_conversation(tx, user_id, cursor.lastrowid, fields)
-    return get_conversation(tx, user_id, cursor.lastrowid)
+    search.index_title(tx, user_id, conversation_id, title or UNTITLED, title_key(title or UNTITLED))
+    set_conversation(tx, user_id, conversation_id, fields)
+    return get_conversation(tx, user_id, conversation_id)
 
 
 def get_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation:
@@ -393,13 +391,12 @@ def add_message(
     elif parent_id is not None:
         _message_of(tx, conversation_id, parent_id)
     moment = now()
-    cursor = tx.execute(
+    message_id = insert(
+        tx,
         "INSERT INTO messages (conversation_id, parent_id, role, content, status, client_id, created_at)"
         " VALUES (?, ?, 'user', ?, 'complete', ?, ?)",
         (conversation_id, parent_id, content, client_id, moment),
     )
-    message_id = cursor.lastrowid
-    assert message_id is not None
     for position, image in enumerate(images):
         add_image(tx, message_id, position, image)
     tx.execute(
@@ -516,13 +513,12 @@ def _add_answer(
     tx: Tx, conversation: sqlite3.Row, question_id: int, provider_id: str, model: str, params: dict[str, Any]
 ) -> tuple[str, int]:
     moment = now()
-    cursor = tx.execute(
+    message_id = insert(
+        tx,
         "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, created_at)"
         " VALUES (?, ?, 'assistant', '', 'generating', ?, ?, ?)",
         (conversation["id"], question_id, provider_id, model, moment),
     )
-    message_id = cursor.lastrowid
-    assert message_id is not None
     generation_id = str(uuid.uuid4())
     tx.execute(
         "INSERT INTO generations (id, message_id, provider_id, model, params) VALUES (?, ?, ?, ?, ?)",
@@ -746,26 +742,24 @@ def list_made_at(tx: Tx, user_id: int, times: Collection[str]) -> list[Origin]:
 
 def add_imported_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> int:
     """`fields`: every column but id, user_id, title_key and active_message_id."""
-    cursor = tx.execute(
+    return insert(
+        tx,
         "INSERT INTO conversations (user_id, title, title_key, named, system_prompt, provider_id, model, settings,"
         " pinned, source, created_at, updated_at, deleted_at) VALUES (:user_id, :title, :title_key, :named,"
         " :system_prompt, :provider_id, :model, :settings, :pinned, :source, :created_at, :updated_at, :deleted_at)",
         fields | {"user_id": user_id, "title_key": title_key(fields["title"])},
     )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
 
 
 def add_imported_message(tx: Tx, conversation_id: int, fields: dict[str, Any]) -> int:
     """`fields`: every column but id and conversation_id."""
-    cursor = tx.execute(
+    return insert(
+        tx,
         "INSERT INTO messages (conversation_id, parent_id, role, content, reasoning, status, provider_id, model,"
         " token_usage, stats, error, client_id, source, created_at) VALUES (:conversation_id, :parent_id, :role, :content,"
         " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at)",
         fields | {"conversation_id": conversation_id},
     )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
 
 
 def add_imported_generation(tx: Tx, generation_id: str, message_id: int, fields: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import msgspec
 
 from . import queries, transcript
-from .db import Database, now
+from .db import Database, Tx, now
 from .errors import FiresideError, NotFound
 from .queries import Origin
 from .source import Skipped, Source
@@ -145,7 +145,7 @@ Key = str | tuple[str, str, int]  # what a message is known by, in its conversat
 
 
 def _add_all(
-    tx: sqlite3.Connection, user_id: int, conversations: list[Conversation], read_image: ReadImage
+    tx: Tx, user_id: int, conversations: list[Conversation], read_image: ReadImage
 ) -> list[tuple[bool, int, str]]:
     """For each whether it is new here, how many messages it brought, and why it did not go in."""
     times = [conversation.created_at for conversation in conversations if conversation.source is None]
@@ -155,7 +155,7 @@ def _add_all(
 
 
 def _add(
-    tx: sqlite3.Connection, user_id: int, conversation: Conversation, made_here: list[Origin], read_image: ReadImage
+    tx: Tx, user_id: int, conversation: Conversation, made_here: list[Origin], read_image: ReadImage
 ) -> tuple[bool, int, str]:
     try:
         with queries.savepoint(tx):
@@ -181,7 +181,7 @@ def _origin(conversation_id: int, conversation: Conversation) -> Origin:
     return Origin(conversation_id, conversation.created_at, conversation.deleted_at, question)
 
 
-def _known(tx: sqlite3.Connection, user_id: int, conversation: Conversation, made_here: list[Origin]) -> Origin | None:
+def _known(tx: Tx, user_id: int, conversation: Conversation, made_here: list[Origin]) -> Origin | None:
     """The conversation that this one is, if it is here. One begun in Fireside is known by when and how it began."""
     if conversation.source is not None:
         return queries.get_imported(tx, user_id, conversation.source)
@@ -194,7 +194,7 @@ def _known(tx: sqlite3.Connection, user_id: int, conversation: Conversation, mad
     return None
 
 
-def _grow(tx: sqlite3.Connection, conversation_id: int, conversation: Conversation, read_image: ReadImage) -> int:
+def _grow(tx: Tx, conversation_id: int, conversation: Conversation, read_image: ReadImage) -> int:
     """Add the messages that are not there yet, and show the new path unless something was written here. Returns how many."""
     here = {key: id for id, key in _keys(queries.list_message_origins(tx, conversation_id)).items()}
     keys = _keys((m.id, m.source, m.created_at, m.role) for m in conversation.messages)
@@ -222,7 +222,7 @@ def _keys(origins: Iterable[tuple[int, str | None, str, str]]) -> dict[int, Key]
 
 
 def _add_message(
-    tx: sqlite3.Connection,
+    tx: Tx,
     conversation_id: int,
     message: Message,
     parent_id: int | None,
@@ -359,7 +359,7 @@ class _Pipe(io.RawIOBase):
 
 
 def _load(
-    tx: sqlite3.Connection, user_id: int, conversation_id: int, deleted: bool = False
+    tx: Tx, user_id: int, conversation_id: int, deleted: bool = False
 ) -> tuple[Conversation, list[tuple[Image, int]]]:
     """A conversation as it is in this moment, and its images with their ids."""
     row = queries.get_whole_conversation(tx, user_id, conversation_id, deleted)
