@@ -229,6 +229,8 @@ class Throttle:
         self._under_way.update(keys)
         try:
             yield
+        except StorageUnavailable:
+            raise  # which nobody has guessed
         except BaseException:
             for key in keys:
                 self._failures[key] = (self._count(key) + 1, time.monotonic())

@@ -137,8 +137,8 @@ Limit = Annotated[int, Meta(ge=1, le=1000)]
 
 class ConversationQuery(Struct):
     q: Phrase = ""
-    limit: Limit | None = None
-    before: Id | None = None
+    limit: Limit | UnsetType = UNSET
+    before: Id | UnsetType = UNSET
     pinned: bool = False
     deleted: bool = False
 
@@ -153,8 +153,8 @@ class SearchQuery(Struct):
 
 
 class MessageQuery(Struct):
-    limit: Limit | None = None
-    before: Id | None = None
+    limit: Limit | UnsetType = UNSET
+    before: Id | UnsetType = UNSET
     render: bool = False
 
 

@@ -1,6 +1,6 @@
 """What each route does. A handler takes a Call, which has passed its route's guards, and returns what is sent as JSON, or a Response.
 
-It parses nothing that a body's type can say, and holds no SQL: the functions it hands to the database are in queries.py.
+It parses nothing that a body's type can say, and holds no SQL: the functions it hands to the database are in queries.py, accounts.py and search.py.
 """
 
 import asyncio
@@ -157,7 +157,7 @@ async def list_conversations(call: Call) -> Any:
         call.user_id,
         q=query.q,
         limit=query.limit or -1,
-        before=query.before,
+        before=query.before or None,
         pinned=query.pinned,
         deleted=query.deleted,
     )
@@ -199,7 +199,7 @@ async def search(call: Call) -> Any:
 async def list_messages(call: Call) -> Any:
     query: bodies.MessageQuery = call.query
     messages = await call.state.hub.messages(
-        call.user_id, call.path_id("conversation_id"), query.limit or -1, query.before
+        call.user_id, call.path_id("conversation_id"), query.limit or -1, query.before or None
     )
     if query.render:
         async with call.state.rendering:

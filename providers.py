@@ -451,6 +451,10 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def _truth(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
 def _size(value: Any) -> int | None:
     return value if type(value) is int and 0 < value < 2**53 else None
 
@@ -467,8 +471,8 @@ def _native_v1(entry: Any) -> Model | None:
         state="loaded" if instance else "not-loaded",
         context_length=_size(_at(instance, "config", "context_length")),
         max_context_length=_size(_at(entry, "max_context_length")),
-        vision=_at(entry, "capabilities", "vision") is True,
-        tools=_at(entry, "capabilities", "trained_for_tool_use") is True,
+        vision=_truth(_at(entry, "capabilities", "vision")),
+        tools=_truth(_at(entry, "capabilities", "trained_for_tool_use")),
         quantization=_text(_at(entry, "quantization", "name")),
         size_bytes=_size(_at(entry, "size_bytes")),
     )
@@ -478,8 +482,8 @@ def _native_v0(entry: Any) -> Model | None:
     identity, state = _text(_at(entry, "id")), _at(entry, "state")
     if identity is None or _at(entry, "type") == "embeddings":
         return None
-    capabilities = _at(entry, "capabilities")
-    capabilities = capabilities if isinstance(capabilities, list) else []
+    told = _at(entry, "capabilities")
+    capabilities = told if isinstance(told, list) else []
     return Model(
         id=identity,
         label=identity,
@@ -487,7 +491,7 @@ def _native_v0(entry: Any) -> Model | None:
         context_length=_size(_at(entry, "loaded_context_length")),
         max_context_length=_size(_at(entry, "max_context_length")),
         vision=_at(entry, "type") == "vlm" or "vision" in capabilities,
-        tools="tool_use" in capabilities,
+        tools="tool_use" in capabilities if isinstance(told, list) else None,
         quantization=_text(_at(entry, "quantization")),
     )
 

@@ -586,7 +586,7 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
 
 
 def add_parts(tx: Tx, parts: Iterable[SavedPart]) -> None:
-    """Save them (Part). One that begins where another did has that one's text too: it takes its place."""
+    """Save them. One that begins where another did has that one's text too: it takes its place."""
     tx.executemany(
         "INSERT OR REPLACE INTO generation_parts (generation_id, first_event, content, reasoning, log)"
         " SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM generations WHERE id = ?1)",  # a purge may have come first

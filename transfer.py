@@ -108,7 +108,7 @@ async def steps(database: Database, user_id: int, paths: list[Path]) -> AsyncGen
             yield msgspec.json.encode(step) + b"\n"
     finally:  # of a reader who leaves too: what was stored stays
         importing.cancel()
-        await asyncio.gather(importing, return_exceptions=True)
+        await asyncio.wait([importing])  # however often this is cancelled itself: the source is being read
 
 
 def _take(found: Iterator[Conversation | Skipped]) -> list[Conversation | Skipped]:

@@ -112,11 +112,9 @@ export class Chat {
       const above = this.#path.slice(0, Math.max(0, this.#path.findIndex((message) => message.id === path[0]?.id)));
       this.#path = [...above, ...path]; // what is above a message is the same on every branch
       if (!above.length) this.#more = path.length === limit;
-      await this.#countAbove();
-      if (id !== this.id) return false;
-      if (turn < this.#shown) return true;
       resumable = this.#views.has(this.#left?.messageId);
       this.#draw();
+      this.#countAbove();
       if (renamed) tell("list", { id });
     } catch (error) {
       if (id === this.id && turn < this.#shown) return true;
@@ -403,8 +401,13 @@ export class Chat {
   async #countAbove() {
     if (!this.#omitted() || !isNaN(this.#above)) return;
     const [{ id }] = this.#path;
-    const { length } = await get(`/conversations/${this.id}/messages?before=${id}`);
-    this.#counted = { id, above: length };
+    try {
+      const { length } = await get(`/conversations/${this.id}/messages?before=${id}`);
+      this.#counted = { id, above: length };
+      this.#draw();
+    } catch {
+      // Without the line until the next look.
+    }
   }
 
   // ---- drawing

@@ -23,6 +23,7 @@ const touch = matchMedia("(hover: none) and (pointer: coarse)");
 export class Composer {
   #conversationId = null;
   #images = [];
+  #attaching = null; // the promise of those that are being read
   #busy = false;
   #sending = null; // {id}: the conversation whose text is on its way
 
@@ -126,7 +127,8 @@ export class Composer {
     if (!text || this.#sending) return;
     const sending = (this.#sending = { id: this.#conversationId });
     this.area.readOnly = true;
-    const sent = await this.send(text, this.#images);
+    await this.#attaching;
+    const sent = sending.id === this.#conversationId && await this.send(text, this.#images);
     this.#sending = null;
     this.area.readOnly = false;
     if (!sent) return;
@@ -195,10 +197,14 @@ export class Composer {
       }))));
   }
 
-  async #attach(files, event = null) {
+  #attach(files, event = null) {
     const pictures = [...files].filter((file) => file.type.startsWith("image/"));
     if (!pictures.length || this.attachButton.hidden) return;
     event?.preventDefault();
+    this.#attaching = Promise.all([this.#attaching, this.#read(pictures)]);
+  }
+
+  async #read(pictures) {
     const images = this.#images; // of this message, whichever is written once they are read
     const { encode } = await import("./images.js");
     for (const file of pictures) {

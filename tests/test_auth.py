@@ -15,7 +15,7 @@ from fireside import accounts, auth
 from fireside.auth import Throttle, Visitor, check_password, clean_username
 from fireside.call import ADMIN, OWNER, PUBLIC
 from fireside.db import ago
-from fireside.errors import FiresideError, Invalid, InvalidCredentials, RateLimited
+from fireside.errors import FiresideError, Invalid, InvalidCredentials, RateLimited, StorageUnavailable
 from fireside.server import ROUTES
 from hypothesis import given
 from hypothesis import strategies as st
@@ -214,6 +214,16 @@ async def test_the_throttle_does_not_grow_without_end() -> None:
     for number in range(Throttle.KEYS + 500):
         await fail(throttle, f"account {number}")
     assert len(throttle._failures) == Throttle.KEYS
+
+
+async def test_what_the_disk_does_not_take_is_no_guess() -> None:
+    throttle = Throttle()
+    for _ in range(Throttle.FREE + 5):
+        with pytest.raises(StorageUnavailable):
+            async with throttle.attempt("account"):
+                raise StorageUnavailable
+    async with throttle.attempt("account"):
+        pass
 
 
 async def test_guessing_is_slowed_down_and_nobody_else_is_kept_out(clock: Clock, running: Running, bob: Person) -> None:

@@ -987,6 +987,22 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     assert sorted(sent) == ["image_url", "text"]
     visit.context.unroute_all(behavior="wait")  # the list of models is read once more after an answer
 
+    # One that is still being read is waited for.
+    page.evaluate(
+        """() => {
+            const read = FileReader.prototype.readAsDataURL;
+            FileReader.prototype.readAsDataURL = function (blob) { window.release = () => read.call(this, blob); };
+        }"""
+    )
+    page.get_by_label("Attach images").last.set_input_files(picture)
+    page.wait_for_function("() => window.release")
+    ask(page, "And this one?")
+    expect(page.get_by_role("textbox", name="Message")).to_have_js_property("readOnly", True)
+    page.evaluate("() => window.release()")
+    expect(page.locator(".message.user")).to_have_count(2)
+    answered(page)
+    expect(shown).to_have_count(2)
+
 
 def test_an_answer_from_elsewhere_shows_its_pictures_and_how_quick_it_was(
     at_studio: tuple[Watched, httpx.Client],

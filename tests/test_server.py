@@ -491,8 +491,8 @@ async def test_what_a_query_says_is_checked(ann: Person) -> None:
     conversation_id = await ann.conversation("Hello?")
     for path in ("/conversations", f"/conversations/{conversation_id}/messages"):
         for name, values in {
-            "limit": ["0", "1001", "-1", "x", "1.5", "", "9" * 5000, "٣", "%00"],
-            "before": ["0", "-1", "x", str(2**63), "9" * 5000, ""],
+            "limit": ["0", "1001", "-1", "x", "1.5", "", "null", "9" * 5000, "٣", "%00"],
+            "before": ["0", "-1", "x", "null", str(2**63), "9" * 5000, ""],
         }.items():
             for value in values:
                 answer = await ann.get(f"{path}?{name}={value}")

@@ -122,11 +122,11 @@ MUTANTS = (
     Mutant(
         "accounts.py",
         "WHERE id = ? AND password_hash = ? AND status = 'active'",
-        "WHERE id = ? AND ? AND status = 'active'",
+        "WHERE id = ? AND ? IS NOT NULL AND status = 'active'",
         (AUTH, "-k", "under_way"),
     ),
     Mutant("accounts.py", "AND password_hash = ? AND status = 'active'", "AND password_hash = ?", (QUERIES,)),
-    Mutant("accounts.py", "AND password_hash = coalesce(?3, password_hash)", "AND ?3 = ?3", (AUTH, "-k", "under_way")),
+    Mutant("accounts.py", "AND password_hash = coalesce(?3, password_hash)", "AND ?3 IS ?3", (AUTH, "-k", "under_way")),
     Mutant(
         "accounts.py",
         "WHERE s.token_hash = ? AND s.last_seen > ? AND s.created_at > ? AND u.status",
