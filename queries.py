@@ -656,7 +656,8 @@ def get_recording(tx: Tx, user_id: int, generation_id: str) -> Recording:
 
 
 def list_usage(tx: Tx, user_id: int) -> list[dict[str, Any]]:
-    """Answers by day (UTC) and model, newest first. Tokens per second are of the time between the first token and the last."""
+    """Answers by day (UTC) and model, newest first. Tokens per second are of the time between the first token and the last, of those
+    answers alone whose tokens were counted: one that was stopped has none."""
     rows = tx.execute(
         """
         SELECT substr(m.created_at, 1, 10) AS day, m.model AS model, count(*) AS answers,
@@ -664,8 +665,8 @@ def list_usage(tx: Tx, user_id: int) -> list[dict[str, Any]]:
             coalesce(sum(json_extract(m.token_usage, '$.completion_tokens')), 0) AS completion_tokens,
             round(coalesce(sum(json_extract(m.stats, '$.total_ms')), 0) / 1000.0, 3) AS seconds,
             round(sum(json_extract(m.token_usage, '$.completion_tokens')) FILTER (WHERE json_extract(m.stats, '$.ttft_ms') IS NOT NULL)
-                * 1000.0 / nullif(sum(json_extract(m.stats, '$.total_ms') - json_extract(m.stats, '$.ttft_ms')), 0), 2)
-                AS tokens_per_second
+                * 1000.0 / nullif(sum(json_extract(m.stats, '$.total_ms') - json_extract(m.stats, '$.ttft_ms'))
+                FILTER (WHERE m.token_usage IS NOT NULL), 0), 2) AS tokens_per_second
         FROM conversations c JOIN messages m ON m.conversation_id = c.id
         WHERE c.user_id = ? AND m.role = 'assistant' AND m.status <> 'generating'
         GROUP BY day, m.model ORDER BY day DESC, m.model

@@ -9,7 +9,7 @@ const WIDTH = innerWidth < 820 ? 360 : 600;
 const [HEIGHT, LEFT, BOTTOM, TOP] = [200, 44, 22, 8];
 
 export async function showUsage(place) {
-  const { usage } = await get("/usage");
+  const usage = (await get("/usage")).usage.map((row) => ({ ...row, model: row.model || "Unknown model" })); // imported ones
   const from = day(DAYS - 1);
   const recent = usage.filter((row) => row.day >= from);
   if (!usage.length) return place.append(h("p", { class: "faint" }, "Nothing has been answered yet."));
