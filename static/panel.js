@@ -5,11 +5,11 @@ import { debounce, h, iconButton, styles } from "./dom.js";
 await styles("more.css");
 
 const PARAMETERS = [
-  { name: "temperature", label: "Temperature", help: "Low is predictable, high is playful.", min: 0, max: 2, step: 0.05 },
-  { name: "top_p", label: "Top P", help: "Only the likeliest words, up to this share.", min: 0, max: 1, step: 0.01 },
+  { name: "temperature", label: "Temperature", help: "Low is predictable, high is playful.", min: 0, max: 2, step: "any" },
+  { name: "top_p", label: "Top P", help: "Only the likeliest words, up to this share.", min: 0, max: 1, step: "any" },
   { name: "top_k", label: "Top K", help: "Only this many of the likeliest words.", min: 0, max: 1000, step: 1 },
-  { name: "min_p", label: "Min P", help: "Only words at least this likely, against the likeliest.", min: 0, max: 1, step: 0.01 },
-  { name: "repeat_penalty", label: "Repeat penalty", help: "Above 1 discourages repetition.", min: 0, max: 2, step: 0.05 },
+  { name: "min_p", label: "Min P", help: "Only words at least this likely, against the likeliest.", min: 0, max: 1, step: "any" },
+  { name: "repeat_penalty", label: "Repeat penalty", help: "Above 1 discourages repetition.", min: 0, max: 2, step: "any" },
   { name: "max_tokens", label: "Longest answer", help: "In tokens.", min: 1, max: 1048576, step: 1 },
   { name: "seed", label: "Seed", help: "The same seed, the same answer.", step: 1 },
 ];

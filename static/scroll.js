@@ -5,6 +5,7 @@ import { h, icon } from "./dom.js";
 export class Scroller {
   #following = true;
   #at = 0;
+  #height = 0; // of the content, at the last look
 
   constructor(column) {
     this.node = h("section", { class: "scroller", "aria-label": "Messages", tabindex: "0" }, column);
@@ -38,8 +39,10 @@ export class Scroller {
   }
 
   #scrolled() {
-    const { scrollTop } = this.node;
-    if (scrollTop < this.#at - 1) this.#following = false;
+    const { scrollTop, scrollHeight } = this.node;
+    const shrunk = scrollHeight < this.#height; // then it is the browser that went up
+    this.#height = scrollHeight;
+    if (scrollTop < this.#at - 1 && !shrunk) this.#following = false;
     else if (scrollTop > this.#at && this.#rest() < 24) this.#following = true;
     this.#at = scrollTop;
     this.#drawButton();
@@ -48,6 +51,7 @@ export class Scroller {
   #resized() {
     if (this.#following) this.node.scrollTop = this.node.scrollHeight;
     this.#at = this.node.scrollTop;
+    this.#height = this.node.scrollHeight;
     this.#drawButton();
   }
 
