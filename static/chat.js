@@ -122,10 +122,9 @@ export class Chat {
       else if (error.status && error.status !== 401) toast(error.message);
       return false;
     }
-    // The two were not read in one moment: what the path shows as being written counts, and what has told its end does not.
-    const { generation_id: named } = this.conversation;
+    // The two were not read in one moment: either may name one that has told its end, and the path may not know of it yet.
     const written = this.#path.find(({ status }) => status === "generating")?.generation_id;
-    const generationId = written ?? (named === this.#ended ? null : named);
+    const generationId = [written, this.conversation.generation_id].find((one) => one && one !== this.#ended);
     if (generationId && generationId !== this.#reader?.generationId && !document.hidden) {
       this.#read(resumable && this.#left.generationId === generationId ? this.#left : { generationId });
     }

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from playwright.sync_api import APIResponse, Browser, Locator, Page, Playwright,
 
 from . import upstream as script
 from .browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Watched, axe, launch
-from .live import PASSWORD, good
+from .live import PASSWORD, PATIENCE, good
 from .payloads import PAYLOADS
 from .upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, text, usage
 
@@ -99,7 +100,10 @@ def at_home(house: Fireside, ann: httpx.Client, visitor: Callable[..., Watched])
 
 
 @pytest.fixture
-def at_studio(studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched]) -> tuple[Watched, httpx.Client]:
+def at_studio(
+    studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched], lmstudio: Upstream
+) -> tuple[Watched, httpx.Client]:
+    lmstudio.forget()
     client = studio.join(bea, next(names))
     return visitor(studio, client), client
 
@@ -107,6 +111,14 @@ def at_studio(studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watche
 def ask(page: Page, question: str) -> None:
     page.get_by_role("textbox", name="Message").fill(question)
     page.keyboard.press("Enter")
+
+
+def wait(page: Page, seen: Callable[[], object]) -> None:
+    """Until what the page asks for has been seen here."""
+    end = time.monotonic() + PATIENCE
+    while not seen():
+        assert time.monotonic() < end
+        page.evaluate("new Promise(requestAnimationFrame)")
 
 
 def answered(page: Page) -> Locator:
@@ -460,28 +472,38 @@ def test_a_lost_connection_shows_and_mends_itself_and_nothing_is_twice(
 def test_what_was_known_before_the_answer_ended_does_not_hold_the_page_up(
     at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
 ) -> None:
-    """A look at the conversation that began while it was answered comes back when the answer is over."""
+    """A look at the conversation that began while it was answered comes back when the answer is over, before the next."""
     visit, _ = at_studio
     page, gate = visit.open(), Gate()
     held: list[tuple[Route, APIResponse]] = []
+    read_again: list[str] = []
 
-    def hold_the_first(route: Route) -> None:
-        route.continue_() if held else held.append((route, route.fetch()))
+    def hold_two(route: Route) -> None:
+        route.continue_() if len(held) == 2 else held.append((route, route.fetch()))
+
+    def come_back(number: int) -> None:
+        route, response = held[number]
+        with page.expect_event("requestfinished", lambda request: request == route.request):
+            route.fulfill(response=response)
+        page.evaluate("new Promise(requestAnimationFrame)")
 
     lmstudio.enqueue(text("One "), pause(gate), text("two"), finish(), usage(9, 2), DONE)
     ask(page, "Count")
     expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
-    page.route(re.compile(r"/conversations/\d+$"), hold_the_first)
+    page.on("request", lambda request: read_again.append(request.url) if "/generations/" in request.url else None)
+    page.route(re.compile(r"/conversations/\d+$"), hold_two)
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    while not held:
-        page.evaluate("new Promise(requestAnimationFrame)")
+    wait(page, lambda: len(held) == 1)
     gate.open()
+    wait(page, lambda: len(held) == 2)
+    come_back(0)
     expect(page.get_by_role("button", name="Send")).to_be_visible()
-    held[0][0].fulfill(response=held[0][1])
+    come_back(1)
     expect(answered(page).locator(".markdown")).to_have_text("One two")
     lmstudio.enqueue(answer("Three"))
     ask(page, "Go on")
     expect(answered(page).locator(".markdown")).to_have_text("Three")
+    assert read_again == []
 
 
 def test_a_look_that_began_earlier_and_ends_later_changes_nothing(at_studio: tuple[Watched, httpx.Client]) -> None:
@@ -500,8 +522,7 @@ def test_a_look_that_began_earlier_and_ends_later_changes_nothing(at_studio: tup
     page.route(re.compile(rf"/conversations(/{chat}|\?limit=60)$"), hold_the_first)
     look = "() => window.dispatchEvent(new Event('focus'))"
     page.evaluate(look)
-    while len(held) < 2:
-        page.evaluate("new Promise(requestAnimationFrame)")
+    wait(page, lambda: len(held) == 2)
     good(client.patch(f"/conversations/{chat}", json={"title": "After"}))
     page.evaluate(look)
     expect(title).to_have_text("After")
@@ -531,12 +552,10 @@ def test_an_answer_is_not_hidden_by_a_look_from_before_it_began(
     page.route(re.compile(r"/stream$"), lambda route: streams.append(route))
     lmstudio.enqueue(text("One "), pause(gate), text("two"), finish(), usage(9, 2), DONE)
     ask(page, "Count")
-    while not streams:
-        page.evaluate("new Promise(requestAnimationFrame)")
+    wait(page, lambda: streams)
     page.route(re.compile(r"/messages\?"), lambda route: looks.append((route, route.fetch())))
     page.evaluate("() => window.dispatchEvent(new Event('focus'))")
-    while not looks:
-        page.evaluate("new Promise(requestAnimationFrame)")
+    wait(page, lambda: looks)
     streams[0].continue_()
     shown = page.locator(".message.assistant .markdown")
     expect(shown).to_have_text("One")
@@ -646,8 +665,7 @@ def test_another_conversation_may_be_opened_while_a_question_is_on_its_way(
     page.route(re.compile(r"/messages$"), lambda route: held.append(route))
     lmstudio.enqueue(answer("Here it is"))
     ask(page, "Sent in the first")
-    while not held:
-        page.evaluate("new Promise(requestAnimationFrame)")
+    wait(page, lambda: held)
     page.goto(f"/#/c/{second}")
     expect(page.get_by_role("heading", level=1)).to_have_text("Second")
     held[0].continue_()
@@ -672,8 +690,7 @@ def test_a_question_before_the_conversation_is_read_goes_below_its_last_message(
     expect(page.locator(".welcome")).to_be_visible()
     page.route(re.compile(r"/messages\?"), lambda route: route.continue_() if held else held.append(route))
     page.goto(f"/#/c/{chat}")
-    while not held:
-        page.evaluate("new Promise(requestAnimationFrame)")
+    wait(page, lambda: held)
     lmstudio.enqueue(answer("Below"))
     ask(page, "Second")
     expect(answered(page)).to_contain_text("Below")

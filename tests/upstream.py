@@ -335,6 +335,11 @@ class Upstream:
         with self._changed:
             self._scripts[path].append(steps)
 
+    def forget(self) -> None:
+        """No script is left for the next request, whatever became of those that were to ask for one."""
+        with self._changed:
+            self._scripts.clear()
+
     @property
     def chats(self) -> list[Any]:
         """The bodies of the chat requests, in order."""
