@@ -1,0 +1,589 @@
+"""A conversation, answered by a scripted LM Studio: what streams, what is lost and comes back, and who is not disturbed."""
+
+import base64
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from playwright.sync_api import APIResponse, Page, Route, expect
+
+from .. import upstream as script
+from ..browser import NO_ENGINE, Fireside, Watched
+from ..live import good
+from ..upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, text, usage
+from .steps import CLEAR_GIF, PNG, answered, ask, imported, new, wait
+
+
+def test_reasoning_is_folded_and_timed_and_the_answer_announced_once(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    gate = Gate()
+    lmstudio.enqueue(reasoning("I should ", "greet."), pause(gate), text("Hello **you**"), finish(), usage(10, 5), DONE)
+    page = visit.open()
+    page.evaluate(
+        """() => {
+            window.said = [];
+            new MutationObserver(() => said.push(document.getElementById("announcer").textContent))
+                .observe(document.getElementById("announcer"), { childList: true });
+        }"""
+    )
+    ask(page, "Hi")
+    thoughts = page.locator("details.reasoning")
+    expect(thoughts.locator("summary")).to_have_text("Thinking")
+    expect(thoughts.locator(".thoughts")).to_be_hidden()
+    thoughts.locator("summary").click()
+    expect(thoughts.locator(".thoughts")).to_have_text("I should greet.")
+    gate.open()
+    expect(answered(page).locator("strong")).to_have_text("you")
+    expect(thoughts.locator("summary")).to_contain_text(re.compile(r"Thought for (a moment|.* s)"))
+    assert page.evaluate("said") == ["Answer finished. Hello you"]
+
+
+def test_the_phases_before_the_first_token_are_told(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    gate = Gate()
+    lmstudio.enqueue(pause(gate), *[answer("Done")])
+    page = visit.open()
+    ask(page, "Hi")
+    expect(page.locator(".phase")).to_contain_text(re.compile("Reading the conversation|Asking the model"))
+    expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
+    gate.open()
+    expect(answered(page)).to_contain_text("Done")
+    expect(page.locator(".phase")).to_be_hidden()
+
+
+def test_a_failure_says_why_and_can_be_tried_again(at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream) -> None:
+    visit, _ = at_studio
+    lmstudio.enqueue(script.status(500, {"error": {"message": "The tensor is upside down."}}))
+    page = visit.open()
+    ask(page, "Hi")
+    expect(page.locator(".failed")).to_contain_text("tensor is upside down")
+    lmstudio.enqueue(answer("Better now"))
+    page.get_by_role("button", name="Try again").evaluate("(button) => { button.click(); button.click(); }")
+    expect(answered(page)).to_contain_text("Better now")
+    expect(page.locator(".switch")).to_have_text("2/2")
+    expect(page.locator(".toast")).to_have_count(0)
+
+
+def test_a_lost_connection_shows_and_mends_itself_and_nothing_is_twice(
+    tmp_path: Path, visitor: Callable[..., Watched], lmstudio: Upstream
+) -> None:
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=lmstudio.url) as fireside:
+        client = fireside.first()
+        visit = visitor(fireside, client)
+        page = visit.open()
+        gate, after = Gate(), Gate()
+        parts = (
+            text("One, two, "),
+            pause(gate),
+            text("three, "),
+            pause(after),
+            text("four."),
+            finish(),
+            usage(9, 4),
+            DONE,
+        )
+        lmstudio.enqueue(*parts)
+        ask(page, "Count")
+        expect(page.locator(".message.assistant .markdown")).to_contain_text("two")
+        visit.context.set_offline(True)
+        page.get_by_role("textbox", name="Message").fill("A draft that must not be lost")
+        banner = page.locator(".banner")
+        gate.open()
+        page.get_by_role("searchbox", name="Search conversations").fill("asked in vain")
+        expect(banner).to_be_visible()
+        visit.context.set_offline(False)
+        expect(banner).to_be_hidden()
+        after.open()
+        expect(answered(page).locator(".markdown")).to_have_text("One, two, three, four.")
+        expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft that must not be lost")
+
+        fireside.kill()
+        page.get_by_role("textbox", name="Message").press("Enter")
+        expect(banner).to_be_visible()
+        expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft that must not be lost")
+        fireside.start()
+        expect(banner).to_be_hidden()
+        lmstudio.enqueue(answer("Here again"))
+        page.get_by_role("textbox", name="Message").press("Enter")
+        expect(answered(page)).to_contain_text("Here again")
+        texts = [found["content"] for found in good(client.get("/conversations/1/messages"))]
+        assert texts == ["Count", "One, two, three, four.", "A draft that must not be lost", "Here again"]
+
+
+def test_what_was_known_before_the_answer_ended_does_not_hold_the_page_up(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    """A look at the conversation that began while it was answered comes back when the answer is over, before the next."""
+    visit, _ = at_studio
+    page, gate = visit.open(), Gate()
+    held: list[tuple[Route, APIResponse]] = []
+    read_again: list[str] = []
+
+    def hold_two(route: Route) -> None:
+        route.continue_() if len(held) == 2 else held.append((route, route.fetch()))
+
+    def come_back(number: int) -> None:
+        route, response = held[number]
+        with page.expect_event("requestfinished", lambda request: request == route.request):
+            route.fulfill(response=response)
+        page.evaluate("new Promise(requestAnimationFrame)")
+
+    lmstudio.enqueue(text("One "), pause(gate), text("two"), finish(), usage(9, 2), DONE)
+    ask(page, "Count")
+    expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
+    page.on("request", lambda request: read_again.append(request.url) if "/generations/" in request.url else None)
+    page.route(re.compile(r"/conversations/\d+$"), hold_two)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    wait(page, lambda: len(held) == 1)
+    gate.open()
+    wait(page, lambda: len(held) == 2)
+    come_back(0)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    come_back(1)
+    expect(answered(page).locator(".markdown")).to_have_text("One two")
+    lmstudio.enqueue(answer("Three"))
+    ask(page, "Go on")
+    expect(answered(page).locator(".markdown")).to_have_text("Three")
+    assert read_again == []
+
+
+def test_a_look_that_began_earlier_and_ends_later_changes_nothing(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    chat = new(client, title="Before")
+    page = visit.open(f"/#/c/{chat}")
+    title, row = page.locator(".top .title"), page.locator(".list li")
+    expect(title).to_have_text("Before")
+    expect(row).to_have_text("Before")
+    held: dict[str, tuple[Route, APIResponse]] = {}
+
+    def hold_the_first(route: Route) -> None:
+        path = route.request.url.removeprefix(visit.url)
+        route.continue_() if path in held else held.update({path: (route, route.fetch())})
+
+    page.route(re.compile(rf"/conversations(/{chat}|\?limit=60)$"), hold_the_first)
+    look = "() => window.dispatchEvent(new Event('focus'))"
+    page.evaluate(look)
+    wait(page, lambda: len(held) == 2)
+    good(client.patch(f"/conversations/{chat}", json={"title": "After"}))
+    page.evaluate(look)
+    expect(title).to_have_text("After")
+    expect(row).to_have_text("After")
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            for (const part of document.querySelectorAll(".top, .list")) {
+                new MutationObserver(() => seen.push(part.textContent)).observe(part, { childList: true, subtree: true });
+            }
+        }"""
+    )
+    for route, response in held.values():
+        with page.expect_event("requestfinished", lambda request, route=route: request == route.request):
+            route.fulfill(response=response)
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert [text for text in page.evaluate("seen") if "Before" in text] == []
+
+
+def test_an_answer_is_not_hidden_by_a_look_from_before_it_began(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    page, gate = visit.open(f"/#/c/{new(client)}"), Gate()
+    streams: list[Route] = []
+    looks: list[tuple[Route, APIResponse]] = []
+    page.route(re.compile(r"/stream$"), lambda route: streams.append(route))
+    lmstudio.enqueue(text("One "), pause(gate), text("two"), finish(), usage(9, 2), DONE)
+    ask(page, "Count")
+    wait(page, lambda: streams)
+    page.route(re.compile(r"/messages\?"), lambda route: looks.append((route, route.fetch())))
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    wait(page, lambda: looks)
+    streams[0].continue_()
+    shown = page.locator(".message.assistant .markdown")
+    expect(shown).to_have_text("One")
+    page.unroute(re.compile(r"/messages\?"))
+    for route, response in looks:
+        with page.expect_event("requestfinished", lambda request, route=route: request == route.request):
+            route.fulfill(response=response)
+    page.evaluate("new Promise(requestAnimationFrame)")
+    assert shown.count() == 1
+    gate.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One two")
+
+
+def test_an_edited_question_that_is_not_sent_stays_where_it_was_written(
+    at_studio: tuple[Watched, httpx.Client],
+) -> None:
+    visit, client = at_studio
+    page = visit.open(f"/#/c/{new(client, 'Hello')}")
+    page.get_by_role("button", name="Edit question").click()
+    editor = page.get_by_role("textbox", name="Edited question")
+    editor.fill("Hello again")
+    visit.context.set_offline(True)
+    page.get_by_role("button", name="Send").first.click()
+    expect(page.locator(".toast")).to_contain_text("Your text is still here")
+    expect(editor).to_have_value("Hello again")
+    visit.context.set_offline(False)
+    expect(page.locator(".banner")).to_be_hidden()
+    page.get_by_role("button", name="Send").first.click()
+    expect(page.locator(".message.user")).to_contain_text("Hello again")
+    expect(page.locator(".message.user")).to_contain_text("2/2")
+
+
+def test_an_answer_that_begins_while_the_conversation_is_read_is_shown(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    """The messages are read before it begins, the conversation after."""
+    visit, client = at_studio
+    chat = new(client)
+    good(client.post(f"/conversations/{chat}/messages", json={"content": "Count"}))
+    page, gate = visit.open(), Gate()
+    expect(page.locator(".welcome")).to_be_visible()
+    waiting: list[Route] = []
+    begun: list[Route] = []
+
+    def messages(route: Route) -> None:
+        if begun:
+            return route.continue_()
+        begun.append(route)
+        early = route.fetch()
+        lmstudio.enqueue(text("One "), pause(gate), text("two"), finish(), usage(9, 2), DONE)
+        good(client.post("/chat/retry", json={"conversation_id": chat}))
+        for one in waiting:
+            one.continue_()
+        route.fulfill(response=early)
+
+    page.route(
+        re.compile(rf"/conversations/{chat}$"), lambda route: route.continue_() if begun else waiting.append(route)
+    )
+    page.route(re.compile(r"/messages\?"), messages)
+    page.goto(f"/#/c/{chat}")
+    expect(page.locator(".message.assistant .markdown")).to_have_text("One")
+    gate.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One two")
+
+
+def test_another_version_may_be_looked_at_while_an_answer_is_written(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    page = visit.open(f"/#/c/{new(client, 'Hello')}")
+    gate, after = Gate(), Gate()
+    lmstudio.enqueue(text("One "), pause(gate), text("two "), pause(after), text("three"), finish(), usage(9, 3), DONE)
+    page.get_by_role("button", name="Edit question").click()
+    page.get_by_role("textbox", name="Edited question").fill("Count")
+    page.get_by_role("button", name="Send").first.click()
+    written = page.locator(".message.assistant .markdown")
+    expect(written).to_have_text("One")
+    page.get_by_role("button", name="Previous version").click()
+    expect(page.locator(".message.user")).to_contain_text("Hello")
+    expect(page.locator(".message")).to_have_count(2)
+    page.get_by_role("button", name="Next version").click()
+    expect(written).to_have_text("One")
+    gate.open()
+    expect(written).to_have_text("One two")
+    page.get_by_role("button", name="Previous version").click()
+    expect(page.locator(".message.user")).to_contain_text("Hello")
+    page.reload()
+    expect(page.locator(".message.user")).to_contain_text("Hello")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(page.locator(".message")).to_have_count(2)
+    page.get_by_role("button", name="Next version").click()
+    expect(written).to_have_text("One two")
+    after.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One two three")
+
+
+def test_another_conversation_may_be_opened_while_a_question_is_on_its_way(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    first, second = new(client, title="First"), new(client, title="Second")
+    page = visit.open(f"/#/c/{second}")
+    page.get_by_role("textbox", name="Message").fill("A draft in the second")
+    page.goto(f"/#/c/{first}")
+    expect(page.get_by_role("heading", level=1)).to_have_text("First")
+    held: list[Route] = []
+    page.route(re.compile(r"/messages$"), lambda route: held.append(route))
+    lmstudio.enqueue(answer("Here it is"))
+    ask(page, "Sent in the first")
+    wait(page, lambda: held)
+    page.goto(f"/#/c/{second}")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Second")
+    held[0].continue_()
+    while len(found := good(client.get(f"/conversations/{first}/messages"))) < 2 or found[-1]["status"] == "generating":
+        page.evaluate("new Promise(requestAnimationFrame)")
+    assert [one["content"] for one in found] == ["Sent in the first", "Here it is"]
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft in the second")
+    page.reload()
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("A draft in the second")
+    page.goto(f"/#/c/{first}")
+    expect(page.locator(".message.assistant")).to_contain_text("Here it is")
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("")
+
+
+def test_a_question_before_the_conversation_is_read_goes_below_its_last_message(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    chat = new(client, "First")
+    held: list[Route] = []
+    page = visit.open()
+    expect(page.locator(".welcome")).to_be_visible()
+    page.route(re.compile(r"/messages\?"), lambda route: route.continue_() if held else held.append(route))
+    page.goto(f"/#/c/{chat}")
+    wait(page, lambda: held)
+    lmstudio.enqueue(answer("Below"))
+    ask(page, "Second")
+    expect(answered(page)).to_contain_text("Below")
+    held[0].continue_()
+    assert [one["role"] for one in good(client.get(f"/conversations/{chat}/messages"))] == ["user", "assistant"] * 2
+
+
+def test_a_conversation_of_more_messages_than_a_request_gives_goes_on(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    imported(client, [("Long", ["The very first", *(f"Text {number}" for number in range(1, 1010))])])
+    page = visit.open()
+    page.get_by_role("searchbox", name="Search conversations").fill("very first")
+    page.locator(".results a", has_text="very first").click()
+    expect(page.locator(".message.found, .message").first).to_contain_text("The very first")
+    lmstudio.enqueue(answer("It goes on"))
+    ask(page, "And then?")
+    expect(answered(page)).to_contain_text("It goes on")
+    expect(page.locator(".message")).to_have_count(1012)
+
+
+def test_what_is_being_changed_is_saved_where_it_was_written(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    first, second = new(client, title="First"), new(client, title="Second")
+    page = visit.open(f"/#/c/{first}")
+    page.get_by_role("button", name="Conversation settings").click()
+    page.get_by_label("Instructions for the model").fill("Only for the first")
+    page.get_by_label("Temperature").fill("0.5")
+    page.keyboard.press("Alt+ArrowUp")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Second")
+    page.get_by_role("button", name="Second", exact=True).click()
+    page.get_by_role("textbox", name="Title").fill("Second, renamed")
+    page.keyboard.press("Alt+ArrowDown")
+    expect(page.get_by_role("heading", level=1)).to_have_text("First")
+    expect(page.locator(".sidebar li", has_text="Second, renamed")).to_be_visible()
+    one, other = (good(client.get(f"/conversations/{chat}")) for chat in (first, second))
+    assert (one["title"], one["system_prompt"], one["settings"]["temperature"]) == ("First", "Only for the first", 0.5)
+    assert (other["title"], other["system_prompt"]) == ("Second, renamed", "")
+
+
+def test_drafts_survive_a_reload_and_another_conversation(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    chat = new(client, "Hello")
+    page = visit.open(f"/#/c/{chat}")
+    box = page.get_by_role("textbox", name="Message")
+    box.fill("half a thou")
+    page.get_by_role("link", name="New chat").click()
+    expect(box).to_have_value("")
+    box.fill("something new")
+    page.reload()
+    expect(box).to_have_value("something new")
+    page.go_back()
+    expect(box).to_have_value("half a thou")
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Sign out").click()
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes('draft'))") == []
+
+
+def test_the_scroll_is_never_stolen_and_the_end_is_followed(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    gate, end = Gate(), Gate()
+    line = "A line of the long answer.\n\n"
+    lmstudio.enqueue(
+        text(*[line] * 60), pause(gate), text(*[line] * 60), pause(end), text("The end."), finish(), usage(9, 9), DONE
+    )
+    page = visit.open()
+    ask(page, "Much, please")
+    scroller = page.locator(".scroller")
+    expect(page.locator(".message.assistant p")).to_have_count(60)
+    rest = "(node) => node.scrollHeight - node.clientHeight - node.scrollTop"
+    assert scroller.evaluate(rest) < 2
+    scroller.hover()
+    page.mouse.wheel(0, -500)
+    expect(page.get_by_role("button", name="To the end")).to_be_visible()
+    before = scroller.evaluate("(node) => node.scrollTop")
+    gate.open()
+    expect(page.locator(".message.assistant p")).to_have_count(120)
+    assert scroller.evaluate("(node) => node.scrollTop") == before
+    page.get_by_role("button", name="To the end").click()
+    end.open()
+    answered(page)
+    expect(page.get_by_text("The end.")).to_be_in_viewport()
+    assert scroller.evaluate(rest) < 2
+
+
+def test_a_hidden_tab_leaves_its_connection_and_catches_up(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    first, second = Gate(), Gate()
+    parts = (text("One, "), pause(first), text("two, "), pause(second), text("three."), finish(), usage(9, 3), DONE)
+    lmstudio.enqueue(*parts)
+    page = visit.open()
+    ask(page, "Count")
+    shown = page.locator(".message.assistant .markdown")
+    expect(shown).to_contain_text("One")
+    hide = """(hidden) => {
+        Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    with page.expect_event("requestfailed", lambda request: "/stream" in request.url):
+        page.evaluate(hide, True)
+    first.open()
+    with page.expect_request(re.compile(r"/generations/[^/]+/stream\?after=\d+")):
+        page.evaluate(hide, False)
+    expect(shown).to_contain_text("two")
+    second.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One, two, three.")
+
+
+def test_ten_tabs_of_one_browser_all_work(at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream) -> None:
+    visit, _ = at_studio
+    gates = [Gate() for _ in range(10)]
+    hide = "Object.defineProperty(document, 'hidden', { get: () => window.put_away }); window.put_away = false;"
+    visit.context.add_init_script(hide)
+    pages: list[Page] = []
+    for gate in gates:
+        for page in pages[-1:]:
+            page.evaluate("() => { put_away = true; document.dispatchEvent(new Event('visibilitychange')); }")
+        lmstudio.enqueue(text("Wait"), pause(gate), text(" is over"), finish(), usage(9, 3), DONE)
+        pages.append(visit.open())
+        ask(pages[-1], "Hi")
+        expect(pages[-1].locator(".message.assistant .markdown")).to_contain_text("Wait")
+        gate.open() if gate is gates[0] else None
+    for gate in gates[1:]:
+        gate.open()
+    for page in pages:
+        page.evaluate("() => { put_away = false; document.dispatchEvent(new Event('visibilitychange')); }")
+        expect(answered(page).locator(".markdown")).to_have_text("Wait is over")
+
+
+def test_what_was_not_sent_any_more_is_marked_by_a_line(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    for omitted, texts in (2, 6), (70, 100):
+        stats = {"stats": {"omitted_messages": omitted}}
+        imported(client, [(f"Without {omitted}", [f"Text {at}" for at in range(texts)])], itertools.repeat(stats))
+    page = visit.open()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for omitted in (2, 70):
+        page.get_by_role("link", name=f"Without {omitted}").click()
+        line = page.locator(".divider")
+        expect(line).to_contain_text("Not sent above here")
+        assert (
+            line.evaluate("(node) => node.nextElementSibling.querySelector('.text').textContent") == f"Text {omitted}"
+        )
+    with page.expect_response(re.compile(r"/messages\?render")):
+        page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
+    expect(page.locator(".message")).to_have_count(100)
+    assert line.evaluate("(node) => node.nextElementSibling.querySelector('.text').textContent") == "Text 70"
+    counts = [url for url in asked if re.search(r"/messages(\?before=\d+)?$", url)]
+    assert len(counts) == 1, "what lies above a message was counted again"
+
+
+def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream, tmp_path: Path
+) -> None:
+    """Also where nobody knows whether the model sees: an OpenAI-compatible server does not say it."""
+    visit, _ = at_studio
+    picture = tmp_path / "dot.png"
+    picture.write_bytes(PNG)
+
+    def unsaid(route: Route) -> None:
+        told = route.fetch().json()
+        for model in (model for provider in told for model in provider["models"] if model["vision"]):
+            model["vision"] = None
+        route.fulfill(json=told)
+
+    visit.context.route("**/providers", unsaid)
+    page = visit.open()
+    page.evaluate("() => localStorage.clear()")
+    expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
+    expect(page.get_by_role("button", name="Attach images")).to_be_hidden()
+    page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    expect(page.locator(".model-pick", has_text="Qwen")).not_to_contain_text("sees images")
+    page.locator(".model-pick", has_text="Qwen").click()
+    expect(page.get_by_role("button", name="Attach images")).to_be_visible()
+    page.get_by_label("Attach images").last.set_input_files([picture] * 9)
+    expect(page.locator(".toast")).to_have_text("At most 8 images fit in one message.")
+    expect(page.locator(".chip")).to_have_text(["dot.png"] * 8)
+    for _ in range(7):
+        page.get_by_role("button", name="Remove dot.png").first.click()
+    # What no message may have is sent as JPEG, in which nothing is transparent.
+    white = page.evaluate(
+        """async (gif) => {
+            const { encode } = await import("/static/images.js");
+            const blob = (base64) => new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
+            const { media_type, data } = await encode(blob(gif));
+            const bitmap = await createImageBitmap(blob(data));
+            const context = new OffscreenCanvas(1, 1).getContext("2d");
+            context.drawImage(bitmap, 0, 0);
+            return [media_type, ...context.getImageData(0, 0, 1, 1).data];
+        }""",
+        CLEAR_GIF,
+    )
+    assert white == ["image/jpeg", 255, 255, 255, 255]
+    ask(page, "What is this?")
+    answered(page)
+    shown = page.get_by_role("img", name="Attached image")
+    expect(shown).to_have_js_property("naturalWidth", 1)
+    page.locator(".message.user").hover()
+    page.get_by_role("button", name="Edit question").click()
+    page.get_by_role("textbox", name="Edited question").fill("And what is this?")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".message.user")).to_contain_text("2/2")
+    answered(page)
+    expect(shown).to_have_js_property("naturalWidth", 1)
+    sent = [part["type"] for part in lmstudio.chats[-1]["messages"][-1]["content"]]
+    assert sorted(sent) == ["image_url", "text"]
+    visit.context.unroute_all(behavior="wait")  # the list of models is read once more after an answer
+
+    # One that is still being read is waited for.
+    page.evaluate(
+        """() => {
+            const read = FileReader.prototype.readAsDataURL;
+            FileReader.prototype.readAsDataURL = function (blob) { window.release = () => read.call(this, blob); };
+        }"""
+    )
+    page.get_by_label("Attach images").last.set_input_files(picture)
+    page.wait_for_function("() => window.release")
+    ask(page, "And this one?")
+    expect(page.get_by_role("textbox", name="Message")).to_have_js_property("readOnly", True)
+    page.evaluate("() => window.release()")
+    expect(page.locator(".message.user")).to_have_count(2)
+    answered(page)
+    expect(shown).to_have_count(2)
+
+
+def test_an_answer_from_elsewhere_shows_its_pictures_and_how_quick_it_was(
+    at_studio: tuple[Watched, httpx.Client],
+) -> None:
+    visit, client = at_studio
+    drawn = {"media_type": "image/png", "data": base64.b64encode(PNG).decode()}
+    stats = {"reasoning_ms": 40, "ttft_ms": 2.6, "total_ms": 119_700}
+    further = {"images": [drawn], "reasoning": "Hm.", "stats": stats}
+    imported(client, [("Boats", ["Draw a boat", "Here it is"])], [further])
+    page = visit.open()
+    page.get_by_role("link", name="Boats").click()
+    shown = page.locator(".message.assistant")
+    expect(shown.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 1)
+    expect(shown.locator(".picture + .markdown")).to_have_text("Here it is")
+    expect(shown.locator("summary")).to_have_text("Thought for a moment")
+    expect(shown.locator(".figures")).to_have_text("3 ms to first token")
+    expect(shown.get_by_title("2 min 0 s in all")).to_be_visible()

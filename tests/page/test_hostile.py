@@ -1,0 +1,173 @@
+"""Hostile texts, wherever the page shows text."""
+
+import contextlib
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fireside import render
+from playwright.sync_api import Page, expect
+
+from .. import upstream as script
+from ..browser import NO_ENGINE, Fireside, Watched
+from ..payloads import PAYLOADS
+from ..upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, text, usage
+from .steps import answered, ask, imported
+
+
+def test_the_page_knows_the_tags_and_attributes_that_the_server_renders(
+    at_studio: tuple[Watched, httpx.Client],
+) -> None:
+    visit, _ = at_studio
+    page = visit.open()
+    held = page.evaluate(
+        """async () => {
+            const { TAGS } = await import("/static/markdown.js");
+            return JSON.stringify([...TAGS].map(([tag, attributes]) => [tag, [...attributes]]));
+        }"""
+    )
+    assert {tag: frozenset(attributes) for tag, attributes in json.loads(held)} == dict(render.TAGS)
+
+
+TRAP = """
+    window.executed = [];
+    for (const name of ["alert", "confirm", "prompt"]) window[name] = () => executed.push(name);
+    document.addEventListener("securitypolicyviolation", (event) => executed.push(event.violatedDirective + event.blockedURI));
+"""
+
+
+# Elements and attributes of the page's own, and the only addresses that an attribute may lead to.
+WALK = r"""async () => {
+    const { TAGS } = await import("/static/markdown.js");
+    const own = new Set(`html head meta title link script body noscript div nav main aside section article header footer h1 h2 h3 p
+        span strong small ul ol li dl dt dd a button input textarea select option label form fieldset legend details summary
+        dialog time kbd mark code img progress svg path rect line text table thead tbody tr th td`.split(/\s+/));
+    const found = [...executed];
+    for (const node of document.querySelectorAll("*")) {
+        const rendered = node.closest(".markdown") && !node.closest(".code-head, .part > .code, .table") || node.closest("pre, table");
+        if (!own.has(node.localName) && !TAGS.has(node.localName)) found.push(node.outerHTML.slice(0, 200));
+        if (rendered && node.id) found.push("an id of its own: " + node.id);
+        for (const { name, value } of node.attributes) {
+            if (/^on|^srcdoc$|^xlink|^ping$|^(form)?action$/.test(name)) found.push(name + "=" + value);
+            if (name === "style" && node.closest(".message, .list, .results, .models, .rows")) found.push("style=" + value);
+            if (name === "src" && !/^\/(static|images)\//.test(value)) found.push("src=" + value);
+            if (name === "href" && !/^(#\/|\/(static|images|export)|https?:\/\/[^@]*$|mailto:)/.test(value)) found.push("href=" + value);
+        }
+    }
+    return found;
+}"""
+
+
+@pytest.fixture
+def trapped(
+    tmp_path: Path, visitor: Callable[..., Watched], lmstudio: Upstream
+) -> Iterator[tuple[Page, httpx.Client, Path]]:
+    """A page in which nothing may be executed, refused by the policy or asked of another host, whatever it is shown."""
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=lmstudio.url) as fireside:
+        client = fireside.first()
+        visit = visitor(fireside, client)
+        visit.context.add_init_script(TRAP)
+        page = visit.open()
+        expect(page.locator(".welcome")).to_be_visible()
+        yield page, client, tmp_path / "fireside.db"
+        assert page.evaluate(WALK) == []
+
+
+def test_hostile_questions_answers_errors_and_titles_are_shown_as_text(
+    trapped: tuple[Page, httpx.Client, Path],
+) -> None:
+    page, client, _ = trapped
+    titles = [payload.replace("\n", " ")[:200] for payload in PAYLOADS]
+    grouped = [" ".join(titles[at : at + 8])[:200] for at in range(0, len(titles), 8)]
+    both = [text for payload in PAYLOADS for text in (payload, payload)]
+    failed: list[dict[str, object]] = [
+        {"status": "error", "error": {"code": "PROVIDER_ERROR", "message": payload}} for payload in PAYLOADS
+    ]
+    imported(client, [("Everything", both), *((title, ["x"]) for title in grouped)], failed)
+    page.keyboard.press("Control+k")
+    page.keyboard.type("everything")
+    page.locator(".results a").first.click()
+    messages = page.locator(".message")
+    expect(messages.nth(59)).to_be_attached()
+    while (before := messages.count()) < len(both):
+        page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
+        expect(messages.nth(before)).to_be_attached()
+    expect(page.locator(".failed")).to_have_count(len(PAYLOADS))
+    assert page.evaluate(WALK) == []
+    page.keyboard.press("Control+k")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("alert")
+    expect(page.locator(".results mark").first).to_be_visible()
+    assert page.evaluate(WALK) == []
+    page.keyboard.press("Escape")
+    row = page.locator(".list li").nth(5)
+    row.locator("a").click()
+    expect(page.locator(".top .title")).to_have_text(re.compile("alert"))
+    row.get_by_role("button").click()
+    page.get_by_role("menuitem", name="Delete").click()
+    expect(page.locator(".toast")).to_contain_text("Deleted")
+
+
+def test_hostile_answers_are_text_while_they_stream(
+    trapped: tuple[Page, httpx.Client, Path], lmstudio: Upstream
+) -> None:
+    page, _, _ = trapped
+    whole = "\n\n".join(PAYLOADS)
+    gates = [Gate() for _ in range(12)]
+    size = len(whole) // len(gates) + 1
+    steps: list[script.Step] = [script.split(7)]
+    for at, gate in enumerate(gates):
+        steps += [text(*whole[at * size : (at + 1) * size]), reasoning(PAYLOADS[at]), pause(gate)]
+    lmstudio.enqueue(*steps, finish(), usage(9, 9), DONE)
+    ask(page, "Go on")
+    for gate in gates:
+        gate.wait()
+        assert page.evaluate(WALK) == []
+        gate.open()
+    answered(page)
+    # And what the renderer makes of them cut anywhere: that a stream stops there for a moment is a matter of luck.
+    cuts = [payload[:length] for payload in PAYLOADS for length in range(1, len(payload) + 1, 5)]
+    trees = [[block["node"] for block in render.blocks(cut)] for cut in cuts]
+    page.evaluate(
+        """async (answers) => {
+            const { build } = await import("/static/markdown.js");
+            document.querySelector(".markdown").append(...answers.flat().map(build));
+        }""",
+        trees,
+    )
+
+
+def test_hostile_names_of_models_and_users_and_errors_are_text(
+    trapped: tuple[Page, httpx.Client, Path], lmstudio: Upstream
+) -> None:
+    page, _, database = trapped
+    usual = lmstudio.models
+    lmstudio.models = [script.LocalModel(f"{at} {payload}", payload) for at, payload in enumerate(PAYLOADS)]
+    try:
+        page.reload()
+        page.get_by_role("button", name=re.compile("^Model:")).click()
+        expect(page.locator(".model-pick")).to_have_count(len(PAYLOADS))
+        assert page.evaluate(WALK) == []
+        page.locator(".model-pick").first.click()
+        for number, at in enumerate(range(0, len(PAYLOADS), 32), 1):
+            lmstudio.enqueue(text("So"), script.error(f"No. {number}: {' '.join(PAYLOADS[at : at + 4])}"))
+            ask(page, "Go on")
+            expect(page.locator(".last .failed")).to_contain_text(f"No. {number}")
+        assert page.evaluate(WALK) == []
+        lmstudio.enqueue(answer("Hello", model=PAYLOADS[0]))
+        ask(page, "And now")
+        expect(answered(page)).to_contain_text(PAYLOADS[0])
+    finally:
+        lmstudio.models = usual
+    # A name like this is refused; a database that came from elsewhere may still hold one.
+    user = "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, '', 'user', '2026-01-01T00:00:00.000000')"
+    with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        connection.executemany(user, [(payload,) for payload in sorted(set(PAYLOADS))])
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_role("tab", name="Household").click()
+    expect(page.locator(".rows").first.locator("li")).to_have_count(len(set(PAYLOADS)) + 1)

@@ -1,0 +1,209 @@
+"""Models, the settings, the household, what comes in and goes out."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from .. import upstream as script
+from ..browser import NO_ENGINE, Fireside, Watched
+from ..live import PASSWORD, good
+from ..upstream import Gate, Upstream, answer, pause
+from .steps import PNG, answered, ask, names, new
+
+
+def test_while_no_server_is_found_the_page_says_what_to_do_and_goes_on_by_itself(
+    tmp_path: Path, visitor: Callable[..., Watched]
+) -> None:
+    with Upstream() as reserved:
+        port = reserved.port
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=f"http://127.0.0.1:{port}") as fireside:
+        page = visitor(fireside, fireside.first()).open()
+        expect(page.get_by_role("heading", name="No model server yet")).to_be_visible()
+        expect(page.get_by_text("lms server start")).to_be_visible()
+        with Upstream(port=port):
+            expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
+            expect(page.get_by_role("heading", name="No model server yet")).to_be_hidden()
+
+
+def test_lm_studio_on_this_computer_is_started_by_a_click(
+    tmp_path: Path, visitor: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LM Studio's command is a stand-in here: it says no at first, then waits for the server that the test starts."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command, answers = tmp_path / ".lmstudio" / "bin" / "lms", tmp_path / "answers"
+    command.parent.mkdir(parents=True)
+    os.mkfifo(answers)
+    command.write_text(
+        f'#!/bin/sh\nread -r answer < {answers}; echo "$answer: $*"; test "$answer" = Started\n', "utf-8"
+    )
+    command.chmod(0o700)
+    with Upstream() as reserved:
+        port = reserved.port
+    with Fireside(tmp_path / "data", NO_ENGINE, lmstudio_url=f"http://127.0.0.1:{port}") as fireside:
+        admin = fireside.first()
+        page = visitor(fireside, admin).open()
+        page.get_by_role("button", name="Start it for me").click()
+        expect(page.get_by_role("button", name="Starting LM Studio…")).to_be_disabled()
+        answers.write_text("The app is not installed\n", "utf-8")
+        expect(page.locator(".toast")).to_contain_text("did not start: The app is not installed: server start")
+        page.get_by_role("button", name="Start it for me").click()
+        with Upstream(port=port):
+            answers.write_text("Started\n", "utf-8")
+            expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
+        another = visitor(fireside, fireside.join(admin, "guest")).open()
+        expect(another.get_by_role("heading", name="No model server yet")).to_be_visible()
+        expect(another.get_by_role("button", name="Start it for me")).to_have_count(0)
+
+
+def test_models_are_loaded_and_chosen(
+    at_studio: tuple[Watched, httpx.Client],
+    studio: Fireside,
+    bea: httpx.Client,
+    lmstudio: Upstream,
+    visitor: Callable[..., Watched],
+) -> None:
+    visit, _ = at_studio
+    page = visit.open()
+    page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    expect(page.get_by_role("heading", name="Nothing")).to_contain_text("offline")
+    expect(page.locator(".model-pick")).to_have_count(2)
+    expect(page.locator(".load")).to_have_count(0)
+    page.get_by_role("searchbox", name="Find a model").fill("qwen")
+    expect(page.locator(".model-pick")).to_have_count(1)
+    expect(page.locator(".model-pick")).to_contain_text("Not loaded · 131,072 context · Q4_K_M · 6.0 GB · sees images")
+    page.keyboard.press("Enter")
+    lmstudio.enqueue(answer("Hello", model="qwen2.5-vl-7b-instruct"))
+    ask(page, "Hi")
+    expect(answered(page)).to_contain_text("qwen2.5-vl-7b-instruct")
+    assert lmstudio.chats[-1]["model"] == "qwen2.5-vl-7b-instruct"
+    page.get_by_role("link", name="New chat").click()
+    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
+
+    page = visitor(studio, studio.join(bea, next(names), "admin")).open()
+    page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct").click()
+    expect(page.get_by_role("button", name="Unload Qwen2.5 VL 7B Instruct")).to_be_visible()
+    page.get_by_role("button", name="Unload Qwen2.5 VL 7B Instruct").click()
+    expect(page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct")).to_be_visible()
+
+    # A server that is too slow to say what it has keeps what it had, and the page says what is the matter.
+    gate = Gate()
+    listing = script.status(200, {"models": [model.native_v1() for model in lmstudio.models]})
+    lmstudio.enqueue(pause(gate), listing, path="/api/v1/models")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    section = page.get_by_role("region", name="LM Studio")
+    expect(section).to_contain_text("LM Studio has not answered within 1.5 s.")
+    expect(section.locator(".model-pick")).to_have_count(2)
+    expect(section.locator(".load")).to_have_count(0)
+    expect(section).not_to_contain_text("Loaded")
+    expect(page.locator(".pill .dot.offline")).to_have_count(1)
+    expect(page.locator(".welcome")).to_contain_text("LM Studio does not answer now.")
+    gate.open()
+    expect(section.locator(".load")).to_have_count(2)
+    expect(page.locator(".welcome")).to_contain_text("Llama 3.2 3B Instruct is ready.")
+
+
+def test_conversations_come_in_and_go_out_through_the_settings(
+    at_studio: tuple[Watched, httpx.Client], tmp_path: Path
+) -> None:
+    visit, client = at_studio
+    new(client, "To be exported")
+    page = visit.open()
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_role("tab", name="Your data").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export everything").click()
+    download.value.save_as(tmp_path / "all.zip")
+    good(client.delete(f"/conversations/{good(client.get('/conversations'))[0]['id']}?purge=true"))
+    page.get_by_label("File to import").set_input_files(tmp_path / "all.zip")
+    expect(page.get_by_text("1 conversations and 2 messages were added")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".list li", has_text="To be exported")).to_be_visible()
+
+
+def test_a_session_is_ended_from_another_and_the_password_changed(
+    studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched], tmp_path: Path
+) -> None:
+    picture = tmp_path / "dot.png"
+    picture.write_bytes(PNG)
+    client = studio.join(bea, name := next(names))
+    page = visitor(studio, client).open()
+    other = visitor(studio).open("/#login=%zz")  # a link that was damaged on its way
+    expect(other.get_by_role("alert")).not_to_be_empty()
+    other.get_by_label("Name").fill(name)
+    other.get_by_label("Password", exact=True).fill("not the password")
+    other.keyboard.press("Enter")
+    expect(other.get_by_role("alert")).not_to_be_empty()
+    other.get_by_label("Password", exact=True).fill(PASSWORD)
+    other.keyboard.press("Enter")
+    expect(other.get_by_role("heading", name=name)).to_be_visible()
+    other.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    other.locator(".model-pick", has_text="Qwen").click()
+    other.get_by_label("Attach images").last.set_input_files(picture)
+    expect(other.locator(".chip")).to_contain_text("dot.png")
+
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_role("tab", name="Account").click()
+    expect(page.locator(".rows li")).to_have_count(2)
+    page.get_by_role("button", name="End", exact=True).click()
+    expect(page.locator(".rows li")).to_have_count(1)
+    other.get_by_role("textbox", name="Message").fill("Never lost")
+    other.keyboard.press("Enter")
+    expect(other.get_by_role("button", name="Sign in")).to_be_visible()
+    page.get_by_label("Current password").fill(PASSWORD)
+    page.get_by_label("New password, 12 characters or more").fill("another long phrase")
+    page.get_by_role("button", name="Change password").click()
+    expect(page.get_by_text("Changed. All other sessions have ended.")).to_be_visible()
+    other.get_by_label("Name").fill(name)
+    other.get_by_label("Password", exact=True).fill("another long phrase")
+    other.keyboard.press("Enter")
+    expect(other.get_by_role("textbox", name="Message")).to_have_value("Never lost")
+    expect(other.locator(".chip")).to_contain_text("dot.png")
+
+
+def test_a_link_invites_somebody_into_the_household(
+    studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched]
+) -> None:
+    page = visitor(studio, bea).open()
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_role("tab", name="Household").click()
+    page.get_by_role("button", name="Make an invite").click()
+    link = page.locator(".command code").inner_text()
+    guest = visitor(studio).open(link)
+    expect(guest.get_by_role("heading", name="You are invited")).to_be_visible()
+    name = next(names)
+    guest.get_by_label("Name").fill(name)
+    guest.get_by_label("Password, 12 characters or more").fill(PASSWORD)
+    guest.get_by_role("button", name="Create account").click()
+    expect(guest.get_by_role("heading", name=name)).to_be_visible()
+    guest.locator(".account").click()
+    guest.get_by_role("menuitem", name="Settings").click()
+    expect(guest.get_by_role("tab", name="Household")).to_have_count(0)
+
+    page.get_by_role("tab", name="General").click()
+    page.get_by_role("tab", name="Household").click()
+    page.get_by_role("button", name=f"Disable {name}").click()
+    guest.keyboard.press("Escape")
+    guest.get_by_role("textbox", name="Message").fill("Am I still in?")
+    guest.keyboard.press("Enter")
+    expect(guest.get_by_role("button", name="Sign in")).to_be_visible()
+
+
+def test_the_theme_stays_as_chosen(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, _ = at_studio
+    page = visit.open()
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_label("Dark").check()
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
+    page.reload()
+    expect(page.locator(".welcome")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
