@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return int(getattr(commands, command)(options))
         except commands.ERRORS as error:
-            print(f"fireside: {error}", file=sys.stderr)
+            named = isinstance(error, OSError) and error.filename
+            print(f"fireside: {f'{error.filename}: {error.strerror}' if named else error}", file=sys.stderr)
             return 1
     except ConfigError as error:
         print(f"fireside: {error}", file=sys.stderr)

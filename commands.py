@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import stat
 import sys
+import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ SERVICE_FILE = "service.json"
 PORT_FILE = "port"
 PORTS_TRIED = 20  # from the one that is configured on, when that is taken
 SPACE = 200_000_000  # free bytes, below which doctor says so
+OK, NOTE, BAD = "ok", "note", "BAD"  # what doctor says of what it found
 
 
 class Failed(Exception):
@@ -217,62 +219,62 @@ def restore(options: dict[str, Any]) -> int:
 def doctor(options: dict[str, Any]) -> int:
     """Look at everything that can be wrong, and say what to do. Exit code 1 when something is."""
     settings = config.load(options)
-    trouble = 0
-    for good, line in _examine(settings):
-        trouble += not good
-        print(f"{'ok ' if good else 'BAD'} {line}")
-    return 1 if trouble else 0
+    marks = set()
+    for mark, line in _examine(settings):
+        marks.add(mark)
+        print(f"{mark:4} {line}")
+    return 1 if BAD in marks else 0
 
 
-def _examine(settings: Config) -> Iterator[tuple[bool, str]]:
+def _examine(settings: Config) -> Iterator[tuple[str, str]]:
     running = find_service(settings)
-    yield True, f"Fireside {__version__}, " + (f"running at {running.url}" if running else "not running")
-    yield True, f"data directory {settings.data_dir}"
+    yield OK, f"Fireside {__version__}, " + (f"running at {running.url}" if running else "not running")
+    yield OK, f"data directory {settings.data_dir}"
     for warning in service.warnings(settings.data_dir):
-        yield False, warning
+        yield BAD, warning
     yield from _examine_modes(settings.data_dir)
     bug = ": has the WAL-reset bug, which Fireside's single writer cannot meet; open the file with no other program"
-    yield True, f"SQLite {sqlite3.sqlite_version}" + (bug if sqlite3.sqlite_version_info < (3, 51, 3) else "")
+    affected = sqlite3.sqlite_version_info < (3, 51, 3)
+    yield NOTE if affected else OK, f"SQLite {sqlite3.sqlite_version}" + (bug if affected else "")
     if settings.database.exists():
         try:
             version = db.examine(settings.database)
         except (sqlite3.Error, DatabaseUnusable) as error:
-            yield False, db.explain(settings.database, error)
+            yield BAD, db.explain(settings.database, error)
         else:
             size = settings.database.stat().st_size
-            yield True, f"database {size:,} bytes, schema {version} of {db.VERSION}, integrity check passed"
+            yield OK, f"database {size:,} bytes, schema {version} of {db.VERSION}, integrity check passed"
     else:
-        yield True, "no database yet: it is made at the first start"
+        yield NOTE, "no database yet: it is made at the first start"
     yield _examine_backup(settings.data_dir)
     yield _examine_space(settings.data_dir)
     entries, skipped = asyncio.run(_ask_providers(settings))
     for entry in entries:
         said = f"{len(entry['models'])} models" if entry["online"] else entry["error"]
-        yield True, f"{entry['name']}: {said}"
+        yield OK if entry["online"] else NOTE, f"{entry['name']}: {said}"
     for skip in skipped:
-        yield True, f"{skip.path} is not offered: {skip.reason}"
+        yield NOTE, f"{skip.path} is not offered: {skip.reason}"
 
 
-def _examine_backup(data_dir: Path) -> tuple[bool, str]:
+def _examine_backup(data_dir: Path) -> tuple[str, str]:
     backup = db.newest_backup(data_dir)
     if backup is None:
-        return True, "no backup yet: one is made each day"
+        return NOTE, "no backup yet: one is made each day"
     try:
         db.examine(backup)
     except (sqlite3.Error, DatabaseUnusable) as error:
-        return False, f"newest backup {backup} cannot be restored: {error}. Make another: fireside backup FILE"
-    return True, f"newest backup {backup}, integrity check passed"
+        return BAD, f"newest backup {backup} cannot be restored: {error}. Make another: fireside backup FILE"
+    return OK, f"newest backup {backup}, integrity check passed"
 
 
-def _examine_space(data_dir: Path) -> tuple[bool, str]:
+def _examine_space(data_dir: Path) -> tuple[str, str]:
     place = next(folder for folder in (data_dir, *data_dir.parents) if folder.exists())
     free = shutil.disk_usage(place).free
-    return free >= SPACE, f"{free:,} bytes free on the disk" + (
-        "" if free >= SPACE else ": make room before it is full"
-    )
+    said = f"{free:,} bytes free on the disk"
+    return (OK, said) if free >= SPACE else (BAD, f"{said}: make room before it is full")
 
 
-def _examine_modes(data_dir: Path) -> Iterator[tuple[bool, str]]:
+def _examine_modes(data_dir: Path) -> Iterator[tuple[str, str]]:
     if os.name != "posix" or not data_dir.exists():
         return
     # service.warnings has looked at the directory itself. While Fireside runs, files and folders come and go.
@@ -281,7 +283,7 @@ def _examine_modes(data_dir: Path) -> Iterator[tuple[bool, str]]:
             with contextlib.suppress(FileNotFoundError):
                 mode = file.lstat().st_mode
                 if mode & 0o077 and not stat.S_ISLNK(mode):
-                    yield False, f"{file} can be read by others: chmod {'700' if stat.S_ISDIR(mode) else '600'} {file}"
+                    yield BAD, f"{file} can be read by others: chmod {'700' if stat.S_ISDIR(mode) else '600'} {file}"
 
 
 async def _ask_providers(settings: Config) -> tuple[list[dict[str, Any]], list[Skipped]]:
@@ -346,6 +348,8 @@ def _show_step(step: dict[str, Any]) -> dict[str, Any]:
 def export(options: dict[str, Any]) -> int:
     """Write all conversations of a user as one zip of Markdown and JSON."""
     settings, target = config.load(options), Path(options["file"]).absolute()
+    if target.exists() and not zipfile.is_zipfile(target):
+        raise Failed(f"{target}: is there already, and is no earlier export. Name another file.")
     running = find_service(settings)
     partial = target.with_name(target.name + ".partial")
     try:

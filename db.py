@@ -9,6 +9,7 @@ The functions themselves are in queries.py, accounts.py and search.py.
 import asyncio
 import contextlib
 import datetime
+import errno
 import json
 import logging
 import os
@@ -389,8 +390,11 @@ def _configure(connection: sqlite3.Connection, writer: bool) -> None:
 def copy(source: Path, target: Path) -> None:
     """A consistent, checked copy of a database that may be in use, private to its owner. Replaces `target` at once or not at all.
 
-    Raises sqlite3.Error (Unsound when `source` is) or OSError, and leaves nothing behind then.
+    Raises sqlite3.Error (Unsound when `source` is) or OSError, and leaves nothing behind then: FileExistsError when `target`
+    is there and is no earlier copy.
     """
+    if target.exists() and (target.samefile(source) or not _is_ours(target)):
+        raise FileExistsError(errno.EEXIST, "is there already, and is no backup", str(target))
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
@@ -410,6 +414,13 @@ def copy(source: Path, target: Path) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _is_ours(path: Path) -> bool:
+    """By the header of the file format (sqlite.org/fileformat.html, 1.3)."""
+    with path.open("rb") as file:
+        header = file.read(72)
+    return header.startswith(b"SQLite format 3\0") and header[68:] == APPLICATION_ID.to_bytes(4, "big")
 
 
 def back_up_daily(path: Path, keep: int) -> None:

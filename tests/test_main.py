@@ -501,9 +501,28 @@ def test_a_port_that_cannot_be_remembered_is_used(tmp_path: Path) -> None:
             assert service.port > port
 
 
-def test_a_backup_that_cannot_be_written_says_where_and_why_also_while_serving(tmp_path: Path) -> None:
+@pytest.mark.parametrize("serves", (True, False), ids=("while it serves", "while it does not"))
+def test_a_backup_or_export_that_cannot_be_written_says_where_and_why(tmp_path: Path, serves: bool) -> None:
     (tmp_path / "a folder").mkdir()
-    with serving(tmp_path / "data") as service, service.first():
-        done = run("backup", str(tmp_path / "a folder"), "--data-dir", str(tmp_path / "data"))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"fireside: {tmp_path / 'a folder'}: Is a directory\n"
+    (tmp_path / "notes.txt").write_text("mine", "utf-8")
+    data = tmp_path / "data"
+    database = data / "fireside.db"
+    there = "is there already, and is no"
+    refusals = {
+        ("backup", tmp_path / "a folder"): "Is a directory",
+        ("backup", tmp_path / "notes.txt"): f"{there} backup",
+        ("backup", database): f"{there} backup",
+        ("export", tmp_path / "notes.txt"): f"{there} earlier export. Name another file.",
+        ("export", database): f"{there} earlier export. Name another file.",
+    }
+    with serving(data) as service, service.first():
+        if not serves:
+            service.stop()
+        for (command, file), why in refusals.items():
+            done = run(command, str(file), "--data-dir", str(data))
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr == f"fireside: {file}: {why}\n"
+        assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
+        for command in ("backup", "export"):
+            for _ in range(2):  # an earlier one of its own is replaced
+                assert run(command, str(tmp_path / command), "--data-dir", str(data)).returncode == 0

@@ -179,7 +179,7 @@ def test_what_a_restore_put_away_is_not_the_newest_backup(tmp_path: Path) -> Non
     assert kept is not None and kept.parent == backup.parent
     os.utime(kept)
     assert db.newest_backup(tmp_path) == backup
-    assert f"ok  newest backup {backup}, integrity" in doctor(tmp_path)[1]
+    assert f"ok   newest backup {backup}, integrity" in doctor(tmp_path)[1]
     path.write_bytes(b"nothing")
     with pytest.raises(DatabaseUnusable, match=f"newest backup is {re.escape(str(backup))}: "):
         db.prepare(path)
@@ -252,13 +252,13 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
     backup.chmod(0o644)
     status, said = doctor(data)
     assert status == 1
-    assert f"BAD newest backup {backup} cannot be restored: file is not a database. Make another: " in said
-    assert f"BAD {backup} can be read by others: chmod 600 {backup}" in said
+    assert f"BAD  newest backup {backup} cannot be restored: file is not a database. Make another: " in said
+    assert f"BAD  {backup} can be read by others: chmod 600 {backup}" in said
     path.write_bytes(b"nothing")
     data.chmod(0o755)
     status, said = doctor(data)
-    assert f"BAD {data} can be read by others: chmod 700 {data}" in said
-    assert f"BAD {path}: cannot be used: file is not a database. The file was left as it is. The newest backup" in said
+    assert f"BAD  {data} can be read by others: chmod 700 {data}" in said
+    assert f"BAD  {path}: cannot be used: file is not a database. The file was left as it is. The newest backup" in said
     assert status == 1 and "Traceback" not in said
 
 
@@ -284,7 +284,7 @@ def test_doctor_says_why_a_model_is_not_offered(tmp_path: Path) -> None:
     )
     (data / "config.toml").chmod(0o600)
     status, said = doctor(data)
-    assert status == 0 and f"ok  {model} is not offered: {gguf.MLX}\n" in said
+    assert status == 0 and f"note {model} is not offered: {gguf.MLX}\n" in said
 
 
 def test_what_is_written_is_its_owner_s_alone(tmp_path: Path) -> None:
