@@ -5,11 +5,12 @@ import { Composer } from "./composer.js";
 import { announce, arrange, button, debounce, h, icon, randomId, toast } from "./dom.js";
 import { Head } from "./head.js";
 import { messageView } from "./message.js";
-import { asked, chosen, refreshModels, welcome } from "./models.js";
+import { asked, chosen, label, refreshModels, welcome } from "./models.js";
 import { Scroller } from "./scroll.js";
 
 const PAGE = 60; // messages
 const MOST = 1000; // that the server gives at a time
+const UNREACHABLE = "Not sent: Fireside cannot be reached. Your text is still here.";
 const HIDDEN_LOOK = 5000; // ms between looks at an answer whose tab is hidden and reads no stream
 
 export class Chat {
@@ -23,7 +24,7 @@ export class Chat {
   #older = null; // the promise of the page above that is being loaded
   #asking = false; // a question is on its way, or the wish for another answer
   #unsent = { text: "", clientId: "" };
-  #reader = null; // {controller, generationId, messageId, after, stop, stopping} of the stream that is being read
+  #reader = null; // {controller, generationId, messageId, after, phase, stop, stopping} of the stream that is being read
   #left = null; // {generationId, messageId, after} where one was left whose answer is still shown
   #ended = null; // the generation whose `done` was read last
   #look = 0;
@@ -53,7 +54,7 @@ export class Chat {
     this.node = h("main", { tabindex: "-1" }, this.head.node, this.banner, this.scroller.node, this.scroller.button, this.composer.node);
 
     const near = { root: this.scroller.node, rootMargin: "800px" };
-    new IntersectionObserver(([entry]) => entry.isIntersecting && this.#loadOlder(), near).observe(this.top);
+    this.near = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && this.#loadOlder(), near);
     const refresh = debounce(50, () => document.hidden || this.refresh());
     onChange("models", () => this.drawAround());
     onChange("offline", () => { this.banner.hidden = false; });
@@ -150,14 +151,14 @@ export class Chat {
    * Resolves to whether it was sent; if not, the text stays where it was written.
    */
   async #ask(text, images, parentId) {
-    if (this.#reader || this.#asking) return toast("Wait for the answer, or stop it first."), false;
+    if (this.#reader || this.#asking) return this.#wait();
     this.#asking = true;
     // Sent again after an answer that was lost, the same text is the same message.
     if (this.#unsent.text !== text) this.#unsent = { text, clientId: randomId() };
     try {
       const attached = await images();
       if (this.id !== null && !this.conversation && !await this.refresh()) return false;
-      if (this.#reader) return toast("Wait for the answer, or stop it first."), false;
+      if (this.#reader) return this.#wait();
       const choice = chosen(this.conversation);
       if (parentId === undefined) parentId = this.#path.at(-1)?.id ?? null;
       const id = this.id ?? await this.#create(choice);
@@ -175,11 +176,16 @@ export class Chat {
       changed("list", { id });
       return true;
     } catch (error) {
-      toast(error.status === 0 ? "Not sent: Fireside cannot be reached. Your text is still here." : error.message);
+      toast(error.status === 0 ? UNREACHABLE : error.message);
       return false;
     } finally {
       this.#asking = false;
     }
+  }
+
+  #wait() {
+    toast(this.banner.hidden ? "Wait for the answer, or stop it first. Your text is still here." : UNREACHABLE);
+    return false;
   }
 
   /** Resolves to the id of a new conversation, which is the open one unless another was opened meanwhile. */
@@ -264,7 +270,7 @@ export class Chat {
         reader.after = id ?? reader.after;
         const view = this.#views.get(reader.messageId);
         if (event === "ping" && data.message_id) this.#begin(data, reader);
-        else if (event === "progress") view?.progress(data);
+        else if (event === "progress") this.#progress(data, reader, view);
         else if (event === "reasoning") view?.think(data.delta);
         else if (event === "delta") view?.append(data.delta);
         else if (event === "reset") view?.restart();
@@ -302,6 +308,15 @@ export class Chat {
     }
     if (begun) changed("conversation", { id: this.id });
     if (reader.stop) this.stop();
+  }
+
+  /** A model that is being loaded for this answer is shown so, and as loaded once it writes. */
+  #progress(data, reader, view) {
+    view?.progress(data);
+    const state = chosen(this.conversation)?.model?.state;
+    const news = data.phase !== reader.phase && ["loading", "prompt", "generating"].includes(data.phase);
+    reader.phase = data.phase;
+    if (news && state && state !== "loaded") refreshModels().catch(() => {});
   }
 
   async #finish(reader, messageId) {
@@ -427,6 +442,8 @@ export class Chat {
     if (unanswered) nodes.push(this.#unanswered());
     if (this.id === null && !nodes.length) nodes.push(welcome());
     arrange(this.column, [this.top, ...nodes]);
+    this.near.unobserve(this.top);
+    this.near.observe(this.top); // it tells changes only: what lies near the top now would never be told
     this.node.classList.toggle("empty", this.id === null);
     this.drawAround();
   }
@@ -437,7 +454,7 @@ export class Chat {
     const choice = chosen(this.conversation);
     const usage = this.#path.findLast(({ token_usage }) => token_usage);
     this.composer.vision = choice?.model ? choice.model.vision ?? null : undefined;
-    this.composer.note = choice && !choice.model ? `${choice.id} cannot be reached now. Choose another model, or start its server.` : "";
+    this.composer.note = choice && !choice.provider?.online ? `${label(choice)} cannot be reached now. Choose another model, or start its server.` : "";
     this.composer.showContext(usage?.token_usage.total_tokens, choice?.model?.context_length ?? usage?.stats?.context_length);
     this.column.querySelector(".welcome")?.replaceWith(welcome());
   }

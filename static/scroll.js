@@ -6,6 +6,7 @@ export class Scroller {
   #following = true;
   #at = 0;
   #height = 0; // of the content, at the last look
+  #finger = Infinity; // where it was
 
   constructor(column) {
     this.node = h("section", { class: "scroller", "aria-label": "Messages", tabindex: "0" }, column);
@@ -13,7 +14,11 @@ export class Scroller {
       type: "button", class: "to-end", hidden: true, "aria-label": "To the end", title: "To the end", onclick: () => this.toEnd(),
     }, icon("bottom"));
     this.node.addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    this.node.addEventListener("wheel", (event) => event.deltaY < 0 && this.hold(), { passive: true });
+    this.node.addEventListener("wheel", (event) => event.deltaY < 0 && this.#up(), { passive: true });
+    this.node.addEventListener("touchmove", (event) => this.#touched(event), { passive: true });
+    this.node.addEventListener("touchstart", () => { this.#finger = Infinity; }, { passive: true });
+    this.node.addEventListener("keydown", (event) => isUp(event) && this.#up());
+    this.node.addEventListener("pointerdown", (event) => event.target === this.node && event.offsetX >= this.node.clientWidth && this.#up()); // the bar
     const sizes = new ResizeObserver(() => this.#resized());
     sizes.observe(column);
     sizes.observe(this.node);
@@ -38,13 +43,22 @@ export class Scroller {
     this.node.style.overflowAnchor = "";
   }
 
+  #up() {
+    if (this.node.scrollTop > 0) this.#following = false;
+  }
+
+  #touched({ touches: [{ clientY }] }) {
+    if (clientY > this.#finger) this.#up();
+    this.#finger = clientY;
+  }
+
+  /** Also a search of the browser's or the focus may go up. While the content changes, it may be the browser that does. */
   #scrolled() {
     const { scrollTop, scrollHeight } = this.node;
-    const shrunk = scrollHeight < this.#height; // then it is the browser that went up
-    this.#height = scrollHeight;
-    if (scrollTop < this.#at - 1 && !shrunk) this.#following = false;
+    if (scrollTop < this.#at - 1 && scrollHeight === this.#height) this.#following = false;
     else if (scrollTop > this.#at && this.#rest() < 24) this.#following = true;
     this.#at = scrollTop;
+    this.#height = scrollHeight;
     this.#drawButton();
   }
 
@@ -62,4 +76,8 @@ export class Scroller {
   #rest() {
     return this.node.scrollHeight - this.node.clientHeight - this.node.scrollTop;
   }
+}
+
+function isUp({ key, shiftKey, target }) {
+  return (["ArrowUp", "PageUp", "Home"].includes(key) || (key === " " && shiftKey)) && !target.closest("textarea");
 }

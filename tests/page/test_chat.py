@@ -398,35 +398,6 @@ def test_drafts_survive_a_reload_and_another_conversation(at_studio: tuple[Watch
     assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes('draft'))") == []
 
 
-def test_the_scroll_is_never_stolen_and_the_end_is_followed(
-    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
-) -> None:
-    visit, _ = at_studio
-    gate, end = Gate(), Gate()
-    line = "A line of the long answer.\n\n"
-    lmstudio.enqueue(
-        text(*[line] * 60), pause(gate), text(*[line] * 60), pause(end), text("The end."), finish(), usage(9, 9), DONE
-    )
-    page = visit.open()
-    ask(page, "Much, please")
-    scroller = page.locator(".scroller")
-    expect(page.locator(".message.assistant p")).to_have_count(60)
-    rest = "(node) => node.scrollHeight - node.clientHeight - node.scrollTop"
-    assert scroller.evaluate(rest) < 2
-    scroller.hover()
-    page.mouse.wheel(0, -500)
-    expect(page.get_by_role("button", name="To the end")).to_be_visible()
-    before = scroller.evaluate("(node) => node.scrollTop")
-    gate.open()
-    expect(page.locator(".message.assistant p")).to_have_count(120)
-    assert scroller.evaluate("(node) => node.scrollTop") == before
-    page.get_by_role("button", name="To the end").click()
-    end.open()
-    answered(page)
-    expect(page.get_by_text("The end.")).to_be_in_viewport()
-    assert scroller.evaluate(rest) < 2
-
-
 def test_a_hidden_tab_leaves_its_connection_and_catches_up(
     at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
 ) -> None:
