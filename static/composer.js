@@ -19,7 +19,7 @@ const MAX_IMAGES = 8; // that the server takes with a message
 
 const touch = matchMedia("(hover: none) and (pointer: coarse)");
 
-/** `send(text, images)` resolves to whether it was sent; `stop()` stops the answer; `editLast()` opens the last question. */
+/** `send(text, images)` resolves to whether it was sent, having said why not; `stop()` stops the answer; `editLast()` opens the last question. */
 export class Composer {
   #conversationId = null;
   #images = [];
@@ -49,7 +49,12 @@ export class Composer {
       h("span", { class: "bar" }, h("span", {})), h("span", { class: "amount" }));
     this.button = h("button", { type: "submit", class: "send" });
     this.hint = h("p", { class: "hint" });
-    this.node = h("form", { class: "composer", onsubmit: (event) => this.#submit(event) },
+    const onsubmit = (event) => {
+      event.preventDefault();
+      if (this.#busy) this.stop();
+      else this.#send();
+    };
+    this.node = h("form", { class: "composer", onsubmit },
       h("div", { class: "box", onclick: (event) => event.target === event.currentTarget && this.area.focus() },
         this.chips, this.area,
         h("div", { class: "row" }, this.attachButton, this.file, this.meter, this.button)),
@@ -120,9 +125,7 @@ export class Composer {
     this.focus();
   }
 
-  async #submit(event) {
-    event?.preventDefault();
-    if (this.#busy) return this.stop();
+  async #send() {
     const text = this.area.value.trim();
     if (!text || this.#sending) return;
     const sending = (this.#sending = { id: this.#conversationId });
@@ -140,13 +143,10 @@ export class Composer {
 
   #key(event) {
     if (event.isComposing || event.keyCode === 229) return; // Enter ends what an input method composes
-    if (event.key === "Enter" && !event.shiftKey && !event.altKey && !event.ctrlKey && !event.metaKey && !touch.matches) {
+    const command = event.ctrlKey || event.metaKey;
+    if (event.key === "Enter" && !event.shiftKey && (command || (!event.altKey && !touch.matches))) {
       event.preventDefault();
-      if (!this.#busy) this.#submit();
-      else if (this.area.value.trim()) toast("Wait for the answer, or stop it first. Your text stays.");
-    } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.shiftKey) {
-      event.preventDefault();
-      if (!this.#busy) this.#submit();
+      this.#send();
     } else if (event.key === "ArrowUp" && !this.area.value && !event.altKey) {
       event.preventDefault();
       this.editLast();

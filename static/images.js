@@ -5,12 +5,14 @@ import { h } from "./dom.js";
 const TYPES = ["image/png", "image/jpeg", "image/webp"];
 const BYTES = 600_000; // a larger one is scaled down: it is kept, and sent to the model anew with every question below it
 const PIXELS = 1536; // of the longer side
+const TAKEN = 8 * 1024 * 1024; // bytes of an image that the server takes with a message; an imported one may have more
 
-/** One that a message has already. */
+/** One that a message has already, as it is: each time that it were made anew it would lose something. */
 export async function fetched({ id }) {
   const response = await fetch(`/images/${id}`).catch(() => null);
   if (!response?.ok) throw new Error("The question's images cannot be read just now. Your text is still here.");
-  return encode(await response.blob());
+  const picture = await response.blob();
+  return picture.size <= TAKEN ? base64(picture) : encode(picture);
 }
 
 /** A file as it is, or a smaller picture of it. */
@@ -26,6 +28,10 @@ export async function encode(file) {
     context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     picture = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85));
   }
+  return base64(picture);
+}
+
+async function base64(picture) {
   const data = await new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));

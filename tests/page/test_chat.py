@@ -2,7 +2,10 @@
 
 import base64
 import itertools
+import random
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +117,37 @@ def test_a_lost_connection_shows_and_mends_itself_and_nothing_is_twice(
         expect(answered(page)).to_contain_text("Here again")
         texts = [found["content"] for found in good(client.get("/conversations/1/messages"))]
         assert texts == ["Count", "One, two, three, four.", "A draft that must not be lost", "Here again"]
+
+
+def test_what_is_written_while_a_stop_waits_for_the_connection_is_not_sent_and_says_so(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    gate = Gate()
+    lmstudio.enqueue(text("One, "), pause(gate), text("two."), finish(), usage(9, 4), DONE)
+    page = visit.open()
+    ask(page, "Count")
+    expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
+    toast, box = page.locator(".toast"), page.get_by_role("textbox", name="Message")
+    box.fill("And then?")
+    box.press("Enter")
+    expect(toast).to_contain_text("Wait for the answer, or stop it first.")
+    toast.get_by_role("button").click()
+    visit.context.set_offline(True)
+    page.get_by_role("button", name="Stop").click()
+    expect(toast).to_contain_text("It is stopped as soon as Fireside can be reached.")
+    toast.get_by_role("button").click()
+    for key in ("Enter", "Control+Enter"):
+        box.press(key)
+        expect(toast).to_have_text("Not sent: Fireside cannot be reached. Your text is still here.")
+        toast.get_by_role("button").click()
+    visit.context.set_offline(False)
+    expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
+    expect(box).to_have_value("And then?")
+    lmstudio.enqueue(answer("Three"))
+    box.press("Enter")
+    expect(answered(page)).to_contain_text("Three")
+    gate.open()
 
 
 def test_what_was_known_before_the_answer_ended_does_not_hold_the_page_up(
@@ -540,6 +574,38 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     expect(page.locator(".message.user")).to_have_count(2)
     answered(page)
     expect(shown).to_have_count(2)
+
+
+def test_the_image_of_an_edited_question_is_sent_as_it_was(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    """Also one that is larger than what the page would send of a file: made smaller anew it would lose something."""
+    visit, client = at_studio
+    sent = base64.b64encode(noise(500)).decode()
+    chat = new(client, model="qwen2.5-vl-7b-instruct", provider_id="lmstudio")
+    image = {"media_type": "image/png", "data": sent}
+    good(client.post(f"/conversations/{chat}/messages", json={"content": "What is this?", "images": [image]}))
+    page = visit.open(f"/#/c/{chat}")
+    page.get_by_role("button", name="Answer", exact=True).click()
+    answered(page)
+    page.get_by_role("button", name="Edit question").click()
+    page.get_by_role("textbox", name="Edited question").fill("And what is this?")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".message.user")).to_contain_text("2/2")
+    answered(page)
+    parts = [part for part in lmstudio.chats[-1]["messages"][-1]["content"] if part["type"] == "image_url"]
+    assert [part["image_url"]["url"] for part in parts] == [f"data:image/png;base64,{sent}"]
+
+
+def noise(size: int) -> bytes:
+    """A PNG that cannot be packed well."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + random.Random(row).randbytes(3 * size) for row in range(size))
+    head = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 0)) + chunk(b"IEND", b"")
 
 
 def test_an_answer_from_elsewhere_shows_its_pictures_and_how_quick_it_was(

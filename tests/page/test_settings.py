@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from .. import upstream as script
 from ..browser import NO_ENGINE, Fireside, Watched
 from ..live import PASSWORD, good
-from ..upstream import Gate, Upstream, answer, pause
+from ..upstream import DONE, Gate, Upstream, answer, finish, pause, text, usage
 from .steps import PNG, answered, ask, names, new
 
 
@@ -106,6 +106,30 @@ def test_models_are_loaded_and_chosen(
     gate.open()
     expect(section.locator(".load")).to_have_count(2)
     expect(page.locator(".welcome")).to_contain_text("Llama 3.2 3B Instruct is ready.")
+
+
+def test_a_model_that_is_loaded_for_an_answer_is_shown_as_loaded_while_it_writes(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    page = visit.open()
+    page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
+    page.locator(".model-pick", has_text="Qwen").click()
+    expect(page.locator(".pill .dot.not-loaded")).to_have_count(1)
+    asked, loaded = Gate(), Gate()
+    model = next(model for model in lmstudio.models if "qwen" in model.key)
+    lmstudio.enqueue(pause(asked), text("Hello", model=model.key), pause(loaded), finish(), usage(9, 1), DONE)
+    ask(page, "Hi")
+    expect(page.locator(".phase")).to_contain_text("Loading the model")
+    model.instances[model.key] = 4096
+    asked.open()
+    try:
+        expect(page.locator(".message.assistant .markdown")).to_contain_text("Hello")
+        expect(page.locator(".pill .dot.loaded")).to_have_count(1)
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    finally:
+        model.instances.clear()
+        loaded.open()
 
 
 def test_conversations_come_in_and_go_out_through_the_settings(
