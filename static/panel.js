@@ -1,6 +1,6 @@
 // The side panel: a conversation's own instructions and how its answers are made.
 
-import { debounce, h, iconButton, styles } from "./dom.js";
+import { debounce, h, iconButton, number, styles } from "./dom.js";
 
 await styles("more.css");
 
@@ -11,7 +11,7 @@ const PARAMETERS = [
   { name: "min_p", label: "Min P", help: "Only words at least this likely, against the likeliest.", min: 0, max: 1, step: "any" },
   { name: "repeat_penalty", label: "Repeat penalty", help: "Above 1 discourages repetition.", min: 0, max: 2, step: "any" },
   { name: "max_tokens", label: "Longest answer", help: "In tokens.", min: 1, max: 1048576, step: 1 },
-  { name: "seed", label: "Seed", help: "The same seed, the same answer.", step: 1 },
+  { name: "seed", label: "Seed", help: "The same seed, the same answer.", min: -2147483648, max: 4294967296, step: 1 },
 ];
 
 /** Opens the panel beside the chat, or closes it. What is changed is saved as it is typed. */
@@ -24,7 +24,9 @@ export function togglePanel(head) {
   const flush = async () => {
     const fields = unsaved;
     unsaved = {};
-    if (Object.keys(fields).length) saved.textContent = (await chat.change(fields)) ? "Saved" : "";
+    if (!Object.keys(fields).length) return;
+    const done = await chat.change(fields);
+    saved.textContent = done && !panel.querySelector("[aria-invalid=true]") ? "Saved" : "";
   };
   const later = debounce(400, flush);
   const save = (fields) => {
@@ -65,14 +67,21 @@ export function togglePanel(head) {
   prompt.focus();
 }
 
+/** What is out of range is not saved, nor what one typed on the way to it: the setting stays as it was. */
 function parameterField({ name, label, help, min, max, step }, value, change) {
   const id = `parameter-${name}`;
+  const wrong = h("small", { id: `${id}-wrong`, class: "error", role: "alert" });
+  const entered = () => (field.value === "" ? null : Number(field.value));
+  let before = value ?? null;
+  const oninput = () => {
+    const { valid } = field.validity;
+    field.setAttribute("aria-invalid", String(!valid));
+    wrong.textContent = valid ? "" : `Not saved: ${step === 1 ? "a whole number" : "a number"} from ${number(min)} to ${number(max)}, please.`;
+    change(name, valid ? entered() : before);
+  };
   const field = h("input", {
     id, type: "number", min, max, step, value: value ?? "", placeholder: "default", inputmode: "decimal",
-    "aria-describedby": `${id}-help`,
-    oninput: () => {
-      if (field.validity.valid) change(name, field.value === "" ? null : Number(field.value));
-    },
+    "aria-describedby": `${id}-help ${wrong.id}`, oninput, onfocus: () => { if (field.validity.valid) before = entered(); },
   });
-  return h("div", { class: "field inline" }, h("label", { for: id }, label), field, h("small", { id: `${id}-help` }, help));
+  return h("div", { class: "field inline" }, h("label", { for: id }, label), field, h("small", { id: `${id}-help` }, help), wrong);
 }

@@ -122,97 +122,142 @@ function clientName(client) {
 // ---- data
 
 function data(place) {
-  const told = h("div", { role: "status" });
+  const told = h("div", { class: "stack", role: "status" });
   const file = h("input", {
-    type: "file", accept: ".json,.zip,application/json,application/zip", hidden: true, "aria-label": "File to import",
-    onchange: () => importFile(file, opener, told),
+    type: "file", accept: ".json,.zip,application/json,application/zip", multiple: true, hidden: true, "aria-label": "Files to import",
+    onchange: async () => {
+      opener.disabled = true;
+      await importFiles([...file.files], told);
+      opener.disabled = false;
+      file.value = "";
+    },
   });
-  const opener = button([icon("upload"), "Import a file"], () => file.click());
+  const opener = button([icon("upload"), "Import files"], () => file.click());
   place.append(
     h("h3", {}, "Take it with you"),
     h("p", { class: "faint" }, "All your conversations in one zip, as JSON and as Markdown that any editor reads."),
     button([icon("download"), "Export everything"], () => saveAs("/export")),
     h("h3", {}, "Bring it here"),
-    h("p", { class: "faint" }, "An export of ChatGPT, Open WebUI, LM Studio or Fireside. What is here already stays as it is."),
+    h("p", { class: "faint" }, "Exports of ChatGPT, Open WebUI, LM Studio or Fireside. What is here already stays as it is."),
     opener, file, told);
 }
 
-async function importFile(file, opener, told) {
-  const [chosen] = file.files;
-  if (!chosen) return;
-  opener.disabled = true;
-  told.replaceChildren(h("p", { class: "faint" }, "Importing"), h("progress", { "aria-label": "Importing" }));
-  try {
-    const type = /\.zip$/i.test(chosen.name) ? "application/zip" : "application/json"; // browsers name a zip in many ways
-    const result = await post("/import", new Blob([chosen], { type }));
-    const [conversations, messages, unchanged] = [result.conversations, result.messages, result.unchanged].map((count) => number(count));
-    told.replaceChildren(
-      h("p", {}, `${conversations} conversations and ${messages} messages were added; ${unchanged} were here already.`),
-      result.skipped.length > 0 && h("details", { class: "faint" }, h("summary", {}, `${number(result.skipped.length)} were left out`),
-        h("ul", {}, result.skipped.slice(0, 200).map(({ file: name, reason }) => h("li", {}, `${name}: ${reason}`)))) || "");
-    changed("list");
-  } catch (error) {
-    told.replaceChildren(h("p", { class: "error" }, error.message));
+/** One after the other; what became of them is told of all together. */
+async function importFiles(files, told) {
+  const sum = { conversations: 0, messages: 0, unchanged: 0, skipped: [] };
+  for (const [index, file] of files.entries()) {
+    const place = files.length > 1 ? ` (${index + 1} of ${files.length})` : "";
+    told.replaceChildren(h("p", { class: "faint" }, `Importing ${file.name}${place}`), h("progress", { "aria-label": "Importing" }));
+    try {
+      const result = await importFile(file);
+      for (const count of ["conversations", "messages", "unchanged"]) sum[count] += result[count];
+      sum.skipped.push(...result.skipped);
+    } catch (error) {
+      sum.skipped.push({ file: file.name, reason: error.message });
+    }
   }
-  opener.disabled = false;
-  file.value = "";
+  if (sum.messages || sum.conversations) changed("list");
+  told.replaceChildren(...outcome(sum));
 }
+
+async function importFile(file) {
+  const kind = /\.zip$/i.test(file.name) ? "zip" : "json"; // browsers name the type of a zip in many ways
+  const result = await post("/import", new Blob([file], { type: `application/${kind}` }));
+  const named = (name) => name.replace(new RegExp(`^upload\\.${kind}\\b`), () => file.name); // the server never learns the name
+  return { ...result, skipped: result.skipped.map((one) => ({ ...one, file: named(one.file) })) };
+}
+
+function outcome({ conversations, messages, unchanged, skipped }) {
+  const some = conversations || messages || unchanged;
+  const here = unchanged ? `; ${number(unchanged)} ${unchanged === 1 ? "was" : "were"} here already` : "";
+  return [
+    some
+      ? h("p", {}, `${counted(conversations, "conversation")} and ${counted(messages, "message")} were added${here}.`)
+      : h("p", { class: "error" }, skipped.length ? "Nothing was imported." : "Nothing was imported: there is no conversation in it."),
+    skipped.length && h("details", { class: "faint", open: !some || skipped.length < 4 },
+      h("summary", {}, `Left out: ${number(skipped.length)}`),
+      h("ul", {}, skipped.slice(0, 200).map(({ file, reason }) => h("li", {}, `${file}: ${reason}`)))),
+  ].filter(Boolean);
+}
+
+const counted = (count, what) => `${number(count)} ${what}${count === 1 ? "" : "s"}`;
 
 // ---- bin
 
 async function bin(place) {
   const deleted = await get("/conversations?deleted=true");
-  if (!deleted.length) return place.append(h("p", { class: "faint" }, "The bin is empty. What you delete waits here for 30 days."));
-  const list = h("ul", { class: "rows" }, deleted.map(({ id, title, deleted_at }) => {
-    const act = (request) => async () => {
-      try {
-        if (await request() === false) return;
-        row.remove();
-        changed("list", { id });
-      } catch (error) {
-        toast(error.message);
-      }
-    };
-    const row = h("li", {},
-      h("span", {}, h("strong", {}, title), h("small", {}, "Deleted ", timeNode(deleted_at))),
-      iconButton("restore", `Restore ${title}`, act(() => post(`/conversations/${id}/restore`))),
-      iconButton("trash", `Delete ${title} for good`, act(async () => {
-        if (!await confirmed("Delete for good?", `“${title}” cannot be brought back after this.`, "Delete")) return false;
-        return remove(`/conversations/${id}?purge=true`);
-      })));
-    return row;
-  }));
-  place.append(h("p", { class: "faint" }, "What you delete waits here for 30 days."), list);
+  const note = h("p", { class: "faint" }, "What you delete waits here for 30 days.");
+  if (!deleted.length) return place.replaceChildren(h("p", { class: "faint" }, `The bin is empty. ${note.textContent}`));
+  const purge = ({ id }) => remove(`/conversations/${id}?purge=true`);
+  const empty = button([icon("trash"), "Empty the bin"], async () => {
+    const what = deleted.length === 1 ? "One conversation" : `All ${counted(deleted.length, "conversation")} in it`;
+    if (!await confirmed("Empty the bin?", `${what} cannot be brought back after this.`, "Empty it")) return;
+    empty.disabled = true;
+    try {
+      const still = new Set((await get("/conversations?deleted=true")).map(({ id }) => id)); // some may have been restored elsewhere
+      for (const one of deleted.filter(({ id }) => still.has(id))) await purge(one);
+    } catch (error) {
+      toast(error.message);
+    }
+    await again(place, bin, empty);
+  }, { class: "danger" });
+  const act = (request) => async ({ currentTarget: pressed }) => {
+    pressed.disabled = true;
+    try {
+      if (await request()) return await again(place, bin, pressed);
+    } catch (error) {
+      toast(error.message);
+    }
+    pressed.disabled = false;
+  };
+  place.replaceChildren(h("div", { class: "row" }, note, empty), h("ul", { class: "rows" }, deleted.map((one) => h("li", {},
+    h("span", {}, h("strong", {}, one.title), h("small", {}, "Deleted ", timeNode(one.deleted_at))),
+    iconButton("restore", `Restore ${one.title}`, act(async () => {
+      await post(`/conversations/${one.id}/restore`);
+      changed("list", { id: one.id });
+      return true;
+    })),
+    iconButton("trash", `Delete ${one.title} for good`, act(async () =>
+      await confirmed("Delete for good?", `“${one.title}” cannot be brought back after this.`, "Delete") && purge(one)))))));
 }
 
 // ---- household
 
 async function household(place) {
-  const [{ users }, { invites }] = await Promise.all([get("/admin/users"), get("/admin/invites")]);
-  const again = () => household(place);
-  const open = invites.filter(({ status }) => status === "open");
-  const link = h("div", { role: "status" });
+  const { users } = await get("/admin/users");
+  const open = h("ul", { class: "rows" });
+  const link = h("div", { class: "stack", role: "status" });
   const role = h("select", { "aria-label": "Role" },
     h("option", { value: "user" }, "as a member"), h("option", { value: "admin" }, "as an administrator"));
-  const invite = button([icon("link"), "Make an invite"], () => makeInvite(role.value, link), { class: "primary" });
+  const invite = button([icon("link"), "Make an invite"], async () => {
+    invite.disabled = true;
+    try {
+      link.replaceChildren(...inviteLink(await post("/admin/invites", { role: role.value })));
+      await listInvites(open, link);
+    } catch (error) {
+      toast(error.message);
+    }
+    invite.disabled = false;
+    invite.focus();
+  }, { class: "primary" });
+  await listInvites(open, link);
   place.replaceChildren(
     h("h3", {}, "Who lives here"),
-    h("ul", { class: "rows" }, users.map((user) => userRow(user, again))),
+    h("ul", { class: "rows" }, users.map((user) => userRow(user, place))),
     h("h3", {}, "Invite somebody"),
     h("p", { class: "faint" }, "A link that works once, for a day. Everybody has conversations of their own, which nobody else sees."),
-    h("div", { class: "row" }, invite, role), link,
-    h("ul", { class: "rows" }, open.map((one) => inviteRow(one, again))));
+    h("div", { class: "row" }, invite, role), link, open);
 }
 
-function userRow(user, again) {
+function userRow(user, place) {
   const self = user.id === session.user.id;
-  const change = (fields) => async () => {
+  const change = (fields) => async ({ currentTarget: pressed }) => {
     try {
       await patch(`/admin/users/${user.id}`, fields);
     } catch (error) {
       toast(error.message);
     }
-    await again();
+    await again(place, household, pressed);
   };
   const admin = user.role === "admin";
   const active = user.status === "active";
@@ -228,31 +273,45 @@ function userButton(label, { username }, onclick) {
   return button(label, onclick, { class: label === "Disable" ? "danger" : null, "aria-label": `${label} ${username}` });
 }
 
-async function makeInvite(role, place) {
-  try {
-    const { invite_code, expires_at } = await post("/admin/invites", { role });
-    const address = `${location.origin}/#invite=${encodeURIComponent(invite_code)}`;
-    const alone = ["127.0.0.1", "localhost", "[::1]"].includes(location.hostname);
-    place.replaceChildren(
-      h("div", { class: "command" }, h("code", {}, address), copyButton("Copy invite link", () => address)),
-      h("p", { class: "faint" }, `Shown this once. It works until ${parseTime(expires_at).toLocaleString()}.`,
-        alone && " On another device, put this computer's address in your network in the place of the first part."));
-  } catch (error) {
-    place.replaceChildren(h("p", { class: "error" }, error.message));
-  }
+const LOOPBACK = /^(localhost|127\.[\d.]+|\[::1\])$/;
+
+function inviteLink({ id, invite_code, expires_at }) {
+  const address = `${location.origin}/#invite=${encodeURIComponent(invite_code)}`;
+  return [
+    h("div", { class: "command", "data-invite": id }, h("code", {}, address), copyButton("Copy invite link", () => address)),
+    h("p", { class: "faint" }, `Shown this once. It works until ${parseTime(expires_at).toLocaleString()}.`),
+    LOOPBACK.test(location.hostname) && h("p", { class: "advice" },
+      "So far it opens on this computer alone. Other devices need Fireside started with ", h("code", {}, "fireside serve --lan"),
+      `; the link then begins with this computer's address in your network, not with ${location.host}.`),
+  ].filter(Boolean);
 }
 
-function inviteRow({ id, role, expires_at }, again) {
-  const revoke = async () => {
-    try {
-      await post(`/admin/invites/${id}/revoke`);
-    } catch (error) {
-      toast(error.message);
-    }
-    await again();
-  };
-  return h("li", {},
+/** The open ones. A link goes when it can no longer be used. */
+async function listInvites(list, link) {
+  const open = (await get("/admin/invites")).invites.filter(({ status }) => status === "open");
+  const shown = link.firstElementChild?.dataset.invite;
+  if (shown && !open.some(({ id }) => id === Number(shown))) link.replaceChildren();
+  list.replaceChildren(...open.map(({ id, role, expires_at }) => h("li", {},
     h("span", {}, h("strong", {}, role === "admin" ? "Invite for an administrator" : "Invite for a member"),
       h("small", {}, `Open until ${shortTime(parseTime(expires_at))}`)),
-    button("Revoke", revoke));
+    button("Revoke", async ({ currentTarget: pressed }) => {
+      try {
+        await post(`/admin/invites/${id}/revoke`);
+      } catch (error) {
+        toast(error.message);
+      }
+      await again(list, () => listInvites(list, link), pressed);
+    }))));
+}
+
+/** Draws a place anew. The focus stays with the button in its place. */
+async function again(place, draw, pressed = document.activeElement) {
+  const buttons = () => [...place.querySelectorAll("button")];
+  const at = buttons().indexOf(pressed);
+  try {
+    await draw(place);
+  } catch (error) {
+    toast(error.message);
+  }
+  if (at >= 0) (buttons()[Math.min(at, buttons().length - 1)] ?? place.closest("[role=tabpanel]"))?.focus();
 }

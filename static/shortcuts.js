@@ -10,6 +10,7 @@ const SHORTCUTS = [
   [`${modifier} ⇧ O`, "New chat"],
   ["Enter", "Send"],
   ["⇧ Enter", "New line"],
+  [`${modifier} Enter`, "Send, also an edited question"],
   ["Esc", "Stop the answer"],
   [`${modifier} ⇧ Enter`, "Another answer"],
   [`${modifier} ⇧ C`, "Copy the last answer"],

@@ -1,6 +1,8 @@
 """Models, the settings, the household, what comes in and goes out."""
 
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,10 +87,10 @@ def test_models_are_loaded_and_chosen(
 
     page = visitor(studio, studio.join(bea, next(names), "admin")).open()
     page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
-    page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct").click()
+    page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct", exact=True).click()
     expect(page.get_by_role("button", name="Unload Qwen2.5 VL 7B Instruct")).to_be_visible()
     page.get_by_role("button", name="Unload Qwen2.5 VL 7B Instruct").click()
-    expect(page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct")).to_be_visible()
+    expect(page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct", exact=True)).to_be_visible()
 
     # A server that is too slow to say what it has keeps what it had, and the page says what is the matter.
     gate = Gate()
@@ -145,10 +147,34 @@ def test_conversations_come_in_and_go_out_through_the_settings(
         page.get_by_role("button", name="Export everything").click()
     download.value.save_as(tmp_path / "all.zip")
     good(client.delete(f"/conversations/{good(client.get('/conversations'))[0]['id']}?purge=true"))
-    page.get_by_label("File to import").set_input_files(tmp_path / "all.zip")
-    expect(page.get_by_text("1 conversations and 2 messages were added")).to_be_visible()
+    files = page.get_by_label("Files to import")
+    files.set_input_files(tmp_path / "all.zip")
+    expect(page.get_by_text("1 conversation and 2 messages were added.")).to_be_visible()
+    expect(page.locator(".list li", has_text="To be exported")).to_be_attached()
+
+    # What brought nothing is told as a failure, under the name that the person knows.
+    told = page.get_by_role("tabpanel").get_by_role("status")
+    (tmp_path / "shopping.json").write_text("milk", "utf-8")
+    files.set_input_files(tmp_path / "shopping.json")
+    expect(told.locator(".error")).to_have_text("Nothing was imported.")
+    expect(told.locator("li")).to_contain_text("shopping.json: is not valid JSON")
+    (tmp_path / "empty.json").write_text("[]", "utf-8")
+    files.set_input_files(tmp_path / "empty.json")
+    expect(told.locator(".error")).to_contain_text("Nothing was imported")
+    expect(told).not_to_contain_text("added")
+
+    # Several come in one after the other, and what became of them is told of all.
+    for name in ("one", "two"):
+        text_of = {"fireside": 1, "title": name, "created_at": "2026-01-01T00:00:00.000000"}
+        messages = [{"id": 1, "parent_id": None, "role": "user", "content": name, "created_at": text_of["created_at"]}]
+        whole = text_of | {"updated_at": text_of["created_at"], "active_message_id": 1, "messages": messages}
+        (tmp_path / f"{name}.json").write_text(json.dumps(whole), "utf-8")
+    files.set_input_files([tmp_path / f"{name}" for name in ("one.json", "shopping.json", "two.json", "all.zip")])
+    expect(told).to_contain_text("2 conversations and 2 messages were added; 1 was here already.")
+    expect(told.locator("li")).to_contain_text("shopping.json: is not valid JSON")
     page.keyboard.press("Escape")
-    expect(page.locator(".list li", has_text="To be exported")).to_be_visible()
+    for title in ("one", "two", "To be exported"):
+        expect(page.locator(".list li", has_text=title)).to_be_visible()
 
 
 def test_a_session_is_ended_from_another_and_the_password_changed(
@@ -200,7 +226,18 @@ def test_a_link_invites_somebody_into_the_household(
     page.get_by_role("menuitem", name="Settings").click()
     page.get_by_role("tab", name="Household").click()
     page.get_by_role("button", name="Make an invite").click()
-    link = page.locator(".command code").inner_text()
+    command = page.locator(".command code")
+    link = command.inner_text()
+    expect(page.locator(".advice")).to_contain_text("Other devices need Fireside started with fireside serve --lan")
+    revoke = page.get_by_role("button", name="Revoke")
+    expect(revoke).to_have_count(1)
+    page.get_by_role("button", name="Make an invite").click()
+    expect(revoke).to_have_count(2)
+    expect(command).not_to_have_text(link)
+    revoke.first.click()  # the newest, whose link is shown
+    expect(revoke).to_have_count(1)
+    expect(revoke).to_be_focused()
+    expect(command).to_have_count(0)
     guest = visitor(studio).open(link)
     expect(guest.get_by_role("heading", name="You are invited")).to_be_visible()
     name = next(names)
@@ -219,6 +256,62 @@ def test_a_link_invites_somebody_into_the_household(
     guest.get_by_role("textbox", name="Message").fill("Am I still in?")
     guest.keyboard.press("Enter")
     expect(guest.get_by_role("button", name="Sign in")).to_be_visible()
+
+
+def test_a_number_out_of_range_says_so_and_is_not_saved(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    chat = new(client, title="Numbers", settings={"temperature": 0.5})
+    page = visit.open(f"/#/c/{chat}")
+    settings = lambda: good(client.get(f"/conversations/{chat}"))["settings"]  # noqa: E731
+    page.get_by_role("button", name="Conversation settings").click()
+    warm, seed = page.get_by_label("Temperature"), page.get_by_label("Seed")
+    warm.press("Control+a")
+    with page.expect_response(re.compile(rf"/conversations/{chat}$")):
+        page.keyboard.type("15")  # the 1 on the way to it would have been fine
+        expect(warm).to_have_attribute("aria-invalid", "true")
+    expect(warm).to_have_accessible_description(re.compile(r"playful\. Not saved: a number from 0 to 2, please\.$"))
+    expect(page.get_by_role("alert").filter(has_text="Not saved")).to_have_count(1)
+    assert settings() == {"temperature": 0.5}
+    warm.fill("1.5")
+    expect(warm).to_have_attribute("aria-invalid", "false")
+    expect(page.get_by_role("status").filter(has_text="Saved")).to_be_visible()
+    assert settings() == {"temperature": 1.5}
+    seed.fill("1.5")
+    expect(seed).to_have_accessible_description(re.compile("Not saved: a whole number from -2,147,483,648 to"))
+    warm.fill("-1")
+    page.get_by_role("button", name="Close", exact=True).click()
+    page.get_by_role("button", name="Conversation settings").click()
+    expect(warm).to_have_value("1.5")
+    expect(seed).to_have_value("")
+    assert settings() == {"temperature": 1.5}
+
+
+def test_the_bin_is_emptied_after_a_question(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    chats = [new(client, title=title) for title in ("First", "Second", "Third", "Fourth", "Kept")]
+    for chat in chats[:4]:
+        good(client.delete(f"/conversations/{chat}"))
+    page = visit.open()
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Bin").click()
+    rows = page.locator(".rows li")
+    expect(rows).to_have_count(4)
+    page.get_by_role("button", name="Restore First").click()
+    expect(rows).to_have_count(3)
+    expect(page.locator(".section button:focus")).to_have_count(1)
+    page.get_by_role("button", name="Delete Second for good").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(rows).to_have_count(2)
+    page.get_by_role("button", name="Empty the bin").click()
+    expect(page.get_by_role("dialog", name="Empty the bin?")).to_contain_text("All 2 conversations in it")
+    page.get_by_role("button", name="Cancel").click()
+    expect(rows).to_have_count(2)
+    good(client.post(f"/conversations/{chats[3]}/restore"))  # on another device
+    page.get_by_role("button", name="Empty the bin").click()
+    page.get_by_role("button", name="Empty it").click()
+    expect(page.get_by_text("The bin is empty.")).to_be_visible()
+    assert good(client.get("/conversations?deleted=true")) == []
+    assert {one["title"] for one in good(client.get("/conversations"))} == {"First", "Fourth", "Kept"}
 
 
 def test_the_theme_stays_as_chosen(at_studio: tuple[Watched, httpx.Client]) -> None:
