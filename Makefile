@@ -28,6 +28,7 @@ soak: .venv/test
 	$(BIN)/python -m tests.trust.soak $(ARGS)
 
 bench: .venv/test
+	tests/chromium
 	$(BIN)/python -m bench $(ARGS)
 
 screenshots: .venv/test
