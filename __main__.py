@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return int(getattr(commands, command)(options))
         except commands.ERRORS as error:
-            named = isinstance(error, OSError) and error.filename
-            print(f"fireside: {f'{error.filename}: {error.strerror}' if named else error}", file=sys.stderr)
+            print(f"fireside: {_told(error)}", file=sys.stderr)
             return 1
     except ConfigError as error:
         print(f"fireside: {error}", file=sys.stderr)
@@ -60,6 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:
