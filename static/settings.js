@@ -265,8 +265,9 @@ function userRow(user, place) {
   return h("li", {},
     h("span", {}, h("strong", {}, user.username, badges.map((badge) => h("span", { class: "badge" }, badge))),
       h("small", {}, user.last_login ? ["Signed in ", timeNode(user.last_login)] : "Has not signed in yet")),
-    !self && userButton(admin ? "Make member" : "Make admin", user, change({ role: admin ? "user" : "admin" })),
-    !self && userButton(active ? "Disable" : "Enable", user, change({ status: active ? "disabled" : "active" })));
+    !self && h("span", { class: "row" },
+      userButton(admin ? "Make member" : "Make admin", user, change({ role: admin ? "user" : "admin" })),
+      userButton(active ? "Disable" : "Enable", user, change({ status: active ? "disabled" : "active" }))));
 }
 
 function userButton(label, { username }, onclick) {

@@ -96,6 +96,36 @@ def test_it_works_on_a_phone(studio: Fireside, bea: httpx.Client, visitor: Calla
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.parametrize("width", [360, 390, 1280])
+def test_nothing_is_cut_off_at_the_side(
+    width: int, studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched]
+) -> None:
+    client = studio.join(bea, next(names), "admin")
+    studio.join(bea, f"somebody-with-a-long-name-{next(names)}")
+    deleted = new(client, title="A conversation whose title is too long for a line of a phone, and goes on in the next")
+    good(client.delete(f"/conversations/{deleted}"))
+    chat = new(client, "How is the weather on the other side of the mountains?")
+    page = visitor(studio, client, viewport={"width": width, "height": 740}).open(f"/#/c/{chat}")
+    answered(page)
+    title = page.locator(".top .title").bounding_box()
+    assert title is not None
+    assert title["width"] > 80
+    if width < 820:
+        page.get_by_role("button", name="Conversations").click()
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    cut = "(node) => [node, ...node.querySelectorAll('*')].filter((one) => one.scrollWidth > one.clientWidth + 1"
+    cut += " && one.clientWidth && getComputedStyle(one).overflowX !== 'visible' && !one.closest('.table')).length"
+    for tab in ("General", "Account", "Your data", "Bin", "Usage", "Household"):
+        page.get_by_role("tab", name=tab).click()
+        section = page.get_by_role("tabpanel", name=tab)
+        expect(section.locator(".section > *").first).to_be_visible()
+        if tab == "Household":
+            page.get_by_role("button", name="Make an invite").click()
+            expect(page.locator(".command")).to_be_visible()
+        assert (tab, section.evaluate(cut)) == (tab, 0)
+
+
 def test_code_is_copied_also_where_the_page_came_over_plain_http(
     at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
 ) -> None:
