@@ -250,8 +250,8 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
     yield _examine_space(settings.data_dir)
     entries, skipped = asyncio.run(_ask_providers(settings))
     for entry in entries:
-        said = f"{len(entry['models'])} models" if entry["online"] else entry["error"]
-        yield OK if entry["online"] else NOTE, f"{entry['name']}: {said}"
+        found = f"{entry['name']}: models that can answer: {len(entry['models'])}"
+        yield (OK, found) if entry["online"] else (NOTE, entry["error"])
     for skip in skipped:
         yield NOTE, f"{skip.path} is not offered: {skip.reason}"
 
