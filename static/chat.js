@@ -504,6 +504,6 @@ async function begin(source) {
 /** The images of a question as they are sent: when it is edited, it keeps them. */
 async function images(message) {
   if (!message.images?.length) return [];
-  const { fetched } = await import("./images.js");
+  const { fetched } = await import("./files.js");
   return Promise.all(message.images.map(fetched));
 }

@@ -1,7 +1,7 @@
 // Where one writes: the box that grows, what is attached, the draft that survives, and how full the context is.
 
 import { session } from "./api.js";
-import { h, icon, iconButton, number, toast } from "./dom.js";
+import { announce, debounce, h, icon, iconButton, number, toast } from "./dom.js";
 
 // A draft lives in localStorage, under the user's id, until it is sent or its owner signs out: a closed tab, a crash or a
 // session that expired loses nothing, and nobody who signs in after it on this browser finds it. It never leaves the browser.
@@ -14,16 +14,18 @@ export function forgetDrafts() {
   }
 }
 
-const IMAGE_TYPES = "image/png,image/jpeg,image/webp";
-const MAX_IMAGES = 8; // that the server takes with a message
+// What the server takes with a message.
+const MAX_IMAGES = 8;
+const MAX_CHARACTERS = 200_000;
 
 const touch = matchMedia("(hover: none) and (pointer: coarse)");
 
 /** `send(text, images)` resolves to whether it was sent, having said why not; `stop()` stops the answer; `editLast()` opens the last question. */
 export class Composer {
   #conversationId = null;
-  #images = [];
+  #attached = []; // images {name, media_type, data} and texts {name, block}
   #attaching = null; // the promise of those that are being read
+  #sees = false; // whether images may be attached
   #busy = false;
   #sending = null; // {id}: the conversation whose text is on its way
 
@@ -34,17 +36,20 @@ export class Composer {
     this.area = h("textarea", {
       rows: "1", placeholder: "Write a message", "aria-label": "Message", dir: "auto", enterkeyhint: touch.matches ? "enter" : "send",
       oninput: () => this.#edited(), onkeydown: (event) => this.#key(event),
-      onpaste: (event) => this.#attach(event.clipboardData.files, event),
+      onpaste: (event) => {
+        const { files, types } = event.clipboardData;
+        if (!(types.includes("text/plain") && types.includes("text/html"))) this.#attach(files, event); // an office program adds a picture of it
+      },
     });
     this.chips = h("div", { class: "chips" });
     this.file = h("input", {
-      type: "file", accept: IMAGE_TYPES, multiple: true, hidden: true, "aria-label": "Attach images",
+      type: "file", multiple: true, hidden: true, "aria-label": "Files to attach",
       onchange: () => {
-        this.#attach(this.file.files);
+        this.#attach([...this.file.files]);
         this.file.value = "";
       },
     });
-    this.attachButton = iconButton("image", "Attach images", () => this.file.click(), { hidden: true });
+    this.attachButton = iconButton("clip", "Attach files", () => this.file.click());
     this.meter = h("div", { class: "meter", role: "meter", "aria-label": "Context used", "aria-valuemin": "0", hidden: true },
       h("span", { class: "bar" }, h("span", {})), h("span", { class: "amount" }));
     this.button = h("button", { type: "submit", class: "send" });
@@ -60,13 +65,22 @@ export class Composer {
         h("div", { class: "row" }, this.attachButton, this.file, this.meter, this.button)),
       this.hint);
     window.addEventListener("storage", (event) => this.#followDraft(event));
+    const settled = debounce(200, () => this.node.classList.remove("dropping"));
+    window.addEventListener("dragover", (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
+      event.preventDefault(); // else the browser leaves the page for the file
+      if (!this.#present) return;
+      this.node.classList.add("dropping");
+      settled();
+    });
+    window.addEventListener("drop", (event) => this.#present && this.#attach(event.dataTransfer.files, event));
     this.#draw();
   }
 
   /** Shows the draft of this conversation (null: of a new one). */
   open(conversationId) {
     this.#conversationId = conversationId;
-    this.#images = [];
+    this.#attached = [];
     this.area.value = localStorage.getItem(draftKey(conversationId)) ?? "";
     this.#grow();
     this.#draw();
@@ -92,9 +106,9 @@ export class Composer {
 
   /** Whether the model sees images; null where its server does not say: then one may try; undefined while there is no model. */
   set vision(sees) {
-    this.attachButton.hidden = !sees && sees !== null;
-    if (sees === false && this.#images.length) {
-      this.#images = [];
+    this.#sees = sees || sees === null;
+    if (sees === false && this.#attached.some(({ data }) => data)) {
+      this.#attached = this.#attached.filter(({ data }) => !data);
       toast("This model sees no images: they were taken out.");
     }
     this.#draw();
@@ -125,20 +139,36 @@ export class Composer {
     this.focus();
   }
 
+  /** The message, as it would be sent now. */
+  #content(attached = this.#attached) {
+    return [this.area.value.trim(), ...attached.map(({ block }) => block)].filter(Boolean).join("\n\n");
+  }
+
+  /** Whether this is what one has before oneself. */
+  get #present() {
+    return this.node.isConnected && !document.querySelector("dialog[open]");
+  }
+
   async #send() {
-    const text = this.area.value.trim();
-    if (!text || this.#sending) return;
+    if (this.#sending) return;
     const sending = (this.#sending = { id: this.#conversationId });
     this.area.readOnly = true;
     await this.#attaching;
-    const sent = sending.id === this.#conversationId && await this.send(text, this.#images);
+    const sent = sending.id === this.#conversationId && await this.#sendContent();
     this.#sending = null;
     this.area.readOnly = false;
     if (!sent) return;
     if (sending.id !== this.#conversationId) return localStorage.removeItem(draftKey(sending.id)); // the box is another's by now
     this.area.value = "";
-    this.#images = [];
+    this.#attached = [];
     this.#edited();
+  }
+
+  async #sendContent() {
+    const content = this.#content();
+    const fits = content.length <= MAX_CHARACTERS;
+    if (!fits) toast(`Too long: ${number(content.length)} characters, and a message takes ${number(MAX_CHARACTERS)}.`);
+    return content !== "" && fits && this.send(content, this.#attached.filter(({ data }) => data));
   }
 
   #key(event) {
@@ -189,31 +219,39 @@ export class Composer {
       this.button.setAttribute("aria-label", label);
       this.button.title = this.#busy ? "Stop (Esc)" : "Send (Enter)";
     }
-    this.button.disabled = !this.#busy && !this.area.value.trim();
-    this.chips.replaceChildren(...this.#images.map((image) => h("span", { class: "chip" }, icon("image"), image.name,
-      iconButton("close", `Remove ${image.name}`, () => {
-        this.#images.splice(this.#images.indexOf(image), 1);
+    this.button.disabled = !this.#busy && !this.#content();
+    this.chips.replaceChildren(...this.#attached.map((one) => h("span", { class: "chip" },
+      icon(one.data ? "image" : "file"), h("span", {}, one.name),
+      iconButton("close", `Remove ${one.name}`, () => {
+        this.#attached.splice(this.#attached.indexOf(one), 1);
         this.#draw();
+        this.area.focus();
       }))));
   }
 
   #attach(files, event = null) {
-    const pictures = [...files].filter((file) => file.type.startsWith("image/"));
-    if (!pictures.length || this.attachButton.hidden) return;
+    if (!files.length) return;
     event?.preventDefault();
-    this.#attaching = Promise.all([this.#attaching, this.#read(pictures)]);
+    this.#attaching = Promise.all([this.#attaching, this.#read([...files])]);
   }
 
-  async #read(pictures) {
-    const images = this.#images; // of this message, whichever is written once they are read
-    const { encode } = await import("./images.js");
-    for (const file of pictures) {
+  async #read(files) {
+    const attached = this.#attached; // to this message, whichever is written once they are read
+    const reader = await import("./files.js").catch(() => null);
+    if (!reader) return toast("Not attached: Fireside cannot be reached.");
+    for (const file of files) {
       try {
-        const image = { name: file.name, ...await encode(file) };
-        if (images.length >= MAX_IMAGES) return toast(`At most ${MAX_IMAGES} images fit in one message.`);
-        images.push(image);
-      } catch {
-        toast(`${file.name} is not an image that this browser can read.`);
+        const unfit = () => new Error(`${file.name} does not fit: a message takes ${number(MAX_CHARACTERS)} characters.`);
+        if (!reader.isImage(file) && file.size > MAX_CHARACTERS * 4) throw unfit(); // bytes: not worth reading
+        const one = await reader.attachment(file);
+        const together = [...attached, one];
+        if (one.data && !this.#sees) throw new Error("This model sees no images.");
+        if (together.filter(({ data }) => data).length > MAX_IMAGES) throw new Error(`At most ${MAX_IMAGES} images fit in one message.`);
+        if (this.#content(together).length > MAX_CHARACTERS) throw unfit();
+        attached.push(one);
+        announce(`${one.name} attached`);
+      } catch (refusal) {
+        toast(refusal.message);
       }
       this.#draw();
     }

@@ -520,12 +520,13 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     page = visit.open()
     page.evaluate("() => localStorage.clear()")
     expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
-    expect(page.get_by_role("button", name="Attach images")).to_be_hidden()
+    page.get_by_label("Files to attach").set_input_files(picture)
+    expect(page.locator(".toast")).to_have_text("This model sees no images.")
+    page.get_by_role("button", name="Dismiss").click()
     page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
     expect(page.locator(".model-pick", has_text="Qwen")).not_to_contain_text("sees images")
     page.locator(".model-pick", has_text="Qwen").click()
-    expect(page.get_by_role("button", name="Attach images")).to_be_visible()
-    page.get_by_label("Attach images").last.set_input_files([picture] * 9)
+    page.get_by_label("Files to attach").set_input_files([picture] * 9)
     expect(page.locator(".toast")).to_have_text("At most 8 images fit in one message.")
     expect(page.locator(".chip")).to_have_text(["dot.png"] * 8)
     for _ in range(7):
@@ -533,7 +534,7 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     # What no message may have is sent as JPEG, in which nothing is transparent.
     white = page.evaluate(
         """async (gif) => {
-            const { encode } = await import("/static/images.js");
+            const { encode } = await import("/static/files.js");
             const blob = (base64) => new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
             const { media_type, data } = await encode(blob(gif));
             const bitmap = await createImageBitmap(blob(data));
@@ -566,7 +567,7 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
             FileReader.prototype.readAsDataURL = function (blob) { window.release = () => read.call(this, blob); };
         }"""
     )
-    page.get_by_label("Attach images").last.set_input_files(picture)
+    page.get_by_label("Files to attach").set_input_files(picture)
     page.wait_for_function("() => window.release")
     ask(page, "And this one?")
     expect(page.get_by_role("textbox", name="Message")).to_have_js_property("readOnly", True)
@@ -574,6 +575,78 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     expect(page.locator(".message.user")).to_have_count(2)
     answered(page)
     expect(shown).to_have_count(2)
+
+
+def test_texts_are_attached_as_blocks_headed_by_their_names(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream, tmp_path: Path
+) -> None:
+    visit, _ = at_studio
+    page = visit.open()
+    files, toast, chips = page.get_by_label("Files to attach"), page.locator(".toast"), page.locator(".chip")
+    (tmp_path / "notes.md").write_bytes("# Été\r\n```\ncode\n```\r\n".encode())
+    (tmp_path / "people.CSV").write_bytes("naïve;1\n".encode("utf-16"))
+    (tmp_path / "LICENSE").write_text("Free", "utf-8")
+    (tmp_path / "paper.pdf").write_bytes(b"%PDF-1.7\n\xe2\xe3\xcf\xd3")
+    (tmp_path / "long.txt").write_text("x" * 199_995, "utf-8")
+    (tmp_path / "huge.log").write_text("x" * 900_000, "utf-8")
+    for name, why in {
+        "paper.pdf": "paper.pdf is neither a text nor an image.",
+        "long.txt": "long.txt does not fit: a message takes 200,000 characters.",
+        "huge.log": "huge.log does not fit: a message takes 200,000 characters.",
+    }.items():
+        files.set_input_files(tmp_path / name)
+        expect(toast).to_have_text(why)
+        page.get_by_role("button", name="Dismiss").click()
+    expect(chips).to_have_count(0)
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    files.set_input_files([tmp_path / name for name in ("notes.md", "people.CSV", "LICENSE")])
+    expect(chips).to_have_text(["notes.md", "people.CSV", "LICENSE"])
+    page.get_by_role("button", name="Remove LICENSE").click()
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("")
+    ask(page, "What is this?")
+    answered(page)
+    blocks = "notes.md:\n````md\n# Été\n```\ncode\n```\n````\n\npeople.CSV:\n```csv\nnaïve;1\n```"
+    assert lmstudio.chats[-1]["messages"][-1]["content"] == f"What is this?\n\n{blocks}"
+    expect(chips).to_have_count(0)
+
+    # Alone they are a message too.
+    files.set_input_files(tmp_path / "LICENSE")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator(".message.user").last).to_contain_text("LICENSE:\n```\nFree\n```", use_inner_text=True)
+    answered(page)
+    page.get_by_role("textbox", name="Message").fill("x" * 200_001)
+    page.keyboard.press("Enter")
+    expect(toast).to_have_text("Too long: 200,001 characters, and a message takes 200,000.")
+
+
+def test_files_are_dropped_and_pasted(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    page = visit.open(f"/#/c/{new(client, model='qwen2.5-vl-7b-instruct', provider_id='lmstudio')}")
+    chips, box = page.locator(".chip"), page.get_by_role("textbox", name="Message")
+    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
+    carry = """([png, rich]) => {
+        const carried = new DataTransfer();
+        const bytes = Uint8Array.from(atob(png), (letter) => letter.charCodeAt(0));
+        carried.items.add(new File([bytes], "dot.png", { type: "image/png" }));
+        if (rich) for (const type of ["text/plain", "text/html"]) carried.setData(type, "a table");
+        else carried.items.add(new File(["1,2"], "table.csv", { type: "text/csv" }));
+        return carried;
+    }"""
+    png = base64.b64encode(PNG).decode()
+    files, rich = (page.evaluate_handle(carry, [png, rich]) for rich in (False, True))
+    drop = "(node, [type, dataTransfer]) => node.dispatchEvent("
+    drop += "new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true }))"
+    scroller = page.locator(".scroller")
+    assert scroller.evaluate(drop, ["dragover", files]) is False, "the browser would leave the page"
+    expect(page.locator(".composer.dropping")).to_have_count(1)
+    assert scroller.evaluate(drop, ["drop", files]) is False
+    expect(chips).to_have_text(["dot.png", "table.csv"])
+    expect(page.locator(".composer.dropping")).to_have_count(0)
+    paste = "(node, clipboardData) => node.dispatchEvent("
+    paste += "new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true }))"
+    assert box.evaluate(paste, rich) is True, "an office program's text, which comes with a picture of it"
+    assert box.evaluate(paste, files) is False
+    expect(chips).to_have_text(["dot.png", "table.csv"] * 2)
 
 
 def test_the_image_of_an_edited_question_is_sent_as_it_was(

@@ -195,7 +195,7 @@ def test_a_session_is_ended_from_another_and_the_password_changed(
     expect(other.get_by_role("heading", name=name)).to_be_visible()
     other.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
     other.locator(".model-pick", has_text="Qwen").click()
-    other.get_by_label("Attach images").last.set_input_files(picture)
+    other.get_by_label("Files to attach").set_input_files(picture)
     expect(other.locator(".chip")).to_contain_text("dot.png")
 
     page.locator(".account").click()

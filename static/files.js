@@ -1,4 +1,4 @@
-// Images as a message takes them: {media_type, data}, base64.
+// Files as a message takes them: an image is {name, media_type, data}, base64; a text is {name, block}, a part of what is written.
 
 import { h } from "./dom.js";
 
@@ -6,6 +6,34 @@ const TYPES = ["image/png", "image/jpeg", "image/webp"];
 const BYTES = 600_000; // a larger one is scaled down: it is kept, and sent to the model anew with every question below it
 const PIXELS = 1536; // of the longer side
 const TAKEN = 8 * 1024 * 1024; // bytes of an image that the server takes with a message; an imported one may have more
+
+export const isImage = ({ type }) => type.startsWith("image/") && type !== "image/svg+xml";
+
+/** A file that somebody attaches. Throws what to tell them. */
+export async function attachment(file) {
+  const name = file.name.replace(/\s+/g, " ");
+  try {
+    return { name, ...(isImage(file) ? await encode(file) : { block: block(name, await textOf(file)) }) };
+  } catch {
+    throw new Error(isImage(file) ? `${name} is not an image that this browser can read.` : `${name} is neither a text nor an image.`);
+  }
+}
+
+/** Headed by its name, in a fence that nothing in it closes. */
+function block(name, text) {
+  let fence = "```";
+  while (text.includes(fence)) fence += "`";
+  const language = /\.(\w{1,12})$/.exec(name)?.[1].toLowerCase() ?? "";
+  return `${name}:\n${fence}${language}\n${text.replace(/\r\n?/g, "\n").replace(/\n$/, "")}\n${fence}`;
+}
+
+async function textOf(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const encoding = { 0xfffe: "utf-16le", 0xfeff: "utf-16be" }[(bytes[0] << 8) | bytes[1]] ?? "utf-8";
+  const text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
+  if (text.includes("\0")) throw new TypeError();
+  return text;
+}
 
 /** One that a message has already, as it is: each time that it were made anew it would lose something. */
 export async function fetched({ id }) {
@@ -15,7 +43,7 @@ export async function fetched({ id }) {
   return picture.size <= TAKEN ? base64(picture) : encode(picture);
 }
 
-/** A file as it is, or a smaller picture of it. */
+/** An image as it is, or a smaller picture of it. */
 export async function encode(file) {
   let picture = file;
   if (file.size > BYTES || !TYPES.includes(file.type)) {
