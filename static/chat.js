@@ -5,7 +5,7 @@ import { Composer } from "./composer.js";
 import { announce, arrange, button, debounce, h, icon, randomId, toast } from "./dom.js";
 import { Head } from "./head.js";
 import { messageView } from "./message.js";
-import { asked, chosen, label, refreshModels, welcome } from "./models.js";
+import { asked, chosen, followModel, label, refreshModels, welcome } from "./models.js";
 import { Scroller } from "./scroll.js";
 
 const PAGE = 60; // messages
@@ -310,13 +310,12 @@ export class Chat {
     if (reader.stop) this.stop();
   }
 
-  /** A model that is being loaded for this answer is shown so, and as loaded once it writes. */
+  /** A model that is loaded for this answer is soon shown so. */
   #progress(data, reader, view) {
     view?.progress(data);
-    const state = chosen(this.conversation)?.model?.state;
-    const news = data.phase !== reader.phase && ["loading", "prompt", "generating"].includes(data.phase);
+    const model = chosen(this.conversation)?.model;
+    if (data.phase !== reader.phase && model?.state === "not-loaded") followModel(model.id);
     reader.phase = data.phase;
-    if (news && state && state !== "loaded") refreshModels().catch(() => {});
   }
 
   async #finish(reader, messageId) {
@@ -336,6 +335,7 @@ export class Chat {
     controller.abort();
     this.#left = { generationId, messageId, after };
     this.#reader = null;
+    followModel(null);
     this.composer.busy = false;
   }
 

@@ -24,6 +24,7 @@ const touch = matchMedia("(hover: none) and (pointer: coarse)");
 export class Composer {
   #conversationId = null;
   #attached = []; // images {name, media_type, data} and texts {name, block}
+  #elsewhere = new Map(); // what is attached in other conversations, by their ids, as long as the page lives
   #attaching = null; // the promise of those that are being read
   #sees = false; // whether images may be attached
   #busy = false;
@@ -79,8 +80,9 @@ export class Composer {
 
   /** Shows the draft of this conversation (null: of a new one). */
   open(conversationId) {
+    this.#elsewhere.set(this.#conversationId, this.#attached);
+    this.#attached = this.#elsewhere.get(conversationId) ?? [];
     this.#conversationId = conversationId;
-    this.#attached = [];
     this.area.value = localStorage.getItem(draftKey(conversationId)) ?? "";
     this.#grow();
     this.#draw();
@@ -158,7 +160,10 @@ export class Composer {
     this.#sending = null;
     this.area.readOnly = false;
     if (!sent) return;
-    if (sending.id !== this.#conversationId) return localStorage.removeItem(draftKey(sending.id)); // the box is another's by now
+    if (sending.id !== this.#conversationId) { // the box is another's by now
+      localStorage.removeItem(draftKey(sending.id));
+      return this.#elsewhere.delete(sending.id);
+    }
     this.area.value = "";
     this.#attached = [];
     this.#edited();

@@ -11,6 +11,7 @@ export let providers = null;
 let asking = null;
 let timer = 0;
 let starting = false; // LM Studio's server, by the button
+let busy = null; // the id of a model that an answer is asked of
 
 /** Asks anew, and again while the answer may soon be another one. Dispatches "models". */
 export function refreshModels() {
@@ -18,6 +19,12 @@ export function refreshModels() {
     asking = null;
   });
   return asking;
+}
+
+/** Of a model that an answer is asked of, until it is told as loaded; null: the answer is over. */
+export function followModel(id) {
+  busy = id;
+  if (id) refreshModels().catch(() => {});
 }
 
 async function ask() {
@@ -28,7 +35,8 @@ async function ask() {
     providers = told;
     if (news) tell("models");
   } finally {
-    const unsure = ({ online, models }) => models.some(({ state }) => !online || state === "loading");
+    const changing = ({ id, state }) => state === "loading" || (id === busy && state === "not-loaded");
+    const unsure = ({ online, models }) => models.some((model) => !online || changing(model));
     const waiting = !anyModel() || providers?.some(unsure);
     if (waiting && session.user) timer = setTimeout(look, LOOK_EVERY);
   }

@@ -100,12 +100,14 @@ function passwordField(label, autocomplete, minlength = null) {
 function sessionRow({ id, client, last_seen, current }) {
   const row = h("li", {},
     h("span", {}, h("strong", {}, clientName(client)), h("small", {}, current ? "This browser" : ["Last seen ", timeNode(last_seen)])),
-    !current && button("End", async () => {
+    !current && button("End", async ({ currentTarget: pressed }) => {
+      pressed.disabled = true;
       try {
         await remove(`/auth/sessions/${id}`);
         row.remove();
       } catch (error) {
         toast(error.message);
+        pressed.disabled = false;
       }
     }));
   return row;
