@@ -230,6 +230,7 @@ def test_axe_finds_nothing(
     chat = new(client, "What can you show?")
     lmstudio.enqueue(script.status(500, {"error": {"message": "broken"}}))
     failed = new(client, "Fail, please")
+    good(client.delete(f"/conversations/{new(client, title='In the bin')}"))
     watched = visitor(studio, client, viewport=viewport, color_scheme=theme)
     page = watched.open(f"/#/c/{chat}")
     found: dict[str, list[str]] = {}
@@ -242,6 +243,8 @@ def test_axe_finds_nothing(
     look("chat")
     page.get_by_role("button", name="Conversation settings").click()
     expect(page.locator(".panel")).to_be_visible()
+    page.get_by_label("Temperature").fill("15")
+    expect(page.get_by_role("alert").filter(has_text="Not saved")).to_be_visible()
     look("panel")
     page.keyboard.press("Escape")
     page.goto(f"/#/c/{failed}")
@@ -249,6 +252,9 @@ def test_axe_finds_nothing(
     look("failed")
     page.goto("/#/")
     expect(page.locator(".welcome")).to_be_visible()
+    note = {"name": "note.txt", "mimeType": "text/plain", "buffer": b"milk"}
+    page.get_by_label("Files to attach").set_input_files(note)
+    expect(page.locator(".chip")).to_be_visible()
     look("new chat")
     if viewport == PHONE:
         page.get_by_role("button", name="Conversations").click()
@@ -268,6 +274,12 @@ def test_axe_finds_nothing(
     for tab in ("General", "Account", "Your data", "Bin", "Usage", "Household"):
         page.get_by_role("tab", name=tab).click()
         expect(page.get_by_role("tabpanel", name=tab).locator(".section > *").first).to_be_visible()
+        if tab == "Your data":
+            page.get_by_label("Files to import").set_input_files(note)
+            expect(page.get_by_text("Nothing was imported.")).to_be_visible()
+        if tab == "Household":
+            page.get_by_role("button", name="Make an invite").click()
+            expect(page.locator(".command")).to_be_visible()
         look(tab)
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
