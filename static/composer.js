@@ -230,7 +230,7 @@ export class Composer {
       iconButton("close", `Remove ${one.name}`, () => {
         this.#attached.splice(this.#attached.indexOf(one), 1);
         this.#draw();
-        this.area.focus();
+        this.focus();
       }))));
   }
 

@@ -160,6 +160,7 @@ async function importFiles(files, told) {
   }
   if (sum.messages || sum.conversations) changed("list");
   told.replaceChildren(...outcome(sum));
+  if (!told.isConnected) toast(told.firstChild.textContent); // the person has gone elsewhere meanwhile
 }
 
 async function importFile(file) {

@@ -646,8 +646,8 @@ def test_files_are_dropped_and_pasted(at_studio: tuple[Watched, httpx.Client]) -
     drop = "(node, [type, dataTransfer]) => node.dispatchEvent("
     drop += "new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true }))"
     scroller = page.locator(".scroller")
-    assert scroller.evaluate(drop, ["dragover", files]) is False, "the browser would leave the page"
-    expect(page.locator(".composer.dropping")).to_have_count(1)
+    over = f"(node, given) => [({drop})(node, given), document.querySelectorAll('.composer.dropping').length]"
+    assert scroller.evaluate(over, ["dragover", files]) == [False, 1], "else the browser leaves the page for the file"
     assert scroller.evaluate(drop, ["drop", files]) is False
     expect(chips).to_have_text(["dot.png", "table.csv"])
     expect(page.locator(".composer.dropping")).to_have_count(0)

@@ -79,6 +79,12 @@ def test_the_scroll_is_never_stolen_and_the_end_is_followed(
     scroller.hover()
     page.mouse.wheel(0, -500)
     expect(page.get_by_role("button", name="To the end")).to_be_visible()
+    page.get_by_role("textbox", name="Message").fill("A long question. " * 60)
+    button, box = page.locator(".to-end").bounding_box(), page.locator(".box").bounding_box()
+    assert button is not None
+    assert box is not None
+    assert button["y"] + button["height"] < box["y"], "it lies on what one writes"
+    page.get_by_role("textbox", name="Message").fill("")
     before = scroller.evaluate("(node) => node.scrollTop")
     gate.open()
     expect(page.locator(".message.assistant p")).to_have_count(120)
