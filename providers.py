@@ -28,7 +28,7 @@ from .wire import Part, Wire, loads, refusal, shown
 log = logging.getLogger("fireside.providers")
 
 CATALOG_SECONDS = 1.5  # what GET /providers waits for the slowest server
-LOOK_SECONDS = 10.0  # after this a server that was asked for its models counts as offline
+OFFLINE_SECONDS = 10.0  # after this a server that was asked for its models counts as offline
 LOAD_SECONDS = 600.0  # a large model on a slow disk takes minutes
 USAGE_SECONDS = 2.0  # for what may follow a finish_reason: usage and [DONE]
 LINGER_SECONDS = 0.2  # for the body's end after [DONE]: a server that is left before it believes it was cancelled
@@ -179,7 +179,7 @@ class Providers:
         models: list[Model] = []
         failure: ProviderFailed | None = None
         try:
-            async with asyncio.timeout(LOOK_SECONDS):
+            async with asyncio.timeout(OFFLINE_SECONDS):
                 if provider.id in self._local:
                     await asyncio.to_thread(self._locate, provider.id)
                 models = self._known[provider.id] = await self._list(self.get(provider.id))
