@@ -123,6 +123,12 @@ async def test_the_loopback_address_that_it_listens_on_is_a_host(tmp_path: Path,
         assert await ask(running, "Host: 127.0.0.3") == (403, "HOST_NOT_ALLOWED")
 
 
+async def test_the_name_that_it_listens_on_is_a_host(tmp_path: Path) -> None:
+    async with Running(tmp_path, host="Fireside.home.arpa") as running:
+        assert await ask(running, "Host: fireside.home.arpa:8000") == (200, "")
+        assert await ask(running, "Host: home.arpa") == (403, "HOST_NOT_ALLOWED")
+
+
 # ---- origins
 
 

@@ -39,7 +39,7 @@ MUTANTS = (
     Mutant("guard.py", "if name not in self.hosts and not (", "if False and not (", (GUARD,)),
     Mutant("guard.py", "not (self.any_address and _is_address(name))", "not _is_address(name)", (GUARD,)),
     Mutant("guard.py", "not (self.any_address and _is_address(name))", "not self.any_address", (GUARD,)),
-    Mutant("guard.py", "if self.any_address else config.host", "if self.any_address else ''", (GUARD,)),
+    Mutant("guard.py", "public.hostname, config.host, here)", "public.hostname, here)", (GUARD,)),
     Mutant("guard.py", "if any(len(given) > 1 for given in values.values()):", "if False:", (GUARD,)),
     Mutant("guard.py", "if origin in self.origins:", "if origin:", (GUARD,)),
     Mutant("guard.py", "        if not own or (", "        if (", (AUTHZ,)),
