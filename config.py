@@ -5,6 +5,7 @@ FIRESIDE_ and the name in capitals. docs/configuration.md lists them all; a test
 """
 
 import importlib.util
+import ipaddress
 import os
 import re
 import sys
@@ -129,6 +130,15 @@ def _hosts(value: Any) -> tuple[str, ...]:
     return hosts
 
 
+def _networks(value: Any) -> tuple[str, ...]:
+    """In a form that uvicorn takes: whatever else it is given it keeps, and never meets."""
+    items = _texts(value)
+    try:
+        return tuple(str(ipaddress.ip_network(item.strip("[]"), strict=False)) for item in items)
+    except ValueError:
+        raise ValueError("addresses such as 172.18.0.2 or ::1, or networks such as 172.18.0.0/16") from None
+
+
 def _setting(parse: Callable[[Any], Any], default: Any) -> Any:
     return field(default=default, metadata={"parse": parse})
 
@@ -143,7 +153,7 @@ class Config:
     public_url: str = _setting(_url, "")
     allowed_hosts: tuple[str, ...] = _setting(_hosts, ())
     allowed_origins: tuple[str, ...] = _setting(_origins, ())
-    trusted_proxies: tuple[str, ...] = _setting(_hosts, ())
+    trusted_proxies: tuple[str, ...] = _setting(_networks, ())
     bootstrap_token: str = field(default="", repr=False, metadata={"parse": _token})
     models_dir: Path | None = _setting(_path, None)
     engine_threads: int = _setting(_number(0, 1024, int), 0)

@@ -9,6 +9,9 @@ import pytest
 from fireside import config
 from fireside.config import Config, Provider
 from fireside.errors import ConfigError
+from fireside.server import Server
+from starlette.applications import Starlette
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 
 def load(folder: Path, toml: str = "", flags: Mapping[str, Any] = {}, **environ: str) -> Config:
@@ -106,6 +109,10 @@ WRONG: list[tuple[str, Any, str]] = [
     ("allowed_origins", ["https://exam\\tple.org"], "https://exam\tple.org"),
     ("allowed_origins", ["*"], "*"),
     ("allowed_origins", ["null"], "null"),
+    ("trusted_proxies", ["nginx"], "nginx"),
+    ("trusted_proxies", ["*"], "*"),
+    ("trusted_proxies", ["127.0.0.1:80"], "127.0.0.1:80"),
+    ("trusted_proxies", ["172.18.0.0/33"], "172.18.0.0/33"),
     ("bootstrap_token", "short", "short"),
     ("bootstrap_token", "é" * 20, "é" * 20),
     ("bootstrap_token", "x" * 201, "x" * 201),
@@ -175,6 +182,23 @@ def test_lists_are_separated_by_commas_in_the_environment(tmp_path: Path) -> Non
 def test_an_origin_is_kept_as_browsers_send_it(tmp_path: Path, written: str, sent: str) -> None:
     loaded = load(tmp_path, FIRESIDE_PUBLIC_URL=written, FIRESIDE_ALLOWED_ORIGINS=f"https://a.example,{written}")
     assert (loaded.public_url, loaded.allowed_origins) == (sent, ("https://a.example", sent))
+
+
+@pytest.mark.parametrize(
+    ("written", "meant", "other"),
+    [
+        ("127.0.0.1", "127.0.0.1", "127.0.0.2"),
+        ("::1", "0:0::1", "::2"),
+        ("[::1]", "::1", "::2"),
+        ("172.18.0.1/16", "172.18.7.7", "172.19.0.1"),
+        ("FD00::/8", "fd12::7", "fe00::7"),
+    ],
+)
+def test_a_trusted_proxy_is_one_that_uvicorn_trusts(tmp_path: Path, written: str, meant: str, other: str) -> None:
+    loaded = load(tmp_path, FIRESIDE_TRUSTED_PROXIES=f"10.0.0.1, {written}")
+    settings = Server(Starlette(), loaded).config
+    trusted = ProxyHeadersMiddleware(settings.app, settings.forwarded_allow_ips).trusted_hosts  # as uvicorn makes it
+    assert settings.proxy_headers and "10.0.0.1" in trusted and meant in trusted and other not in trusted
 
 
 def test_a_tilde_is_the_home_directory(tmp_path: Path) -> None:
