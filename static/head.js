@@ -23,7 +23,9 @@ export class Head {
     const choice = chosen(conversation);
     const name = label(choice) || (providers ? "No model" : "Models");
     const offline = choice && !choice.provider?.online;
-    this.model.replaceChildren(stateDot(choice?.model, !offline), h("span", {}, name), icon("down"));
+    const dot = stateDot(choice?.model, !offline);
+    this.model.replaceChildren(dot, h("span", {}, name), icon("down"));
+    this.model.title = dot.title;
     this.model.setAttribute("aria-label", `Model: ${name}`);
   }
 

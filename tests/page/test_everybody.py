@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FilePayload, Page, expect
 
 from .. import upstream as script
 from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Watched, axe
@@ -252,7 +252,7 @@ def test_axe_finds_nothing(
     look("failed")
     page.goto("/#/")
     expect(page.locator(".welcome")).to_be_visible()
-    note = {"name": "note.txt", "mimeType": "text/plain", "buffer": b"milk"}
+    note = FilePayload(name="note.txt", mimeType="text/plain", buffer=b"milk")
     page.get_by_label("Files to attach").set_input_files(note)
     expect(page.locator(".chip")).to_be_visible()
     look("new chat")

@@ -141,12 +141,13 @@ def test_the_end_is_in_sight_on_every_frame_of_a_mixed_answer(
 
 def top(page: Page, message: str) -> float:
     """Where a message is, once what came has been laid out."""
-    return page.locator(".message .text", has_text=re.compile(f"^{message} ")).evaluate(
+    found: float = page.locator(".message .text", has_text=re.compile(f"^{message} ")).evaluate(
         """async (node) => {
             for (let frame = 0; frame < 3; frame += 1) await new Promise(requestAnimationFrame);
             return node.getBoundingClientRect().top;
         }"""
     )
+    return found
 
 
 def test_a_long_chat_opens_at_its_end_and_is_read_up_to_its_first_message(

@@ -262,7 +262,10 @@ def test_a_number_out_of_range_says_so_and_is_not_saved(at_studio: tuple[Watched
     visit, client = at_studio
     chat = new(client, title="Numbers", settings={"temperature": 0.5})
     page = visit.open(f"/#/c/{chat}")
-    settings = lambda: good(client.get(f"/conversations/{chat}"))["settings"]  # noqa: E731
+
+    def settings() -> object:
+        return good(client.get(f"/conversations/{chat}"))["settings"]
+
     page.get_by_role("button", name="Conversation settings").click()
     warm, seed = page.get_by_label("Temperature"), page.get_by_label("Seed")
     warm.press("Control+a")

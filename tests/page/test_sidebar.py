@@ -59,6 +59,22 @@ def test_a_deleted_conversation_comes_back_by_undo_and_from_the_bin(at_studio: t
     expect(row).to_be_visible()
 
 
+def test_a_click_counts_though_what_is_clicked_is_drawn_anew_under_it(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    page = visit.open(f"/#/c/{new(client, title='Here')}")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Here")
+    for button, opened in ((".account", "[role=menu]"), (".pill", "dialog")):
+        page.locator(button).hover()
+        page.mouse.down()
+        with page.expect_response("**/conversations?pinned=true"), page.expect_response("**/messages?*"):
+            page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+        page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+        page.mouse.up()
+        expect(page.locator(opened)).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.locator(opened)).to_have_count(0)
+
+
 def test_old_conversations_in_the_list_follow_what_is_done_to_them(at_studio: tuple[Watched, httpx.Client]) -> None:
     visit, client = at_studio
     imported(client, [(f"Old {number}", ["Hello"]) for number in range(100)])
