@@ -70,7 +70,7 @@ CREATE INDEX conversations_of_leaf     ON conversations (active_message_id); -- 
 CREATE TABLE messages (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
     conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-    parent_id       INTEGER REFERENCES messages (id) ON DELETE CASCADE, -- NULL: a first message
+    parent_id       INTEGER REFERENCES messages (id),          -- NULL: a first message. No cascade: SQLite's go 1,000 deep
     created_at      TEXT NOT NULL,                             -- before the texts: read for many, without reading those
     role            TEXT NOT NULL CHECK (role IN ('user', 'assistant')),
     content         TEXT NOT NULL,                             -- of a running answer: '' until it ends (see generation_parts)

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import uvicorn
@@ -154,25 +154,31 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
 
 
 async def _keep_house(config: Config, database: Database, auth: Auth) -> None:
-    """Once an hour: what time has ended goes, and once a day a backup is made; the newest `backups` of them stay.
+    """Once an hour: once a day a backup is made, the newest `backups` of them stay, and what time has ended goes.
 
     First, the whole file is examined. Once it is found damaged, nothing is written any more."""
-    await asyncio.sleep(HOUSE_SECONDS)
-    examined = False
-    while True:
+
+    async def done(chore: Callable[[], Awaitable[object]]) -> bool:
+        """Each by itself: one that fails keeps no other from being done."""
         try:
-            if not examined:
-                await asyncio.to_thread(db.examine, config.database)
-                examined = True
-            await auth.clean_up()
-            await database.write(queries.empty_bin)
-            await database.write(queries.optimize)
-            await asyncio.to_thread(db.back_up_daily, config.database, config.backups)
+            await chore()
         except (db.Unsound, db.DatabaseUnusable) as error:
             database.damaged = True
             log.critical("%s", db.explain(config.database, error))
         except (FiresideError, OSError, sqlite3.Error) as error:
             log.error("housekeeping: %s", error)
+        else:
+            return True
+        return False
+
+    await asyncio.sleep(HOUSE_SECONDS)
+    examined = False
+    while True:
+        examined = examined or await done(lambda: asyncio.to_thread(db.examine, config.database))
+        await done(lambda: asyncio.to_thread(db.back_up_daily, config.database, config.backups))
+        await done(auth.clean_up)
+        await done(lambda: database.write(queries.empty_bin))
+        await done(lambda: database.write(queries.optimize))
         await asyncio.sleep(3600)
 
 

@@ -582,6 +582,17 @@ def test_the_end_comes_once(tx: Tx) -> None:
     assert queries.get_conversation(tx, ANN, made).generation_id is None
 
 
+def test_a_long_conversation_is_purged(tx: Tx) -> None:
+    """SQLite's own cascades go a thousand deep."""
+    made, parent = conversation(tx), None
+    for _ in range(3000):
+        row = "INSERT INTO messages (conversation_id, parent_id, role, content, status, created_at) VALUES (?, ?, 'user', 'x', 'complete', '')"
+        parent = db.insert(tx, row, (made, parent))
+        search.index_message(tx, ANN, parent, "x")
+    queries.purge_conversation(tx, ANN, made)
+    assert tx.execute("SELECT count(*) FROM messages WHERE conversation_id = ?", (made,)).fetchone()[0] == 0
+
+
 def test_an_end_that_comes_after_a_purge_does_nothing(tx: Tx) -> None:
     made = conversation(tx)
     queries.add_message(tx, ANN, made, "q")

@@ -1,5 +1,6 @@
 """Backups, restores and disks: what doctor, backup and restore promise, and what a service does whose disk fails it."""
 
+import asyncio
 import contextlib
 import datetime
 import json
@@ -15,11 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from fireside import commands, config, db, gguf, handlers, server
+from fireside import commands, config, db, gguf, handlers, queries, server
 from fireside.db import DatabaseUnusable
 
 from .browser import NO_ENGINE, Fireside
-from .live import PASSWORD, Person, Running, code, good, until
+from .live import PASSWORD, PATIENCE, Person, Running, code, good, until
 from .upstream import Upstream
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes and limits of POSIX")
@@ -390,6 +391,28 @@ async def test_damage_is_looked_for_while_it_is_served(tmp_path: Path, monkeypat
     async with Running(tmp_path) as running:
         await until(lambda: running.state.database.damaged)
         assert code(await running.anybody().get("/health")) == (503, "STORAGE_UNAVAILABLE")
+
+
+async def test_a_chore_that_fails_keeps_no_other_from_being_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No backup can be made here; the bin is emptied all the same."""
+    path = made(tmp_path / "fireside.db", "ann")
+    (tmp_path / "backups").write_bytes(b"in the way")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.row_factory = sqlite3.Row
+        old = queries.add_conversation(connection, 1, {})
+        connection.execute("UPDATE conversations SET deleted_at = '2020-01-01T00:00:00.000000'")
+    monkeypatch.setattr(server, "HOUSE_SECONDS", 0.0)
+    async with Running(tmp_path) as running:
+
+        async def there() -> int:
+            sql = "SELECT count(*) FROM conversations WHERE id = ?"
+            return int(await running.state.database.read(lambda tx: tx.execute(sql, (old.id,)).fetchone()[0]))
+
+        async with asyncio.timeout(PATIENCE):
+            while await there():  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.01)
 
 
 async def test_uploads_that_a_killed_server_was_reading_are_gone(tmp_path: Path) -> None:
