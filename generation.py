@@ -123,10 +123,10 @@ class Generation:
         """Ask with less history each time that the model says its context is too small before it has said anything else."""
         begun, history = self.begun, self.begun.history
         offer = await self._offer(begun.provider_id, begun.model)
-        if offer is not None and offer.vision is False and any(turn.images for turn in history.turns):
-            raise ProviderFailed("VISION_UNSUPPORTED", f"{begun.model} cannot see images. Choose a model that can.")
         context = offer.context_length if offer is not None else None
         omitted = prompt.omit(history, context, begun.params.get("max_tokens"))
+        if offer is not None and offer.vision is False and any(turn.images for turn in history.turns[omitted:]):
+            raise ProviderFailed("VISION_UNSUPPORTED", f"{begun.model} cannot see images. Choose a model that can.")
         self.progress(_phase(offer))
         async with self._watching_the_load():
             while True:

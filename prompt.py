@@ -5,7 +5,8 @@ Omitting follows from that too: it goes in large steps, and stays where it was a
 """
 
 import base64
-from itertools import accumulate
+from collections.abc import Iterator
+from itertools import accumulate, groupby
 from typing import Any
 
 from .queries import Prompt, Turn
@@ -20,41 +21,35 @@ def messages(prompt: Prompt, omitted: int) -> list[dict[str, Any]]:
 
     Empty answers are left out. Messages of one role in a row become one, since many templates insist on turns.
     """
-    sent: list[dict[str, Any]] = []
-    if prompt.system_prompt:
-        sent.append({"role": "system", "content": prompt.system_prompt})
-    for turn in prompt.turns[omitted:]:
-        if turn.role == "assistant" and not turn.content:
-            continue
-        if sent and sent[-1]["role"] == turn.role:
-            sent[-1]["content"] = _joined(sent[-1]["content"], _content(turn))
-        else:
-            sent.append({"role": turn.role, "content": _content(turn)})
-    return sent
-
-
-def _content(turn: Turn) -> str | list[dict[str, Any]]:
-    if not turn.images:
-        return turn.content
-    urls = [f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}" for image in turn.images]
-    return [{"type": "text", "text": turn.content}, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]
-
-
-def _joined(first: str | list[dict[str, Any]], second: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    if isinstance(first, str) and isinstance(second, str):
-        return f"{first}\n\n{second}"
-    parts = [
-        [{"type": "text", "text": content}] if isinstance(content, str) else content for content in (first, second)
+    system = [{"role": "system", "content": prompt.system_prompt}] if prompt.system_prompt else []
+    turns = [turn for turn in prompt.turns[omitted:] if turn.content or turn.role == "user"]
+    return system + [
+        {"role": role, "content": _content([*run])} for role, run in groupby(turns, lambda turn: turn.role)
     ]
-    return parts[0] + parts[1]
+
+
+def _content(turns: list[Turn]) -> str | list[dict[str, Any]]:
+    if not any(turn.images for turn in turns):
+        return "\n\n".join(turn.content for turn in turns)
+    return [part for turn in turns for part in _parts(turn)]
+
+
+def _parts(turn: Turn) -> Iterator[dict[str, Any]]:
+    yield {"type": "text", "text": turn.content}
+    for image in turn.images:
+        url = f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
+        yield {"type": "image_url", "image_url": {"url": url}}
 
 
 def omit(prompt: Prompt, context_length: int | None, max_tokens: int | None) -> int:
-    """How many of the oldest messages to leave out so that the rest, and an answer, fit. 0 when the context is not known."""
-    answers = [turn for turn in prompt.turns if turn.role == "assistant"]
-    omitted = min(answers[-1].omitted_messages if answers else 0, len(prompt.turns) - 1)
+    """How many of the oldest messages to leave out so that the rest, and an answer, fit: those that the last answer did without,
+    unless the context has grown since, and more if need be."""
+    last = next((turn for turn in reversed(prompt.turns) if turn.role == "assistant"), None)
+    omitted = min(last.omitted_messages, len(prompt.turns) - 1) if last else 0
     if context_length is None:
         return omitted
+    if last and context_length > (last.context_length or 0):
+        omitted = 0
     room = context_length - min(max_tokens or context_length // 4, context_length // 2)
     system, rest = _tokens(prompt)
     if system + rest[omitted] <= room:

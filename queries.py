@@ -76,6 +76,7 @@ class Turn(Struct):
     images: list[Image]
     total_tokens: int | None  # of an answer: the prompt that led to it and itself
     omitted_messages: int
+    context_length: int | None  # of an answer: that the model was loaded with, in tokens
 
 
 class Prompt(Struct):
@@ -321,7 +322,7 @@ SELECT m.id, m.role, m.content, m.created_at, m.parent_id, m.status, m.token_usa
         SELECT s.id FROM messages s WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id ORDER BY s.id
     )) AS siblings,
     (SELECT json_group_array(json_object('id', i.id, 'media_type', i.media_type)) FROM (
-        SELECT * FROM images WHERE message_id = m.id ORDER BY position
+        SELECT id, media_type FROM images WHERE message_id = m.id ORDER BY position
     ) i) AS images
 FROM path JOIN messages m ON m.id = path.id LEFT JOIN generations g ON g.message_id = m.id
 ORDER BY path.depth DESC
@@ -565,6 +566,7 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
     rows = tx.execute(
         _PATH + "SELECT m.id, m.role, m.content, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
         " coalesce(json_extract(m.stats, '$.omitted_messages'), 0) AS omitted,"
+        " json_extract(m.stats, '$.context_length') AS context_length,"
         " m.role = 'user' AND EXISTS (SELECT 1 FROM images i WHERE i.message_id = m.id) AS illustrated"
         " FROM path JOIN messages m ON m.id = path.id ORDER BY path.depth DESC",
         {"leaf": question_id, "limit": -1},
@@ -579,6 +581,7 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
                 images=[Image(*image) for image in tx.execute(images, (row["id"],))] if row["illustrated"] else [],
                 total_tokens=row["total_tokens"],
                 omitted_messages=row["omitted"],
+                context_length=row["context_length"],
             )
             for row in rows
         ],

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from typing import Any
 
 import pytest
@@ -17,11 +18,11 @@ PIXEL = Image("image/png", b"\x89PNG\r\n\x1a\n....")
 
 
 def question(content: str, *images: Image) -> Turn:
-    return Turn("user", content, list(images), None, 0)
+    return Turn("user", content, list(images), None, 0, None)
 
 
-def reply(content: str, total_tokens: int | None = None, omitted: int = 0) -> Turn:
-    return Turn("assistant", content, [], total_tokens, omitted)
+def reply(content: str, total_tokens: int | None = None, omitted: int = 0, context: int | None = 4096) -> Turn:
+    return Turn("assistant", content, [], total_tokens, omitted, context)
 
 
 def roles(messages: list[dict[str, Any]]) -> list[str]:
@@ -120,6 +121,23 @@ def test_what_was_left_out_stays_out_and_no_more_for_the_next_turns() -> None:
     changes = sum(one != other for one, other in itertools.pairwise(steps))
     assert 0 < changes <= len(steps) / 4
     assert all((len(turns) - 2 * (60 - place) - step) * 108 <= 3096 for place, step in enumerate(steps))
+
+
+def test_what_was_left_out_comes_back_when_the_context_has_grown() -> None:
+    turns = long(40)
+    omitted = prompt.omit(Prompt("", turns), 4096, 1000)
+    turns = [*turns, reply("a" * 350, omitted=omitted), question("q" * 350)]
+    assert prompt.omit(Prompt("", turns), 4096, 1000) >= omitted > 0
+    assert prompt.omit(Prompt("", turns), 32_768, 1000) == 0
+    assert 0 < prompt.omit(Prompt("", turns), 5000, 1000) < omitted, "as many as fit now"
+
+
+def test_a_long_run_of_questions_is_joined_at_once() -> None:
+    """Joined one after the other, 4,000 of them took two minutes, in which nobody got an answer."""
+    turns = [question("q" * 20_000) for _ in range(4000)]
+    started = time.process_time()
+    [sent] = prompt.messages(Prompt("", turns), 0)
+    assert time.process_time() - started < 5 and len(sent["content"]) == 4000 * 20_002 - 2
 
 
 def test_the_last_question_is_always_sent() -> None:
