@@ -94,7 +94,8 @@ class Hub:
                 return found
             last = await self.database.read(queries.get_conversation, user_id, conversation_id)
             usual = last.provider_id if last.provider_id in self.providers.settings else None
-            fallback = await self._loaded_model(wanted.provider_id or usual, wanted.model)
+            named = last.model if last.provider_id is None and wanted.provider_id is None else None
+            fallback = await self._loaded_model(wanted.provider_id or usual, wanted.model or named)
         raise Invalid("model: name one, since no model server that can be reached offers any")
 
     def _run(self, generation: Generation) -> None:

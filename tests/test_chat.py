@@ -1,5 +1,5 @@
 from .live import Person, Running, code, good, text, until
-from .upstream import DONE, Gate, Upstream, answer, finish, pause, usage
+from .upstream import DONE, Gate, LocalModel, Upstream, answer, finish, pause, usage
 from .upstream import text as says
 
 MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
@@ -96,3 +96,13 @@ async def test_a_conversation_with_a_provider_is_answered_by_a_model_of_that_pro
     assert done.data["status"] == "ok"
     answered = (await ann.messages(conversation_id))[-1]
     assert (answered["provider_id"], answered["model"]) == ("embedded", "smollm2-135m-instruct")
+
+
+async def test_a_conversation_with_a_model_is_answered_by_a_server_that_has_it(ann: Person, upstream: Upstream) -> None:
+    """Also where another server has one that is loaded."""
+    upstream.models = [LocalModel("patient", "Patient")]
+    await ann.answer(await ann.conversation("Hello?"), provider_id="embedded", max_tokens=1)
+    conversation_id = await ann.conversation("Hello?", model="patient")
+    upstream.enqueue(answer("Here"))
+    assert (await ann.answer(conversation_id))[-1].data["status"] == "ok"
+    assert (await ann.messages(conversation_id))[-1]["provider_id"] == "lmstudio"
