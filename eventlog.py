@@ -33,7 +33,7 @@ class EventLog:
 
     def __init__(self, generation_id: str) -> None:
         self.generation_id = generation_id
-        self.size = 0  # bytes of text
+        self.size = 0  # bytes of texts, and of all other events
         self.ended = False
         self.saved = Mark(0, 0, 0)  # what the database has
         self._frames: list[bytes] = []
@@ -57,7 +57,9 @@ class EventLog:
 
     def add(self, event: str, data: dict[str, Any]) -> None:
         self._entries.append({"event": event, "data": data})
-        self._frames.append(_frame(len(self._entries), event, self.generation_id, data))
+        frame = _frame(len(self._entries), event, self.generation_id, data)
+        self._frames.append(frame)
+        self.size += len(frame)
         self.publish()
 
     def say(self, text: str) -> None:

@@ -380,7 +380,7 @@ class Wire:
             return
         choice = chunk.choices[0]
         if choice.finish_reason:
-            self.finish = choice.finish_reason
+            self.finish = shown(choice.finish_reason)
         if delta := choice.delta:
             if reasoning := delta.reasoning_content or delta.reasoning:
                 self._add(Reasoning, reasoning)

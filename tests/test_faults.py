@@ -464,6 +464,19 @@ async def test_an_answer_without_end_is_ended(tmp_path: Path, upstream: Upstream
         await witness.nothing_lost(ann, conversation_id, events)
 
 
+async def test_a_prompt_that_is_read_without_end_is_ended(tmp_path: Path, upstream: Upstream) -> None:
+    """What a server tells of its progress is kept, too."""
+    async with watched(tmp_path, upstream, answer_max_bytes="10000") as witness:
+        ann = witness.people[0]
+        conversation_id = await witness.question(ann)
+        progress = [chunk({}, prompt_progress={"processed": number, "total": 10**6}) for number in range(10_000)]
+        upstream.enqueue(*progress, *SLOWLY)
+        events = await ann.answer(conversation_id, **MODEL)
+        assert [event.data["code"] for event in events if event.event == "error"] == ["ANSWER_TOO_LARGE"]
+        assert len(events) < 1000
+        await witness.nothing_lost(ann, conversation_id, events)
+
+
 # ---- group B: the client
 
 WORDS = [f"{number} " for number in range(20)]

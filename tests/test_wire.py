@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import pytest
+from fireside import wire
 from fireside.config import Provider
 from fireside.errors import ProviderFailed
 from fireside.wire import (
@@ -255,6 +256,14 @@ def test_halves_of_a_surrogate_pair_are_joined_and_lone_ones_replaced(halves: tu
     rest = text(".") + finish()
     assert content(first + second + rest) == meant + "."
     assert content(first, second, rest) == meant + "."
+
+
+def test_a_reason_to_finish_is_a_short_text() -> None:
+    reason = rb"\ud800" + b"x" * 10_000
+    end = b'data: {"choices":[{"delta":{},"finish_reason":"%s"}]}\n\n' % reason
+    parts, _ = parse(text("Hi"), end)
+    [told] = [part.reason for part in parts if isinstance(part, Finish)]
+    assert told.encode() and 0 < len(told) <= wire.SHOWN
 
 
 def test_half_of_a_pair_does_not_reach_over_into_another_kind() -> None:
