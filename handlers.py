@@ -32,6 +32,7 @@ from .transcript import image_type
 log = logging.getLogger("fireside.handlers")
 
 IMPORT_BYTES = 1024**3
+LARGE = 20_000  # characters of a text; rendered, it takes fifty times that in memory if it is made for it
 UPLOADS = "import-"  # the folder in the data directory that an upload is kept in while it is read
 
 # ---------------------------------------------------------------------------------------------------- account
@@ -212,10 +213,16 @@ def _render(messages: list[queries.Message]) -> None:
         message.blocks = [] if message.status == "generating" else trees(message.content)
 
 
-@lru_cache(maxsize=400)
 def trees(markdown: str) -> Any:
-    """The blocks of a text. Those of the few hundred texts that were shown last are kept."""
+    """The blocks of a text. Those of the texts that were shown last are kept: a few hundred, of large ones a few."""
+    return _large_trees(markdown) if len(markdown) > LARGE else _small_trees(markdown)
+
+
+def _trees(markdown: str) -> Any:
     return [block["node"] for block in render.blocks(markdown)]
+
+
+_small_trees, _large_trees = lru_cache(maxsize=400)(_trees), lru_cache(maxsize=8)(_trees)
 
 
 async def add_message(call: Call) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from fireside import guard
+from fireside import call, guard, server
 from fireside.auth import Throttle, check_password, private_file
 from fireside.errors import Invalid, RateLimited
 
@@ -71,6 +71,23 @@ async def test_a_connection_is_kept_for_requests_that_come_in_time(running: Runn
             writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
             await reader.readuntil(b"}")
+
+
+async def test_a_large_body_may_come_slowly(running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A phone sends its pictures for longer than anybody may be silent."""
+    monkeypatch.setattr(call, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(call, "BODY_RATE", server.MESSAGE_BYTES / PATIENCE)
+    conversation_id = await ann.conversation()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"content": "'
+        for _ in range(15):
+            await asyncio.sleep(0.05)
+            yield b"word "
+        yield b'"}'
+
+    path, head = f"/conversations/{conversation_id}/messages", {"Content-Type": "application/json"}
+    good(await ann.post(path, content=body(), headers=head))
 
 
 async def test_who_has_not_signed_in_sends_little(running: Running, ann: Person) -> None:
