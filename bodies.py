@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .auth import INVITE_HOURS
-from .transcript import QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, ImageType, Parameters
+from .transcript import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, ImageType, Parameters
 
 IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
 
@@ -95,7 +95,7 @@ class Selection(Struct):
 
 
 class Markdown(Struct):
-    text: Annotated[str, Meta(max_length=QUESTION_CHARACTERS * 10)]
+    text: Annotated[str, Meta(max_length=ANSWER_CHARACTERS)]
 
 
 class ModelChoice(Struct):

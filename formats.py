@@ -21,6 +21,7 @@ import msgspec
 from .db import timestamp
 from .queries import title_from
 from .transcript import (
+    ANSWER_CHARACTERS,
     QUESTION_CHARACTERS,
     TITLE_CHARACTERS,
     VERSION,
@@ -462,9 +463,11 @@ def _finish(
     """A conversation from another program. A message without a time has its parent's, so that the order holds."""
     if not messages:
         raise Unreadable("has no messages")
-    longest = max(len(text) for message in messages for text in (message.content, message.reasoning, system_prompt))
-    if longest > QUESTION_CHARACTERS:
-        raise Unreadable(f"has a text of {longest:,} characters; at most {QUESTION_CHARACTERS:,} go in")
+    limits = {"user": QUESTION_CHARACTERS, "assistant": ANSWER_CHARACTERS}
+    texts = [(text, limits[message.role]) for message in messages for text in (message.content, message.reasoning)]
+    for text, most in [(system_prompt, QUESTION_CHARACTERS), *texts]:
+        if len(text) > most:
+            raise Unreadable(f"has a text of {len(text):,} characters; at most {most:,} go in")
     question = next((message.content for message in messages if message.role == "user"), "")
     times = [message.created_at for message in messages if message.created_at]
     created_at = created_at or min(times, default=timestamp(datetime.now(UTC)))

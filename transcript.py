@@ -13,6 +13,7 @@ from msgspec import Meta
 
 VERSION = 1
 QUESTION_CHARACTERS = 200_000
+ANSWER_CHARACTERS = 2_000_000  # that come from elsewhere; one's own have config's answer_max_bytes
 TITLE_CHARACTERS = 200
 
 Time = Annotated[str, Meta(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\Z")]

@@ -330,7 +330,9 @@ def _write(archive: zipfile.ZipFile, conversation: Conversation, conversation_id
 
 
 def _entry(name: str, moment: str, deflate: bool = True) -> zipfile.ZipInfo:
-    time = datetime.fromisoformat(max(moment, "1980-01-01T00:00:00"))
+    time = datetime.fromisoformat(
+        min(max(moment, "1980-01-01T00:00:00"), "2107-12-31T23:59:59")
+    )  # a zip knows no other
     info = zipfile.ZipInfo(name, time.timetuple()[:6])
     info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
     info.external_attr = 0o600 << 16

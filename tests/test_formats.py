@@ -359,6 +359,8 @@ def test_long_title_is_cut_and_long_message_is_refused() -> None:
     assert len(formats.parse(lmstudio(turn(asked("?" * 200_000))), nothing).messages[0].content) == 200_000
     with pytest.raises(Unreadable, match="200,001 characters"):
         formats.parse(lmstudio(turn(asked("?" * 200_001))), nothing)
+    long = formats.parse(lmstudio(turn(asked("?")), turn(answered(block("!" * 300_000)))), nothing)
+    assert len(long.messages[1].content) == 300_000
 
 
 def test_nul_and_lone_surrogates_are_replaced() -> None:

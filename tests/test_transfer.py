@@ -532,6 +532,15 @@ async def test_a_running_answer_is_exported_with_what_was_saved_of_it(
     assert "Because\n\n*(interrupted)*" in text.decode()
 
 
+@pytest.mark.parametrize("year", ["0001", "9999"])
+async def test_a_time_that_no_zip_knows_is_exported(database: Database, ann: int, tmp_path: Path, year: str) -> None:
+    await database.write(queries.add_conversation, ann, {})
+    await database.write(lambda tx: tx.execute(f"UPDATE conversations SET updated_at = '{year}-01-01T00:00:00.000000'"))
+    bob = await somebody(database)
+    assert await bring(database, bob, await exported(database, ann, tmp_path / "x.zip")) == (1, 0, 0)
+    assert await database.read(dump, bob) == await database.read(dump, ann)
+
+
 async def test_the_zip_can_be_read_without_fireside(database: Database, ann: int, tmp_path: Path) -> None:
     for title in ("A/B: <c>?", "a\u202ereversed", "CON.", "日" * 150, "same", "same", "..", "\n"):
         conversation = await database.write(queries.add_conversation, ann, {"title": title})
