@@ -10,6 +10,7 @@ from ..upstream import DONE, Gate, Upstream, finish, pause, text, usage
 from .steps import answered, ask, imported
 
 REST = "(node) => node.scrollHeight - node.clientHeight - node.scrollTop"
+SETTLE = "(node) => { window.settled = new Promise((end) => node.addEventListener('scrollend', end, { once: true })); }"
 MIXED = """## Part {}
 
 Some prose about **this** and `that`, which goes on for quite a while, so that it takes more than one line of the column.
@@ -77,7 +78,9 @@ def test_the_scroll_is_never_stolen_and_the_end_is_followed(
     expect(page.locator(".message.assistant p")).to_have_count(60)
     assert scroller.evaluate(REST) < 2
     scroller.hover()
+    scroller.evaluate(SETTLE)
     page.mouse.wheel(0, -500)
+    page.evaluate("settled.then(() => null)")
     expect(page.get_by_role("button", name="To the end")).to_be_visible()
     page.get_by_role("textbox", name="Message").fill("A long question. " * 60)
     button, box = page.locator(".to-end").bounding_box(), page.locator(".box").bounding_box()
@@ -91,7 +94,9 @@ def test_the_scroll_is_never_stolen_and_the_end_is_followed(
     assert scroller.evaluate("(node) => node.scrollTop") == before
     page.get_by_role("button", name="To the end").click()
     assert scroller.evaluate(REST) < 2
+    scroller.evaluate(SETTLE)
     scroller.press("PageUp")
+    page.evaluate("settled.then(() => null)")
     expect(page.get_by_role("button", name="To the end")).to_be_visible()
     page.get_by_role("button", name="To the end").click()
     # What is measured while it shrinks, and grows before it is drawn, makes the browser go up: that is no reader.
