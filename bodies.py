@@ -59,6 +59,7 @@ class AnswerRequest(Parameters):
 
 class RetryRequest(AnswerRequest, kw_only=True):
     conversation_id: Id
+    message_id: Id | None = None  # an answer, or its question, of any branch
 
 
 class ConversationFields(Struct):

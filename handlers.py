@@ -303,7 +303,7 @@ async def stream(call: Call) -> Response:
 
 async def retry(call: Call) -> Any:
     body: bodies.RetryRequest = call.body
-    wanted = queries.Wanted(body.provider_id, body.model, body.given(), retry=True)
+    wanted = queries.Wanted(body.provider_id, body.model, body.given(), retry=True, message_id=body.message_id)
     begun = await call.state.hub.answer(call.user_id, body.conversation_id, wanted)
     return {
         "message_id": begun.message_id,

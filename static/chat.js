@@ -37,7 +37,7 @@ export class Chat {
     this.created = created;
     this.actions = {
       edit: (message, text) => this.#ask(text, () => images(message), message.parent_id),
-      retry: () => this.retry(),
+      retry: (message) => this.retry(message),
       goOn: () => this.#ask("Continue where you stopped.", () => []),
       select: (id) => this.#select(id),
     };
@@ -200,16 +200,15 @@ export class Chat {
     return conversation.id;
   }
 
-  /** Another version of the last answer, by the model that is chosen now. */
-  async retry() {
-    const last = this.#path.at(-1);
-    if (!last || this.#reader || this.#asking) return;
+  /** Another version of an answer, the last one unless another is named, by the model that is chosen now. */
+  async retry(answer = this.#path.at(-1)) {
+    if (!answer || this.#reader || this.#asking) return;
     const { id } = this;
     const choice = asked(chosen(this.conversation));
-    if (last.role === "user") return this.#read({ path: `/conversations/${id}/stream`, body: choice });
+    if (answer.role === "user") return this.#read({ path: `/conversations/${id}/stream`, body: choice });
     this.#asking = true;
     try {
-      await post("/chat/retry", { conversation_id: id, ...choice });
+      await post("/chat/retry", { conversation_id: id, message_id: answer.id, ...choice });
       if (id === this.id) {
         this.scroller.toEnd();
         await this.refresh();

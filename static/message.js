@@ -6,7 +6,7 @@ import { Markdown } from "./markdown.js";
 const LONG_QUESTION = 1500; // characters; a longer one is folded
 
 /**
- * `actions`: what a message can ask of the conversation: `select(id)` another version, `edit(message, text)`, `retry()`,
+ * `actions`: what a message can ask of the conversation: `select(id)` another version, `edit(message, text)`, `retry(message)`,
  * `goOn()`.
  */
 export function messageView(message, actions) {
@@ -107,7 +107,7 @@ class Answer {
     return `Answer finished. ${this.#markdown.node.textContent.slice(0, 2000)}`;
   }
 
-  /** `last`: whether it is the path's last message, which alone can be asked for again. */
+  /** `last`: whether it is the path's last message, which alone can be gone on with. */
   update(message, last = false) {
     this.message = message;
     const generating = message.status === "generating";
@@ -126,7 +126,7 @@ class Answer {
     }
     this.node.classList.toggle("last", last);
     arrange(this.#note, generating ? [] : this.#notes(message, last));
-    arrange(this.#foot, generating ? [] : this.#footer(message, last));
+    arrange(this.#foot, generating ? [] : this.#footer(message));
   }
 
   /** Forgets what a stream has brought: the whole of it follows. */
@@ -167,7 +167,7 @@ class Answer {
     }[status] ?? (stats?.finish_reason === "length" && "The limit of tokens was reached.");
     if (!text) return [];
     const goOn = last && message.content && button([icon("go-on"), "Continue"], () => this.#actions.goOn());
-    const retry = last && status !== "complete" && button([icon("retry"), "Try again"], () => this.#actions.retry());
+    const retry = last && status !== "complete" && button([icon("retry"), "Try again"], () => this.#actions.retry(message));
     const failed = status === "error";
     return [h("div", { class: failed ? "failed" : "halted" },
       failed && icon("alert"),
@@ -175,10 +175,10 @@ class Answer {
       h("span", { class: "row" }, goOn, retry))];
   }
 
-  #footer(message, last) {
+  #footer(message) {
     return [
       copyButton("Copy answer", () => message.content, { "data-action": "copy" }),
-      last && iconButton("retry", "Another answer", () => this.#actions.retry(), { "data-action": "retry" }),
+      iconButton("retry", "Another answer", () => this.#actions.retry(message), { "data-action": "retry" }),
       ...versionSwitch(message, this.#actions.select),
       h("span", { class: "figures" }, figures(message).map(([text, title]) => h("span", { title }, text))),
     ].filter(Boolean);

@@ -59,6 +59,23 @@ async def test_a_retry_is_a_sibling_and_the_old_version_stays(ann: Person, upstr
     assert sent(upstream) == ["Why?"]  # a version is not told of the others
 
 
+async def test_an_earlier_answer_gets_another_version_too(ann: Person, bob: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Why?")
+    await answered(ann, upstream, conversation_id, "first")
+    question, first = await ann.messages(conversation_id)
+    await ann.say(conversation_id, "And then?")
+    await answered(ann, upstream, conversation_id, "later")
+    for of in (first, question):
+        await retried(ann, upstream, conversation_id, "other", message_id=of["id"])
+        assert await path(ann, conversation_id) == ["Why?", "other"] and sent(upstream) == ["Why?"]
+    good(await ann.post(f"/conversations/{conversation_id}/active", json={"message_id": first["id"]}))
+    assert await path(ann, conversation_id) == ["Why?", "first", "And then?", "later"]
+    theirs = await bob.conversation("His")
+    for message_id in ((await bob.messages(theirs))[0]["id"], 10**15):
+        body = {"conversation_id": conversation_id, "message_id": message_id}
+        assert code(await ann.post("/chat/retry", json=body | MODEL)) == (404, "MESSAGE_NOT_FOUND")
+
+
 async def test_an_edited_question_is_a_branch_with_an_answer_of_its_own(ann: Person, upstream: Upstream) -> None:
     conversation_id = await ann.conversation("Hello")
     await answered(ann, upstream, conversation_id, "Hi.")

@@ -73,6 +73,21 @@ def test_a_failure_says_why_and_can_be_tried_again(at_studio: tuple[Watched, htt
     expect(page.locator(".toast")).to_have_count(0)
 
 
+def test_an_earlier_answer_is_asked_for_again_and_nothing_is_lost(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    imported(client, [("Rivers", ["What is a river?", "Water.", "And a lake?", "Still water."])])
+    page = visit.open()
+    page.get_by_role("link", name="Rivers", exact=True).click()
+    lmstudio.enqueue(answer("Water that flows."))
+    page.locator(".message", has_text="Water.").first.get_by_role("button", name="Another answer").click()
+    expect(answered(page)).to_contain_text("Water that flows.")
+    expect(page.locator(".message")).to_have_count(2)
+    page.get_by_role("button", name="Previous version").click()
+    expect(page.locator(".message.assistant.last")).to_contain_text("Still water.")
+
+
 def test_a_lost_connection_shows_and_mends_itself_and_nothing_is_twice(
     tmp_path: Path, visitor: Callable[..., Watched], lmstudio: Upstream
 ) -> None:
