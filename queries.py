@@ -85,12 +85,14 @@ class Prompt(Struct):
 
 
 class Wanted(Struct, frozen=True):
-    """What kind of answer is asked for. Without provider or model those of the conversation; `retry`: another version of it."""
+    """What kind of answer is asked for. Without provider or model those of the conversation; `retry`: another version of it, or of
+    the one that is, or answers, the message named."""
 
     provider_id: str | None = None
     model: str | None = None
     params: dict[str, Any] = {}  # beyond the conversation's settings
     retry: bool = False
+    message_id: int | None = None
 
 
 class Found(Struct):
@@ -171,8 +173,9 @@ def title_key(title: str) -> str:
 
 
 def title_from(text: str) -> str:
-    """The first words of a message, at most 60 characters of them."""
-    line = " ".join(text[:400].split())
+    """The first words of a message, at most 60 characters of them; of code that it brings only if it says nothing else."""
+    words, _, code = text[:400].partition("```")
+    line = " ".join((words.strip() or code).split())
     if len(line) <= 60:
         return line or UNTITLED
     cut = line[:60].rsplit(" ", 1)[0] if " " in line[20:60] else line[:59]
@@ -452,12 +455,13 @@ def begin_answer(
     providers: Collection[str],
     fallback: tuple[str, str] | None = None,
 ) -> Begun | Found | None:
-    """Answer the last question of the active path; unless it is a retry, find the answer that it has or that is being written.
+    """Answer the last question of the active path, or the one wanted; unless it is a retry, find the answer that it has or that is
+    being written.
 
     `fallback` is the provider and model for a conversation that has had none. None: it is needed, and was not given.
     """
     conversation = _owned(tx, user_id, conversation_id)
-    leaf, question = _last_question(tx, conversation)
+    leaf, question = _question(tx, conversation, wanted.message_id)
     running = tx.execute(
         "SELECT m.id, m.parent_id, m.status, g.id AS generation_id, g.provider_id, g.model FROM messages m"
         " JOIN generations g ON g.message_id = m.id WHERE m.conversation_id = ? AND m.status = 'generating'",
@@ -480,14 +484,19 @@ def begin_answer(
     return Begun(generation_id, message_id, *chosen, params, get_prompt(tx, question["id"]))
 
 
-def _last_question(tx: Tx, conversation: sqlite3.Row) -> tuple[sqlite3.Row, sqlite3.Row]:
-    """The active leaf, and the question that it is or that it answers."""
-    leaf = row = tx.execute("SELECT * FROM messages WHERE id = ?", (conversation["active_message_id"],)).fetchone()
+def _question(tx: Tx, conversation: sqlite3.Row, message_id: int | None) -> tuple[sqlite3.Row, sqlite3.Row]:
+    """This message, or the active leaf, and the question that it is or that it answers."""
+    row_at = "SELECT * FROM messages WHERE id = ?"
+    if message_id is None:
+        message = tx.execute(row_at, (conversation["active_message_id"],)).fetchone()
+    else:
+        message = _message_of(tx, conversation["id"], message_id)
+    row = message
     while row is not None and row["role"] != "user":
-        row = tx.execute("SELECT * FROM messages WHERE id = ?", (row["parent_id"],)).fetchone()
+        row = tx.execute(row_at, (row["parent_id"],)).fetchone()
     if row is None:
         raise NoUserMessage
-    return leaf, row
+    return message, row
 
 
 def _another(generation: sqlite3.Row, wanted: Wanted) -> bool:

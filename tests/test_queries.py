@@ -315,6 +315,8 @@ def test_a_title_follows_the_first_message_until_somebody_names_it(tx: Tx) -> No
         ("\n \t", queries.UNTITLED),
         ("Hello, " + "y" * 100, "Hello, " + "y" * 52 + "…"),
         ("日本" * 50, "日本" * 29 + "日…"),
+        ("Why does this fail?\n\n```python\nprint(1/0)\n```", "Why does this fail?"),
+        ("```\nprint(1/0)", "print(1/0)"),
     ],
 )
 def test_a_title_is_the_beginning_of_a_text(text: str, title: str) -> None:
