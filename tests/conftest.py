@@ -11,6 +11,11 @@ from .upstream import Upstream
 CHEAP = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that nothing waits for it alone at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_kill.py", "test_bench.py", "test_package.py"))
+
+
 @pytest.fixture(autouse=True)
 def _cheap_passwords(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Argon2id in 64 KiB in place of 46 MiB, which were half of what the tests took. Not for those that are `costly`."""
