@@ -126,7 +126,7 @@ function noModelScreen() {
     startButton(),
     h("p", { class: "looking" }, h("span", { class: "pulse" }), "Looking for it"),
     providers?.length > 0 && h("details", { class: "faint" }, h("summary", {}, "Where it looks"),
-      h("ul", {}, providers.map(({ name, online, error }) => h("li", {}, `${name}: ${online ? "running" : error || "no answer"}`)))));
+      h("ul", {}, providers.map(({ name, online, error }) => h("li", {}, online ? `${name} is running` : error || `${name} does not answer`)))));
 }
 
 /** For administrators, where LM Studio is on the computer that runs Fireside. */
