@@ -39,21 +39,50 @@ _AGENT = """\
 </plist>
 """
 
+# Without all this Task Scheduler starts it at anybody's logon, which only an administrator may ask for, never on battery, with low
+# priority, and ends it when the computer is unplugged, or after three days.
+_TASK = """\
+<?xml version="1.0" encoding="UTF-16"?>
+<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
+  <Triggers>
+    <LogonTrigger><UserId>{user}</UserId></LogonTrigger>
+  </Triggers>
+  <Principals>
+    <Principal id="Author">
+      <UserId>{user}</UserId>
+      <LogonType>InteractiveToken</LogonType>
+      <RunLevel>LeastPrivilege</RunLevel>
+    </Principal>
+  </Principals>
+  <Settings>
+    <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
+    <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
+    <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
+    <ExecutionTimeLimit>PT0S</ExecutionTimeLimit>
+    <Priority>5</Priority>
+    <RestartOnFailure><Interval>PT1M</Interval><Count>5</Count></RestartOnFailure>
+  </Settings>
+  <Actions Context="Author">
+    <Exec><Command>{command}</Command><Arguments>{arguments}</Arguments></Exec>
+  </Actions>
+</Task>
+"""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What installing and removing mean on one platform: a file, if there is one, and the commands around it."""
+    """What installing and removing mean on one platform: a file, and the commands around it."""
 
-    file: Path | None
+    file: Path
     content: str
     start: tuple[tuple[str, ...], ...]  # after the file is written
     stop: tuple[tuple[str, ...], ...]  # before the file goes
+    encoding: str = "utf-8"
 
     def install(self) -> None:
         """Raises OSError when a command is missing or fails."""
-        if self.file is not None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(self.content, "utf-8")
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(self.content, self.encoding)
         for command in self.start:
             _run(command)
 
@@ -65,19 +94,18 @@ class Plan:
                     _run(command)
             _run(self.stop[-1])
         finally:
-            if self.file is not None:
-                self.file.unlink(missing_ok=True)
+            self.file.unlink(missing_ok=True)
 
     def describe(self, remove: bool) -> str:
-        lines = []
-        if self.file is not None:
-            lines.append(f"{'remove' if remove else 'write'} {self.file}" + ("" if remove else f"\n{self.content}"))
-        lines += ["run " + subprocess.list2cmdline(command) for command in (self.stop if remove else self.start)]
-        return "\n".join(lines)
+        commands = ["run " + subprocess.list2cmdline(command) for command in (self.stop if remove else self.start)]
+        if remove:
+            return "\n".join([*commands, f"remove {self.file}"])
+        return "\n".join([f"write {self.file}", self.content, *commands])
 
 
-def plan(platform: str, python: Path, home: Path, data_dir: Path) -> Plan:
-    """`platform` as sys.platform names it. The service runs as the user who installs it, when that user logs in."""
+def plan(platform: str, python: Path, home: Path, data_dir: Path, user: str) -> Plan:
+    """`platform` as sys.platform names it. The service runs as the user who installs it, when that user logs in.
+    `user`: on Windows the windows_user(), elsewhere not looked at."""
     arguments = (str(python), "-m", "fireside", "serve", "--no-open", "--data-dir", str(data_dir))
     if platform == "darwin":
         file = home / "Library" / "LaunchAgents" / f"{NAME}.plist"
@@ -90,16 +118,22 @@ def plan(platform: str, python: Path, home: Path, data_dir: Path) -> Plan:
             (("launchctl", "bootout", f"{domain}/{NAME}"),),
         )
     if platform == "win32":
-        windowless = python.with_name("pythonw.exe")
-        command = subprocess.list2cmdline((str(windowless), *arguments[1:]))
+        file = data_dir / "task.xml"
+        task = f"{NAME}-{user}"  # tasks of all users lie in one place
+        content = _TASK.format(
+            user=escape(user),
+            command=escape(str(python.with_name("pythonw.exe"))),
+            arguments=escape(subprocess.list2cmdline(arguments[1:])),
+        )
         return Plan(
-            None,
-            "",
+            file,
+            content,
             (
-                ("schtasks", "/Create", "/F", "/TN", NAME, "/SC", "ONLOGON", "/RL", "LIMITED", "/TR", command),
-                ("schtasks", "/Run", "/TN", NAME),
+                ("schtasks", "/Create", "/F", "/TN", task, "/XML", str(file)),
+                ("schtasks", "/Run", "/TN", task),
             ),
-            (("schtasks", "/End", "/TN", NAME), ("schtasks", "/Delete", "/F", "/TN", NAME)),
+            (("schtasks", "/End", "/TN", task), ("schtasks", "/Delete", "/F", "/TN", task)),
+            "utf-16",  # with its mark: schtasks takes no UTF-8
         )
     file = home / ".config" / "systemd" / "user" / f"{NAME}.service"
     quoted = " ".join(
@@ -113,9 +147,18 @@ def plan(platform: str, python: Path, home: Path, data_dir: Path) -> Plan:
     )
 
 
-def _run(command: tuple[str, ...]) -> None:
+def windows_user() -> str:
+    """The security identifier of who asks. A name can mean two accounts, and is printed in an encoding of the console's own."""
+    found = re.search(r"S-1-[\d-]+", _run(("whoami", "/user", "/fo", "csv", "/nh")))
+    if found is None:
+        raise OSError("whoami does not say who you are")
+    return found[0]
+
+
+def _run(command: tuple[str, ...]) -> str:
+    """What it printed; letters beyond ASCII may be lost. Raises OSError."""
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        return subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout
     except FileNotFoundError:
         raise OSError(f"{command[0]} is not there, so Fireside cannot be started with the computer this way") from None
     except subprocess.CalledProcessError as error:
