@@ -35,9 +35,11 @@ WORKERS_SECONDS = 0.2  # that the idle ones may take to end
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed with one line that says why, 2 a wrong setting or argument."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # under pythonw
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]  # consoles on Windows are not
+            getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")  # consoles on Windows are not
     os.umask(0o077)  # whatever is written is its owner's alone
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command", "serve")
@@ -113,7 +115,7 @@ def serve(options: dict[str, Any]) -> int:
     settings = config.load(options)
     if settings.lan and is_loopback(settings.host):
         settings = replace(settings, host="0.0.0.0")
-    from .commands import find_service, ports
+    from .commands import find_service, ports, say_setup
 
     try:
         with db.lock(settings.data_dir):
@@ -128,7 +130,7 @@ def serve(options: dict[str, Any]) -> int:
         if running is None:
             raise
         print(f"Fireside runs already, at {running.url}")
-        _open(settings, running.url)
+        _open(settings, say_setup(settings, running.url), wait=True)
         return 0
 
 
@@ -140,16 +142,16 @@ def _serve(settings: Config, ports: list[int]) -> int:
     with _listen(settings, ports) as listener:
         _log_to_file(settings.data_dir)
         app = create_app(settings)
-        local = address(*listener.getsockname()[:2])
-        server, url = Server(app, settings), settings.public_url or local
+        host, port = listener.getsockname()[:2]
+        server, local = Server(app, settings), address(host, port)
         with announced(settings, local, lambda: app.state.fireside.secret) as announce:
 
             def started() -> None:
                 announce()
-                remember(settings, listener.getsockname()[1])
+                remember(settings, port)
                 for warning in warnings(settings.data_dir):
                     print(f"Warning: {warning}", file=sys.stderr)
-                _say(settings, url, app.state.fireside)
+                _say(settings, local, app.state.fireside)
 
             server.on_started = started
             _stop_quietly(server)
@@ -231,25 +233,28 @@ def _listen(settings: Config, ports: list[int]) -> socket.socket:
     raise ConfigError(f"--host {settings.host} --port {settings.port}: cannot be listened on: {failure.strerror}")
 
 
-def _say(settings: Config, url: str, state: "State") -> None:
-    link, token = url, state.auth.bootstrap_token
+def _say(settings: Config, local: str, state: "State") -> None:
+    """`local`: the address of the listener, as this computer reaches it."""
+    from .commands import say_setup
+
+    url = settings.public_url or local
     print(f"Fireside is at {url}", flush=True)
-    if token and not settings.bootstrap_token:
-        link = f"{url}/#setup={token}"
-        print(f"Create the first account at {link}", flush=True)
-    elif token:
-        print("Create the first account there with the token from FIRESIDE_BOOTSTRAP_TOKEN.", flush=True)
+    link = say_setup(settings, url)
+    if state.auth.bootstrap_token and settings.bootstrap_token:
+        print("Create the first account there with the token from FIRESIDE_BOOTSTRAP_TOKEN or config.toml.", flush=True)
     if not is_loopback(settings.host):
-        asyncio.get_running_loop().create_task(_say_lan(settings, url, state)).add_done_callback(
+        asyncio.get_running_loop().create_task(_say_lan(settings, local, state)).add_done_callback(
             lambda task: task.result()
         )
     _open(settings, link)
 
 
-async def _say_lan(settings: Config, url: str, state: "State") -> None:
+async def _say_lan(settings: Config, local: str, state: "State") -> None:
     """What listening on the network means, where it is to be found, and a way in."""
-    port = url.rpartition(":")[2]
-    there = f"http://{_lan_address()}:{port}"
+    from .commands import EVERYWHERE
+
+    port = local.rpartition(":")[2]
+    there = f"http://{_lan_address()}:{port}" if settings.host.strip("[]") in EVERYWHERE else local
     print(f"On this network it is at {there}", flush=True)
     print("Whoever is on the network can see the sign-in page; only who has an account gets further.", flush=True)
     print("The connection is not encrypted: use it on a network that you trust.", flush=True)
@@ -262,7 +267,8 @@ async def _say_lan(settings: Config, url: str, state: "State") -> None:
     if settings.lan and not state.auth.bootstrap_token:
         user = await state.database.read(accounts.get_user_named, None)
         invite = await state.auth.invite(user.id, "user", 24)
-        print(f"Invite somebody, once, within a day: {there}/#invite={invite['invite_code']}", flush=True)
+        link = f"{settings.public_url or there}/#invite={invite['invite_code']}"
+        print(f"Invite somebody, once, within a day: {link}", flush=True)
 
 
 def _lan_address() -> str:
@@ -273,9 +279,13 @@ def _lan_address() -> str:
     return f"{socket.gethostname().split('.')[0]}.local"
 
 
-def _open(settings: Config, link: str) -> None:
+def _open(settings: Config, link: str, *, wait: bool = False) -> None:
+    """`wait` until the browser has the link: who ends at once would take it along."""
     if settings.open and sys.stdout.isatty():
-        threading.Thread(target=webbrowser.open, args=(link,), daemon=True).start()
+        opening = threading.Thread(target=webbrowser.open, args=(link,), daemon=True)
+        opening.start()
+        if wait:
+            opening.join()
 
 
 def _log_to_file(data_dir: Path) -> None:

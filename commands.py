@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import stat
 import sys
+import time
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from . import __version__, accounts, config, db, lmstudio, service, transfer
 from .auth import Auth
 from .config import Config
 from .db import Database, DatabaseUnusable
-from .errors import FiresideError
+from .errors import FiresideError, NotFound
 from .gguf import Skipped
 from .providers import Providers
 
@@ -28,7 +29,10 @@ T = TypeVar("T")
 
 SERVICE_FILE = "service.json"
 PORT_FILE = "port"
+TOKEN_FILE = "bootstrap-token"  # auth.py makes it, and takes it away with the first account
+EVERYWHERE = ("0.0.0.0", "::")  # what listens there listens on all addresses
 PORTS_TRIED = 20  # from the one that is configured on, when that is taken
+START_SECONDS = 30.0  # that an installed service may take to answer, the first time
 SPACE = 200_000_000  # free bytes, below which doctor says so
 OK, NOTE, BAD = "ok", "note", "BAD"  # what doctor says of what it found
 
@@ -54,6 +58,14 @@ class Service:
             if response.status_code != 200:
                 response.read()
             yield _good(response)
+
+    def lines(self, path: str, body: dict[str, Any]) -> Iterator[bytes]:
+        """Of JSON. httpx's own lines end at U+2028 too, which may stand in a title."""
+        rest = b""
+        with self.stream(path, body) as response:
+            for chunk in response.iter_bytes():
+                *whole, rest = (rest + chunk).split(b"\n")
+                yield from whole
 
 
 def _good(response: httpx.Response) -> httpx.Response:
@@ -120,9 +132,25 @@ def remember(settings: Config, port: int) -> None:
 
 def address(host: str, port: int) -> str:
     """The URL by which this computer itself reaches a service that listens there."""
-    if host in ("0.0.0.0", "::"):
+    if host in EVERYWHERE:
         host = "127.0.0.1"
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def setup_link(settings: Config, url: str) -> str | None:
+    """Where the first account is created, while there is none. A token from the settings is in no file, and never told."""
+    if not settings.bootstrap_token:
+        with contextlib.suppress(OSError):
+            return f"{url}/#setup={(settings.data_dir / TOKEN_FILE).read_text('utf-8')}"
+    return None
+
+
+def say_setup(settings: Config, url: str) -> str:
+    """Say so, and return what to open."""
+    link = setup_link(settings, url)
+    if link:
+        print(f"Create the first account at {link}", flush=True)
+    return link or url
 
 
 def _require_database(settings: Config) -> None:
@@ -153,15 +181,24 @@ def login_link(options: dict[str, Any]) -> int:
     """Print a link that signs a browser in, once, within ten minutes."""
     settings = config.load(options)
     running = find_service(settings)
-    if running:
-        url, token = running.url, running.post("link", {"username": options["user"]})["token"]
-    else:
-        port = ports(settings, options)[0]
-        url = settings.public_url or (address(settings.host.strip("[]"), port) if port else "")
-        token = _with_database(settings, lambda database: Auth(settings, database).login_link(options["user"]))
+    port = ports(settings, options)[0]
+    stopped = settings.public_url or (address(settings.host.strip("[]"), port) if port else "")
+    url = running.url if running else stopped
+    try:
+        if running:
+            token = running.post("link", {"username": options["user"]})["token"]
+        else:
+            token = _with_database(settings, lambda database: Auth(settings, database).login_link(options["user"]))
+        link, soon = f"{url}/#login={token}", " within ten minutes"
+    except (Failed, NotFound):
+        link, soon = setup_link(settings, url) or "", ""
+        if not link:
+            raise
+        print("There is no account yet: this link creates the first one.", file=sys.stderr)
+    if not running:
         then = "open this link:" if url else "open the address that it prints, with this added:"
-        print(f"Start Fireside within ten minutes, then {then}", file=sys.stderr)
-    print(f"{url}/#login={token}")
+        print(f"Start Fireside{soon}, then {then}", file=sys.stderr)
+    print(link)
     return 0
 
 
@@ -312,9 +349,8 @@ def import_(options: dict[str, Any]) -> int:
     report: dict[str, Any] = {}
     if running:
         body = {"paths": [str(path) for path in paths], "username": options["user"]}
-        with running.stream("import", body) as response:
-            for line in response.iter_lines():
-                report = _show_step(json.loads(line))
+        for line in running.lines("import", body):
+            report = _show_step(json.loads(line))
     else:
 
         async def work(database: Database) -> dict[str, Any]:
@@ -377,16 +413,31 @@ def export(options: dict[str, Any]) -> int:
 
 def manage_service(options: dict[str, Any]) -> int:
     """Start Fireside with the computer, or stop doing so."""
-    plan = service.plan(sys.platform, Path(sys.executable), Path.home(), config.load(options).data_dir)
+    settings = config.load(options)
+    user = service.windows_user() if sys.platform == "win32" else ""
+    plan = service.plan(sys.platform, Path(sys.executable), Path.home(), settings.data_dir, user)
     if options["dry_run"]:
         print(plan.describe(remove=options["action"] == "remove"))
     elif options["action"] == "install":
         plan.install()
-        print("Fireside now starts when you log in. fireside service remove ends that.")
+        print("Fireside now starts when you log in. fireside service remove ends that.", flush=True)
+        running = _wait_for_service(settings)
+        print(f"Fireside is at {running.url}")
+        say_setup(settings, running.url)
     else:
         plan.remove()
         print("Fireside does not start by itself any more. Your conversations are untouched.")
     return 0
+
+
+def _wait_for_service(settings: Config) -> Service:
+    end = time.monotonic() + START_SECONDS
+    while (running := find_service(settings)) is None:
+        if time.monotonic() > end:
+            log = settings.data_dir / "fireside.log"
+            raise Failed(f"It was started, and does not answer after {START_SECONDS:.0f} s. {log} may say why.")
+        time.sleep(0.1)
+    return running
 
 
 ERRORS = (Failed, FiresideError, DatabaseUnusable, OSError, sqlite3.Error, httpx.HTTPError)

@@ -60,7 +60,7 @@ class Guard:
         self.own_origins = frozenset({f"{public.scheme}://{public.netloc}"} if config.public_url else ())
         self.any_address = not is_loopback(config.host)
         here = f"{socket.gethostname().split('.')[0]}.local" if self.any_address else None
-        names = (*config.allowed_hosts, public.hostname, config.host, here)  # 0.0.0.0 and :: would get in by any_address too
+        names = (*config.allowed_hosts, public.hostname, config.host, here)
         self.hosts = LOOPBACK | {_as_host(name) for name in names if name}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

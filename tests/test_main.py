@@ -179,7 +179,10 @@ def test_the_first_line_is_the_address_and_the_next_makes_the_first_account(tmp_
 
 
 def test_a_token_from_the_environment_is_printed_nowhere(tmp_path: Path) -> None:
-    with serving(tmp_path / "data", until="FIRESIDE_BOOTSTRAP_TOKEN") as service:
+    with serving(tmp_path / "data", until="FIRESIDE_BOOTSTRAP_TOKEN or config.toml") as service:
+        for command in ((), ("login-link",)):
+            done = run(*command, "--data-dir", str(tmp_path / "data"))
+            assert BOOTSTRAP_TOKEN not in done.stdout + done.stderr and "#" not in done.stdout
         with service.first():
             pass
         _, out, err, _ = service.stop() if os.name == "posix" else (0, "", "", 0)
@@ -316,6 +319,43 @@ def test_a_second_one_says_where_the_first_is_and_disturbs_nothing(tmp_path: Pat
         assert json.loads((tmp_path / "service.json").read_text("utf-8"))["pid"] == service.process.pid
 
 
+def test_before_the_first_account_there_is_a_way_in_at_any_terminal(tmp_path: Path) -> None:
+    """Whoever started it as a service never saw what it printed."""
+    data = ("--data-dir", str(tmp_path))
+    with serving(tmp_path, bootstrap_token="", until="#setup=") as service:
+        link = service.said[1].rpartition(" ")[2]
+        second = run(*data)
+        assert second.stdout == f"Fireside runs already, at {service.url}\nCreate the first account at {link}\n"
+        wanted = run("login-link", *data)
+        assert (wanted.returncode, wanted.stdout) == (0, f"{link}\n")
+        assert wanted.stderr == "There is no account yet: this link creates the first one.\n"
+        service.process.kill()
+        service.process.wait()
+        wanted = run("--port", str(service.port), "login-link", *data)
+        assert (wanted.returncode, wanted.stdout) == (0, f"{link}\n")
+        assert wanted.stderr.endswith("\nStart Fireside, then open this link:\n")
+    with serving(tmp_path) as service, service.first():
+        assert run(*data).stdout == f"Fireside runs already, at {service.url}\n"
+        assert run("login-link", *data, "--user", "bob").stderr == "fireside: There is no such user.\n"
+
+
+@posix
+def test_a_second_one_opens_the_first_in_the_browser(tmp_path: Path) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" > "{opened}"\n', "utf-8")
+    browser.chmod(0o755)
+    with serving(tmp_path / "data", bootstrap_token="", until="#setup=") as service:
+        ours, terminal = os.openpty()
+        try:
+            command = [sys.executable, "-m", "fireside", "--data-dir", str(tmp_path / "data")]
+            environ = environment() | {"BROWSER": str(browser)}
+            subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, stdout=terminal, timeout=PATIENCE)
+        finally:
+            os.close(ours)
+            os.close(terminal)
+        assert opened.read_text("utf-8").strip() == service.said[1].rpartition(" ")[2]
+
+
 def test_a_second_one_names_the_first_when_that_does_not_answer(tmp_path: Path) -> None:
     hold = "import sys, pathlib; from fireside import db\nwith db.lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", hold, str(tmp_path)]
@@ -418,6 +458,30 @@ def test_a_thread_that_works_does_not_keep_it_from_ending(tmp_path: Path) -> Non
         pass
 
 
+NO_CONSOLE = """
+import sys, threading
+sys.stdout = sys.stderr = None  # as under pythonw
+from fireside import __main__ as command
+threading.Thread(target=threading.Event().wait, name=command.WORKERS).start()
+command.main(["--data-dir", sys.argv[1], "--port", "0"])
+"""
+
+
+@posix
+def test_without_a_console_it_serves_and_ends_as_with_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NO_CONSOLE, str(tmp_path)]
+    with subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not (tmp_path / "service.json").exists():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")
 def test_a_full_disk_is_printed_once_however_often_it_is_met(tmp_path: Path) -> None:
     import resource
@@ -499,6 +563,20 @@ def test_a_port_that_cannot_be_remembered_is_used(tmp_path: Path) -> None:
         (tmp_path / "config.toml").write_text(f"port = {port}", "utf-8")
         with serving(tmp_path, "--no-open") as service:
             assert service.port > port
+
+
+@pytest.mark.parametrize("serves", (True, False), ids=("while it serves", "while it does not"))
+def test_an_import_names_what_it_skips_whatever_that_is_called(tmp_path: Path, serves: bool) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("a\u2028b.json", "c\u0085d.json"):  # where a line ends for str.splitlines
+        (folder / name).write_text("{}", "utf-8")
+    with serving(tmp_path / "data") as service, service.first():
+        if not serves:
+            service.stop()
+        done = run("import", str(folder), "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 1
+    assert all(f"skipped {name}: " in done.stderr for name in ("a\u2028b.json", "c\u0085d.json")), done.stderr
 
 
 @pytest.mark.parametrize("serves", (True, False), ids=("while it serves", "while it does not"))

@@ -1,20 +1,35 @@
 """Starting with the computer: the files and commands of three platforms, of which one at most is here to run them."""
 
+import codecs
+import dataclasses
+import json
+import os
 import plistlib
 import re
 import sys
 from pathlib import Path, PureWindowsPath
 from typing import Any, cast
+from xml.etree import ElementTree
 
 import pytest
-from fireside import service
+from fireside import commands, config, service
+
+from .test_main import run
+
+posix = pytest.mark.skipif(os.name != "posix", reason="a command of /bin/sh")
+
+
+def command(file: Path, script: str) -> None:
+    file.write_text(f"#!/bin/sh\n{script}\n", "utf-8")
+    file.chmod(0o755)
+
 
 HOME = Path("/home/me")
 DATA = Path("/home/me/My chats & more")
 
 
 def test_a_systemd_unit_runs_the_service_and_restarts_it() -> None:
-    plan = service.plan("linux", Path("/opt/py 3/bin/python"), HOME, DATA)
+    plan = service.plan("linux", Path("/opt/py 3/bin/python"), HOME, DATA, "")
     assert plan.file == HOME / ".config/systemd/user/fireside.service"
     [command] = re.findall(r"^ExecStart=(.*)$", plan.content, re.M)
     assert command == f'"/opt/py 3/bin/python" "-m" "fireside" "serve" "--no-open" "--data-dir" "{DATA}"'
@@ -24,12 +39,12 @@ def test_a_systemd_unit_runs_the_service_and_restarts_it() -> None:
 
 
 def test_a_percent_sign_is_no_specifier_of_systemd() -> None:
-    plan = service.plan("linux", Path("/usr/bin/python"), HOME, Path('/data/100%/"x"'))
+    plan = service.plan("linux", Path("/usr/bin/python"), HOME, Path('/data/100%/"x"'), "")
     assert '"/data/100%%/\\"x\\""' in plan.content
 
 
 def test_a_launch_agent_is_a_property_list_with_every_argument() -> None:
-    plan = service.plan("darwin", Path("/usr/bin/python3"), HOME, DATA)
+    plan = service.plan("darwin", Path("/usr/bin/python3"), HOME, DATA, "")
     assert plan.file == HOME / "Library/LaunchAgents/fireside.plist"
     agent = plistlib.loads(plan.content.encode())
     assert agent["ProgramArguments"][1:] == ["-m", "fireside", "serve", "--no-open", "--data-dir", str(DATA)]
@@ -37,14 +52,85 @@ def test_a_launch_agent_is_a_property_list_with_every_argument() -> None:
     assert plan.start[0][:2] == ("launchctl", "bootstrap") and plan.stop[0][:2] == ("launchctl", "bootout")
 
 
-def test_the_task_scheduler_starts_it_at_logon_without_a_console() -> None:
-    python = cast(Any, PureWindowsPath(r"C:\Program Files\Py\python.exe"))
-    plan = service.plan("win32", python, HOME, cast(Any, PureWindowsPath(r"C:\Users\me\chats")))
-    assert plan.file is None
-    create = plan.start[0]
-    assert create[:4] == ("schtasks", "/Create", "/F", "/TN") and "ONLOGON" in create and "LIMITED" in create
-    assert create[-1].startswith(r'"C:\Program Files\Py\pythonw.exe" -m fireside serve')
-    assert plan.stop[-1] == ("schtasks", "/Delete", "/F", "/TN", "fireside")
+def test_the_task_scheduler_starts_it_at_the_logon_of_this_user_and_lets_it_run(tmp_path: Path) -> None:
+    python = cast(Any, PureWindowsPath(r"C:\Program Files\Py & more\python.exe"))
+    data = PureWindowsPath(r"C:\Users\Jürgen\chats & <more>")
+    plan = service.plan("win32", python, HOME, cast(Any, data), "S-1-5-21-1-2-3-1001")
+    assert plan.file == data / "task.xml"
+    task = "fireside-S-1-5-21-1-2-3-1001"
+    assert plan.start == (
+        ("schtasks", "/Create", "/F", "/TN", task, "/XML", str(plan.file)),
+        ("schtasks", "/Run", "/TN", task),
+    )
+    assert plan.stop == (("schtasks", "/End", "/TN", task), ("schtasks", "/Delete", "/F", "/TN", task))
+
+    written = dataclasses.replace(plan, file=tmp_path / "task.xml", start=())
+    written.install()
+    content = written.file.read_bytes()
+    assert content.startswith(codecs.BOM_UTF16) and 'encoding="UTF-16"' in content.decode("utf-16")
+    root = ElementTree.fromstring(content)
+    found = {element.tag.rpartition("}")[2]: element.text for element in root.iter()}
+    assert {element.tag.rpartition("}")[0] for element in root.iter()} == {
+        "{http://schemas.microsoft.com/windows/2004/02/mit/task"
+    }
+    users = [element.text for element in root.iter() if element.tag.endswith("}UserId")]
+    assert users == ["S-1-5-21-1-2-3-1001"] * 2, "whose logon, and as whom"
+    assert found["Command"] == r"C:\Program Files\Py & more\pythonw.exe"
+    assert found["Arguments"] == f'-m fireside serve --no-open --data-dir "{data}"'
+    wanted = {
+        "LogonType": "InteractiveToken",
+        "RunLevel": "LeastPrivilege",
+        "MultipleInstancesPolicy": "IgnoreNew",
+        "DisallowStartIfOnBatteries": "false",
+        "StopIfGoingOnBatteries": "false",
+        "ExecutionTimeLimit": "PT0S",
+    }
+    assert {name: found[name] for name in wanted} == wanted
+
+
+@posix
+def test_who_a_windows_user_is_comes_from_whoami_in_whatever_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command(tmp_path / "whoami", r"""printf '"pc\\j\201rgen","S-1-5-21-1-2-3-1001"\r\n'""")  # ü in code page 850
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert service.windows_user() == "S-1-5-21-1-2-3-1001"
+    command(tmp_path / "whoami", "echo nobody")
+    with pytest.raises(OSError, match="whoami"):
+        service.windows_user()
+
+
+SYSTEMCTL = """
+case "$*" in
+*enable*) eval "$(sed -n 's/^ExecStart=//p' "$HOME/.config/systemd/user/fireside.service") >/dev/null 2>&1 &"
+    echo $! > "$HOME/pid" ;;
+*disable*) kill "$(cat "$HOME/pid")" ;;
+esac
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stands in for systemd, and runs the command of its unit")
+def test_installing_ends_with_a_way_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    command(tmp_path / "bin" / "systemctl", SYSTEMCTL)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = tmp_path / "my chats"
+    try:
+        done = run("service", "install", "--data-dir", str(data), port="0")
+        assert (done.returncode, done.stderr) == (0, "")
+        url = json.loads((data / "service.json").read_text("utf-8"))["url"]
+        link = f"{url}/#setup={(data / 'bootstrap-token').read_text('utf-8')}"
+        assert done.stdout.splitlines()[1:] == [f"Fireside is at {url}", f"Create the first account at {link}"]
+    finally:
+        done = run("service", "remove", "--data-dir", str(data))
+    assert done.returncode == 0 and not (tmp_path / ".config/systemd/user/fireside.service").exists()
+
+
+def test_a_service_that_does_not_come_up_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "START_SECONDS", 0.0)
+    with pytest.raises(commands.Failed, match=r"does not answer after 0 s\. .*fireside\.log may say why"):
+        commands._wait_for_service(config.load({"data_dir": str(tmp_path)}, {}))
 
 
 def test_installing_writes_and_runs_and_removing_takes_away(tmp_path: Path) -> None:
@@ -59,10 +145,10 @@ def test_installing_writes_and_runs_and_removing_takes_away(tmp_path: Path) -> N
 
 
 def test_a_command_that_is_missing_or_fails_says_so(tmp_path: Path) -> None:
-    missing = service.Plan(None, "", (("no-such-command-here",),), ())
+    missing = service.Plan(tmp_path / "x", "", (("no-such-command-here",),), ())
     with pytest.raises(OSError, match="no-such-command-here is not there"):
         missing.install()
-    failing = service.Plan(None, "", ((sys.executable, "-c", "raise SystemExit('no bus')"),), ())
+    failing = service.Plan(tmp_path / "x", "", ((sys.executable, "-c", "raise SystemExit('no bus')"),), ())
     with pytest.raises(OSError, match="no bus"):
         failing.install()
 
