@@ -56,7 +56,7 @@ def test_the_task_scheduler_starts_it_at_the_logon_of_this_user_and_lets_it_run(
     python = cast(Any, PureWindowsPath(r"C:\Program Files\Py & more\python.exe"))
     data = PureWindowsPath(r"C:\Users\Jürgen\chats & <more>")
     plan = service.plan("win32", python, HOME, cast(Any, data), "S-1-5-21-1-2-3-1001")
-    assert plan.file == data / "task.xml"
+    assert str(plan.file) == str(data / "task.xml")
     task = "fireside-S-1-5-21-1-2-3-1001"
     assert plan.start == (
         ("schtasks", "/Create", "/F", "/TN", task, "/XML", str(plan.file)),
