@@ -131,12 +131,15 @@ def _hosts(value: Any) -> tuple[str, ...]:
 
 
 def _networks(value: Any) -> tuple[str, ...]:
-    """In a form that uvicorn takes: whatever else it is given it keeps, and never meets."""
+    """In a form that uvicorn takes: whatever else it is given it keeps, and never meets. One of IPv4 also as it is seen where
+    `host` is of IPv6, such as ::."""
     items = _texts(value)
     try:
-        return tuple(str(ipaddress.ip_network(item.strip("[]"), strict=False)) for item in items)
+        networks = [ipaddress.ip_network(item.strip("[]"), strict=False) for item in items]
     except ValueError:
         raise ValueError("addresses such as 172.18.0.2 or ::1, or networks such as 172.18.0.0/16") from None
+    mapped = [f"::ffff:{each.network_address}/{96 + each.prefixlen}" for each in networks if each.version == 4]
+    return (*map(str, networks), *mapped)
 
 
 def _setting(parse: Callable[[Any], Any], default: Any) -> Any:
