@@ -273,18 +273,19 @@ class Auth:
     async def start(self) -> None:
         """Find or make the bootstrap token while there is no user, and drop what time has ended."""
         await self.clean_up()
-        if await self.database.read(accounts.count_users) == 0:
-            file = self.config.data_dir / "bootstrap-token"
-            self.bootstrap_token = self.config.bootstrap_token or private_file(file, lambda: secrets.token_urlsafe(32))
+        begun = await self.database.read(accounts.count_users) > 0
+        if begun or self.config.bootstrap_token:
+            self._forget_bootstrap()  # of an earlier start: the one in the settings is in force, and in no file
+            self.bootstrap_token = "" if begun else self.config.bootstrap_token
         else:
-            self._forget_bootstrap()
+            self.bootstrap_token = private_file(self.config.bootstrap_file, lambda: secrets.token_urlsafe(32))
 
     async def clean_up(self) -> None:
         await self.database.write(accounts.delete_stale, *self._ages())
 
     def _forget_bootstrap(self) -> None:
         self.bootstrap_token = ""
-        (self.config.data_dir / "bootstrap-token").unlink(missing_ok=True)
+        self.config.bootstrap_file.unlink(missing_ok=True)
 
     def _ages(self) -> tuple[str, str]:
         return ago(days=self.config.session_idle_days), ago(days=self.config.session_days)

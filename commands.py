@@ -29,7 +29,6 @@ T = TypeVar("T")
 
 SERVICE_FILE = "service.json"
 PORT_FILE = "port"
-TOKEN_FILE = "bootstrap-token"  # auth.py makes it, and takes it away with the first account
 EVERYWHERE = ("0.0.0.0", "::")  # what listens there listens on all addresses
 PORTS_TRIED = 20  # from the one that is configured on, when that is taken
 START_SECONDS = 30.0  # that an installed service may take to answer, the first time
@@ -139,9 +138,8 @@ def address(host: str, port: int) -> str:
 
 def setup_link(settings: Config, url: str) -> str | None:
     """Where the first account is created, while there is none. A token from the settings is in no file, and never told."""
-    if not settings.bootstrap_token:
-        with contextlib.suppress(OSError):
-            return f"{url}/#setup={(settings.data_dir / TOKEN_FILE).read_text('utf-8')}"
+    with contextlib.suppress(OSError):
+        return f"{url}/#setup={settings.bootstrap_file.read_text('utf-8')}"
     return None
 
 

@@ -176,6 +176,11 @@ class Config:
     def database(self) -> Path:
         return self.data_dir / "fireside.db"
 
+    @property
+    def bootstrap_file(self) -> Path:
+        """Holds the token that was made at a start, until there is an account."""
+        return self.data_dir / "bootstrap-token"
+
 
 def default_data_dir() -> Path:
     return Path(platformdirs.user_data_dir("fireside", appauthor=False))

@@ -707,6 +707,14 @@ async def test_a_link_ends_with_the_password_that_was_there(running: Running, an
     assert code(refused) == (401, "INVALID_CREDENTIALS")
 
 
+async def test_a_token_from_the_settings_takes_the_place_of_one_that_was_made(tmp_path: Path) -> None:
+    async with Running(tmp_path, bootstrap_token=""):
+        assert (tmp_path / "bootstrap-token").exists()
+    async with Running(tmp_path) as running:
+        assert not (tmp_path / "bootstrap-token").exists()
+        await running.first()
+
+
 async def test_a_bootstrap_token_is_made_kept_private_and_gone_after_use(tmp_path: Path) -> None:
     data = tmp_path / "data"
     async with Running(data, bootstrap_token="") as running:
