@@ -460,20 +460,33 @@ async def test_a_copy_has_what_is_still_in_the_log(database: Database, tmp_path:
     for number in range(20):
         await database.write(add_pair, number)
     target = tmp_path / "copy.db"
-    target.write_bytes(b"an older copy")
-    await asyncio.to_thread(db.copy, database.path, target)
-    with opened(target) as connection:
-        assert pairs(connection) == set(range(20))
+    for _ in range(2):  # an older copy is replaced
+        await asyncio.to_thread(db.copy, database.path, target)
+        with opened(target) as connection:
+            assert pairs(connection) == set(range(20))
 
 
 def test_a_copy_of_a_damaged_file_is_not_made(tmp_path: Path) -> None:
     path, target = tmp_path / "fireside.db", tmp_path / "backups" / "copy.db"
-    path.write_bytes(DAMAGES["a page in the middle"](filled(path)))
-    target.parent.mkdir()
-    target.write_bytes(b"the copy of yesterday")
+    whole = filled(path)
+    db.copy(path, target)
+    yesterday = target.read_bytes()
+    path.write_bytes(DAMAGES["a page in the middle"](whole))
     with pytest.raises((DatabaseUnusable, sqlite3.DatabaseError)):
         db.copy(path, target)
-    assert target.read_bytes() == b"the copy of yesterday" and len(list(target.parent.iterdir())) == 1
+    assert target.read_bytes() == yesterday and len(list(target.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"notes of somebody", b"SQLite format 3\0" + bytes(200)])
+def test_a_copy_replaces_no_other_file(tmp_path: Path, content: bytes) -> None:
+    path, target = tmp_path / "fireside.db", tmp_path / "notes"
+    db.prepare(path)
+    target.write_bytes(content)
+    for file in (target, path):
+        before = file.read_bytes()
+        with pytest.raises(FileExistsError):
+            db.copy(path, file)
+        assert file.read_bytes() == before
 
 
 # ---- a full disk, a killed process

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 KILLS = int(os.environ.get("TRIALS", "100"))
 TERMS = max(KILLS // 2, 1)
 LANES = 4  # at a time, each with a Fireside of its own: most of a trial is waiting
-USERS = 3  # at a time, of one Fireside
+USERS = 2  # at a time, of one Fireside
 LOST_SECONDS = 1.0  # of an answer, at most, when the server is killed
 STOP_SECONDS = 5.0  # until a server that is told to stop is gone
 WORDS = 700  # of an answer, one every few milliseconds

@@ -34,13 +34,13 @@ def kills(size: int) -> Figures:
 
 PROOFS = (
     Proof("authz", "Nobody does what is not theirs to do", "cells", authz.prove, 700, ALL),
-    Proof("attacks", "Pages of others do and read nothing, in a real Chromium", "attacks", attacks.prove, 16, ALL),
+    Proof("attacks", "Pages of others do and read nothing, in a real Chromium", "attacks", attacks.prove, 12, ALL),
     Proof("races", "Of fifty at once one wins", "races", races.prove, 1, 5),
-    Proof("timing", "A login takes as long for a name that is not there", "logins", timing.prove, 25, 250),
+    Proof("timing", "A login takes as long for a name that is not there", "logins", timing.prove, 16, 250),
     Proof("secrets", "What is secret or private is found nowhere else", "looks", secrets.prove, 1, 1),
-    Proof("fuzz", "No request is too odd (hypothesis)", "requests", fuzz.prove, 400, 10_500),
+    Proof("fuzz", "No request is too odd (hypothesis)", "requests", fuzz.prove, 250, 10_500),
     Proof("schemathesis", "No request is too odd (schemathesis)", "requests", fuzz.by_schemathesis, 0, 11_500),
-    Proof("model", "The API does what a dictionary would", "steps", model.prove, 200, 2_500),
+    Proof("model", "The API does what a dictionary would", "steps", model.prove, 125, 2_500),
     Proof("kills", "What was acknowledged survives a kill", "trials", kills, 0, 200),
     Proof("full", "A full disk costs nothing that was acknowledged", "places", storage.full, 12, ALL),
     Proof("damaged", "A damaged file is refused or told, and restored", "files", storage.damaged, 8, 50),
