@@ -7,7 +7,6 @@ for all running generations together, at most SAVE_SECONDS behind. What a `done`
 
 import asyncio
 import contextlib
-import itertools
 import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -126,7 +125,7 @@ class Hub:
         if generation is not None and generation.user_id == user_id:
             return generation.log.follow(position, self.config.ping_seconds)
         recording = await self.database.read(queries.get_recording, user_id, generation_id)
-        return _joined(eventlog.replay(generation_id, recording, position))
+        return _readable(eventlog.replay(generation_id, recording, position))
 
     async def messages(self, user_id: int, conversation_id: int, limit: int, before: int | None) -> list[Message]:
         """queries.list_messages, with what has been written so far of an answer, whose row has no text before its end."""
@@ -247,6 +246,6 @@ def _report(failure: Exception) -> None:
         log.error("answers could not be saved", exc_info=failure)
 
 
-async def _joined(events: Iterator[bytes]) -> AsyncIterator[bytes]:
-    while batch := list(itertools.islice(events, eventlog.BACKLOG)):
-        yield b"".join(batch)
+async def _readable(events: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for batch in events:
+        yield batch

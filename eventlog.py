@@ -6,6 +6,7 @@ of n characters of the reasoning, an object any other event whole (docs/decision
 """
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
 from json.encoder import encode_basestring_ascii
@@ -40,6 +41,7 @@ class EventLog:
         self._entries: list[Entry] = []
         self._content: list[str] = []
         self._reasoning: list[str] = []
+        self._heads = _text_head("delta", generation_id), _text_head("reasoning", generation_id)
         self._spoke_at = 0.0  # loop time
         self._readers: set[asyncio.Future[bool]] = set()  # those who have all there is
 
@@ -57,23 +59,23 @@ class EventLog:
 
     def add(self, event: str, data: dict[str, Any]) -> None:
         self._entries.append({"event": event, "data": data})
-        frame = _frame(len(self._entries), event, self.generation_id, data)
+        frame = _frame(len(self._entries), event, self.generation_id, data).encode()
         self._frames.append(frame)
         self.size += len(frame)
         self.publish()
 
     def say(self, text: str) -> None:
         self._content.append(text)
-        self._text("delta", text, len(text))
+        self._text(self._heads[0], text, len(text))
 
     def think(self, text: str) -> None:
         self._reasoning.append(text)
-        self._text("reasoning", text, -len(text))
+        self._text(self._heads[1], text, -len(text))
 
-    def _text(self, event: str, text: str, entry: int) -> None:
+    def _text(self, head: str, text: str, entry: int) -> None:
         self._entries.append(entry)
         self.size += len(text) if text.isascii() else len(text.encode())
-        self._frames.append(_text_frame(len(self._entries), event, self.generation_id, text))
+        self._frames.append(_text_frame(len(self._entries), head, text).encode())
 
     def publish(self) -> None:
         """Wake the readers. What has come together is handed over together."""
@@ -118,7 +120,7 @@ class EventLog:
         try:
             if position > len(self._frames):
                 position = 0
-                yield _frame(None, "reset", self.generation_id, {})
+                yield _frame(None, "reset", self.generation_id, {}).encode()
             while True:
                 if position < len(self._frames):
                     events = self._frames[position : position + BACKLOG]
@@ -130,28 +132,36 @@ class EventLog:
                     waiting = loop.create_future()
                     self._readers.add(waiting)
                     if not await waiting:
-                        yield _frame(None, "ping", self.generation_id, {"ts": now()})
+                        yield _frame(None, "ping", self.generation_id, {"ts": now()}).encode()
         finally:
             timer.cancel()
             self._readers.discard(waiting)
 
 
 def replay(generation_id: str, recording: Recording, position: int) -> Iterator[bytes]:
-    """The events after `position` of an answer that has ended; all of them after a `reset` when that id was never saved."""
+    """The events after `position` of an answer that has ended, BACKLOG of them at a time; all of them after a `reset` when that id
+    was never saved."""
+    frames = _replayed(generation_id, recording, position)
+    while batch := "".join(itertools.islice(frames, BACKLOG)):
+        yield batch.encode()
+
+
+def _replayed(generation_id: str, recording: Recording, position: int) -> Iterator[str]:
     entries: list[Entry] = json.loads(recording.log)
     ids = [entry.get("id", n) if isinstance(entry, dict) else n for n, entry in enumerate(entries, 1)]
     if position and position not in ids:
         position = 0
         yield _frame(None, "reset", generation_id, {})
+    delta, reasoning = _text_head("delta", generation_id), _text_head("reasoning", generation_id)
     said = thought = 0
     for event_id, entry in zip(ids, entries, strict=True):
         if isinstance(entry, dict):
             frame = _frame(event_id, entry["event"], generation_id, entry["data"])
         elif entry > 0:
-            frame = _text_frame(event_id, "delta", generation_id, recording.content[said : said + entry])
+            frame = _text_frame(event_id, delta, recording.content[said : said + entry])
             said += entry
         else:
-            frame = _text_frame(event_id, "reasoning", generation_id, recording.reasoning[thought : thought - entry])
+            frame = _text_frame(event_id, reasoning, recording.reasoning[thought : thought - entry])
             thought -= entry
         if event_id > position:
             yield frame
@@ -165,13 +175,16 @@ def interrupted(recording: Recording) -> Recording:
     return Recording(recording.message_id, "interrupted", recording.content, recording.reasoning, json.dumps(entries))
 
 
-def _frame(event_id: int | None, event: str, generation_id: str, data: dict[str, Any]) -> bytes:
+def _frame(event_id: int | None, event: str, generation_id: str, data: dict[str, Any]) -> str:
     """One server-sent event. JSON in ASCII: some readers end lines at U+2028 too."""
     head = "" if event_id is None else f"id: {event_id}\n"
-    return f"{head}event: {event}\ndata: {json.dumps({'generation_id': generation_id, **data})}\n\n".encode()
+    return f"{head}event: {event}\ndata: {json.dumps({'generation_id': generation_id, **data})}\n\n"
 
 
-def _text_frame(event_id: int, event: str, generation_id: str, text: str) -> bytes:
-    """The same in a third of the time, for there is one a token."""
-    head = f'id: {event_id}\nevent: {event}\ndata: {{"generation_id": "{generation_id}", "delta": '
-    return f"{head}{encode_basestring_ascii(text)}}}\n\n".encode()
+def _text_head(event: str, generation_id: str) -> str:
+    return f'\nevent: {event}\ndata: {{"generation_id": "{generation_id}", "delta": '
+
+
+def _text_frame(event_id: int, head: str, text: str) -> str:
+    """The same in a fifth of the time, for there is one a token."""
+    return f"id: {event_id}{head}{encode_basestring_ascii(text)}}}\n\n"
