@@ -35,7 +35,8 @@ def _content(turns: list[Turn]) -> str | list[dict[str, Any]]:
 
 
 def _parts(turn: Turn) -> Iterator[dict[str, Any]]:
-    yield {"type": "text", "text": turn.content}
+    if turn.content:
+        yield {"type": "text", "text": turn.content}
     for image in turn.images:
         url = f"data:{image.media_type};base64,{base64.b64encode(image.data).decode()}"
         yield {"type": "image_url", "image_url": {"url": url}}

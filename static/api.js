@@ -180,9 +180,14 @@ async function send(method, path, body, signal, again = true) {
   }
   if (problem.code === "AUTH_REQUIRED") tell("signed-out");
   throw new ApiError(
-    response.status, problem.code ?? "", problem.message ?? `The server answered ${response.status}.`,
+    response.status, problem.code ?? "", readable(problem.message ?? `The server answered ${response.status}.`),
     Number(response.headers.get("Retry-After")) || null,
   );
+}
+
+/** A field that is wrong stands first, as the API has it: "new_password: is too short". */
+function readable(message) {
+  return message.replace(/^([a-z])([a-z_]*): (?=is |must )/, (_, first, rest) => `${first.toUpperCase()}${rest.replaceAll("_", " ")} `);
 }
 
 function lost(error, signal) {

@@ -82,6 +82,7 @@ export class Composer {
   open(conversationId) {
     this.#elsewhere.set(this.#conversationId, this.#attached);
     this.#attached = this.#elsewhere.get(conversationId) ?? [];
+    this.#elsewhere.delete(conversationId);
     this.#conversationId = conversationId;
     this.area.value = localStorage.getItem(draftKey(conversationId)) ?? "";
     this.#grow();
@@ -109,7 +110,7 @@ export class Composer {
   /** Whether the model sees images; null where its server does not say: then one may try; undefined while there is no model. */
   set vision(sees) {
     this.#sees = sees || sees === null;
-    if (sees === false && this.#attached.some(({ data }) => data)) {
+    if (sees === false && this.#images.length) {
       this.#attached = this.#attached.filter(({ data }) => !data);
       toast("This model sees no images: they were taken out.");
     }
@@ -146,6 +147,14 @@ export class Composer {
     return [this.area.value.trim(), ...attached.map(({ block }) => block)].filter(Boolean).join("\n\n");
   }
 
+  get #images() {
+    return this.#attached.filter(({ data }) => data);
+  }
+
+  get #empty() {
+    return !this.#content() && !this.#images.length;
+  }
+
   /** Whether this is what one has before oneself. */
   get #present() {
     return this.node.isConnected && !document.querySelector("dialog[open]");
@@ -173,7 +182,7 @@ export class Composer {
     const content = this.#content();
     const fits = content.length <= MAX_CHARACTERS;
     if (!fits) toast(`Too long: ${number(content.length)} characters, and a message takes ${number(MAX_CHARACTERS)}.`);
-    return content !== "" && fits && this.send(content, this.#attached.filter(({ data }) => data));
+    return fits && !this.#empty && this.send(content, this.#images);
   }
 
   #key(event) {
@@ -224,7 +233,7 @@ export class Composer {
       this.button.setAttribute("aria-label", label);
       this.button.title = this.#busy ? "Stop (Esc)" : "Send (Enter)";
     }
-    this.button.disabled = !this.#busy && !this.#content();
+    this.button.disabled = !this.#busy && this.#empty;
     this.chips.replaceChildren(...this.#attached.map((one) => h("span", { class: "chip" },
       icon(one.data ? "image" : "file"), h("span", {}, one.name),
       iconButton("close", `Remove ${one.name}`, () => {

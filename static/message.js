@@ -103,7 +103,7 @@ class Answer {
 
   /** What a screen reader says when the answer is done. */
   get spoken() {
-    if (this.message.status !== "complete") return `The answer ended. ${this.#note.textContent}`;
+    if (this.message.status !== "complete") return `The answer ended. ${this.#note.querySelector("p")?.textContent ?? ""}`;
     return `Answer finished. ${this.#markdown.node.textContent.slice(0, 2000)}`;
   }
 

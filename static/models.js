@@ -5,6 +5,7 @@ import { button, copyButton, h, icon, toast } from "./dom.js";
 
 const CHOICE = "fireside.model"; // the last model picked in this browser, for new conversations
 const LOOK_EVERY = 3000; // ms, while there is no model, one is loading, or the server of one does not answer
+const LOOK_SELDOM = 15_000; // ms, while another server does not answer
 
 /** As GET /providers last told; null until it has. */
 export let providers = null;
@@ -37,8 +38,9 @@ async function ask() {
   } finally {
     const changing = ({ id, state }) => state === "loading" || (id === busy && state === "not-loaded");
     const unsure = ({ online, models }) => models.some((model) => !online || changing(model));
-    const waiting = !anyModel() || providers?.some(unsure);
-    if (waiting && session.user) timer = setTimeout(look, LOOK_EVERY);
+    const soon = !anyModel() || providers?.some(unsure);
+    const waiting = soon || providers?.some(({ online }) => !online);
+    if (waiting && session.user) timer = setTimeout(look, soon ? LOOK_EVERY : LOOK_SELDOM);
   }
 }
 

@@ -72,13 +72,17 @@ async function account(place) {
   const current = passwordField("Current password", "current-password");
   const fresh = passwordField("New password, 12 characters or more", "new-password", 12);
   const told = h("p", { class: "faint", role: "status" });
+  const rows = h("ul", { class: "rows" }, sessions.map(sessionRow));
   const onsubmit = async (event) => {
     event.preventDefault();
     try {
       await post("/auth/password", { current_password: current.field.value, new_password: fresh.field.value });
       event.target.reset();
+      told.className = "faint";
       told.textContent = "Changed. All other sessions have ended.";
+      rows.replaceChildren(...sessions.filter((one) => one.current).map(sessionRow));
     } catch (error) {
+      told.className = "error";
       told.textContent = error.message;
     }
   };
@@ -87,8 +91,7 @@ async function account(place) {
     h("form", { class: "stack", onsubmit },
       h("input", { type: "text", autocomplete: "username", value: session.user.username, hidden: true }),
       current.node, fresh.node, h("div", { class: "row" }, h("button", { type: "submit" }, "Change password"), told)),
-    h("h3", {}, "Where you are signed in"),
-    h("ul", { class: "rows" }, sessions.map(sessionRow)));
+    h("h3", {}, "Where you are signed in"), rows);
 }
 
 function passwordField(label, autocomplete, minlength = null) {

@@ -76,6 +76,11 @@ def test_images_go_as_data_urls_after_their_text() -> None:
     ]
 
 
+def test_an_image_alone_has_no_empty_text_beside_it() -> None:
+    [sent] = prompt.messages(Prompt("", [question("", PIXEL)]), 0)
+    assert [part["type"] for part in sent["content"]] == ["image_url"]
+
+
 @pytest.mark.parametrize("pictured", [0, 1])
 def test_questions_are_joined_with_their_images(pictured: int) -> None:
     turns = [question("one", *[PIXEL] * (pictured == 0)), question("two", *[PIXEL] * (pictured == 1))]

@@ -632,6 +632,9 @@ def test_texts_are_attached_as_blocks_headed_by_their_names(
     blocks = "notes.md:\n````md\n# Été\n```\ncode\n```\n````\n\npeople.CSV:\n```csv\nnaïve;1\n```"
     assert lmstudio.chats[-1]["messages"][-1]["content"] == f"What is this?\n\n{blocks}"
     expect(chips).to_have_count(0)
+    page.locator(".sidebar .new").click()
+    expect(page.locator(".welcome")).to_be_visible()
+    expect(chips).to_have_count(0)  # what was sent from a new chat is not in the next one
 
     # Alone they are a message too.
     files.set_input_files(tmp_path / "LICENSE")
@@ -641,6 +644,20 @@ def test_texts_are_attached_as_blocks_headed_by_their_names(
     page.get_by_role("textbox", name="Message").fill("x" * 200_001)
     page.keyboard.press("Enter")
     expect(toast).to_have_text("Too long: 200,001 characters, and a message takes 200,000.")
+
+
+def test_an_image_alone_is_a_message(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream, tmp_path: Path
+) -> None:
+    visit, client = at_studio
+    (tmp_path / "dot.png").write_bytes(PNG)
+    page = visit.open(f"/#/c/{new(client, model='qwen2.5-vl-7b-instruct', provider_id='lmstudio')}")
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    page.get_by_label("Files to attach").set_input_files(tmp_path / "dot.png")
+    page.get_by_role("button", name="Send").click()
+    answered(page)
+    expect(page.locator(".message.user img")).to_be_visible()
+    assert [part["type"] for part in lmstudio.chats[-1]["messages"][-1]["content"]] == ["image_url"]
 
 
 def test_files_are_dropped_and_pasted(at_studio: tuple[Watched, httpx.Client]) -> None:

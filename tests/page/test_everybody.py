@@ -126,6 +126,22 @@ def test_nothing_is_cut_off_at_the_side(
         assert (tab, section.evaluate(cut)) == (tab, 0)
 
 
+def test_the_list_takes_the_keyboard_in_a_narrow_window_as_it_moves_in(
+    studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched]
+) -> None:
+    watched = visitor(studio, bea, viewport={"width": 700, "height": 800}, reduced_motion="no-preference")
+    page = watched.open(f"/#/c/{new(bea, title='Narrow')}")
+    expect(page.get_by_role("textbox", name="Message")).to_be_focused()
+    page.keyboard.press("Control+k")
+    page.keyboard.type("narrow")
+    expect(page.get_by_role("searchbox", name="Search conversations")).to_have_value("narrow")
+    for _ in range(2):  # out of the search, out of the list
+        page.keyboard.press("Escape")
+    expect(page.locator(".sidebar")).not_to_be_visible()
+    page.get_by_role("button", name="Conversations").click()
+    expect(page.locator(".sidebar")).to_be_focused()
+
+
 def test_code_is_copied_also_where_the_page_came_over_plain_http(
     at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
 ) -> None:

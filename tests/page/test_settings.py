@@ -31,6 +31,23 @@ def test_while_no_server_is_found_the_page_says_what_to_do_and_goes_on_by_itself
             expect(page.get_by_role("heading", name="No model server yet")).to_be_hidden()
 
 
+def test_a_server_that_appears_beside_another_is_noticed(
+    tmp_path: Path, visitor: Callable[..., Watched], lmstudio: Upstream
+) -> None:
+    """The one that is there has a model, so nothing is missing."""
+    with Upstream() as reserved:
+        port = reserved.port
+    other = f'[[providers]]\nid = "box"\nkind = "openai"\nname = "Box"\nurl = "{lmstudio.url}/v1"\n'
+    with Fireside(tmp_path, NO_ENGINE + other, lmstudio_url=f"http://127.0.0.1:{port}") as fireside:
+        visit = visitor(fireside, fireside.first())
+        visit.context.clock.install()
+        page = visit.open()
+        expect(page.get_by_role("button", name="Model: llama-3.2-3b-instruct")).to_be_visible()
+        with Upstream(port=port):
+            page.clock.fast_forward(16_000)
+            expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
+
+
 def test_lm_studio_on_this_computer_is_started_by_a_click(
     tmp_path: Path, visitor: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,10 +224,18 @@ def test_a_session_is_ended_from_another_and_the_password_changed(
     other.get_by_role("textbox", name="Message").fill("Never lost")
     other.keyboard.press("Enter")
     expect(other.get_by_role("button", name="Sign in")).to_be_visible()
+    good(studio.client().post("/auth/login", json={"username": name, "password": PASSWORD}))
+    page.get_by_role("tab", name="General").click()
+    page.get_by_role("tab", name="Account").click()
+    expect(page.locator(".rows li")).to_have_count(2)
     page.get_by_label("Current password").fill(PASSWORD)
+    page.get_by_label("New password, 12 characters or more").fill(PASSWORD)
+    page.get_by_role("button", name="Change password").click()
+    expect(page.get_by_text("New password is the one that you have")).to_be_visible()
     page.get_by_label("New password, 12 characters or more").fill("another long phrase")
     page.get_by_role("button", name="Change password").click()
     expect(page.get_by_text("Changed. All other sessions have ended.")).to_be_visible()
+    expect(page.locator(".rows li")).to_have_count(1)
     other.get_by_label("Name").fill(name)
     other.get_by_label("Password", exact=True).fill("another long phrase")
     other.keyboard.press("Enter")
