@@ -204,8 +204,11 @@ def reset_password(options: dict[str, Any]) -> int:
     """Set a new password; all sessions of the user end."""
     settings = config.load(options)
     if sys.stdin.isatty():
-        password = getpass.getpass("New password: ")
-        if getpass.getpass("Once more: ") != password:
+        try:
+            password, again = getpass.getpass("New password: "), getpass.getpass("Once more: ")
+        except EOFError:
+            raise Failed("No password was given. Nothing was changed.") from None
+        if again != password:
             raise Failed("The two are not the same. Nothing was changed.")
     else:
         password = sys.stdin.readline().rstrip("\r\n")
@@ -226,6 +229,8 @@ def reset_password(options: dict[str, Any]) -> int:
 def backup(options: dict[str, Any]) -> int:
     """Write a consistent copy of the database, also while it is in use."""
     settings, target = config.load(options), Path(options["file"]).absolute()
+    if not target.parent.is_dir():  # a disk that is not plugged in
+        raise Failed(f"{target.parent}: there is no such folder. Make it first, or name another file.")
     running = find_service(settings)
     if running:
         running.post("backup", {"file": str(target)})
@@ -360,8 +365,8 @@ def import_(options: dict[str, Any]) -> int:
     if sys.stderr.isatty():
         print(file=sys.stderr)
     print(
-        f"{report['conversations']} conversations and {report['messages']} messages added, "
-        f"{report['unchanged']} conversations were here already."
+        f"Added: {report['conversations']} conversations, {report['messages']} messages."
+        f" Here already: {report['unchanged']} conversations."
     )
     for skipped in report["skipped"]:
         print(f"skipped {skipped['file']}: {skipped['reason']}", file=sys.stderr)

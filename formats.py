@@ -50,7 +50,7 @@ def decode(data: bytes) -> Any:
     except RecursionError:
         raise Unreadable("is nested too deeply") from None
     except ValueError as error:
-        raise Unreadable(f"is not valid JSON: {error}"[:200]) from None
+        raise Unreadable(f"is not valid JSON, or a zip of it: {error}"[:200]) from None
 
 
 def _finite(text: str) -> float | None:

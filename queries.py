@@ -7,6 +7,7 @@ NotFound, just as one that does not exist. Ids are whole numbers below 2**63; te
 
 import contextlib
 import json
+import re
 import sqlite3
 import unicodedata
 import uuid
@@ -174,7 +175,9 @@ def title_key(title: str) -> str:
 
 def title_from(text: str) -> str:
     """The first words of a message, at most 60 characters of them; of code that it brings only if it says nothing else."""
-    words, _, code = text[:400].partition("```")
+    words, fence, code = text[:400].partition("```")
+    if fence:  # that of a file is headed by the file's name
+        words = re.sub(r"\n\n[^\n]+\.\w+:\s*\Z", "", words).strip().removesuffix(":")
     line = " ".join((words.strip() or code).split())
     if len(line) <= 60:
         return line or UNTITLED

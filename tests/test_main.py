@@ -588,6 +588,7 @@ def test_a_backup_or_export_that_cannot_be_written_says_where_and_why(tmp_path: 
     there = "is there already, and is no"
     refusals = {
         ("backup", tmp_path / "a folder"): "Is a directory",
+        ("backup", tmp_path / "nowhere" / "x.db"): None,
         ("backup", tmp_path / "notes.txt"): f"{there} backup",
         ("backup", database): f"{there} backup",
         ("export", tmp_path / "notes.txt"): f"{there} earlier export. Name another file.",
@@ -599,7 +600,8 @@ def test_a_backup_or_export_that_cannot_be_written_says_where_and_why(tmp_path: 
         for (command, file), why in refusals.items():
             done = run(command, str(file), "--data-dir", str(data))
             assert (done.returncode, done.stdout) == (1, "")
-            assert done.stderr == f"fireside: {file}: {why}\n"
+            unplugged = f"{file.parent}: there is no such folder. Make it first, or name another file."
+            assert done.stderr == f"fireside: {f'{file}: {why}' if why else unplugged}\n"
         assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
         for command in ("backup", "export"):
             for _ in range(2):  # an earlier one of its own is replaced

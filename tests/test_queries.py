@@ -315,6 +315,8 @@ def test_a_title_follows_the_first_message_until_somebody_names_it(tx: Tx) -> No
         ("\n \t", queries.UNTITLED),
         ("Hello, " + "y" * 100, "Hello, " + "y" * 52 + "…"),
         ("日本" * 50, "日本" * 29 + "日…"),
+        ("What is in it?\n\nmy notes.md:\n```md\nmilk\n```", "What is in it?"),
+        ("my notes.md:\n```md\nmilk\n```", "my notes.md"),
         ("Why does this fail?\n\n```python\nprint(1/0)\n```", "Why does this fail?"),
         ("```\nprint(1/0)", "print(1/0)"),
     ],
