@@ -23,7 +23,7 @@ export class Chat {
   #counted = null; // {id, above}: a message, and how many lie above it, on every branch
   #older = null; // the promise of the page above that is being loaded
   #asking = false; // a question is on its way, or the wish for another answer
-  #unsent = { text: "", clientId: "" };
+  #unsent = { text: null, clientId: "" };
   #reader = null; // {controller, generationId, messageId, after, phase, stop, stopping} of the stream that is being read
   #left = null; // {generationId, messageId, after} where one was left whose answer is still shown
   #ended = null; // the generation whose `done` was read last
@@ -165,7 +165,7 @@ export class Chat {
       const message = { content: text, parent_id: parentId, client_id: this.#unsent.clientId };
       if (attached.length) message.images = attached.map(({ media_type, data }) => ({ media_type, data }));
       await post(`/conversations/${id}/messages`, message);
-      this.#unsent = { text: "", clientId: "" };
+      this.#unsent = { text: null, clientId: "" };
       const source = { path: `/conversations/${id}/stream`, body: asked(choice) };
       if (id === this.id) {
         this.scroller.toEnd();
