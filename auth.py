@@ -413,8 +413,6 @@ class Auth:
             found = await self.database.read(accounts.get_password, identity.user.username)
             if found is None or not await self._verify(found[1], current):
                 raise InvalidCredentials("The current password is wrong.")
-        if new == current:
-            raise Invalid("new_password: is the one that you have")
         check_password(new, identity.user.username, "new_password")
         password_hash = await self._hash(new)
         await self.database.write(
