@@ -186,5 +186,5 @@ def _text_head(event: str, generation_id: str) -> str:
 
 
 def _text_frame(event_id: int, head: str, text: str) -> str:
-    """The same in a fifth of the time, for there is one a token."""
+    """The same without json.dumps, for there is one a token."""
     return f"id: {event_id}{head}{encode_basestring_ascii(text)}}}\n\n"
