@@ -119,9 +119,10 @@ def test_hostile_answers_are_text_while_they_stream(
     whole = "\n\n".join(PAYLOADS)
     gates = [Gate() for _ in range(12)]
     size = len(whole) // len(gates) + 1
-    steps: list[script.Step] = [script.split(7)]
+    steps: list[script.Step] = []
     for at, gate in enumerate(gates):
-        steps += [text(*whole[at * size : (at + 1) * size]), reasoning(PAYLOADS[at]), pause(gate)]
+        pieces = re.findall(".{1,3}", whole[at * size : (at + 1) * size], re.DOTALL)
+        steps += [text(*pieces), reasoning(PAYLOADS[at]), pause(gate)]
     lmstudio.enqueue(*steps, finish(), usage(9, 9), DONE)
     ask(page, "Go on")
     for gate in gates:

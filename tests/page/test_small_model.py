@@ -79,7 +79,7 @@ def test_an_edited_question_branches_and_the_first_one_stays(at_home: tuple[Watc
 
 def test_a_reload_takes_up_the_answer_where_it_is(at_home: tuple[Watched, httpx.Client]) -> None:
     visit, client = at_home
-    chat = new(client, settings={"temperature": 0, "seed": 1, "max_tokens": 120})
+    chat = new(client, settings={"temperature": 0, "seed": 1, "max_tokens": 90})
     page = visit.open(f"/#/c/{chat}")
     ask(page, STORY)
     expect(page.locator(".message.assistant .markdown")).to_contain_text(re.compile(r"\w+ \w+ \w+"))
@@ -99,7 +99,7 @@ def test_a_second_tab_follows_the_same_answer_and_what_is_done_in_the_first(
     at_home: tuple[Watched, httpx.Client],
 ) -> None:
     visit, client = at_home
-    chat = new(client, settings={"temperature": 0, "seed": 1, "max_tokens": 150})
+    chat = new(client, settings={"temperature": 0, "seed": 1, "max_tokens": 40})
     first, second = visit.open(f"/#/c/{chat}"), visit.open(f"/#/c/{chat}")
     expect(second.locator(".top .title")).to_have_text("New conversation")
     ask(first, STORY)
