@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from . import queries, transcript
+from . import archive, queries, transcript
+from .archive import Origin
 from .db import Database, Tx, now
 from .errors import FiresideError, NotFound
-from .queries import Origin
 from .source import Skipped, Source
 from .transcript import Conversation, Generation, Image, Message, Unreadable
 
@@ -149,8 +149,8 @@ def _add_all(
 ) -> list[tuple[bool, int, str]]:
     """For each whether it is new here, how many messages it brought, and why it did not go in."""
     times = [conversation.created_at for conversation in conversations if conversation.source is None]
-    made_here = queries.list_made_at(tx, user_id, times) if times else []
-    with queries.importing(tx, user_id):
+    made_here = archive.list_made_at(tx, user_id, times) if times else []
+    with archive.importing(tx, user_id):
         return [_add(tx, user_id, conversation, made_here, read_image) for conversation in conversations]
 
 
@@ -158,14 +158,14 @@ def _add(
     tx: Tx, user_id: int, conversation: Conversation, made_here: list[Origin], read_image: ReadImage
 ) -> tuple[bool, int, str]:
     try:
-        with queries.savepoint(tx):
+        with archive.savepoint(tx):
             known = _known(tx, user_id, conversation, made_here)
             if known and known.deleted_at:
                 return False, 0, ""
             if known:
                 return False, _grow(tx, known.id, conversation, read_image), ""
             row = _columns(conversation) | {"settings": json.dumps(conversation.settings)}
-            added = queries.add_imported_conversation(tx, user_id, row)
+            added = archive.add_conversation(tx, user_id, row)
             messages = _grow(tx, added, conversation, read_image)
             if conversation.source is None:
                 made_here.append(_origin(added, conversation))
@@ -184,7 +184,7 @@ def _origin(conversation_id: int, conversation: Conversation) -> Origin:
 def _known(tx: Tx, user_id: int, conversation: Conversation, made_here: list[Origin]) -> Origin | None:
     """The conversation that this one is, if it is here. One begun in Fireside is known by when and how it began."""
     if conversation.source is not None:
-        return queries.get_imported(tx, user_id, conversation.source)
+        return archive.get_imported(tx, user_id, conversation.source)
     its = _origin(0, conversation)
     for origin in made_here:
         if origin.created_at == its.created_at and (
@@ -196,7 +196,7 @@ def _known(tx: Tx, user_id: int, conversation: Conversation, made_here: list[Ori
 
 def _grow(tx: Tx, conversation_id: int, conversation: Conversation, read_image: ReadImage) -> int:
     """Add the messages that are not there yet, and show the new path unless something was written here. Returns how many."""
-    here = {key: id for id, key in _keys(queries.list_message_origins(tx, conversation_id)).items()}
+    here = {key: id for id, key in _keys(archive.list_message_origins(tx, conversation_id)).items()}
     keys = _keys((m.id, m.source, m.created_at, m.role) for m in conversation.messages)
     written_here = here.keys() - keys.values()
     added = 0
@@ -207,7 +207,7 @@ def _grow(tx: Tx, conversation_id: int, conversation: Conversation, read_image: 
             added += 1
     if added:
         leaf = None if written_here else keys.get(conversation.active_message_id or 0)
-        queries.set_imported(tx, conversation_id, conversation.updated_at, here[leaf] if leaf else None)
+        archive.set_imported(tx, conversation_id, conversation.updated_at, here[leaf] if leaf else None)
     return added
 
 
@@ -231,7 +231,7 @@ def _add_message(
     row = _columns(message) | {"parent_id": parent_id}
     for column in ("token_usage", "stats", "error"):
         row[column] = None if row[column] is None else json.dumps(row[column])
-    message_id = queries.add_imported_message(tx, conversation_id, row)
+    message_id = archive.add_message(tx, conversation_id, row)
     for position, image in enumerate(message.images):
         data = image.data or read_image(image.file)
         kind = transcript.image_type(data)
@@ -245,7 +245,7 @@ def _add_message(
             "params": json.dumps(message.generation.params),
             "log": json.dumps(log),
         }
-        queries.add_imported_generation(tx, message.generation.id, message_id, fields)
+        archive.add_generation(tx, message.generation.id, message_id, fields)
     return message_id
 
 
@@ -290,7 +290,7 @@ async def export_conversation(
     for image, image_id in images:
         image.file = ""
         if format == "json":
-            image.data = await database.read(queries.get_image_data, image_id)
+            image.data = await database.read(archive.get_image_data, image_id)
     if format == "json":
         return transcript.file_name(conversation, ".json"), await asyncio.to_thread(_json, conversation)
     return transcript.file_name(conversation, ".md"), "".join(transcript.markdown(conversation)).encode()
@@ -303,30 +303,30 @@ def _json(conversation: Conversation) -> bytes:
 async def export_zip(database: Database, user_id: int) -> AsyncGenerator[bytes, None]:
     """All of a user's conversations, also those in the bin, a conversation at a time."""
     pipe = _Pipe()
-    archive = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
-    archive.writestr(_entry("README.txt", now()), README)
-    for conversation_id, deleted in await database.read(queries.list_conversation_ids, user_id):
+    zipped = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
+    zipped.writestr(_entry("README.txt", now()), README)
+    for conversation_id, deleted in await database.read(archive.list_conversation_ids, user_id):
         try:
             conversation, images = await database.read(_load, user_id, conversation_id, deleted)
             for image, image_id in images:
-                data = await database.read(queries.get_image_data, image_id)
-                await asyncio.to_thread(archive.writestr, _entry(image.file, conversation.updated_at, False), data)
+                data = await database.read(archive.get_image_data, image_id)
+                await asyncio.to_thread(zipped.writestr, _entry(image.file, conversation.updated_at, False), data)
                 yield pipe.take()
         except NotFound:
             continue  # it was purged, restored or deleted meanwhile
-        await asyncio.to_thread(_write, archive, conversation, conversation_id)
+        await asyncio.to_thread(_write, zipped, conversation, conversation_id)
         if pipe.size >= EXPORT_CHUNK:
             yield pipe.take()
-    archive.close()
+    zipped.close()
     yield pipe.take()
 
 
-def _write(archive: zipfile.ZipFile, conversation: Conversation, conversation_id: int) -> None:
+def _write(zipped: zipfile.ZipFile, conversation: Conversation, conversation_id: int) -> None:
     folder = "bin" if conversation.deleted_at else "conversations"
     name = f"{folder}/{transcript.file_name(conversation, f' {conversation_id}')}"
     text = "".join(transcript.markdown(conversation, "../"))
-    archive.writestr(_entry(f"{name}.md", conversation.updated_at), text)
-    archive.writestr(_entry(f"{name}.json", conversation.updated_at), _json(conversation))
+    zipped.writestr(_entry(f"{name}.md", conversation.updated_at), text)
+    zipped.writestr(_entry(f"{name}.json", conversation.updated_at), _json(conversation))
 
 
 def _entry(name: str, moment: str, deflate: bool = True) -> zipfile.ZipInfo:
@@ -364,16 +364,16 @@ def _load(
     tx: Tx, user_id: int, conversation_id: int, deleted: bool = False
 ) -> tuple[Conversation, list[tuple[Image, int]]]:
     """A conversation as it is in this moment, and its images with their ids."""
-    row = queries.get_whole_conversation(tx, user_id, conversation_id, deleted)
-    made = {generation["message_id"]: generation for generation in queries.list_generations(tx, conversation_id)}
+    row = queries.owned(tx, user_id, conversation_id, deleted)
+    made = {generation["message_id"]: generation for generation in archive.list_generations(tx, conversation_id)}
     images: dict[int, list[tuple[Image, int]]] = {}
-    for found in queries.list_images(tx, conversation_id):
+    for found in archive.list_images(tx, conversation_id):
         ending = found["media_type"].removeprefix("image/")
         file = f"images/{found['message_id']}-{found['position']}.{ending}"
         images.setdefault(found["message_id"], []).append((Image(found["media_type"], file=file), found["id"]))
     messages = [
         _message(message, made.get(message["id"]), [image for image, _ in images.get(message["id"], ())])
-        for message in queries.list_whole_messages(tx, conversation_id)
+        for message in archive.list_whole_messages(tx, conversation_id)
     ]
     columns = {name: value for name, value in dict(row).items() if name not in ("id", "user_id", "title_key")}
     columns |= {"named": bool(row["named"]), "pinned": bool(row["pinned"]), "settings": json.loads(row["settings"])}
