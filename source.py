@@ -24,7 +24,9 @@ from .transcript import Conversation, Image, Unreadable, clean, image_type
 
 CHUNK = 256 * 1024  # bytes read at a time
 MAX_CONVERSATION = 64 * 1024 * 1024  # bytes of JSON
-MAX_MESSAGES = 50_000  # of one conversation: it goes in at once, and everybody waits for it
+MAX_MESSAGES = (
+    50_000  # of one conversation: what an import adds to it later goes in at once, and everybody waits for it
+)
 MAX_FILE = 4 * 1024**3  # bytes, unpacked
 MAX_ARCHIVE = 32 * 1024**3  # bytes, unpacked
 MAX_DIRECTORY = 32 * 1024 * 1024  # bytes of a zip's list of files: read at once, and ten times that in memory
@@ -129,7 +131,7 @@ class Source:
 
     def image(self, file: str) -> bytes:
         """The bytes of an image that a conversation names. Raises Unreadable."""
-        name = file if file in self._members else self._mentioned.get(PurePosixPath(file).name)
+        name = self._member(file)
         try:
             if name is None or self._size(name) > min(MAX_IMAGE, self._images_left):
                 raise Unreadable(f"its image {file[:100]} is missing or too large")
@@ -138,6 +140,17 @@ class Source:
                 return opened.read(MAX_IMAGE)
         except _BROKEN as error:
             raise Unreadable(f"its image {file[:100]} cannot be read") from error
+
+    def image_size(self, file: str) -> int:
+        """Bytes of an image that a conversation names, 0 where there is none."""
+        name = self._member(file)
+        try:
+            return self._size(name) if name else 0
+        except _BROKEN:
+            return 0
+
+    def _member(self, file: str) -> str | None:
+        return file if file in self._members else self._mentioned.get(PurePosixPath(file).name)
 
     def _find(self, mention: str) -> Image | None:
         for key in _mentions(mention.rpartition("://")[2]):
