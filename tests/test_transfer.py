@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fireside import accounts, archive, db, queries, search, transfer
+from fireside import accounts, archive, db, queries, search, source, transfer
 from fireside.db import Database, open_database
 from fireside.errors import NotFound, StorageUnavailable
 from fireside.queries import Begun, Recording, Wanted
@@ -736,6 +736,21 @@ async def test_one_conversation_as_json_has_its_images_in_it(
     assert await other.read(dump, heir) == await database.read(dump, ann)
 
 
+async def test_one_conversation_as_json_is_imported_however_many_images_it_has(
+    database: Database, other: Database, ann: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "MAX_CONVERSATION", 1_000_000)
+    conversation = await database.write(queries.add_conversation, ann, {"title": "Cats"})
+    for number in range(8):
+        image = queries.Image("image/png", png(number) + bytes(1_000_000 + number))
+        await database.write(queries.add_message, ann, conversation.id, "Look", images=[image])
+    path = tmp_path / "x.json"
+    path.write_bytes((await export_conversation(database, ann, conversation.id, "json"))[1])
+    heir = await somebody(other)
+    assert await peak(lambda: bring(other, heir, path)) < 8_000_000 < path.stat().st_size
+    assert await other.read(dump, heir) == await database.read(dump, ann)
+
+
 async def test_what_is_not_ones_own_is_not_exported(database: Database, ann: int, tmp_path: Path) -> None:
     conversation = await database.write(queries.add_conversation, ann, {"title": "Secret"})
     bob = await somebody(database)
@@ -777,9 +792,9 @@ async def peak(work: Callable[[], Any]) -> int:
 
 
 def batches(path: Path) -> list[int]:
-    with contextlib.closing(Source(path)) as source:
-        found = iter(source)
-        return [len(batch) for batch in iter(lambda: transfer._take(found, source), [])]
+    with contextlib.closing(Source(path)) as opened:
+        found = iter(opened)
+        return [len(batch) for batch in iter(lambda: transfer._take(found, opened), [])]
 
 
 async def test_a_long_file_is_read_in_batches(tmp_path: Path) -> None:
