@@ -3,11 +3,13 @@
 import argparse
 import asyncio
 import contextlib
+import difflib
 import errno
 import json
 import logging
 import logging.handlers
 import os
+import re
 import signal
 import socket
 import sys
@@ -41,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(AttributeError, ValueError):
             getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")  # consoles on Windows are not
     os.umask(0o077)  # whatever is written is its owner's alone
-    options = vars(_parser().parse_args(arguments))
-    command = options.pop("command", "serve")
     try:
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        command = options.pop("command", "serve")
         if command == "serve":
             return serve(options)
         from . import commands
@@ -69,13 +71,47 @@ def _told(error: Exception) -> str:
     return str(error)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """Exits with a line on what is wrong. Raises ConfigError for an option that there is not: argparse would take the next word,
+    the value that was meant for it, for the command."""
+    parser, commands = _parser()
+    try:
+        found, unknown = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        without_commands = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+        without_commands.add_argument("--help", "-h", "--version", action="store_true")
+        _options(without_commands)
+        with contextlib.suppress(argparse.ArgumentError):
+            _, unknown = without_commands.parse_known_args(arguments)
+            if unknown[0].startswith("-"):
+                raise _no_such_option(unknown[0], parser) from None
+        parser.error(str(error))
+    chosen = next((commands[word] for word in arguments if word in commands), parser)
+    for word in unknown:
+        if word.startswith("-"):
+            raise _no_such_option(word, chosen)
+    if unknown:
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return vars(found)
+
+
+def _no_such_option(word: str, parser: argparse.ArgumentParser) -> ConfigError:
+    name = word.partition("=")[0]
+    near = difflib.get_close_matches(name, re.findall(r"--[a-z-]+", parser.format_help()), 1)
+    return ConfigError(
+        f"{name}: there is no such option. " + (f"Did you mean {near[0]}?" if near else f"Run: {parser.prog} --help")
+    )
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The whole one, and those of the commands by their names."""
     parser = argparse.ArgumentParser(
-        prog="fireside", description="Chat with the models on your own computer. Without a command: serve."
+        prog="fireside",
+        description="Chat with the models on your own computer. Without a command: serve.",
+        exit_on_error=False,
     )
     parser.add_argument("--version", action="version", version=f"fireside {__version__}")
-    parser.add_argument("--data-dir", help="where the conversations are kept")
-    _serve_options(parser, None)
+    _options(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def command(name: str, function: str, text: str, *, user: bool = False) -> argparse.ArgumentParser:
@@ -99,7 +135,13 @@ def _parser() -> argparse.ArgumentParser:
     managing = command("service", "manage_service", "start Fireside with the computer")
     managing.add_argument("action", choices=("install", "remove"))
     managing.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    return parser
+    return parser, dict(commands.choices)
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    """What may stand before a command."""
+    parser.add_argument("--data-dir", help="where the conversations are kept")
+    _serve_options(parser, None)
 
 
 def _serve_options(parser: argparse.ArgumentParser, default: Any) -> None:

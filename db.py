@@ -3,7 +3,7 @@
 One connection writes, and it alone checkpoints: SQLite before 3.51.3 can corrupt a WAL that two connections checkpoint.
 A few others only read. A transaction is a function of a sqlite3.Connection that runs from BEGIN to COMMIT in one go on the
 connection's thread, so that a cancelled request cannot leave it half done (docs/decisions/0002-transactions.md).
-The functions themselves are in queries.py, accounts.py and search.py.
+The functions themselves are in queries.py, archive.py, accounts.py and search.py.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 import aiosqlite
 
-from .errors import StorageUnavailable
+from .errors import Stopping, StorageUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,6 +78,7 @@ class Database:
         self._writer = writer
         self._waiting = dict.fromkeys(readers, 0)
         self._here = here
+        self._closing = False
 
     async def write(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """Run `function(connection, *args)` as one transaction: all of it is on disk when this returns, or nothing is.
@@ -114,6 +115,8 @@ class Database:
         *args: P.args,
         **kw: P.kwargs,
     ) -> T:
+        if self._closing:
+            raise Stopping
         if self.damaged and connection is self._writer:
             raise StorageUnavailable("The database is damaged and is not written any more. Run: fireside doctor")
         with self._failing():
@@ -140,7 +143,10 @@ class Database:
             raise unavailable from error
 
     async def close(self) -> None:
-        """Readers first: the last connection to close checkpoints, and that must be the writer."""
+        """After what has been asked for so far; who comes later is told Stopping.
+
+        Readers first: the last connection to close checkpoints, and that must be the writer."""
+        self._closing = True
         self._here.close()
         for connection in (*self._waiting, self._writer):
             try:

@@ -1,17 +1,16 @@
-"""Every question the program asks of its database, a function each.
+"""What the program asks of its database about conversations, messages and answers, a function each.
 
 The first parameter is the connection of a transaction that is already open: run these through Database.write or .read, alone or
-several in one function. Whatever belongs to somebody is reached through `_owned`, with the user's id: another user's object is
+several in one function. Whatever belongs to somebody is reached through `owned`, with the user's id: another user's object is
 NotFound, just as one that does not exist. Ids are whole numbers below 2**63; texts hold no NUL and no lone surrogates.
 """
 
-import contextlib
 import json
 import re
 import sqlite3
 import unicodedata
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -157,7 +156,7 @@ def _conversation(row: Sequence[Any]) -> Conversation:
     )
 
 
-def _owned(tx: Tx, user_id: int, conversation_id: int, deleted: bool = False) -> sqlite3.Row:
+def owned(tx: Tx, user_id: int, conversation_id: int, deleted: bool = False) -> sqlite3.Row:
     """The user's conversation, in the bin or not, as asked. The one place that decides whose a conversation is."""
     row: sqlite3.Row | None = tx.execute(
         "SELECT * FROM conversations WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ?",
@@ -200,7 +199,7 @@ def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> Conversati
 
 
 def get_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation:
-    _owned(tx, user_id, conversation_id)
+    owned(tx, user_id, conversation_id)
     return _conversation(
         tx.execute(f"SELECT {_CONVERSATION} FROM conversations c WHERE c.id = ?", (conversation_id,)).fetchone()
     )
@@ -228,7 +227,7 @@ def list_conversations(
     )
     values: dict[str, Any] = {"user": user_id, "limit": limit, "key": title_key(q)}
     if before is not None:
-        last = _owned(tx, user_id, before, deleted)
+        last = owned(tx, user_id, before, deleted)
         where += f" AND (c.{order}, c.id) < (:at, :before)"
         values |= {"at": last[order], "before": before}
     sorted_ = f"ORDER BY c.{order} DESC, c.id DESC LIMIT"
@@ -255,7 +254,7 @@ def _conversations(tx: Tx, ids: str, sorted_: str, values: dict[str, Any]) -> li
 
 def set_conversation(tx: Tx, user_id: int, conversation_id: int, fields: dict[str, Any]) -> None:
     """Change what `fields` names (see add_conversation). A title given here is a person's: it follows the first message no more."""
-    row = _owned(tx, user_id, conversation_id)
+    row = owned(tx, user_id, conversation_id)
     if fields.get("title") is not None:
         _set_title(tx, row, fields["title"])
         tx.execute("UPDATE conversations SET named = 1 WHERE id = ?", (conversation_id,))
@@ -276,12 +275,12 @@ def _set_title(tx: Tx, row: sqlite3.Row, title: str) -> None:
 
 def delete_conversation(tx: Tx, user_id: int, conversation_id: int) -> None:
     """To the bin."""
-    _owned(tx, user_id, conversation_id)
+    owned(tx, user_id, conversation_id)
     tx.execute("UPDATE conversations SET deleted_at = ? WHERE id = ?", (now(), conversation_id))
 
 
 def restore_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation:
-    _owned(tx, user_id, conversation_id, deleted=True)
+    owned(tx, user_id, conversation_id, deleted=True)
     tx.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (conversation_id,))
     return get_conversation(tx, user_id, conversation_id)
 
@@ -289,9 +288,9 @@ def restore_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversa
 def purge_conversation(tx: Tx, user_id: int, conversation_id: int) -> None:
     """For good, whether it is in the bin or not."""
     try:
-        _owned(tx, user_id, conversation_id)
+        owned(tx, user_id, conversation_id)
     except NotFound:
-        _owned(tx, user_id, conversation_id, deleted=True)
+        owned(tx, user_id, conversation_id, deleted=True)
     _purge(tx, conversation_id)
 
 
@@ -361,7 +360,7 @@ def list_messages(
     tx: Tx, user_id: int, conversation_id: int, limit: int = -1, before: int | None = None
 ) -> list[Message]:
     """The active path, oldest first: its last `limit` messages, or the last before message `before`."""
-    leaf = _owned(tx, user_id, conversation_id)["active_message_id"]
+    leaf = owned(tx, user_id, conversation_id)["active_message_id"]
     if before is not None:
         leaf = _message_of(tx, conversation_id, before)["parent_id"]
     return [_message(row) for row in tx.execute(_PATH + _MESSAGE, {"leaf": leaf, "limit": limit})]
@@ -386,7 +385,7 @@ def add_message(
     images: Iterable[Image] = (),
 ) -> int:
     """A question below `parent_id` (UNSET: the active leaf; None: a first message), which becomes the active leaf. Returns its id."""
-    conversation = _owned(tx, user_id, conversation_id)
+    conversation = owned(tx, user_id, conversation_id)
     if client_id is not None:
         known = tx.execute(
             "SELECT id FROM messages WHERE conversation_id = ? AND client_id = ?", (conversation_id, client_id)
@@ -418,7 +417,7 @@ def add_message(
 
 def set_active(tx: Tx, user_id: int, conversation_id: int, message_id: int) -> int:
     """Make the path through this message the active one, on to the newest message below it. Returns the leaf's id."""
-    _owned(tx, user_id, conversation_id)
+    owned(tx, user_id, conversation_id)
     _message_of(tx, conversation_id, message_id)
     leaf = message_id
     newest_child = "SELECT max(id) FROM messages WHERE conversation_id = ? AND parent_id = ?"
@@ -441,7 +440,7 @@ def get_image(tx: Tx, user_id: int, image_id: int) -> Image:
         (image_id,),
     ).fetchone()
     try:
-        _owned(tx, user_id, row[0] if row else 0)
+        owned(tx, user_id, row[0] if row else 0)
     except NotFound:
         raise NotFound("image") from None
     return Image(row[1], row[2])
@@ -463,7 +462,7 @@ def begin_answer(
 
     `fallback` is the provider and model for a conversation that has had none. None: it is needed, and was not given.
     """
-    conversation = _owned(tx, user_id, conversation_id)
+    conversation = owned(tx, user_id, conversation_id)
     leaf, question = _question(tx, conversation, wanted.message_id)
     running = tx.execute(
         "SELECT m.id, m.parent_id, m.status, g.id AS generation_id, g.provider_id, g.model FROM messages m"
@@ -664,7 +663,7 @@ def get_recording(tx: Tx, user_id: int, generation_id: str) -> Recording:
         (generation_id,),
     ).fetchone()
     try:
-        _owned(tx, user_id, row[0] if row else 0)
+        owned(tx, user_id, row[0] if row else 0)
     except NotFound:
         raise NotFound("generation") from None
     return Recording(*row[1:])
@@ -695,167 +694,3 @@ def optimize(tx: Tx) -> None:
     """Let SQLite look whether its statistics want renewing. Cheap when they do not."""
     tx.execute("PRAGMA analysis_limit = 400")
     tx.execute("PRAGMA optimize")
-
-
-# ---------------------------------------------------------------------------------------------------- import and export
-
-
-@contextlib.contextmanager
-def savepoint(tx: Tx) -> Iterator[None]:
-    """A part of a transaction that is done whole or, when it raises, not at all, while the rest goes on."""
-    tx.execute("SAVEPOINT part")
-    try:
-        yield
-    except BaseException:
-        if tx.in_transaction:  # a full disk has ended all of it
-            tx.execute("ROLLBACK TO part")
-            tx.execute("RELEASE part")
-        raise
-    tx.execute("RELEASE part")
-
-
-@contextlib.contextmanager
-def importing(tx: Tx, user_id: int) -> Iterator[None]:
-    """Around `add_imported_...` and their savepoints: what they added is indexed at the end, since FTS5 writes out what it has
-    gathered at every savepoint, which takes longer than all the rest."""
-    newest = [
-        tx.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0] for table in ("conversations", "messages")
-    ]
-    yield
-    for row in tx.execute("SELECT id, title FROM conversations WHERE id > ?", newest[:1]).fetchall():
-        search.index_title(tx, user_id, row["id"], row["title"], title_key(row["title"]))
-    for row in tx.execute("SELECT id, content FROM messages WHERE id > ?", newest[1:]).fetchall():
-        search.index_message(tx, user_id, row["id"], row["content"])
-
-
-class Origin(Struct):
-    """What tells an imported conversation from others: where it came from is asked for, the rest is this."""
-
-    id: int
-    created_at: str
-    deleted_at: str | None
-    question: str | None  # the oldest first message
-
-
-_ORIGIN = (
-    "SELECT c.id, c.created_at, c.deleted_at,"
-    " (SELECT content FROM messages WHERE conversation_id = c.id AND parent_id IS NULL ORDER BY id LIMIT 1)"
-    " FROM conversations c WHERE c.user_id = ?"
-)
-
-
-def get_imported(tx: Tx, user_id: int, source: str) -> Origin | None:
-    """The conversation from this source, in the bin or not."""
-    row = tx.execute(f"{_ORIGIN} AND c.source = ?", (user_id, source)).fetchone()
-    return Origin(*row) if row else None
-
-
-def list_made_at(tx: Tx, user_id: int, times: Collection[str]) -> list[Origin]:
-    """The conversations that come from nowhere else and were made at one of these times, in the bin or not."""
-    here = f"{_ORIGIN} AND c.source IS NULL AND c.created_at IN (SELECT value FROM json_each(?)) ORDER BY c.id"
-    return [Origin(*row) for row in tx.execute(here, (user_id, json.dumps(list(times))))]
-
-
-def add_imported_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> int:
-    """`fields`: every column but id, user_id, title_key and active_message_id."""
-    return insert(
-        tx,
-        "INSERT INTO conversations (user_id, title, title_key, named, system_prompt, provider_id, model, settings,"
-        " pinned, source, created_at, updated_at, deleted_at) VALUES (:user_id, :title, :title_key, :named,"
-        " :system_prompt, :provider_id, :model, :settings, :pinned, :source, :created_at, :updated_at, :deleted_at)",
-        fields | {"user_id": user_id, "title_key": title_key(fields["title"])},
-    )
-
-
-def add_imported_message(tx: Tx, conversation_id: int, fields: dict[str, Any]) -> int:
-    """`fields`: every column but id and conversation_id."""
-    return insert(
-        tx,
-        "INSERT INTO messages (conversation_id, parent_id, role, content, reasoning, status, provider_id, model,"
-        " token_usage, stats, error, client_id, source, created_at) VALUES (:conversation_id, :parent_id, :role, :content,"
-        " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at)",
-        fields | {"conversation_id": conversation_id},
-    )
-
-
-def add_imported_generation(tx: Tx, generation_id: str, message_id: int, fields: dict[str, Any]) -> None:
-    """`fields`: provider_id, model, params, log. Where the id is somebody's already, it gets another one."""
-    taken = tx.execute("SELECT 1 FROM generations WHERE id = ?", (generation_id,)).fetchone()
-    tx.execute(
-        "INSERT INTO generations (id, message_id, provider_id, model, params, log)"
-        " VALUES (:id, :message_id, :provider_id, :model, :params, :log)",
-        fields | {"id": str(uuid.uuid4()) if taken else generation_id, "message_id": message_id},
-    )
-
-
-def list_message_origins(tx: Tx, conversation_id: int) -> list[tuple[int, str | None, str, str]]:
-    """What tells messages apart, oldest first: (id, source, created_at, role)."""
-    rows = tx.execute(
-        "SELECT id, source, created_at, role FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,)
-    )
-    return [tuple(row) for row in rows]
-
-
-def set_imported(tx: Tx, conversation_id: int, updated_at: str, active_message_id: int | None) -> None:
-    """After an import into it. The active leaf stays where None is given, and while an answer is being written."""
-    tx.execute(
-        "UPDATE conversations SET updated_at = max(updated_at, ?1), active_message_id = CASE WHEN ?2 IS NULL OR EXISTS"
-        " (SELECT 1 FROM messages WHERE conversation_id = ?3 AND status = 'generating') THEN active_message_id ELSE ?2 END"
-        " WHERE id = ?3",
-        (updated_at, active_message_id, conversation_id),
-    )
-
-
-def list_conversation_ids(tx: Tx, user_id: int) -> list[tuple[int, bool]]:
-    """All of them, oldest first, and whether they are in the bin."""
-    rows = tx.execute("SELECT id, deleted_at IS NOT NULL FROM conversations WHERE user_id = ? ORDER BY id", (user_id,))
-    return [(row[0], bool(row[1])) for row in rows]
-
-
-def get_whole_conversation(tx: Tx, user_id: int, conversation_id: int, deleted: bool = False) -> sqlite3.Row:
-    """Every column of a conversation, with `deleted` of one in the bin."""
-    return _owned(tx, user_id, conversation_id, deleted)
-
-
-def list_whole_messages(tx: Tx, conversation_id: int) -> list[sqlite3.Row]:
-    """Every message, oldest first. One that is being written is `interrupted`, with what was saved of it so far."""
-    parts = (
-        "coalesce((SELECT group_concat({0}, '') FROM (SELECT p.{0} FROM generation_parts p JOIN generations g"
-        " ON g.id = p.generation_id WHERE g.message_id = m.id ORDER BY p.first_event)), '')"
-    )
-    texts = ", ".join(
-        f"CASE status WHEN 'generating' THEN {parts.format(column)} ELSE {column} END AS {column}"
-        for column in ("content", "reasoning")
-    )
-    return tx.execute(
-        "SELECT id, parent_id, role, created_at, provider_id, model, token_usage, stats, error, client_id, source,"
-        f" CASE status WHEN 'generating' THEN 'interrupted' ELSE status END AS status, {texts}"
-        " FROM messages m WHERE conversation_id = ? ORDER BY id",
-        (conversation_id,),
-    ).fetchall()
-
-
-def list_images(tx: Tx, conversation_id: int) -> list[sqlite3.Row]:
-    """The images of a conversation in order, without their bytes: id, message_id, position, media_type."""
-    return tx.execute(
-        "SELECT i.id, i.message_id, i.position, i.media_type FROM messages m JOIN images i ON i.message_id = m.id"
-        " WHERE m.conversation_id = ? ORDER BY i.message_id, i.position",
-        (conversation_id,),
-    ).fetchall()
-
-
-def get_image_data(tx: Tx, image_id: int) -> bytes:
-    row = tx.execute("SELECT data FROM images WHERE id = ?", (image_id,)).fetchone()
-    if row is None:
-        raise NotFound("image")
-    data: bytes = row[0]
-    return data
-
-
-def list_generations(tx: Tx, conversation_id: int) -> list[sqlite3.Row]:
-    """How each answer that has ended was made: every column."""
-    return tx.execute(
-        "SELECT g.* FROM messages m JOIN generations g ON g.message_id = m.id"
-        " WHERE m.conversation_id = ? AND m.status <> 'generating'",
-        (conversation_id,),
-    ).fetchall()

@@ -3,6 +3,7 @@
 It may have come from anywhere. Memory is bounded by the largest conversation, time by the limits below.
 """
 
+import binascii
 import contextlib
 import io
 import itertools
@@ -13,9 +14,9 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
 
 import msgspec
 
@@ -23,8 +24,8 @@ from . import formats
 from .transcript import Conversation, Image, Unreadable, clean, image_type
 
 CHUNK = 256 * 1024  # bytes read at a time
-MAX_CONVERSATION = 64 * 1024 * 1024  # bytes of JSON
-MAX_MESSAGES = 50_000  # of one conversation: it goes in at once, and everybody waits for it
+MAX_CONVERSATION = 64 * 1024 * 1024  # bytes of JSON, without the images in it
+MAX_MESSAGES = 50_000  # of one conversation: those that it gains later go in at once, and everybody waits
 MAX_FILE = 4 * 1024**3  # bytes, unpacked
 MAX_ARCHIVE = 32 * 1024**3  # bytes, unpacked
 MAX_DIRECTORY = 32 * 1024 * 1024  # bytes of a zip's list of files: read at once, and ten times that in memory
@@ -42,6 +43,7 @@ _BROKEN = (  # what reading a file, and a zip that somebody made by hand, raises
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
+    binascii.Error,
 )
 
 
@@ -49,6 +51,16 @@ class Skipped(msgspec.Struct):
     file: str
     reason: str
 
+
+class _Within(NamedTuple):
+    """An image as base64 in a JSON file."""
+
+    path: Path
+    start: int  # bytes
+    end: int
+
+
+Member = Path | zipfile.ZipInfo | _Within
 
 _EXPORTED = re.compile(r"(^|/)conversations(-[0-9]+)?\.json$|\.conversation\.json$")
 _MENTIONED = re.compile(r"file[-_][A-Za-z0-9]+")  # the id within file-service://file-Abc and file-Abc-photo.png
@@ -62,7 +74,7 @@ class Source:
         self.read = 0  # bytes of conversations so far, of `size`
         self._open_files = contextlib.ExitStack()
         self._zip: zipfile.ZipFile | None = None
-        self._members: dict[str, Path | zipfile.ZipInfo] = {}
+        self._members: dict[str, Member] = {}
         try:
             self._list(path)
             others = [name for name in self._members if not name.endswith(".json")]
@@ -129,7 +141,7 @@ class Source:
 
     def image(self, file: str) -> bytes:
         """The bytes of an image that a conversation names. Raises Unreadable."""
-        name = file if file in self._members else self._mentioned.get(PurePosixPath(file).name)
+        name = self._member(file)
         try:
             if name is None or self._size(name) > min(MAX_IMAGE, self._images_left):
                 raise Unreadable(f"its image {file[:100]} is missing or too large")
@@ -138,6 +150,17 @@ class Source:
                 return opened.read(MAX_IMAGE)
         except _BROKEN as error:
             raise Unreadable(f"its image {file[:100]} cannot be read") from error
+
+    def image_size(self, file: str) -> int:
+        """Bytes of an image that a conversation names, 0 where there is none."""
+        name = self._member(file)
+        try:
+            return self._size(name) if name else 0
+        except _BROKEN:
+            return 0
+
+    def _member(self, file: str) -> str | None:
+        return file if file in self._members else self._mentioned.get(PurePosixPath(file).name)
 
     def _find(self, mention: str) -> Image | None:
         for key in _mentions(mention.rpartition("://")[2]):
@@ -154,12 +177,18 @@ class Source:
 
     def _size(self, name: str) -> int:
         member = self._members[name]
+        if isinstance(member, _Within):
+            return (member.end - member.start) * 3 // 4
         return member.file_size if isinstance(member, zipfile.ZipInfo) else member.stat().st_size
 
     def _open(self, name: str) -> IO[bytes]:
         member = self._members[name]
         if isinstance(member, Path):
             return member.open("rb")
+        if isinstance(member, _Within):
+            with member.path.open("rb") as file:
+                file.seek(member.start)
+                return io.BytesIO(binascii.a2b_base64(file.read(member.end - member.start), strict_mode=True))
         if member.file_size > MAX_CONVERSATION and member.file_size > MAX_RATIO * member.compress_size:
             raise zipfile.BadZipFile(f"it unpacks to more than {MAX_RATIO} times its size")
         assert self._zip is not None
@@ -169,9 +198,24 @@ class Source:
         if self._size(name) > MAX_FILE:
             raise Unreadable(f"is larger than {MAX_FILE >> 30} GB")
         with self._open(name) as opened:
-            while chunk := opened.read(CHUNK):
-                self.read += len(chunk)
-                yield chunk
+            chunks = self._read(opened)
+            member = self._members[name]
+            if not isinstance(member, Path):
+                yield from chunks
+                return
+
+            def note(start: int, end: int) -> str:
+                image = f"//{len(self._members)}"  # no file in a folder or a zip is called so
+                self._members[image] = _Within(member, start, end)
+                self._images_left += MAX_COPIES * self._size(image)
+                return image
+
+            yield from lift(chunks, note)
+
+    def _read(self, opened: IO[bytes]) -> Iterator[bytes]:
+        while chunk := opened.read(CHUNK):
+            self.read += len(chunk)
+            yield chunk
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -182,7 +226,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(folder).as_posix(), path
 
 
-def _beside(path: Path) -> dict[str, Path | zipfile.ZipInfo]:
+def _beside(path: Path) -> dict[str, Member]:
     """LM Studio's attachments, which lie in a folder beside its conversations."""
     home = next((parent.parent for parent in (path, *path.parents) if parent.name == "conversations"), None)
     try:
@@ -237,6 +281,41 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     return f"cannot be unpacked: {str(error) or 'it ends too early'}"[:200]
+
+
+LIFTED = 16 * 1024  # characters of base64, from which on an image is not kept with its conversation
+# Not within a text: there a quote has a backslash before it.
+_DATA = re.compile(rb'"data"\s{0,9}:\s{0,9}"(?=[A-Za-z0-9+/]{%d})' % LIFTED)
+_BASE64 = re.compile(rb"[A-Za-z0-9+/=]*")
+
+
+def lift(chunks: Iterator[bytes], note: Callable[[int, int], str]) -> Iterator[bytes]:
+    """JSON without the images that Fireside's has in it, so that it can be held: `note` is told from where to where one is, in bytes
+    of the file, and says by what name it is to be found."""
+    held = b""
+    at = 0  # of `held` in the file
+    image: int | None = None  # where the one begins that is being passed over
+    for chunk in chunks:
+        held += chunk
+        while True:
+            if image is None:
+                found = _DATA.search(held)
+                kept = found.start() if found else max(0, len(held) - LIFTED - 32)
+                yield held[:kept]
+                passed = found.end() if found else kept
+                held, at = held[passed:], at + passed
+                if not found:
+                    break
+                image = at
+            else:
+                passed = _end(_BASE64, held, 0)
+                held, at = held[passed:], at + passed
+                if not held:
+                    break
+                whole = held.startswith(b'"')  # else it is no image, and of no use to anybody
+                yield b'"data":"","file":"%s' % note(image, at).encode() if whole else b'"data":"'
+                image = None
+    yield held if image is None else b'"data":"'
 
 
 _REST = rb'[^"\\]*(?:\\.[^"\\]*)*'  # of a string, from anywhere in it to its last quote

@@ -1,8 +1,9 @@
 """Import and export: conversations into the database, and out of it.
 
 An import runs in batches, each of them a transaction and each conversation in it a savepoint, so that a conversation
-goes in whole or not at all. What is here already is never changed: a conversation that has grown since gains its new
-messages, unless it is in the bin. What cannot be read is skipped and named, and the rest goes in.
+goes in whole or not at all. One that is too long for a transaction comes in several, and is nobody's until it is whole.
+What is here already is never changed: a conversation that has grown since gains its new messages, unless it is in the
+bin. What cannot be read is skipped and named, and the rest goes in.
 """
 
 import asyncio
@@ -20,10 +21,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from . import queries, transcript
+from . import archive, queries, transcript
+from .archive import Origin
 from .db import Database, Tx, now
-from .errors import FiresideError, NotFound
-from .queries import Origin
+from .errors import FiresideError, NotFound, StorageUnavailable
 from .source import Skipped, Source
 from .transcript import Conversation, Generation, Image, Message, Unreadable
 
@@ -31,7 +32,9 @@ log = logging.getLogger("fireside.transfer")
 
 EXPORT_CHUNK = 256 * 1024  # bytes
 BATCH = 100  # conversations in one transaction, fewer when they are long
-BATCH_CHARACTERS = 1_000_000
+BATCH_WEIGHT = 1_000_000  # characters in one transaction: some 0.1 s, for which every other write waits
+MESSAGE_WEIGHT = 1_000  # characters that take as long as the row of a message
+IMAGE_WEIGHT = 1 / 8  # characters that take as long as a byte of an image's file
 
 
 class Report(msgspec.Struct):
@@ -75,10 +78,10 @@ async def import_files(
 async def _batches(source: Source) -> AsyncGenerator[list[Conversation | Skipped], None]:
     """Reads ahead by one, so that reading and writing go on side by side."""
     found = iter(source)
-    ahead = asyncio.create_task(asyncio.to_thread(_take, found))
+    ahead = asyncio.create_task(asyncio.to_thread(_take, found, source))
     try:
         while batch := await asyncio.shield(ahead):
-            ahead = asyncio.create_task(asyncio.to_thread(_take, found))
+            ahead = asyncio.create_task(asyncio.to_thread(_take, found, source))
             yield batch
     finally:
         await asyncio.gather(ahead, return_exceptions=True)  # the source must not be closed while it is read
@@ -111,18 +114,27 @@ async def steps(database: Database, user_id: int, paths: list[Path]) -> AsyncGen
         await asyncio.wait([importing])  # however often this is cancelled itself: the source is being read
 
 
-def _take(found: Iterator[Conversation | Skipped]) -> list[Conversation | Skipped]:
+def _take(found: Iterator[Conversation | Skipped], source: Source) -> list[Conversation | Skipped]:
+    """What goes in together. One that is too long for that by itself is the last of it."""
     batch: list[Conversation | Skipped] = []
-    characters = 0
+    weight = 0.0
     for item in found:
         batch.append(item)
-        if isinstance(item, Conversation):
-            characters += sum(
-                len(m.content) + len(m.reasoning) + sum(len(i.data) for i in m.images) for m in item.messages
-            )
-        if len(batch) >= BATCH or characters >= BATCH_CHARACTERS:
+        weight += _weight(item.messages, source) if isinstance(item, Conversation) else 0
+        if len(batch) >= BATCH or weight >= BATCH_WEIGHT:
             break
     return batch
+
+
+def _weight(messages: Iterable[Message], source: Source) -> float:
+    """How long they take to store, in characters."""
+    return sum(
+        MESSAGE_WEIGHT
+        + len(message.content)
+        + len(message.reasoning)
+        + sum(len(image.data) or source.image_size(image.file) * IMAGE_WEIGHT for image in message.images)
+        for message in messages
+    )
 
 
 async def _store(
@@ -130,7 +142,10 @@ async def _store(
 ) -> None:
     report.skipped += [item for item in batch if isinstance(item, Skipped)]
     conversations = [item for item in batch if isinstance(item, Conversation)]
-    outcomes = await database.write(_add_all, user_id, conversations, source.image) if conversations else []
+    long = conversations[-1:] if conversations and _weight(conversations[-1].messages, source) > BATCH_WEIGHT else []
+    short = conversations[: len(conversations) - len(long)]
+    outcomes = await database.write(_add_all, user_id, short, source.image) if short else []
+    outcomes += [await _add_in_pieces(database, user_id, conversation, source) for conversation in long]
     for conversation, (new, messages, reason) in zip(conversations, outcomes, strict=True):
         if reason:
             report.skipped.append(Skipped(conversation.title, reason))
@@ -140,40 +155,120 @@ async def _store(
             report.unchanged += not (new or messages)
 
 
+Outcome = tuple[bool, int, str]  # of a conversation: is it new here, how many messages it brought, why it did not go in
 ReadImage = Callable[[str], bytes]
 Key = str | tuple[str, str, int]  # what a message is known by, in its conversation
 
 
-def _add_all(
-    tx: Tx, user_id: int, conversations: list[Conversation], read_image: ReadImage
-) -> list[tuple[bool, int, str]]:
-    """For each whether it is new here, how many messages it brought, and why it did not go in."""
+async def _add_in_pieces(database: Database, user_id: int, conversation: Conversation, source: Source) -> Outcome:
+    """Several transactions, the last of which shows it. One that is here already gains what is new in a single one."""
+    if await database.read(_find, user_id, conversation):
+        return (await database.write(_add_all, user_id, [conversation], source.image))[0]
+    begun = await database.write(archive.begin_conversation, user_id, _row(conversation))
+    shown = False
+    try:
+        keys = _keys((m.id, m.source, m.created_at, m.role) for m in conversation.messages)
+        here: dict[Key, int] = {}
+        for piece in _pieces(conversation, source):
+            await database.write(_add_piece, user_id, begun, piece, keys, here, source.image)
+        leaf = keys.get(conversation.active_message_id or 0)
+        shown = await database.write(_show, user_id, begun, conversation, here[leaf] if leaf else None)
+        return shown, len(here) if shown else 0, ""
+    except _REFUSED as error:
+        return False, 0, _reason(error)
+    finally:
+        if not shown:  # or it is, and this was cancelled: then nothing is discarded
+            await _discard(database, begun)
+
+
+def _pieces(conversation: Conversation, source: Source) -> Iterator[list[Message]]:
+    piece: list[Message] = []
+    weight = 0.0
+    for message in conversation.messages:
+        piece.append(message)
+        weight += _weight([message], source)
+        if weight >= BATCH_WEIGHT:
+            yield piece
+            piece, weight = [], 0.0
+    yield piece
+
+
+def _add_piece(
+    tx: Tx,
+    user_id: int,
+    begun: int,
+    piece: list[Message],
+    keys: dict[int, Key],
+    here: dict[Key, int],
+    read_image: ReadImage,
+) -> None:
+    with archive.importing(tx, user_id):
+        _add_messages(tx, begun, piece, keys, here, read_image)
+
+
+def _show(tx: Tx, user_id: int, begun: int, conversation: Conversation, leaf: int | None) -> bool:
+    """Whether it is shown: another import may have brought it meanwhile."""
+    if _find(tx, user_id, conversation):
+        return False
+    archive.show_conversation(tx, begun, conversation.deleted_at)
+    archive.set_imported(tx, begun, conversation.updated_at, leaf)
+    return True
+
+
+async def _discard(database: Database, begun: int) -> None:
+    """What a disk that says no, or a second cancel, leaves of it goes at the next start."""
+    with contextlib.suppress(StorageUnavailable):
+        while await database.write(archive.discard_newest, begun):
+            pass
+
+
+async def forget_unfinished(database: Database) -> None:
+    """For the start, while nobody imports: what goes is what a server that was killed left of its imports."""
+    for begun in await database.read(archive.list_begun_conversations):
+        await _discard(database, begun)
+
+
+def _find(tx: Tx, user_id: int, conversation: Conversation) -> Origin | None:
+    return _known(tx, user_id, conversation, _made_here(tx, user_id, [conversation]))
+
+
+def _made_here(tx: Tx, user_id: int, conversations: list[Conversation]) -> list[Origin]:
     times = [conversation.created_at for conversation in conversations if conversation.source is None]
-    made_here = queries.list_made_at(tx, user_id, times) if times else []
-    with queries.importing(tx, user_id):
+    return archive.list_made_at(tx, user_id, times) if times else []
+
+
+def _add_all(tx: Tx, user_id: int, conversations: list[Conversation], read_image: ReadImage) -> list[Outcome]:
+    made_here = _made_here(tx, user_id, conversations)
+    with archive.importing(tx, user_id):
         return [_add(tx, user_id, conversation, made_here, read_image) for conversation in conversations]
 
 
-def _add(
-    tx: Tx, user_id: int, conversation: Conversation, made_here: list[Origin], read_image: ReadImage
-) -> tuple[bool, int, str]:
+def _add(tx: Tx, user_id: int, conversation: Conversation, made_here: list[Origin], read_image: ReadImage) -> Outcome:
     try:
-        with queries.savepoint(tx):
+        with archive.savepoint(tx):
             known = _known(tx, user_id, conversation, made_here)
             if known and known.deleted_at:
                 return False, 0, ""
             if known:
                 return False, _grow(tx, known.id, conversation, read_image), ""
-            row = _columns(conversation) | {"settings": json.dumps(conversation.settings)}
-            added = queries.add_imported_conversation(tx, user_id, row)
+            added = archive.add_conversation(tx, user_id, _row(conversation))
             messages = _grow(tx, added, conversation, read_image)
             if conversation.source is None:
                 made_here.append(_origin(added, conversation))
             return True, messages, ""
-    except Unreadable as error:
-        return False, 0, str(error)
-    except (sqlite3.IntegrityError, RecursionError):
-        return False, 0, "contradicts itself"
+    except _REFUSED as error:
+        return False, 0, _reason(error)
+
+
+_REFUSED = (Unreadable, sqlite3.IntegrityError, RecursionError)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, Unreadable) else "contradicts itself"
+
+
+def _row(conversation: Conversation) -> dict[str, Any]:
+    return _columns(conversation) | {"settings": json.dumps(conversation.settings)}
 
 
 def _origin(conversation_id: int, conversation: Conversation) -> Origin:
@@ -184,7 +279,7 @@ def _origin(conversation_id: int, conversation: Conversation) -> Origin:
 def _known(tx: Tx, user_id: int, conversation: Conversation, made_here: list[Origin]) -> Origin | None:
     """The conversation that this one is, if it is here. One begun in Fireside is known by when and how it began."""
     if conversation.source is not None:
-        return queries.get_imported(tx, user_id, conversation.source)
+        return archive.get_imported(tx, user_id, conversation.source)
     its = _origin(0, conversation)
     for origin in made_here:
         if origin.created_at == its.created_at and (
@@ -196,18 +291,30 @@ def _known(tx: Tx, user_id: int, conversation: Conversation, made_here: list[Ori
 
 def _grow(tx: Tx, conversation_id: int, conversation: Conversation, read_image: ReadImage) -> int:
     """Add the messages that are not there yet, and show the new path unless something was written here. Returns how many."""
-    here = {key: id for id, key in _keys(queries.list_message_origins(tx, conversation_id)).items()}
+    here = {key: id for id, key in _keys(archive.list_message_origins(tx, conversation_id)).items()}
     keys = _keys((m.id, m.source, m.created_at, m.role) for m in conversation.messages)
     written_here = here.keys() - keys.values()
+    if added := _add_messages(tx, conversation_id, conversation.messages, keys, here, read_image):
+        leaf = None if written_here else keys.get(conversation.active_message_id or 0)
+        archive.set_imported(tx, conversation_id, conversation.updated_at, here[leaf] if leaf else None)
+    return added
+
+
+def _add_messages(
+    tx: Tx,
+    conversation_id: int,
+    messages: list[Message],
+    keys: dict[int, Key],
+    here: dict[Key, int],
+    read_image: ReadImage,
+) -> int:
+    """Add those that are not `here`, where each of them goes, too. Returns how many."""
     added = 0
-    for message in conversation.messages:
+    for message in messages:
         if keys[message.id] not in here:
             parent_id = None if message.parent_id is None else here[keys[message.parent_id]]
             here[keys[message.id]] = _add_message(tx, conversation_id, message, parent_id, read_image)
             added += 1
-    if added:
-        leaf = None if written_here else keys.get(conversation.active_message_id or 0)
-        queries.set_imported(tx, conversation_id, conversation.updated_at, here[leaf] if leaf else None)
     return added
 
 
@@ -231,7 +338,7 @@ def _add_message(
     row = _columns(message) | {"parent_id": parent_id}
     for column in ("token_usage", "stats", "error"):
         row[column] = None if row[column] is None else json.dumps(row[column])
-    message_id = queries.add_imported_message(tx, conversation_id, row)
+    message_id = archive.add_message(tx, conversation_id, row)
     for position, image in enumerate(message.images):
         data = image.data or read_image(image.file)
         kind = transcript.image_type(data)
@@ -245,7 +352,7 @@ def _add_message(
             "params": json.dumps(message.generation.params),
             "log": json.dumps(log),
         }
-        queries.add_imported_generation(tx, message.generation.id, message_id, fields)
+        archive.add_generation(tx, message.generation.id, message_id, fields)
     return message_id
 
 
@@ -290,7 +397,7 @@ async def export_conversation(
     for image, image_id in images:
         image.file = ""
         if format == "json":
-            image.data = await database.read(queries.get_image_data, image_id)
+            image.data = await database.read(archive.get_image_data, image_id)
     if format == "json":
         return transcript.file_name(conversation, ".json"), await asyncio.to_thread(_json, conversation)
     return transcript.file_name(conversation, ".md"), "".join(transcript.markdown(conversation)).encode()
@@ -303,30 +410,30 @@ def _json(conversation: Conversation) -> bytes:
 async def export_zip(database: Database, user_id: int) -> AsyncGenerator[bytes, None]:
     """All of a user's conversations, also those in the bin, a conversation at a time."""
     pipe = _Pipe()
-    archive = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
-    archive.writestr(_entry("README.txt", now()), README)
-    for conversation_id, deleted in await database.read(queries.list_conversation_ids, user_id):
+    zipped = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
+    zipped.writestr(_entry("README.txt", now()), README)
+    for conversation_id, deleted in await database.read(archive.list_conversation_ids, user_id):
         try:
             conversation, images = await database.read(_load, user_id, conversation_id, deleted)
             for image, image_id in images:
-                data = await database.read(queries.get_image_data, image_id)
-                await asyncio.to_thread(archive.writestr, _entry(image.file, conversation.updated_at, False), data)
+                data = await database.read(archive.get_image_data, image_id)
+                await asyncio.to_thread(zipped.writestr, _entry(image.file, conversation.updated_at, False), data)
                 yield pipe.take()
         except NotFound:
             continue  # it was purged, restored or deleted meanwhile
-        await asyncio.to_thread(_write, archive, conversation, conversation_id)
+        await asyncio.to_thread(_write, zipped, conversation, conversation_id)
         if pipe.size >= EXPORT_CHUNK:
             yield pipe.take()
-    archive.close()
+    zipped.close()
     yield pipe.take()
 
 
-def _write(archive: zipfile.ZipFile, conversation: Conversation, conversation_id: int) -> None:
+def _write(zipped: zipfile.ZipFile, conversation: Conversation, conversation_id: int) -> None:
     folder = "bin" if conversation.deleted_at else "conversations"
     name = f"{folder}/{transcript.file_name(conversation, f' {conversation_id}')}"
     text = "".join(transcript.markdown(conversation, "../"))
-    archive.writestr(_entry(f"{name}.md", conversation.updated_at), text)
-    archive.writestr(_entry(f"{name}.json", conversation.updated_at), _json(conversation))
+    zipped.writestr(_entry(f"{name}.md", conversation.updated_at), text)
+    zipped.writestr(_entry(f"{name}.json", conversation.updated_at), _json(conversation))
 
 
 def _entry(name: str, moment: str, deflate: bool = True) -> zipfile.ZipInfo:
@@ -364,18 +471,20 @@ def _load(
     tx: Tx, user_id: int, conversation_id: int, deleted: bool = False
 ) -> tuple[Conversation, list[tuple[Image, int]]]:
     """A conversation as it is in this moment, and its images with their ids."""
-    row = queries.get_whole_conversation(tx, user_id, conversation_id, deleted)
-    made = {generation["message_id"]: generation for generation in queries.list_generations(tx, conversation_id)}
+    row = queries.owned(tx, user_id, conversation_id, deleted)
+    made = {generation["message_id"]: generation for generation in archive.list_generations(tx, conversation_id)}
     images: dict[int, list[tuple[Image, int]]] = {}
-    for found in queries.list_images(tx, conversation_id):
+    for found in archive.list_images(tx, conversation_id):
         ending = found["media_type"].removeprefix("image/")
         file = f"images/{found['message_id']}-{found['position']}.{ending}"
         images.setdefault(found["message_id"], []).append((Image(found["media_type"], file=file), found["id"]))
     messages = [
         _message(message, made.get(message["id"]), [image for image, _ in images.get(message["id"], ())])
-        for message in queries.list_whole_messages(tx, conversation_id)
+        for message in archive.list_whole_messages(tx, conversation_id)
     ]
-    columns = {name: value for name, value in dict(row).items() if name not in ("id", "user_id", "title_key")}
+    columns = {
+        name: value for name, value in dict(row).items() if name not in ("id", "user_id", "importer", "title_key")
+    }
     columns |= {"named": bool(row["named"]), "pinned": bool(row["pinned"]), "settings": json.loads(row["settings"])}
     conversation = Conversation(fireside=transcript.VERSION, messages=messages, **columns)
     return conversation, [pair for pairs in images.values() for pair in pairs]

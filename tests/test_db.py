@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fireside import db
 from fireside.db import Database, DatabaseUnusable
-from fireside.errors import StorageUnavailable
+from fireside.errors import Stopping, StorageUnavailable
 
 posix = pytest.mark.skipif(
     os.name != "posix", reason="Windows has neither these modes nor these limits nor this signal"
@@ -196,6 +196,21 @@ async def test_nothing_is_lost_and_nothing_hangs_when_it_closes(tmp_path: Path) 
     assert names(tmp_path) == ["fireside.db"], "the last to close empties the log"
     with opened(tmp_path / "fireside.db") as connection:
         assert pairs(connection) == set(range(20))
+
+
+async def test_who_comes_after_its_end_is_told_so(tmp_path: Path) -> None:
+    database = await db.open_database(tmp_path / "fireside.db")
+    asked = asyncio.create_task(database.read(lambda tx: tx.execute("SELECT 7").fetchone()[0]))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(database.close())
+    await asyncio.sleep(0)
+    for ask in (database.write, database.read, database.write_unsynced):
+        with pytest.raises(Stopping):
+            await ask(pairs)
+    await closing
+    assert await asked == 7
+    with pytest.raises(Stopping):
+        await database.write(pairs)
 
 
 # ---- the file

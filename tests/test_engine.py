@@ -380,8 +380,9 @@ async def main():
         body = {"messages": [{"role": "user", "content": "Tell a long story."}], "stream": True, "ignore_eos": True}
         headers = {"Authorization": "Bearer " + endpoint.api_key}
         async with client.stream("POST", endpoint.url + "/v1/chat/completions", json=body, headers=headers) as answer:
-            async for line in answer.aiter_lines():
-                print(line, flush=True)
+            async for piece in answer.aiter_raw():
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
 
 asyncio.run(main())
 """

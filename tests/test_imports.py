@@ -13,7 +13,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"config", "lmstudio"}),
     frozenset({"db", "gguf", "guard", "wire"}),
     frozenset({"accounts", "engine", "queries"}),
-    frozenset({"auth", "eventlog", "formats", "prompt", "providers"}),
+    frozenset({"archive", "auth", "eventlog", "formats", "prompt", "providers"}),
     frozenset({"bodies", "generation", "source"}),
     frozenset({"chat", "transfer"}),
     frozenset({"call"}),

@@ -606,3 +606,21 @@ def test_a_backup_or_export_that_cannot_be_written_says_where_and_why(tmp_path: 
         for command in ("backup", "export"):
             for _ in range(2):  # an earlier one of its own is replaced
                 assert run(command, str(tmp_path / command), "--data-dir", str(data)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--prot", "1"], "--prot: there is no such option. Did you mean --port?"),
+        (["--no-opne", "serve"], "--no-opne: there is no such option. Did you mean --no-open?"),
+        (["serve", "--prot", "1"], "--prot: there is no such option. Did you mean --port?"),
+        (["import", "--usr=ann", "chats.json"], "--usr: there is no such option. Did you mean --user?"),
+        (["--user", "ann", "login-link"], "--user: there is no such option. Run: fireside --help"),
+        (["doctor", "--frobnicate", "1"], "--frobnicate: there is no such option. Run: fireside doctor --help"),
+    ],
+)
+def test_an_option_that_there_is_not_is_named_and_not_the_word_after_it(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    done = run(*arguments, data_dir=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"fireside: {told}\n")

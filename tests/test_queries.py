@@ -8,7 +8,7 @@ from typing import Any
 
 import fireside
 import pytest
-from fireside import accounts, db, queries, search
+from fireside import accounts, archive, db, queries, search
 from fireside.errors import (
     AlreadyAnswered,
     BootstrapDisabled,
@@ -249,7 +249,7 @@ AS_BOB: dict[str, Callable[[Tx, dict[str, Any]], Any]] = {
     "get_recording": lambda tx, at: queries.get_recording(tx, BOB, at["generation"]),
     "begin_answer": lambda tx, at: queries.begin_answer(tx, BOB, at["conversation"], Wanted(retry=True), PROVIDERS),
     "delete_session": lambda tx, at: accounts.delete_session(tx, BOB, at["session"]),
-    "get_whole_conversation": lambda tx, at: queries.get_whole_conversation(tx, BOB, at["conversation"]),
+    "owned": lambda tx, at: queries.owned(tx, BOB, at["conversation"]),
 }
 
 
@@ -543,7 +543,7 @@ def test_without_a_question_there_is_nothing_to_answer(tx: Tx, said: str) -> Non
             ("provider_id", "model", "token_usage", "stats", "error", "client_id", "source", "parent_id")
         )
         fields |= {"role": "assistant", "content": "hi", "reasoning": "", "status": "complete", "created_at": db.now()}
-        queries.set_imported(tx, made, db.now(), queries.add_imported_message(tx, made, fields))
+        archive.set_imported(tx, made, db.now(), archive.add_message(tx, made, fields))
     for retry in (False, True):
         with pytest.raises(NoUserMessage):
             begin(tx, made, retry=retry)

@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import io
 import json
@@ -109,6 +110,46 @@ def test_too_large_a_conversation_is_passed_over_without_being_held(monkeypatch:
         parts = [part and json.loads(part) for part in split(pieces(data, size))]
         assert parts == [{"a": 1}, None, {"c": 3}]
     assert list(split(pieces(b"{" + b" " * 200 + b"}", 7))) == [None]
+
+
+def picture_of(size: int) -> bytes:
+    return png() + random.Random(size).randbytes(size)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(JSON | st.sampled_from([10, 12_200, 12_260, 12_300, 90_000]).map(picture_of), max_size=6),
+    st.sampled_from([1_000, 16_000, 50_000, 10**6]),
+    st.sampled_from([None, 1]),
+)
+def test_images_are_lifted_out_of_json_and_found_where_they_were(
+    values: list[Any], size: int, indent: int | None
+) -> None:
+    def row(value: Any) -> dict[str, Any]:
+        return {"data": base64.b64encode(value).decode() if isinstance(value, bytes) else value, "a": '"data":"x'}
+
+    data = json.dumps([row(value) for value in values], indent=indent).encode()
+    places: dict[str, slice] = {}
+
+    def note(start: int, end: int) -> str:
+        places[f"//{len(places)}"] = slice(start, end)
+        return f"//{len(places) - 1}"
+
+    lifted = b"".join(source.lift(pieces(data, size), note))
+    rows = json.loads(lifted)
+    for found in rows:
+        if file := found.pop("file", None):
+            assert found["data"] == ""
+            found["data"] = data[places[file]].decode()
+    assert rows == [row(value) for value in values]
+    large = [value for value in values if isinstance(value, bytes) and len(value) > 12_288]
+    assert len(places) == len(large)
+
+
+def test_what_only_begins_like_an_image_is_left_out() -> None:
+    data = b'[{"data": "' + b"A" * 20_000 + b'!", "b": 1}, {"data": "' + b"A" * 20_000
+    lifted = b"".join(source.lift(pieces(data, 7_000), lambda start, end: "nothing"))
+    assert lifted == b'[{"data":"!", "b": 1}, {"data":"'
 
 
 # ---- files, folders and zips
