@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import sqlite3
 import subprocess
 import sys
@@ -379,6 +380,50 @@ def test_a_place_where_nothing_can_be_kept_is_named(tmp_path: Path, kind: str) -
 
 
 # ---- migrations
+
+
+def shape(connection: sqlite3.Connection) -> set[str]:
+    """Every CREATE of the schema, without comments, spaces, and the quotes that a renaming leaves."""
+    texts = [row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")]
+    return {re.sub(r'--[^\n]*|\s+|"', "", text) for text in texts}
+
+
+def contents(connection: sqlite3.Connection, table: str) -> list[dict[str, object]]:
+    rows = connection.execute(f"SELECT * FROM {table}")
+    return [dict(zip([column[0] for column in rows.description], row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize("version", range(1, db.VERSION))
+def test_what_was_upgraded_is_as_if_it_were_new_and_has_all_its_rows(tmp_path: Path, version: int) -> None:
+    old, new = tmp_path / "old.db", tmp_path / "elsewhere" / "new.db"
+    new.parent.mkdir()
+    schema = (Path(__file__).parent / "schemas" / f"{version}.sql").read_text("utf-8")
+    rows = """
+        INSERT INTO users (id, username, password_hash, role, created_at) VALUES (7, 'ann', '', 'admin', '2026');
+        INSERT INTO conversations (id, user_id, title, title_key, created_at, updated_at) VALUES (3, 7, 'Tea', 'tea', '1', '2'), (9, 7, '', '', '', '');
+        INSERT INTO messages (id, conversation_id, created_at, role, content, status) VALUES (4, 3, '1', 'user', 'Hi', 'complete');
+        UPDATE conversations SET active_message_id = 4 WHERE id = 3;
+        DELETE FROM conversations WHERE id = 9;
+        INSERT INTO title_letters (rowid, title_key) VALUES (3, 'tea');
+    """
+    header = f"PRAGMA application_id = {db.APPLICATION_ID}; PRAGMA user_version = {version}"
+    with opened(old) as connection:
+        connection.executescript(f"{schema}; {rows} {header}")
+        before = {table: contents(connection, table) for table in ("users", "conversations", "messages")}
+    db.prepare(old)
+    db.prepare(new)
+    with opened(old) as upgraded, opened(new) as fresh:
+        assert shape(upgraded) == shape(fresh)
+        assert upgraded.execute("PRAGMA user_version").fetchone()[0] == db.VERSION
+        db.check(upgraded)
+        for table, kept in before.items():
+            after = contents(upgraded, table)
+            assert [row | was for row, was in zip(after, kept, strict=True)] == after
+        assert upgraded.execute("SELECT rowid FROM title_letters('tea')").fetchall()[0][0] == 3
+        insert = (
+            "INSERT INTO conversations (user_id, title, title_key, created_at, updated_at) VALUES (7, '', '', '', '')"
+        )
+        assert upgraded.execute(insert).lastrowid == 10, "the id of one that was deleted is given again"
 
 
 def test_an_older_file_is_copied_before_it_is_migrated(tmp_path: Path) -> None:
