@@ -70,6 +70,7 @@ def trapped(
     with Fireside(tmp_path, NO_ENGINE, lmstudio_url=lmstudio.url) as fireside:
         client = fireside.first()
         visit = visitor(fireside, client)
+        visit.look_at_requests()
         visit.context.add_init_script(TRAP)
         page = visit.open()
         expect(page.locator(".welcome")).to_be_visible()

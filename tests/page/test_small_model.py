@@ -16,7 +16,9 @@ def test_first_run_goes_from_the_printed_link_to_an_answer(
     tmp_path: Path, visitor: Callable[..., Watched], house: Fireside
 ) -> None:
     with Fireside(tmp_path, lmstudio_url="http://127.0.0.1:9") as fireside:
-        page = visitor(fireside).open(fireside.setup_link())
+        visit = visitor(fireside)
+        visit.look_at_requests()
+        page = visit.open(fireside.setup_link())
         expect(page.get_by_role("heading", name="Welcome to Fireside")).to_be_visible()
         assert page.url == fireside.url + "/", "the secret stays in the address"
         page.get_by_label("Name").fill("ann")
