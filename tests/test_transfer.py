@@ -253,10 +253,24 @@ def stored(tx: sqlite3.Connection) -> int:
     return count
 
 
-async def stages(database: Database, importing: "asyncio.Task[Any]") -> AsyncIterator[int]:
-    """How many messages there are after each transaction of an import: what is written comes in between."""
+def visible(tx: sqlite3.Connection, user_id: int) -> tuple[int, list[Any]]:
+    """How many messages there are, and everything that shows one of them to its user."""
+    shown = [
+        queries.list_conversations(tx, user_id),
+        queries.list_conversations(tx, user_id, deleted=True),
+        search.find(tx, user_id, "river", 10),
+        queries.list_usage(tx, user_id),
+        archive.list_conversation_ids(tx, user_id),
+    ]
+    return stored(tx), [found for found in shown if found]
+
+
+async def stages(
+    database: Database, importing: "asyncio.Task[Any]", look: Callable[..., Any] = stored, *args: Any
+) -> AsyncIterator[Any]:
+    """What is there after each transaction of an import: what is written comes in between."""
     while not importing.done():
-        yield await database.write(stored)
+        yield await database.write(look, *args)
 
 
 async def test_others_write_while_a_long_conversation_comes_in_which_nobody_sees_before_its_end(
@@ -264,14 +278,9 @@ async def test_others_write_while_a_long_conversation_comes_in_which_nobody_sees
 ) -> None:
     importing = asyncio.create_task(bring(database, ann, write(tmp_path / "x.json", long())))
     seen = set()
-    async for count in stages(database, importing):
+    async for count, shown in stages(database, importing, visible, ann):
         seen.add(count)
-        if count < 6000:
-            assert await database.read(queries.list_conversations, ann) == []
-            assert await database.read(queries.list_conversations, ann, deleted=True) == []
-            assert await database.read(search.find, ann, "river", 10) == []
-            assert await database.read(queries.list_usage, ann) == []
-            assert await database.read(archive.list_conversation_ids, ann) == []
+        assert count == 6000 or shown == []
     assert await importing == (1, 6000, 0)
     steps = sorted(seen | {0, 6000})
     assert max(after - before for before, after in itertools.pairwise(steps)) <= 1000, steps
@@ -342,6 +351,13 @@ async def test_what_is_whole_by_now_is_not_discarded(database: Database, ann: in
     assert await database.read(dump, ann) == before
 
 
+def copied_in_the_middle(tx: sqlite3.Connection, path: Path, copy: Path) -> bool:
+    """What is on disk in the middle of an import is what a crash would leave."""
+    if 0 < stored(tx) < 6000:
+        db.copy(path, copy)
+    return copy.exists()
+
+
 async def test_what_a_crash_leaves_of_a_long_conversation_is_gone_after_the_next_start(tmp_path: Path) -> None:
     data = dumps(long())
     (tmp_path / "crashed").mkdir(mode=0o700)
@@ -349,9 +365,10 @@ async def test_what_a_crash_leaves_of_a_long_conversation_is_gone_after_the_next
         ann, database = await running.first(), running.state.database
         headers = {"Content-Type": "application/json"}
         importing = asyncio.create_task(ann.post("/import", content=data, headers=headers))
-        async for count in stages(database, importing):
-            if 0 < count < 6000:  # what is on disk now is what a crash would leave
-                await asyncio.to_thread(db.copy, database.path, tmp_path / "crashed" / "fireside.db")
+        async for copied in stages(
+            database, importing, copied_in_the_middle, database.path, tmp_path / "crashed" / "fireside.db"
+        ):
+            if copied:
                 break
         assert good(await importing)["messages"] == 6000
     async with Running(tmp_path / "crashed") as running:
