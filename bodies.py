@@ -62,12 +62,8 @@ class RetryRequest(AnswerRequest, kw_only=True):
     message_id: Id | None = None  # an answer, or its question, of any branch
 
 
-class ConversationFields(Struct):
-    title: Title | None | UnsetType = UNSET
+class Defaults(Struct):
     system_prompt: Annotated[Text, Meta(max_length=100_000)] | UnsetType = UNSET
-    pinned: bool | UnsetType = UNSET
-    provider_id: Name | None | UnsetType = UNSET
-    model: Name | None | UnsetType = UNSET
     settings: Parameters | UnsetType = UNSET
 
     def given(self) -> dict[str, Any]:
@@ -77,6 +73,13 @@ class ConversationFields(Struct):
             for name, value in values.items()
             if value is not UNSET
         }
+
+
+class ConversationFields(Defaults):
+    title: Title | None | UnsetType = UNSET
+    pinned: bool | UnsetType = UNSET
+    provider_id: Name | None | UnsetType = UNSET
+    model: Name | None | UnsetType = UNSET
 
 
 class NewImage(Struct):

@@ -41,11 +41,12 @@ CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is 
 # One script a schema that somebody may have, in order: each takes a file of its version to the next, and carries its own
 # BEGIN IMMEDIATE; ...; PRAGMA user_version = N; COMMIT. schema.sql is always the newest; tests/schemas has the older ones.
 MIGRATIONS: tuple[str, ...] = (
-    # 2: a conversation that is being imported is nobody's. SQLite cannot take a NOT NULL away from a column, so the table
+    # 2: users have defaults, and a conversation that is being imported is nobody's. SQLite cannot take a NOT NULL away from a column, so the table
     # is made anew, with foreign keys off: to drop it deletes its rows, which would take their messages with them.
     """
     PRAGMA foreign_keys = OFF;
     BEGIN IMMEDIATE;
+    ALTER TABLE users ADD COLUMN defaults TEXT NOT NULL DEFAULT '{}';
     CREATE TABLE conversations_2 (
         id                INTEGER PRIMARY KEY AUTOINCREMENT,
         user_id           INTEGER REFERENCES users (id) ON DELETE CASCADE,

@@ -146,6 +146,19 @@ async def revoke_invite(call: Call) -> Any:
 # ---------------------------------------------------------------------------------------------------- conversations
 
 
+async def get_defaults(call: Call) -> Any:
+    return _defaults(await call.state.database.read(queries.get_defaults, call.user_id))
+
+
+async def change_defaults(call: Call) -> Any:
+    fields: bodies.Defaults = call.body
+    return _defaults(await call.state.database.write(queries.set_defaults, call.user_id, fields.given()))
+
+
+def _defaults(found: dict[str, Any]) -> dict[str, Any]:
+    return {"system_prompt": "", "settings": {}} | found
+
+
 async def create_conversation(call: Call) -> Any:
     fields: bodies.ConversationFields = call.body
     return await call.state.database.write(queries.add_conversation, call.user_id, fields.given())

@@ -185,7 +185,9 @@ def title_from(text: str) -> str:
 
 
 def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> Conversation:
-    """`fields`: title, system_prompt, pinned, provider_id, model, settings (a dict), each of them optional."""
+    """`fields`: title, system_prompt, pinned, provider_id, model, settings (a dict), each of them optional. What is not among
+    them is as the user wants it of new conversations."""
+    fields = get_defaults(tx, user_id) | fields
     title = fields.get("title")
     moment = now()
     conversation_id = insert(
@@ -196,6 +198,21 @@ def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> Conversati
     search.index_title(tx, user_id, conversation_id, title or UNTITLED, title_key(title or UNTITLED))
     set_conversation(tx, user_id, conversation_id, fields)
     return get_conversation(tx, user_id, conversation_id)
+
+
+def get_defaults(tx: Tx, user_id: int) -> dict[str, Any]:
+    """What a user's new conversations begin with: system_prompt and settings (a dict), each of them only when it was ever set."""
+    defaults: dict[str, Any] = json.loads(
+        tx.execute("SELECT defaults FROM users WHERE id = ?", (user_id,)).fetchone()[0]
+    )
+    return defaults
+
+
+def set_defaults(tx: Tx, user_id: int, fields: dict[str, Any]) -> dict[str, Any]:
+    """`fields`: system_prompt, settings, each of them optional. Those that are there already stay as they are."""
+    defaults = get_defaults(tx, user_id) | fields
+    tx.execute("UPDATE users SET defaults = ? WHERE id = ?", (json.dumps(defaults), user_id))
+    return defaults
 
 
 def get_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation:

@@ -11,7 +11,8 @@ CREATE TABLE users (
     role          TEXT NOT NULL CHECK (role IN ('user', 'admin')),
     status        TEXT NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'disabled')),
     created_at    TEXT NOT NULL,
-    last_login    TEXT
+    last_login    TEXT,
+    defaults      TEXT NOT NULL DEFAULT '{}'                   -- JSON {"system_prompt"?, "settings"?}: of new conversations
 ) STRICT;
 
 CREATE TABLE sessions (

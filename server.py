@@ -48,6 +48,8 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET",    "/admin/invites",                                 handlers.list_invites,         ADMIN),
     Endpoint("POST",   "/admin/invites/{invite_id}/revoke",              handlers.revoke_invite,        ADMIN),
 
+    Endpoint("GET",    "/defaults",                                      handlers.get_defaults,         USER),
+    Endpoint("PATCH",  "/defaults",                                      handlers.change_defaults,      USER,   bodies.Defaults),
     Endpoint("POST",   "/conversations",                                 handlers.create_conversation,  USER,   bodies.ConversationFields),
     Endpoint("GET",    "/conversations",                                 handlers.list_conversations,   USER,   query=bodies.ConversationQuery),
     Endpoint("GET",    "/conversations/{conversation_id}",               handlers.get_conversation,     USER),

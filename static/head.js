@@ -1,5 +1,6 @@
 // The bar above the messages: the title, which model is asked, and the way to the conversation's settings.
 
+import { get } from "./api.js";
 import { button, h, icon, iconButton, renameInPlace } from "./dom.js";
 import { asked, chosen, label, providers, remember, stateDot } from "./models.js";
 
@@ -50,7 +51,8 @@ export class Head {
   }
 
   async openPanel() {
-    const { togglePanel } = await import("./panel.js");
-    togglePanel(this);
+    const fresh = this.chat.id === null && !this.closePanel;
+    const [{ togglePanel }, defaults] = await Promise.all([import("./panel.js"), fresh ? get("/defaults").catch(() => ({})) : {}]);
+    togglePanel(this, defaults);
   }
 }

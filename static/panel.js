@@ -1,6 +1,6 @@
-// The side panel: a conversation's own instructions and how its answers are made.
+// Instructions for the model and how answers are made: of a conversation in the side panel, of new ones in the settings.
 
-import { debounce, h, iconButton, number, styles } from "./dom.js";
+import { counter, debounce, h, iconButton, number, styles } from "./dom.js";
 
 await styles("more.css");
 
@@ -14,42 +14,13 @@ const PARAMETERS = [
   { name: "seed", label: "Seed", help: "The same seed, the same answer.", min: -2147483648, max: 4294967296, step: 1 },
 ];
 
-/** Opens the panel beside the chat, or closes it. What is changed is saved as it is typed. */
-export function togglePanel(head) {
+/** Opens the panel beside the chat, or closes it. What is changed is saved as it is typed. `defaults` are those of a new chat. */
+export function togglePanel(head, defaults) {
   if (head.closePanel) return head.closePanel();
   const { chat, settings: opener } = head;
-  const { system_prompt = "", settings = {} } = chat.fields;
-  const saved = h("small", { class: "faint", role: "status" });
-  let unsaved = {};
-  const flush = async () => {
-    const fields = unsaved;
-    unsaved = {};
-    if (!Object.keys(fields).length) return;
-    const done = await chat.change(fields);
-    saved.textContent = done && !panel.querySelector("[aria-invalid=true]") ? "Saved" : "";
-  };
-  const later = debounce(400, flush);
-  const save = (fields) => {
-    Object.assign(unsaved, fields);
-    later();
-  };
-  const prompt = h("textarea", {
-    id: "system-prompt", rows: "7", placeholder: "For example: Answer briefly. I know Python well.",
-    oninput: () => save({ system_prompt: prompt.value }),
-  }, system_prompt);
-  const values = { ...settings };
-  const change = (name, value) => {
-    if (value === null) delete values[name];
-    else values[name] = value;
-    save({ settings: { ...values } });
-  };
+  const { nodes, flush } = answerFields(chat.conversation ?? { ...defaults, ...chat.fields }, (fields) => chat.change(fields));
   const panel = h("aside", { class: "panel", "aria-label": "Conversation settings" },
-    h("header", {}, h("h2", {}, "This conversation"), iconButton("close", "Close", () => head.closePanel())),
-    h("div", { class: "field" }, h("label", { for: "system-prompt" }, "Instructions for the model"), prompt),
-    h("h3", {}, "How answers are made"),
-    h("p", { class: "faint" }, "What is left empty is up to the model server."),
-    PARAMETERS.map((parameter) => parameterField(parameter, values[parameter.name], change)),
-    saved);
+    h("header", {}, h("h2", {}, "This conversation"), iconButton("close", "Close", () => head.closePanel())), nodes);
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     event.stopPropagation();
@@ -64,12 +35,52 @@ export function togglePanel(head) {
   };
   opener.setAttribute("aria-expanded", "true");
   chat.node.after(panel);
-  prompt.focus();
+  panel.querySelector("textarea").focus();
+}
+
+/** Instructions and parameters, each saved as it is typed by `save(fields)`, which resolves to whether that was done. */
+export function answerFields({ system_prompt = "", settings = {} }, save) {
+  const saved = h("small", { class: "faint", role: "status" });
+  let unsaved = {};
+  const flush = async () => {
+    const fields = unsaved;
+    unsaved = {};
+    if (!Object.keys(fields).length) return;
+    const done = await save(fields);
+    const all = !Object.keys(unsaved).length && nodes.every((node) => !node.querySelector("[aria-invalid=true]"));
+    saved.textContent = done && all ? "Saved" : "";
+  };
+  const later = debounce(400, flush);
+  const note = (fields) => {
+    Object.assign(unsaved, fields);
+    saved.textContent = "";
+    later();
+  };
+  const id = `field-${counter()}`;
+  const prompt = h("textarea", {
+    id, rows: "7", placeholder: "For example: Answer briefly. I know Python well.",
+    oninput: () => note({ system_prompt: prompt.value }),
+  }, system_prompt);
+  const values = { ...settings };
+  const change = (name, value) => {
+    if (value === null) delete values[name];
+    else values[name] = value;
+    note({ settings: { ...values } });
+  };
+  const nodes = [
+    h("div", { class: "field" }, h("label", { for: id }, "Instructions for the model"), prompt),
+    h("h3", {}, "How answers are made"),
+    h("p", { class: "faint" }, "What is left empty is up to the model server."),
+    ...PARAMETERS.map((parameter) => parameterField(parameter, values[parameter.name], change)),
+    saved,
+  ];
+  for (const node of nodes) node.addEventListener("change", flush); // a field that is left: before a question is asked
+  return { nodes, flush };
 }
 
 /** What is out of range is not saved, nor what one typed on the way to it: the setting stays as it was. */
 function parameterField({ name, label, help, min, max, step }, value, change) {
-  const id = `parameter-${name}`;
+  const id = `field-${counter()}`;
   const wrong = h("small", { id: `${id}-wrong`, class: "error", role: "alert" });
   const entered = () => (field.value === "" ? null : Number(field.value));
   let before = value ?? null;

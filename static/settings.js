@@ -1,4 +1,4 @@
-// The settings: how it looks, one's own account and data, the bin, the use that was made, and the household.
+// The settings: how it looks, what new chats begin with, one's own account and data, the bin, the use that was made, and the household.
 
 import { changed, get, patch, post, remove, session } from "./api.js";
 import {
@@ -10,6 +10,7 @@ await styles("more.css");
 
 const SECTIONS = [
   { id: "general", label: "General", show: general },
+  { id: "fresh", label: "New chats", show: fresh },
   { id: "account", label: "Account", show: account },
   { id: "data", label: "Your data", show: data },
   { id: "bin", label: "Bin", show: bin },
@@ -63,6 +64,21 @@ async function general(place, { theme }) {
     h("fieldset", { class: "choices" }, h("legend", {}, "Theme"),
       choice("system", "As the system"), choice("light", "Light"), choice("dark", "Dark")),
     h("p", { class: "faint" }, `Fireside ${version}. Nothing on this page is asked of any other server than this one.`));
+}
+
+async function fresh(place) {
+  const [defaults, { answerFields }] = await Promise.all([get("/defaults"), import("./panel.js")]);
+  const save = async (fields) => {
+    try {
+      return Boolean(await patch("/defaults", fields));
+    } catch (error) {
+      toast(error.message);
+      return false;
+    }
+  };
+  place.append(
+    h("p", { class: "faint" }, "What each new chat begins with. Those that are there already stay as they are."),
+    ...answerFields(defaults, save).nodes);
 }
 
 // ---- account

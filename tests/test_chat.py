@@ -20,6 +20,27 @@ async def test_an_answer_is_streamed_kept_and_replayed_with_the_same_events(ann:
     assert len(upstream.chats) == 1
 
 
+async def test_new_conversations_begin_with_the_defaults_of_their_user(
+    ann: Person, bob: Person, upstream: Upstream
+) -> None:
+    assert good(await ann.get("/defaults")) == {"system_prompt": "", "settings": {}}
+    before = await ann.conversation("Hello?")
+    wanted = {"system_prompt": "Be brief.", "settings": {"temperature": 0.2, "max_tokens": 9}}
+    good(await ann.patch("/defaults", json=wanted | {"settings": {"top_k": 5}}))
+    assert good(await ann.patch("/defaults", json={"settings": wanted["settings"]})) == wanted
+    assert good(await ann.get("/defaults")) == wanted
+    upstream.enqueue(answer("Hi"), answer("Hi"), answer("Hi"))
+    await ann.answer(await ann.conversation("Hello?"), **MODEL)
+    await ann.answer(await ann.conversation("Hello?", system_prompt="", settings={"temperature": 1}), **MODEL)
+    await ann.answer(before, **MODEL)
+    asked = upstream.chats
+    system = {"role": "system", "content": "Be brief."}
+    assert [body["messages"][0] == system for body in asked] == [True, False, False]
+    assert [body.get("temperature") for body in asked] == [0.2, 1, None]
+    assert [body.get("max_tokens") for body in asked] == [9, None, None]
+    assert good(await bob.get("/defaults")) == {"system_prompt": "", "settings": {}}
+
+
 async def test_a_reader_who_leaves_does_not_stop_the_answer(ann: Person, upstream: Upstream, running: Running) -> None:
     conversation_id = await ann.conversation("Hello?")
     gate = Gate()

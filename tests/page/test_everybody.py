@@ -116,7 +116,7 @@ def test_nothing_is_cut_off_at_the_side(
     page.get_by_role("menuitem", name="Settings").click()
     cut = "(node) => [node, ...node.querySelectorAll('*')].filter((one) => one.scrollWidth > one.clientWidth + 1"
     cut += " && one.clientWidth && getComputedStyle(one).overflowX !== 'visible' && !one.closest('.table')).length"
-    for tab in ("General", "Account", "Your data", "Bin", "Usage", "Household"):
+    for tab in ("General", "New chats", "Account", "Your data", "Bin", "Usage", "Household"):
         page.get_by_role("tab", name=tab).click()
         section = page.get_by_role("tabpanel", name=tab)
         expect(section.locator(".section > *").first).to_be_visible()
@@ -284,7 +284,7 @@ def test_axe_finds_nothing(
     page.keyboard.press("Escape")
     page.locator(".account").click()
     page.get_by_role("menuitem", name="Settings").click()
-    for tab in ("General", "Account", "Your data", "Bin", "Usage", "Household"):
+    for tab in ("General", "New chats", "Account", "Your data", "Bin", "Usage", "Household"):
         page.get_by_role("tab", name=tab).click()
         expect(page.get_by_role("tabpanel", name=tab).locator(".section > *").first).to_be_visible()
         if tab == "Your data":

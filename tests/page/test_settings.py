@@ -352,3 +352,27 @@ def test_the_theme_stays_as_chosen(at_studio: tuple[Watched, httpx.Client]) -> N
     page.reload()
     expect(page.locator(".welcome")).to_be_visible()
     assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
+
+
+def test_new_chats_begin_with_what_the_settings_say(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, client = at_studio
+    page = visit.open()
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_role("tab", name="New chats").click()
+    page.get_by_label("Instructions for the model").fill("Answer in rhyme.")
+    page.get_by_label("Temperature").fill("0.5")
+    expect(page.get_by_role("dialog").get_by_role("status")).to_have_text("Saved")
+    assert good(client.get("/defaults")) == {"system_prompt": "Answer in rhyme.", "settings": {"temperature": 0.5}}
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Conversation settings").click()
+    expect(page.get_by_label("Instructions for the model")).to_have_value("Answer in rhyme.")
+    page.get_by_label("Longest answer").fill("50")
+    lmstudio.enqueue(answer("Sublime"))
+    ask(page, "Hi")
+    answered(page)
+    [asked] = lmstudio.chats
+    assert asked["messages"][0] == {"role": "system", "content": "Answer in rhyme."}
+    assert (asked["temperature"], asked["max_tokens"]) == (0.5, 50)
