@@ -37,7 +37,9 @@ def tx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tx]:
     connection = sqlite3.connect(path, isolation_level=None)
     connection.row_factory = sqlite3.Row
     accounts.add_first_user(connection, "ann", "")
-    connection.execute("INSERT INTO users (id, username, password_hash, role, created_at) VALUES (2, 'bob', '', 'user', '')")
+    connection.execute(
+        "INSERT INTO users (id, username, password_hash, role, created_at) VALUES (2, 'bob', '', 'user', '')"
+    )
     yield connection
     connection.close()
 

@@ -373,6 +373,6 @@ def test_new_chats_begin_with_what_the_settings_say(
     lmstudio.enqueue(answer("Sublime"))
     ask(page, "Hi")
     answered(page)
-    [asked] = lmstudio.chats
+    asked = lmstudio.chats[-1]
     assert asked["messages"][0] == {"role": "system", "content": "Answer in rhyme."}
     assert (asked["temperature"], asked["max_tokens"]) == (0.5, 50)
