@@ -8,7 +8,6 @@ bin. What cannot be read is skipped and named, and the rest goes in.
 
 import asyncio
 import contextlib
-import io
 import json
 import logging
 import sqlite3
@@ -446,15 +445,17 @@ def _entry(name: str, moment: str, deflate: bool = True) -> zipfile.ZipInfo:
     return info
 
 
-class _Pipe(io.RawIOBase):
-    """What a zip is written to: it holds only what nobody has taken yet."""
+class _Pipe:
+    """What a zip is written to: it holds only what nobody has taken yet. No io.RawIOBase, which is closed before a zip that its reader
+    has left comes to its end."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self.size = 0
 
-    def writable(self) -> bool:
-        return True
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
     def write(self, data: Any, /) -> int:
         self._pieces.append(bytes(data))
