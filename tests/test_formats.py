@@ -434,7 +434,7 @@ def test_no_change_of_any_field_is_more_than_unreadable(data: st.DataObject) -> 
             if not value:
                 break
         else:
-            holder[last] = data.draw(ODD)
+            holder[last] = copy.deepcopy(data.draw(ODD))  # what is drawn may be changed in the next round
     try:
         read = formats.parse(value, anything)
     except Unreadable as error:
