@@ -234,7 +234,7 @@ export class Chat {
   }
 
   editLast() {
-    this.#path.map(({ id }) => this.#views.get(id)).findLast((view) => view.edit)?.edit();
+    this.#path.map(({ id }) => this.#views.get(id)).findLast((view) => view.edit)?.edit(this.composer.area);
   }
 
   /** Stops the answer. Its generation's id comes with the first event: before that, it is stopped when the id is there. */

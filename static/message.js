@@ -21,10 +21,11 @@ class Question {
     this.#actions = actions;
     this.message = message;
     this.bubble = h("div", { class: "bubble", dir: "auto" }, message.images?.map(imageNode), questionText(message.content));
+    this.editButton = iconButton("edit", "Edit question", () => this.edit());
     this.foot = h("footer", {},
       timeNode(message.created_at),
       copyButton("Copy question", () => message.content),
-      iconButton("edit", "Edit question", () => this.edit()),
+      this.editButton,
       this.#versions);
     this.node = h("article", { class: "message user", id: `m${message.id}`, tabindex: "-1", "aria-label": "Question" },
       this.bubble, this.foot);
@@ -36,13 +37,20 @@ class Question {
     arrange(this.#versions, versionSwitch(message, this.#actions.select));
   }
 
-  /** Puts a text box in the question's place. Sending it makes a branch: the old question stays as a version. */
-  edit() {
+  /**
+   * Puts a text box in the question's place. Sending it makes a branch: the old question stays as a version. Who leaves it is
+   * `back` where they came from.
+   */
+  edit(back = this.editButton) {
     if (this.editor) return this.editor.querySelector("textarea").focus();
     const area = h("textarea", { "aria-label": "Edited question", rows: "3" }, this.message.content);
     const close = () => {
       this.editor = null;
       this.node.replaceChildren(this.bubble, this.foot);
+    };
+    const leave = () => {
+      close();
+      back.focus();
     };
     const send = async () => {
       const text = area.value.trim();
@@ -52,8 +60,7 @@ class Question {
       if (event.isComposing) return;
       if (event.key === "Escape") {
         event.stopPropagation();
-        close();
-        this.node.querySelector("footer button")?.focus();
+        leave();
       } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
         event.preventDefault();
         send();
@@ -61,7 +68,7 @@ class Question {
     };
     this.editor = h("div", { class: "editor", onkeydown }, area,
       h("div", { class: "row" }, h("small", {}, "The first version is kept."),
-        button("Cancel", close), button("Send", send, { class: "primary" })));
+        button("Cancel", leave), button("Send", send, { class: "primary" })));
     this.node.replaceChildren(this.editor);
     area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight / 2)}px`;
     area.focus();

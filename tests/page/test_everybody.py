@@ -53,6 +53,7 @@ def test_everything_is_reached_by_keyboard(at_studio: tuple[Watched, httpx.Clien
     expect(editor).to_be_focused()
     page.keyboard.press("Escape")
     expect(editor).to_have_count(0)
+    expect(box).to_be_focused()
     page.keyboard.press("Control+.")
     expect(page.get_by_role("dialog", name="Models")).to_be_visible()
     page.keyboard.type("qwen")
