@@ -20,7 +20,9 @@ class Question {
   constructor(message, actions) {
     this.#actions = actions;
     this.message = message;
-    this.bubble = h("div", { class: "bubble", dir: "auto" }, message.images?.map(imageNode), questionText(message.content));
+    const { own, files } = parts(message.content);
+    this.bubble = h("div", { class: "bubble", dir: "auto" },
+      message.images?.map(imageNode), own !== "" && questionText(own), files.map(fileNode));
     this.editButton = iconButton("edit", "Edit question", () => this.edit());
     this.foot = h("footer", {},
       timeNode(message.created_at),
@@ -74,6 +76,44 @@ class Question {
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
   }
+}
+
+/**
+ * A text file as it stands in a message: headed by its name, in a fence that nothing in it closes. The fence always names a
+ * language, so that what somebody heads with a word and fences themselves is not taken for a file.
+ */
+export function block(name, text) {
+  const longest = (text.match(/`{3,}/g) ?? []).reduce((most, { length }) => Math.max(most, length), 2);
+  const fence = "`".repeat(longest + 1);
+  const language = /\.(\w{1,12})$/.exec(name)?.[1].toLowerCase() ?? "text";
+  return `${name}:\n${fence}${language}\n${text}\n${fence}`;
+}
+
+/** What somebody wrote, and the files {name, text} whose blocks follow it. */
+function parts(content) {
+  const files = [];
+  let own = content;
+  for (;;) {
+    const end = own.lastIndexOf("\n");
+    const fence = own.slice(end + 1);
+    const named = /^`{3,}$/.test(fence) ? own.lastIndexOf(`:\n${fence}`, end - 2) : -1;
+    if (named < 0) return { own, files };
+    const head = own.lastIndexOf("\n", named) + 1;
+    const name = own.slice(head, named);
+    const text = own.slice(own.indexOf("\n", named + 2) + 1, end);
+    const apart = head === 0 || own.slice(0, head).endsWith("\n\n");
+    if (!name || !apart || own.slice(head) !== block(name, text)) return { own, files };
+    files.unshift({ name, text });
+    own = own.slice(0, Math.max(0, head - 2));
+  }
+}
+
+function fileNode({ name, text }) {
+  const lines = text.split("\n").length;
+  const size = `${number(lines)} ${lines === 1 ? "line" : "lines"}, ${number(text.length)} characters`;
+  return h("details", { class: "file" },
+    h("summary", {}, icon("file"), h("span", {}, h("span", {}, name), h("small", {}, size)), icon("down")),
+    h("pre", { tabindex: "0", role: "region", "aria-label": name, dir: "auto" }, text));
 }
 
 function questionText(content) {

@@ -248,7 +248,7 @@ def test_axe_finds_nothing(
         DONE,
     )
     client = studio.join(bea, next(names), "admin")
-    chat = new(client, "What can you show?")
+    chat = new(client, "What can you show?\n\nlist.txt:\n```txt\nmilk\n```")
     lmstudio.enqueue(script.status(500, {"error": {"message": "broken"}}))
     failed = new(client, "Fail, please")
     good(client.delete(f"/conversations/{new(client, title='In the bin')}"))
@@ -260,7 +260,8 @@ def test_axe_finds_nothing(
         found[screen] = blemishes(page)
 
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
-    page.locator("details.reasoning summary").click()
+    for folded in page.locator("details summary").all():
+        folded.click()
     look("chat")
     page.get_by_role("button", name="Conversation settings").click()
     expect(page.locator(".panel")).to_be_visible()
