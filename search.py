@@ -22,6 +22,9 @@ _CJK = re.compile(
     "[\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
 _ACCENTED = re.compile(f"[^\0-\x7f{_CJK.pattern[1:-2]}]+")  # FTS5 drops every accent that is apart, and few others
+# Of Markdown: rules and those of tables; quotes, headings and fences; code. Only signs go, never a word that may be what was found.
+_SIGNS = re.compile(r"^[ \t]*[-|:][-|: \t]*$|^(?:[ \t]*>)*[ \t]*(?:#{1,6}(?=[ \t])|~{3,})?|`+", re.MULTILINE)
+_EMPHASIS = re.compile(r"(?<![a-zA-Z0-9*])(\*{1,3})(?=\S)([^*\n]*[^*\s])\1(?![a-zA-Z0-9*])")
 _TERM = re.compile(r'"([^"]*)"?|([^\s"]+)')
 
 
@@ -87,7 +90,10 @@ def _hits(
     rows = sorted(tx.execute(titles, (match, CANDIDATES)), key=lambda row: row[5], reverse=True)[:limit]
     if len(rows) < limit:
         rows += tx.execute(texts, (match, CANDIDATES, limit - len(rows))).fetchall()
-    return [Hit(row[0], row[1], row[2], row[3], snippet(row[4], query), row[5]) for row in rows]
+    return [
+        Hit(row[0], row[1], row[2], row[3], snippet(row[4] if row[1] is None else plain(row[4]), query), row[5])
+        for row in rows
+    ]
 
 
 def index_message(tx: sqlite3.Connection, user_id: int, message_id: int, content: str) -> None:
@@ -145,6 +151,14 @@ def terms(query: str) -> list[tuple[str, bool]]:
         if any(character.isalnum() for character in text):
             found.append(('"' + text.replace('"', " ").strip() + '"', bool(phrase)))
     return found
+
+
+def plain(markdown: str) -> str:
+    """The text that a snippet is of, without the signs that say how it is to look."""
+    text = _SIGNS.sub("", markdown[:_SCANNED])
+    for _ in range(2):  # one within the other
+        text = _EMPHASIS.sub(r"\2", text)
+    return text
 
 
 def snippet(text: str, query: str) -> str:

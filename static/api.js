@@ -20,8 +20,8 @@ export function signIn({ user, csrf_token }) {
 
 /**
  * Dispatches "list" (a conversation appeared, went or was renamed: {id}), "conversation" (its messages changed: {id}),
- * "session" (somebody signed in or out), and in this tab alone "models", "listed" (the
- * open conversation, as the list has it), "offline", "online" and "signed-out".
+ * "bin" (a conversation is not in it any more: {id}), "session" (somebody signed in or out), and in this tab alone "models", "listed"
+ * (the open conversation, as the list has it), "offline", "online" and "signed-out".
  */
 const changes = new EventTarget();
 const tabs = new BroadcastChannel("fireside");

@@ -41,17 +41,17 @@ export class Chat {
       goOn: () => this.#ask("Continue where you stopped.", () => []),
       select: (id) => this.#select(id),
     };
+    this.column = h("div", { class: "column" });
+    this.scroller = new Scroller(this.column);
     this.composer = new Composer({
       send: (text, images) => this.#ask(text, () => images), stop: () => this.stop(), editLast: () => this.editLast(),
-    });
+    }, this.scroller.button);
     this.head = new Head(this, openMenu);
     this.banner = h("p", { class: "banner", role: "status", hidden: true },
       h("span", { class: "pulse" }), "Connection lost. Trying to get it back.");
     this.top = h("div", { class: "sentinel" });
-    this.column = h("div", { class: "column" });
-    this.scroller = new Scroller(this.column);
     this.notSent = h("p", { class: "divider" }, h("span", {}, "Not sent above here: the context is full"));
-    this.node = h("main", { tabindex: "-1" }, this.head.node, this.banner, this.scroller.node, this.scroller.button, this.composer.node);
+    this.node = h("main", { tabindex: "-1" }, this.head.node, this.banner, this.scroller.node, this.composer.node);
 
     const near = { root: this.scroller.node, rootMargin: "800px" };
     this.near = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && this.#loadOlder(), near);
@@ -234,7 +234,7 @@ export class Chat {
   }
 
   editLast() {
-    this.#path.map(({ id }) => this.#views.get(id)).findLast((view) => view.edit)?.edit();
+    this.#path.map(({ id }) => this.#views.get(id)).findLast((view) => view.edit)?.edit(this.composer.area);
   }
 
   /** Stops the answer. Its generation's id comes with the first event: before that, it is stopped when the id is there. */

@@ -30,7 +30,8 @@ export class Composer {
   #busy = false;
   #sending = null; // {id}: the conversation whose text is on its way
 
-  constructor({ send, stop, editLast }) {
+  /** `toEnd`: the button that leads to the end of what lies above, where it would cover what is read. */
+  constructor({ send, stop, editLast }, toEnd) {
     this.send = send;
     this.stop = stop;
     this.editLast = editLast;
@@ -63,7 +64,7 @@ export class Composer {
     this.node = h("form", { class: "composer", onsubmit },
       h("div", { class: "box", onclick: (event) => event.target === event.currentTarget && this.area.focus() },
         this.chips, this.area,
-        h("div", { class: "row" }, this.attachButton, this.file, this.meter, this.button)),
+        h("div", { class: "row" }, this.attachButton, this.file, this.meter, toEnd, this.button)),
       this.hint);
     window.addEventListener("storage", (event) => this.#followDraft(event));
     const settled = debounce(200, () => this.node.classList.remove("dropping"));

@@ -193,7 +193,7 @@ export function stepFocus(event, nodes) {
   nodes[to].focus();
 }
 
-/** A short message at the foot of the page, with one action at most. */
+/** A short message at the foot of the page, with one action at most. Returns what takes it away. */
 export function toast(text, action = null, perform = null) {
   const tray = document.getElementById("toasts");
   const close = () => {
@@ -212,6 +212,7 @@ export function toast(text, action = null, perform = null) {
   // It waits for whoever is about to use it.
   const expire = () => (node.matches(":hover, :focus-within") ? setTimeout(expire, 2000) : node.isConnected && close());
   setTimeout(expire, action ? 10_000 : 5000);
+  return close;
 }
 
 /** Says something to screen readers, once. */

@@ -1,6 +1,7 @@
 // Files as a message takes them: an image is {name, media_type, data}, base64; a text is {name, block}, a part of what is written.
 
 import { h } from "./dom.js";
+import { block } from "./message.js";
 
 const TYPES = ["image/png", "image/jpeg", "image/webp"];
 const BYTES = 600_000; // a larger one is scaled down: it is kept, and sent to the model anew with every question below it
@@ -19,20 +20,12 @@ export async function attachment(file) {
   }
 }
 
-/** Headed by its name, in a fence that nothing in it closes. */
-function block(name, text) {
-  let fence = "```";
-  while (text.includes(fence)) fence += "`";
-  const language = /\.(\w{1,12})$/.exec(name)?.[1].toLowerCase() ?? "";
-  return `${name}:\n${fence}${language}\n${text.replace(/\r\n?/g, "\n").replace(/\n$/, "")}\n${fence}`;
-}
-
 async function textOf(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   const encoding = { 0xfffe: "utf-16le", 0xfeff: "utf-16be" }[(bytes[0] << 8) | bytes[1]] ?? "utf-8";
   const text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
   if (text.includes("\0")) throw new TypeError();
-  return text;
+  return text.replace(/\r\n?/g, "\n").replace(/\n$/, "");
 }
 
 /** One that a message has already, as it is: each time that it were made anew it would lose something. */

@@ -20,11 +20,14 @@ class Question {
   constructor(message, actions) {
     this.#actions = actions;
     this.message = message;
-    this.bubble = h("div", { class: "bubble", dir: "auto" }, message.images?.map(imageNode), questionText(message.content));
+    const { own, files } = parts(message.content);
+    this.bubble = h("div", { class: "bubble", dir: "auto" },
+      message.images?.map(imageNode), own !== "" && questionText(own), files.map(fileNode));
+    this.editButton = iconButton("edit", "Edit question", () => this.edit());
     this.foot = h("footer", {},
       timeNode(message.created_at),
       copyButton("Copy question", () => message.content),
-      iconButton("edit", "Edit question", () => this.edit()),
+      this.editButton,
       this.#versions);
     this.node = h("article", { class: "message user", id: `m${message.id}`, tabindex: "-1", "aria-label": "Question" },
       this.bubble, this.foot);
@@ -36,13 +39,20 @@ class Question {
     arrange(this.#versions, versionSwitch(message, this.#actions.select));
   }
 
-  /** Puts a text box in the question's place. Sending it makes a branch: the old question stays as a version. */
-  edit() {
+  /**
+   * Puts a text box in the question's place. Sending it makes a branch: the old question stays as a version. Who leaves it is
+   * `back` where they came from.
+   */
+  edit(back = this.editButton) {
     if (this.editor) return this.editor.querySelector("textarea").focus();
     const area = h("textarea", { "aria-label": "Edited question", rows: "3" }, this.message.content);
     const close = () => {
       this.editor = null;
       this.node.replaceChildren(this.bubble, this.foot);
+    };
+    const leave = () => {
+      close();
+      back.focus();
     };
     const send = async () => {
       const text = area.value.trim();
@@ -52,8 +62,7 @@ class Question {
       if (event.isComposing) return;
       if (event.key === "Escape") {
         event.stopPropagation();
-        close();
-        this.node.querySelector("footer button")?.focus();
+        leave();
       } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
         event.preventDefault();
         send();
@@ -61,12 +70,50 @@ class Question {
     };
     this.editor = h("div", { class: "editor", onkeydown }, area,
       h("div", { class: "row" }, h("small", {}, "The first version is kept."),
-        button("Cancel", close), button("Send", send, { class: "primary" })));
+        button("Cancel", leave), button("Send", send, { class: "primary" })));
     this.node.replaceChildren(this.editor);
     area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight / 2)}px`;
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
   }
+}
+
+/**
+ * A text file as it stands in a message: headed by its name, in a fence that nothing in it closes. The fence always names a
+ * language, so that what somebody heads with a word and fences themselves is not taken for a file.
+ */
+export function block(name, text) {
+  const longest = (text.match(/`{3,}/g) ?? []).reduce((most, { length }) => Math.max(most, length), 2);
+  const fence = "`".repeat(longest + 1);
+  const language = /\.(\w{1,12})$/.exec(name)?.[1].toLowerCase() ?? "text";
+  return `${name}:\n${fence}${language}\n${text}\n${fence}`;
+}
+
+/** What somebody wrote, and the files {name, text} whose blocks follow it. */
+function parts(content) {
+  const files = [];
+  let own = content;
+  for (;;) {
+    const end = own.lastIndexOf("\n");
+    const fence = own.slice(end + 1);
+    const named = /^`{3,}$/.test(fence) ? own.lastIndexOf(`:\n${fence}`, end - 2) : -1;
+    if (named < 0) return { own, files };
+    const head = own.lastIndexOf("\n", named) + 1;
+    const name = own.slice(head, named);
+    const text = own.slice(own.indexOf("\n", named + 2) + 1, end);
+    const apart = head === 0 || own.slice(0, head).endsWith("\n\n");
+    if (!name || !apart || own.slice(head) !== block(name, text)) return { own, files };
+    files.unshift({ name, text });
+    own = own.slice(0, Math.max(0, head - 2));
+  }
+}
+
+function fileNode({ name, text }) {
+  const lines = text.split("\n").length;
+  const size = `${number(lines)} ${lines === 1 ? "line" : "lines"}, ${number(text.length)} characters`;
+  return h("details", { class: "file" },
+    h("summary", {}, icon("file"), h("span", {}, h("span", {}, name), h("small", {}, size)), icon("down")),
+    h("pre", { tabindex: "0", role: "region", "aria-label": name, dir: "auto" }, text));
 }
 
 function questionText(content) {

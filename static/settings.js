@@ -210,14 +210,19 @@ async function bin(place) {
   const deleted = await get("/conversations?deleted=true");
   const note = h("p", { class: "faint" }, "What you delete waits here for 30 days.");
   if (!deleted.length) return place.replaceChildren(h("p", { class: "faint" }, `The bin is empty. ${note.textContent}`));
-  const purge = ({ id }) => remove(`/conversations/${id}?purge=true`);
+  const gone = ({ id }) => changed("bin", { id });
+  const purge = async (one) => {
+    await remove(`/conversations/${one.id}?purge=true`);
+    gone(one);
+    return true;
+  };
   const empty = button([icon("trash"), "Empty the bin"], async () => {
     const what = deleted.length === 1 ? "One conversation" : `All ${counted(deleted.length, "conversation")} in it`;
     if (!await confirmed("Empty the bin?", `${what} cannot be brought back after this.`, "Empty it")) return;
     empty.disabled = true;
     try {
       const still = new Set((await get("/conversations?deleted=true")).map(({ id }) => id)); // some may have been restored elsewhere
-      for (const one of deleted.filter(({ id }) => still.has(id))) await purge(one);
+      for (const one of deleted) await (still.has(one.id) ? purge(one) : gone(one));
     } catch (error) {
       toast(error.message);
     }
@@ -237,6 +242,7 @@ async function bin(place) {
     iconButton("restore", `Restore ${one.title}`, act(async () => {
       await post(`/conversations/${one.id}/restore`);
       changed("list", { id: one.id });
+      gone(one);
       return true;
     })),
     iconButton("trash", `Delete ${one.title} for good`, act(async () =>

@@ -13,6 +13,7 @@ export class Sidebar {
   #items = new Map(); // the loaded conversations by id
   #rows = new Map(); // their rows by id
   #groups = new Map(); // sections by heading
+  #undo = new Map(); // by id of what was deleted here: what takes the offer of its return away
   #stale = new Set(); // ids of those that have changed, which may lie beyond the newest
   #more = false;
   #current = null;
@@ -51,6 +52,7 @@ export class Sidebar {
       refresh();
     });
     onChange("conversation", refresh);
+    onChange("bin", ({ id }) => this.#undo.get(id)?.());
     onChange("online", refresh);
     const look = () => document.hidden || this.refresh();
     document.addEventListener("visibilitychange", look);
@@ -202,7 +204,7 @@ export class Sidebar {
     if (open) this.open(null);
     changed("list", { id });
     changed("conversation", { id });
-    toast(`Deleted “${title.length > 40 ? `${title.slice(0, 40)}…` : title}”`, "Undo", async () => {
+    this.#undo.set(id, toast(`Deleted “${title.length > 40 ? `${title.slice(0, 40)}…` : title}”`, "Undo", async () => {
       try {
         await post(`/conversations/${id}/restore`);
         changed("list", { id });
@@ -210,7 +212,7 @@ export class Sidebar {
       } catch (error) {
         toast(error.message);
       }
-    });
+    }));
   }
 
   /** The conversation before (-1) or after (1) the current one, as the list shows them. */

@@ -255,6 +255,36 @@ def test_a_snippet_marks_what_was_found(text: str, query: str, shown: str) -> No
     assert search.snippet(text, query).replace(MARK, "[").replace(UNMARK, "]") == shown
 
 
+@pytest.mark.parametrize(
+    ("markdown", "query", "shown"),
+    [
+        ("The **capital** of `Japan`", "capital jap", "The [capital] of [Jap]an"),
+        (
+            "# Title\n\n> ## quoted\n> text\n\n```python\nprint(1)\n```\n",
+            "python",
+            "Title quoted text [python] print(1)",
+        ),
+        ("***both*** and **a *b* c**, *x*.", "b x", "[b]oth and a [b] c, [x]."),
+        ("| a | b |\n|:--|--:|\n| 1 | 2 |\n\n---\n- item", "item", "| a | b | | 1 | 2 | - [item]"),
+        ("这是**重点**内容", "重点", "这是[重点]内容"),
+        (
+            "2**3 * 4**5, a*b*c, *args, **kwargs, #1, a > b",
+            "3 b",
+            "2**[3] * 4**5, a*[b]*c, *args, **kwargs, #1, a > [b]",
+        ),
+        ("snake_case and __init__", "snake", "[snake]_case and __init__"),
+    ],
+)
+def test_a_snippet_is_plain_text(markdown: str, query: str, shown: str) -> None:
+    assert search.snippet(search.plain(markdown), query).replace(MARK, "[").replace(UNMARK, "]") == shown
+
+
+@given(st.lists(st.one_of(word, st.sampled_from("*`#>|-:~ \n\t")), max_size=60).map("".join))
+def test_plain_text_has_every_word_in_its_place(markdown: str) -> None:
+    bare = re.compile(r"[*`#>|:~\s-]")
+    assert bare.sub("", search.plain(markdown)) == bare.sub("", markdown)
+
+
 def test_a_snippet_of_a_long_text_is_from_where_the_match_is() -> None:
     text = "before " * 500 + "needle " + "after " * 500
     shown = search.snippet(text, "needle")
@@ -285,7 +315,7 @@ def fold(text: str) -> str:
 
 async def test_search_finds_questions_answers_and_other_versions(ann: Person, bob: Person, upstream: Upstream) -> None:
     conversation_id = await ann.conversation("Who wrote Faust?", title="Literature")
-    for text in ("Goethe wrote Faust.", "Marlowe wrote Faustus."):
+    for text in ("**Goethe** wrote Faust.", "Marlowe wrote Faustus."):
         upstream.enqueue(answer(text))
         body = {"conversation_id": conversation_id, "provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
         good(await ann.post("/chat/retry", json=body))

@@ -632,6 +632,24 @@ def test_texts_are_attached_as_blocks_headed_by_their_names(
     blocks = "notes.md:\n````md\n# Été\n```\ncode\n```\n````\n\npeople.CSV:\n```csv\nnaïve;1\n```"
     assert lmstudio.chats[-1]["messages"][-1]["content"] == f"What is this?\n\n{blocks}"
     expect(chips).to_have_count(0)
+    # In the question they are folded, and what one copies or edits is what was sent.
+    question = page.locator(".message.user")
+    expect(question.locator(".text")).to_have_text("What is this?")
+    expect(question.locator("summary")).to_have_text(
+        ["notes.md4 lines, 18 characters", "people.CSV1 line, 7 characters"]
+    )
+    expect(question.locator("pre").first).to_be_hidden()
+    question.locator("summary").first.click()
+    expect(question.locator("pre").first).to_have_text("# Été\n```\ncode\n```", use_inner_text=True)
+    page.get_by_role("button", name="Edit question").click()
+    editor = page.get_by_role("textbox", name="Edited question")
+    expect(editor).to_have_value(f"What is this?\n\n{blocks}")
+    typed = f"{blocks}\n\nfoo:\n```\nbar\n```"
+    editor.fill(typed)  # a block that a person wrote, and what stands above it, stay as they are
+    page.keyboard.press("Control+Enter")
+    expect(question.locator(".text")).to_have_text(typed, use_inner_text=True)
+    expect(question.locator("summary")).to_have_count(0)
+    answered(page)
     page.locator(".sidebar .new").click()
     expect(page.locator(".welcome")).to_be_visible()
     expect(chips).to_have_count(0)  # what was sent from a new chat is not in the next one
@@ -639,8 +657,10 @@ def test_texts_are_attached_as_blocks_headed_by_their_names(
     # Alone they are a message too.
     files.set_input_files(tmp_path / "LICENSE")
     page.get_by_role("button", name="Send").click()
-    expect(page.locator(".message.user").last).to_contain_text("LICENSE:\n```\nFree\n```", use_inner_text=True)
+    expect(question.locator("summary")).to_have_text("LICENSE1 line, 4 characters")
+    expect(question.locator(".text")).to_have_count(0)
     answered(page)
+    assert lmstudio.chats[-1]["messages"][-1]["content"] == "LICENSE:\n```text\nFree\n```"
     page.get_by_role("textbox", name="Message").fill("x" * 200_001)
     page.keyboard.press("Enter")
     expect(toast).to_have_text("Too long: 200,001 characters, and a message takes 200,000.")
