@@ -78,60 +78,14 @@ def list_made_at(tx: Tx, user_id: int, times: Collection[str]) -> list[Origin]:
 
 
 def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> int:
-    """`fields`: every column but id, user_id, importer, title_key and active_message_id."""
-    return _insert(tx, fields | {"user_id": user_id, "importer": None})
-
-
-def begin_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> int:
-    """One that comes in several transactions. Until `show_conversation` it is nobody's, and so nobody's to see."""
-    return _insert(
-        tx, fields | {"user_id": None, "importer": user_id, "deleted_at": None}
-    )  # nor the bin's, to be emptied
-
-
-def _insert(tx: Tx, row: dict[str, Any]) -> int:
+    """`fields`: every column but id, user_id, title_key and active_message_id."""
     return insert(
         tx,
-        "INSERT INTO conversations (user_id, importer, title, title_key, named, system_prompt, provider_id, model, settings,"
-        " pinned, source, created_at, updated_at, deleted_at) VALUES (:user_id, :importer, :title, :title_key, :named,"
+        "INSERT INTO conversations (user_id, title, title_key, named, system_prompt, provider_id, model, settings,"
+        " pinned, source, created_at, updated_at, deleted_at) VALUES (:user_id, :title, :title_key, :named,"
         " :system_prompt, :provider_id, :model, :settings, :pinned, :source, :created_at, :updated_at, :deleted_at)",
-        row | {"title_key": title_key(row["title"])},
+        fields | {"user_id": user_id, "title_key": title_key(fields["title"])},
     )
-
-
-def show_conversation(tx: Tx, conversation_id: int, deleted_at: str | None) -> None:
-    """It is whole: from now on it is its importer's, or in their bin."""
-    row = tx.execute(
-        "UPDATE conversations SET user_id = importer, importer = NULL, deleted_at = ? WHERE id = ?"
-        " RETURNING user_id, title, title_key",
-        (deleted_at, conversation_id),
-    ).fetchall()[0]
-    search.index_title(tx, row["user_id"], conversation_id, row["title"], row["title_key"])
-
-
-def list_begun_conversations(tx: Tx) -> list[int]:
-    """The ids of those that are not whole."""
-    return [row[0] for row in tx.execute("SELECT id FROM conversations WHERE user_id IS NULL")]
-
-
-def discard_newest(tx: Tx, conversation_id: int) -> bool:
-    """Take the newest messages of a conversation away that is not whole, or, when it has none, itself. Returns whether there is more
-    to take: nothing is of one that is whole by now."""
-    begun = tx.execute(
-        "SELECT importer FROM conversations WHERE id = ? AND user_id IS NULL", (conversation_id,)
-    ).fetchone()
-    if begun is None:
-        return False
-    newest = "SELECT id FROM messages WHERE conversation_id = ? ORDER BY id DESC LIMIT 1000"
-    messages = tx.execute(f"SELECT * FROM messages WHERE id IN ({newest}) ORDER BY id", (conversation_id,)).fetchall()
-    for message in messages:  # the oldest first: else FTS5 writes out what it has gathered at each of them
-        search.unindex_message(tx, begun["importer"], message)
-    if messages:  # none of those that stay follows one of these
-        oldest = messages[0]["id"]
-        tx.execute("DELETE FROM messages WHERE conversation_id = ? AND id >= ?", (conversation_id, oldest))
-    else:
-        tx.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
-    return bool(messages)
 
 
 def add_message(tx: Tx, conversation_id: int, fields: dict[str, Any]) -> int:

@@ -41,45 +41,11 @@ CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is 
 # One script a schema that somebody may have, in order: each takes a file of its version to the next, and carries its own
 # BEGIN IMMEDIATE; ...; PRAGMA user_version = N; COMMIT. schema.sql is always the newest; tests/schemas has the older ones.
 MIGRATIONS: tuple[str, ...] = (
-    # 2: users have defaults, and a conversation that is being imported is nobody's. SQLite cannot take a NOT NULL away from a column, so the table
-    # is made anew, with foreign keys off: to drop it deletes its rows, which would take their messages with them.
     """
-    PRAGMA foreign_keys = OFF;
     BEGIN IMMEDIATE;
     ALTER TABLE users ADD COLUMN defaults TEXT NOT NULL DEFAULT '{}';
-    CREATE TABLE conversations_2 (
-        id                INTEGER PRIMARY KEY AUTOINCREMENT,
-        user_id           INTEGER REFERENCES users (id) ON DELETE CASCADE,
-        importer          INTEGER REFERENCES users (id) ON DELETE CASCADE,
-        title             TEXT NOT NULL CHECK (length(title) <= 200),
-        title_key         TEXT NOT NULL,
-        named             INTEGER NOT NULL DEFAULT 0 CHECK (named IN (0, 1)),
-        system_prompt     TEXT NOT NULL DEFAULT '',
-        provider_id       TEXT,
-        model             TEXT,
-        settings          TEXT NOT NULL DEFAULT '{}',
-        pinned            INTEGER NOT NULL DEFAULT 0 CHECK (pinned IN (0, 1)),
-        active_message_id INTEGER REFERENCES messages (id),
-        source            TEXT,
-        created_at        TEXT NOT NULL,
-        updated_at        TEXT NOT NULL,
-        deleted_at        TEXT,
-        UNIQUE (user_id, source),
-        CHECK ((user_id IS NULL) = (importer IS NOT NULL))
-    ) STRICT;
-    INSERT INTO sqlite_sequence SELECT 'conversations_2', seq FROM sqlite_sequence WHERE name = 'conversations';
-    INSERT INTO conversations_2 SELECT id, user_id, NULL, title, title_key, named, system_prompt, provider_id, model, settings,
-        pinned, active_message_id, source, created_at, updated_at, deleted_at FROM conversations;
-    DROP TABLE conversations;
-    ALTER TABLE conversations_2 RENAME TO conversations;
-    CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at)
-        WHERE deleted_at IS NULL;
-    CREATE INDEX conversations_pinned ON conversations (user_id, updated_at, id) WHERE deleted_at IS NULL AND pinned;
-    CREATE INDEX conversations_in_bin ON conversations (user_id, deleted_at) WHERE deleted_at IS NOT NULL;
-    CREATE INDEX conversations_of_leaf ON conversations (active_message_id);
     PRAGMA user_version = 2;
     COMMIT;
-    PRAGMA foreign_keys = ON;
     """,
 )
 VERSION: Final = 1 + len(MIGRATIONS)

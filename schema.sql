@@ -45,8 +45,7 @@ CREATE TABLE login_links (
 
 CREATE TABLE conversations (
     id                INTEGER PRIMARY KEY AUTOINCREMENT,
-    user_id           INTEGER REFERENCES users (id) ON DELETE CASCADE, -- NULL: it is being imported, and nobody's
-    importer          INTEGER REFERENCES users (id) ON DELETE CASCADE, -- whose it will be when it is whole
+    user_id           INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
     title             TEXT NOT NULL CHECK (length(title) <= 200),
     title_key         TEXT NOT NULL,                           -- the title case-folded, for the filter of the list
     named             INTEGER NOT NULL DEFAULT 0 CHECK (named IN (0, 1)), -- 1: a person chose the title; 0: it follows the first message
@@ -60,8 +59,7 @@ CREATE TABLE conversations (
     created_at        TEXT NOT NULL,
     updated_at        TEXT NOT NULL,                           -- the last message, not the last rename
     deleted_at        TEXT,                                    -- in the bin since; removed for good 30 days later
-    UNIQUE (user_id, source),
-    CHECK ((user_id IS NULL) = (importer IS NOT NULL))
+    UNIQUE (user_id, source)
 ) STRICT;
 CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at) -- all that a filter reads
     WHERE deleted_at IS NULL;

@@ -80,7 +80,7 @@ def _hits(
     newest = (
         "SELECT m.id, m.created_at"
         " FROM message_words w CROSS JOIN messages m ON m.id = w.rowid CROSS JOIN conversations c ON c.id = m.conversation_id"
-        " WHERE w.message_words MATCH ? AND c.user_id IS NOT NULL AND c.deleted_at IS NULL ORDER BY w.rowid DESC LIMIT ?"
+        " WHERE w.message_words MATCH ? AND c.deleted_at IS NULL ORDER BY w.rowid DESC LIMIT ?"
     )
     texts = (
         "SELECT c.id, m.id, c.title, m.role, m.content, m.created_at"

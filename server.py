@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from . import bodies, db, handlers, queries, transfer
+from . import bodies, db, handlers, queries
 from .auth import Auth
 from .call import ADMIN, OWNER, PUBLIC, USER, Endpoint, State
 from .chat import Hub
@@ -148,7 +148,6 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
     hub = Hub(config, database, providers)
     stack.push_async_callback(hub.aclose)
     auth = Auth(config, database)
-    await transfer.forget_unfinished(database)
     await hub.start()
     await auth.start()
     housekeeping = asyncio.create_task(_keep_house(config, database, auth), name="housekeeping")

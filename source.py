@@ -4,6 +4,7 @@ It may have come from anywhere. Memory is bounded by the largest conversation, t
 """
 
 import binascii
+import codecs
 import contextlib
 import io
 import itertools
@@ -25,7 +26,7 @@ from .transcript import Conversation, Image, Unreadable, clean, image_type
 
 CHUNK = 256 * 1024  # bytes read at a time
 MAX_CONVERSATION = 64 * 1024 * 1024  # bytes of JSON, without the images in it
-MAX_MESSAGES = 50_000  # of one conversation: those that it gains later go in at once, and everybody waits
+MAX_MESSAGES = 50_000  # of one conversation: it goes in at once, and everybody waits for it
 MAX_FILE = 4 * 1024**3  # bytes, unpacked
 MAX_ARCHIVE = 32 * 1024**3  # bytes, unpacked
 MAX_DIRECTORY = 32 * 1024 * 1024  # bytes of a zip's list of files: read at once, and ten times that in memory
@@ -301,7 +302,8 @@ def lift(chunks: Iterator[bytes], note: Callable[[int, int], str]) -> Iterator[b
             if image is None:
                 found = _DATA.search(held)
                 kept = found.start() if found else max(0, len(held) - LIFTED - 32)
-                yield held[:kept]
+                if kept:
+                    yield held[:kept]
                 passed = found.end() if found else kept
                 held, at = held[passed:], at + passed
                 if not found:
@@ -330,7 +332,14 @@ def split(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
 
     Raises Unreadable when the array's end is missing, or is not the end.
     """
-    first = next((chunk for chunk in chunks if chunk.strip()), b"").removeprefix(b"\xef\xbb\xbf").lstrip()
+    first = b""
+    for chunk in chunks:
+        first = (first + chunk).lstrip()
+        if first.startswith(codecs.BOM_UTF8):
+            first = codecs.BOM_UTF8 + first[3:].lstrip()
+        if len(first) > 3:
+            break
+    first = first.removeprefix(codecs.BOM_UTF8)
     kept = _Kept()
     if not first.startswith(b"["):
         for chunk in itertools.chain((first,), chunks):

@@ -1,9 +1,8 @@
 """Import and export: conversations into the database, and out of it.
 
 An import runs in batches, each of them a transaction and each conversation in it a savepoint, so that a conversation
-goes in whole or not at all. One that is too long for a transaction comes in several, and is nobody's until it is whole.
-What is here already is never changed: a conversation that has grown since gains its new messages, unless it is in the
-bin. What cannot be read is skipped and named, and the rest goes in.
+goes in whole or not at all. What is here already is never changed: a conversation that has grown since gains its new
+messages, unless it is in the bin. What cannot be read is skipped and named, and the rest goes in.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ import msgspec
 from . import archive, queries, transcript
 from .archive import Origin
 from .db import Database, Tx, now
-from .errors import FiresideError, NotFound, StorageUnavailable
+from .errors import FiresideError, NotFound
 from .source import Skipped, Source
 from .transcript import Conversation, Generation, Image, Message, Unreadable
 
@@ -114,7 +113,7 @@ async def steps(database: Database, user_id: int, paths: list[Path]) -> AsyncGen
 
 
 def _take(found: Iterator[Conversation | Skipped], source: Source) -> list[Conversation | Skipped]:
-    """What goes in together. One that is too long for that by itself is the last of it."""
+    """What goes in together."""
     batch: list[Conversation | Skipped] = []
     weight = 0.0
     for item in found:
@@ -141,10 +140,7 @@ async def _store(
 ) -> None:
     report.skipped += [item for item in batch if isinstance(item, Skipped)]
     conversations = [item for item in batch if isinstance(item, Conversation)]
-    long = conversations[-1:] if conversations and _weight(conversations[-1].messages, source) > BATCH_WEIGHT else []
-    short = conversations[: len(conversations) - len(long)]
-    outcomes = await database.write(_add_all, user_id, short, source.image) if short else []
-    outcomes += [await _add_in_pieces(database, user_id, conversation, source) for conversation in long]
+    outcomes = await database.write(_add_all, user_id, conversations, source.image) if conversations else []
     for conversation, (new, messages, reason) in zip(conversations, outcomes, strict=True):
         if reason:
             report.skipped.append(Skipped(conversation.title, reason))
@@ -154,95 +150,23 @@ async def _store(
             report.unchanged += not (new or messages)
 
 
-Outcome = tuple[bool, int, str]  # of a conversation: is it new here, how many messages it brought, why it did not go in
 ReadImage = Callable[[str], bytes]
 Key = str | tuple[str, str, int]  # what a message is known by, in its conversation
 
 
-async def _add_in_pieces(database: Database, user_id: int, conversation: Conversation, source: Source) -> Outcome:
-    """Several transactions, the last of which shows it. One that is here already gains what is new in a single one."""
-    if await database.read(_find, user_id, conversation):
-        return (await database.write(_add_all, user_id, [conversation], source.image))[0]
-    begun = await database.write(archive.begin_conversation, user_id, _row(conversation))
-    shown = False
-    try:
-        keys = _keys((m.id, m.source, m.created_at, m.role) for m in conversation.messages)
-        here: dict[Key, int] = {}
-        for piece in _pieces(conversation, source):
-            await database.write(_add_piece, user_id, begun, piece, keys, here, source.image)
-        leaf = keys.get(conversation.active_message_id or 0)
-        shown = await database.write(_show, user_id, begun, conversation, here[leaf] if leaf else None)
-        return shown, len(here) if shown else 0, ""
-    except _REFUSED as error:
-        return False, 0, _reason(error)
-    finally:
-        if not shown:  # or it is, and this was cancelled: then nothing is discarded
-            await _discard(database, begun)
-
-
-def _pieces(conversation: Conversation, source: Source) -> Iterator[list[Message]]:
-    piece: list[Message] = []
-    weight = 0.0
-    for message in conversation.messages:
-        piece.append(message)
-        weight += _weight([message], source)
-        if weight >= BATCH_WEIGHT:
-            yield piece
-            piece, weight = [], 0.0
-    yield piece
-
-
-def _add_piece(
-    tx: Tx,
-    user_id: int,
-    begun: int,
-    piece: list[Message],
-    keys: dict[int, Key],
-    here: dict[Key, int],
-    read_image: ReadImage,
-) -> None:
-    with archive.importing(tx, user_id):
-        _add_messages(tx, begun, piece, keys, here, read_image)
-
-
-def _show(tx: Tx, user_id: int, begun: int, conversation: Conversation, leaf: int | None) -> bool:
-    """Whether it is shown: another import may have brought it meanwhile."""
-    if _find(tx, user_id, conversation):
-        return False
-    archive.show_conversation(tx, begun, conversation.deleted_at)
-    archive.set_imported(tx, begun, conversation.updated_at, leaf)
-    return True
-
-
-async def _discard(database: Database, begun: int) -> None:
-    """What a disk that says no, or a second cancel, leaves of it goes at the next start."""
-    with contextlib.suppress(StorageUnavailable):
-        while await database.write(archive.discard_newest, begun):
-            pass
-
-
-async def forget_unfinished(database: Database) -> None:
-    """For the start, while nobody imports: what goes is what a server that was killed left of its imports."""
-    for begun in await database.read(archive.list_begun_conversations):
-        await _discard(database, begun)
-
-
-def _find(tx: Tx, user_id: int, conversation: Conversation) -> Origin | None:
-    return _known(tx, user_id, conversation, _made_here(tx, user_id, [conversation]))
-
-
-def _made_here(tx: Tx, user_id: int, conversations: list[Conversation]) -> list[Origin]:
+def _add_all(
+    tx: Tx, user_id: int, conversations: list[Conversation], read_image: ReadImage
+) -> list[tuple[bool, int, str]]:
+    """For each whether it is new here, how many messages it brought, and why it did not go in."""
     times = [conversation.created_at for conversation in conversations if conversation.source is None]
-    return archive.list_made_at(tx, user_id, times) if times else []
-
-
-def _add_all(tx: Tx, user_id: int, conversations: list[Conversation], read_image: ReadImage) -> list[Outcome]:
-    made_here = _made_here(tx, user_id, conversations)
+    made_here = archive.list_made_at(tx, user_id, times) if times else []
     with archive.importing(tx, user_id):
         return [_add(tx, user_id, conversation, made_here, read_image) for conversation in conversations]
 
 
-def _add(tx: Tx, user_id: int, conversation: Conversation, made_here: list[Origin], read_image: ReadImage) -> Outcome:
+def _add(
+    tx: Tx, user_id: int, conversation: Conversation, made_here: list[Origin], read_image: ReadImage
+) -> tuple[bool, int, str]:
     try:
         with archive.savepoint(tx):
             known = _known(tx, user_id, conversation, made_here)
@@ -250,24 +174,16 @@ def _add(tx: Tx, user_id: int, conversation: Conversation, made_here: list[Origi
                 return False, 0, ""
             if known:
                 return False, _grow(tx, known.id, conversation, read_image), ""
-            added = archive.add_conversation(tx, user_id, _row(conversation))
+            row = _columns(conversation) | {"settings": json.dumps(conversation.settings)}
+            added = archive.add_conversation(tx, user_id, row)
             messages = _grow(tx, added, conversation, read_image)
             if conversation.source is None:
                 made_here.append(_origin(added, conversation))
             return True, messages, ""
-    except _REFUSED as error:
-        return False, 0, _reason(error)
-
-
-_REFUSED = (Unreadable, sqlite3.IntegrityError, RecursionError)
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, Unreadable) else "contradicts itself"
-
-
-def _row(conversation: Conversation) -> dict[str, Any]:
-    return _columns(conversation) | {"settings": json.dumps(conversation.settings)}
+    except Unreadable as error:
+        return False, 0, str(error)
+    except (sqlite3.IntegrityError, RecursionError):
+        return False, 0, "contradicts itself"
 
 
 def _origin(conversation_id: int, conversation: Conversation) -> Origin:
@@ -293,27 +209,15 @@ def _grow(tx: Tx, conversation_id: int, conversation: Conversation, read_image: 
     here = {key: id for id, key in _keys(archive.list_message_origins(tx, conversation_id)).items()}
     keys = _keys((m.id, m.source, m.created_at, m.role) for m in conversation.messages)
     written_here = here.keys() - keys.values()
-    if added := _add_messages(tx, conversation_id, conversation.messages, keys, here, read_image):
-        leaf = None if written_here else keys.get(conversation.active_message_id or 0)
-        archive.set_imported(tx, conversation_id, conversation.updated_at, here[leaf] if leaf else None)
-    return added
-
-
-def _add_messages(
-    tx: Tx,
-    conversation_id: int,
-    messages: list[Message],
-    keys: dict[int, Key],
-    here: dict[Key, int],
-    read_image: ReadImage,
-) -> int:
-    """Add those that are not `here`, where each of them goes, too. Returns how many."""
     added = 0
-    for message in messages:
+    for message in conversation.messages:
         if keys[message.id] not in here:
             parent_id = None if message.parent_id is None else here[keys[message.parent_id]]
             here[keys[message.id]] = _add_message(tx, conversation_id, message, parent_id, read_image)
             added += 1
+    if added:
+        leaf = None if written_here else keys.get(conversation.active_message_id or 0)
+        archive.set_imported(tx, conversation_id, conversation.updated_at, here[leaf] if leaf else None)
     return added
 
 
@@ -483,9 +387,7 @@ def _load(
         _message(message, made.get(message["id"]), [image for image, _ in images.get(message["id"], ())])
         for message in archive.list_whole_messages(tx, conversation_id)
     ]
-    columns = {
-        name: value for name, value in dict(row).items() if name not in ("id", "user_id", "importer", "title_key")
-    }
+    columns = {name: value for name, value in dict(row).items() if name not in ("id", "user_id", "title_key")}
     columns |= {"named": bool(row["named"]), "pinned": bool(row["pinned"]), "settings": json.loads(row["settings"])}
     conversation = Conversation(fireside=transcript.VERSION, messages=messages, **columns)
     return conversation, [pair for pairs in images.values() for pair in pairs]

@@ -116,6 +116,13 @@ def picture_of(size: int) -> bytes:
     return png() + random.Random(size).randbytes(size)
 
 
+@pytest.mark.parametrize("length", range(source.LIFTED + 30, source.LIFTED + 40))
+def test_a_byte_order_mark_stays_in_one_piece_whatever_is_looked_for_behind_it(length: int) -> None:
+    text = b"\xef\xbb\xbf[1" + b" " * (length - 6) + b"]"
+    (part,) = split(source.lift(pieces(text, length), lambda start, end: ""))
+    assert json.loads(part or b"") == 1
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     st.lists(JSON | st.sampled_from([10, 12_200, 12_260, 12_300, 90_000]).map(picture_of), max_size=6),

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fireside import accounts, archive, db, queries, search, source, transfer
+from fireside import accounts, queries, search, source, transfer
 from fireside.db import Database, open_database
 from fireside.errors import NotFound, StorageUnavailable
 from fireside.queries import Begun, Recording, Wanted
@@ -21,7 +21,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .exports import STATS, answered, asked, block, chatgpt, dumps, lmstudio, node, openwebui, picture, png, said, turn
-from .live import Running, good
 
 USERS = itertools.count(1)
 
@@ -230,153 +229,6 @@ async def test_two_imports_at_once_add_everything_once(database: Database, ann: 
     reports = await asyncio.gather(*(import_files(database, ann, [path]) for _ in range(2)))
     assert sum(report.conversations for report in reports) == sum(report.unchanged for report in reports) == 250
     assert len(await database.read(dump, ann)) == 250
-
-
-# ---- one that is too long for a transaction
-
-
-def long(messages: int = 6000, **last: Any) -> dict[str, Any]:
-    """A conversation that comes in several pieces."""
-    at = "2024-01-15T10:30:00.123456"
-    rows = [
-        {"id": n, "parent_id": n - 1 or None, "role": "assistant" if n % 2 == 0 else "user", "created_at": at}
-        | {"content": f"river {n}"}
-        for n in range(1, messages + 1)
-    ]
-    rows[-1] |= last
-    return {"fireside": 1, "title": "Long", "created_at": at, "updated_at": at, "messages": rows}
-
-
-def stored(tx: sqlite3.Connection) -> int:
-    """How many messages there are, whoever can see them."""
-    count: int = tx.execute("SELECT count(*) FROM messages").fetchone()[0]
-    return count
-
-
-def visible(tx: sqlite3.Connection, user_id: int) -> tuple[int, list[Any]]:
-    """How many messages there are, and everything that shows one of them to its user."""
-    shown = [
-        queries.list_conversations(tx, user_id),
-        queries.list_conversations(tx, user_id, deleted=True),
-        search.find(tx, user_id, "river", 10),
-        queries.list_usage(tx, user_id),
-        archive.list_conversation_ids(tx, user_id),
-    ]
-    return stored(tx), [found for found in shown if found]
-
-
-async def stages(
-    database: Database, importing: "asyncio.Task[Any]", look: Callable[..., Any] = stored, *args: Any
-) -> AsyncIterator[Any]:
-    """What is there after each transaction of an import: what is written comes in between."""
-    while not importing.done():
-        yield await database.write(look, *args)
-
-
-async def test_others_write_while_a_long_conversation_comes_in_which_nobody_sees_before_its_end(
-    database: Database, ann: int, tmp_path: Path
-) -> None:
-    importing = asyncio.create_task(bring(database, ann, write(tmp_path / "x.json", long())))
-    seen = set()
-    async for count, shown in stages(database, importing, visible, ann):
-        seen.add(count)
-        assert count == 6000 or shown == []
-    assert await importing == (1, 6000, 0)
-    steps = sorted(seen | {0, 6000})
-    assert max(after - before for before, after in itertools.pairwise(steps)) <= 1000, steps
-    (conversation,) = await database.read(queries.list_conversations, ann, q="lon")
-    assert len(await database.read(queries.list_messages, ann, conversation.id)) == 6000
-    assert [hit.title for hit in await database.read(search.find, ann, '"river 5999"', 10)] == ["Long"]
-    assert [hit.message_id for hit in await database.read(search.find, ann, "long", 10)] == [None]
-    assert await bring(database, ann, tmp_path / "x.json") == (0, 0, 1)
-
-
-@pytest.mark.parametrize("deleted_at", [None, "2024-02-01T00:00:00.000000"])
-async def test_a_long_conversation_goes_where_it_was(
-    database: Database, other: Database, ann: int, tmp_path: Path, deleted_at: str | None
-) -> None:
-    path = write(tmp_path / "x.json", long(3000) | {"deleted_at": deleted_at, "source": "elsewhere:1"})
-    assert await bring(database, ann, path) == (1, 3000, 0)
-    assert len(await database.read(queries.list_conversations, ann, deleted=deleted_at is not None)) == 1
-    heir = await somebody(other)
-    assert await bring(other, heir, await exported(database, ann, tmp_path / "x.zip")) == (1, 3000, 0)
-    assert await other.read(dump, heir) == await database.read(dump, ann)
-
-
-async def test_nothing_is_left_of_a_long_conversation_that_contradicts_itself(
-    database: Database, ann: int, tmp_path: Path
-) -> None:
-    value = long(client_id="twice")
-    value["messages"][0]["client_id"] = "twice"
-    report = await import_files(database, ann, [write(tmp_path / "x.json", value)])
-    assert report == Report(skipped=[Skipped("Long", "contradicts itself")])
-    assert await database.read(stored) == 0
-    assert await database.read(archive.list_begun_conversations) == []
-    assert await bring(database, ann, write(tmp_path / "x.json", long())) == (1, 6000, 0)
-    assert len(await database.read(search.find, ann, '"river 5"', 10)) == 1
-
-
-async def test_a_long_conversation_that_comes_twice_at_once_is_there_once(
-    database: Database, ann: int, tmp_path: Path
-) -> None:
-    path = write(tmp_path / "x.json", long(3000))
-    outcomes = await asyncio.gather(*(bring(database, ann, path) for _ in range(2)))
-    assert sorted(outcomes) == [(0, 0, 1), (1, 3000, 0)]
-    assert await database.read(stored) == 3000
-    assert len(await database.read(queries.list_conversations, ann)) == 1
-
-
-@pytest.mark.parametrize("least", [0, 2500, 6000])
-async def test_a_cancelled_import_leaves_a_long_conversation_whole_or_not_at_all(
-    database: Database, ann: int, tmp_path: Path, least: int
-) -> None:
-    importing = asyncio.create_task(bring(database, ann, write(tmp_path / "x.json", long())))
-    async for count in stages(database, importing):
-        if count >= least:
-            importing.cancel()
-            break
-    with contextlib.suppress(asyncio.CancelledError):
-        await importing
-    assert await database.read(archive.list_begun_conversations) == []
-    shown = await database.read(queries.list_conversations, ann)
-    assert await database.read(stored) == 6000 * len(shown)
-    assert len(await database.read(search.find, ann, '"river 5"', 10)) == len(shown)
-
-
-async def test_what_is_whole_by_now_is_not_discarded(database: Database, ann: int, tmp_path: Path) -> None:
-    await bring(database, ann, write(tmp_path / "x.json", long(3000)))
-    (conversation,) = await database.read(queries.list_conversations, ann)
-    before = await database.read(dump, ann)
-    assert not await database.write(archive.discard_newest, conversation.id)
-    assert await database.read(dump, ann) == before
-
-
-def copied_in_the_middle(tx: sqlite3.Connection, path: Path, copy: Path) -> bool:
-    """What is on disk in the middle of an import is what a crash would leave."""
-    if 0 < stored(tx) < 6000:
-        db.copy(path, copy)
-    return copy.exists()
-
-
-async def test_what_a_crash_leaves_of_a_long_conversation_is_gone_after_the_next_start(tmp_path: Path) -> None:
-    data = dumps(long())
-    (tmp_path / "crashed").mkdir(mode=0o700)
-    async with Running(tmp_path / "data") as running:
-        ann, database = await running.first(), running.state.database
-        headers = {"Content-Type": "application/json"}
-        importing = asyncio.create_task(ann.post("/import", content=data, headers=headers))
-        async for copied in stages(
-            database, importing, copied_in_the_middle, database.path, tmp_path / "crashed" / "fireside.db"
-        ):
-            if copied:
-                break
-        assert good(await importing)["messages"] == 6000
-    async with Running(tmp_path / "crashed") as running:
-        assert await running.state.database.read(stored) == 0
-        assert await running.state.database.read(archive.list_begun_conversations) == []
-        ann = await running.login("ann")
-        assert good(await ann.post("/import", content=data, headers=headers))["messages"] == 6000
-        assert len(good(await ann.get("/search", params={"q": '"river 5"'}))["results"]) == 1
 
 
 async def test_progress_goes_up_to_the_end(database: Database, ann: int, tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ MUTANTS = (
         "            if False:  # SQLite rolls back",
         (DB,),
     ),
-    Mutant("db.py", '"PRAGMA foreign_keys = ON"', '"PRAGMA foreign_keys = OFF"', (DB,)),
+    Mutant("db.py", "PRAGMA foreign_keys = ON", "PRAGMA foreign_keys = OFF", (DB,)),
     Mutant(
         "db.py",
         'connection.execute("PRAGMA synchronous = FULL")  # NORMAL',
