@@ -314,6 +314,9 @@ export function timeNode(text) {
 export const number = (value, digits = 0) =>
   value.toLocaleString(undefined, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
+/** `what` in its plural, unless it is one. */
+export const counted = (count, what) => `${number(count)} ${what}${count === 1 ? "" : "s"}`;
+
 export function seconds(milliseconds) {
   if (milliseconds < 100) return `${number(Math.ceil(milliseconds))} ms`;
   if (milliseconds < 10_000) return `${number(milliseconds / 1000, 1)} s`;

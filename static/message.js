@@ -1,6 +1,6 @@
 // One message: a question as it was typed, or an answer with its reasoning, its state and its figures.
 
-import { arrange, button, copyButton, h, icon, iconButton, number, seconds, timeNode } from "./dom.js";
+import { arrange, button, copyButton, counted, h, icon, iconButton, number, seconds, timeNode } from "./dom.js";
 import { Markdown } from "./markdown.js";
 
 const LONG_QUESTION = 1500; // characters; a longer one is folded
@@ -110,7 +110,7 @@ function parts(content) {
 
 function fileNode({ name, text }) {
   const lines = text.split("\n").length;
-  const size = `${number(lines)} ${lines === 1 ? "line" : "lines"}, ${number(text.length)} characters`;
+  const size = `${counted(lines, "line")}, ${counted(text.length, "character")}`;
   return h("details", { class: "file" },
     h("summary", {}, icon("file"), h("span", {}, h("span", {}, name), h("small", {}, size)), icon("down")),
     h("pre", { tabindex: "0", role: "region", "aria-label": name, dir: "auto" }, text));
@@ -224,7 +224,7 @@ class Answer {
 
   #footer(message) {
     return [
-      copyButton("Copy answer", () => message.content, { "data-action": "copy" }),
+      message.content && copyButton("Copy answer", () => message.content, { "data-action": "copy" }),
       iconButton("retry", "Another answer", () => this.#actions.retry(message), { "data-action": "retry" }),
       ...versionSwitch(message, this.#actions.select),
       h("span", { class: "figures" }, figures(message).map(([text, title]) => h("span", { title }, text))),
@@ -245,7 +245,7 @@ function figures({ model, stats, token_usage: usage }) {
     const asked = stats?.requested_model;
     found.push([model, asked && asked !== model ? `Asked for ${asked}` : "The model that answered"]);
   }
-  if (usage) found.push([`${number(usage.completion_tokens)} tokens`, `${number(usage.prompt_tokens)} tokens were read`]);
+  if (usage) found.push([counted(usage.completion_tokens, "token"), `${counted(usage.prompt_tokens, "token")} read`]);
   if (stats?.tokens_per_second) found.push([`${number(stats.tokens_per_second, 1)} tok/s`, "Tokens a second, while it wrote"]);
   if (stats?.ttft_ms != null) {
     const first = stats.ttft_ms < 100 ? seconds(stats.ttft_ms) : `${number(stats.ttft_ms / 1000, 2)} s`;

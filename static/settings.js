@@ -2,7 +2,7 @@
 
 import { changed, get, patch, post, remove, session } from "./api.js";
 import {
-  button, confirmed, copyButton, counter, h, icon, iconButton, number, openDialog, parseTime, shortTime, styles, timeNode, toast,
+  button, confirmed, copyButton, counted, counter, h, icon, iconButton, number, openDialog, parseTime, shortTime, styles, timeNode, toast,
 } from "./dom.js";
 import { saveAs } from "./sidebar.js";
 
@@ -201,8 +201,6 @@ function outcome({ conversations, messages, unchanged, skipped }) {
       h("ul", {}, skipped.slice(0, 200).map(({ file, reason }) => h("li", {}, `${file}: ${reason}`)))),
   ].filter(Boolean);
 }
-
-const counted = (count, what) => `${number(count)} ${what}${count === 1 ? "" : "s"}`;
 
 // ---- bin
 

@@ -66,6 +66,7 @@ def test_a_failure_says_why_and_can_be_tried_again(at_studio: tuple[Watched, htt
     page = visit.open()
     ask(page, "Hi")
     expect(page.locator(".failed")).to_contain_text("tensor is upside down")
+    expect(page.get_by_role("button", name="Copy answer")).to_have_count(0)
     lmstudio.enqueue(answer("Better now"))
     page.get_by_role("button", name="Try again").evaluate("(button) => { button.click(); button.click(); }")
     expect(answered(page)).to_contain_text("Better now")
