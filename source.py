@@ -61,6 +61,7 @@ class _Within(NamedTuple):
     end: int
 
 
+_LIFTED = "//"  # so begin the names of such images; no file in a folder or a zip is called so
 Member = Path | zipfile.ZipInfo | _Within
 
 _EXPORTED = re.compile(r"(^|/)conversations(-[0-9]+)?\.json$|\.conversation\.json$")
@@ -143,14 +144,15 @@ class Source:
     def image(self, file: str) -> bytes:
         """The bytes of an image that a conversation names. Raises Unreadable."""
         name = self._member(file)
+        what = "an image in it" if file.startswith(_LIFTED) else f"its image {file[:100]}"
         try:
             if name is None or self._size(name) > min(MAX_IMAGE, self._images_left):
-                raise Unreadable(f"its image {file[:100]} is missing or too large")
+                raise Unreadable(f"{what} is missing or too large")
             self._images_left -= self._size(name)
             with self._open(name) as opened:
                 return opened.read(MAX_IMAGE)
         except _BROKEN as error:
-            raise Unreadable(f"its image {file[:100]} cannot be read") from error
+            raise Unreadable(f"{what} cannot be read") from error
 
     def image_size(self, file: str) -> int:
         """Bytes of an image that a conversation names, 0 where there is none."""
@@ -206,7 +208,7 @@ class Source:
                 return
 
             def note(start: int, end: int) -> str:
-                image = f"//{len(self._members)}"  # no file in a folder or a zip is called so
+                image = f"{_LIFTED}{len(self._members)}"
                 self._members[image] = _Within(member, start, end)
                 self._images_left += MAX_COPIES * self._size(image)
                 return image

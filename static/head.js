@@ -1,7 +1,7 @@
 // The bar above the messages: the title, which model is asked, and the way to the conversation's settings.
 
 import { get } from "./api.js";
-import { button, h, icon, iconButton, renameInPlace } from "./dom.js";
+import { button, h, icon, iconButton, renameInPlace, toast } from "./dom.js";
 import { asked, chosen, label, providers, remember, stateDot } from "./models.js";
 
 export class Head {
@@ -52,7 +52,11 @@ export class Head {
 
   async openPanel() {
     const fresh = this.chat.id === null && !this.closePanel;
-    const [{ togglePanel }, defaults] = await Promise.all([import("./panel.js"), fresh ? get("/defaults").catch(() => ({})) : {}]);
-    togglePanel(this, defaults);
+    try {
+      const [{ togglePanel }, defaults] = await Promise.all([import("./panel.js"), fresh ? get("/defaults") : {}]);
+      togglePanel(this, defaults);
+    } catch (error) {
+      toast(error.message);
+    }
   }
 }
