@@ -19,7 +19,7 @@ run: .venv/run
 
 test: check .venv/test
 	tests/chromium
-	$(BIN)/pytest -n 4 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 trust: .venv/trust
 	tests/chromium

@@ -1,4 +1,5 @@
 import gc
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from .live import Person, Running
 from .upstream import Upstream
 
 CHEAP = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """At least four: some of what is tested is to wait."""
+    return max(4, os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
