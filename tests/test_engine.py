@@ -288,7 +288,12 @@ async def test_model_that_cannot_be_loaded_is_one_clear_error_and_the_next_try_s
         with pytest.raises(ProviderFailed) as failed:
             await engine.load("broken")
         assert failed.value.code == "MODEL_LOAD_FAILED"
-        assert failed.value.message == "broken could not be loaded: key not found in model: llama.context_length."
+        # llama.cpp writes its log from a thread of its own, and on a busy machine may end before it has.
+        reasons = (
+            "key not found in model: llama.context_length",
+            "RuntimeError: Failed to init server, please check the input params",
+        )
+        assert failed.value.message in [f"broken could not be loaded: {reason}." for reason in reasons]
         assert engine.state("broken") == "not-loaded"
     (folder / "broken.gguf").unlink()
     add(folder, "broken.gguf")
