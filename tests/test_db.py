@@ -383,7 +383,7 @@ def test_a_place_where_nothing_can_be_kept_is_named(tmp_path: Path, kind: str) -
 
 
 def shape(connection: sqlite3.Connection) -> set[str]:
-    """Every CREATE of the schema, without comments, spaces, and the quotes that a renaming leaves."""
+    """Every CREATE of the schema, without comments, spaces, and quotes."""
     texts = [row[0] for row in connection.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")]
     return {re.sub(r'--[^\n]*|\s+|"', "", text) for text in texts}
 
