@@ -30,7 +30,7 @@ log = logging.getLogger("fireside.transfer")
 
 EXPORT_CHUNK = 256 * 1024  # bytes
 BATCH = 100  # conversations in one transaction, fewer when they are long
-BATCH_WEIGHT = 1_000_000  # characters in one transaction, or one conversation: some 0.1 s, for which every other write waits
+BATCH_WEIGHT = 1_000_000  # characters in one transaction, or one conversation: some 0.1 s, while others wait
 MESSAGE_WEIGHT = 1_000  # characters that take as long as the row of a message
 IMAGE_WEIGHT = 1 / 8  # characters that take as long as a byte of an image's file
 
