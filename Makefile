@@ -17,7 +17,7 @@ run: export FIRESIDE_DATA_DIR ?= $(CURDIR)/data
 run: .venv/run
 	$(BIN)/fireside $(ARGS)
 
-test: check .venv/test
+test: .venv/test
 	tests/chromium
 	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 

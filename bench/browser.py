@@ -13,8 +13,7 @@ from playwright.sync_api import Page, sync_playwright
 from tests.browser import NO_ENGINE, Fireside, Watched, launch
 from tests.upstream import Upstream
 
-UPDATES = 20
-STEP = 40  # characters that each brings
+STEP = 40  # characters that each update brings
 
 SECTION = """## How the tide is reckoned
 
@@ -75,12 +74,12 @@ def opened() -> Iterator[Page]:
         browser.close()
 
 
-def update(page: Page, length: int) -> float:
-    """Seconds that an update takes when the answer has so many characters, the median of some."""
+def update(page: Page, length: int, times: int) -> float:
+    """Seconds that an update takes when the answer has so many characters, the median of so many."""
     page.evaluate(PREPARE)
-    text = SECTION * (length // len(SECTION) + UPDATES)
+    text = SECTION * (length // len(SECTION) + times)
     page.evaluate("(text) => grow(text)", text[:length])
-    pieces = [text[at : at + STEP] for at in range(length, length + STEP * UPDATES, STEP)]
+    pieces = [text[at : at + STEP] for at in range(length, length + STEP * times, STEP)]
     milliseconds: list[float] = page.evaluate(
         "async (pieces) => { const times = []; for (const piece of pieces) times.push(await update(piece)); return times; }",
         pieces,

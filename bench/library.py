@@ -9,16 +9,36 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
 from fireside import db, queries, search
 
 MESSAGES = 10  # of each conversation
-LONG = 10_000  # messages of the longest one
 RARE = "quetzalcoatl"
 JAPANESE = ("東京の天気", "図書館で本", "新幹線の時刻", "電子計算機", "日本語の文法")
 _BATCH = 10_000
+
+
+@cache
+def _language() -> tuple[list[str], list[str]]:
+    """Words, the frequent ones first, and sentences of them."""
+    dice = random.Random(1)
+    syllables = [c + v for c in "bdfgklmnprstvz" for v in ("a", "e", "i", "o", "u")]
+    words = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "with"]
+    known = set(words)
+    while len(words) < 20_000:
+        word = "".join(dice.choices(syllables, k=dice.choice((2, 2, 3, 3, 4))))
+        if word not in known:
+            known.add(word)
+            words.append(word)
+    weights = list(accumulate(1 / rank for rank in range(1, len(words) + 1)))
+    sentences = [
+        " ".join(dice.choices(words, cum_weights=weights, k=dice.randint(8, 20))).capitalize() + "."
+        for _ in range(50_000)
+    ]
+    return words, sentences
 
 
 class Writer:
@@ -26,20 +46,7 @@ class Writer:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        syllables = [c + v for c in "bdfgklmnprstvz" for v in ("a", "e", "i", "o", "u")]
-        self.words = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "with"]
-        known = set(self.words)
-        while len(self.words) < 20_000:
-            word = "".join(self.random.choices(syllables, k=self.random.choice((2, 2, 3, 3, 4))))
-            if word not in known:
-                known.add(word)
-                self.words.append(word)
-        weights = list(accumulate(1 / rank for rank in range(1, len(self.words) + 1)))
-        self.sentences = [
-            " ".join(self.random.choices(self.words, cum_weights=weights, k=self.random.randint(8, 20))).capitalize()
-            + "."
-            for _ in range(50_000)
-        ]
+        self.words, self.sentences = _language()
 
     def text(self, sentences: int = 4) -> str:
         text = " ".join(self.random.choices(self.sentences, k=sentences))
@@ -54,8 +61,8 @@ class Writer:
         return " ".join(self.random.choice(self.sentences).split()[:6]).rstrip(".")
 
 
-def build(path: Path, conversations: int, messages: int = MESSAGES) -> int:
-    """Fill a database that has a user 1 and nothing else. Returns the id of a conversation of LONG messages, the oldest."""
+def build(path: Path, conversations: int, long: int) -> None:
+    """Fill a database that has a user 1 and nothing else. The oldest conversation, the first, has `long` messages."""
     writer = Writer(conversations)
     start = datetime(2024, 1, 1)
 
@@ -64,7 +71,7 @@ def build(path: Path, conversations: int, messages: int = MESSAGES) -> int:
 
     def rows() -> Iterator[tuple[int, int | None, int, str, str]]:
         for conversation in range(1, conversations + 2):
-            count = LONG if conversation == 1 else messages
+            count = long if conversation == 1 else MESSAGES
             for place in range(count):
                 parent = None if place == 0 else place
                 yield conversation, parent, place % 2, writer.text(), moment(conversation, place % 60)
@@ -116,7 +123,6 @@ def build(path: Path, conversations: int, messages: int = MESSAGES) -> int:
         queries.optimize(tx)
         tx.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.prepare(path)
-    return 1
 
 
 def _add(tx: sqlite3.Connection, batch: list[tuple[object, ...]]) -> None:

@@ -56,11 +56,13 @@ class Size:
     imported: int = 10_000
     starts: int = 7
     rendered: tuple[int, int] = (1_000, 100_000)  # characters of the answer that grows
+    updates: int = 20  # times that it does, for a figure
+    long: int = 10_000  # messages of the longest conversation
 
 
 FULL = Size()
 QUICK = Size(3, 30_000, 3, (100, 200), 30, 20_000, 200, 5_000, 30, 1_000, 1_000, 3, (1_000, 20_000))
-TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1, (500, 1_000))
+TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1, (500, 1_000), 2, 200)
 
 
 @dataclass
@@ -287,7 +289,7 @@ def databases(bench: Bench) -> Iterator[Row]:
         folder = bench.folder / f"library-{conversations}"
         with Fireside(folder, bench.upstream.url).sign_in():
             pass
-        library.build(folder / "fireside.db", conversations)
+        library.build(folder / "fireside.db", conversations, size.long)
         folders.append(folder)
     small, large = (Fireside(folder, bench.upstream.url).sign_in() for folder in folders)
     with bench.bare() as bare, small, large:
@@ -347,8 +349,11 @@ def _questions(size: Size) -> Iterator[tuple[str, list[str], float]]:
         "%22the+the+the+of%22",
     ]
     yield f"search of {messages} for phrases of common words", [_search(phrase) for phrase in phrases], 250
-    pages = [f"/conversations/1/messages?limit=100&before={number}" for number in (9_999, 5_000, 2_000)]
-    yield f"page of 100 of {library.LONG:,} messages", ["/conversations/1/messages?limit=100", *pages], 15
+    pages = [
+        f"/conversations/1/messages?limit=100&before={number}"
+        for number in (size.long - 1, size.long // 2, size.long // 5)
+    ]
+    yield f"page of 100 of {size.long:,} messages", ["/conversations/1/messages?limit=100", *pages], 15
 
 
 def _search(words: str) -> str:
@@ -521,10 +526,10 @@ def page(bench: Bench) -> Iterator[Row]:
 
 def rendering(bench: Bench) -> Iterator[Row]:
     """What more text costs the page while an answer streams, at its beginning and far on."""
-    begun, far = bench.size.rendered
+    (begun, far), times = bench.size.rendered, bench.size.updates
     with browser.opened() as opened:
-        browser.update(opened, begun)  # warms up
-        pair = bench.turns(lambda: browser.update(opened, far), lambda: browser.update(opened, begun))
+        browser.update(opened, begun, times)  # warms up
+        pair = bench.turns(lambda: browser.update(opened, far, times), lambda: browser.update(opened, begun, times))
     what = f"an update of an answer in the page, at {far:,} characters against {begun:,}, ms"
     yield pair.row(what, "{:.1f}", "<= 1.5 x", lambda ratio: ratio <= 1.5, 1000)
 
@@ -593,7 +598,7 @@ def measure(size: Size, only: list[str]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="fireside-bench-") as name:
         folder = Path(name)
         programs = rig.compiled(folder)
-        os.environ |= {"PYTHONPYCACHEPREFIX": str(folder / "compiled"), "PYTHONDONTWRITEBYTECODE": ""}  # as installed
+        os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # servers start from compiled files, as installed ones do
         with rig.upstream(programs) as upstream:
             bench = Bench(size, folder, programs, upstream)
             for function in ROWS:

@@ -13,6 +13,7 @@ from .upstream import Upstream
 CHEAP = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """At least four: some of what is tested is to wait."""
     return max(4, os.cpu_count() or 1)
@@ -20,7 +21,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first, so that nothing waits for it alone at the end."""
-    items.sort(key=lambda item: item.path.name not in ("test_kill.py", "test_bench.py", "test_package.py"))
+    long = ("test_kill.py", "test_bench.py", "test_package.py", "test_check.py")
+    items.sort(key=lambda item: item.path.name not in long)
 
 
 def pytest_collection_finish() -> None:

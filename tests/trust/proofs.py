@@ -45,6 +45,6 @@ PROOFS = (
     Proof("full", "A full disk costs nothing that was acknowledged", "places", storage.full, 12, ALL),
     Proof("damaged", "A damaged file is refused or told, and restored", "files", storage.damaged, 8, 50),
     Proof("migration", "A migration is done or not, wherever it is killed", "kills", storage.migration, 8, ALL),
-    Proof("soak", "Nothing grows, whatever happens (`make soak`: ten minutes)", "requests", soak.prove, 6, 60),
+    Proof("soak", "Nothing grows, whatever happens (`make soak`: ten minutes)", "requests", soak.prove, 3, 60),
     Proof("mutants", "A guard that is taken away is missed", "mutants", mutants.prove, 0, ALL),
 )
