@@ -15,38 +15,38 @@ from .steps import names
 expect.set_options(timeout=30_000)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def playwright() -> Iterator[Playwright]:
     with sync_playwright() as playwright:
         yield playwright
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser(playwright: Playwright) -> Iterator[Browser]:
     browser = launch(playwright)
     yield browser
     browser.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fireside]:
     """A Fireside with the small model that it carries, and no LM Studio."""
     with Fireside(tmp_path_factory.mktemp("house"), lmstudio_url="http://127.0.0.1:9") as house:
         yield house
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def ann(house: Fireside) -> httpx.Client:
     return house.first()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def lmstudio() -> Iterator[Upstream]:
     with Upstream() as upstream:
         yield upstream
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def studio(tmp_path_factory: pytest.TempPathFactory, lmstudio: Upstream) -> Iterator[Fireside]:
     """A Fireside whose LM Studio is the scripted one."""
     folder = tmp_path_factory.mktemp("studio")
@@ -54,7 +54,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory, lmstudio: Upstream) -> Iter
         yield studio
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def bea(studio: Fireside) -> httpx.Client:
     return studio.first("bea")
 
