@@ -355,19 +355,19 @@ export class Chat {
   // ---- the path
 
   /** Resolves to whether there was more. */
-  #loadOlder() {
-    this.#older ??= this.#readOlder().finally(() => { this.#older = null; });
+  #loadOlder(limit = PAGE) {
+    this.#older ??= this.#readOlder(limit).finally(() => { this.#older = null; });
     return this.#older;
   }
 
-  async #readOlder() {
+  async #readOlder(limit) {
     if (!this.#more) return false;
     const id = this.id;
     try {
-      const older = await get(`/conversations/${id}/messages?render=true&limit=${PAGE}&before=${this.#path[0].id}`);
+      const older = await get(`/conversations/${id}/messages?render=true&limit=${limit}&before=${this.#path[0].id}`);
       if (id !== this.id) return false;
       this.#path.unshift(...older);
-      this.#more = older.length === PAGE;
+      this.#more = older.length === limit;
       this.scroller.keeping(() => this.#draw());
       return true;
     } catch (error) {
@@ -376,11 +376,11 @@ export class Chat {
     }
   }
 
-  /** To a message, which may lie above what is loaded, or on another branch. */
+  /** To a message, which may lie above what is loaded, or on another branch. The further up, the more is read at a time. */
   async #jump(messageId) {
     const here = () => this.#path.some(({ id }) => id === messageId);
     const load = async () => {
-      while (!here() && await this.#loadOlder());
+      while (!here() && await this.#loadOlder(Math.min(MOST, this.#path.length)));
       return here();
     };
     if (!await load()) {
