@@ -186,9 +186,9 @@ def blemishes(page: Page) -> list[str]:
     """What axe finds on the screen that is shown, in light, and in dark, where the contrast alone is another."""
     if not page.evaluate("'axe' in window"):
         page.evaluate(axe())
-    violations = page.evaluate("async () => (await axe.run()).violations")
+    violations = page.evaluate("async () => (await axe.run({ resultTypes: ['violations'] })).violations")
     page.emulate_media(color_scheme="dark")
-    violations += page.evaluate("async () => (await axe.run({ runOnly: ['color-contrast'] })).violations")
+    violations += page.evaluate("async () => (await axe.run({ resultTypes: ['violations'], runOnly: ['color-contrast'] })).violations")
     page.emulate_media(color_scheme="light")
     return [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in violations]
 
