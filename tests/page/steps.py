@@ -33,9 +33,11 @@ def wait(page: Page, seen: Callable[[], object]) -> None:
 
 
 def answered(page: Page) -> Locator:
-    """The last answer, once it is complete."""
+    """The last answer, once it is complete. It is counted, as to wait for anything else that is not there yet makes Playwright
+    describe the whole page at each look.
+    """
     last = page.locator(".message.assistant.last")
-    expect(last.locator(".figures")).to_contain_text("to first token")
+    expect(last.locator(".figures", has_text="to first token")).to_have_count(1)
     return last
 
 

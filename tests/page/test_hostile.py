@@ -96,7 +96,7 @@ def test_hostile_questions_answers_errors_and_titles_are_shown_as_text(
     expect(messages.nth(59)).to_be_attached()
     while (before := messages.count()) < len(both):
         page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
-        expect(messages.nth(before)).to_be_attached()
+        expect(messages).not_to_have_count(before)
     expect(page.locator(".failed")).to_have_count(len(PAYLOADS))
     assert page.evaluate(WALK) == []
     page.keyboard.press("Control+k")
