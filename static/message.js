@@ -7,7 +7,7 @@ const LONG_QUESTION = 1500; // characters; a longer one is folded
 
 /**
  * `actions`: what a message can ask of the conversation: `select(id)` another version, `edit(message, text)`, `retry(message)`,
- * `goOn()`.
+ * `goOn()`. A message that has changed comes to `update` as another object: for the same one nothing is drawn anew.
  */
 export function messageView(message, actions) {
   return message.role === "user" ? new Question(message, actions) : new Answer(message, actions);
@@ -19,7 +19,6 @@ class Question {
 
   constructor(message, actions) {
     this.#actions = actions;
-    this.message = message;
     const { own, files } = parts(message.content);
     this.bubble = h("div", { class: "bubble", dir: "auto" },
       message.images?.map(imageNode), own !== "" && questionText(own), files.map(fileNode));
@@ -35,6 +34,7 @@ class Question {
   }
 
   update(message) {
+    if (message === this.message) return;
     this.message = message;
     arrange(this.#versions, versionSwitch(message, this.#actions.select));
   }
@@ -140,6 +140,7 @@ class Answer {
   #foot = h("footer", {});
   #live = false; // it comes with a stream
   #content = null; // of the finished text that is shown
+  #last = false;
 
   constructor(message, actions) {
     this.#actions = actions;
@@ -156,7 +157,9 @@ class Answer {
 
   /** `last`: whether it is the path's last message, which alone can be gone on with. */
   update(message, last = false) {
+    if (message === this.message && last === this.#last) return;
     this.message = message;
+    this.#last = last;
     const generating = message.status === "generating";
     this.node.classList.toggle("generating", generating);
     this.node.setAttribute("aria-busy", String(generating));
