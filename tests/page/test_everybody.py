@@ -25,6 +25,7 @@ def test_everything_is_reached_by_keyboard(at_studio: tuple[Watched, httpx.Clien
     page.wait_for_url(f"**/#/c/{older}")
     page.keyboard.press("Alt+ArrowUp")
     page.wait_for_url(f"**/#/c/{newer}")
+    expect(page.locator(".message.user")).to_contain_text("The newer one")  # the older one is not shown any more
     answered(page)
     lmstudio.enqueue(answer("Another"))
     page.keyboard.press("Control+Shift+Enter")
@@ -188,7 +189,9 @@ def blemishes(page: Page) -> list[str]:
         page.evaluate(axe())
     violations = page.evaluate("async () => (await axe.run({ resultTypes: ['violations'] })).violations")
     page.emulate_media(color_scheme="dark")
-    violations += page.evaluate("async () => (await axe.run({ resultTypes: ['violations'], runOnly: ['color-contrast'] })).violations")
+    violations += page.evaluate(
+        "async () => (await axe.run({ resultTypes: ['violations'], runOnly: ['color-contrast'] })).violations"
+    )
     page.emulate_media(color_scheme="light")
     return [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in violations]
 
