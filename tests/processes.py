@@ -1,10 +1,9 @@
-"""Fireside in processes of its own, which may be killed: the real command, started often and cheaply.
-
-A Nursery is a process that has imported everything and then does nothing but fork; each child runs the command.
-"""
+"""Fireside in processes of its own: the real command, started often and cheaply, and killed when a test likes to."""
 
 import asyncio
+import atexit
 import contextlib
+import functools
 import json
 import os
 import random
@@ -12,66 +11,149 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from subprocess import DEVNULL, PIPE, STDOUT
+from typing import IO, Any, Self
 
 import httpx
 
 from .live import BOOTSTRAP_TOKEN, NO_TLS, PASSWORD, PATIENCE, Person, good
 
-NURSERY = """
-import json, os, signal, sys
-import fireside.__main__, fireside.commands, fireside.server
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children: they vanish when they end
-for line in sys.stdin:
-    order = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.environ.update(order["environ"])
-        sys.exit(fireside.__main__.main(order["arguments"]))
-    print(pid, flush=True)
-"""
+
+def environment(**settings: str) -> dict[str, str]:
+    """Ours, with these settings of Fireside and no others."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
+    return inherited | {f"FIRESIDE_{name.upper()}": value for name, value in settings.items()}
 
 
-class Nursery:
-    def __enter__(self) -> Self:
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen([sys.executable, "-c", NURSERY], stdin=pipe, stdout=pipe, text=True)
-        return self
+def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    """The command, to its end."""
+    process = start(*arguments, environ=environment(**settings))
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+
+def start(
+    *arguments: str,
+    environ: Mapping[str, str],
+    stdin: int = DEVNULL,
+    stdout: int = PIPE,
+    stderr: int = PIPE,
+    fresh: bool = False,
+) -> "subprocess.Popen[str]":
+    """`fireside` with these arguments, in this environment and no other, under a umask that protects nothing.
+
+    It is forked from the nursery, which saves the imports: most of what a start takes. `fresh`, and where nothing can be forked, it is
+    `python -m fireside`: then it is so in the list of processes too, and Python itself has met the environment.
+    """
+    if hasattr(os, "fork") and not fresh:
+        return Forked(arguments, environ, stdin, stdout, stderr)
+    return subprocess.Popen(
+        [sys.executable, "-m", "fireside", *arguments],
+        env=environ,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        encoding="utf-8",
+        umask=0 if os.name == "posix" else -1,
+    )
+
+
+class Forked(subprocess.Popen[str]):
+    """A grandchild, to be used as a child: of Popen it has what needs no more than poll and wait."""
+
+    def __init__(
+        self, arguments: tuple[str, ...], environ: Mapping[str, str], stdin: int, stdout: int, stderr: int
     ) -> None:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(PATIENCE)
-        self._process.stdout.close()
+        self._line, line = socket.socketpair()
+        self.args, self.returncode = arguments, None
+        with line, open(os.devnull) as nothing:
+            self.stdin, source = _piped(nothing.fileno() if stdin == DEVNULL else stdin, "w")
+            self.stdout, out = _piped(stdout, "r")
+            self.stderr, err = _piped(out if stderr == STDOUT else stderr, "r")
+            socket.send_fds(_nursery(), [b"+"], [source, out, err, line.fileno()])
+            order = {"arguments": arguments, "environ": dict(environ), "folder": os.getcwd()}
+            self._line.settimeout(PATIENCE)
+            self._line.sendall(json.dumps(order).encode())
+            self._line.shutdown(socket.SHUT_WR)
+            self.pid = _number(self._line.recv(4))  # only now may what was sent be closed: macOS would lose it
+            self._line.setblocking(False)
+        for pipe, theirs in ((self.stdin, source), (self.stdout, out), (self.stderr, err)):
+            if pipe is not None:
+                os.close(theirs)
 
-    def start(self, *arguments: str, output: Path, **environ: str) -> int:
-        """A child that runs `fireside` with these arguments. Returns its process id."""
-        assert self._process.stdin and self._process.stdout
-        order = {"arguments": arguments, "environ": environ, "output": str(output)}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+    def __del__(self) -> None:
+        self._line.close()
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(BlockingIOError):  # it is only looked at, so that several threads may
+            self.returncode = _number(self._line.recv(4, socket.MSG_PEEK))
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if not connection.wait([self._line], timeout):
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[Any, Any]:
+        readers = ThreadPoolExecutor()
+        reading = [
+            readers.submit(stream.read) if stream and not stream.closed else None
+            for stream in (self.stdout, self.stderr)
+        ]
+        readers.shutdown(wait=False)
+        if self.stdin:
+            with contextlib.suppress(BrokenPipeError), self.stdin:
+                self.stdin.write(input or "")
+        self.wait(timeout)
+        out, err = (said and said.result(timeout) for said in reading)
+        for stream in (self.stdout, self.stderr):
+            if stream:
+                stream.close()
+        return out, err
+
+
+def _piped(wanted: int, mode: str) -> tuple[IO[str] | None, int]:
+    """Our end, if a pipe is wanted, and what the child is given."""
+    if wanted != PIPE:
+        return None, wanted
+    reading, writing = os.pipe()
+    ours, theirs = (reading, writing) if mode == "r" else (writing, reading)
+    return open(ours, mode, encoding="utf-8"), theirs
+
+
+def _number(told: bytes) -> int:
+    assert len(told) == 4, "the nursery or a keeper has died"
+    return int.from_bytes(told, "little", signed=True)
+
+
+@functools.cache
+def _nursery() -> socket.socket:
+    """That of this process, and no child of it. It ends when its socket is closed, so also when we are killed."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = [sys.executable, "-m", "tests.nursery"]
+        subprocess.run(command, cwd=Path(__file__).parent.parent, stdin=theirs.fileno(), stdout=DEVNULL, check=True)
+    atexit.register(ours.close)
+    return ours
 
 
 class Killable:
     """A Fireside on one data directory and one port, again and again, with one user who stays signed in all the time."""
 
-    def __init__(self, nursery: Nursery, folder: Path, **settings: str) -> None:
-        self.nursery = nursery
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
-        self.environ = {"FIRESIDE_BOOTSTRAP_TOKEN": BOOTSTRAP_TOKEN, "FIRESIDE_ENGINE_THREADS": "1"}
-        self.environ |= {f"FIRESIDE_{name.upper()}": value for name, value in settings.items()}
+        self.environ = environment(**{"bootstrap_token": BOOTSTRAP_TOKEN, "engine_threads": "1"} | settings)
         self.port = free_port()
-        self.pid: int | None = None
         self.ann = self.client()
 
     @property
@@ -97,16 +179,17 @@ class Killable:
 
     async def __aexit__(self, *_: object) -> None:
         await self.ann.aclose()
-        if self.pid is not None:
-            await self.end(signal.SIGKILL)
+        await self.end(signal.SIGKILL)
 
     async def start(self) -> None:
         """Returns when it answers."""
         arguments = ("serve", "--no-open", "--port", str(self.port), "--data-dir", str(self.folder))
-        self.pid = self.nursery.start(*arguments, output=self.folder / "output", **self.environ)
+        with (self.folder / "output").open("a") as output:
+            both = output.fileno()
+            self.process = start(*arguments, environ=self.environ, stdout=both, stderr=both)
         async with asyncio.timeout(PATIENCE):
             while not await self._answers():
-                assert self.alive, self.output
+                assert self.process.poll() is None, self.output
                 await asyncio.sleep(0.005)
 
     async def _answers(self) -> bool:
@@ -114,26 +197,10 @@ class Killable:
             return (await self.ann.get("/health")).status_code == 200
         return False
 
-    @property
-    def alive(self) -> bool:
-        if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, 0)
-                return True
-        return False
-
-    def tell(self, number: signal.Signals) -> None:
-        assert self.pid is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-
     async def end(self, number: signal.Signals) -> None:
         """Returns when nothing of it is left."""
-        self.tell(number)
-        async with asyncio.timeout(PATIENCE):
-            while self.alive:  # noqa: ASYNC110 (of the end of somebody else's child nobody is told)
-                await asyncio.sleep(0.002)
-        self.pid = None
+        self.process.send_signal(number)
+        await asyncio.to_thread(self.process.wait, PATIENCE)
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from .live import Event, Person, Running, good, text, until
-from .processes import Killable, Nursery
+from .processes import Killable
 from .test_engine import MODEL as SMALL
 from .test_engine import children, gone, server_of, with_proc
 from .witness import well_formed
@@ -133,13 +133,11 @@ async def test_a_question_longer_than_the_context_says_so(ann: Person) -> None:
 @with_proc
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_the_engine_ends_with_the_service(tmp_path: Path, number: signal.Signals) -> None:
-    with Nursery() as nursery:
-        async with Killable(nursery, tmp_path / "data", lmstudio_url="http://127.0.0.1:9") as service:
-            conversation_id = await service.ann.conversation("Count to a thousand.")
-            async with service.ann.streaming(conversation_id, **MODEL, **ENDLESS) as events:
-                await begun(events)
-                assert service.pid is not None
-                engine = children(service.pid)
-                assert server_of(engine) is not None
-                await service.end(number)
-            await until(lambda: gone(engine), "the engine to end")
+    async with Killable(tmp_path / "data", lmstudio_url="http://127.0.0.1:9") as service:
+        conversation_id = await service.ann.conversation("Count to a thousand.")
+        async with service.ann.streaming(conversation_id, **MODEL, **ENDLESS) as events:
+            await begun(events)
+            engine = children(service.process.pid)
+            assert server_of(engine) is not None
+            await service.end(number)
+        await until(lambda: gone(engine), "the engine to end")

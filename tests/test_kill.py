@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from .live import Event, Person, good, parse, text, until
-from .processes import Killable, Nursery
+from .processes import Killable
 from .upstream import DONE, Gate, Upstream, finish, pause, usage
 from .upstream import text as says
 from .witness import MODEL, STATUS, whole
@@ -47,12 +47,6 @@ def upstream() -> Iterator[Upstream]:
         words = [step for number in range(WORDS) for step in (says(f"{number} "), pause(Pace()))]
         upstream.default = [*words, finish("stop"), usage(7, WORDS), DONE]
         yield upstream
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 class Stopped(Exception):
@@ -236,12 +230,10 @@ async def _until_used(uses: list[Use], steps: float) -> None:
     await until(lambda: sum(use.ledger.steps for use in uses) >= steps)
 
 
-async def _in_lanes(
-    folder: Path, nursery: Nursery, upstream: Upstream, lives: int, number: signal.Signals
-) -> list[Life]:
+async def _in_lanes(folder: Path, upstream: Upstream, lives: int, number: signal.Signals) -> list[Life]:
     async def live(place: int) -> list[Life]:
         share = lives // LANES + (place < lives % LANES)
-        async with Killable(nursery, folder / str(place), lmstudio_url=upstream.url) as lane:
+        async with Killable(folder / str(place), lmstudio_url=upstream.url) as lane:
             lived = await _lives(lane, share, random.Random(place), number)
         whole(lane.database)
         return lived
@@ -263,10 +255,10 @@ def _p95(seconds: Iterable[float]) -> float:
     return ordered[int(len(ordered) * 0.95)] * 1000
 
 
-async def test_nothing_is_lost_when_it_is_killed(tmp_path: Path, nursery: Nursery, upstream: Upstream) -> None:
-    assert len(await _in_lanes(tmp_path, nursery, upstream, KILLS, signal.SIGKILL)) == KILLS
+async def test_nothing_is_lost_when_it_is_killed(tmp_path: Path, upstream: Upstream) -> None:
+    assert len(await _in_lanes(tmp_path, upstream, KILLS, signal.SIGKILL)) == KILLS
 
 
-async def test_it_stops_in_time_and_with_every_word(tmp_path: Path, nursery: Nursery, upstream: Upstream) -> None:
-    lived = await _in_lanes(tmp_path, nursery, upstream, TERMS, signal.SIGTERM)
+async def test_it_stops_in_time_and_with_every_word(tmp_path: Path, upstream: Upstream) -> None:
+    lived = await _in_lanes(tmp_path, upstream, TERMS, signal.SIGTERM)
     assert len(lived) == TERMS and max(life.ending for life in lived) < STOP_SECONDS
