@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from fireside import commands, config, service
 
-from .test_main import run
+from .processes import run
 
 posix = pytest.mark.skipif(os.name != "posix", reason="a command of /bin/sh")
 
