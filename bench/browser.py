@@ -67,7 +67,7 @@ PREPARE = """async () => {
 def opened() -> Iterator[Page]:
     with sync_playwright() as playwright, Upstream() as upstream, tempfile.TemporaryDirectory() as folder:
         browser = launch(playwright)
-        with Fireside(Path(folder), NO_ENGINE, lmstudio_url=upstream.url) as fireside:
+        with Fireside(Path(folder), NO_ENGINE, fresh=True, lmstudio_url=upstream.url) as fireside:
             page = Watched(browser, fireside.url, fireside.first()).open()
             page.locator(".welcome").wait_for()
             yield page

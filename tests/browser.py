@@ -1,10 +1,8 @@
 """For the tests of the page: Fireside as its own process, as a user starts it, and a person before a real Chromium."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright
 
 from .live import NO_TLS, PASSWORD, PATIENCE, good
+from .processes import environment, start
 
 DESKTOP = {"width": 1280, "height": 820}
 PHONE = {"width": 390, "height": 844}
@@ -42,33 +41,21 @@ def axe() -> str:
 
 
 class Fireside:
-    """`python -m fireside` in a directory of its own. `settings` are environment variables, as in live.Running."""
+    """`fireside` in a directory of its own. `fresh` is as in processes.start; `settings` are environment variables, as in live.Running."""
 
-    def __init__(self, data_dir: Path, config: str = "", port: int = 0, **settings: str) -> None:
+    def __init__(self, data_dir: Path, config: str = "", port: int = 0, fresh: bool = False, **settings: str) -> None:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if config:
             (data_dir / "config.toml").write_text(config, "utf-8")
-        self.data_dir, self.port = data_dir, port
-        self.environ = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
-        self.environ |= {"FIRESIDE_ENGINE_THREADS": "1", "PYTHONUNBUFFERED": "1", "NO_PROXY": "*"}
-        self.environ |= {f"FIRESIDE_{name.upper()}": value for name, value in settings.items()}
+        self.data_dir, self.port, self.fresh = data_dir, port, fresh
+        self.environ = environment(**{"engine_threads": "1"} | settings) | {"NO_PROXY": "*"}
         self.printed: list[str] = []
         self._people: list[httpx.Client] = []
 
     def start(self) -> Self:
         self.printed.clear()
-        command = [
-            sys.executable,
-            "-m",
-            "fireside",
-            "--no-open",
-            "--port",
-            str(self.port),
-            "--data-dir",
-            str(self.data_dir),
-        ]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, env=self.environ, text=True)
+        command = ("--no-open", "--port", str(self.port), "--data-dir", str(self.data_dir))
+        self.process = start(*command, environ=self.environ, stderr=subprocess.STDOUT, fresh=self.fresh)
         assert self.process.stdout is not None
         self.url = self._read(r"Fireside is at (http://\S+)")
         self.port = int(self.url.rsplit(":", 1)[1])

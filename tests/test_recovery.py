@@ -21,6 +21,7 @@ from fireside.db import DatabaseUnusable
 
 from .browser import NO_ENGINE, Fireside
 from .live import PASSWORD, PATIENCE, Person, Running, code, good, until
+from .processes import run
 from .upstream import Upstream
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes and limits of POSIX")
@@ -232,9 +233,7 @@ def test_a_command_tells_nothing_to_whoever_has_a_killed_service_s_port(tmp_path
 
 
 def doctor(data_dir: Path) -> tuple[int, str]:
-    command = [sys.executable, "-m", "fireside", "doctor", "--data-dir", str(data_dir)]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    done = run("doctor", "--data-dir", str(data_dir))
     return done.returncode, done.stdout + done.stderr
 
 

@@ -4,10 +4,8 @@ A Fireside is led through its life with a canary in every secret and in everythi
 """
 
 import json
-import os
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import httpx
 
 from ..browser import NO_ENGINE, Fireside
 from ..live import good
+from ..processes import start
 from ..upstream import CHAT, Request, Upstream, error, finish, status, wire
 from ..upstream import text as says
 from . import Figures
@@ -62,19 +61,12 @@ class Life:
             self.issued[cookie.rpartition(".")[0]] = "cookie"
 
     def command(self, *arguments: str, stdin: str = "") -> str:
-        command = [sys.executable, "-m", "fireside", *arguments, "--data-dir", str(self.fireside.data_dir)]
-        with subprocess.Popen(
-            command,
-            env=self.fireside.environ,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            self.commands.append(" ".join(command))
-            out, problem = process.communicate(stdin, timeout=60)
+        command = (*arguments, "--data-dir", str(self.fireside.data_dir))
+        self.commands.append(" ".join(command))
+        process = start(*command, environ=self.fireside.environ, stdin=subprocess.PIPE)
+        out, problem = process.communicate(stdin, timeout=60)
         assert process.returncode == 0, problem
-        return out
+        return str(out)
 
     def live(self) -> None:
         ann, bob, nobody = self.client("ann"), self.client("bob"), self.client("nobody")
@@ -156,30 +148,26 @@ class Life:
 def prove(size: int) -> Figures:
     """The size does not matter: there is one life."""
     figures = Figures()
-    mask = os.umask(0o022)  # a usual one: what Fireside keeps to itself must not depend on it
-    try:
-        with tempfile.TemporaryDirectory() as name, Upstream(token=KEY) as upstream:
-            folder = Path(name)
-            settings = {"lmstudio_url": upstream.url, "lmstudio_api_key": KEY, "bootstrap_token": BOOTSTRAP}
-            with Fireside(folder / "data", NO_ENGINE, 0, **settings) as fireside:
-                (folder / "data" / "config.toml").chmod(0o600)
-                life = Life(fireside, upstream, folder)
-                life.live()
-                secret = _secret_of_the_service(folder)
-                shown = _process_list(fireside.process.pid)
-                modes = list(_modes(folder))
-                assert fireside.process.stdout is not None
-                fireside.process.terminate()
-                fireside.process.wait(30)
-                printed = "".join(fireside.printed) + fireside.process.stdout.read()
-            _search(figures, life, secret, folder, printed, shown)
-            modes += _modes(folder)
-            for file, mode in modes:
-                right = 0o700 if file.is_dir() else 0o600
-                figures.expect(mode == right, f"{file.name}: mode {mode:o}")
-            figures.more = f"{len(life.answers)} answers, {len(modes)} file modes"
-    finally:
-        os.umask(mask)
+    with tempfile.TemporaryDirectory() as name, Upstream(token=KEY) as upstream:
+        folder = Path(name)
+        settings = {"lmstudio_url": upstream.url, "lmstudio_api_key": KEY, "bootstrap_token": BOOTSTRAP}
+        with Fireside(folder / "data", NO_ENGINE, 0, True, **settings) as fireside:
+            (folder / "data" / "config.toml").chmod(0o600)
+            life = Life(fireside, upstream, folder)
+            life.live()
+            secret = _secret_of_the_service(folder)
+            shown = _process_list(fireside.process.pid)
+            modes = list(_modes(folder))
+            assert fireside.process.stdout is not None
+            fireside.process.terminate()
+            fireside.process.wait(30)
+            printed = "".join(fireside.printed) + fireside.process.stdout.read()
+        _search(figures, life, secret, folder, printed, shown)
+        modes += _modes(folder)
+        for file, mode in modes:
+            right = 0o700 if file.is_dir() else 0o600
+            figures.expect(mode == right, f"{file.name}: mode {mode:o}")
+        figures.more = f"{len(life.answers)} answers, {len(modes)} file modes"
     return figures
 
 
