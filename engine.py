@@ -21,6 +21,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import urlsplit
 
 from . import gguf, llama
 from .config import Config
@@ -146,7 +147,8 @@ class Engine:
     async def _child_for(self, model: ModelFile, context_length: int | None) -> "_Child":
         room = min(context_length or self._config.engine_context, model.max_context_length or sys.maxsize)
         child = self._child
-        if child and child.alive and child.model == model and (context_length is None or child.context_length == room):
+        fits = child and child.model == model and (context_length is None or child.context_length == room)
+        if child and fits and await child.answers():
             return child
         if child and child.alive:
             await child.unused()
@@ -201,6 +203,16 @@ class _Child:
         self.users -= 1
         if self.users == 0:
             self._unused.set()
+
+    async def answers(self) -> bool:
+        """Whether it lives, and once it listened does so still: that its server was killed is told a moment late."""
+        if self.endpoint:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", urlsplit(self.endpoint.url).port)
+            except OSError:
+                return False
+            writer.close()
+        return self.alive
 
     async def unused(self) -> None:
         await self._unused.wait()

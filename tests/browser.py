@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright
 
 from .live import NO_TLS, PASSWORD, PATIENCE, good
@@ -16,8 +15,6 @@ from .processes import environment, start
 
 DESKTOP = {"width": 1280, "height": 820}
 PHONE = {"width": 390, "height": 844}
-ROOT = Path(__file__).parent.parent
-AXE = "axe-core@4.14.1"
 NO_ENGINE = '[[providers]]\nid = "embedded"\nkind = "openai"\nname = "Nothing"\nurl = "http://127.0.0.1:9/v1"\n'
 
 
@@ -25,19 +22,6 @@ def launch(playwright: Playwright, *arguments: str) -> Browser:
     usual = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     chromium = shutil.which("chromium-headless-shell") or shutil.which("chromium")
     return playwright.chromium.launch(executable_path=chromium, args=[*usual, *arguments])
-
-
-def axe() -> str:
-    """The source of axe-core, which finds what a page lacks for people who cannot see it. Installed once, into build/."""
-    folder = ROOT / "build" / "axe"
-    source = folder / "node_modules" / "axe-core" / "axe.min.js"
-    if not source.exists():
-        if shutil.which("npm") is None:
-            pytest.skip("axe-core comes from npm, which is not installed")
-        folder.mkdir(parents=True, exist_ok=True)
-        install = ["npm", "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder), AXE]
-        subprocess.run(install, check=True, capture_output=True)
-    return source.read_text("utf-8")
 
 
 class Fireside:

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 from playwright.sync_api import Page, expect, sync_playwright
 
-from .browser import DESKTOP, NO_ENGINE, PHONE, ROOT, Fireside, Watched, launch
+from .browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Watched, launch
 from .live import good
 from .upstream import Gate, LocalModel, Upstream, pause, reasoning, text
 
-FOLDER = ROOT / "docs" / "screenshots"
+FOLDER = Path(__file__).parent.parent / "docs" / "screenshots"
 MODEL = "qwen3-8b"
 MODELS = [
     LocalModel(MODEL, "Qwen3 8B", "llm", "qwen3", "Q4_K_M", 5_027_783_488, 40_960, instances={MODEL: 8192}),

@@ -311,6 +311,18 @@ async def test_child_that_was_killed_is_noticed_and_started_anew(engine: Engine)
 
 
 @with_proc
+async def test_server_that_was_killed_just_now_is_not_asked(engine: Engine) -> None:
+    """Its keeper sees it die, and does not come to tell us before the next question."""
+    await engine.load(MODEL)
+    keeper, server = children()
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(server, signal.SIGKILL)
+    await until(lambda: ") Z " in Path(f"/proc/{server}/stat").read_text())
+    async with engine.use(MODEL) as endpoint:
+        assert "Tokyo" in await answer(endpoint)
+
+
+@with_proc
 async def test_server_that_is_killed_while_it_loads_is_a_failed_load(engine: Engine) -> None:
     load = asyncio.create_task(engine.load(MODEL))
     os.kill(await frozen_server(), signal.SIGKILL)

@@ -109,7 +109,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False, symlinks=os.name == "posix")
     programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
     pip = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "install", "--quiet", str(wheel)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*pip, "install", "--quiet", "--no-compile", str(wheel)], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return programs
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import FilePayload, Page, expect
 
 from .. import upstream as script
-from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Watched, axe
+from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Watched
 from ..live import PASSWORD, good
 from ..upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, text, usage
 from .steps import answered, ask, imported, names, new
@@ -186,7 +187,7 @@ def test_the_first_visit_is_small_and_asks_nobody_else(at_studio: tuple[Watched,
 def blemishes(page: Page) -> list[str]:
     """What axe finds on the screen that is shown, in light, and in dark, where the contrast alone is another."""
     if not page.evaluate("'axe' in window"):
-        page.evaluate(axe())
+        page.evaluate(AXE_SCRIPT)
     violations = page.evaluate("async () => (await axe.run({ resultTypes: ['violations'] })).violations")
     page.emulate_media(color_scheme="dark")
     violations += page.evaluate(
