@@ -205,13 +205,19 @@ class _Child:
             self._unused.set()
 
     async def answers(self) -> bool:
-        """Whether it lives, and once it listened does so still: that its server was killed is told a moment late."""
+        """Whether it lives, and its server with it: that a server was killed is told only a moment later."""
         if self.endpoint:
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", urlsplit(self.endpoint.url).port)
+                async with asyncio.timeout(END_SECONDS):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(self.endpoint.url).port)
+                    with contextlib.closing(writer):
+                        writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+                        if not await reader.read(1):
+                            return False
+            except TimeoutError:
+                pass  # it is busy
             except OSError:
                 return False
-            writer.close()
         return self.alive
 
     async def unused(self) -> None:

@@ -312,12 +312,14 @@ async def test_child_that_was_killed_is_noticed_and_started_anew(engine: Engine)
 
 @with_proc
 async def test_server_that_was_killed_just_now_is_not_asked(engine: Engine) -> None:
-    """Its keeper sees it die, and does not come to tell us before the next question."""
-    await engine.load(MODEL)
+    """An answer is broken off by its death, and the next question comes before its keeper tells of it."""
+    async with engine.use(MODEL) as endpoint:
+        reader, writer = await asyncio.open_connection(*endpoint.url.removeprefix("http://").split(":"))
     keeper, server = children()
     os.kill(keeper, signal.SIGSTOP)
     os.kill(server, signal.SIGKILL)
-    await until(lambda: ") Z " in Path(f"/proc/{server}/stat").read_text())
+    assert await reader.read() == b""
+    writer.close()
     async with engine.use(MODEL) as endpoint:
         assert "Tokyo" in await answer(endpoint)
 
