@@ -73,10 +73,8 @@ export class Chat {
   async open(id, messageId = null) {
     const turn = ++this.#opening;
     if (id !== this.id) this.#leave(id);
-    if (id === null) return this.composer.focus();
-    if (!await this.refresh() || turn !== this.#opening) return;
-    if (messageId) await this.#jump(messageId);
-    else this.composer.focus();
+    if (!messageId) this.composer.focus(); // now: when all is read, somebody may be writing elsewhere
+    if (await this.refresh() && messageId && turn === this.#opening) await this.#jump(messageId);
   }
 
   #leave(id) {

@@ -20,6 +20,7 @@ export class Head {
     const { id, conversation } = this.chat;
     this.title.textContent = conversation?.title ?? (id === null ? "New chat" : "");
     this.title.disabled = !conversation;
+    this.settings.disabled = id !== null && !conversation; // they would be shown empty, and saved so
     document.title = conversation?.title ?? "Fireside";
     const choice = chosen(conversation);
     const name = label(choice) || (providers ? "No model" : "Models");

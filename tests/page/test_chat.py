@@ -429,6 +429,27 @@ def test_what_is_being_changed_is_saved_where_it_was_written(at_studio: tuple[Wa
     assert (other["title"], other["system_prompt"]) == ("Second, renamed", "")
 
 
+def test_who_writes_elsewhere_while_a_conversation_is_read_is_not_disturbed(
+    at_studio: tuple[Watched, httpx.Client],
+) -> None:
+    visit, client = at_studio
+    chat = new(client, title="Slow to come")
+    page = visit.open()
+    held: list[Route] = []
+    page.route(re.compile(rf"/conversations/{chat}/messages"), lambda route: held.append(route))
+    page.goto(f"/#/c/{chat}")
+    expect(page.get_by_role("textbox", name="Message")).to_be_focused()
+    wait(page, lambda: held)
+    settings = page.get_by_role("button", name="Conversation settings")
+    expect(settings).to_be_disabled()
+    search = page.get_by_role("searchbox", name="Search conversations")
+    search.fill("Slow")
+    held[0].continue_()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Slow to come")
+    expect(settings).to_be_enabled()
+    expect(search).to_be_focused()
+
+
 def test_drafts_survive_a_reload_and_another_conversation(at_studio: tuple[Watched, httpx.Client]) -> None:
     visit, client = at_studio
     chat = new(client, "Hello")
