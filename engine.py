@@ -214,10 +214,10 @@ class _Child:
                         writer.write(b"GET /health HTTP/1.0\r\n\r\n")
                         if not await reader.read(1):
                             return False
-            except TimeoutError:
-                pass  # it is busy
-            except OSError:
+            except ConnectionError:
                 return False
+            except OSError:
+                pass  # it is busy, or we are: the question will tell
         return self.alive
 
     async def unused(self) -> None:

@@ -376,14 +376,16 @@ export class Chat {
 
   /** To a message, which may lie above what is loaded, or on another branch. The further up, the more is read at a time. */
   async #jump(messageId) {
-    const here = () => this.#path.some(({ id }) => id === messageId);
+    const id = this.id;
+    const here = () => this.#path.some((message) => message.id === messageId);
     const load = async () => {
       while (!here() && await this.#loadOlder(Math.min(MOST, this.#path.length)));
       return here();
     };
     if (!await load()) {
+      if (id !== this.id) return;
       try {
-        await post(`/conversations/${this.id}/active`, { message_id: messageId });
+        await post(`/conversations/${id}/active`, { message_id: messageId });
       } catch {
         return toast("This message is not there any more.");
       }

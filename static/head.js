@@ -55,7 +55,7 @@ export class Head {
     const fresh = this.chat.id === null && !this.closePanel;
     try {
       const [{ togglePanel }, defaults] = await Promise.all([import("./panel.js"), fresh ? get("/defaults") : {}]);
-      togglePanel(this, defaults);
+      if (!this.settings.disabled) togglePanel(this, defaults); // else another conversation was opened meanwhile
     } catch (error) {
       toast(error.message);
     }

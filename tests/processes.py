@@ -66,7 +66,7 @@ def start(
 
 
 class Forked(subprocess.Popen[str]):
-    """A grandchild, to be used as a child: of Popen it has what needs no more than poll and wait."""
+    """A grandchild, to be used as a child: of Popen it has what needs no more than poll and wait. `communicate` is for once."""
 
     def __init__(
         self, arguments: tuple[str, ...], environ: Mapping[str, str], stdin: int, stdout: int, stderr: int
@@ -115,7 +115,7 @@ class Forked(subprocess.Popen[str]):
             with contextlib.suppress(BrokenPipeError), self.stdin:
                 self.stdin.write(input or "")
         self.wait(timeout)
-        out, err = (said and said.result(timeout) for said in reading)
+        out, err = (said and said.result(PATIENCE) for said in reading)
         for stream in (self.stdout, self.stderr):
             if stream:
                 stream.close()

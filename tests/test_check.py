@@ -12,6 +12,10 @@ import pytest
 def test_style_and_types_are_as_they_should_be() -> None:
     environ = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     done = subprocess.run(
-        ["make", "check"], cwd=Path(__file__).parent.parent, env=environ, capture_output=True, text=True
+        ["make", "-o", ".venv/test", "check"],
+        cwd=Path(__file__).parent.parent,
+        env=environ,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -524,6 +524,7 @@ def test_a_start_that_fails_half_way_ends_and_says_why(tmp_path: Path, damage: s
             other.execute("CREATE TABLE cookies (x)")
     else:
         (tmp_path / name).write_bytes(content)
+    run("--version")  # so that what others start from is there
     started = time.monotonic()
     done = run("--data-dir", str(tmp_path), "--port", "0")
     assert time.monotonic() - started < 5

@@ -401,9 +401,12 @@ def test_a_conversation_of_more_messages_than_a_request_gives_goes_on(
     visit, client = at_studio
     imported(client, [("Long", ["The very first", *(f"Text {number}" for number in range(1, 1010))])])
     page = visit.open()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     page.get_by_role("searchbox", name="Search conversations").fill("very first")
     page.locator(".results a", has_text="very first").click()
     expect(page.locator(".message.found, .message").first).to_contain_text("The very first")
+    assert sum("&before=" in url for url in asked) == 5, "each time as much as is there already"
     lmstudio.enqueue(answer("It goes on"))
     ask(page, "And then?")
     expect(answered(page)).to_contain_text("It goes on")

@@ -171,13 +171,13 @@ class Use:
                 await writer.wait_closed()
 
     async def fill_the_disk(self, seconds: float) -> None:
-        """Every few seconds for half a second, at least twice in a round of so many seconds."""
+        """Every few seconds for up to half a second, at least twice in a round of so many seconds."""
         pid, limit = self.fireside.process.pid, resource.RLIMIT_FSIZE
         _, most = resource.prlimit(pid, limit)
         while not self.stopping:
             await asyncio.sleep(min(self.dice.uniform(2, 6), seconds / 4))
             resource.prlimit(pid, limit, (1, most))
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(min(0.5, seconds / 8))
             resource.prlimit(pid, limit, (most, most))
 
 
