@@ -452,7 +452,8 @@ export class Chat {
     this.head.draw();
     const choice = chosen(this.conversation);
     const usage = this.#path.findLast(({ token_usage }) => token_usage);
-    this.composer.vision = choice?.model ? choice.model.vision ?? null : undefined;
+    const unread = this.id !== null && !this.conversation; // its model may be another than the usual one
+    this.composer.vision = unread ? null : choice?.model ? choice.model.vision ?? null : undefined;
     this.composer.note = choice && !choice.provider?.online ? `${label(choice)} cannot be reached now. Choose another model, or start its server.` : "";
     this.composer.showContext(usage?.token_usage.total_tokens, choice?.model?.context_length ?? usage?.stats?.context_length);
     this.column.querySelector(".welcome")?.replaceWith(welcome());

@@ -694,9 +694,18 @@ def test_an_image_alone_is_a_message(
 ) -> None:
     visit, client = at_studio
     (tmp_path / "dot.png").write_bytes(PNG)
-    page = visit.open(f"/#/c/{new(client, model='qwen2.5-vl-7b-instruct', provider_id='lmstudio')}")
+    chat = new(client, model="qwen2.5-vl-7b-instruct", provider_id="lmstudio")
+    page = visit.open()
+    expect(page.locator(".pill")).to_contain_text("Llama")  # the usual model sees nothing
+    held: list[Route] = []
+    page.route(re.compile(rf"/conversations/{chat}/messages"), lambda route: held.append(route))
+    page.goto(f"/#/c/{chat}")
+    wait(page, lambda: held)
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
     page.get_by_label("Files to attach").set_input_files(tmp_path / "dot.png")
+    expect(page.locator(".chip")).to_contain_text("dot.png")
+    held[0].continue_()
+    page.unroute_all()
     page.get_by_role("button", name="Send").click()
     answered(page)
     expect(page.locator(".message.user img")).to_be_visible()
