@@ -1,6 +1,7 @@
 # make run      Fireside on 127.0.0.1:8000 with a small model of its own
-# make test     style, types, and every test, in a few minutes
-# make faults   every fault of model servers, clients and disks, and a thousand kills; CI adds those with TRIALS=100
+# make test     every test, in a few minutes
+# make check    style and types; make fix formats
+# make faults   every fault of model servers, clients and disks, and a thousand kills, or TRIALS=100 as in CI
 # make trust    the figures of docs/trust.md, in a quarter of an hour; Linux
 # make soak     ten minutes of mixed load and faults, or ARGS=seconds; Linux
 # make screenshots   the pictures in docs/screenshots
@@ -39,12 +40,12 @@ faults: export TRIALS ?= 1000
 faults: .venv/test
 	$(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
 
-check: .venv/test
+check: .venv/check
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/fireside
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	cd .venv && MYPYPATH=types bin/mypy --config-file ../pyproject.toml -p fireside
 
-fix: .venv/test
+fix: .venv/check
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 chromium:
@@ -54,9 +55,10 @@ clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/run: EXTRAS := embedded
-.venv/test: EXTRAS := embedded,test,check
-.venv/trust: EXTRAS := embedded,test,check,trust
-.venv/run .venv/test .venv/trust: pyproject.toml
+.venv/test: EXTRAS := embedded,test
+.venv/check: EXTRAS := embedded,test,check
+.venv/trust: EXTRAS := embedded,test,trust
+.venv/run .venv/test .venv/check .venv/trust: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade pip setuptools # pip of Python 3.11 needs nearly twice as long for what follows
 	$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'

@@ -21,7 +21,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first, so that nothing waits for it alone at the end."""
-    long = ("test_bench.py", "test_package.py", "test_check.py")
+    long = ("test_bench.py", "test_package.py")
     items.sort(key=lambda item: item.path.name not in long)
 
 
