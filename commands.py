@@ -21,7 +21,7 @@ from . import __version__, accounts, config, db, lmstudio, service, transfer
 from .auth import Auth
 from .config import Config
 from .db import Database, DatabaseUnusable
-from .errors import FiresideError, NotFound
+from .errors import FiresideError, NotFound, StorageUnavailable
 from .gguf import Skipped
 from .providers import Providers
 
@@ -158,11 +158,11 @@ def _require_database(settings: Config) -> None:
         )
 
 
-def _with_database(settings: Config, work: Callable[[Database], Awaitable[T]]) -> T:
+def _with_database(settings: Config, work: Callable[[Database], Awaitable[T]], damaged: bool = False) -> T:
     _require_database(settings)
 
     async def run() -> T:
-        database = await db.open_database(settings.database)
+        database = await db.open_database(settings.database, damaged)
         try:
             return await work(database)
         finally:
@@ -385,7 +385,7 @@ def _show_step(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def export(options: dict[str, Any]) -> int:
-    """Write all conversations of a user as one zip of Markdown and JSON."""
+    """Write all conversations of a user as one zip of Markdown and JSON. Of a damaged database, what can be read; exit code 1."""
     settings, target = config.load(options), Path(options["file"]).absolute()
     if target.exists() and not zipfile.is_zipfile(target):
         raise Failed(f"{target}: is there already, and is no earlier export. Name another file.")
@@ -405,13 +405,27 @@ def export(options: dict[str, Any]) -> int:
                     async for chunk in chunks:
                         out.write(chunk)
 
-                _with_database(settings, work)
+                try:
+                    _with_database(settings, work)
+                except DatabaseUnusable as problem:
+                    try:
+                        _with_database(settings, work, damaged=True)
+                    except (DatabaseUnusable, StorageUnavailable, sqlite3.Error):
+                        raise problem from None
         partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     print(f"{target}: {target.stat().st_size:,} bytes")
-    return 0
+    with zipfile.ZipFile(target) as written:
+        if transfer.DAMAGED not in written.namelist():
+            return 0
+    print(
+        f"The database is damaged: {transfer.DAMAGED} in the zip names what could not be read. After fireside restore, "
+        "fireside import adds what is in the zip and not in the backup.",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def manage_service(options: dict[str, Any]) -> int:

@@ -278,23 +278,44 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-async def open_database(path: Path) -> Database:
-    """Open the file, creating or migrating it. The caller holds the lock. Raises DatabaseUnusable."""
-    await asyncio.to_thread(prepare, path)
+async def open_database(path: Path, damaged: bool = False) -> Database:
+    """Open the file, creating or migrating it. The caller holds the lock. Raises DatabaseUnusable.
+
+    `damaged`: open what this refuses, for what can still be read. Nothing is checked, and nothing can be written.
+    """
+    await asyncio.to_thread(_look_into if damaged else prepare, path)
+    where = _uri(path, "ro" if damaged else "rw")
     connections: list[aiosqlite.Connection] = []
-    here = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+    here = sqlite3.connect(where, uri=True, isolation_level=None, cached_statements=256)
     try:
-        _configure(here, False)
+        _configure(here, False, damaged)
         for number in range(1 + READERS):
-            connection = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
+            connection = await aiosqlite.connect(where, uri=True, isolation_level=None, cached_statements=256)
             connections.append(connection)
-            await _on_thread(connection, _configure, number == 0)
+            await _on_thread(connection, _configure, number == 0 and not damaged, damaged)
     except BaseException:
         here.close()
         for connection in reversed(connections):
             await connection.close()
         raise
-    return Database(path, connections[0], connections[1:], here)
+    database = Database(path, connections[0], connections[1:], here)
+    database.damaged = damaged
+    return database
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"{path.absolute().as_uri()}?mode={mode}"
+
+
+def _look_into(path: Path) -> None:
+    """Whether queries can be asked of it. Raises DatabaseUnusable."""
+    try:
+        with contextlib.closing(sqlite3.connect(_uri(path, "ro"), uri=True)) as connection:
+            _configure(connection, False, damaged=True)
+            if _version(connection, path) < VERSION:
+                raise DatabaseUnusable(f"{path}: was written by an older Fireside, which can read it")
+    except sqlite3.DatabaseError as error:
+        raise DatabaseUnusable(explain(path, error)) from error
 
 
 def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
@@ -371,7 +392,8 @@ def explain(path: Path, error: Exception) -> str:
         return f"{path}: the disk is full. Make room and start again."
     backup = newest_backup(path.parent)
     newest = f"The newest backup is {backup}: fireside restore FILE." if backup else "There is no backup."
-    return f"{path}: cannot be used: {' '.join(str(error).split())}. The file was left as it is. {newest}"
+    left = "The file was left as it is; fireside export FILE writes what can still be read of it."
+    return f"{path}: cannot be used: {' '.join(str(error).split())}. {left} {newest}"
 
 
 def newest_backup(data_dir: Path) -> Path | None:
@@ -381,8 +403,10 @@ def newest_backup(data_dir: Path) -> Path | None:
     return max(backups, key=lambda file: file.stat().st_mtime, default=None)
 
 
-def _configure(connection: sqlite3.Connection, writer: bool) -> None:
+def _configure(connection: sqlite3.Connection, writer: bool, damaged: bool = False) -> None:
     connection.row_factory = sqlite3.Row
+    if damaged:
+        connection.execute("PRAGMA writable_schema = ON")  # else nothing is read of a file whose end is missing
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
@@ -414,7 +438,7 @@ def copy(source: Path, target: Path) -> None:
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         with (
-            contextlib.closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as reader,
+            contextlib.closing(sqlite3.connect(_uri(source, "ro"), uri=True)) as reader,
             contextlib.closing(sqlite3.connect(partial)) as writer,
         ):
             reader.execute("PRAGMA query_only = ON")

@@ -585,6 +585,41 @@ def test_a_backup_or_export_that_cannot_be_written_says_where_and_why(tmp_path: 
                 assert run(command, str(tmp_path / command), "--data-dir", str(data)).returncode == 0
 
 
+def test_from_a_damaged_file_and_an_older_backup_everything_is_brought_together(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    database, backup, saved = data / "fireside.db", str(tmp_path / "backup.db"), str(tmp_path / "saved.zip")
+    here = ("--data-dir", str(data))
+
+    def say(ann: httpx.Client, content: str) -> None:
+        conversation_id = ann.post("/conversations", json={}).raise_for_status().json()["id"]
+        ann.post(f"/conversations/{conversation_id}/messages", json={"content": content}).raise_for_status()
+
+    with serving(data) as service, service.first() as ann:
+        say(ann, "In the backup, and on the page that is lost. " * 200)
+        assert run("backup", backup, *here).returncode == 0
+        say(ann, "Newer than the backup.")
+        service.stop()
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        pages = "SELECT min(pageno) FROM dbstat WHERE name = 'messages' AND pagetype = 'overflow'"
+        [page] = connection.execute(pages).fetchone()
+    with database.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(bytes(4096))
+
+    refused = run(*here, "--port", "0")
+    assert refused.returncode == 1 and "fireside export FILE writes what can still be read of it" in refused.stderr
+    exported = run("export", saved, *here)
+    assert exported.returncode == 1 and "DAMAGED.txt in the zip names what could not be read" in exported.stderr
+    assert run("restore", backup, *here).returncode == 0
+    assert "1 conversation" in run("import", saved, *here).stdout
+    with serving(data) as service:
+        login = json.loads(re.sub(".*#login=(.*)", r'{"token": "\1"}', run("login-link", *here).stdout.strip()))
+        with httpx.Client(base_url=service.url, trust_env=False, timeout=PATIENCE) as ann:
+            ann.post("/auth/link", json=login).raise_for_status()
+            titles = [conversation["title"] for conversation in ann.get("/conversations").raise_for_status().json()]
+    assert [title.split(",")[0] for title in titles] == ["Newer than the backup.", "In the backup"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
