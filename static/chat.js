@@ -21,6 +21,7 @@ export class Chat {
   #views = new Map(); // by message id
   #more = false; // whether the path goes on above
   #counted = null; // {id, above}: a message, and how many lie above it, on every branch
+  #counting = null; // the id of the message for which that is being asked
   #older = null; // the promise of the page above that is being loaded
   #asking = false; // a question is on its way, or the wish for another answer
   #unsent = { text: null, clientId: "" };
@@ -413,13 +414,17 @@ export class Chat {
   /** The line lies so many messages from the beginning: what is not loaded has to be counted once, if there is a line. */
   async #countAbove() {
     if (!this.#omitted() || !isNaN(this.#above)) return;
+    if (this.#path.some(({ id }) => id === this.#counting)) return;
     const [{ id }] = this.#path;
+    this.#counting = id;
     try {
       const { length } = await get(`/conversations/${this.id}/messages?before=${id}`);
       this.#counted = { id, above: length };
       this.#draw();
     } catch {
       // Without the line until the next look.
+    } finally {
+      if (id === this.#counting) this.#counting = null;
     }
   }
 

@@ -276,6 +276,7 @@ def test_the_engine_is_left_out_where_it_is_not_installed(
         ("id = 'x'\nurl = 'http://x'\nkind = 'ollama'", "provider x: kind"),
         ("id = 'x'\nkind = 'embedded'", "provider x: kind"),
         ("id = 'x'\nurl = 'http://x'\nconcurrency = 0", "provider x: concurrency"),
+        ("id = 'embedded'\nconcurrency = 2", "provider embedded: concurrency: must be 1"),
         ("id = 'x'\nurl = 'http://x'\nmodel = 'y'", "provider x: model"),
     ],
 )
