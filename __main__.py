@@ -125,6 +125,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _serve_options(command("serve", "serve", "run the service (also without a command)"), argparse.SUPPRESS)
     command("backup", "backup", "write a copy of the database").add_argument("file")
     command("restore", "restore", "put a backup in the database's place").add_argument("file")
+    salvaging = command("salvage", "salvage", "write what can still be read of a damaged database to a new one")
+    salvaging.add_argument("new", help="the file to write")
+    salvaging.add_argument("damaged", nargs="?", help="the file to read; without it, the database")
     command("doctor", "doctor", "look for what is wrong, and say what to do")
     command("import", "import_", "add conversations from other programs", user=True).add_argument(
         "paths", nargs="*", help="files and folders; without any, LM Studio's conversations"

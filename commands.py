@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 import httpx
 
 from . import __version__, accounts, config, db, lmstudio, service, transfer
+from . import salvage as salvaging
 from .auth import Auth
 from .config import Config
 from .db import Database, DatabaseUnusable
-from .errors import FiresideError, NotFound, StorageUnavailable
+from .errors import FiresideError, NotFound
 from .gguf import Skipped
 from .providers import Providers
 
@@ -158,11 +159,11 @@ def _require_database(settings: Config) -> None:
         )
 
 
-def _with_database(settings: Config, work: Callable[[Database], Awaitable[T]], damaged: bool = False) -> T:
+def _with_database(settings: Config, work: Callable[[Database], Awaitable[T]]) -> T:
     _require_database(settings)
 
     async def run() -> T:
-        database = await db.open_database(settings.database, damaged)
+        database = await db.open_database(settings.database)
         try:
             return await work(database)
         finally:
@@ -253,6 +254,26 @@ def restore(options: dict[str, Any]) -> int:
     with db.lock(settings.data_dir):
         kept = db.restore(file, settings.database)
     print(f"Restored from {file}." + (f" What was there before is {kept}." if kept else ""))
+    return 0
+
+
+def salvage(options: dict[str, Any]) -> int:
+    """Write what can still be read of a damaged database to a new one."""
+    settings, target = config.load(options), Path(options["new"]).absolute()
+    source = Path(options["damaged"]).absolute() if options["damaged"] else settings.database
+    if find_service(settings):
+        raise Failed("Fireside is running. Stop it first, then salvage.")
+    if not source.exists():
+        raise Failed(f"{source}: there is no such file.")
+    if target.exists():
+        raise Failed(f"{target}: is there already. Name another file.")
+    with db.lock(settings.data_dir):
+        saved = salvaging.salvage(source, target)
+    print(
+        f"{target}: users: {saved.users:,}, conversations: {saved.conversations:,}, messages: {saved.messages:,};"
+        f" places where something was lost: {saved.damaged:,}"
+    )
+    print(f"To go on with it: fireside restore {target}. Sessions and invites are not in it.")
     return 0
 
 
@@ -385,7 +406,7 @@ def _show_step(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def export(options: dict[str, Any]) -> int:
-    """Write all conversations of a user as one zip of Markdown and JSON. Of a damaged database, what can be read; exit code 1."""
+    """Write all conversations of a user as one zip of Markdown and JSON."""
     settings, target = config.load(options), Path(options["file"]).absolute()
     if target.exists() and not zipfile.is_zipfile(target):
         raise Failed(f"{target}: is there already, and is no earlier export. Name another file.")
@@ -405,27 +426,13 @@ def export(options: dict[str, Any]) -> int:
                     async for chunk in chunks:
                         out.write(chunk)
 
-                try:
-                    _with_database(settings, work)
-                except DatabaseUnusable as problem:
-                    try:
-                        _with_database(settings, work, damaged=True)
-                    except (DatabaseUnusable, StorageUnavailable, sqlite3.Error):
-                        raise problem from None
+                _with_database(settings, work)
         partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     print(f"{target}: {target.stat().st_size:,} bytes")
-    with zipfile.ZipFile(target) as written:
-        if transfer.DAMAGED not in written.namelist():
-            return 0
-    print(
-        f"The database is damaged: {transfer.DAMAGED} in the zip names what could not be read. After fireside restore, "
-        "fireside import adds what is in the zip and not in the backup.",
-        file=sys.stderr,
-    )
-    return 1
+    return 0
 
 
 def manage_service(options: dict[str, Any]) -> int:

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
+from urllib.parse import quote
 
 import aiosqlite
 
@@ -278,44 +279,23 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-async def open_database(path: Path, damaged: bool = False) -> Database:
-    """Open the file, creating or migrating it. The caller holds the lock. Raises DatabaseUnusable.
-
-    `damaged`: open what this refuses, for what can still be read. Nothing is checked, and nothing can be written.
-    """
-    await asyncio.to_thread(_look_into if damaged else prepare, path)
-    where = _uri(path, "ro" if damaged else "rw")
+async def open_database(path: Path) -> Database:
+    """Open the file, creating or migrating it. The caller holds the lock. Raises DatabaseUnusable."""
+    await asyncio.to_thread(prepare, path)
     connections: list[aiosqlite.Connection] = []
-    here = sqlite3.connect(where, uri=True, isolation_level=None, cached_statements=256)
+    here = sqlite3.connect(path, isolation_level=None, cached_statements=256)
     try:
-        _configure(here, False, damaged)
+        _configure(here, False)
         for number in range(1 + READERS):
-            connection = await aiosqlite.connect(where, uri=True, isolation_level=None, cached_statements=256)
+            connection = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
             connections.append(connection)
-            await _on_thread(connection, _configure, number == 0 and not damaged, damaged)
+            await _on_thread(connection, _configure, number == 0)
     except BaseException:
         here.close()
         for connection in reversed(connections):
             await connection.close()
         raise
-    database = Database(path, connections[0], connections[1:], here)
-    database.damaged = damaged
-    return database
-
-
-def _uri(path: Path, mode: str) -> str:
-    return f"{path.absolute().as_uri()}?mode={mode}"
-
-
-def _look_into(path: Path) -> None:
-    """Whether queries can be asked of it. Raises DatabaseUnusable."""
-    try:
-        with contextlib.closing(sqlite3.connect(_uri(path, "ro"), uri=True)) as connection:
-            _configure(connection, False, damaged=True)
-            if _version(connection, path) < VERSION:
-                raise DatabaseUnusable(f"{path}: was written by an older Fireside, which can read it")
-    except sqlite3.DatabaseError as error:
-        raise DatabaseUnusable(explain(path, error)) from error
+    return Database(path, connections[0], connections[1:], here)
 
 
 def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
@@ -326,14 +306,15 @@ def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # -wal and -shm take their modes from it
     try:
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        with contextlib.closing(_open_to_read(path)) as connection:  # one that may write would write on closing
             version = _version(connection, path, newest)
             if version and path.stat().st_size <= CHECK_AT_START_BYTES:
                 check(connection)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             _configure(connection, writer=True)
             if version == 0:
                 _refuse_to_forget(path)
-                _create(connection)
+                create(connection)
                 return
             if version < newest:
                 copy(path, path.parent / "backups" / f"before-schema-{version + 1}-{now()[:19].replace(':', '')}.db")
@@ -367,7 +348,8 @@ def _version(connection: sqlite3.Connection, path: Path, newest: int = VERSION) 
     return version
 
 
-def _create(connection: sqlite3.Connection) -> None:
+def create(connection: sqlite3.Connection) -> None:
+    """The newest schema, in an empty file."""
     schema = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
     pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
     connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\n{pragmas}\nCOMMIT;")
@@ -392,8 +374,9 @@ def explain(path: Path, error: Exception) -> str:
         return f"{path}: the disk is full. Make room and start again."
     backup = newest_backup(path.parent)
     newest = f"The newest backup is {backup}: fireside restore FILE." if backup else "There is no backup."
-    left = "The file was left as it is; fireside export FILE writes what can still be read of it."
-    return f"{path}: cannot be used: {' '.join(str(error).split())}. {left} {newest}"
+    damaged = isinstance(error, Unsound) or _name(error) == "SQLITE_CORRUPT"
+    saved = " What can still be read of it: fireside salvage NEW." if damaged else ""
+    return f"{path}: cannot be used: {' '.join(str(error).split())}. The file was left as it is.{saved} {newest}"
 
 
 def newest_backup(data_dir: Path) -> Path | None:
@@ -403,10 +386,8 @@ def newest_backup(data_dir: Path) -> Path | None:
     return max(backups, key=lambda file: file.stat().st_mtime, default=None)
 
 
-def _configure(connection: sqlite3.Connection, writer: bool, damaged: bool = False) -> None:
+def _configure(connection: sqlite3.Connection, writer: bool) -> None:
     connection.row_factory = sqlite3.Row
-    if damaged:
-        connection.execute("PRAGMA writable_schema = ON")  # else nothing is read of a file whose end is missing
     connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
@@ -424,6 +405,25 @@ def _configure(connection: sqlite3.Connection, writer: bool, damaged: bool = Fal
     connection.execute("PRAGMA journal_size_limit = 67108864")
 
 
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    posix = path.absolute().as_posix()  # and not as_uri: SQLite takes a Windows share for the name of a host
+    address = f"file://{'' if posix.startswith('/') else '/'}{quote(posix, safe='/:')}?mode=ro"
+    connection = sqlite3.connect(address, uri=True, isolation_level=None)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def open_damaged(path: Path) -> sqlite3.Connection:
+    """To read what can be read, also where the end is missing. Raises DatabaseUnusable, sqlite3.Error."""
+    connection = _open_to_read(path)
+    connection.execute("PRAGMA writable_schema = ON")  # else SQLite refuses a file that is shorter than it says
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.row_factory = sqlite3.Row
+    _version(connection, path)
+    return connection
+
+
 def copy(source: Path, target: Path) -> None:
     """A consistent, checked copy of a database that may be in use, private to its owner. Replaces `target` at once or not at all.
 
@@ -438,10 +438,9 @@ def copy(source: Path, target: Path) -> None:
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         with (
-            contextlib.closing(sqlite3.connect(_uri(source, "ro"), uri=True)) as reader,
+            contextlib.closing(_open_to_read(source)) as reader,
             contextlib.closing(sqlite3.connect(partial)) as writer,
         ):
-            reader.execute("PRAGMA query_only = ON")
             reader.backup(writer)
             writer.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
             check(writer)
@@ -479,8 +478,7 @@ def examine(path: Path) -> int:
 
     Raises sqlite3.Error (Unsound when it is damaged), or DatabaseUnusable when it is not ours to open.
     """
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        connection.execute("PRAGMA query_only = ON")
+    with contextlib.closing(_open_to_read(path)) as connection:
         for row in connection.execute("PRAGMA integrity_check(3)").fetchall():
             if row[0] != "ok":
                 raise Unsound(row[0])

@@ -22,7 +22,7 @@ import msgspec
 from . import archive, queries, transcript
 from .archive import Origin
 from .db import Database, Tx, now
-from .errors import FiresideError, NotFound, Stopping, StorageUnavailable
+from .errors import FiresideError, NotFound
 from .source import Skipped, Source
 from .transcript import Conversation, Generation, Image, Message, Unreadable
 
@@ -310,38 +310,23 @@ def _json(conversation: Conversation) -> bytes:
     return b"".join(transcript.encode(conversation))
 
 
-DAMAGED = "DAMAGED.txt"  # names what a damaged database did not give; in no other zip
-
-
 async def export_zip(database: Database, user_id: int) -> AsyncGenerator[bytes, None]:
-    """All of a user's conversations, also those in the bin, a conversation at a time. Of what is damaged, what can be read."""
+    """All of a user's conversations, also those in the bin, a conversation at a time."""
     pipe = _Pipe()
     zipped = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
     zipped.writestr(_entry("README.txt", now()), README)
-    damaged: dict[int, str] = {}
     for conversation_id, deleted in await database.read(archive.list_conversation_ids, user_id):
-        for bare, lost in ((False, "its images, and how its answers were made"), (True, "all of it")):
-            try:
-                conversation, images = await database.read(_load, user_id, conversation_id, deleted, bare)
-                for image, image_id in images:
-                    data = await database.read(archive.get_image_data, image_id)
-                    await asyncio.to_thread(zipped.writestr, _entry(image.file, conversation.updated_at, False), data)
-                    yield pipe.take()
-                await asyncio.to_thread(_write, zipped, conversation, conversation_id)
-                break
-            except NotFound:
-                break  # it was purged, restored or deleted meanwhile
-            except Stopping:
-                raise
-            except (StorageUnavailable, sqlite3.Error, ValueError) as error:  # a page, a table, a time
-                log.error("conversation %d cannot be read whole: %s", conversation_id, type(error).__name__)
-                damaged[conversation_id] = lost
+        try:
+            conversation, images = await database.read(_load, user_id, conversation_id, deleted)
+            for image, image_id in images:
+                data = await database.read(archive.get_image_data, image_id)
+                await asyncio.to_thread(zipped.writestr, _entry(image.file, conversation.updated_at, False), data)
+                yield pipe.take()
+        except NotFound:
+            continue  # it was purged, restored or deleted meanwhile
+        await asyncio.to_thread(_write, zipped, conversation, conversation_id)
         if pipe.size >= EXPORT_CHUNK:
             yield pipe.take()
-    if damaged or database.damaged:
-        lines = "".join(f"conversation {conversation_id}: {lost}\n" for conversation_id, lost in damaged.items())
-        lines = f"The database is damaged. What could not be read:\n\n{lines or 'Nothing that is known of.'}"
-        zipped.writestr(_entry(DAMAGED, now()), lines)
     zipped.close()
     yield pipe.take()
 
@@ -349,10 +334,9 @@ async def export_zip(database: Database, user_id: int) -> AsyncGenerator[bytes, 
 def _write(zipped: zipfile.ZipFile, conversation: Conversation, conversation_id: int) -> None:
     folder = "bin" if conversation.deleted_at else "conversations"
     name = f"{folder}/{transcript.file_name(conversation, f' {conversation_id}')}"
-    texts: dict[str, str | bytes] = {}  # both are made before one is written
-    texts["md"], texts["json"] = "".join(transcript.markdown(conversation, "../")), _json(conversation)
-    for ending, text in texts.items():
-        zipped.writestr(_entry(f"{name}.{ending}", conversation.updated_at), text)
+    text = "".join(transcript.markdown(conversation, "../"))
+    zipped.writestr(_entry(f"{name}.md", conversation.updated_at), text)
+    zipped.writestr(_entry(f"{name}.json", conversation.updated_at), _json(conversation))
 
 
 def _entry(name: str, moment: str, deflate: bool = True) -> zipfile.ZipInfo:
@@ -389,16 +373,13 @@ class _Pipe:
 
 
 def _load(
-    tx: Tx, user_id: int, conversation_id: int, deleted: bool = False, bare: bool = False
+    tx: Tx, user_id: int, conversation_id: int, deleted: bool = False
 ) -> tuple[Conversation, list[tuple[Image, int]]]:
-    """A conversation as it is in this moment, and its images with their ids. `bare`: without these, and without how its answers
-    were made.
-    """
+    """A conversation as it is in this moment, and its images with their ids."""
     row = queries.owned(tx, user_id, conversation_id, deleted)
-    generations = [] if bare else archive.list_generations(tx, conversation_id)
-    made = {generation["message_id"]: generation for generation in generations}
+    made = {generation["message_id"]: generation for generation in archive.list_generations(tx, conversation_id)}
     images: dict[int, list[tuple[Image, int]]] = {}
-    for found in [] if bare else archive.list_images(tx, conversation_id):
+    for found in archive.list_images(tx, conversation_id):
         ending = found["media_type"].removeprefix("image/")
         file = f"images/{found['message_id']}-{found['position']}.{ending}"
         images.setdefault(found["message_id"], []).append((Image(found["media_type"], file=file), found["id"]))

@@ -325,8 +325,9 @@ def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, damage: str
     with pytest.raises(DatabaseUnusable) as caught:
         db.prepare(path)
     assert path.read_bytes() == broken
-    assert str(path) in str(caught.value) and "There is no backup." in str(caught.value)
-    assert "was left as it is" in str(caught.value)
+    assert str(path) in str(caught.value) and "was left as it is." in str(caught.value)
+    assert str(caught.value).endswith("There is no backup.")
+    assert ("fireside salvage NEW" in str(caught.value)) == (damage not in ("not a database", "header"))
     assert "\n" not in str(caught.value)
 
 

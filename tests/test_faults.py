@@ -319,7 +319,8 @@ def answering(upstream: Upstream, *script: Step) -> Iterator[None]:
 async def at_every_byte(witness: Witness, check: Callable[[int, list[Event]], None], *script: Step) -> None:
     """An answer for the places in REFERENCE, several at a time. The script finds the place in the request, as its seed."""
     ann = witness.people[0]
-    places = iter(some(len(REFERENCE))[1:])
+    chosen = some(len(REFERENCE))[1:]
+    places = iter(chosen)
 
     async def lane() -> tuple[int, list[Event]]:
         conversation_id = await witness.question(ann)
@@ -330,7 +331,7 @@ async def at_every_byte(witness: Witness, check: Callable[[int, list[Event]], No
 
     with answering(witness.upstream, *script):
         async with asyncio.TaskGroup() as group:
-            lanes = [group.create_task(lane()) for _ in range(4)]
+            lanes = [group.create_task(lane()) for _ in range(min(4, len(chosen)))]
     for one in lanes:
         await witness.nothing_lost(ann, *one.result())
 

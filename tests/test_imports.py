@@ -15,7 +15,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"accounts", "engine", "queries"}),
     frozenset({"archive", "auth", "eventlog", "formats", "prompt", "providers"}),
     frozenset({"bodies", "generation", "source"}),
-    frozenset({"chat", "transfer"}),
+    frozenset({"chat", "salvage", "transfer"}),
     frozenset({"call"}),
     frozenset({"openapi"}),
     frozenset({"handlers"}),

@@ -59,6 +59,14 @@ class Service:
             client.headers["X-CSRF-Token"] = said["csrf_token"]
             yield client
 
+    @contextlib.contextmanager
+    def first_again(self) -> Iterator[httpx.Client]:
+        """The first user, who has an account already."""
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE) as client:
+            said = client.post("/auth/login", json={"username": "ann", "password": PASSWORD}).raise_for_status().json()
+            client.headers["X-CSRF-Token"] = said["csrf_token"]
+            yield client
+
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str, str, float]:
         """Exit code, what else it printed, and how long it took."""
         started = time.monotonic()
@@ -585,39 +593,53 @@ def test_a_backup_or_export_that_cannot_be_written_says_where_and_why(tmp_path: 
                 assert run(command, str(tmp_path / command), "--data-dir", str(data)).returncode == 0
 
 
-def test_from_a_damaged_file_and_an_older_backup_everything_is_brought_together(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    database, backup, saved = data / "fireside.db", str(tmp_path / "backup.db"), str(tmp_path / "saved.zip")
-    here = ("--data-dir", str(data))
+def test_what_a_damaged_database_still_has_is_saved_and_put_in_its_place(tmp_path: Path) -> None:
+    data, new = tmp_path / "data", str(tmp_path / "new.db")
+    database, here = data / "fireside.db", ("--data-dir", str(data))
 
     def say(ann: httpx.Client, content: str) -> None:
         conversation_id = ann.post("/conversations", json={}).raise_for_status().json()["id"]
         ann.post(f"/conversations/{conversation_id}/messages", json={"content": content}).raise_for_status()
 
     with serving(data) as service, service.first() as ann:
-        say(ann, "In the backup, and on the page that is lost. " * 200)
-        assert run("backup", backup, *here).returncode == 0
-        say(ann, "Newer than the backup.")
+        say(ann, "On the page that is lost. " * 500)
+        refused = run("salvage", new, *here)
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            "fireside: Fireside is running. Stop it first, then salvage.\n",
+        )
         service.stop()
-    with contextlib.closing(sqlite3.connect(database)) as connection:
+    with serving(data) as service, service.first_again() as ann:
+        say(ann, "Only in the log that a kill has left.")
+        service.process.kill()
+        service.process.wait()
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         pages = "SELECT min(pageno) FROM dbstat WHERE name = 'messages' AND pagetype = 'overflow'"
         [page] = connection.execute(pages).fetchone()
     with database.open("r+b") as file:
         file.seek((page - 1) * 4096)
         file.write(bytes(4096))
+    before = database.read_bytes()
 
     refused = run(*here, "--port", "0")
-    assert refused.returncode == 1 and "fireside export FILE writes what can still be read of it" in refused.stderr
-    exported = run("export", saved, *here)
-    assert exported.returncode == 1 and "DAMAGED.txt in the zip names what could not be read" in exported.stderr
-    assert run("restore", backup, *here).returncode == 0
-    assert "1 conversation" in run("import", saved, *here).stdout
-    with serving(data) as service:
-        login = json.loads(re.sub(".*#login=(.*)", r'{"token": "\1"}', run("login-link", *here).stdout.strip()))
-        with httpx.Client(base_url=service.url, trust_env=False, timeout=PATIENCE) as ann:
-            ann.post("/auth/link", json=login).raise_for_status()
-            titles = [conversation["title"] for conversation in ann.get("/conversations").raise_for_status().json()]
-    assert [title.split(",")[0] for title in titles] == ["Newer than the backup.", "In the backup"]
+    assert refused.returncode == 1 and "What can still be read of it: fireside salvage NEW." in refused.stderr
+    assert "fireside salvage NEW" in run("doctor", *here).stdout
+    salvaged = run("salvage", new, *here)
+    assert (salvaged.returncode, salvaged.stderr) == (0, "")
+    assert salvaged.stdout.startswith(
+        f"{new}: users: 1, conversations: 2, messages: 2; places where something was lost: 1\n"
+    )
+    assert database.read_bytes() == before
+    again = run("salvage", new, *here)
+    assert (again.returncode, again.stderr) == (1, f"fireside: {new}: is there already. Name another file.\n")
+    assert run("restore", new, *here).returncode == 0
+    [kept] = [file for file in (data / "backups").iterdir() if file.suffix == ".db"]
+    assert run("salvage", f"{new}2", str(kept), *here).stdout.split(": ", 1)[1] == salvaged.stdout.split(": ", 1)[
+        1
+    ].replace(new, f"{new}2")
+    with serving(data) as service, service.first_again() as ann:
+        titles = [conversation["title"] for conversation in ann.get("/conversations").raise_for_status().json()]
+    assert titles[0] == "Only in the log that a kill has left." and titles[1].startswith("On the page")
 
 
 @pytest.mark.parametrize(

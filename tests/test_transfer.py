@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 from fireside import accounts, queries, search, source, transfer
-from fireside.db import Database, DatabaseUnusable, open_database
+from fireside.db import Database, open_database
 from fireside.errors import NotFound, StorageUnavailable
 from fireside.queries import Begun, Recording, Wanted
 from fireside.source import Skipped, Source
-from fireside.transfer import DAMAGED, Report, export_conversation, export_zip, import_files
+from fireside.transfer import Report, export_conversation, export_zip, import_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -459,61 +459,6 @@ async def test_what_was_imported_is_exported_and_known_again(
     assert await bring(other, heir, path) == (3, 8, 0)
     assert await other.read(dump, heir) == await database.read(dump, ann)
     assert await import_files(other, heir, paths) == Report(unchanged=3)
-
-
-LONG = "word " * 4000  # more than a page takes
-
-
-@pytest.mark.parametrize("damaged", ["messages", "images", "generations"])
-async def test_of_a_damaged_file_comes_out_what_can_be_read(
-    database: Database, other: Database, ann: int, tmp_path: Path, damaged: str
-) -> None:
-    """A page that is lost costs one conversation, or of that what is not its texts."""
-    content = LONG if damaged == "messages" else "Why?"
-    how: dict[str, Any] = {"model": "m", "params": {}, "content": ["So."], "reasoning": [], "status": "complete"}
-    how |= {"answered_by": None, "usage": None, "stats": None}
-    params = {"stop": LONG} if damaged == "generations" else {}
-    images = [queries.Image("image/png", png() + LONG.encode())] if damaged == "images" else []
-
-    def fill(tx: sqlite3.Connection) -> int:
-        for title in ("first", "hit", "last"):
-            conversation_id = queries.add_conversation(tx, ann, {"title": title}).id
-            if title == "hit":
-                hit = conversation_id
-                queries.add_message(tx, ann, hit, content, images=images)
-                answer(tx, ann, hit, how | {"params": params})
-            else:
-                ask(tx, ann, conversation_id, {"content": "Why?", "client_id": None, "images": 1})
-                answer(tx, ann, conversation_id, how)
-        return hit
-
-    hit = await database.write(fill)
-    pages = "SELECT min(pageno) FROM dbstat WHERE name = ? AND pagetype = 'overflow'"
-    [page] = await database.read(lambda tx: tx.execute(pages, (damaged,)).fetchone())
-    await database.close()
-    data = bytearray(database.path.read_bytes())
-    data[(page - 1) * 4096 : page * 4096] = bytes(4096)
-    database.path.write_bytes(data)
-    with pytest.raises(DatabaseUnusable, match="fireside export FILE writes what can still be read"):
-        await open_database(database.path)
-
-    broken = await open_database(database.path, damaged=True)
-    path = await exported(broken, ann, tmp_path / "saved.zip")
-    with pytest.raises(StorageUnavailable):
-        await broken.write(fill)
-    await broken.close()
-    assert database.path.read_bytes() == data
-    with zipfile.ZipFile(path) as zipped:
-        said = zipped.read(DAMAGED).decode().splitlines()
-    lost = "all of it" if damaged == "messages" else "its images, and how its answers were made"
-    assert said[2:] == [f"conversation {hit}: {lost}"]
-    heir = await somebody(other)
-    await bring(other, heir, path)
-    found = {row["title"]: row["messages"] for row in await other.read(dump, heir)}
-    assert list(found) == ["first", "last"] if damaged == "messages" else ["first", "hit", "last"]
-    for title, messages in found.items():
-        assert [message["content"] for message in messages] == ["Why?", "So."]
-        assert [len(message["images"]) for message in messages] == [int(title != "hit"), 0]
 
 
 async def test_numbers_that_json_cannot_write_again_stay_outside(database: Database, ann: int, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ WHOLE = 100
 
 
 def some(count: int) -> range:
-    """Of the numbers below `count` TRIALS in a hundred, but four at least, spread evenly. The step is odd, as even and odd
-    numbers often stand for different things.
+    """Of the numbers below `count` some TRIALS in a hundred, but a few at least, spread evenly. The step is odd, as even and
+    odd numbers often stand for different things.
     """
     fewer = max(4, count * TRIALS // WHOLE)
     return range(0, count, 1 if TRIALS >= WHOLE else count // fewer | 1)

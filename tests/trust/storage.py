@@ -6,18 +6,15 @@ this one runs itself as another: `python -m tests.trust.storage full FOLDER COUN
 
 import asyncio
 import contextlib
-import io
 import os
 import random
 import resource
 import shutil
 import signal
 import sqlite3
-import statistics
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +22,9 @@ from unittest import mock
 
 import httpx
 import msgspec
-from fireside import accounts, db, queries, transfer
+from fireside import accounts, db, queries, salvage
 from fireside.db import Database, DatabaseUnusable
-from fireside.errors import NotFound, StorageUnavailable
+from fireside.errors import StorageUnavailable
 from fireside.queries import Recording, Wanted
 
 from ..live import Running, good
@@ -212,13 +209,10 @@ def _cut(data: bytearray, at: int, chance: random.Random) -> None:
 DAMAGES: tuple[Callable[[bytearray, int, random.Random], None], ...] = (_flip, _scramble, _zero_page, _cut)
 
 
-CONVERSATIONS = 30
-
-
 async def _damaged(count: int) -> Figures:
     figures, chance = Figures(), random.Random(11)
     outcomes = {"refused at the start": 0, "answered 503": 0, "unnoticed, all answered": 0}
-    saved: list[int] = []
+    salvaged: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         original = await _filled(folder)
@@ -236,35 +230,16 @@ async def _damaged(count: int) -> Figures:
             if outcome:
                 outcomes[outcome] += 1
             if outcome == "refused at the start":
-                saved.append(await _saved(place / "fireside.db"))
+                salvaged.append(_salvaged(place / "fireside.db") / len(right["messages"]))
             if not wrong:
                 wrong = _restored(place, right)
             figures.expect(not wrong, f"{how.__name__} at {at}: {wrong}")
             shutil.rmtree(place)
     figures.more = (
-        ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-        + f"; of {len(saved)} that were refused, {sum(map(bool, saved))} gave {statistics.mean(filter(None, saved)):.1f} of their"
-        f" {CONVERSATIONS} conversations; every one restored from its backup"
+        ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) + "; every one restored from its backup;"
+        f" `salvage` got {sum(salvaged) / max(len(salvaged), 1):.0%} of the messages out of those that were refused"
     )
     return figures
-
-
-async def _saved(path: Path) -> int:
-    """How many conversations `fireside export` gets out of a file that is refused."""
-    try:
-        database = await db.open_database(path, damaged=True)
-    except DatabaseUnusable:
-        return 0
-    try:
-        ann = await database.read(accounts.get_user_named, "ann")
-        data = b"".join([chunk async for chunk in transfer.export_zip(database, ann.id)])
-    except (StorageUnavailable, NotFound, sqlite3.Error):
-        return 0
-    finally:
-        await database.close()
-    with zipfile.ZipFile(io.BytesIO(data)) as zipped:
-        assert transfer.DAMAGED in zipped.namelist()
-        return sum(name.endswith(".json") for name in zipped.namelist())
 
 
 async def _filled(folder: Path) -> Path:
@@ -272,7 +247,7 @@ async def _filled(folder: Path) -> Path:
     async with fireside() as (running, _):
         ann = await running.first()
         await running.join(ann, "bob")
-        for number in range(CONVERSATIONS):
+        for number in range(30):
             conversation_id = await ann.conversation(f"Question {number} " + "word " * 200, title=f"Title {number}")
             await ann.answer(conversation_id, provider_id="lmstudio", model="llama-3.2-3b-instruct")
         source = running.config.database
@@ -304,10 +279,7 @@ async def _serve_damaged(place: Path, spoiled: bytes) -> tuple[str, str]:
         statuses.add(answer.status_code)
         if answer.status_code == 200:
             person.headers["X-CSRF-Token"] = good(answer)["csrf_token"]
-            for path in (
-                *READS,
-                *(f"/conversations/{number}/messages?render=true" for number in range(1, CONVERSATIONS + 1)),
-            ):
+            for path in (*READS, *(f"/conversations/{number}/messages?render=true" for number in range(1, 31))):
                 try:
                     statuses.add((await person.get(path)).status_code)
                 except (
@@ -317,6 +289,14 @@ async def _serve_damaged(place: Path, spoiled: bytes) -> tuple[str, str]:
             statuses.add((await person.post("/conversations/1/messages", json={"content": "Hello?"})).status_code)
     wrong = "" if statuses <= {200, 404, 503} else f"answered {statuses}"
     return ("answered 503" if 503 in statuses else "unnoticed, all answered"), wrong
+
+
+def _salvaged(damaged: Path) -> int:
+    """How many messages."""
+    try:
+        return salvage.salvage(damaged, damaged.with_name("salvaged.db")).messages
+    except DatabaseUnusable:
+        return 0
 
 
 def _restored(place: Path, right: dict[str, list[tuple[Any, ...]]]) -> str:
