@@ -408,18 +408,14 @@ def _configure(connection: sqlite3.Connection, writer: bool) -> None:
 def _open_to_read(path: Path) -> sqlite3.Connection:
     posix = path.absolute().as_posix()  # and not as_uri: SQLite takes a Windows share for the name of a host
     address = f"file://{'' if posix.startswith('/') else '/'}{quote(posix, safe='/:')}?mode=ro"
-    connection = sqlite3.connect(address, uri=True, isolation_level=None)
-    connection.execute("PRAGMA query_only = ON")
-    return connection
+    return sqlite3.connect(address, uri=True, isolation_level=None)
 
 
 def open_damaged(path: Path) -> sqlite3.Connection:
     """To read what can be read, also where the end is missing. Raises DatabaseUnusable, sqlite3.Error."""
     connection = _open_to_read(path)
     connection.execute("PRAGMA writable_schema = ON")  # else SQLite refuses a file that is shorter than it says
-    connection.execute("PRAGMA cell_size_check = ON")
-    connection.execute("PRAGMA trusted_schema = OFF")
-    connection.row_factory = sqlite3.Row
+    _configure(connection, writer=False)
     _version(connection, path)
     return connection
 
