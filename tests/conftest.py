@@ -19,12 +19,6 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(4, os.cpu_count() or 1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that nothing waits for it alone at the end."""
-    long = ("test_bench.py", "test_package.py")
-    items.sort(key=lambda item: item.path.name not in long)
-
-
 def pytest_collection_finish() -> None:
     """What two thousand tests are made of stays to the end: the collector need not walk it again and again."""
     gc.freeze()

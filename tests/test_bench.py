@@ -18,6 +18,7 @@ def table(markdown: str) -> dict[str, list[str]]:
     return {name: cells for name, *cells in rows if name.strip("- ")}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="the bench needs Linux and a C compiler")
 def test_the_bench_measures_every_row_and_finds_everything_delivered(tmp_path: Path) -> None:
     output = tmp_path / "performance.md"

@@ -15,6 +15,7 @@ from fireside.queries import Recording, Wanted
 from fireside.salvage import LOST, Saved
 
 from .exports import png
+from .trials import some
 
 PAGE = 4096
 LONG = "A long one goes on over several pages. " * 200
@@ -117,7 +118,7 @@ def test_whatever_page_is_lost_the_rest_is_there(sound: Path, tmp_path: Path) ->
         tables = {row["pageno"]: (row["name"], row["pagetype"]) for row in connection.execute("SELECT * FROM dbstat")}
     everything = len(rows(sound, "messages"))
     hopeless = 0
-    for page in range(1, len(data) // PAGE + 1):
+    for page in (1 + number for number in some(len(data) // PAGE, 30)):
         spoiled = bytearray(data)
         spoiled[(page - 1) * PAGE : page * PAGE] = bytes(PAGE)
         name, kind = tables.get(page, ("none", ""))

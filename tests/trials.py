@@ -1,5 +1,5 @@
-"""How often what is repeated is repeated. Whoever types `make test` waits for it, so that it tries a tenth of what
-`make faults` does with TRIALS=100; from there on every case is tried, and only the kills go on to grow.
+"""How often what is repeated is repeated. Whoever types `make test` waits for it, so that it tries a tenth of what `make long`
+does, which CI runs too: TRIALS is 100 there. From there on every case is tried, and only the kills go on to grow.
 """
 
 import os
@@ -8,9 +8,9 @@ TRIALS = int(os.environ.get("TRIALS", "10"))  # lives of the service that are ki
 WHOLE = 100
 
 
-def some(count: int) -> range:
-    """Of the numbers below `count` some TRIALS in a hundred, but a few at least, spread evenly. The step is odd, as even and
+def some(count: int, least: int = 4) -> range:
+    """Of the numbers below `count` some TRIALS in a hundred, but `least` or so at least, spread evenly. The step is odd, as even and
     odd numbers often stand for different things.
     """
-    fewer = max(4, count * TRIALS // WHOLE)
+    fewer = max(least, count * TRIALS // WHOLE)
     return range(0, count, 1 if TRIALS >= WHOLE else count // fewer | 1)

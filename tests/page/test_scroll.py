@@ -200,11 +200,13 @@ def test_a_long_chat_opens_at_its_end_and_is_read_up_to_its_first_message(
     # Somebody scrolls up faster than the messages come: each time that some have come, the top is in sight again at once.
     page.reload()
     expect(messages).to_have_count(60)
+    expect(messages.last).to_be_in_viewport()
     page.evaluate(
         """() => {
             const node = document.querySelector(".scroller");
             const up = () => { node.scrollTop = 0; };
             new MutationObserver(up).observe(document.querySelector(".column"), { childList: true });
+            node.addEventListener("scroll", up); // also when the page went to its end a last time
             up();
         }"""
     )

@@ -16,7 +16,7 @@ HEAD = """\
 # Trust
 
 What was tried against Fireside, how often, and how often it held. `make trust` makes this page again, in about a quarter of an hour, on
-Linux. `make test` runs the same proofs in a smaller size. [security.md](security.md) says what is promised, and what is not.
+Linux. `make long` runs the same proofs in a smaller size, as CI does. [security.md](security.md) says what is promised, and what is not.
 
 | promise | tried | in CI | wrong | |
 |---|---|---|---|---|
