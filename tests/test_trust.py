@@ -22,7 +22,7 @@ from .trust.proofs import PROOFS, Proof
     ],
 )
 def test_it_holds(proof: Proof) -> None:
-    less = TRIALS < WHOLE and proof.name not in ("timing", "soak")  # which need some time to tell anything
+    less = TRIALS < WHOLE and proof.name not in ("authz", "timing", "soak")  # which tell nothing in less
     figures = proof.run(max(1, proof.ci // 3) if less else proof.ci)
     assert figures.cases and not figures.wrong, "\n".join(figures.wrong[:10])
 
