@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ class _Salvage:
     # ---- what belongs to what
 
     def _give_owners(self) -> None:
-        """A conversation whose owner is lost is the only user's, or nobody's: a user's who has to be given a password first."""
+        """A conversation whose owner is lost is the only user's that there ever was; or a new one's, who has to be let in first."""
         new = self.new
         orphans = "SELECT DISTINCT conversation_id FROM messages EXCEPT SELECT id FROM conversations"
         for (conversation_id,) in new.execute(orphans).fetchall():
@@ -190,14 +191,16 @@ class _Salvage:
 
     def _add_user(self, user_id: int | None) -> int:
         fields = _made_up("users", user_id or 0)
+        if self.new.execute("SELECT 1 FROM users WHERE username = ?", (fields["username"],)).fetchone():
+            fields["username"] += f"-{secrets.token_hex(4)}"
         names = ", ".join(fields)
         sql = f"INSERT INTO users (id, {names}) VALUES (?{', ?' * len(fields)})"
         return db.insert(self.new, sql, (user_id, *fields.values()))
 
     def _somebody(self) -> int:
         if self.nobody is None:
-            users = [row[0] for row in self.new.execute("SELECT id FROM users")]
-            self.nobody = users[0] if len(users) == 1 else self._add_user(None)
+            alone = [row[0] for row in self.new.execute("SELECT id FROM users")] == [self._last("users")] == [1]
+            self.nobody = 1 if alone else self._add_user(None)
         return self.nobody
 
     def _mend_trees(self) -> None:

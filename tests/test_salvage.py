@@ -96,7 +96,7 @@ def honest(target: Path, sound: Path) -> None:
         for row in made_up.fetchall():
             assert row["password_hash"] == "" and (row["status"] == "disabled" or row["id"] == min(users))
         for row in connection.execute("SELECT id, user_id FROM conversations"):
-            assert row["user_id"] == owners[row["id"]] or users[row["user_id"]] == "user-recovered" or len(users) == 1
+            assert row["user_id"] == owners[row["id"]] or users[row["user_id"]] == "user-recovered"
         assert connection.execute("SELECT 1 FROM users WHERE role = 'admin' AND status = 'active'").fetchone()
 
 
@@ -191,6 +191,35 @@ def test_what_makes_no_sense_is_mended_and_counted(sound: Path, tmp_path: Path, 
     with opened(target) as connection:
         loops = "SELECT 1 FROM messages m JOIN messages p ON p.id = m.parent_id WHERE p.id >= m.id OR p.conversation_id != m.conversation_id"
         assert not connection.execute(loops).fetchone()
+
+
+def test_what_has_lost_its_owner_is_given_to_nobody_who_is_not_certain(sound: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.db"
+    broken.write_bytes(sound.read_bytes())
+    with opened(broken) as connection:  # of bob, only his messages are left; and somebody has the name that is made up
+        connection.execute("DELETE FROM users WHERE username = 'bob'")
+        connection.execute("DELETE FROM conversations WHERE user_id = 2")
+        connection.execute("UPDATE users SET username = 'user-recovered'")
+        connection.commit()
+    _, target = saved_from(broken.read_bytes(), tmp_path)
+    [ann, nobody] = rows(target, "users")
+    assert ann["username"] == "user-recovered" and nobody["username"].startswith("user-recovered-")
+    assert (nobody["password_hash"], nobody["status"], nobody["role"]) == ("", "disabled", "user")
+    assert {row["user_id"] for row in rows(target, "conversations") if row["id"] > 6} == {nobody["id"]}
+
+
+def test_the_only_user_that_there_ever_was_owns_what_has_lost_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "alone.db"
+    db.prepare(path)
+    with opened(path) as connection:
+        user = accounts._add_user(connection, "ann", "x", "admin")
+        conversation_id = queries.add_conversation(connection, user.id, {}).id
+        queries.add_message(connection, user.id, conversation_id, "What is a river?")
+        connection.execute("DELETE FROM conversations")
+        connection.commit()
+    _, target = saved_from(path.read_bytes(), tmp_path)
+    [conversation] = rows(target, "conversations")
+    assert (conversation["user_id"], conversation["title"]) == (user.id, "What is a river?")
 
 
 def test_an_older_schema_comes_out_as_the_newest(tmp_path: Path) -> None:
