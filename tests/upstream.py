@@ -544,10 +544,21 @@ async def _end(how: str, writer: asyncio.StreamWriter) -> bool:
     if how == "hang":
         await asyncio.Event().wait()
     if how == "reset":
+        await _arrival(writer)
         linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.transport.abort()
     return False
+
+
+async def _arrival(writer: asyncio.StreamWriter) -> None:
+    """Of all that was written: what the other end has not got yet, a reset may overtake."""
+    if sys.platform == "linux":
+        import fcntl
+        import termios
+
+        sock = writer.get_extra_info("socket").fileno()
+        await eventually(lambda: fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)) == bytes(4))
 
 
 def refused_url() -> str:
