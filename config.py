@@ -298,6 +298,6 @@ def _provider(identity: str, table: dict[str, Any], file: Path) -> Provider:
         raise ConfigError(f"{where}: kind: only the provider with the id embedded may be embedded")
     if (
         values["kind"] == "embedded" and values["concurrency"] != 1
-    ):  # more would wait in llama.cpp, where nobody tells their place
+    ):  # more would wait in llama.cpp, without a place in line
         raise ConfigError(f"{where}: concurrency: must be 1: the embedded engine gives one answer at a time")
     return Provider(**values)

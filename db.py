@@ -306,11 +306,10 @@ def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # -wal and -shm take their modes from it
     try:
-        with contextlib.closing(_open_to_read(path)) as connection:  # one that may write would write on closing
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             version = _version(connection, path, newest)
             if version and path.stat().st_size <= CHECK_AT_START_BYTES:
                 check(connection)
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             _configure(connection, writer=True)
             if version == 0:
                 _refuse_to_forget(path)

@@ -342,6 +342,23 @@ def test_a_damaged_file_s_newest_backup_is_named(tmp_path: Path) -> None:
         db.prepare(path)
 
 
+def test_what_a_kill_left_half_written_in_a_restored_file_is_taken_back(tmp_path: Path) -> None:
+    """It has a rollback journal until its first start, which only who may write can make use of."""
+    path, killed = tmp_path / "fireside.db", tmp_path / "killed" / "fireside.db"
+    db.prepare(tmp_path / "first.db")
+    db.copy(tmp_path / "first.db", path)
+    killed.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        connection.execute("BEGIN")
+        connection.executemany("INSERT INTO login_links VALUES (randomblob(400), 1, ?)", [("",)] * 300)
+        for file in (path, path.with_name("fireside.db-journal")):
+            (killed.parent / file.name).write_bytes(file.read_bytes())
+    db.prepare(killed)
+    with opened(killed) as connection:
+        assert connection.execute("SELECT count(*) FROM login_links").fetchone()[0] == 0
+
+
 def test_a_row_that_lost_its_parent_is_damage_too(tmp_path: Path) -> None:
     db.prepare(tmp_path / "fireside.db")
     with opened(tmp_path / "fireside.db") as connection:

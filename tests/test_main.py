@@ -619,9 +619,9 @@ def test_what_a_damaged_database_still_has_is_saved_and_put_in_its_place(tmp_pat
     with database.open("r+b") as file:
         file.seek((page - 1) * 4096)
         file.write(bytes(4096))
-    before = database.read_bytes()
 
-    refused = run(*here, "--port", "0")
+    refused = run(*here, "--port", "0")  # which writes down what the kill had left in the log, as every start does
+    before = database.read_bytes()
     assert refused.returncode == 1 and "What can still be read of it: fireside salvage NEW." in refused.stderr
     assert "fireside salvage NEW" in run("doctor", *here).stdout
     salvaged = run("salvage", new, *here)
