@@ -3,7 +3,7 @@
 import asyncio
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,6 +19,7 @@ from .config import Config
 from .db import Database
 from .errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, UnsupportedMediaType
 from .providers import Providers
+from .renderer import Renderer
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 
@@ -48,7 +49,7 @@ class State:
     hub: Hub
     auth: Auth
     secret: str  # what the command line proves itself with
-    rendering: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))  # a text may take seconds
+    renderer: Renderer
 
 
 class Call:

@@ -12,7 +12,7 @@ import sqlite3
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from urllib.parse import quote
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from . import __version__, accounts, bodies, db, openapi, queries, render, transfer
+from . import __version__, accounts, bodies, db, openapi, queries, transfer
 from .auth import Login
 from .call import Call, State, answer, cookie_name, pieces, read_query
 from .errors import Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
@@ -32,7 +32,6 @@ from .transcript import image_type
 log = logging.getLogger("fireside.handlers")
 
 IMPORT_BYTES = 1024**3
-LARGE = 20_000  # characters of a text; rendered, it takes fifty times that in memory if it is made for it
 UPLOADS = "import-"  # the folder in the data directory that an upload is kept in while it is read
 
 # ---------------------------------------------------------------------------------------------------- account
@@ -216,26 +215,11 @@ async def list_messages(call: Call) -> Any:
         call.user_id, call.path_id("conversation_id"), query.limit or -1, query.before or None
     )
     if query.render:
-        async with call.state.rendering:
-            await asyncio.to_thread(_render, messages)
+        texts = ["" if message.status == "generating" else message.content for message in messages]
+        nodes = await call.state.renderer.nodes(call.user_id, texts)
+        for message, blocks in zip(messages, nodes, strict=True):
+            message.blocks = blocks
     return messages
-
-
-def _render(messages: list[queries.Message]) -> None:
-    for message in messages:
-        message.blocks = [] if message.status == "generating" else trees(message.content)
-
-
-def trees(markdown: str) -> Any:
-    """The blocks of a text. Those of the texts that were shown last are kept: a few hundred, of large ones a few."""
-    return _large_trees(markdown) if len(markdown) > LARGE else _small_trees(markdown)
-
-
-def _trees(markdown: str) -> Any:
-    return [block["node"] for block in render.blocks(markdown)]
-
-
-_small_trees, _large_trees = lru_cache(maxsize=400)(_trees), lru_cache(maxsize=8)(_trees)
 
 
 async def add_message(call: Call) -> Any:
@@ -272,13 +256,12 @@ async def select_version(call: Call) -> Any:
 
 async def render_markdown(call: Call) -> Any:
     body: bodies.Markdown = call.body
-    async with call.state.rendering:
-        blocks = await asyncio.to_thread(render.blocks, body.text)
-    closed = [block for block in blocks if block["closed"]]
+    blocks = await call.state.renderer.blocks(call.user_id, body.text)
+    closed = [block for block in blocks if block.closed]
     return {
-        "closed": closed[-1]["end"] if closed else 0,
-        "blocks": [block["node"] for block in closed],
-        "tail": [block["node"] for block in blocks[len(closed) :]],
+        "closed": closed[-1].end if closed else 0,
+        "blocks": [block.node for block in closed],
+        "tail": [block.node for block in blocks[len(closed) :]],
     }
 
 

@@ -8,18 +8,20 @@ CommonMark with tables, strikethrough, task lists, bare URLs and math, less thre
 read could turn against the reader: HTML is text, an image is a link to it, and there are no link reference definitions
 (they would carry an address past the eye, and let the end of an answer change its beginning).
 
-Time is linear in the text, whatever it is. markdown_it, pygments and latex2mathml are imported at first use, for a
-start shows no message.
+The block structure takes time linear in the text. A lexer or a formula may take longer, so the service calls `stream` in a sandbox child
+(renderer.py). markdown_it, pygments and latex2mathml are imported at first use.
 """
 
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import accumulate, groupby, pairwise, takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 from urllib.parse import quote
+
+import msgspec
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -60,6 +62,7 @@ _HTML_ATTRIBUTES = {
     "code": _names("data-language"),  # [a-z0-9+#-]{1,30}
     "li": _names("class"),  # task
     "ol": _names("start"),
+    "pre": _names("class"),  # unformatted
     "span": _names("class"),  # one of CODE_CLASSES
     "td": _names("align"),  # left, center or right
     "th": _names("align"),
@@ -99,6 +102,25 @@ def blocks(markdown: str) -> list[Block]:
         {"end": end, "closed": end <= fixed, "node": _tree(group)}
         for group, end in zip(groups, bounds[1:], strict=True)
     ]
+
+
+def stream(texts: list[str], finished: int) -> Iterator[bytes]:
+    """For a sandbox child: yield the outline of each text, then the node of each of its blocks, as soon as it is known.
+
+    An item is msgpack: (index of the text, [(end, closed) of each block] or None, JSON of a node). Of the first text the first
+    `finished` nodes are left out.
+    """
+    for index, text in enumerate(texts):
+        groups, bounds, fixed = _parse(text)
+        yield msgspec.msgpack.encode((index, [(end, end <= fixed) for end in bounds[1:]], b""))
+        for group in groups[finished:]:
+            yield msgspec.msgpack.encode((index, None, msgspec.json.encode(_tree(group))))
+        finished = 0
+
+
+def unformatted(text: str) -> Node:
+    """Return the node of a text that is shown as it was written because formatting it failed."""
+    return ["pre", {"class": "unformatted"}, ["code", {}, re.sub(r"[\0\ud800-\udfff]", "\ufffd", text)]]
 
 
 def _parse(markdown: str) -> tuple[list[list["Token"]], list[int], int]:

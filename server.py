@@ -23,6 +23,8 @@ from .engine import Engine
 from .errors import FiresideError, MethodNotAllowed, NotFound
 from .guard import Connection, Guard, error_answer
 from .providers import Providers
+from .renderer import Renderer
+from .sandbox import Sandbox
 
 log = logging.getLogger("fireside.server")
 
@@ -152,7 +154,9 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
     await auth.start()
     housekeeping = asyncio.create_task(_keep_house(config, database, auth), name="housekeeping")
     stack.push_async_callback(_end, housekeeping)
-    return State(config, database, providers, hub, auth, secrets.token_urlsafe(32))
+    sandbox = Sandbox()
+    stack.push_async_callback(sandbox.aclose)
+    return State(config, database, providers, hub, auth, secrets.token_urlsafe(32), Renderer(sandbox))
 
 
 async def _keep_house(config: Config, database: Database, auth: Auth) -> None:

@@ -16,6 +16,7 @@ TAGS.set("a", words("href"));
 TAGS.set("code", words("data-language"));
 TAGS.set("li", words("class"));
 TAGS.set("ol", words("start"));
+TAGS.set("pre", words("class"));
 TAGS.set("span", words("class"));
 TAGS.set("td", words("align"));
 TAGS.set("th", words("align"));
@@ -64,7 +65,8 @@ const DRESSED = {
 
   pre(pre) {
     const code = pre.firstElementChild;
-    const language = code?.dataset.language ?? "";
+    const unformatted = pre.className === "unformatted" ? "Shown as plain text: formatting took too long" : "";
+    const language = unformatted || (code?.dataset.language ?? "");
     pre.tabIndex = 0; // it scrolls: by keyboard too
     pre.setAttribute("role", "region");
     pre.setAttribute("aria-label", language ? `Code: ${language}` : "Code");

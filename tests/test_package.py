@@ -60,8 +60,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     rest = {name.removeprefix(info) for name in names if not name.startswith("fireside/")}
     assert rest == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
     modules = {file.name for file in ROOT.glob("*.py")}
+    folders = {f"sandbox/{file.name}" for file in (ROOT / "sandbox").glob("*.py")}
     static = {f"static/{file.name}" for file in (ROOT / "static").iterdir()}
-    assert package == modules | static | {"schema.sql", "passwords.txt", "py.typed"}
+    assert package == modules | folders | static | {"schema.sql", "passwords.txt", "py.typed"}
     assert {"__main__.py", "server.py"} <= modules and {"static/index.html", "static/app.js"} <= static
 
 

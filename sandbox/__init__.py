@@ -1,0 +1,201 @@
+"""Child processes for work on untrusted text and files.
+
+Markdown, syntax highlighting, formulas and imports can take time or memory without bound, and a C function such as a regular expression
+match holds the GIL while it runs. So this work runs in a child process, which is killed when it exceeds its limits. The children
+start on demand and end when they have been idle for a while. At most `processes` run at once; users take turns.
+
+`worker.py` is the program in the child. Requests and items are frames: four bytes of length, big-endian, then msgpack.
+"""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from ..slots import Slots
+from . import limits
+
+READ_BYTES = 256 * 1024
+ITEM_BYTES = 256 * 1024 * 1024
+START_SECONDS = 30.0
+IDLE_SECONDS = 60.0
+MEMORY_BYTES = 512 * 1024 * 1024
+
+
+class WorkFailed(Exception):
+    """The function raised an exception, or the child ended. The message names the exception's type and quotes no content."""
+
+
+class WorkTooLong(WorkFailed):
+    """The function produced no item within the time limit. The child was killed."""
+
+
+class WorkTooLarge(WorkFailed):
+    """The function needed more memory than the child may have."""
+
+
+class Sandbox:
+    """A pool of child processes, each with at most `memory` bytes."""
+
+    def __init__(self, processes: int = 2, memory: int = MEMORY_BYTES) -> None:
+        self._memory = memory
+        self._queue = Slots(processes)
+        self._idle: dict[_Worker, asyncio.TimerHandle] = {}  # the newest last; the timer ends the worker
+        self._workers: set[_Worker] = set()
+
+    async def iterate(
+        self, user_id: int, function: Callable[..., Iterator[bytes]], *args: Any, seconds: float
+    ) -> AsyncGenerator[bytes, None]:
+        """Run a module-level generator function in a child and yield its items. Close the generator to stop the work.
+
+        `args` must be values that msgpack can encode. `seconds` limits the time until the next item, and the whole job's processor
+        time in case this process dies. Raises WorkTooLong, WorkTooLarge, WorkFailed.
+        """
+        async with self._queue.slot(user_id, lambda place: None):
+            worker = await self._take()
+            try:
+                async for item in worker.run(function, args, seconds):
+                    yield item
+            finally:
+                self._give_back(worker)
+
+    async def aclose(self) -> None:
+        """Kill every child."""
+        for timer in self._idle.values():
+            timer.cancel()
+        self._idle.clear()
+        for worker in self._workers:
+            worker.kill()
+        await asyncio.gather(*(worker.ended() for worker in self._workers))
+        self._workers.clear()
+
+    async def _take(self) -> "_Worker":
+        self._workers = {worker for worker in self._workers if not worker.has_ended}
+        while self._idle:
+            worker, timer = self._idle.popitem()
+            timer.cancel()
+            if not worker.has_ended:
+                return worker
+        worker = await _Worker.start(self._memory)
+        self._workers.add(worker)
+        return worker
+
+    def _give_back(self, worker: "_Worker") -> None:
+        if worker.ready:
+            self._idle[worker] = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._retire, worker)
+        else:
+            worker.kill()
+
+    def _retire(self, worker: "_Worker") -> None:
+        del self._idle[worker]
+        worker.kill()
+
+
+class _Worker:
+    """One child process. `ready`: it waits for a request."""
+
+    def __init__(self, process: asyncio.subprocess.Process, memory: int) -> None:
+        self.ready = True
+        self._process = process
+        self._release = limits.attach(process.pid, memory)
+        self._received = bytearray()
+
+    @classmethod
+    async def start(cls, memory: int) -> "_Worker":
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            f"{__package__}.worker",
+            str(memory),
+        ]  # -P: import nothing from the current folder
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            limit=READ_BYTES,
+        )
+        worker = cls(process, memory)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await worker._read()
+        except BaseException:
+            worker.kill()
+            raise
+        return worker
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.returncode is not None
+
+    async def run(
+        self, function: Callable[..., Iterator[bytes]], args: tuple[Any, ...], seconds: float
+    ) -> AsyncIterator[bytes]:
+        """Yield what the function yields in the child."""
+        self.ready = False
+        await self._send((function.__module__, function.__qualname__, args, seconds))
+        while True:
+            try:
+                async with asyncio.timeout(seconds):
+                    frames = await self._read()
+            except TimeoutError:
+                raise WorkTooLong(f"no result within {seconds:g} s") from None
+            for kind, value in frames:
+                if kind == "item":
+                    yield value
+                elif kind == "end":
+                    self.ready = True
+                    return
+                else:
+                    raise WorkTooLarge("out of memory") if value == b"MemoryError" else WorkFailed(value.decode())
+
+    async def _send(self, request: Any) -> None:
+        assert self._process.stdin
+        encoded = msgspec.msgpack.encode(request)
+        self._process.stdin.write(len(encoded).to_bytes(4, "big") + encoded)
+        with contextlib.suppress(ConnectionError):  # the child has ended: `_read` says so
+            await self._process.stdin.drain()
+
+    async def _read(self) -> list[tuple[str, bytes]]:
+        """Return the frames of one or more reads, at least one. Raises WorkFailed when the child has ended."""
+        assert self._process.stdout
+        while True:
+            chunk = await self._process.stdout.read(READ_BYTES)
+            if not chunk:
+                raise WorkFailed("the child process ended")
+            self._received += chunk
+            if frames := self._frames():
+                return frames
+
+    def _frames(self) -> list[tuple[str, bytes]]:
+        frames, start = [], 0
+        while len(self._received) >= start + 4:
+            end = start + 4 + int.from_bytes(self._received[start : start + 4], "big")
+            if end - start > ITEM_BYTES:
+                raise WorkTooLarge("an item is too large")
+            if len(self._received) < end:
+                break
+            frames.append(_decode(self._received[start + 4 : end]))
+            start = end
+        del self._received[:start]
+        return frames
+
+    def kill(self) -> None:
+        self.ready = False
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._release()
+
+    async def ended(self) -> None:
+        await self._process.wait()
+
+
+_decode = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
