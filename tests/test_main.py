@@ -446,7 +446,7 @@ def test_a_long_text_in_the_sandbox_does_not_delay_the_stop(tmp_path: Path) -> N
         code, _, err, seconds = service.stop()
         rendering.join()
     assert (code, err) == (0, "") and seconds < 5
-    assert refused == [503]
+    assert refused in ([200], [503])  # shown as plain text, or refused
     assert not Path(f"/proc/{found[0]}").exists()
     assert not (data / "service.json").exists() and not (data / "fireside.db-wal").exists()
     with db.lock(data):
