@@ -94,6 +94,13 @@ class NewMessage(Struct):
     images: Annotated[list[NewImage], Meta(max_length=IMAGES)] = []
 
 
+class NewConversation(ConversationFields):
+    message: NewMessage | UnsetType = UNSET  # the first question, stored together with the conversation
+
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in super().given().items() if name != "message"}
+
+
 class Selection(Struct):
     message_id: Id
 

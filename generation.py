@@ -197,7 +197,8 @@ class Generation:
             stats["ttft_ms"] = _ms(self.first_at - sent_at)
             spent = self.spoke_at - self.first_at
             if usage is not None and usage["completion_tokens"] > 1 and spent >= MEASURABLE_SECONDS:
-                stats["tokens_per_second"] = round((usage["completion_tokens"] - 1) / spent, 2)
+                stats["generation_ms"] = _ms(spent)
+                stats["tokens_per_second"] = round((usage["completion_tokens"] - 1) * 1000 / stats["generation_ms"], 2)
         offer = self._providers.known(begun.provider_id, begun.model)  # loaded meanwhile, perhaps
         if offer is not None and offer.context_length is not None:
             stats["context_length"] = offer.context_length

@@ -159,8 +159,14 @@ def _defaults(found: dict[str, Any]) -> dict[str, Any]:
 
 
 async def create_conversation(call: Call) -> Any:
-    fields: bodies.ConversationFields = call.body
-    return await call.state.database.write(queries.add_conversation, call.user_id, fields.given())
+    body: bodies.NewConversation = call.body
+    if not isinstance(body.message, bodies.NewMessage):
+        return await call.state.database.write(queries.add_conversation, call.user_id, body.given())
+    images = _check_message(body.message, "message.")
+    message = body.message
+    return await call.state.database.write(
+        queries.begin_conversation, call.user_id, body.given(), message.content, message.client_id, images
+    )
 
 
 async def list_conversations(call: Call) -> Any:
@@ -225,20 +231,21 @@ async def list_messages(call: Call) -> Any:
 async def add_message(call: Call) -> Any:
     body: bodies.NewMessage = call.body
     conversation_id = call.path_id("conversation_id")
-    if not body.content and not body.images:
-        raise Invalid("content: must not be empty")
-    images = [_image(place, image) for place, image in enumerate(body.images)]
+    images = _check_message(body)
     message_id = await call.state.database.write(
         queries.add_message, call.user_id, conversation_id, body.content, body.parent_id, body.client_id, images
     )
     return {"message_id": message_id, "conversation_id": conversation_id}
 
 
-def _image(place: int, image: bodies.NewImage) -> queries.Image:
-    """An image whose first bytes are what its type says: it is served under that type again."""
-    if image_type(image.data[:12]) != image.media_type:
-        raise Invalid(f"images[{place}].data: is not {image.media_type}")
-    return queries.Image(image.media_type, image.data)
+def _check_message(message: bodies.NewMessage, where: str = "") -> list[queries.Image]:
+    """Return the images. Raises Invalid for an empty message, and for an image whose first bytes contradict its type."""
+    if not message.content and not message.images:
+        raise Invalid(f"{where}content: must not be empty")
+    for place, image in enumerate(message.images):
+        if image_type(image.data[:12]) != image.media_type:
+            raise Invalid(f"{where}images[{place}].data: is not {image.media_type}")
+    return [queries.Image(image.media_type, image.data) for image in message.images]
 
 
 async def get_image(call: Call) -> Response:

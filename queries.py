@@ -200,6 +200,22 @@ def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> Conversati
     return get_conversation(tx, user_id, conversation_id)
 
 
+def begin_conversation(
+    tx: Tx, user_id: int, fields: dict[str, Any], content: str, client_id: str | None, images: Iterable[Image]
+) -> Conversation:
+    """Add a conversation with its first message. A repeated `client_id` returns the conversation that it made before, if that is recent."""
+    made = tx.execute(
+        "SELECT m.conversation_id FROM (SELECT id FROM conversations WHERE user_id = ? AND deleted_at IS NULL"
+        " ORDER BY updated_at DESC LIMIT 20) c JOIN messages m ON m.conversation_id = c.id AND m.client_id = ?",
+        (user_id, client_id),
+    ).fetchone()
+    if made:
+        return get_conversation(tx, user_id, made[0])
+    conversation = add_conversation(tx, user_id, fields)
+    add_message(tx, user_id, conversation.id, content, client_id=client_id, images=images)
+    return get_conversation(tx, user_id, conversation.id)
+
+
 def get_defaults(tx: Tx, user_id: int) -> dict[str, Any]:
     """What a user's new conversations begin with: system_prompt and settings (a dict), each of them only when it was ever set."""
     defaults: dict[str, Any] = json.loads(
@@ -687,20 +703,28 @@ def get_recording(tx: Tx, user_id: int, generation_id: str) -> Recording:
 
 
 def list_usage(tx: Tx, user_id: int) -> list[dict[str, Any]]:
-    """Answers by day (UTC) and model, newest first. Tokens per second are of the time between the first token and the last, of those
-    answers alone whose tokens were counted: one that was stopped has none."""
+    """Return answers by day (UTC) and model, newest first. The speed is that of the answers that have one, as each of them shows it."""
     rows = tx.execute(
         """
-        SELECT substr(m.created_at, 1, 10) AS day, m.model AS model, count(*) AS answers,
-            coalesce(sum(json_extract(m.token_usage, '$.prompt_tokens')), 0) AS prompt_tokens,
-            coalesce(sum(json_extract(m.token_usage, '$.completion_tokens')), 0) AS completion_tokens,
-            round(coalesce(sum(json_extract(m.stats, '$.total_ms')), 0) / 1000.0, 3) AS seconds,
-            round(sum(json_extract(m.token_usage, '$.completion_tokens')) FILTER (WHERE json_extract(m.stats, '$.ttft_ms') IS NOT NULL)
-                * 1000.0 / nullif(sum(json_extract(m.stats, '$.total_ms') - json_extract(m.stats, '$.ttft_ms'))
-                FILTER (WHERE m.token_usage IS NOT NULL), 0), 2) AS tokens_per_second
-        FROM conversations c JOIN messages m ON m.conversation_id = c.id
-        WHERE c.user_id = ? AND m.role = 'assistant' AND m.status <> 'generating'
-        GROUP BY day, m.model ORDER BY day DESC, m.model
+        WITH answers AS (
+            SELECT substr(m.created_at, 1, 10) AS day, m.model,
+                json_extract(m.token_usage, '$.prompt_tokens') AS prompt_tokens,
+                json_extract(m.token_usage, '$.completion_tokens') AS completion_tokens,
+                json_extract(m.stats, '$.total_ms') AS total_ms,
+                coalesce(
+                    json_extract(m.stats, '$.generation_ms'), -- missing in answers of older versions and of other programs
+                    (json_extract(m.token_usage, '$.completion_tokens') - 1) * 1000.0 / json_extract(m.stats, '$.tokens_per_second')
+                ) AS generation_ms
+            FROM conversations c JOIN messages m ON m.conversation_id = c.id
+            WHERE c.user_id = ? AND m.role = 'assistant' AND m.status <> 'generating'
+        )
+        SELECT day, model, count(*) AS answers,
+            coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
+            coalesce(sum(completion_tokens), 0) AS completion_tokens,
+            round(coalesce(sum(total_ms), 0) / 1000.0, 3) AS seconds,
+            round(sum(completion_tokens - 1) FILTER (WHERE generation_ms > 0) * 1000.0
+                / sum(generation_ms) FILTER (WHERE completion_tokens > 1), 2) AS tokens_per_second
+        FROM answers GROUP BY day, model ORDER BY day DESC, model
         """,
         (user_id,),
     )

@@ -52,7 +52,7 @@ ROUTES: tuple[Endpoint, ...] = (
 
     Endpoint("GET",    "/defaults",                                      handlers.get_defaults,         USER),
     Endpoint("PATCH",  "/defaults",                                      handlers.change_defaults,      USER,   bodies.Defaults),
-    Endpoint("POST",   "/conversations",                                 handlers.create_conversation,  USER,   bodies.ConversationFields),
+    Endpoint("POST",   "/conversations",                                 handlers.create_conversation,  USER,   bodies.NewConversation, limit=MESSAGE_BYTES),
     Endpoint("GET",    "/conversations",                                 handlers.list_conversations,   USER,   query=bodies.ConversationQuery),
     Endpoint("GET",    "/conversations/{conversation_id}",               handlers.get_conversation,     USER),
     Endpoint("PATCH",  "/conversations/{conversation_id}",               handlers.change_conversation,  USER,   bodies.ConversationFields),

@@ -24,7 +24,7 @@ export class Chat {
   #counting = null; // the id of the message for which that is being asked
   #older = null; // the promise of the page above that is being loaded
   #asking = false; // a question is on its way, or the wish for another answer
-  #unsent = { text: null, clientId: "" };
+  #unsent = { content: null, clientId: "" }; // the message that was sent last and not accepted yet
   #reader = null; // {controller, generationId, messageId, after, phase, stop, stopping} of the stream that is being read
   #left = null; // {generationId, messageId, after} where one was left whose answer is still shown
   #ended = null; // the generation whose `done` was read last
@@ -152,19 +152,21 @@ export class Chat {
   async #ask(text, images, parentId) {
     if (this.#reader || this.#asking) return this.#wait();
     this.#asking = true;
-    // Sent again after an answer that was lost, the same text is the same message.
-    if (this.#unsent.text !== text) this.#unsent = { text, clientId: randomId() };
     try {
       const attached = await images();
+      // A message that is sent again after a lost connection keeps its client_id, so that the server stores it once.
+      const content = JSON.stringify([text, ...attached.map(({ data }) => data)]);
+      if (this.#unsent.content !== content) this.#unsent = { content, clientId: randomId() };
       if (this.id !== null && !this.conversation && !await this.refresh()) return false;
       if (this.#reader) return this.#wait();
       const choice = chosen(this.conversation);
       if (parentId === undefined) parentId = this.#path.at(-1)?.id ?? null;
-      const id = this.id ?? await this.#create(choice);
-      const message = { content: text, parent_id: parentId, client_id: this.#unsent.clientId };
+      const message = { content: text, client_id: this.#unsent.clientId };
       if (attached.length) message.images = attached.map(({ media_type, data }) => ({ media_type, data }));
-      await post(`/conversations/${id}/messages`, message);
-      this.#unsent = { text: null, clientId: "" };
+      const isNew = this.id === null;
+      const id = isNew ? await this.#create(choice, message) : this.id;
+      if (!isNew) await post(`/conversations/${id}/messages`, { ...message, parent_id: parentId });
+      this.#unsent = { content: null, clientId: "" };
       const source = { path: `/conversations/${id}/stream`, body: asked(choice) };
       if (id === this.id) {
         this.scroller.toEnd();
@@ -187,10 +189,13 @@ export class Chat {
     return false;
   }
 
-  /** Resolves to the id of a new conversation, which is the open one unless another was opened meanwhile. */
-  async #create(choice) {
+  /**
+   * Creates a conversation with its first message, both or neither. It becomes the open one unless the person has opened another.
+   * Resolves to its id.
+   */
+  async #create(choice, message) {
     const turn = this.#opening;
-    const conversation = await post("/conversations", { ...asked(choice), ...this.#fields });
+    const conversation = await post("/conversations", { ...asked(choice), ...this.#fields, message });
     if (turn === this.#opening) {
       Object.assign(this, { id: conversation.id, conversation });
       this.composer.adopt(this.id);

@@ -8,9 +8,11 @@ import { announce, debounce, h, icon, iconButton, number, toast } from "./dom.js
 const PREFIX = "fireside.draft.";
 const draftKey = (conversationId) => `${PREFIX}${session.user.id}.${conversationId ?? "new"}`;
 
+/** Removes the drafts of the user who is signed in. */
 export function forgetDrafts() {
+  const prefix = draftKey("");
   for (const key of Object.keys(localStorage)) {
-    if (key.startsWith(PREFIX)) localStorage.removeItem(key);
+    if (key.startsWith(prefix)) localStorage.removeItem(key);
   }
 }
 
@@ -26,7 +28,7 @@ export class Composer {
   #attached = []; // images {name, media_type, data} and texts {name, block}
   #elsewhere = new Map(); // what is attached in other conversations, by their ids, as long as the page lives
   #attaching = null; // the promise of those that are being read
-  #sees = false; // whether images may be attached
+  #sees = true; // whether images may be attached: false only for a model that is known to see none
   #busy = false;
   #sending = null; // {id}: the conversation whose text is on its way
 
@@ -108,9 +110,9 @@ export class Composer {
     this.#draw();
   }
 
-  /** Whether the model sees images; null where its server does not say: then one may try; undefined while there is no model. */
+  /** Whether the model sees images; null or undefined where that is not known. */
   set vision(sees) {
-    this.#sees = sees || sees === null;
+    this.#sees = sees !== false;
     if (sees === false && this.#images.length) {
       this.#attached = this.#attached.filter(({ data }) => !data);
       toast("This model sees no images: they were taken out.");

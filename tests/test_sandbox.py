@@ -6,14 +6,12 @@ import importlib
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fireside import sandbox
-from fireside.renderer import BLOCK_SECONDS
 from fireside.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 
 from .live import Running, good, until

@@ -475,10 +475,13 @@ def test_drafts_survive_a_reload_and_another_conversation(at_studio: tuple[Watch
     expect(box).to_have_value("something new")
     page.go_back()
     expect(box).to_have_value("half a thou")
+    page.evaluate("() => localStorage.setItem('fireside.draft.99999.new', 'of another user')")
     page.locator(".account").click()
     page.get_by_role("menuitem", name="Sign out").click()
     expect(page.get_by_role("button", name="Sign in")).to_be_visible()
-    assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes('draft'))") == []
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes('draft'))") == [
+        "fireside.draft.99999.new"
+    ]
 
 
 def test_a_hidden_tab_leaves_its_connection_and_catches_up(
@@ -803,3 +806,64 @@ def test_an_answer_from_elsewhere_shows_its_pictures_and_how_quick_it_was(
     expect(shown.locator("summary")).to_have_text("Thought for a moment")
     expect(shown.locator(".figures")).to_have_text("3 ms to first token")
     expect(shown.get_by_title("2 min 0 s in all")).to_be_visible()
+
+
+def test_a_message_sent_again_with_another_image_is_another_message(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream, tmp_path: Path
+) -> None:
+    visit, client = at_studio
+    chat = new(client, model="qwen2.5-vl-7b-instruct", provider_id="lmstudio")
+    picture = tmp_path / "dot.png"
+    picture.write_bytes(PNG)
+    page = visit.open(f"/#/c/{chat}")
+    lost: list[int] = []
+
+    def lose_the_first_answer(route: Route) -> None:
+        if lost:
+            return route.continue_()
+        lost.append(route.fetch().status)
+        route.abort()
+
+    page.route(re.compile(r"/messages$"), lose_the_first_answer)
+    ask(page, "What is this?")
+    expect(page.locator(".toast")).to_contain_text("Not sent")
+    page.get_by_label("Files to attach").set_input_files(picture)
+    expect(page.locator(".chip")).to_have_count(1)
+    lmstudio.enqueue(answer("A dot."))
+    page.get_by_role("textbox", name="Message").press("Enter")
+    answered(page)
+    assert [len(message.get("images", [])) for message in good(client.get(f"/conversations/{chat}/messages"))][-2:] == [
+        1,
+        0,
+    ]
+
+
+def test_a_refused_first_message_leaves_no_conversation(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    before = len(good(client.get("/conversations")))
+    page = visit.open()
+    refusal = {"code": "VALIDATION_ERROR", "message": "message.content: is refused by this test", "request_id": "1"}
+    page.route(
+        re.compile(r"/(conversations|messages)$"),
+        lambda route: (
+            route.fulfill(status=400, json=refusal)
+            if "message" in (route.request.post_data or "") or route.request.url.endswith("/messages")
+            else route.continue_()
+        ),
+    )
+    ask(page, "Hello?")
+    expect(page.locator(".toast")).to_contain_text("is refused by this test")
+    expect(page.get_by_role("textbox", name="Message")).to_have_value("Hello?")
+    assert len(good(client.get("/conversations"))) == before
+
+
+def test_an_image_can_be_attached_before_a_model_is_known(
+    at_studio: tuple[Watched, httpx.Client], tmp_path: Path
+) -> None:
+    visit, _ = at_studio
+    picture = tmp_path / "dot.png"
+    picture.write_bytes(PNG)
+    visit.context.route("**/providers", lambda route: route.fulfill(json=[]))
+    page = visit.open()
+    page.get_by_label("Files to attach").set_input_files(picture)
+    expect(page.locator(".chip")).to_have_text(["dot.png"])
