@@ -58,7 +58,7 @@ async def logout(call: Call) -> Response:
     state = call.state
     await state.database.write(accounts.delete_session, call.user_id, call.identity.session_id)
     await _stop_without_sessions(state, call.user_id)
-    response = answer({"message": "Logged out successfully"}, {"Clear-Site-Data": '"cache", "storage"'})
+    response = answer({"message": "Logged out successfully"}, {"Clear-Site-Data": '"cache"'})
     secure = call.request.scope["scheme"] == "https"  # without it a browser keeps a __Host- cookie
     response.delete_cookie(cookie_name(call.request.scope), httponly=True, samesite="strict", secure=secure)
     return response

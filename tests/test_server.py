@@ -434,7 +434,7 @@ async def chunks(size: int) -> AsyncIterator[bytes]:
 
 async def test_a_body_that_is_too_large_is_refused_however_it_comes(ann: Person, running: Running) -> None:
     too_large = (413, "BODY_TOO_LARGE")
-    for path, limit in (("/render", BODY_BYTES), ("/conversations", BODY_BYTES), ("/auth/login", PUBLIC_BYTES)):
+    for path, limit in (("/render", BODY_BYTES), ("/chat/retry", BODY_BYTES), ("/auth/login", PUBLIC_BYTES)):
         assert code(await ann.post(path, content=b" " * (limit + 1), headers=JSON)) == too_large
         assert code(await ann.post(path, content=chunks(limit), headers=JSON)) == too_large
         assert code(await ann.post(path, content=b" " * (limit - 100), headers=JSON)) == INVALID
