@@ -13,6 +13,7 @@ from msgspec import Raw
 
 from . import render
 from .sandbox import Sandbox, WorkFailed
+from .slots import Slots
 
 log = logging.getLogger("fireside.renderer")
 
@@ -20,6 +21,7 @@ BLOCK_SECONDS = 2.0  # 500 lines of code take 0.1 s
 REQUEST_SECONDS = 30.0  # the rest is plain text
 FAILURES = 3  # of one request; the rest is plain text
 CACHE_BYTES = 8 * 1024 * 1024
+PROCESSES = 2
 
 
 class Block(msgspec.Struct):
@@ -33,24 +35,29 @@ class Block(msgspec.Struct):
 class Renderer:
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
+        self._queue = Slots(PROCESSES)
         self._cache: OrderedDict[str, list[Raw]] = OrderedDict()  # by text, in the order of use
         self._cached = 0  # bytes
 
     async def blocks(self, user_id: int, text: str) -> list[Block]:
         """Return the blocks of a text that may still grow."""
         job = _Job([text])
-        await job.run(self._sandbox, user_id)
+        await self._run(user_id, job)
         return [Block(*end, node) for end, node in zip(job.outlines[0], job.nodes[0], strict=True)]
 
     async def nodes(self, user_id: int, texts: list[str]) -> list[list[Raw]]:
         """Return the nodes of each of the texts, which are finished."""
         found = {text: self._cache[text] for text in texts if text in self._cache}
         job = _Job([text for text in dict.fromkeys(texts) if text not in found])
-        await job.run(self._sandbox, user_id)
+        await self._run(user_id, job)
         found |= zip(job.texts, job.nodes, strict=True)
         for text in found.keys() - job.failed:
             self._keep(text, found[text])
         return [found[text] for text in texts]
+
+    async def _run(self, user_id: int, job: "_Job") -> None:
+        async with self._queue.slot(user_id, lambda place: None):
+            await job.run(self._sandbox)
 
     def _keep(self, text: str, nodes: list[Raw]) -> None:
         self._cached += 0 if text in self._cache else _size(text, nodes)
@@ -73,13 +80,13 @@ class _Job:
         self.nodes: list[list[Raw]] = [[] for _ in texts]
         self.failed: set[str] = set()  # texts with a plain block
 
-    async def run(self, sandbox: Sandbox, user_id: int) -> None:
+    async def run(self, sandbox: Sandbox) -> None:
         deadline, failures = asyncio.get_running_loop().time() + REQUEST_SECONDS, 0
         while (current := self._unfinished()) < len(self.texts):
             if failures < FAILURES:
                 try:
                     async with asyncio.timeout_at(deadline):
-                        await self._format(sandbox, user_id, current)
+                        await self._format(sandbox, current)
                     continue
                 except (WorkFailed, TimeoutError) as error:
                     log.warning("a text is shown without formatting: %s", str(error) or "the request took too long")
@@ -93,9 +100,9 @@ class _Job:
                 return index
         return len(self.outlines)
 
-    async def _format(self, sandbox: Sandbox, user_id: int, current: int) -> None:
+    async def _format(self, sandbox: Sandbox, current: int) -> None:
         finished = len(self.nodes[current])
-        work = sandbox.iterate(user_id, render.stream, self.texts[current:], finished, seconds=BLOCK_SECONDS)
+        work = sandbox.iterate(render.stream, self.texts[current:], finished, seconds=BLOCK_SECONDS)
         async with contextlib.aclosing(work) as items:
             async for item in items:
                 index, outline, node = _decode(item)

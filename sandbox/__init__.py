@@ -2,7 +2,7 @@
 
 Markdown, syntax highlighting, formulas and imports can take time or memory without bound, and a C function such as a regular expression
 match holds the GIL while it runs. So this work runs in a child process, which is killed when it exceeds its limits. The children
-start on demand and end when they have been idle for a while. At most `processes` run at once; users take turns.
+start on demand and end when they have been idle for a while. Callers limit how many run at once, with a fair queue (slots.py).
 
 `worker.py` is the program in the child. Requests and items are frames: four bytes of length, big-endian, then msgpack.
 """
@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 
-from ..slots import Slots
 from . import limits
 
 READ_BYTES = 256 * 1024
@@ -40,29 +39,27 @@ class WorkTooLarge(WorkFailed):
 
 
 class Sandbox:
-    """A pool of child processes, each with at most `memory` bytes."""
+    """Child processes, each with at most `memory` bytes."""
 
-    def __init__(self, processes: int = 2, memory: int = MEMORY_BYTES) -> None:
+    def __init__(self, memory: int = MEMORY_BYTES) -> None:
         self._memory = memory
-        self._queue = Slots(processes)
         self._idle: dict[_Worker, asyncio.TimerHandle] = {}  # the newest last; the timer ends the worker
         self._workers: set[_Worker] = set()
 
     async def iterate(
-        self, user_id: int, function: Callable[..., Iterator[bytes]], *args: Any, seconds: float
+        self, function: Callable[..., Iterator[bytes]], *args: Any, seconds: float
     ) -> AsyncGenerator[bytes, None]:
         """Run a module-level generator function in a child and yield its items. Close the generator to stop the work.
 
         `args` must be values that msgpack can encode. `seconds` limits the time until the next item, and the whole job's processor
         time in case this process dies. Raises WorkTooLong, WorkTooLarge, WorkFailed.
         """
-        async with self._queue.slot(user_id, lambda place: None):
-            worker = await self._take()
-            try:
-                async for item in worker.run(function, args, seconds):
-                    yield item
-            finally:
-                self._give_back(worker)
+        worker = await self._take()
+        try:
+            async for item in worker.run(function, args, seconds):
+                yield item
+        finally:
+            self._give_back(worker)
 
     async def aclose(self) -> None:
         """Kill every child."""

@@ -12,7 +12,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"errors", "llama", "render", "search", "service", "slots", "transcript", "transport"}
     ),  # import none of ours
-    frozenset({"config", "lmstudio", "sandbox"}),
+    frozenset({"config", "lmstudio"}),
     frozenset({"db", "gguf", "guard", "renderer", "wire"}),
     frozenset({"accounts", "engine", "queries"}),
     frozenset({"archive", "auth", "eventlog", "formats", "prompt", "providers"}),

@@ -58,13 +58,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 async def pool() -> AsyncIterator[Sandbox]:
-    made = Sandbox(processes=2)
+    made = Sandbox()
     yield made
     await made.aclose()
 
 
 async def run(pool: Sandbox, function: Any, *args: Any, seconds: float = 30) -> list[bytes]:
-    return [item async for item in pool.iterate(1, function, *args, seconds=seconds)]
+    return [item async for item in pool.iterate(function, *args, seconds=seconds)]
 
 
 def is_running(pid: int) -> bool:
@@ -81,7 +81,7 @@ async def test_items_arrive_in_order_and_an_idle_child_is_used_again(pool: Sandb
 
 async def test_a_child_that_exceeds_its_time_is_killed(pool: Sandbox, work: Any) -> None:
     [pid] = await run(pool, work.process_id)
-    items = pool.iterate(1, work.sleep, seconds=0.2)
+    items = pool.iterate(work.sleep, seconds=0.2)
     assert await anext(items) == b"awake"
     with pytest.raises(WorkTooLong):
         await anext(items)
@@ -105,7 +105,7 @@ async def test_a_failure_quotes_no_content(pool: Sandbox, work: Any) -> None:
 
 async def test_a_reader_that_leaves_ends_the_work(pool: Sandbox, work: Any) -> None:
     [pid] = await run(pool, work.process_id)
-    async with contextlib.aclosing(pool.iterate(1, work.sleep, seconds=30)) as items:
+    async with contextlib.aclosing(pool.iterate(work.sleep, seconds=30)) as items:
         assert await anext(items) == b"awake"
     await until(lambda: not is_running(int(pid)), "the child's end")
 
@@ -124,7 +124,7 @@ async def test_a_child_without_its_service_does_not_work_for_ever(tmp_path: Path
         "import asyncio, sys\nfrom fireside import render\nfrom fireside.sandbox import Sandbox\n"
         "async def main():\n"
         "    pool = Sandbox()\n"
-        "    items = pool.iterate(1, render.stream, [sys.argv[1]], 0, seconds=1)\n"
+        "    items = pool.iterate(render.stream, [sys.argv[1]], 0, seconds=1)\n"
         "    await anext(items)\n"
         "    [worker] = pool._workers\n"
         "    print(worker._process.pid, flush=True)\n"
