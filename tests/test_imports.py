@@ -10,7 +10,7 @@ ROOT = Path(fireside.__file__).parent
 # From the ground up. A module or folder may import from any floor below its own, never from its own or from above.
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
-        {"errors", "llama", "render", "search", "service", "slots", "transcript", "transport"}
+        {"errors", "llama", "render", "sandbox", "search", "service", "slots", "transcript", "transport"}
     ),  # import none of ours
     frozenset({"config", "lmstudio"}),
     frozenset({"db", "gguf", "guard", "renderer", "wire"}),
