@@ -2,26 +2,28 @@
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Scope
+from starlette.types import Receive, Scope
 
 from .auth import Auth, Identity, Visitor, same
 from .bodies import Nothing
 from .chat import Hub
 from .config import Config
-from .db import Database
+from .db import READERS, Database
 from .errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, UnsupportedMediaType
 from .providers import Providers
 from .renderer import Renderer
+from .slots import Slots
 
 Q = TypeVar("Q", bound=msgspec.Struct)
+T = TypeVar("T")
 
 BODY_BYTES = 4 * 1024 * 1024
 PUBLIC_BYTES = 64 * 1024  # from somebody who has not signed in
@@ -50,6 +52,7 @@ class State:
     auth: Auth
     secret: str  # what the command line proves itself with
     renderer: Renderer
+    searching: Slots = field(default_factory=lambda: Slots(READERS - 1, per_user=1))
 
 
 class Call:
@@ -209,6 +212,23 @@ async def pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
         raise Invalid("The body did not come.") from None
     except ClientDisconnect:
         raise Invalid("The connection was closed before the body had come.") from None
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
+    """Run `work` and return its result. Cancel it and return None when the client disconnects. For requests that were read."""
+
+    async def disconnect() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(disconnect())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 def answer(value: Any, headers: dict[str, str] | None = None) -> Response:

@@ -16,6 +16,8 @@ import os
 import shutil
 import sqlite3
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -24,7 +26,7 @@ from urllib.parse import quote
 
 import aiosqlite
 
-from .errors import Stopping, StorageUnavailable
+from .errors import QueryTimeout, Stopping, StorageUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,6 +37,7 @@ log = logging.getLogger("fireside.db")
 
 READERS = 3
 BUSY_MS = 5_000
+PROGRESS_STEPS = 10_000  # SQLite's virtual machine runs these in about 1 ms; a long search needs millions
 ROOM = 1_000_000  # free bytes, below which SQLite may not come to open a file: it says that the disk has an error
 PUT_AWAY = "before-restore-"  # how the names of old databases begin
 CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
@@ -84,7 +87,8 @@ class Database:
         self.path = path
         self.damaged = False  # set for good once SQLite reports corruption: nothing is written any more
         self._writer = writer
-        self._waiting = dict.fromkeys(readers, 0)
+        self._waiting = dict.fromkeys(readers, 0)  # reads that each reader has to run
+        self._slow: set[aiosqlite.Connection] = set()  # readers with a read_within
         self._here = here
         self._closing = False
 
@@ -101,7 +105,28 @@ class Database:
 
     async def read(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """Run `function(connection, *args)` on one snapshot, with writing refused."""
-        reader = min(self._waiting, key=lambda reader: self._waiting[reader])
+        return await self._read(self._next_reader(), function, *args, **kw)
+
+    async def read_within(self, seconds: float, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
+        """`read` with a time limit. Raises QueryTimeout. Cancelling the caller ends the query too.
+
+        The caller runs at most READERS - 1 of these at a time, so that a reader is always free for `read`.
+        """
+        reader, canceled = self._next_reader(), threading.Event()
+        self._slow.add(reader)
+        reading = asyncio.ensure_future(self._read(reader, _limited, seconds, canceled, function, args, kw))
+        try:
+            return await asyncio.shield(reading)
+        finally:
+            canceled.set()
+            await asyncio.gather(reading, return_exceptions=True)  # else the next one would wait behind it
+            self._slow.discard(reader)
+
+    def _next_reader(self) -> aiosqlite.Connection:
+        """The reader with the fewest reads to run. One with a slow read comes last."""
+        return min(self._waiting, key=lambda reader: (reader in self._slow, self._waiting[reader]))
+
+    async def _read(self, reader: aiosqlite.Connection, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         self._waiting[reader] += 1
         try:
             return await self._run(reader, _transaction, "BEGIN", function, *args, **kw)
@@ -192,6 +217,27 @@ def _transaction(
                 raise
         log.error("The database is damaged: a text in it is not UTF-8, and is shown with marks in the places")
         connection.text_factory = _legible
+
+
+def _limited(
+    tx: Tx,
+    seconds: float,
+    canceled: threading.Event,
+    function: Callable[..., T],
+    args: tuple[Any, ...],
+    kw: dict[str, Any],
+) -> T:
+    """Run `function(tx, *args)`. Raise QueryTimeout after `seconds`, or when `canceled` is set."""
+    deadline = time.monotonic() + seconds
+    tx.set_progress_handler(lambda: canceled.is_set() or time.monotonic() > deadline, PROGRESS_STEPS)
+    try:
+        return function(tx, *args, **kw)
+    except sqlite3.OperationalError as error:
+        if _name(error) == "SQLITE_INTERRUPT":
+            raise QueryTimeout from None
+        raise
+    finally:
+        tx.set_progress_handler(None, 0)
 
 
 def _is_illegible(error: BaseException) -> bool:

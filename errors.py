@@ -25,6 +25,7 @@
       ProviderFailed(code)        502 code: what a model server did wrong, also as an `error` event
       StorageUnavailable          503 STORAGE_UNAVAILABLE
         Stopping                  503 STORAGE_UNAVAILABLE
+      QueryTimeout                503 QUERY_TIMEOUT
 
 A message is written for the person who reads it. It never carries a secret or a stack trace.
 """
@@ -193,6 +194,12 @@ class StorageUnavailable(FiresideError):
 class Stopping(StorageUnavailable):
     code = StorageUnavailable.code
     message = "Fireside is stopping. Try again when it runs."
+
+
+class QueryTimeout(FiresideError):
+    status = 503
+    code = "QUERY_TIMEOUT"
+    message = "The search took too long. Use fewer or longer words."
 
 
 class ConfigError(Exception):

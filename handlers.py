@@ -23,15 +23,16 @@ from starlette.types import Receive, Scope, Send
 
 from . import __version__, accounts, bodies, db, openapi, queries, transfer
 from .auth import Login
-from .call import Call, State, answer, cookie_name, pieces, read_query
+from .call import Call, State, answer, cookie_name, pieces, read_query, while_connected
 from .errors import Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from .guard import PAGE_POLICY
-from .search import find
+from .search import Hit, find
 from .transcript import image_type
 
 log = logging.getLogger("fireside.handlers")
 
 IMPORT_BYTES = 1024**3
+SEARCH_SECONDS = 2.0
 UPLOADS = "import-"  # the folder in the data directory that an upload is kept in while it is read
 
 # ---------------------------------------------------------------------------------------------------- account
@@ -208,8 +209,16 @@ async def restore_conversation(call: Call) -> Any:
 
 
 async def search(call: Call) -> Any:
+    """Only searches have a time limit: what other reads cost is bounded by what they return.
+
+    The page sends one for each letter typed and drops the previous one, which ends when the connection closes."""
     query: bodies.SearchQuery = call.query
-    return {"results": await call.state.database.read(find, call.user_id, query.q, query.limit)}
+
+    async def results() -> list[Hit]:
+        async with call.state.searching.slot(call.user_id):
+            return await call.state.database.read_within(SEARCH_SECONDS, find, call.user_id, query.q, query.limit)
+
+    return {"results": await while_connected(call.request.receive, results())}
 
 
 # ---------------------------------------------------------------------------------------------------- messages
@@ -250,7 +259,7 @@ def _check_message(message: bodies.NewMessage, where: str = "") -> list[queries.
 
 async def get_image(call: Call) -> Response:
     image = await call.state.database.read(queries.get_image, call.user_id, call.path_id("image_id"))
-    return Response(image.data, media_type=image.media_type, headers={"Cache-Control": "private, max-age=86400"})
+    return Response(image.data, media_type=image.media_type)
 
 
 async def select_version(call: Call) -> Any:
@@ -283,17 +292,7 @@ class EventStream(StreamingResponse):
         super().__init__(events, headers={"X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Until the last event, or until the reader leaves, of which uvicorn tells only `receive`."""
-        writing = asyncio.create_task(self.stream_response(send))
-        leaving = asyncio.create_task(self.listen_for_disconnect(receive))
-        try:
-            await asyncio.wait((writing, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
-                writing.result()
-        finally:
-            writing.cancel()
-            leaving.cancel()
-            await asyncio.gather(writing, leaving, return_exceptions=True)
+        await while_connected(receive, self.stream_response(send))
 
 
 async def stream(call: Call) -> Response:

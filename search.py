@@ -1,4 +1,4 @@
-"""Search: what the indexes hold of a text, what a query finds in them, and the snippet that shows why.
+"""Full-text search: the words of a text in the index, the matches of a query, and their snippets.
 
 Chinese, Japanese and Korean are indexed in overlapping pairs of characters, since they do not put spaces between words and
 FTS5's own trigram tokenizer finds nothing for two characters.
@@ -12,11 +12,14 @@ from msgspec import Struct
 
 MARK, UNMARK = "\ue000", "\ue001"  # around each match in a snippet; private-use characters, so no escaping is needed
 
-MAX_TERMS = 16
+MAX_TERMS = 16  # further ones are ignored
 CANDIDATES = 500  # of more matches than these, the ones that came into the database last are looked at
 MANY = 50_000  # messages
 SNIPPET = 160  # characters
-_SCANNED = 50_000  # characters of a text in which its snippet is looked for
+# Characters in which the matches for snippets are looked for: of one text, and of all texts of a search. Of the texts that
+# are left when these are used up, only the beginning is looked at.
+TEXT_SCAN, SEARCH_SCAN, BEGINNING = 50_000, 200_000, 4 * SNIPPET
+MARKED_CHARACTERS, MARKED_WORDS = 40, 5  # of a term, that a match in a snippet must have
 
 _CJK = re.compile(
     "[\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
@@ -42,16 +45,28 @@ class Hit(Struct):
 def find(tx: sqlite3.Connection, user_id: int, query: str, limit: int) -> list[Hit]:
     """Titles, then messages, in which every word of the query occurs, the newest first.
 
-    FTS5 reads all words that begin so before the first match: among a million messages a second for "t", a tenth for "the".
-    So among many messages a word that is short or frequent stands for itself, unless that finds too few.
+    FTS5 reads all words with a prefix before the first match: among a million messages a second for "t", a tenth for "the".
+    So among many messages a word that is short or frequent is matched whole, and as a prefix only if that finds too few.
     """
     asked = terms(query)
     if not asked:
         return []
     whole = {term for term, phrase in asked if phrase}
     costly = {term for term, _ in asked if _is_costly(tx, user_id, term)} - whole
-    hits = _hits(tx, user_id, asked, whole | costly, query, limit)
-    return _hits(tx, user_id, asked, whole, query, limit) if costly and len(hits) < limit else hits
+    hits = _hits(tx, user_id, asked, whole | costly, limit)
+    if costly and len(hits) < limit:
+        hits = _hits(tx, user_id, asked, whole, limit)
+    _add_snippets(hits, query)
+    return hits
+
+
+def _add_snippets(hits: list[Hit], query: str) -> None:
+    """Turn the text of each hit into its snippet. The time is limited, whatever the texts and the query are."""
+    marked, left = patterns(query), SEARCH_SCAN
+    for hit in hits:
+        text = hit.snippet[: max(BEGINNING, left)]
+        left -= len(text)
+        hit.snippet = snippet(text if hit.message_id is None else plain(text), marked)
 
 
 def _is_costly(tx: sqlite3.Connection, user_id: int, term: str) -> bool:
@@ -69,8 +84,9 @@ def _match(user_id: int, text: str) -> str:
 
 
 def _hits(
-    tx: sqlite3.Connection, user_id: int, asked: list[tuple[str, bool]], whole: set[str], query: str, limit: int
+    tx: sqlite3.Connection, user_id: int, asked: list[tuple[str, bool]], whole: set[str], limit: int
 ) -> list[Hit]:
+    """The matches, with the beginning of the text where the snippet will be."""
     match = _match(user_id, " AND ".join(term if term in whole else f"{term}*" for term, _ in asked))
     titles = (
         "SELECT c.id, NULL, c.title, NULL, c.title, c.updated_at"
@@ -83,17 +99,14 @@ def _hits(
         " WHERE w.message_words MATCH ? AND c.deleted_at IS NULL ORDER BY w.rowid DESC LIMIT ?"
     )
     texts = (
-        "SELECT c.id, m.id, c.title, m.role, m.content, m.created_at"
+        f"SELECT c.id, m.id, c.title, m.role, substr(m.content, 1, {TEXT_SCAN}), m.created_at"
         f" FROM (SELECT id FROM ({newest}) ORDER BY created_at DESC, id DESC LIMIT ?) f"
         " CROSS JOIN messages m ON m.id = f.id CROSS JOIN conversations c ON c.id = m.conversation_id"
     )
     rows = sorted(tx.execute(titles, (match, CANDIDATES)), key=lambda row: row[5], reverse=True)[:limit]
     if len(rows) < limit:
         rows += tx.execute(texts, (match, CANDIDATES, limit - len(rows))).fetchall()
-    return [
-        Hit(row[0], row[1], row[2], row[3], snippet(row[4] if row[1] is None else plain(row[4]), query), row[5])
-        for row in rows
-    ]
+    return [Hit(*row) for row in rows]
 
 
 def index_message(tx: sqlite3.Connection, user_id: int, message_id: int, content: str) -> None:
@@ -144,62 +157,75 @@ def _pairs(run: str) -> str:
 
 
 def terms(query: str) -> list[tuple[str, bool]]:
-    """What must occur, each as a string of FTS5, and whether that is a phrase in "quotes": a word may be the beginning of one."""
-    found = []
-    for phrase, word in _TERM.findall(query)[:MAX_TERMS]:
+    """The different terms of a query: an FTS5 string, and whether it is a "quoted" phrase, which is no prefix."""
+    found: dict[tuple[str, bool], None] = {}
+    for phrase, word in _TERM.findall(query):
         text = words(phrase or word)
         if any(character.isalnum() for character in text):
-            found.append(('"' + text.replace('"', " ").strip() + '"', bool(phrase)))
-    return found
+            found['"' + text.replace('"', " ").strip() + '"', bool(phrase)] = None
+    return list(found)[:MAX_TERMS]
 
 
 def plain(markdown: str) -> str:
-    """The text that a snippet is of, without the signs that say how it is to look."""
-    text = _SIGNS.sub("", markdown[:_SCANNED])
+    """The text without Markdown's signs."""
+    text = _SIGNS.sub("", markdown)
     for _ in range(2):  # one within the other
         text = _EMPHASIS.sub(r"\2", text)
     return text
 
 
-def snippet(text: str, query: str) -> str:
+def snippet(text: str, patterns: list[re.Pattern[str]]) -> str:
     """Some 160 characters of the text around its first match, each match between MARK and UNMARK, on one line."""
-    text = text[:_SCANNED].replace(MARK, "").replace(UNMARK, "")
+    text = text.replace(MARK, "").replace(UNMARK, "")
     folded, origin = _fold(text)
-    found = [match.span() for term in _patterns(query) for match in term.finditer(folded)]
-    spans = sorted((origin[start], origin[end - 1] + 1) for start, end in found if end > start)
-    start = max(0, spans[0][0] - SNIPPET // 4) if spans else 0
+    matches = [match for pattern in patterns if (match := pattern.search(folded))]
+    first = min((match.start() for match in matches), default=0)
+    start = max(0, origin[first] - SNIPPET // 4) if matches else 0
     if start:
-        space = text.find(" ", start, spans[0][0])
+        space = text.find(" ", start, origin[first])
         start = space + 1 if space >= 0 else start
     end = min(len(text), start + SNIPPET)
+    spans = []
+    for match in matches:
+        for found in match.re.finditer(folded, match.start()):
+            low, high = origin[found.start()], origin[found.end() - 1] + 1
+            if high > end:
+                break
+            spans.append((low, high))
     pieces, at = ["…" if start else ""], start
-    for low, high in spans:
-        if low >= at and high <= end:
+    for low, high in sorted(spans):
+        if low >= at:
             pieces += [text[at:low], MARK, text[low:high], UNMARK]
             at = high
     pieces += [text[at:end], "…" if end < len(text) else ""]
     return " ".join("".join(pieces).split())
 
 
-def _patterns(query: str) -> list[re.Pattern[str]]:
-    patterns = []
-    for phrase, word in _TERM.findall(query)[:MAX_TERMS]:
-        pieces = re.findall(r"\w+", _fold(phrase or word)[0])
+def patterns(query: str) -> list[re.Pattern[str]]:
+    """Patterns that find the terms of a query in a folded text.
+
+    Each is so short, and its repetition possessive, that the time is linear in the text with a small constant.
+    """
+    found: dict[str, None] = {}
+    for phrase, word in _TERM.findall(query):
+        folded = _fold(phrase or word)[0]
+        pieces = re.findall(r"\w+", folded[:MARKED_CHARACTERS])[:MARKED_WORDS]
         if pieces:
             start = "" if _CJK.match(pieces[0]) else r"(?<!\w)"
-            end = r"(?!\w)" if phrase and not _CJK.search(pieces[-1]) else ""
-            patterns.append(re.compile(start + r"\W+".join(map(re.escape, pieces)) + end))
-    return patterns
+            whole = phrase and len(folded) <= MARKED_CHARACTERS and len(pieces) < MARKED_WORDS
+            end = r"(?!\w)" if whole and not _CJK.search(pieces[-1]) else ""
+            found[start + r"\W++".join(map(re.escape, pieces)) + end] = None
+    return [re.compile(pattern) for pattern in list(found)[:MAX_TERMS]]
 
 
 def _fold(text: str) -> tuple[str, range | list[int]]:
-    """The text without case and accents, as the index compares it, and for each of its characters where it came from."""
+    """The text without case and accents, as the index compares it, and the index in `text` of each of its characters."""
     if text.isascii():
         return text.lower(), range(len(text))
     folded, origin = [], []
     for place, character in enumerate(text):
         whole = _CJK.match(character)  # NFKD would take Korean syllables apart, which are searched whole
-        for part in character if whole else unicodedata.normalize("NFKD", character).casefold():
+        for part in character if whole else unicodedata.normalize("NFKD", character).casefold()[:4]:  # U+FDFA is 18
             if not unicodedata.combining(part):
                 folded.append(part)
                 origin.append(place)

@@ -1,64 +1,62 @@
-"""Who may do something now, when only so many may at a time: the others wait in a line that is fair and that they can see."""
+"""A fair semaphore that limits each user and reports queue positions."""
 
 import asyncio
 import contextlib
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 
-# set when it is their turn; told their number, whenever that changes
-Place = tuple[asyncio.Event, Callable[[int], None]]
+Report = Callable[[int], None]
+Waiter = tuple[asyncio.Event, Report]  # the event is set when the waiter has its slot
 
 
 class Slots:
-    """`capacity` at a time, the others first come first served, the users in turn."""
+    """A semaphore with `capacity` slots, of which one user holds at most `per_user`.
 
-    def __init__(self, capacity: int) -> None:
+    Users take turns: a user who gets a slot goes to the end of the queue with what else they wait for.
+    """
+
+    def __init__(self, capacity: int, per_user: int | None = None) -> None:
         self._free = capacity
-        self._line: dict[int, deque[Place]] = {}  # by user, in the order of their turns
+        self._per_user = per_user or capacity
+        self._held: Counter[int] = Counter()  # slots by user
+        self._queue: dict[int, deque[Waiter]] = {}  # by user, in the order of their turns
 
     @contextlib.asynccontextmanager
-    async def slot(self, user_id: int, tell: Callable[[int], None]) -> AsyncIterator[None]:
-        """Waits for a slot, and has it until the block ends. `tell` is called with the place in the line, from 1 on, while it waits."""
-        if self._free:
-            self._free -= 1
-        else:
-            await self._wait(user_id, (asyncio.Event(), tell))
+    async def slot(self, user_id: int, report: Report = lambda position: None) -> AsyncIterator[None]:
+        """Wait for a slot and hold it until the block ends. While it waits, `report` gets each new position, from 1."""
+        granted = asyncio.Event()
+        waiter = (granted, report)
+        self._queue.setdefault(user_id, deque()).append(waiter)
+        self._grant()
         try:
+            await granted.wait()
             yield
         finally:
-            self._leave()
-
-    async def _wait(self, user_id: int, place: Place) -> None:
-        self._line.setdefault(user_id, deque()).append(place)
-        self._announce()
-        turn, _ = place
-        try:
-            await turn.wait()
-        except asyncio.CancelledError:
-            if turn.is_set():  # in the same moment
-                self._leave()
+            if granted.is_set():  # also when it was cancelled at the moment of its turn
+                self._free += 1
+                self._held[user_id] -= 1
             else:
-                self._line[user_id].remove(place)
-                self._line = {user_id: line for user_id, line in self._line.items() if line}
-                self._announce()
-            raise
+                self._take(user_id, waiter)
+            self._grant()
 
-    def _leave(self) -> None:
-        """The slot goes to who is next. That user's next one comes after everybody else's first."""
-        if not self._line:
-            self._free += 1
-            return
-        user_id = next(iter(self._line))
-        line = self._line.pop(user_id)
-        turn, _ = line.popleft()
-        turn.set()
-        if line:
-            self._line[user_id] = line
-        self._announce()
+    def _grant(self) -> None:
+        """Give a free slot to the first user in the queue who may hold another. Report the new positions."""
+        able = (user_id for user_id in self._queue if self._held[user_id] < self._per_user)
+        user_id = next(able, None) if self._free else None
+        if user_id is not None:
+            waiter = self._queue[user_id][0]
+            self._take(user_id, waiter)
+            if user_id in self._queue:  # behind all others
+                self._queue[user_id] = self._queue.pop(user_id)
+            self._free -= 1
+            self._held[user_id] += 1
+            waiter[0].set()
+        rounds = itertools.zip_longest(*self._queue.values())
+        for position, (_, report) in enumerate((waiter for turns in rounds for waiter in turns if waiter), 1):
+            report(position)
 
-    def _announce(self) -> None:
-        """Round after round, one of each user."""
-        rounds = itertools.zip_longest(*self._line.values())
-        for number, (_, tell) in enumerate((place for turns in rounds for place in turns if place), 1):
-            tell(number)
+    def _take(self, user_id: int, waiter: Waiter) -> None:
+        self._queue[user_id].remove(waiter)
+        if not self._queue[user_id]:
+            del self._queue[user_id]

@@ -230,7 +230,7 @@ def test_nobody_finds_what_is_another_s(tx: Tx) -> None:
 
 @given(anything, typed)
 def test_a_snippet_shows_the_text_and_little_of_it(text: str, query: str) -> None:
-    shown = search.snippet(text, query)
+    shown = search.snippet(text, search.patterns(query))
     assert shown.count(MARK) == shown.count(UNMARK)
     bare = shown.replace(MARK, "").replace(UNMARK, "")
     assert len(bare) <= SNIPPET + 2 and "\n" not in bare
@@ -252,7 +252,7 @@ def test_a_snippet_shows_the_text_and_little_of_it(text: str, query: str) -> Non
     ],
 )
 def test_a_snippet_marks_what_was_found(text: str, query: str, shown: str) -> None:
-    assert search.snippet(text, query).replace(MARK, "[").replace(UNMARK, "]") == shown
+    assert search.snippet(text, search.patterns(query)).replace(MARK, "[").replace(UNMARK, "]") == shown
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,9 @@ def test_a_snippet_marks_what_was_found(text: str, query: str, shown: str) -> No
     ],
 )
 def test_a_snippet_is_plain_text(markdown: str, query: str, shown: str) -> None:
-    assert search.snippet(search.plain(markdown), query).replace(MARK, "[").replace(UNMARK, "]") == shown
+    assert (
+        search.snippet(search.plain(markdown), search.patterns(query)).replace(MARK, "[").replace(UNMARK, "]") == shown
+    )
 
 
 @given(st.lists(st.one_of(word, st.sampled_from("*`#>|-:~ \n\t")), max_size=60).map("".join))
@@ -287,20 +289,20 @@ def test_plain_text_has_every_word_in_its_place(markdown: str) -> None:
 
 def test_a_snippet_of_a_long_text_is_from_where_the_match_is() -> None:
     text = "before " * 500 + "needle " + "after " * 500
-    shown = search.snippet(text, "needle")
+    shown = search.snippet(text, search.patterns("needle"))
     assert f"{MARK}needle{UNMARK}" in shown
     assert shown.startswith("…before") and shown.endswith("…") and len(shown) < SNIPPET + 10
 
 
 def test_a_text_cannot_forge_marks() -> None:
-    assert search.snippet(f"{MARK}false{UNMARK} true", "true") == f"false {MARK}true{UNMARK}"
+    assert search.snippet(f"{MARK}false{UNMARK} true", search.patterns("true")) == f"false {MARK}true{UNMARK}"
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(word, min_size=1, max_size=30), st.data())
 def test_what_is_found_is_marked(tx: Tx, words: list[str], data: st.DataObject) -> None:
     query = data.draw(st.sampled_from(words))
-    shown = search.snippet(" ".join(words), query)
+    shown = search.snippet(" ".join(words), search.patterns(query))
     marked = re.findall(f"{MARK}(.*?){UNMARK}", shown)
     assert marked and all(fold(piece) == fold(query) for piece in marked)
 
