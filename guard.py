@@ -43,6 +43,7 @@ _HEADERS = {
     b"cross-origin-resource-policy": b"same-origin",
     b"permissions-policy": b"camera=(), geolocation=(), microphone=(), payment=(), usb=()",
     b"cache-control": b"no-store",
+    b"x-dns-prefetch-control": b"off",  # a link in an answer may hold data in its host name
 }
 
 

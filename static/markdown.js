@@ -51,14 +51,20 @@ function fragment(trees) {
 
 /** Elements that the page shows in a way of its own. */
 const DRESSED = {
+  /**
+   * On http, Firefox connects to the host of a link that the pointer is over or that has the focus, and an answer can put
+   * data into a host name. So the link has its address only from the moment it is pressed.
+   */
   a(link) {
-    let protocol = "";
-    try {
-      ({ protocol } = new URL(link.getAttribute("href")));
-    } catch {
-      // Not an address: it is left out below.
-    }
-    if (!["http:", "https:", "mailto:"].includes(protocol)) link.removeAttribute("href");
+    const address = link.getAttribute("href");
+    link.removeAttribute("href");
+    if (!["http:", "https:", "mailto:"].includes(URL.parse(address)?.protocol)) return;
+    const setAddress = () => link.setAttribute("href", address);
+    for (const pressed of ["pointerdown", "contextmenu", "click"]) link.addEventListener(pressed, setAddress);
+    link.addEventListener("keydown", ({ key }) => key === "Enter" && setAddress());
+    link.role = "link";
+    link.tabIndex = 0;
+    link.title = address;
     link.target = "_blank";
     link.rel = "noopener noreferrer";
   },

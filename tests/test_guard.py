@@ -307,6 +307,7 @@ def assert_guarded(headers: httpx.Headers, page: bool = False) -> None:
         assert policy["base-uri"] == policy["form-action"] == "'none'"
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-dns-prefetch-control"] == "off"
     assert headers["cross-origin-resource-policy"] == headers["cross-origin-opener-policy"] == "same-origin"
     assert len(headers.get_list("x-request-id")) == 1 and len(headers["x-request-id"]) >= 16
     assert len(headers.get_list("content-security-policy")) == 1
