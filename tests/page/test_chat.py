@@ -640,6 +640,51 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     expect(shown).to_have_count(2)
 
 
+def test_a_picture_is_fetched_once_while_an_answer_streams(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    """The browser may not store it: what drew it again would fetch it again."""
+    visit, client = at_studio
+    chat = new(client, model="qwen2.5-vl-7b-instruct", provider_id="lmstudio")
+    image = {"media_type": "image/png", "data": base64.b64encode(PNG).decode()}
+    good(client.post(f"/conversations/{chat}/messages", json={"content": "What is this?", "images": [image]}))
+    fetched: list[str] = []
+    visit.context.on("request", lambda request: fetched.append(request.url) if "/images/" in request.url else None)
+    page = visit.open(f"/#/c/{chat}")
+    expect(page.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 1)
+    gates = [Gate() for _ in range(3)]
+    steps = [step for gate in gates for step in (text("A dot. "), pause(gate))]
+    lmstudio.enqueue(*steps, finish(), usage(9, 9), DONE)
+    page.get_by_role("button", name="Answer", exact=True).click()
+    for number, gate in enumerate(gates, 1):
+        expect(page.locator(".message.assistant .markdown")).to_have_text(" ".join(["A dot."] * number))
+        gate.open()
+    answered(page)
+    assert len(fetched) == 1
+
+
+def test_a_link_of_an_answer_opens_in_a_new_tab_and_has_no_address_before(
+    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
+) -> None:
+    visit, _ = at_studio
+    visit.context.route("http://notes.example/*", lambda route: route.fulfill(body="Notes"))
+    lmstudio.enqueue(answer("[One](http://notes.example/1) and [two](http://notes.example/2)"))
+    page = visit.open()
+    ask(page, "Where are my notes?")
+    answered(page)
+    one, two = (page.get_by_role("link", name=name, exact=True) for name in ("One", "two"))
+    one.hover()
+    two.focus()
+    expect(page.locator(".markdown a[href]")).to_have_count(0)
+    expect(one).to_have_attribute("title", "http://notes.example/1")
+    with visit.context.expect_page() as opened:
+        page.keyboard.press("Enter")
+    expect(opened.value).to_have_url("http://notes.example/2")
+    with visit.context.expect_page() as opened:
+        one.click()
+    expect(opened.value).to_have_url("http://notes.example/1")
+
+
 def test_texts_are_attached_as_blocks_headed_by_their_names(
     at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream, tmp_path: Path
 ) -> None:
