@@ -37,7 +37,7 @@ log = logging.getLogger("fireside.db")
 
 READERS = 3
 BUSY_MS = 5_000
-PROGRESS_STEPS = 10_000  # SQLite's virtual machine runs these in about 1 ms; a long search needs millions
+PROGRESS_STEPS = 10_000  # of SQLite between two looks at the deadline: 0.1 s of a full-text search, and none in most reads
 ROOM = 1_000_000  # free bytes, below which SQLite may not come to open a file: it says that the disk has an error
 PUT_AWAY = "before-restore-"  # how the names of old databases begin
 CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds

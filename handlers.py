@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import quote
 
+import msgspec
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -26,13 +27,17 @@ from .auth import Login
 from .call import Call, State, answer, cookie_name, pieces, read_query, while_connected
 from .errors import Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from .guard import PAGE_POLICY
-from .search import Hit, find
+from .search import find
 from .transcript import image_type
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = logging.getLogger("fireside.handlers")
 
 IMPORT_BYTES = 1024**3
 SEARCH_SECONDS = 2.0
+LIST_CHUNK = 100  # conversations, whose system prompts may have 100,000 characters each
 UPLOADS = "import-"  # the folder in the data directory that an upload is kept in while it is read
 
 # ---------------------------------------------------------------------------------------------------- account
@@ -172,15 +177,36 @@ async def create_conversation(call: Call) -> Any:
 
 async def list_conversations(call: Call) -> Any:
     query: bodies.ConversationQuery = call.query
-    return await call.state.database.read(
-        queries.list_conversations,
-        call.user_id,
-        q=query.q,
-        limit=query.limit or -1,
-        before=query.before or None,
-        pinned=query.pinned,
-        deleted=query.deleted,
-    )
+    database = call.state.database
+    filters = (query.q, query.limit or -1, query.before or None, query.pinned, query.deleted)
+    if query.limit and not query.q:
+        return await database.read(queries.list_conversations, call.user_id, *filters)
+    ids = await _search(call, queries.find_conversations, call.user_id, *filters)
+    return StreamingResponse(_conversations(database, ids or []), media_type="application/json")
+
+
+async def _conversations(database: db.Database, ids: list[int]) -> AsyncIterator[bytes]:
+    """A JSON array in chunks, so that neither a reader nor the event loop is busy with all of them at once."""
+    separator = b"["
+    for start in range(0, len(ids), LIST_CHUNK):
+        if found := await database.read(queries.get_conversations, ids[start : start + LIST_CHUNK]):
+            yield separator + msgspec.json.encode(found)[1:-1]
+            separator = b","
+    yield b"[]" if separator == b"[" else b"]"
+
+
+async def _search(call: Call, function: db.Function[P, T], *args: P.args, **kw: P.kwargs) -> T | None:
+    """Run a read whose time depends on what the user typed: at most one of a user at a time, for SEARCH_SECONDS.
+
+    It ends when the client disconnects, and returns None then: the page drops a search at the next letter typed.
+    Other reads have no time limit: what they cost is bounded by what they return.
+    """
+
+    async def search() -> T:
+        async with call.state.searching.slot(call.user_id):
+            return await call.state.database.read_within(SEARCH_SECONDS, function, *args, **kw)
+
+    return await while_connected(call.request.receive, search())
 
 
 async def get_conversation(call: Call) -> Any:
@@ -209,16 +235,8 @@ async def restore_conversation(call: Call) -> Any:
 
 
 async def search(call: Call) -> Any:
-    """Only searches have a time limit: what other reads cost is bounded by what they return.
-
-    The page sends one for each letter typed and drops the previous one, which ends when the connection closes."""
     query: bodies.SearchQuery = call.query
-
-    async def results() -> list[Hit]:
-        async with call.state.searching.slot(call.user_id):
-            return await call.state.database.read_within(SEARCH_SECONDS, find, call.user_id, query.q, query.limit)
-
-    return {"results": await while_connected(call.request.receive, results())}
+    return {"results": await _search(call, find, call.user_id, query.q, query.limit)}
 
 
 # ---------------------------------------------------------------------------------------------------- messages

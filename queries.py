@@ -242,7 +242,18 @@ def get_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation
 _NEWEST = 4000
 
 
-def list_conversations(
+def list_conversations(tx: Tx, user_id: int, /, *args: Any, **filters: Any) -> list[Conversation]:
+    """The conversations that `find_conversations` finds."""
+    return get_conversations(tx, find_conversations(tx, user_id, *args, **filters))
+
+
+def get_conversations(tx: Tx, ids: list[int]) -> list[Conversation]:
+    """The conversations with these ids in this order. Ids that no longer exist are left out."""
+    select = f"SELECT {_CONVERSATION} FROM json_each(?) j CROSS JOIN conversations c ON c.id = j.value ORDER BY j.key"
+    return [_conversation(row) for row in tx.execute(select, (json.dumps(ids),))]
+
+
+def find_conversations(
     tx: Tx,
     user_id: int,
     q: str = "",
@@ -250,8 +261,11 @@ def list_conversations(
     before: int | None = None,
     pinned: bool = False,
     deleted: bool = False,
-) -> list[Conversation]:
-    """Newest activity first (in the bin: newest deletion). `limit` -1 is all of them; `before` is the last id of the page before."""
+) -> list[int]:
+    """The ids of the user's conversations, newest activity first (deleted ones: newest deletion first).
+
+    `q` is a part of the title, `limit` -1 means all, `before` is the last id of the previous page.
+    """
     order = "deleted_at" if deleted else "updated_at"
     where = (
         "c.user_id = :user AND c.deleted_at IS "
@@ -264,25 +278,19 @@ def list_conversations(
         where += f" AND (c.{order}, c.id) < (:at, :before)"
         values |= {"at": last[order], "before": before}
     sorted_ = f"ORDER BY c.{order} DESC, c.id DESC LIMIT"
-    if not q:
-        found = f"SELECT c.id FROM conversations c WHERE {where} {sorted_} :limit"
-        return _conversations(tx, found, sorted_, values)
-    if len(values["key"]) >= 3:
+    found = f"SELECT c.id FROM conversations c WHERE {where} {sorted_} :limit"
+    if 0 < len(values["key"]) < 3:
+        found = f"SELECT c.id FROM conversations c WHERE {where} AND instr(c.title_key, :key) {sorted_} :limit"
+    elif q:
         newest = f"SELECT c.id, c.title_key FROM conversations c WHERE {where} {sorted_} {_NEWEST}"
         near = f"SELECT id FROM ({newest}) WHERE instr(title_key, :key) LIMIT :limit"
-        rows = _conversations(tx, near, sorted_, values) if limit >= 0 else []
-        if len(rows) == limit:
-            return rows
+        ids = [row[0] for row in tx.execute(near, values)] if limit >= 0 else []
+        if len(ids) == limit:
+            return ids
         values["glob"] = "*" + "".join(f"[{c}]" if c in "*?[" else c for c in values["key"]) + "*"
         indexed = "(SELECT rowid FROM title_letters WHERE title_key GLOB :glob) t CROSS JOIN conversations c ON c.id = t.rowid"
-        return _conversations(tx, f"SELECT c.id FROM {indexed} WHERE {where} {sorted_} :limit", sorted_, values)
-    scanned = f"SELECT c.id FROM conversations c WHERE {where} AND instr(c.title_key, :key) {sorted_} :limit"
-    return _conversations(tx, scanned, sorted_, values)
-
-
-def _conversations(tx: Tx, ids: str, sorted_: str, values: dict[str, Any]) -> list[Conversation]:
-    select = f"SELECT {_CONVERSATION} FROM conversations c WHERE c.id IN ({ids}) {sorted_} :limit"
-    return [_conversation(row) for row in tx.execute(select, values)]
+        found = f"SELECT c.id FROM {indexed} WHERE {where} {sorted_} :limit"
+    return [row[0] for row in tx.execute(found, values)]
 
 
 def set_conversation(tx: Tx, user_id: int, conversation_id: int, fields: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ export class Sidebar {
       h("span", {}, session.user.username), icon("more"));
     const turn = ++this.#refreshed;
     try {
-      const [newest, pinned] = await Promise.all([get(`/conversations?limit=${PAGE}`), get("/conversations?pinned=true")]);
+      const [newest, pinned] = await Promise.all([get(`/conversations?limit=${PAGE}`), get("/conversations?pinned=true&limit=1000")]);
       if (turn < this.#shown) return; // one that began later was quicker
       this.#shown = turn;
       const last = newest.at(-1);

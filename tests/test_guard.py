@@ -1,6 +1,7 @@
 """What stands before every route: whose host, whose origin, and the headers that every answer leaves with."""
 
 import asyncio
+import base64
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -316,7 +317,12 @@ def assert_guarded(headers: httpx.Headers, page: bool = False) -> None:
 
 async def test_every_answer_has_the_headers(running: Running, ann: Person, upstream: Upstream) -> None:
     stranger = running.anybody()
-    conversation_id = await ann.conversation("Hello?")
+    conversation_id = await ann.conversation()
+    picture = {"media_type": "image/png", "data": base64.b64encode(b"\x89PNG\r\n\x1a\n....").decode()}
+    await ann.say(conversation_id, "Hello?", images=[picture])
+    image = await ann.get("/images/1")
+    assert image.status_code == 200 and image.headers["cache-control"] == "no-store"
+    assert_guarded(image.headers)
     answers = {
         200: await ann.get("/conversations"),
         400: await ann.post("/conversations", content=b"{", headers={"content-type": "application/json"}),

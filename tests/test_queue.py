@@ -155,6 +155,29 @@ async def test_a_stop_interrupts_those_who_wait_too(tmp_path: Path, upstream: Up
 # ---- the queue by itself
 
 
+async def test_a_user_at_their_limit_lets_others_pass() -> None:
+    slots, order, gates = (
+        Slots(2, per_user=1),
+        [],
+        {name: asyncio.Event() for name in ("ann 1", "ann 2", "bob 1", "eve 1")},
+    )
+
+    async def use(name: str) -> None:
+        async with slots.slot(ord(name[0])):
+            order.append(name)
+            await gates[name].wait()
+
+    tasks = [asyncio.create_task(use(name)) for name in gates]
+    await settle()
+    assert order == ["ann 1", "bob 1"]
+    for name, after in (("bob 1", "eve 1"), ("eve 1", None), ("ann 1", "ann 2"), ("ann 2", None)):
+        gates[name].set()
+        await settle()
+        assert order[-1] == after or after is None
+    assert order == ["ann 1", "bob 1", "eve 1", "ann 2"]
+    await asyncio.gather(*tasks)
+
+
 def deaf(place: int) -> None:
     """Somebody who does not care about their place."""
 

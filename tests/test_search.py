@@ -2,19 +2,21 @@
 
 # ruff: noqa: RUF001 (letters of other alphabets are what is tested)
 
+import asyncio
 import contextlib
 import re
 import sqlite3
+import time
 import unicodedata
 from collections.abc import Iterator
 
 import pytest
-from fireside import accounts, archive, db, queries, search
+from fireside import accounts, archive, db, handlers, queries, search
 from fireside.search import MARK, SNIPPET, UNMARK
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .live import Person, code, good
+from .live import PATIENCE, Person, Running, code, good, until
 from .upstream import Upstream, answer
 
 Tx = sqlite3.Connection
@@ -294,6 +296,29 @@ def test_a_snippet_of_a_long_text_is_from_where_the_match_is() -> None:
     assert shown.startswith("…before") and shown.endswith("…") and len(shown) < SNIPPET + 10
 
 
+@pytest.mark.parametrize(
+    "text", ["a " * 25_000, "ä " * 25_000, "**a" * 17_000, "字" * 50_000, "\ufdfa " * 25_000, "\n" * 50_000]
+)
+def test_snippets_of_a_search_take_little_time(text: str) -> None:
+    started = time.thread_time()
+    for query in ("a " * 500, " ".join(f'"{"a " * number}b"' for number in range(1, 17)), f'"{"字" * 900}b"'):
+        search._add_snippets([search.Hit(1, 1, "t", "user", text, "") for _ in range(200)], query)
+    assert time.thread_time() - started < 5
+
+
+def test_snippets_of_many_long_texts_are_their_beginnings(tx: Tx) -> None:
+    for _ in range(10):
+        say(tx, "word " * 9_000 + "needle")
+    snippets = [hit.snippet for hit in search.find(tx, 1, "needle", 50)]
+    marked = search.SEARCH_SCAN // len("word " * 9_000 + "needle")
+    assert [f"{MARK}needle{UNMARK}" in snippet for snippet in snippets] == [True] * marked + [False] * (10 - marked)
+    assert snippets[-1] == "word " * 32 + "…"
+
+
+def test_a_term_is_searched_once() -> None:
+    assert search.terms('a b a "a" a') == [('"a"', False), ('"b"', False), ('"a"', True)]
+
+
 def test_a_text_cannot_forge_marks() -> None:
     assert search.snippet(f"{MARK}false{UNMARK} true", search.patterns("true")) == f"false {MARK}true{UNMARK}"
 
@@ -340,6 +365,57 @@ async def test_search_finds_questions_answers_and_other_versions(ann: Person, bo
     good(await ann.post(f"/conversations/{conversation_id}/restore"))
     hits = good(await ann.get("/search", params={"q": "who"}))["results"]
     assert [hit["message_id"] for hit in hits] == [question["id"]]
+
+
+async def add_long_messages(running: Running, user_id: int) -> None:
+    """200 messages of one word, in which long phrases take SQLite some 20 s."""
+
+    def add(tx: Tx) -> None:
+        for _ in range(200):
+            say(tx, "a " * 26_000, user_id=user_id)
+
+    await running.state.database.write(add)
+
+
+LONG_PHRASE = {"q": '"' + "a " * 498 + '"'}
+
+
+async def test_a_slow_search_ends_and_does_not_delay_others(
+    running: Running, ann: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "SEARCH_SECONDS", 0.5)
+    await add_long_messages(running, 1)
+    await add_long_messages(running, 2)
+    carl = await running.join(ann, "carl")
+    slow = [asyncio.create_task(person.get("/search", params=LONG_PHRASE)) for person in (ann, bob, ann)]
+    waits = []
+    while not all(request.done() for request in slow):
+        started = time.monotonic()
+        good(await carl.get("/conversations"))
+        waits.append(time.monotonic() - started)
+    assert [code(request.result()) for request in slow] == [(503, "QUERY_TIMEOUT")] * 3
+    assert max(waits) < 1
+
+
+async def test_a_search_ends_when_its_client_leaves(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "SEARCH_SECONDS", 10 * PATIENCE)
+    await add_long_messages(running, 1)
+    left = [asyncio.create_task(ann.get("/search", params=LONG_PHRASE)) for _ in range(3)]
+    await until(lambda: running.state.database._slow)
+    for request in left:
+        request.cancel()
+    assert good(await ann.get("/search", params={"q": "zebra"})) == {"results": []}
+
+
+async def test_a_list_without_limit_is_complete_and_in_order(running: Running, ann: Person) -> None:
+    def add(tx: Tx) -> list[int]:
+        return [queries.add_conversation(tx, 1, {"title": f"One of {number}"}).id for number in range(250)]
+
+    ids = (await running.state.database.write(add))[::-1]
+    for params in ({}, {"q": "one"}, {"limit": 1000}, {"q": "one", "limit": 1000}):
+        assert [listed["id"] for listed in good(await ann.get("/conversations", params=params))] == ids
 
 
 async def test_search_takes_any_text_and_says_no_only_to_what_is_none(ann: Person) -> None:

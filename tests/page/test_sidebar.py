@@ -66,7 +66,7 @@ def test_a_click_counts_though_what_is_clicked_is_drawn_anew_under_it(at_studio:
     for button, opened in ((".account", "[role=menu]"), (".pill", "dialog")):
         page.locator(button).hover()
         page.mouse.down()
-        with page.expect_response("**/conversations?pinned=true"), page.expect_response("**/messages?*"):
+        with page.expect_response("**/conversations?pinned=true*"), page.expect_response("**/messages?*"):
             page.evaluate("() => window.dispatchEvent(new Event('focus'))")
         page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
         page.mouse.up()
