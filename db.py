@@ -37,7 +37,7 @@ log = logging.getLogger("fireside.db")
 
 READERS = 3
 BUSY_MS = 5_000
-PROGRESS_STEPS = 10_000  # of SQLite between two looks at the deadline: 0.1 s of a full-text search, and none in most reads
+PROGRESS_STEPS = 10_000  # of SQLite between two looks at the deadline: 0.1 s of a full-text search
 ROOM = 1_000_000  # free bytes, below which SQLite may not come to open a file: it says that the disk has an error
 PUT_AWAY = "before-restore-"  # how the names of old databases begin
 CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
@@ -115,12 +115,12 @@ class Database:
         reader, canceled = self._next_reader(), threading.Event()
         self._slow.add(reader)
         reading = asyncio.ensure_future(self._read(reader, _limited, seconds, canceled, function, args, kw))
+        reading.add_done_callback(lambda _: self._slow.discard(reader))
         try:
             return await asyncio.shield(reading)
         finally:
             canceled.set()
             await asyncio.gather(reading, return_exceptions=True)  # else the next one would wait behind it
-            self._slow.discard(reader)
 
     def _next_reader(self) -> aiosqlite.Connection:
         """The reader with the fewest reads to run. One with a slow read comes last."""

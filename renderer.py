@@ -56,7 +56,7 @@ class Renderer:
         return [found[text] for text in texts]
 
     async def _run(self, user_id: int, job: "_Job") -> None:
-        async with self._queue.slot(user_id, lambda place: None):
+        async with self._queue.slot(user_id):
             await job.run(self._sandbox)
 
     def _keep(self, text: str, nodes: list[Raw]) -> None:
