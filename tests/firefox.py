@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import httpx
@@ -83,7 +84,7 @@ def firefox(folder: Path) -> Iterator["Firefox"]:
     command += [executable() or "", "--headless", "--no-remote", "--profile", str(folder), "about:blank"]
     environ = os.environ | {"HOME": str(folder)}
     with subprocess.Popen(
-        [*command, "--remote-debugging-port", "0"], env=environ, stderr=subprocess.DEVNULL
+        [*command, "--remote-debugging-port", "0"], env=environ, stdout=DEVNULL, stderr=DEVNULL
     ) as process:
         try:
             address = folder / "WebDriverBiDiServer.json"
