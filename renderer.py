@@ -35,7 +35,7 @@ class Block(msgspec.Struct):
 class Renderer:
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._queue = Slots(PROCESSES)
+        self._queue = Slots(PROCESSES, per_user=1)
         self._cache: OrderedDict[str, list[Raw]] = OrderedDict()  # by text, in the order of use
         self._cached = 0  # bytes
 
