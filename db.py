@@ -38,6 +38,7 @@ log = logging.getLogger("fireside.db")
 READERS = 3
 BUSY_MS = 5_000
 PROGRESS_STEPS = 10_000  # of SQLite between two looks at the deadline: 0.1 s of a full-text search
+LOCK_RETRY_SECONDS = 0.5  # is_locked holds the lock for a moment, which must not keep a server from starting
 ROOM = 1_000_000  # free bytes, below which SQLite may not come to open a file: it says that the disk has an error
 PUT_AWAY = "before-restore-"  # how the names of old databases begin
 CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
@@ -135,6 +136,8 @@ class Database:
 
     def read_here(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """`read` on the event loop's own thread, for a row or two by their keys: a fifth of what the way to another thread takes."""
+        if self._closing:
+            raise Stopping
         with self._failing():
             result: T = _transaction(self._here, "BEGIN", function, args, kw)
         return result
@@ -279,18 +282,21 @@ def _unavailable(error: sqlite3.Error) -> StorageUnavailable | None:
 
 @contextlib.contextmanager
 def lock(data_dir: Path) -> Iterator[None]:
-    """Hold the data directory for this process, creating it private to its owner. Raises DatabaseUnusable if it is held."""
+    """Lock the data directory for this process; create it, private to its owner, if needed.
+
+    Raises DatabaseUnusable when another process holds the lock for longer than LOCK_RETRY_SECONDS."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise DatabaseUnusable(f"{data_dir}: cannot be used as data directory: {error.strerror}") from None
+    deadline = time.monotonic() + LOCK_RETRY_SECONDS
     try:
-        try:
-            _lock_file(descriptor)
-        except OSError:
-            holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
-            raise DatabaseUnusable(f"{data_dir}: is in use by another Fireside, process {holder}") from None
+        while not _lock_file(descriptor):
+            if time.monotonic() > deadline:
+                holder = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
+                raise DatabaseUnusable(f"{data_dir}: is in use by another Fireside, process {holder}")
+            time.sleep(0.01)
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
         os.write(descriptor, str(os.getpid()).encode())
@@ -300,29 +306,36 @@ def lock(data_dir: Path) -> Iterator[None]:
 
 
 def is_locked(data_dir: Path) -> bool:
-    """Whether a process holds `lock`. Leaves no trace; raises OSError when there is no such directory."""
+    """Return whether a process holds `lock`. Raises OSError when the lock file cannot be opened."""
     descriptor = os.open(data_dir / "lock", os.O_RDWR)
     try:
-        _lock_file(descriptor)
-    except OSError:
-        return True
+        return not _lock_file(descriptor)
     finally:
         os.close(descriptor)
-    return False
 
 
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock_file(descriptor: int) -> None:
+    def _lock_now(descriptor: int) -> None:
         os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the text: a locked range cannot be read by others
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        os.lseek(descriptor, 0, os.SEEK_SET)
 else:
     import fcntl
 
-    def _lock_file(descriptor: int) -> None:
+    def _lock_now(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_file(descriptor: int) -> bool:
+    """Lock the open file without waiting. Returns whether that succeeded."""
+    try:
+        _lock_now(descriptor)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 async def open_database(path: Path) -> Database:

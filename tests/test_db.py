@@ -212,6 +212,8 @@ async def test_who_comes_after_its_end_is_told_so(tmp_path: Path) -> None:
     assert await asked == 7
     with pytest.raises(Stopping):
         await database.write(pairs)
+    with pytest.raises(Stopping):
+        database.read_here(pairs)
 
 
 # ---- the file
@@ -505,6 +507,16 @@ def test_a_data_directory_belongs_to_one_process_even_when_that_is_killed(tmp_pa
         assert f"process {os.getpid()}" in other.communicate()[0]
     with db.lock(tmp_path):
         pass
+
+
+def test_a_probe_of_the_lock_does_not_stop_a_server_from_starting(tmp_path: Path) -> None:
+    with db.lock(tmp_path):
+        pass
+    probe = os.open(tmp_path / "lock", os.O_RDWR)
+    db._lock_file(probe)  # what is_locked does, for longer
+    threading.Timer(0.1, os.close, [probe]).start()
+    with db.lock(tmp_path):
+        assert db.is_locked(tmp_path)
 
 
 # ---- copies
