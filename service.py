@@ -5,12 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 NAME = "fireside"
+REPLACE_SECONDS = 10.0  # launchctl refuses an agent while the one that it replaces is still stopping
 
 _UNIT = """\
 [Unit]
@@ -71,23 +73,29 @@ _TASK = """\
 
 @dataclass(frozen=True)
 class Plan:
-    """What installing and removing mean on one platform: a file, and the commands around it."""
+    """The file and the commands that install and remove the service on one platform."""
 
     file: Path
     content: str
     start: tuple[tuple[str, ...], ...]  # after the file is written
-    stop: tuple[tuple[str, ...], ...]  # before the file goes
+    stop: tuple[tuple[str, ...], ...]  # before the file is deleted or replaced
     encoding: str = "utf-8"
 
     def install(self) -> None:
-        """Raises OSError when a command is missing or fails."""
+        """Install and start the service, in place of an earlier one. Raises OSError when a command is missing or fails."""
+        deadline = 0.0
+        if self.file.exists():
+            deadline = time.monotonic() + REPLACE_SECONDS
+            for command in self.stop:
+                with contextlib.suppress(OSError):
+                    _run(command)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text(self.content, self.encoding)
         for command in self.start:
-            _run(command)
+            _run_until(deadline, command)
 
     def remove(self) -> None:
-        """Raises OSError when the last command fails. The others may have nothing to stop, and the file goes in any case."""
+        """Stop the service and delete its file, also after an error. Raises OSError when the last command fails."""
         try:
             for command in self.stop[:-1]:
                 with contextlib.suppress(OSError):
@@ -97,10 +105,11 @@ class Plan:
             self.file.unlink(missing_ok=True)
 
     def describe(self, remove: bool) -> str:
-        commands = ["run " + subprocess.list2cmdline(command) for command in (self.stop if remove else self.start)]
+        start, stop = (["run " + subprocess.list2cmdline(command) for command in part] for part in (self.start, self.stop))
         if remove:
-            return "\n".join([*commands, f"remove {self.file}"])
-        return "\n".join([f"write {self.file}", self.content, *commands])
+            return "\n".join([*stop, f"remove {self.file}"])
+        replace = stop if self.file.exists() else []
+        return "\n".join([*replace, f"write {self.file}", self.content, *start])
 
 
 def plan(platform: str, python: Path, home: Path, data_dir: Path, user: str) -> Plan:
@@ -153,6 +162,18 @@ def windows_user() -> str:
     if found is None:
         raise OSError("whoami does not say who you are")
     return found[0]
+
+
+def _run_until(deadline: float, command: tuple[str, ...]) -> None:
+    """Run a command, again and again until `deadline` (time.monotonic) if it fails. Raises OSError."""
+    while True:
+        try:
+            _run(command)
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def _run(command: tuple[str, ...]) -> str:

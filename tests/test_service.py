@@ -144,6 +144,19 @@ def test_installing_writes_and_runs_and_removing_takes_away(tmp_path: Path) -> N
     assert not file.exists() and log.read_text() == "start stop"
 
 
+def test_a_second_installation_replaces_the_first(tmp_path: Path) -> None:
+    """The end of the old one takes a moment, in which launchctl refuses the new one."""
+    file, log = tmp_path / "fireside.plist", tmp_path / "log"
+    note = "import sys, pathlib; p = pathlib.Path(sys.argv[1]); p.open('a').write(sys.argv[2])"
+    refuse = f"{note}; sys.exit(p.read_text() == 'start bootout start ')"
+    start, stop = (sys.executable, "-c", refuse, str(log), "start "), (sys.executable, "-c", note, str(log), "bootout ")
+    service.Plan(file, "first", (start,), (stop,)).install()
+    second = service.Plan(file, "second", (start,), (stop,))
+    assert second.describe(remove=False).index("bootout") < second.describe(remove=False).index("write")
+    second.install()
+    assert file.read_text() == "second" and log.read_text() == "start bootout start start "
+
+
 def test_a_command_that_is_missing_or_fails_says_so(tmp_path: Path) -> None:
     missing = service.Plan(tmp_path / "x", "", (("no-such-command-here",),), ())
     with pytest.raises(OSError, match="no-such-command-here is not there"):
