@@ -152,7 +152,8 @@ def test_a_second_installation_replaces_the_first(tmp_path: Path) -> None:
     start, stop = (sys.executable, "-c", refuse, str(log), "start "), (sys.executable, "-c", note, str(log), "bootout ")
     service.Plan(file, "first", (start,), (stop,)).install()
     second = service.Plan(file, "second", (start,), (stop,))
-    assert second.describe(remove=False).index("bootout") < second.describe(remove=False).index("write")
+    [bootout, write, *_] = second.describe(remove=False).splitlines()
+    assert "bootout" in bootout and write == f"write {file}"
     second.install()
     assert file.read_text() == "second" and log.read_text() == "start bootout start start "
 

@@ -327,12 +327,7 @@ MUTANTS = (
         "data_dir.mkdir(parents=True, exist_ok=True)",
         (DB,),
     ),
-    Mutant(
-        "db.py",
-        "        try:\n            _lock_file(descriptor)\n        except OSError:\n            holder",
-        "        try:\n            pass\n        except OSError:\n            holder",
-        (DB,),
-    ),
+    Mutant("db.py", "        while not _lock_file(descriptor):", "        while False:", (DB,)),
     Mutant("db.py", "os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))", "pass", (DB, RECOVERY)),
     Mutant("db.py", "            check(writer)\n", "", (DB, RECOVERY)),
     Mutant(
