@@ -13,7 +13,7 @@ import time
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import httpx
 
@@ -34,6 +34,40 @@ EVERYWHERE = ("0.0.0.0", "::")  # what listens there listens on all addresses
 PORTS_TRIED = 20  # from the one that is configured on, when that is taken
 START_SECONDS = 30.0  # that an installed service may take to answer, the first time
 SPACE = 200_000_000  # free bytes, below which doctor says so
+Version: TypeAlias = tuple[int, ...]
+# Program, security hole, versions with the fix, effect. From the records at cve.org; the WAL-reset bug from sqlite.org/releaselog/3_51_3.html.
+KNOWN_HOLES: tuple[tuple[str, str, tuple[Version, ...], str], ...] = (
+    (
+        "Python",
+        "CVE-2024-0450",
+        ((3, 11, 8), (3, 12, 2)),
+        "a small zip file can unpack to a huge one. Fireside's limits on imports hold.",
+    ),
+    (
+        "Python",
+        "CVE-2024-7592",
+        ((3, 11, 10), (3, 12, 6)),
+        "a crafted cookie takes seconds to parse. Fireside does not use that parser.",
+    ),
+    (
+        "Python",
+        "CVE-2026-115557",
+        ((3, 11, 18), (3, 12, 16), (3, 13, 18), (3, 14, 10), (3, 15, 2)),
+        "certificates signed with stolen keys are trusted. Update Python if a model server has an https address.",
+    ),
+    (
+        "SQLite",
+        "WAL-reset bug",
+        ((3, 44, 6), (3, 50, 7), (3, 51, 3)),
+        "two programs that write one database can damage it. Open Fireside's database with no other program.",
+    ),
+    (
+        "SQLite",
+        "CVE-2026-11822 and CVE-2026-119373",
+        ((3, 54, 0),),
+        "a crafted database file can run code. Restore and salvage only files that you trust.",
+    ),
+)
 OK, NOTE, BAD = "ok", "note", "BAD"  # what doctor says of what it found
 
 
@@ -294,9 +328,8 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
     for warning in service.warnings(settings.data_dir):
         yield BAD, warning
     yield from _examine_modes(settings.data_dir)
-    bug = ": has the WAL-reset bug, which Fireside's single writer cannot meet; open the file with no other program"
-    affected = sqlite3.sqlite_version_info < (3, 51, 3)
-    yield NOTE if affected else OK, f"SQLite {sqlite3.sqlite_version}" + (bug if affected else "")
+    for program, version in (("Python", sys.version_info[:3]), ("SQLite", sqlite3.sqlite_version_info)):
+        yield from _examine_version(program, version)
     if settings.database.exists():
         try:
             version = db.examine(settings.database)
@@ -315,6 +348,26 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
         yield (OK, found) if entry["online"] else (NOTE, entry["error"])
     for skip in skipped:
         yield NOTE, f"{skip.path} is not offered: {skip.reason}"
+
+
+def _examine_version(program: str, version: Version) -> Iterator[tuple[str, str]]:
+    name = f"{program} {_dotted(version)}"
+    holes = [
+        (hole, fix) for hole in KNOWN_HOLES if hole[0] == program and version < (fix := _first_fix(version, hole[2]))
+    ]
+    if not holes:
+        yield OK, f"{name} has no known security hole that concerns Fireside"
+    for (_, hole, _, effect), fix in holes:
+        yield NOTE, f"{name}: {hole}, fixed in {_dotted(fix)} or by your Linux distribution: {effect}"
+
+
+def _first_fix(version: Version, fixes: tuple[Version, ...]) -> Version:
+    """Return the fix for the version's own branch, such as 3.11, or else the newest."""
+    return next((fix for fix in fixes if fix[:2] == version[:2]), max(fixes))
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))
 
 
 def _examine_backup(data_dir: Path) -> tuple[str, str]:

@@ -272,6 +272,33 @@ def test_doctor_reads_what_a_killed_service_left(tmp_path: Path, upstream: Upstr
     assert status == 0 and "integrity check passed" in said, said
 
 
+@pytest.mark.parametrize(
+    ("program", "version", "holes"),
+    [
+        ("Python", (3, 11, 7), ["CVE-2024-0450", "CVE-2024-7592", "CVE-2026-115557"]),
+        ("Python", (3, 12, 2), ["CVE-2024-7592", "CVE-2026-115557"]),
+        ("Python", (3, 13, 0), ["CVE-2026-115557"]),
+        ("Python", (3, 13, 18), []),
+        ("Python", (3, 16, 0), []),
+        ("SQLite", (3, 40, 1), ["WAL-reset bug", "CVE-2026-11822 and CVE-2026-119373"]),
+        ("SQLite", (3, 44, 6), ["CVE-2026-11822 and CVE-2026-119373"]),
+        ("SQLite", (3, 50, 6), ["WAL-reset bug", "CVE-2026-11822 and CVE-2026-119373"]),
+        ("SQLite", (3, 51, 3), ["CVE-2026-11822 and CVE-2026-119373"]),
+        ("SQLite", (3, 54, 0), []),
+    ],
+)
+def test_doctor_knows_the_security_holes_of_a_version(program: str, version: tuple[int, ...], holes: list[str]) -> None:
+    lines = list(commands._examine_version(program, version))
+    assert [line.split(": ")[1].split(", fixed in ")[0] for mark, line in lines if mark == commands.NOTE] == holes
+    assert len(lines) == max(1, len(holes)), "one line when there is none"
+
+
+def test_doctor_names_the_versions_of_python_and_sqlite(tmp_path: Path) -> None:
+    said = doctor(tmp_path)[1]
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert f" Python {python}" in said and f" SQLite {sqlite3.sqlite_version}" in said
+
+
 def test_doctor_says_why_a_model_is_not_offered(tmp_path: Path) -> None:
     model = tmp_path / "models" / "mlx-community" / "Llama-3.2-1B-4bit"
     model.mkdir(parents=True)
