@@ -100,6 +100,15 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def test_the_checkout_is_tested_and_not_a_folder_named_fireside_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "fireside").mkdir()
+    (tmp_path / "fireside" / "__init__.py").write_text("raise RuntimeError('the wrong folder')", "utf-8")
+    shutil.copytree(ROOT, tmp_path / "checkout", ignore=NOT_SOURCES)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_config.py"]
+    done = subprocess.run(command, cwd=tmp_path / "checkout", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # ---- installed
 
 
