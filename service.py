@@ -105,7 +105,9 @@ class Plan:
             self.file.unlink(missing_ok=True)
 
     def describe(self, remove: bool) -> str:
-        start, stop = (["run " + subprocess.list2cmdline(command) for command in part] for part in (self.start, self.stop))
+        start, stop = (
+            ["run " + subprocess.list2cmdline(command) for command in part] for part in (self.start, self.stop)
+        )
         if remove:
             return "\n".join([*stop, f"remove {self.file}"])
         replace = stop if self.file.exists() else []
