@@ -74,9 +74,9 @@ lock: .venv/dev
 # Of the product alone: an environment without the extras, with the locked versions.
 sbom: .venv/dev
 	mkdir -p dist
-	$(BIN)/uv venv --quiet --clear build/base
-	$(BIN)/uv pip install --quiet --python build/base --constraint requirements/run.txt -r pyproject.toml
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/fireside.cdx.json build/base
+	$(BIN)/uv venv --quiet --clear .venv/base
+	$(BIN)/uv pip install --quiet --python .venv/base --constraint requirements/run.txt -r pyproject.toml
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/fireside.cdx.json .venv/base
 
 audit: sbom
 	$(BIN)/python -m tests.audit requirements/build.txt requirements/dev.txt requirements/model.txt

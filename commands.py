@@ -328,8 +328,8 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
     for warning in service.warnings(settings.data_dir):
         yield BAD, warning
     yield from _examine_modes(settings.data_dir)
-    for program, version in (("Python", sys.version_info[:3]), ("SQLite", sqlite3.sqlite_version_info)):
-        yield from _examine_version(program, version)
+    yield from _examine_version("Python", sys.version_info[:3])
+    yield from _examine_version("SQLite", sqlite3.sqlite_version_info)
     if settings.database.exists():
         try:
             version = db.examine(settings.database)
