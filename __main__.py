@@ -5,13 +5,13 @@ import asyncio
 import contextlib
 import difflib
 import errno
-import json
+import html
 import logging
-import logging.handlers
 import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, accounts, config, db
+from . import __version__, config, db
 from .config import Config
 from .errors import ConfigError
 from .guard import is_loopback
@@ -175,17 +175,18 @@ def serve(options: dict[str, Any]) -> int:
         if running is None:
             raise
         print(f"Fireside runs already, at {running.url}")
-        _open(settings, say_setup(settings, running.url), wait=True)
+        _open(settings, running.url, say_setup(settings, running.url), wait=True)
         return 0
 
 
 def _serve(settings: Config, ports: list[int]) -> int:
     from .commands import address, announced, remember
+    from .logs import open_logs
     from .server import Server, create_app
     from .service import warnings
 
     with _listen(settings, ports) as listener:
-        _log_to_file(settings.data_dir)
+        open_logs(settings.data_dir)
         app = create_app(settings)
         host, port = listener.getsockname()[:2]
         server, local = Server(app, settings), address(host, port)
@@ -291,7 +292,7 @@ def _say(settings: Config, local: str, state: "State") -> None:
         asyncio.get_running_loop().create_task(_say_lan(settings, local, state)).add_done_callback(
             lambda task: task.result()
         )
-    _open(settings, link)
+    _open(settings, url, link)
 
 
 async def _say_lan(settings: Config, local: str, state: "State") -> None:
@@ -310,10 +311,8 @@ async def _say_lan(settings: Config, local: str, state: "State") -> None:
     else:
         print(f"If a firewall is on, allow the port, for example: sudo ufw allow {port}/tcp", flush=True)
     if settings.lan and not state.auth.bootstrap_token:
-        user = await state.database.read(accounts.get_user_named, None)
-        invite = await state.auth.invite(user.id, "user", 24)
-        link = f"{settings.public_url or there}/#invite={invite['invite_code']}"
-        print(f"Invite somebody, once, within a day: {link}", flush=True)
+        link = f"{settings.public_url or there}/#invite={await state.auth.lan_invite()}"
+        print(f"Invite one person (works once, for a day at most): {link}", flush=True)
 
 
 def _lan_address() -> str:
@@ -324,63 +323,49 @@ def _lan_address() -> str:
     return f"{socket.gethostname().split('.')[0]}.local"
 
 
-def _open(settings: Config, link: str, *, wait: bool = False) -> None:
-    """`wait` until the browser has the link: who ends at once would take it along."""
+_REDIRECT = """\
+<!doctype html>
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="0;url={link}">
+<title>Fireside</title>
+<p><a href="{link}">Open Fireside</a></p>
+"""
+
+
+def _open(settings: Config, url: str, link: str | None, *, wait: bool = False) -> None:
+    """Open the page in a browser; `link` is the set-up link, if there is one. `wait` for the browser's command to end."""
+
+    def run() -> None:
+        webbrowser.open(_without_token(settings, url, link))
+
     if settings.open and sys.stdout.isatty():
-        opening = threading.Thread(target=webbrowser.open, args=(link,), daemon=True)
+        opening = threading.Thread(target=run, daemon=True)
         opening.start()
         if wait:
             opening.join()
 
 
-def _log_to_file(data_dir: Path) -> None:
-    """One JSON object a line: no content, no titles, no headers, no query strings, no tokens."""
-    file = data_dir / "fireside.log"
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    handler = logging.handlers.RotatingFileHandler(file, maxBytes=2_000_000, backupCount=2, encoding="utf-8")
-    handler.setFormatter(_JsonLines())
-    console = logging.StreamHandler()
-    console.setLevel(logging.ERROR)
-    console.addFilter(logging.Filter("fireside"))  # what others log is in the file
-    console.addFilter(_Seldom())
-    console.setFormatter(logging.Formatter("fireside: %(message)s"))
-    logging.raiseExceptions = False  # on a full disk each line would else print a traceback to the terminal
-    root = logging.getLogger()
-    root.handlers = [handler, console]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("fireside").setLevel(logging.INFO)
+def _without_token(settings: Config, url: str, link: str | None) -> str:
+    """Return an address for the browser's command line, which all users of the computer can read: a private file that leads
+    to the link or, where the browser could not read that file, `url`, whose page says where to find the link."""
+    from .auth import write_private
+
+    if link is None or _default_browser_is_snap():
+        return url
+    try:
+        write_private(settings.setup_page, _REDIRECT.format(link=html.escape(link)))
+    except OSError:
+        return url
+    return settings.setup_page.as_uri()
 
 
-class _Seldom(logging.Filter):
-    """The same words once a minute at most: while the disk is full they come with every request, and where nobody reads what
-    is printed, a pipe that is full would stop the program.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._printed: dict[str, float] = {}  # when
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        words, now = record.getMessage(), time.monotonic()
-        self._printed = {told: moment for told, moment in self._printed.items() if now - moment < 60}
-        return self._printed.setdefault(words, now) == now
-
-
-class _JsonLines(logging.Formatter):
-    EXTRAS = ("request", "method", "route", "user", "about", "status", "ms", "code", "address")
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": db.now(),
-            "level": record.levelname.lower(),
-            "from": record.name,
-            "event": record.getMessage(),
-        }
-        line |= {name: vars(record)[name] for name in self.EXTRAS if name in vars(record)}
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+def _default_browser_is_snap() -> bool:
+    """Snaps cannot read hidden folders such as ~/.local, where the data directory is."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["xdg-settings", "get", "default-web-browser"]
+        name = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+        return Path("/var/lib/snapd/desktop/applications", name).is_file()
+    return False
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Who may come in: the queries on users, sessions, login links and invites. Run them as queries.py says."""
 
-import sqlite3
 from typing import Any
 
 from msgspec import Struct
@@ -40,15 +39,23 @@ def add_first_user(tx: Tx, username: str, password_hash: str) -> User:
     return _add_user(tx, username, password_hash, "admin")
 
 
+# Cyrillic and Greek small letters, and the Latin ones that they look like. Names are stored in small letters.
+_LOOK_ALIKES = str.maketrans(
+    "авсԁеԍнһіјкӏмпорԛѕтуѵԝхьαβγεηικνορστυχωıɑɡ",
+    "abcdeghhijklmnopqstyvwxbabyenikvopotuxwiag",
+)
+
+
 def _add_user(tx: Tx, username: str, password_hash: str, role: str) -> User:
-    try:
-        user_id = insert(
-            tx,
-            "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, ?, ?, ?)",
-            (username, password_hash, role, now()),
-        )
-    except sqlite3.IntegrityError:
-        raise UsernameExists from None
+    """Raise UsernameExists for a name that is taken or looks like one that is."""
+    looks = username.translate(_LOOK_ALIKES)
+    if any(name.translate(_LOOK_ALIKES) == looks for (name,) in tx.execute("SELECT username FROM users")):
+        raise UsernameExists
+    user_id = insert(
+        tx,
+        "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, ?, ?, ?)",
+        (username, password_hash, role, now()),
+    )
     return get_user(tx, user_id)
 
 
@@ -190,10 +197,13 @@ def delete_stale(tx: Tx, seen_before: str, created_before: str) -> None:
     tx.execute("DELETE FROM login_links WHERE expires_at <= ?", (now(),))
 
 
-def add_login_link(tx: Tx, user_id: int, token_hash: bytes, expires_at: str) -> None:
+def add_login_link(tx: Tx, username: str | None, token_hash: bytes, expires_at: str) -> User:
+    """Add a link for the user that `get_user_named` finds, and return the user."""
+    user = get_user_named(tx, username)
     tx.execute(
-        "INSERT INTO login_links (token_hash, user_id, expires_at) VALUES (?, ?, ?)", (token_hash, user_id, expires_at)
+        "INSERT INTO login_links (token_hash, user_id, expires_at) VALUES (?, ?, ?)", (token_hash, user.id, expires_at)
     )
+    return user
 
 
 def redeem_login_link(tx: Tx, token_hash: bytes) -> tuple[User, str] | None:

@@ -1,7 +1,7 @@
-"""Who is asking: passwords, sessions, CSRF tokens, invites, the first account, and the throttle on guessing.
+"""Authentication: passwords, sessions, CSRF tokens, invites, login links and the first account.
 
 The session cookie carries 32 random bytes, signed with a key that stays in the data directory; the database holds their SHA-256.
-The CSRF token is an HMAC of the same bytes, so there is nothing more to store. Role and status are read anew on each request.
+The CSRF token is an HMAC of the same bytes, so it is not stored. Role and status are read from the database on each request.
 """
 
 import asyncio
@@ -11,18 +11,16 @@ import datetime
 import functools
 import hashlib
 import hmac
-import logging
+import json
 import os
 import re
 import secrets
 import time
 import unicodedata
-from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
 
 import argon2
 import itsdangerous
@@ -30,7 +28,7 @@ import itsdangerous
 from . import accounts
 from .accounts import User
 from .config import Config
-from .db import Database, Tx, ago, timestamp
+from .db import Database, ago, timestamp
 from .errors import (
     AuthRequired,
     BootstrapDisabled,
@@ -38,18 +36,17 @@ from .errors import (
     Invalid,
     InvalidBootstrapToken,
     InvalidCredentials,
-    RateLimited,
+    InvalidInvite,
     StorageUnavailable,
 )
-
-T = TypeVar("T")
-
-log = logging.getLogger("fireside.auth")
+from .logs import TERMINAL, audit
+from .throttle import Queue, Throttle, network
 
 LINK_MINUTES = 10
 INVITE_HOURS = (1, 720)
 PASSWORD_LENGTH = (12, 256)
 SEEN_SECONDS = 60  # how often a session in use is marked as seen
+REFUSAL_SECONDS = 600  # from one line on refused passwords of an account to the next
 
 # OWASP's second recommended set for Argon2id: 46 MiB, one pass, one lane; 76 ms where the library's default takes 297.
 _HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=47104, parallelism=1)
@@ -113,6 +110,12 @@ def clean_username(username: str) -> str:
     return name
 
 
+def check_new_username(name: str) -> None:
+    """Raise Invalid for a name that mixes scripts whose letters look alike. Names that have such a mix already stay valid."""
+    if len({unicodedata.name(c, "").partition(" ")[0] for c in name} & {"LATIN", "GREEK", "CYRILLIC"}) > 1:
+        raise Invalid("username: must not mix Latin, Greek and Cyrillic letters")
+
+
 def _folded(username: str) -> str:
     return unicodedata.normalize("NFKC", username).casefold().strip()
 
@@ -173,109 +176,46 @@ def same(given: str, right: str) -> bool:
 
 
 def private_file(path: Path, make: Callable[[], str]) -> str:
-    """The text of a file that only its owner can read, made on first use, whole or not at all."""
+    """Return the text of a private file. If it is missing or empty, write it first with the text that `make` returns."""
     with contextlib.suppress(FileNotFoundError):
         if text := path.read_text("utf-8"):
             return text
+    text = make()
+    write_private(path, text)
+    return text
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, in one step."""
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
-    text = make()
     with os.fdopen(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    return text
-
-
-class Throttle:
-    """Failures by account and by address. The first five are free; then each costs a wait of 1, 2, 4 ... 30 s, until there has
-    been none for an hour.
-
-    Where an account has signed in from before, only its own failures there count: nobody elsewhere can keep its owner out.
-    """
-
-    FREE, LONGEST, MEMORY, KEYS = 5, 30, 3600, 10_000
-
-    def __init__(self) -> None:
-        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # how many, and when the last was
-        self._under_way: Counter[str] = Counter()
-        self._ended = asyncio.Event()  # an attempt: for those that wait to begin one
-        self._homes: OrderedDict[str, None] = OrderedDict()
-
-    def login_keys(self, name: str, address: str) -> tuple[str, ...]:
-        home = f"{name} at {address}"
-        return (home,) if home in self._homes else (f"account {name}", f"address {address}")
-
-    def remember(self, name: str, address: str) -> None:
-        """This account has signed in from there."""
-        self._homes.pop(f"{name} at {address}", None)
-        self._homes[f"{name} at {address}"] = None
-        if len(self._homes) > self.KEYS:
-            self._homes.popitem(last=False)
-
-    @contextlib.asynccontextmanager
-    async def attempt(self, *keys: str) -> AsyncIterator[None]:
-        """Around an attempt. Only a failure counts; a success forgives the first key altogether. Where those under way would use
-        up what is free if they all failed, the next waits for one of them to end: many at once are refused no earlier, and
-        guess no more, than one after the other. Raises RateLimited."""
-        while True:
-            wait = max(self._wait(key) for key in keys)
-            if wait > 0:
-                raise RateLimited(max(1, round(wait + 0.5)))
-            if all(self._may_begin(key) for key in keys):
-                break
-            await self._ended.wait()
-        self._under_way.update(keys)
-        try:
-            yield
-        except StorageUnavailable:
-            raise  # which nobody has guessed
-        except BaseException:
-            for key in keys:
-                self._failures[key] = (self._count(key) + 1, time.monotonic())
-                self._failures.move_to_end(key)
-            while len(self._failures) > self.KEYS:
-                self._failures.popitem(last=False)
-            raise
-        else:
-            self._failures.pop(keys[0], None)
-        finally:
-            self._under_way -= Counter(keys)
-            self._ended.set()
-            self._ended = asyncio.Event()
-
-    def _count(self, key: str) -> int:
-        count, last = self._failures.get(key, (0, 0.0))
-        return count if time.monotonic() - last < self.MEMORY else 0
-
-    def _wait(self, key: str) -> float:
-        """Seconds until the next may be tried."""
-        beyond = self._count(key) - self.FREE
-        return self._failures[key][1] + min(self.LONGEST, 2 ** (beyond - 1)) - time.monotonic() if beyond > 0 else 0
-
-    def _may_begin(self, key: str) -> bool:
-        under_way = self._under_way[key]
-        return not under_way or self._count(key) + under_way <= self.FREE
 
 
 class Auth:
     def __init__(self, config: Config, database: Database) -> None:
         self.config = config
         self.database = database
-        self.throttle = Throttle()
+        self._known_file = config.data_dir / "known-addresses"
+        self.throttle = Throttle(_read_known(self._known_file))
+        self._refusals: dict[int, tuple[int, float]] = {}  # by user: how many are not in the audit log, and since when
         self.bootstrap_token = ""  # empty once there is a user
         key = private_file(config.data_dir / "session-key", lambda: secrets.token_urlsafe(32))
         self._key = key.encode()
         self._signer = itsdangerous.Signer(key, salt="fireside.session", digest_method=hashlib.sha256)
-        self._hashing = asyncio.Semaphore(2)  # each takes 46 MiB and a core: more at once would stall the streams
+        # Each hash takes 46 MiB and a core, so two run at a time: one for known users and one for strangers.
+        self._known_users, self._strangers = Queue(), Queue()
 
     async def start(self) -> None:
-        """Find or make the bootstrap token while there is no user, and drop what time has ended."""
+        """Read or make the bootstrap token while there is no user, and delete expired sessions."""
         await self.clean_up()
         begun = await self.database.read(accounts.count_users) > 0
         if begun or self.config.bootstrap_token:
-            self._forget_bootstrap()  # of an earlier start: the one in the settings is in force, and in no file
+            self._forget_bootstrap()  # a token from the settings replaces the one of an earlier start
             self.bootstrap_token = "" if begun else self.config.bootstrap_token
         else:
             self.bootstrap_token = private_file(self.config.bootstrap_file, lambda: secrets.token_urlsafe(32))
@@ -286,6 +226,7 @@ class Auth:
     def _forget_bootstrap(self) -> None:
         self.bootstrap_token = ""
         self.config.bootstrap_file.unlink(missing_ok=True)
+        self.config.setup_page.unlink(missing_ok=True)
 
     def _ages(self) -> tuple[str, str]:
         return ago(days=self.config.session_idle_days), ago(days=self.config.session_days)
@@ -318,98 +259,129 @@ class Auth:
         except (itsdangerous.BadSignature, UnicodeError):
             return None
 
-    async def _log_in(self, user: User, verified: str, visitor: Visitor) -> Login:
-        """A session for whoever was let in while `verified` was the password's hash. Raises InvalidCredentials if it no longer is."""
+    async def _log_in(self, user: User, verified: str, visitor: Visitor, by: str) -> Login:
+        """Start a session. `verified`: the password hash that was in force when access was granted; `by`: the way of signing in.
+
+        Raises InvalidCredentials if the hash has changed since."""
         token = secrets.token_urlsafe(32)
         old = self._unsigned(visitor.cookie)
         replaces = digest(old) if old else None
         await self.database.write(
             accounts.add_session, user.id, digest(token), _shown(visitor.client), verified, replaces
         )
-        log.info("login", extra={"user": user.id})
+        audit("signed in", user, visitor.address, by=by)
         return Login(user, self._signer.sign(token).decode(), self._csrf(token))
 
     # ---- ways in
 
     async def login(self, username: str, password: str, visitor: Visitor) -> Login:
-        """Raises InvalidCredentials, in the same time whether the user exists or not, and RateLimited."""
-        name = _folded(username)[:65]  # one more than a name can have: it is nobody's
-        async with self.throttle.attempt(*self.throttle.login_keys(name, visitor.address)):
+        """Sign in with a password. Raises InvalidCredentials, after the same time whether the user exists or not, and RateLimited."""
+        name = _folded(username)[:65]  # a name has at most 64 characters, so a longer one matches no user
+        queue = self._known_users if self.throttle.is_known(name, visitor.address) else self._strangers
+        async with self._attempt(queue, *self.throttle.login_keys(name, visitor.address)):
             found = await self.database.read(accounts.get_password, name)
             right = found is not None and found[0].status == "active"
             stored = found[1] if found is not None else _DUMMY
             right = await self._verify(stored, password) and right
+            if found is not None and not right:
+                self._audit_refusal(found[0], visitor.address)
             if not right or found is None:
-                log.warning("login refused", extra={"address": visitor.address})
                 raise InvalidCredentials
-        self.throttle.remember(name, visitor.address)
+        if self.throttle.remember(name, visitor.address):
+            with contextlib.suppress(OSError):
+                write_private(self._known_file, json.dumps(list(self.throttle.known)))
         if _HASHER.check_needs_rehash(stored):
             anew = await self._hash(password)
             if not await self.database.write(accounts.set_password_hash, found[0].id, stored, anew):
-                # Another login was faster, or the password is another by now.
+                # Another login was faster, or the password has changed.
                 return await self.login(username, password, visitor)
             stored = anew
-        return await self._log_in(found[0], stored, visitor)
+        return await self._log_in(found[0], stored, visitor, "password")
 
     async def bootstrap(self, token: str, username: str, password: str, visitor: Visitor) -> Login:
-        """The first account. Raises BootstrapDisabled, InvalidBootstrapToken."""
+        """Create the first account. Raises BootstrapDisabled, InvalidBootstrapToken."""
         if not self.bootstrap_token:
             raise BootstrapDisabled
-        async with self.throttle.attempt(f"bootstrap {visitor.address}"):
+        with self.throttle.attempt(f"bootstrap {network(visitor.address)}"):
             if not same(token, self.bootstrap_token):
                 raise InvalidBootstrapToken
         name = clean_username(username)
+        check_new_username(name)
         check_password(password, name)
         password_hash = await self._hash(password)
         user = await self.database.write(accounts.add_first_user, name, password_hash)
         self._forget_bootstrap()
-        log.info("first account made", extra={"user": user.id})
-        return await self._log_in(user, password_hash, visitor)
+        return await self._log_in(user, password_hash, visitor, "bootstrap token")
 
     async def register(self, code: str, username: str, password: str, visitor: Visitor) -> Login:
-        """Raises InvalidInvite, UsernameExists."""
-        async with self.throttle.attempt(f"invite {visitor.address}"):
+        """Create an account with an invite. Raises InvalidInvite, UsernameExists.
+
+        A valid code is never throttled by address. Attempts with the same code are, because UsernameExists tells who has an account."""
+        try:
             await self.database.read(accounts.check_invite, digest(code))
+        except InvalidInvite:
+            with self.throttle.attempt(f"invite {network(visitor.address)}"):
+                raise
         name = clean_username(username)
+        check_new_username(name)
         check_password(password, name)
-        password_hash = await self._hash(password)
-        user = await self.database.write(accounts.redeem_invite, digest(code), name, password_hash)
-        log.info("invite redeemed", extra={"user": user.id})
-        return await self._log_in(user, password_hash, visitor)
+        async with self._attempt(self._known_users, f"names for invite {digest(code).hex()}"):
+            password_hash = await asyncio.to_thread(hash_password, password)
+            user = await self.database.write(accounts.redeem_invite, digest(code), name, password_hash)
+        return await self._log_in(user, password_hash, visitor, "invite")
 
     async def redeem_link(self, token: str, visitor: Visitor) -> Login:
-        """Raises InvalidCredentials."""
-        async with self.throttle.attempt(f"link {visitor.address}"):
-            found = await self.database.write(accounts.redeem_login_link, digest(token))
-            if found is None:
+        """Sign in with a login link. A valid one is never throttled. Raises InvalidCredentials."""
+        found = await self.database.write(accounts.redeem_login_link, digest(token))
+        if found is None:
+            with self.throttle.attempt(f"link {network(visitor.address)}"):
                 raise InvalidCredentials("This link is not valid any more. Ask for a new one: fireside login-link")
-        return await self._log_in(*found, visitor)
+        return await self._log_in(*found, visitor, "login link")
 
-    async def invite(self, created_by: int, role: str, hours: int) -> dict[str, object]:
+    async def invite(self, user: User, role: str, hours: int, address: str = TERMINAL) -> dict[str, object]:
+        """Make an invite in the name of `user`."""
         code = secrets.token_urlsafe(32)
         expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=hours))
-        invite_id = await self.database.write(accounts.add_invite, digest(code), role, created_by, expires_at)
-        log.info("invite made", extra={"user": created_by})
+        invite_id = await self.database.write(accounts.add_invite, digest(code), role, user.id, expires_at)
+        audit("invite made", user, address, invite=invite_id, role=role)
         return {"id": invite_id, "invite_code": code, "role": role, "expires_at": expires_at}
 
+    async def lan_invite(self) -> str:
+        """Return the code of the invite that `--lan` prints: that of the last start if it is still open, else a new one."""
+        file = self.config.data_dir / "lan-invite"
+        with contextlib.suppress(OSError, InvalidInvite):
+            code = file.read_text("utf-8")
+            await self.database.read(accounts.check_invite, digest(code))
+            return code
+        user = await self.database.read(accounts.get_user_named, None)
+        code = str((await self.invite(user, "user", 24))["invite_code"])
+        write_private(file, code)
+        return code
+
     async def login_link(self, username: str | None) -> str:
-        """A token that signs a browser in as this user, or as the first administrator, once. Raises NotFound."""
-        return await self.database.write(add_login_link, username)
+        """Return a token that signs a browser in once, as this user or as the first administrator. Raises NotFound."""
+        token = secrets.token_urlsafe(32)
+        expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=LINK_MINUTES))
+        name = clean_username(username) if username is not None else None
+        user = await self.database.write(accounts.add_login_link, name, digest(token), expires_at)
+        audit("login link made", user, TERMINAL)
+        return token
 
     async def reset_password(self, username: str | None, password: str) -> User:
-        """By the owner of the machine, who needs no old one. All sessions end. Raises NotFound, Invalid."""
+        """Set a password without the old one, for the owner at the terminal. All sessions end. Raises NotFound, Invalid."""
         name = clean_username(username) if username is not None else None
         user = await self.database.read(accounts.get_user_named, name)
         check_password(password, user.username)
         await self.database.write(accounts.set_password, user.id, await self._hash(password))
-        log.warning("password reset", extra={"user": user.id})
+        audit("password reset", user, TERMINAL)
         return user
 
     # ---- passwords
 
-    async def change_password(self, identity: Identity, current: str, new: str) -> None:
-        """All other sessions end. Raises InvalidCredentials when the current password is wrong, or becomes so meanwhile."""
-        async with self.throttle.attempt(f"password {identity.user.id}"):
+    async def change_password(self, identity: Identity, current: str, new: str, address: str) -> None:
+        """Set a new password. All other sessions end. Raises InvalidCredentials if the current password is wrong or has changed
+        by the time the new one is stored."""
+        async with self._attempt(self._known_users, f"password {identity.user.id}"):
             found = await self.database.read(accounts.get_password, identity.user.username)
             if found is None or not await self._verify(found[1], current):
                 raise InvalidCredentials("The current password is wrong.")
@@ -418,10 +390,19 @@ class Auth:
         await self.database.write(
             accounts.set_password, identity.user.id, password_hash, identity.session_id, verified=found[1]
         )
-        log.info("password changed", extra={"user": identity.user.id})
+        audit("password changed", identity.user, address)
+
+    @contextlib.asynccontextmanager
+    async def _attempt(self, queue: Queue, *keys: str) -> AsyncIterator[None]:
+        """Wait for a turn to hash a password, as an attempt that the throttle counts. Raises RateLimited."""
+        self.throttle.check(*keys)  # before waiting, so that the queue is free for others
+        async with queue.turn():
+            with self.throttle.attempt(*keys):
+                yield
 
     async def _hash(self, password: str) -> str:
-        return await self._in_thread(hash_password, password)
+        async with self._known_users.turn():
+            return await asyncio.to_thread(hash_password, password)
 
     async def _verify(self, stored: str, password: str) -> bool:
         def verify() -> bool:
@@ -430,23 +411,31 @@ class Auth:
             except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError, UnicodeError):
                 return False
 
-        return await self._in_thread(verify)
+        return await asyncio.to_thread(verify)
 
-    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        async with self._hashing:
-            return await asyncio.to_thread(function, *args)
+    def _audit_refusal(self, user: User, address: str) -> None:
+        """Log the first refusal of an account, then one line per REFUSAL_SECONDS with the number of the others, so that
+        strangers cannot fill the log."""
+        now = time.monotonic()
+        count, since = self._refusals.get(user.id, (0, now - REFUSAL_SECONDS))
+        if now - since < REFUSAL_SECONDS:
+            self._refusals[user.id] = (count + 1, since)
+        else:
+            audit("sign-in refused", user, address, count=count + 1)
+            self._refusals[user.id] = (0, now)
+
+
+def _read_known(file: Path) -> list[str]:
+    """Return the pairs that Throttle.known had at the last start."""
+    with contextlib.suppress(OSError, ValueError):
+        pairs = json.loads(file.read_text("utf-8"))
+        if isinstance(pairs, list):
+            return [str(pair) for pair in pairs]
+    return []
 
 
 def hash_password(password: str) -> str:
     return _HASHER.hash(password)
-
-
-def add_login_link(tx: Tx, username: str | None) -> str:
-    token = secrets.token_urlsafe(32)
-    expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=LINK_MINUTES))
-    name = clean_username(username) if username is not None else None
-    accounts.add_login_link(tx, accounts.get_user_named(tx, name).id, digest(token), expires_at)
-    return token
 
 
 def _shown(client: str) -> str:

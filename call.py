@@ -76,9 +76,12 @@ class Call:
 
     @property
     def visitor(self) -> Visitor:
-        request = self.request
-        address = request.client.host if request.client else ""
-        return Visitor(request.headers.get("user-agent", ""), address, self.cookie)
+        return Visitor(self.request.headers.get("user-agent", ""), self.address, self.cookie)
+
+    @property
+    def address(self) -> str:
+        """The client's address, "" for a connection that has none."""
+        return self.request.client.host if self.request.client else ""
 
     @property
     def cookie(self) -> str | None:

@@ -24,6 +24,7 @@ from .config import Config
 from .db import Database, DatabaseUnusable
 from .errors import FiresideError, NotFound
 from .gguf import Skipped
+from .logs import AUDIT_FILE, TERMINAL, audit, open_audit_log
 from .providers import Providers
 
 T = TypeVar("T")
@@ -178,12 +179,12 @@ def setup_link(settings: Config, url: str) -> str | None:
     return None
 
 
-def say_setup(settings: Config, url: str) -> str:
-    """Say so, and return what to open."""
+def say_setup(settings: Config, url: str) -> str | None:
+    """Print and return the set-up link, if there is one."""
     link = setup_link(settings, url)
     if link:
         print(f"Create the first account at {link}", flush=True)
-    return link or url
+    return link
 
 
 def _require_database(settings: Config) -> None:
@@ -204,6 +205,7 @@ def _with_database(settings: Config, work: Callable[[Database], Awaitable[T]]) -
             await database.close()
 
     with db.lock(settings.data_dir):
+        open_audit_log(settings.data_dir)
         return asyncio.run(run())
 
 
@@ -325,6 +327,7 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
     running = find_service(settings)
     yield OK, f"Fireside {__version__}, " + (f"running at {running.url}" if running else "not running")
     yield OK, f"data directory {settings.data_dir}"
+    yield OK, f"sign-ins, invites, exports and changes of accounts are logged in {settings.data_dir / AUDIT_FILE}"
     for warning in service.warnings(settings.data_dir):
         yield BAD, warning
     yield from _examine_modes(settings.data_dir)
@@ -432,6 +435,7 @@ def import_(options: dict[str, Any]) -> int:
 
         async def work(database: Database) -> dict[str, Any]:
             user = await database.read(accounts.get_user_named, options["user"])
+            audit("import", user, TERMINAL)
             steps = [_show_step(json.loads(line)) async for line in transfer.steps(database, user.id, paths)]
             return steps[-1]
 
@@ -475,6 +479,7 @@ def export(options: dict[str, Any]) -> int:
 
                 async def work(database: Database) -> None:
                     user = await database.read(accounts.get_user_named, options["user"])
+                    audit("export of all conversations", user, TERMINAL)
                     chunks: AsyncIterator[bytes] = transfer.export_zip(database, user.id)
                     async for chunk in chunks:
                         out.write(chunk)

@@ -181,6 +181,11 @@ class Config:
         """Holds the token that was made at a start, until there is an account."""
         return self.data_dir / "bootstrap-token"
 
+    @property
+    def setup_page(self) -> Path:
+        """Leads a browser to the set-up link, until there is an account."""
+        return self.data_dir / "setup.html"
+
 
 def default_data_dir() -> Path:
     return Path(platformdirs.user_data_dir("fireside", appauthor=False))

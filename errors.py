@@ -127,7 +127,7 @@ class Conflict(FiresideError):
 
 class UsernameExists(Conflict):
     code = "USERNAME_EXISTS"
-    message = "Somebody has this user name already."
+    message = "This user name is taken, or looks like one that is. Choose another."
 
 
 class GenerationActive(Conflict):

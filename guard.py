@@ -12,7 +12,6 @@ import logging
 import secrets
 import socket
 import time
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .config import Config
 from .errors import FiresideError, HostNotAllowed, Invalid, OriginNotAllowed, Stopping
+from .throttle import network
 
 log = logging.getLogger("fireside.access")
 
@@ -56,6 +56,7 @@ def error_answer(error: FiresideError, request_id: str) -> tuple[int, dict[str, 
 class Guard:
     def __init__(self, app: ASGIApp, config: Config) -> None:
         self.app = app
+        self.log = RequestLog()
         self.origins = frozenset(config.allowed_origins)
         public = urlsplit(config.public_url)
         self.own_origins = frozenset({f"{public.scheme}://{public.netloc}"} if config.public_url else ())
@@ -109,7 +110,7 @@ class Guard:
             if not status:
                 await _send(send_guarded, *error_answer(FiresideError(), request_id))
         finally:
-            _record(scope, request_id, status, started)
+            self.log.add(scope, request_id, status, started)
 
     def _check_host(self, headers: list[tuple[bytes, bytes]]) -> None:
         hosts = [value for name, value in headers if name == b"host"]
@@ -275,17 +276,42 @@ async def _send(send: Send, status: int, headers: dict[str, str], body: bytes) -
     await send({"type": "http.response.body", "body": body})
 
 
-def _record(scope: Scope, request_id: str, status: int, started: float) -> None:
-    """One line a request: the route's template, never the path, the query, a header or a body. What was refused, to whom."""
-    route: Any = scope.get("route")
-    line = {
-        "request": request_id,
-        "method": scope["method"],
-        "route": getattr(route, "path", "-"),
-        "user": scope["state"].get("user_id"),
-        "status": status,
-        "ms": round((time.perf_counter() - started) * 1000, 1),
-    }
-    if code := scope["state"].get("code"):
-        line |= {"code": code, "address": (scope.get("client") or ("-",))[0]}
-    log.info("request", extra=line)
+class RequestLog:
+    """One line per request of a user. Requests without a user are counted by address and error code, so that strangers cannot
+    rotate the log: in each interval the first of a kind is logged, and of the others only their number."""
+
+    INTERVAL_SECONDS, KINDS = 60.0, 20
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], int] = {}
+        self._interval_ends = 0.0
+
+    def add(self, scope: Scope, request_id: str, status: int, started: float) -> None:
+        """Log the route's template, never the path, the query, a header or a body; of a refusal also the code and the address."""
+        state, address = scope["state"], (scope.get("client") or ("-",))[0]
+        user, code = state.get("user_id"), state.get("code", "")
+        if user is None and self._has_line(address, code):
+            return
+        line = {
+            "request": request_id,
+            "method": scope["method"],
+            "route": getattr(scope.get("route"), "path", "-"),
+            "user": user,
+            "status": status,
+            "ms": round((time.perf_counter() - started) * 1000, 1),
+        }
+        log.info("request", extra=line | ({"code": code, "address": address} if code else {}))
+
+    def _has_line(self, address: str, code: str) -> bool:
+        """Count a request without a user. Return whether its kind has a line in this interval already."""
+        now = time.monotonic()
+        if now >= self._interval_ends:
+            for (place, told), count in self._counts.items():
+                if count > 1:
+                    log.info("more requests", extra={"address": place, "code": told, "count": count - 1})
+            self._counts, self._interval_ends = {}, now + self.INTERVAL_SECONDS
+        kind = (network(address), code)
+        if kind not in self._counts and len(self._counts) >= self.KINDS:
+            kind = ("any", "any")
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        return self._counts[kind] > 1

@@ -6,7 +6,6 @@ It parses nothing that a body's type can say, and holds no SQL: the functions it
 import asyncio
 import gzip
 import hashlib
-import logging
 import shutil
 import sqlite3
 import tempfile
@@ -27,13 +26,12 @@ from .auth import Login
 from .call import Call, State, answer, cookie_name, pieces, read_query, while_connected
 from .errors import Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from .guard import PAGE_POLICY
+from .logs import TERMINAL, audit
 from .search import find
 from .transcript import image_type
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-log = logging.getLogger("fireside.handlers")
 
 IMPORT_BYTES = 1024**3
 SEARCH_SECONDS = 2.0
@@ -45,6 +43,7 @@ UPLOADS = "import-"  # the folder in the data directory that an upload is kept i
 
 def _logged_in(call: Call, login: Login) -> Response:
     user = login.user
+    call.request.scope["state"]["user_id"] = user.id  # for the log
     body = {"user": {"id": user.id, "username": user.username, "role": user.role}, "csrf_token": login.csrf_token}
     response = answer(body)
     secure = call.request.scope["scheme"] == "https"
@@ -93,7 +92,7 @@ async def register(call: Call) -> Response:
 
 async def change_password(call: Call) -> Any:
     body: bodies.PasswordChange = call.body
-    await call.state.auth.change_password(call.identity, body.current_password, body.new_password)
+    await call.state.auth.change_password(call.identity, body.current_password, body.new_password, call.address)
     return {"message": "Password changed"}
 
 
@@ -129,14 +128,14 @@ async def list_users(call: Call) -> Any:
 async def change_user(call: Call) -> Any:
     body: bodies.UserChange = call.body
     user = await call.state.database.write(accounts.set_user, call.path_id("user_id"), body.role, body.status)
-    log.info("user is now %s, %s", user.role, user.status, extra={"user": call.user_id, "about": user.id})
+    audit("user changed", call.identity.user, call.address, about=user.username, role=user.role, status=user.status)
     await _stop_without_sessions(call.state, user.id)
     return user
 
 
 async def create_invite(call: Call) -> Any:
     body: bodies.InviteRequest = call.body
-    return await call.state.auth.invite(call.user_id, body.role, body.expires_in_hours)
+    return await call.state.auth.invite(call.identity.user, body.role, body.expires_in_hours, call.address)
 
 
 async def list_invites(call: Call) -> Any:
@@ -144,7 +143,9 @@ async def list_invites(call: Call) -> Any:
 
 
 async def revoke_invite(call: Call) -> Any:
-    await call.state.database.write(accounts.revoke_invite, call.path_id("invite_id"))
+    invite_id = call.path_id("invite_id")
+    await call.state.database.write(accounts.revoke_invite, invite_id)
+    audit("invite revoked", call.identity.user, call.address, invite=invite_id)
     return {"message": "Invite revoked"}
 
 
@@ -226,6 +227,8 @@ async def delete_conversation(call: Call) -> Any:
     query: bodies.DeleteQuery = call.query
     delete = queries.purge_conversation if query.purge else queries.delete_conversation
     await call.state.database.write(delete, call.user_id, conversation_id)
+    if query.purge:
+        audit("conversations purged", call.identity.user, call.address, count=1)
     await call.state.hub.cancel_all(call.user_id, conversation_id)  # after it: in between, nothing new can begin
     return {"message": "Conversation deleted"}
 
@@ -392,6 +395,7 @@ async def import_upload(call: Call) -> Any:
             with file.open("wb") as upload:
                 async for piece in pieces(call.request, IMPORT_BYTES):
                     await asyncio.to_thread(upload.write, piece)
+            audit("import", call.identity.user, call.address)
             return await transfer.import_files(call.state.database, call.user_id, [file])
     except OSError as error:
         raise StorageUnavailable(f"The upload could not be kept: {error.strerror}.") from error
@@ -404,6 +408,7 @@ def forget_uploads(data_dir: Path) -> None:
 
 
 async def export_all(call: Call) -> Response:
+    audit("export of all conversations", call.identity.user, call.address)
     return _zip(transfer.export_zip(call.state.database, call.user_id))
 
 
@@ -417,6 +422,7 @@ async def export_one(call: Call) -> Response:
     name, body = await transfer.export_conversation(
         call.state.database, call.user_id, call.path_id("conversation_id"), query.format
     )
+    audit("export of one conversation", call.identity.user, call.address)
     kind = "text/markdown; charset=utf-8" if query.format == "markdown" else "application/json"
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}", "Content-Type": kind}
     return Response(body, headers=headers)
@@ -431,7 +437,7 @@ async def control_link(call: Call) -> Any:
 
 async def control_invite(call: Call) -> Any:
     user = await call.state.database.read(accounts.get_user_named, None)
-    return await call.state.auth.invite(user.id, "user", 24)
+    return await call.state.auth.invite(user, "user", 24)
 
 
 async def control_password(call: Call) -> Any:
@@ -457,11 +463,13 @@ async def control_import(call: Call) -> Response:
     database = call.state.database
     user = await database.read(accounts.get_user_named, call.body.username)
     paths = [Path(path) for path in call.body.paths]
+    audit("import", user, TERMINAL)
     return StreamingResponse(transfer.steps(database, user.id, paths), media_type="application/x-ndjson")
 
 
 async def control_export(call: Call) -> Response:
     user = await call.state.database.read(accounts.get_user_named, call.body.username)
+    audit("export of all conversations", user, TERMINAL)
     return _zip(transfer.export_zip(call.state.database, user.id))
 
 

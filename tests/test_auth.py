@@ -12,14 +12,16 @@ import argon2
 import httpx
 import pytest
 from fireside import accounts, auth
-from fireside.auth import Throttle, Visitor, check_password, clean_username
+from fireside.auth import Visitor, check_password, clean_username
 from fireside.call import ADMIN, OWNER, PUBLIC
 from fireside.db import ago
 from fireside.errors import FiresideError, Invalid, InvalidCredentials, RateLimited, StorageUnavailable
 from fireside.server import ROUTES
+from fireside.throttle import QUEUE_LENGTH, Throttle
 from hypothesis import given
 from hypothesis import strategies as st
 
+from .conftest import Clock
 from .live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, code, good, until
 from .test_faults import held
 from .upstream import Gate, Upstream, pause
@@ -110,23 +112,10 @@ def test_no_password_is_an_error_of_ours(password: str, name: str) -> None:
 # ---- the throttle
 
 
-class Clock:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.late = 0.0
-        real = time.monotonic
-        monkeypatch.setattr(time, "monotonic", lambda: real() + self.late)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-async def fail(throttle: Throttle, *keys: str) -> int:
-    """A failed attempt; 0, or how long it says to wait."""
+def fail(throttle: Throttle, *keys: str) -> int:
+    """Make a failed attempt. Return 0, or the seconds to wait if it is refused."""
     try:
-        async with throttle.attempt(*keys):
-            await asyncio.sleep(0)  # others may come meanwhile
+        with throttle.attempt(*keys):
             raise KeyError
     except KeyError:
         return 0
@@ -134,44 +123,44 @@ async def fail(throttle: Throttle, *keys: str) -> int:
         return refused.seconds
 
 
-async def failures(throttle: Throttle, count: int, *keys: str) -> list[int]:
-    return [await fail(throttle, *keys) for _ in range(count)]
+def failures(throttle: Throttle, count: int, *keys: str) -> list[int]:
+    return [fail(throttle, *keys) for _ in range(count)]
 
 
-async def test_five_failures_are_free_and_then_each_costs_twice_as_much(clock: Clock) -> None:
+def test_five_failures_are_free_and_then_each_costs_twice_as_much(clock: Clock) -> None:
     throttle = Throttle()
-    assert await failures(throttle, 6, "account") == [0] * 6
+    assert failures(throttle, 6, "account") == [0] * 6
     waits = []
     for _ in range(8):
-        wait = await fail(throttle, "account")
+        wait = fail(throttle, "account")
         assert wait > 0
         clock.late += wait - 1.5 if wait > 2 else 0
-        assert await fail(throttle, "account") > 0, "not yet"
+        assert fail(throttle, "account") > 0, "not yet"
         clock.late += 2.5
         waits.append(wait)
-        assert await fail(throttle, "account") == 0
+        assert fail(throttle, "account") == 0
     assert [round(wait) for wait in waits] == pytest.approx([1, 2, 4, 8, 16, 30, 30, 30], abs=1)
 
 
-async def test_a_success_never_counts_and_forgives() -> None:
+def test_a_success_never_counts_and_forgives() -> None:
     throttle = Throttle()
     for _ in range(50):
-        async with throttle.attempt("account", "address"):
+        with throttle.attempt("account", "address"):
             pass
-    await failures(throttle, 5, "account")
-    async with throttle.attempt("account"):
+    failures(throttle, 5, "account")
+    with throttle.attempt("account"):
         pass
-    assert await failures(throttle, 6, "account") == [0] * 6
+    assert failures(throttle, 6, "account") == [0] * 6
 
 
-async def test_failures_are_forgotten_an_hour_after_the_last(clock: Clock) -> None:
+def test_failures_are_forgotten_an_hour_after_the_last(clock: Clock) -> None:
     throttle = Throttle()
     for _ in range(4):
-        assert await failures(throttle, 5, "account") == [0] * 5
-        clock.late += throttle.MEMORY
-    assert await failures(throttle, 5, "account") == [0] * 5
-    clock.late += throttle.MEMORY - 60
-    assert await fail(throttle, "account") == 0 < await fail(throttle, "account")
+        assert failures(throttle, 5, "account") == [0] * 5
+        clock.late += throttle.MEMORY_SECONDS
+    assert failures(throttle, 5, "account") == [0] * 5
+    clock.late += throttle.MEMORY_SECONDS - 60
+    assert fail(throttle, "account") == 0 < fail(throttle, "account")
 
 
 async def test_guesses_at_once_are_no_more_than_one_after_the_other(running: Running, ann: Person) -> None:
@@ -185,44 +174,72 @@ async def test_who_is_right_is_let_in_however_many_come_at_once(running: Running
     assert await together(20, lambda _: running.anybody().post("/auth/login", json=body)) == [(200, "")] * 20
 
 
-async def test_when_a_wait_is_over_one_is_tried_and_the_others_only_if_it_was_right(clock: Clock) -> None:
+@pytest.mark.costly
+async def test_a_known_address_is_not_delayed_by_a_thousand_strangers(running: Running, ann: Person) -> None:
+    log_in, home = running.state.auth.login, Visitor("", "192.0.2.1", None)
+    await log_in("ann", PASSWORD, home)
+
+    async def guess(number: int) -> None:
+        await log_in(f"user{number}", WRONG["password"], Visitor("", f"10.0.{number // 250}.{number % 250}", None))
+
+    strangers = [asyncio.create_task(guess(number)) for number in range(1000)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    waiting = [task for task in strangers if not task.done()]
+    assert len(waiting) <= QUEUE_LENGTH + 1, "the others were refused at once"
+    assert all(isinstance(task.exception(), RateLimited) for task in strangers if task.done())
+    await log_in("ann", PASSWORD, home)
+    assert sum(task.done() for task in waiting) <= 10, "their hashes took their turns beside Ann's, not before it"
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*strangers, return_exceptions=True)
+
+
+async def test_addresses_stay_known_after_a_restart(tmp_path: Path) -> None:
+    settings = {"trusted_proxies": "127.0.0.1"}
+    home, elsewhere = {"X-Forwarded-For": "127.0.0.3"}, {"X-Forwarded-For": "127.0.0.4"}
+    right = {"username": "ann", "password": PASSWORD}
+    async with Running(tmp_path, **settings) as running:
+        await running.first()
+        good(await running.anybody().post("/auth/login", json=right, headers=home))
+    async with Running(tmp_path, **settings) as running:
+        stranger = running.anybody()
+        while (await stranger.post("/auth/login", json=right | WRONG, headers=elsewhere)).status_code != 429:
+            pass
+        good(await running.anybody().post("/auth/login", json=right, headers=home))
+    (tmp_path / "known-addresses").write_text("[1, ", "utf-8")
+    async with Running(tmp_path, **settings) as running:
+        good(await running.anybody().post("/auth/login", json=right, headers=home))
+
+
+async def test_a_valid_link_works_however_many_guesses_came_before(running: Running, ann: Person) -> None:
+    while (await running.anybody().post("/auth/link", json={"token": "x"})).status_code != 429:
+        pass
+    token = await running.state.auth.login_link("ann")
+    good(await running.anybody().post("/auth/link", json={"token": token}))
+
+
+def test_one_account_and_one_address_do_not_hinder_others() -> None:
     throttle = Throttle()
-
-    async def succeed() -> int:
-        async with throttle.attempt("account"):
-            await asyncio.sleep(0)
-        return 0
-
-    for first, tried in ((fail(throttle, "account"), 1), (succeed(), 7)):
-        await failures(throttle, 6, "account")
-        clock.late += throttle.LONGEST
-        waits = await asyncio.gather(first, *(fail(throttle, "account") for _ in range(20)))
-        assert waits[0] == 0 and waits.count(0) == tried
-    assert not throttle._under_way
+    failures(throttle, 6, "account a", "address x")
+    assert fail(throttle, "account a", "address y") > 0
+    assert fail(throttle, "account b", "address x") > 0
+    assert fail(throttle, "account b", "address y") == 0
 
 
-async def test_one_account_and_one_address_do_not_hinder_others() -> None:
-    throttle = Throttle()
-    await failures(throttle, 6, "account a", "address x")
-    assert await fail(throttle, "account a", "address y") > 0
-    assert await fail(throttle, "account b", "address x") > 0
-    assert await fail(throttle, "account b", "address y") == 0
-
-
-async def test_the_throttle_does_not_grow_without_end() -> None:
+def test_the_throttle_does_not_grow_without_end() -> None:
     throttle = Throttle()
     for number in range(Throttle.KEYS + 500):
-        await fail(throttle, f"account {number}")
+        fail(throttle, f"account {number}")
     assert len(throttle._failures) == Throttle.KEYS
 
 
-async def test_what_the_disk_does_not_take_is_no_guess() -> None:
+def test_what_the_disk_does_not_take_is_no_guess() -> None:
     throttle = Throttle()
     for _ in range(Throttle.FREE + 5):
-        with pytest.raises(StorageUnavailable):
-            async with throttle.attempt("account"):
-                raise StorageUnavailable
-    async with throttle.attempt("account"):
+        with pytest.raises(StorageUnavailable), throttle.attempt("account"):
+            raise StorageUnavailable
+    with throttle.attempt("account"):
         pass
 
 
@@ -669,6 +686,35 @@ async def test_an_invite_is_shown_once_and_works_once(running: Running, ann: Per
     again = body | {"username": "second"}
     assert code(await running.anybody().post("/auth/register", json=again)) == (400, "INVALID_INVITE")
     assert good(await ann.get("/admin/invites"))["invites"][0]["used_by"] == "carla"
+
+
+async def test_one_invite_tells_few_names(running: Running, ann: Person) -> None:
+    invite = good(await ann.post("/admin/invites", json={}))["invite_code"]
+    body = {"username": "ann", "password": PASSWORD, "invite_code": invite}
+    answers = await together(20, lambda _: running.anybody().post("/auth/register", json=body))
+    assert answers.count((409, "USERNAME_EXISTS")) == 6 and answers.count((429, "RATE_LIMITED")) == 14
+
+
+@pytest.mark.parametrize(
+    ("taken", "name", "error"),
+    [
+        ("ann", "аnn", (400, "VALIDATION_ERROR")),  # noqa: RUF001 (the first letter is Cyrillic)
+        ("ann", "anη", (400, "VALIDATION_ERROR")),
+        ("cop", "сор", (409, "USERNAME_EXISTS")),  # noqa: RUF001 (Cyrillic)
+        ("сор", "cop", (409, "USERNAME_EXISTS")),  # noqa: RUF001
+        ("vov", "νον", (409, "USERNAME_EXISTS")),  # noqa: RUF001 (Greek)
+        ("сор", "νον", (200, "")),  # noqa: RUF001
+        ("ann", "анна", (200, "")),
+        ("ann", "李lei", (200, "")),
+    ],
+)
+async def test_a_new_name_does_not_look_like_another(
+    running: Running, taken: str, name: str, error: tuple[int, str]
+) -> None:
+    admin = await running.first(taken)
+    invite = good(await admin.post("/admin/invites", json={}))["invite_code"]
+    body = {"username": name, "password": PASSWORD, "invite_code": invite}
+    assert await together(1, lambda _: running.anybody().post("/auth/register", json=body)) == [error]
 
 
 async def test_an_invite_that_was_revoked_or_expired_gives_nothing(running: Running, ann: Person) -> None:

@@ -12,9 +12,9 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {"errors", "llama", "render", "sandbox", "search", "service", "slots", "transcript", "transport"}
     ),  # import none of ours
-    frozenset({"config", "lmstudio"}),
+    frozenset({"config", "lmstudio", "throttle"}),
     frozenset({"db", "gguf", "guard", "renderer", "wire"}),
-    frozenset({"accounts", "engine", "queries"}),
+    frozenset({"accounts", "engine", "logs", "queries"}),
     frozenset({"archive", "auth", "eventlog", "formats", "prompt", "providers"}),
     frozenset({"bodies", "generation", "source"}),
     frozenset({"chat", "salvage", "transfer"}),

@@ -27,9 +27,13 @@ async def test_lan_says_where_it_is_what_it_means_and_lets_one_person_in(
         assert "only who has an account gets further" in said and "not encrypted" in said and "allow" in said
         found = re.search(r"/#invite=([\w-]+)$", said.strip())
         assert found is not None
+        await command._say_lan(settings, running.url, running.state)
+        assert found[0] in capsys.readouterr().out, "the invite is still open, so it is printed again"
         body = {"invite_code": found[1], "username": "bob", "password": PASSWORD}
         assert good(await running.anybody().post("/auth/register", json=body))["user"]["role"] == "user"
         assert (await running.anybody().post("/auth/register", json=body)).status_code == 400
+        await command._say_lan(settings, running.url, running.state)
+        assert "#invite=" in (again := capsys.readouterr().out) and found[1] not in again
 
 
 def test_behind_a_proxy_it_says_where_it_listens_and_invites_to_the_proxy(tmp_path: Path) -> None:
@@ -38,13 +42,13 @@ def test_behind_a_proxy_it_says_where_it_listens_and_invites_to_the_proxy(tmp_pa
     public = "https://chat.example.org"
     # 127.1 is loopback to the system, and to Fireside a name, which may be any computer's.
     arguments = ("--lan", "--host", "127.1", "--port", "0")
-    with serving(tmp_path, *arguments, public_url=public, until="Invite somebody") as service:
+    with serving(tmp_path, *arguments, public_url=public, until="#invite=") as service:
         listens = json.loads((tmp_path / "service.json").read_text("utf-8"))["url"]
     assert service.said[0] == f"Fireside is at {public}"
     assert f"On this network it is at {listens}" in service.said
     if sys.platform == "linux":
         assert any(line.endswith(f"sudo ufw allow {listens.rpartition(':')[2]}/tcp") for line in service.said)
-    assert service.said[-1].startswith(f"Invite somebody, once, within a day: {public}/#invite=")
+    assert service.said[-1].startswith(f"Invite one person (works once, for a day at most): {public}/#invite=")
 
 
 async def test_before_the_first_account_there_is_nobody_to_invite_anybody(

@@ -14,11 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import fireside
 import httpx
 import pytest
-from fireside import db
+from fireside import __main__ as command
+from fireside import config, db
 
 from .live import BOOTSTRAP_TOKEN, PASSWORD, PATIENCE, parse_event
 from .processes import environment, run, start
@@ -203,7 +206,7 @@ def test_the_log_has_a_line_a_request_and_nothing_of_its_content(tmp_path: Path)
         ("GET", "/search", 200),
         ("GET", "-", 404),
     ]
-    assert all(line["user"] == made["id"] or line["user"] is None for line in requests[1:])
+    assert [line["user"] for line in requests] == [1, 1, 1, 1, None]
     for secret in ("canary", cookie, ann.headers["X-CSRF-Token"], PASSWORD):
         assert secret is not None and secret not in "\n".join(lines)
 
@@ -226,6 +229,7 @@ def test_all_that_lies_in_the_data_directory_is_private_and_documented(tmp_path:
                 "service.json",
                 "port",
                 "fireside.log",
+                "audit.log",
             } <= names
             modes = {file.name: oct(file.stat().st_mode & 0o777) for file in files if file.is_file()}
             assert set(modes.values()) == {"0o600"}, modes
@@ -326,20 +330,91 @@ def test_before_the_first_account_there_is_a_way_in_at_any_terminal(tmp_path: Pa
 
 
 @posix
-def test_a_second_one_opens_the_first_in_the_browser(tmp_path: Path) -> None:
-    browser, opened = tmp_path / "browser", tmp_path / "opened"
-    browser.write_text(f'#!/bin/sh\necho "$1" > "{opened}"\n', "utf-8")
+def test_the_browser_is_led_to_the_setup_link_by_a_private_file(tmp_path: Path) -> None:
+    """The command line of the browser, which every user of the computer can read, has no token."""
+    data, browser, opened = tmp_path / "my data", tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$*" > "{opened}"\n', "utf-8")
     browser.chmod(0o755)
-    with serving(tmp_path / "data", bootstrap_token="", until="#setup=") as service:
+    with serving(data, bootstrap_token="", until="#setup=") as service:
         ours, terminal = os.openpty()
         try:
             environ = environment() | {"BROWSER": str(browser)}
-            second = start("--data-dir", str(tmp_path / "data"), environ=environ, stdout=terminal)
+            second = start("--data-dir", str(data), environ=environ, stdout=terminal)
             second.communicate(timeout=PATIENCE)
         finally:
             os.close(ours)
             os.close(terminal)
-        assert opened.read_text("utf-8").strip() == service.said[1].rpartition(" ")[2]
+        link = service.said[1].rpartition(" ")[2]
+        token = link.partition("=")[2]
+        argument = opened.read_text("utf-8").strip()
+        assert token not in argument
+        file = Path(url2pathname(urlsplit(argument).path))
+        assert file == data / "setup.html" and file.stat().st_mode & 0o777 == 0o600
+        page = file.read_text("utf-8")
+        assert f'content="0;url={link}"' in page and "<script" not in page
+        body = {"username": "ann", "password": PASSWORD, "token": token}
+        assert httpx.post(f"{service.url}/admin/bootstrap", json=body, trust_env=False).status_code == 200
+        assert not file.exists()
+
+
+@pytest.mark.parametrize("obstacle", ["snap", "unwritable"])
+def test_the_bare_address_is_opened_where_the_browser_cannot_read_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    if obstacle == "snap":
+        monkeypatch.setattr(command, "_default_browser_is_snap", lambda: True)
+    settings = config.load({"data_dir": str(tmp_path if obstacle == "snap" else tmp_path / "missing")}, {})
+    assert (
+        command._without_token(settings, "http://127.0.0.1:8000", "http://127.0.0.1:8000/#setup=x")
+        == "http://127.0.0.1:8000"
+    )
+
+
+def test_the_audit_log_tells_who_did_what_from_where(tmp_path: Path) -> None:
+    data = ("--data-dir", str(tmp_path))
+    with serving(tmp_path) as service, service.first() as ann:
+        for _ in range(4):
+            ann.post("/auth/login", json={"username": "ann", "password": "canary of a password"})
+            ann.post("/auth/login", json={"username": "canary-name", "password": "canary of a password"})
+        invites = [ann.post("/admin/invites").json() for _ in range(2)]
+        ann.post(f"/admin/invites/{invites[0]['id']}/revoke")
+        bob = {"username": "bob", "password": PASSWORD, "invite_code": invites[1]["invite_code"]}
+        httpx.post(f"{service.url}/auth/register", json=bob, trust_env=False).raise_for_status()
+        ann.patch("/admin/users/2", json={"role": "admin"})
+        ann.post("/import", json=[])
+        ann.get("/export")
+        made = ann.post("/conversations", json={"title": "canary-title"}).json()["id"]
+        ann.get(f"/conversations/{made}/export")
+        ann.delete(f"/conversations/{made}?purge=true")
+        ann.post("/auth/password", json={"current_password": PASSWORD, "new_password": "another long phrase"})
+        link = run("login-link", *data).stdout.strip()
+        ann.post("/auth/link", json={"token": link.rpartition("=")[2]})
+        run("export", str(tmp_path / "out.zip"), *data)
+        told = run("doctor", *data).stdout
+    assert run("login-link", *data, "--user", "bob").returncode == 0, "also while the service is stopped"
+    text = (tmp_path / "audit.log").read_text("utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["event"], line["account"], line["address"]) for line in lines] == [
+        ("signed in", "ann", "127.0.0.1"),
+        ("sign-in refused", "ann", "127.0.0.1"),
+        ("invite made", "ann", "127.0.0.1"),
+        ("invite made", "ann", "127.0.0.1"),
+        ("invite revoked", "ann", "127.0.0.1"),
+        ("signed in", "bob", "127.0.0.1"),
+        ("user changed", "ann", "127.0.0.1"),
+        ("import", "ann", "127.0.0.1"),
+        ("export of all conversations", "ann", "127.0.0.1"),
+        ("export of one conversation", "ann", "127.0.0.1"),
+        ("conversations purged", "ann", "127.0.0.1"),
+        ("password changed", "ann", "127.0.0.1"),
+        ("login link made", "ann", "terminal"),
+        ("signed in", "ann", "127.0.0.1"),
+        ("export of all conversations", "ann", "terminal"),
+        ("login link made", "bob", "terminal"),
+    ]
+    assert [line["by"] for line in lines if line["event"] == "signed in"] == ["bootstrap token", "invite", "login link"]
+    assert "canary" not in text and link.rpartition("=")[2] not in text and PASSWORD not in text
+    assert str(tmp_path / "audit.log") in told
 
 
 def test_a_second_one_names_the_first_when_that_does_not_answer(tmp_path: Path) -> None:

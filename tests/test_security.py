@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 from fireside import call, guard, server
-from fireside.auth import Throttle, check_password, private_file
+from fireside.auth import check_password, private_file
 from fireside.errors import Invalid, RateLimited
+from fireside.guard import RequestLog
+from fireside.throttle import Throttle, network
 
+from .conftest import Clock
 from .live import PASSWORD, PATIENCE, Person, Running, code, good
 
 # ---- connections
@@ -127,9 +130,9 @@ async def test_a_link_lets_nobody_in_who_is_disabled(running: Running, ann: Pers
 # ---- guesses
 
 
-async def refused(throttle: Throttle, *keys: str) -> bool:
+def refused(throttle: Throttle, *keys: str) -> bool:
     try:
-        async with throttle.attempt(*keys):
+        with throttle.attempt(*keys):
             raise KeyError
     except KeyError:
         return False
@@ -137,32 +140,57 @@ async def refused(throttle: Throttle, *keys: str) -> bool:
         return True
 
 
-async def test_where_an_account_has_signed_in_from_nobody_elsewhere_keeps_it_out() -> None:
+@pytest.mark.parametrize(
+    ("known", "same", "other"),
+    [
+        ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"),
+        ("127.0.0.1", "127.0.0.1", "127.0.0.2"),
+        ("2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1"),
+    ],
+)
+def test_failures_elsewhere_do_not_delay_a_known_address(known: str, same: str, other: str) -> None:
     throttle = Throttle()
-    throttle.remember("ann", "at home")
-    while not await refused(throttle, *throttle.login_keys("ann", "elsewhere")):
+    assert throttle.remember("ann", known) and not throttle.remember("ann", same)
+    while not refused(throttle, *throttle.login_keys("ann", other)):
         pass
-    async with throttle.attempt(*throttle.login_keys("ann", "at home")):
+    with throttle.attempt(*throttle.login_keys("ann", same)):
         pass
-    while not await refused(throttle, *throttle.login_keys("ann", "at home")):
-        pass  # there, too, nobody guesses for ever
+    while not refused(throttle, *throttle.login_keys("ann", same)):
+        pass  # guessing there is slowed down too
 
 
-def test_the_places_that_are_remembered_do_not_grow_without_end() -> None:
+@pytest.mark.parametrize(
+    ("one", "other", "are_one"),
+    [
+        ("127.0.0.1", "127.255.0.9", True),
+        ("127.0.0.1", "::1", True),
+        ("127.0.0.1", "::ffff:127.0.0.2", True),
+        ("2001:db8::1", "2001:db8::2:3:4:5", True),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("no address", "", True),
+    ],
+)
+def test_which_addresses_are_counted_as_one(one: str, other: str, are_one: bool) -> None:
+    assert (network(one) == network(other)) is are_one
+
+
+def test_the_number_of_known_addresses_is_bounded() -> None:
     throttle = Throttle()
-    for number in range(throttle.KEYS + 5):
-        throttle.remember(f"user{number}", "home")
-    assert len(throttle.login_keys("user0", "home")) == 2
-    assert len(throttle.login_keys(f"user{throttle.KEYS}", "home")) == 1
+    for number in range(throttle.KNOWN + 5):
+        throttle.remember(f"user{number}", "192.0.2.1")
+    assert not throttle.is_known("user0", "192.0.2.1")
+    assert throttle.is_known(f"user{throttle.KNOWN}", "192.0.2.1")
 
 
-async def test_a_success_takes_back_no_failure_of_others() -> None:
+def test_a_success_takes_back_no_failure_of_others() -> None:
     throttle = Throttle()
-    async with throttle.attempt("account", "address"):  # while it goes on, somebody guesses from there
+    with throttle.attempt("account", "address"):  # while it goes on, somebody guesses from there
         for number in range(throttle.FREE):
-            assert not await refused(throttle, f"victim{number}", "address")
-    assert not await refused(throttle, "another", "address")
-    assert await refused(throttle, "yet another", "address")
+            assert not refused(throttle, f"victim{number}", "address")
+    assert not refused(throttle, "another", "address")
+    assert refused(throttle, "yet another", "address")
 
 
 @pytest.mark.parametrize(
@@ -254,10 +282,23 @@ async def test_refusals_are_in_the_log_by_their_code(
     ]
 
 
-async def test_what_administrators_do_is_in_the_log(
-    running: Running, ann: Person, bob: Person, caplog: pytest.LogCaptureFixture
+async def test_requests_without_a_user_have_one_line_per_minute_and_kind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: Clock
 ) -> None:
-    caplog.set_level(logging.INFO, "fireside")
-    good(await ann.patch("/admin/users/2", json={"role": "admin"}))
-    [record] = [vars(record) for record in caplog.records if record.name == "fireside.handlers"]
-    assert (record["msg"] % record["args"], record["user"], record["about"]) == ("user is now admin, active", 1, 2)
+    caplog.set_level(logging.INFO, "fireside.access")
+    async with Running(tmp_path, trusted_proxies="127.0.0.1") as running:
+        for number in range(200):
+            headers = {"X-Forwarded-For": f"192.0.2.{number % 40}"}
+            await running.anybody().get(f"/conversations/{number}", headers=headers)
+        lines = len(caplog.records)
+        assert lines == RequestLog.KINDS + 1, "one for each of the first addresses, and one for all others"
+        clock.late += RequestLog.INTERVAL_SECONDS
+        await running.anybody().get("/auth/me")
+        told = [vars(record) for record in caplog.records[lines:]]
+        assert sum(line.get("count", 0) for line in told) == 200 - lines
+        assert (told[-1]["route"], told[-1]["code"]) == ("/auth/me", "AUTH_REQUIRED")
+        ann = await running.first()
+        caplog.clear()
+        for _ in range(3):
+            await ann.get("/conversations/7")
+        assert len(caplog.records) == 3, "requests of a user are all logged"

@@ -184,7 +184,8 @@ def _rebound(page: Page, place: str, attack: str, fireside: Fireside) -> str:
 def _refusals(log: Path) -> Counter[str]:
     codes: Counter[str] = Counter()
     for line in log.read_text("utf-8").splitlines():
-        codes[json.loads(line).get("code", "")] += 1
+        entry = json.loads(line)
+        codes[entry.get("code", "")] += entry.get("count", 1)
     del codes[""]
     return codes
 
