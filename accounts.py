@@ -197,13 +197,10 @@ def delete_stale(tx: Tx, seen_before: str, created_before: str) -> None:
     tx.execute("DELETE FROM login_links WHERE expires_at <= ?", (now(),))
 
 
-def add_login_link(tx: Tx, username: str | None, token_hash: bytes, expires_at: str) -> User:
-    """Add a link for the user that `get_user_named` finds, and return the user."""
-    user = get_user_named(tx, username)
+def add_login_link(tx: Tx, user_id: int, token_hash: bytes, expires_at: str) -> None:
     tx.execute(
-        "INSERT INTO login_links (token_hash, user_id, expires_at) VALUES (?, ?, ?)", (token_hash, user.id, expires_at)
+        "INSERT INTO login_links (token_hash, user_id, expires_at) VALUES (?, ?, ?)", (token_hash, user_id, expires_at)
     )
-    return user
 
 
 def redeem_login_link(tx: Tx, token_hash: bytes) -> tuple[User, str] | None:

@@ -363,7 +363,8 @@ class Auth:
         token = secrets.token_urlsafe(32)
         expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=LINK_MINUTES))
         name = clean_username(username) if username is not None else None
-        user = await self.database.write(accounts.add_login_link, name, digest(token), expires_at)
+        user = await self.database.read(accounts.get_user_named, name)
+        await self.database.write(accounts.add_login_link, user.id, digest(token), expires_at)
         audit("login link made", user, TERMINAL)
         return token
 

@@ -113,7 +113,7 @@ class Throttle:
         paid = self._count(key) - self.FREE
         if paid <= 0:
             return 0
-        return self._failures[key][1] + min(self.LONGEST_SECONDS, 2 ** (paid - 1)) - time.monotonic()
+        return self._failures[key][1] + min(self.LONGEST_SECONDS, 1 << (paid - 1)) - time.monotonic()
 
 
 def _pair(name: str, address: str) -> str:

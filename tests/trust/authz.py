@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import httpx
-from fireside import queries
+from fireside import accounts, queries
 from fireside.call import ADMIN, OWNER, PUBLIC, Endpoint
 from fireside.db import ago
 from fireside.queries import Wanted
@@ -198,7 +198,8 @@ class World:
                 lambda tx: tx.execute("SELECT max(id) FROM sessions").fetchone()[0]
             )
         if not route or "/invites/" in route:
-            made["invite_id"] = (await self.running.state.auth.invite(self.users["ann"], "user", 24))["id"]
+            maker = await database.read(accounts.get_user, self.users["ann"])
+            made["invite_id"] = (await self.running.state.auth.invite(maker, "user", 24))["id"]
         if route.endswith("/restore"):
             await database.write(queries.delete_conversation, self.users[name], conversation_id)
         return made

@@ -195,7 +195,7 @@ def _modes(folder: Path) -> Iterator[tuple[Path, int]]:
 
 def _search(figures: Figures, life: Life, secret: str, folder: Path, printed: str, shown: str) -> None:
     secrets = [KEY, BOOTSTRAP, secret, *PASSWORDS, *life.issued]
-    log = b"".join(file.read_bytes() for file in (folder / "data").glob("fireside.log*"))
+    log = b"".join(file.read_bytes() for file in (folder / "data").glob("*.log*"))
     assert log.count(b"\n") > 50, "nothing was logged"
     kept = {file.name: file.read_bytes() for file in (folder / "data").rglob("*") if file.is_file()}
     kept["backup.db"] = (folder / "backup.db").read_bytes()
