@@ -428,10 +428,8 @@ class Auth:
 
 def _read_known(file: Path) -> list[str]:
     """Return the pairs that Throttle.known had at the last start."""
-    with contextlib.suppress(OSError, ValueError):
-        pairs = json.loads(file.read_text("utf-8"))
-        if isinstance(pairs, list):
-            return [str(pair) for pair in pairs]
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return [str(pair) for pair in json.loads(file.read_text("utf-8"))]
     return []
 
 

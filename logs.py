@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from . import db
 
 AUDIT_FILE = "audit.log"
+TERMINAL = "terminal"  # the address of the owner at the command line
 
 _audit = logging.getLogger("fireside.audit")
 
@@ -28,9 +29,6 @@ class _User(Protocol):
 def audit(event: str, user: _User, address: str, **details: object) -> None:
     """Write a line to audit.log. `address`: of the client, or TERMINAL. `details` must be named in _JsonLines.FIELDS."""
     _audit.info(event, extra={"user": user.id, "account": user.username, "address": address, **details})
-
-
-TERMINAL = "terminal"  # the address of the owner at the command line
 
 
 def open_logs(data_dir: Path) -> None:
@@ -81,8 +79,7 @@ class _OncePerMinute(logging.Filter):
 class _JsonLines(logging.Formatter):
     # fmt: off
     FIELDS = (
-        "request", "method", "route", "user", "account", "about", "status", "ms", "code", "address",
-        "by", "role", "invite", "conversations", "messages", "count",
+        "request", "method", "route", "user", "account", "about", "status", "ms", "code", "address", "by", "role", "invite", "count",
     )
     # fmt: on
 
