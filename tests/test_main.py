@@ -516,13 +516,13 @@ def test_a_long_text_in_the_sandbox_does_not_delay_the_stop(tmp_path: Path) -> N
         rendering = threading.Thread(target=lambda: refused.append(ann.post("/render", json=body).status_code))
         refused: list[int] = []
         rendering.start()
-        while not (found := children(service.process.pid)) or seconds_worked(found[0]) < 0.3:
+        while rendering.is_alive() and (not (found := children(service.process.pid)) or seconds_worked(found[0]) < 0.1):
             time.sleep(0.01)
         code, _, err, seconds = service.stop()
         rendering.join()
     assert (code, err) == (0, "") and seconds < 5
     assert refused in ([200], [503])  # shown as plain text, or refused
-    assert not Path(f"/proc/{found[0]}").exists()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in found)
     assert not (data / "service.json").exists() and not (data / "fireside.db-wal").exists()
     with db.lock(data):
         pass
