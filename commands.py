@@ -411,7 +411,7 @@ async def _ask_providers(settings: Config) -> tuple[list[dict[str, Any]], list[S
     providers = Providers(settings, engine)
     embedded = any(provider.kind == "embedded" for provider in settings.providers)
     try:
-        return await providers.catalog(), await engine.skipped() if embedded else []
+        return await providers.catalog(details=True), await engine.skipped() if embedded else []
     finally:
         await providers.aclose()
 

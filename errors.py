@@ -180,8 +180,10 @@ class ProviderFailed(FiresideError):
 
     status = 502
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, detail: str = "") -> None:
+        """`detail` may contain addresses, so only administrators see it."""
         self.code = code
+        self.detail = detail
         super().__init__(message)
 
 

@@ -16,6 +16,9 @@ from .db import now
 from .queries import Recording, SavedPart
 
 BACKLOG = 512  # events that a reader is handed at a time
+EVENT_BYTES = (
+    16  # that an event costs at least: a server may send one character per event, whose frame takes 200 bytes of memory
+)
 CRASH_GAP = 1 << 32  # added to the id of what follows a crash: no reader can have seen it before
 
 Entry = int | dict[str, Any]
@@ -34,7 +37,7 @@ class EventLog:
 
     def __init__(self, generation_id: str) -> None:
         self.generation_id = generation_id
-        self.size = 0  # bytes of texts, and of all other events
+        self._size = 0  # bytes of texts, and of all other events
         self.ended = False
         self.saved = Mark(0, 0, 0)  # what the database has
         self._frames: list[bytes] = []
@@ -44,6 +47,11 @@ class EventLog:
         self._heads = _text_head("delta", generation_id), _text_head("reasoning", generation_id)
         self._spoke_at = 0.0  # loop time
         self._readers: set[asyncio.Future[bool]] = set()  # those who have all there is
+
+    @property
+    def size(self) -> int:
+        """Bytes that count towards answer_max_bytes."""
+        return max(self._size, EVENT_BYTES * len(self._frames))
 
     @property
     def content(self) -> str:
@@ -61,7 +69,7 @@ class EventLog:
         self._entries.append({"event": event, "data": data})
         frame = _frame(len(self._entries), event, self.generation_id, data).encode()
         self._frames.append(frame)
-        self.size += len(frame)
+        self._size += len(frame)
         self.publish()
 
     def say(self, text: str) -> None:
@@ -74,7 +82,7 @@ class EventLog:
 
     def _text(self, head: str, text: str, entry: int) -> None:
         self._entries.append(entry)
-        self.size += len(text) if text.isascii() else len(text.encode())
+        self._size += len(text) if text.isascii() else len(text.encode())
         self._frames.append(_text_frame(len(self._entries), head, text).encode())
 
     def publish(self) -> None:

@@ -131,6 +131,7 @@ class Generation:
         async with self._watching_the_load():
             while True:
                 self.stats["omitted_messages"] = omitted
+                self.stats["omitted_images"] = sum(turn.omitted_images for turn in history.turns[omitted:])
                 request = ChatRequest(begun.model, prompt.messages(history, omitted), begun.params)
                 try:
                     await self._read(request, news)

@@ -351,8 +351,12 @@ async def resume(call: Call) -> Response:
 # ---------------------------------------------------------------------------------------------------- providers
 
 
+def _sees_addresses(call: Call) -> bool:
+    return call.identity.user.role == "admin"
+
+
 async def list_providers(call: Call) -> Any:
-    return await call.state.providers.catalog()
+    return await call.state.providers.catalog(details=_sees_addresses(call))
 
 
 async def list_models(call: Call) -> Any:
@@ -360,7 +364,7 @@ async def list_models(call: Call) -> Any:
 
 
 async def provider_health(call: Call) -> Any:
-    entry = await call.state.providers.entry(call.request.path_params["provider_id"])
+    entry = await call.state.providers.entry(call.request.path_params["provider_id"], details=_sees_addresses(call))
     return {"online": entry["online"], "error": entry["error"]}
 
 

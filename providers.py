@@ -23,7 +23,7 @@ from .config import Config, Provider
 from .engine import Engine
 from .errors import Invalid, NotFound, ProviderFailed
 from .transport import CONNECT_SECONDS, Transport
-from .wire import Part, Wire, loads, refusal, shown
+from .wire import UNTYPED_BYTES, Part, Wire, loads, refusal, shown
 
 log = logging.getLogger("fireside.providers")
 
@@ -33,7 +33,9 @@ LOAD_SECONDS = 600.0  # a large model on a slow disk takes minutes
 USAGE_SECONDS = 2.0  # for what may follow a finish_reason: usage and [DONE]
 LINGER_SECONDS = 0.2  # for the body's end after [DONE]: a server that is left before it believes it was cancelled
 ERROR_LIMIT = 64 * 1024  # bytes of a refusal that are read
-LISTING_LIMIT = 8 * 1024 * 1024  # bytes of a list of models
+LISTING_LIMIT = 2 * 1024 * 1024  # bytes of a list of models: a hostile one of this size takes 40 ms to split
+MAX_MODELS = 1000  # of one server
+NAME_CHARACTERS = 300  # of a model's id, as in bodies.Name; a model with a longer one cannot be asked for
 HEADERS = {
     "accept": "*/*",
     "accept-encoding": "identity",
@@ -107,12 +109,12 @@ class Providers:
 
     # which models there are
 
-    async def catalog(self, max_age: float = 0.0) -> list[dict[str, Any]]:
-        """The answer of GET /providers. All servers are asked side by side, and none is waited for longer than 1.5 s.
+    async def catalog(self, max_age: float = 0.0, details: bool = False) -> list[dict[str, Any]]:
+        """Return the answer of GET /providers. All servers are asked at once.
 
-        One that needs longer goes on being asked; until it has answered it counts as offline.
+        A server that takes longer than CATALOG_SECONDS counts as offline until it has answered.
         """
-        return list(await asyncio.gather(*(self.entry(name, max_age) for name in self.settings)))
+        return list(await asyncio.gather(*(self.entry(name, max_age, details) for name in self.settings)))
 
     async def start(self, provider_id: str) -> None:
         """Start the server of LM Studio on this computer. Raises ProviderFailed."""
@@ -135,13 +137,15 @@ class Providers:
         """The model as it was at the last look that succeeded. Never waits."""
         return next((model for model in self._known.get(provider_id, []) if model.id == model_id), None)
 
-    async def entry(self, provider_id: str, max_age: float = 0.0) -> dict[str, Any]:
-        """One of the catalog. Raises NotFound."""
+    async def entry(self, provider_id: str, max_age: float = 0.0, details: bool = False) -> dict[str, Any]:
+        """Return a server's entry in the catalog. `details`: errors with addresses, for administrators. Raises NotFound."""
         provider = self.get(provider_id)
         try:
             async with asyncio.timeout(CATALOG_SECONDS):
                 look = await self._look(provider_id, max_age)
             models, error = look.models, look.failure.message if look.failure else None
+            if look.failure and look.failure.detail and details:
+                error = f"{error} ({look.failure.detail})"
         except TimeoutError:
             models = self._known.get(provider.id, [])
             error = f"{provider.name} has not answered within {CATALOG_SECONDS} s."
@@ -196,16 +200,16 @@ class Providers:
     async def _list(self, provider: Provider) -> list[Model]:
         if provider.kind == "embedded":
             return await self._files()
-        status, payload = 0, None
+        status, body = 0, b""
         for path, key, parse in _LISTINGS[provider.kind]:
-            status, payload = await self._fetch(provider, "GET", path)
-            entries = _at(payload, key)
-            if status == 200 and isinstance(entries, list):
-                models = [parse(entry) for entry in entries]
+            status, body = await self._fetch(provider, "GET", path)
+            entries = _entries(body, key) if status == 200 else None
+            if entries is not None:
+                models = [parse(entry) async for entry in _decoded(entries)]
                 return [model for model in models if model]
             if status in (401, 403):
                 break
-        raise _refused(provider, status, payload, "a list of models")
+        raise _refused(provider, status, body, "a list of models")
 
     async def _files(self) -> list[Model]:
         models = []
@@ -274,12 +278,12 @@ class Providers:
 
     async def _instances(self, provider: Provider, model: str) -> dict[str, int | None]:
         """The loaded instances of a model, or the one that has this id: their ids and context lengths."""
-        status, payload = await self._fetch(provider, "GET", "/api/v1/models")
-        entries = _at(payload, "models")
-        if status != 200 or not isinstance(entries, list):
-            raise _refused(provider, status, payload, "a list of models")
+        status, body = await self._fetch(provider, "GET", "/api/v1/models")
+        entries = _entries(body, "models")
+        if status != 200 or entries is None:
+            raise _refused(provider, status, body, "a list of models")
         found: dict[str, int | None] = {}
-        for entry in entries:
+        async for entry in _decoded(entries):
             instances = _at(entry, "loaded_instances")
             for instance in instances if isinstance(instances, list) else []:
                 identity = _at(instance, "id")
@@ -288,9 +292,9 @@ class Providers:
         return found
 
     async def _order(self, provider: Provider, verb: str, body: dict[str, Any]) -> None:
-        status, payload = await self._fetch(provider, "POST", f"/api/v1/models/{verb}", body)
-        if status != 200 or not _at(payload, "instance_id"):
-            raise _refused(provider, status, payload, f"the outcome of the {verb}")
+        status, outcome = await self._fetch(provider, "POST", f"/api/v1/models/{verb}", body)
+        if status != 200 or not _at(loads(outcome), "instance_id"):
+            raise _refused(provider, status, outcome, f"the outcome of the {verb}")
 
     # answers
 
@@ -320,8 +324,8 @@ class Providers:
         async with self._open(provider, "POST", f"{_base(provider)}/chat/completions", body) as response:
             kind = response.headers.get("content-type", "text/event-stream").lower()
             if response.status_code != 200 or not kind.startswith("text/event-stream"):
-                payload = _payload(await _read(response, ERROR_LIMIT))
-                raise _refused(provider, response.status_code, payload, "a stream of events")
+                refused = await _read(response, ERROR_LIMIT)
+                raise _refused(provider, response.status_code, refused, "a stream of events")
             broken = False
             async with aclosing(_reads(response)) as reads:
                 try:
@@ -346,11 +350,11 @@ class Providers:
 
     async def _fetch(
         self, provider: Provider, method: str, path: str, body: dict[str, Any] | None = None
-    ) -> tuple[int, Any]:
-        """The status, and the body: decoded if it is JSON, else text."""
+    ) -> tuple[int, bytes]:
+        """Return the status and the body, cut at LISTING_LIMIT."""
         root = _base(provider) if provider.kind == "openai" else _base(provider).removesuffix("/v1")
         async with self._open(provider, method, root + path, body) as response:
-            return response.status_code, _payload(await _read(response, LISTING_LIMIT))
+            return response.status_code, await _read(response, LISTING_LIMIT)
 
     @asynccontextmanager
     async def _open(
@@ -414,31 +418,57 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
     return bytes(data[:limit])
 
 
-def _payload(data: bytes) -> Any:
-    found = loads(data)
-    return data.decode("utf-8", "replace") if found is None else found
-
-
 def _unreached(provider: Provider, error: httpx.TransportError) -> ProviderFailed:
+    """Map a failed connection to a ProviderFailed. The system's words may contain the address, so they go into its detail."""
+    detail = f"{provider.url}: {shown(str(error))}"
     if isinstance(error, httpx.ConnectTimeout):
-        what = f"{provider.name} did not answer at {provider.url} within {CONNECT_SECONDS:.0f} s."
-        return ProviderFailed("PROVIDER_UNREACHABLE", what)
+        what = f"{provider.name} did not answer within {CONNECT_SECONDS:.0f} s. Is its server running?"
+        return ProviderFailed("PROVIDER_UNREACHABLE", what, detail)
     if isinstance(error, httpx.ConnectError):
-        what = f"{provider.name} cannot be reached at {provider.url}: {shown(str(error))}."
-        return ProviderFailed("PROVIDER_UNREACHABLE", f"{what} Is its server running?")
-    return ProviderFailed("PROVIDER_ERROR", f"{provider.name} broke the connection off: {shown(str(error))}.")
+        what = f"{provider.name} cannot be reached. Is its server running?"
+        return ProviderFailed("PROVIDER_UNREACHABLE", what, detail)
+    return ProviderFailed("PROVIDER_ERROR", f"{provider.name} broke the connection off: {shown(str(error))}.", detail)
 
 
-def _refused(provider: Provider, status: int, payload: Any, wanted: str) -> ProviderFailed:
-    """What it means that there came something else than was wanted."""
+def _refused(provider: Provider, status: int, body: bytes, wanted: str) -> ProviderFailed:
+    """Map an unexpected response to a ProviderFailed."""
+    payload = loads(body)
     said_no = status != 200 or _at(payload, "error") or _at(payload, "object") == "error"
-    if said_no or (isinstance(payload, str) and payload.lstrip().startswith("<")):
-        return refusal(provider, payload, status)
+    if said_no or body.lstrip().startswith(b"<"):
+        return refusal(provider, body, status)
+    if len(body) == LISTING_LIMIT:
+        return ProviderFailed(
+            "PROVIDER_ERROR", f"{provider.name} sent a list of models of over {LISTING_LIMIT >> 20} MiB."
+        )
     what = f"{provider.name} did not answer with {wanted}. Check the url of the provider {provider.id}."
     return ProviderFailed("PROVIDER_ERROR", what)
 
 
 # lists of models, of which nothing is believed
+
+
+class _Listing(msgspec.Struct):
+    models: msgspec.Raw = msgspec.Raw(b"null")
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def _entries(body: bytes, key: str) -> list[msgspec.Raw] | None:
+    """Split a list of models into its entries. None: it is not such a list."""
+    with suppress(ValueError, RecursionError):
+        listing = msgspec.json.decode(body.decode("utf-8", "replace"), type=_Listing)
+        return msgspec.json.decode(getattr(listing, key), type=list[msgspec.Raw])[:MAX_MODELS]
+    return None
+
+
+async def _decoded(entries: list[msgspec.Raw]) -> AsyncIterator[Any]:
+    """Decode the entries, and let the event loop run other tasks every UNTYPED_BYTES."""
+    size = 0
+    for entry in entries:
+        size += len(entry)
+        if size > UNTYPED_BYTES:
+            size = 0
+            await asyncio.sleep(0)
+        yield loads(bytes(entry))
 
 
 def _at(value: Any, *path: str) -> Any:
@@ -448,7 +478,7 @@ def _at(value: Any, *path: str) -> Any:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value if isinstance(value, str) and 0 < len(value) <= NAME_CHARACTERS else None
 
 
 def _truth(value: Any) -> bool | None:

@@ -10,6 +10,7 @@ import re
 import sqlite3
 import unicodedata
 import uuid
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,10 @@ from .errors import (
 
 UNTITLED = "New conversation"
 BIN_DAYS = 30
+SENT_IMAGES = 32  # of a prompt: more fill the context of a local model, at several hundred tokens each
+SENT_IMAGE_BYTES = (
+    32 * 1024 * 1024
+)  # more than one request can add, so that the images of a new message are always sent
 
 
 class Conversation(Struct):
@@ -73,7 +78,8 @@ class Turn(Struct):
 
     role: str
     content: str
-    images: list[Image]
+    images: list[Image]  # that are sent
+    omitted_images: int  # older ones that are not, because of SENT_IMAGES or SENT_IMAGE_BYTES
     total_tokens: int | None  # of an answer: the prompt that led to it and itself
     omitted_messages: int
     context_length: int | None  # of an answer: that the model was loaded with, in tokens
@@ -606,9 +612,30 @@ def _recorded(tx: Tx, message: sqlite3.Row) -> sqlite3.Row:
     return row
 
 
+def _newest_images(messages: Iterable[Sequence[tuple[int, int]]]) -> set[int]:
+    """Choose the images to send. `messages`: (id, bytes) of the images of each message of a path, oldest first.
+
+    Above a limit the oldest are left out until half of it is free, so that the next messages find the same choice, and the model
+    server its cache. The choice depends on the path alone. A message that is above a limit by itself keeps its last images.
+    """
+    sent: deque[tuple[int, int]] = deque()
+    used = 0
+    for images in messages:
+        sent.extend(images)
+        used += sum(size for _, size in images)
+        full = len(sent) > SENT_IMAGES or used > SENT_IMAGE_BYTES
+        while full and len(sent) > len(images) and (len(sent) > SENT_IMAGES / 2 or used > SENT_IMAGE_BYTES / 2):
+            used -= sent.popleft()[1]
+        while len(sent) > SENT_IMAGES or used > SENT_IMAGE_BYTES:
+            used -= sent.popleft()[1]
+    return {image_id for image_id, _ in sent}
+
+
 def get_prompt(tx: Tx, question_id: int) -> Prompt:
-    """What leads to the answer of this question: the path from the first message to it. Pictures that an answer brought with it
-    (imported ones) are not sent: servers take them from users only."""
+    """Return the path from the first message to this question, with the newest images of its user messages.
+
+    Servers accept no images in answers, so those of imported answers are not read. Raises NotFound.
+    """
     conversation = tx.execute(
         "SELECT c.system_prompt FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
         (question_id,),
@@ -623,14 +650,22 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
         " FROM path JOIN messages m ON m.id = path.id ORDER BY path.depth DESC",
         {"leaf": question_id, "limit": -1},
     ).fetchall()
-    images = "SELECT media_type, data FROM images WHERE message_id = ? ORDER BY position"
+    sizes = "SELECT id, length(data) FROM images WHERE message_id = ? ORDER BY position"
+    stored = {row["id"]: tx.execute(sizes, (row["id"],)).fetchall() for row in rows if row["illustrated"]}
+    sent = _newest_images(stored.values())
+    select = "SELECT media_type, data FROM images WHERE id = ?"
+    images = {
+        message_id: [Image(*tx.execute(select, (image_id,)).fetchone()) for image_id, _ in found if image_id in sent]
+        for message_id, found in stored.items()
+    }
     return Prompt(
         conversation["system_prompt"],
         [
             Turn(
                 role=row["role"],
                 content=row["content"],
-                images=[Image(*image) for image in tx.execute(images, (row["id"],))] if row["illustrated"] else [],
+                images=images.get(row["id"], []),
+                omitted_images=len(stored.get(row["id"], ())) - len(images.get(row["id"], ())),
                 total_tokens=row["total_tokens"],
                 omitted_messages=row["omitted"],
                 context_length=row["context_length"],

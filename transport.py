@@ -18,8 +18,10 @@ import httptools
 import httpx
 
 CONNECT_SECONDS = 5.0
-HEAD_LIMIT = 64 * 1024  # bytes before the end of the head
-BUFFER = 256 * 1024  # bytes that wait for the reader before the server has to
+HEAD_LIMIT = 64 * 1024  # bytes without a body: of the heads, between two pieces of the body, and after it
+BUFFER = 256 * 1024  # bytes of the body that wait for the reader; then reading from the socket pauses
+READ_BYTES = 16 * 1024  # that the reader gets at a time: hostile ones take it up to 5 ms
+TURN_SECONDS = 0.003  # that the reader may take before the event loop runs other tasks
 
 
 class Transport(httpx.AsyncBaseTransport):
@@ -69,7 +71,7 @@ class _Exchange(asyncio.Protocol, httpx.AsyncByteStream):
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self._parser = httptools.HttpResponseParser(self)
-        self._unparsed = 0
+        self._bodiless = 0  # bytes since the last piece of the body
         self._body: list[bytes] = []
         self._size = 0
         self._ended = False
@@ -90,14 +92,20 @@ class _Exchange(asyncio.Protocol, httpx.AsyncByteStream):
             await self._wait()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """All that has come since the last time, each time."""
+        """Yield what has arrived since the last read, READ_BYTES of it at a time."""
+        loop = asyncio.get_running_loop()
         while True:
             if self._body:
                 data = b"".join(self._body)
                 self._body.clear()
                 self._size = 0
                 self._resume()
-                yield data
+                turn_end = loop.time() + TURN_SECONDS
+                for start in range(0, len(data), READ_BYTES):
+                    if loop.time() > turn_end:
+                        await asyncio.sleep(0)
+                        turn_end = loop.time() + TURN_SECONDS
+                    yield data[start : start + READ_BYTES]
             elif self._ended:
                 return
             else:
@@ -125,14 +133,15 @@ class _Exchange(asyncio.Protocol, httpx.AsyncByteStream):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none, but does as one
 
     def data_received(self, data: bytes) -> None:
+        waiting = self._size
         try:
             if not self._ended:
                 self._parser.feed_data(data)
-                self._unparsed += len(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(httpx.RemoteProtocolError(f"what came is not HTTP/1.1: {error}"))
-        if not self.status and self._unparsed > HEAD_LIMIT:
-            self._fail(httpx.RemoteProtocolError("the answer's head is too long"))
+        self._bodiless = 0 if self._size > waiting else self._bodiless + len(data)
+        if self._bodiless > HEAD_LIMIT and not self._ended:
+            self._fail(httpx.RemoteProtocolError("the answer's head or trailer is too long"))
         if self._size > BUFFER and not self._paused:
             self._paused = True
             self._transport.pause_reading()

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,7 +19,13 @@ from .errors import ProviderFailed
 
 LIMIT = 1024 * 1024  # bytes of one line, and of one event
 UNDECODABLE = 3  # events that are not JSON and are passed over; one more is a failure
+# Decoding without types blocks the event loop for up to 0.15 s per MiB, so larger values are not decoded.
+UNTYPED_BYTES = 64 * 1024
+# Bytes that an answer may have: comments, empty events and JSON around the text. Usual chunks have 50 to 150 bytes per character.
+OVERHEAD_BYTES = 16 * 1024 * 1024
+OVERHEAD_BYTES_PER_CHARACTER = 1024
 SHOWN = 300  # characters of a server's own words that people get to see
+ERROR_CHARACTERS = 2000  # of an error message that are searched for its meaning
 
 
 class Content(msgspec.Struct, frozen=True):
@@ -66,7 +73,8 @@ _WORDINGS = [
         ("PROVIDER_AUTH", r"invalid_api_key|\bapi (token|key)\b"),
         ("MODEL_NOT_LOADED", "no models? (is |are )?(currently )?loaded"),
         ("VISION_UNSUPPORTED", r"not support\w* (image|vision)|image input is not supported|not a multimodal|mmproj"),
-        ("MODEL_NOT_FOUND", r"model_not_found|invalid model identifier|\bmodel\b.{,300}\bnot (found|exist)"),
+        # (?>...) keeps the first "model": trying each of them would take quadratic time.
+        ("MODEL_NOT_FOUND", r"model_not_found|invalid model identifier|\A(?>.*?\bmodel\b).*\bnot (found|exist)"),
         ("PROVIDER_BUSY", "unavailable_error|loading model|overloaded|queue (is )?full|too many requests|server busy"),
     )
 ]
@@ -81,29 +89,38 @@ _ROOM = re.compile(r"(?:n_ctx: |context (?:length (?:of|is)(?: only)? |size \(|w
 _TAKEN = re.compile(r"(?:n_keep: |the first |request \(|requested |[Tt]okens \(|\(length |resulted in )(\d{1,9})")
 
 
-def refusal(provider: Provider, payload: Any, status: int | None = None) -> ProviderFailed:
-    """What an error means. `payload`: the body, or the data of an event, decoded if it was JSON. `status`: HTTP's."""
+def refusal(provider: Provider, body: bytes, status: int | None = None) -> ProviderFailed:
+    """Map an error of a server to a ProviderFailed. `body` is that of a response with this HTTP status, or an event's data."""
+    payload = loads(body)
+    if payload is None:
+        payload = body[: 4 * ERROR_CHARACTERS].decode("utf-8", "replace")
     outer = payload if isinstance(payload, dict) else {"error": payload}
     inner = outer.get("error") or outer
     inner = inner if isinstance(inner, dict) else {"message": inner}
     said = (inner.get("message"), outer.get("message"), outer.get("detail"))
-    text = next((text for text in said if text and isinstance(text, str)), "")
-    hints = f"{text} {inner.get('type')} {inner.get('code')}"
+    text = next((text for text in said if text and isinstance(text, str)), "")[:ERROR_CHARACTERS]
+    labels = [label[:SHOWN] for label in (inner.get("type"), inner.get("code")) if isinstance(label, str)]
+    hints = " ".join([text, *labels])
     code = next((code for code, wording in _WORDINGS if wording.search(hints)), None)
     code = code or _STATUSES.get(status, "PROVIDER_ERROR")
     if code == "CONTEXT_OVERFLOW":
         n_ctx, n_prompt = inner.get("n_ctx"), inner.get("n_prompt_tokens")
         return _overflow(
-            n_ctx if type(n_ctx) is int else _number(_ROOM, text),
-            n_prompt if type(n_prompt) is int else _number(_TAKEN, text),
+            n_ctx if type(n_ctx) is int and 0 < n_ctx < 2**53 else _number(_ROOM, text),
+            n_prompt if type(n_prompt) is int and 0 < n_prompt < 2**53 else _number(_TAKEN, text),
         )
     if text.lstrip().startswith("<"):
         message = f"{provider.name} answered with a web page and HTTP status {status}."
-    elif words := shown(text, provider.api_key):
+    elif words := shown(_without_address(text, provider), provider.api_key):
         message = f"{provider.name} said: {words}"
     else:
         message = f"{provider.name} reported an error" + (f" with HTTP status {status}." if status else ".")
     return ProviderFailed(code, message + _advice(provider, code, status, text))
+
+
+def _without_address(text: str, provider: Provider) -> str:
+    address = urlsplit(provider.url).netloc
+    return text.replace(address, "[address]") if address else text
 
 
 def _overflow(n_ctx: int | None, n_prompt: int | None) -> ProviderFailed:
@@ -128,7 +145,8 @@ def _advice(provider: Provider, code: str, status: int | None, text: str) -> str
 
 
 def shown(text: str, secret: str = "") -> str:
-    """A server's words as people may see them: one short line, without the key, and without the beginning of one."""
+    """Return a server's words as one short line, without the key or a beginning of it."""
+    text = text[: 4 * SHOWN + len(secret)]
     for length in range(len(secret), max(0, min(len(secret), 8) - 1), -1):
         text = text.replace(secret[:length], "[key]")
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * SHOWN]).split())
@@ -176,10 +194,13 @@ class _Chunk(msgspec.Struct):
 
 
 _typed = msgspec.json.Decoder(_Chunk).decode
+_FIELDS: dict[Any, tuple[msgspec.structs.FieldInfo, ...]] = {
+    kind: msgspec.structs.fields(kind) for kind in (_Chunk, _Choice, _Delta)
+}
 
 
 def _chunk(data: bytes) -> _Chunk | None:
-    """None when it is no JSON object."""
+    """Decode an event, without the fields that have the wrong type. None: it is not a JSON object, or is too large to look into."""
     try:
         return _typed(data)
     except (ValueError, RecursionError):
@@ -193,7 +214,9 @@ def _chunk(data: bytes) -> _Chunk | None:
 
 
 def loads(data: bytes) -> Any:
-    """JSON, be it with the lone surrogates and the broken UTF-8 that msgspec refuses; None when it is none."""
+    """Decode JSON, also with the lone surrogates and invalid UTF-8 that msgspec refuses. None: it is not JSON or too large."""
+    if len(data) > UNTYPED_BYTES:
+        return None
     try:
         return json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
@@ -201,11 +224,12 @@ def loads(data: bytes) -> Any:
 
 
 def _salvaged(kind: type[_S], value: Any) -> _S:
-    """`kind` with those fields of `value` that have the right type."""
+    """Return `kind` with those fields of `value` that have the right type."""
     fields = {}
-    for field in msgspec.structs.fields(kind):
-        with suppress(ValueError, KeyError, TypeError):
-            fields[field.name] = msgspec.convert(value[field.name], field.type)
+    for field in _FIELDS[kind] if isinstance(value, dict) else ():
+        if field.name in value:
+            with suppress(ValueError):
+                fields[field.name] = msgspec.convert(value[field.name], field.type)
     return kind(**fields)
 
 
@@ -228,12 +252,11 @@ class _Events:
         for line in self._lines(data):
             if line:
                 self._field(line)
-                continue
-            event = self._name, b"\n".join(self._data)
-            named = self._name or self._data
-            self._name, self._data, self._size = b"", [], 0
-            if named:
-                yield event
+            elif self._size:
+                name, values = self._name, self._data
+                self._name, self._data, self._size = b"", [], 0
+                if name or values:
+                    yield name, b"\n".join(values)
 
     def _lines(self, data: bytes) -> list[bytes]:
         if self._after_cr and data:
@@ -298,11 +321,13 @@ class Wire:
         self._kind: type[Content] | type[Reasoning] = Content
         self._texts: list[str] = []  # of this kind, not yet a part
         self._half = ""  # of a surrogate pair
+        self._overhead_left = OVERHEAD_BYTES
         self._stage = "start"  # of content: start, opened, thinking, closed, answer
         self._held = ""  # content that may be the beginning of a tag
 
     def feed(self, data: bytes) -> list[Part]:
-        """The parts that are known with these bytes. Texts of one kind that follow each other are one part."""
+        """Return the parts that these bytes complete. Adjacent texts of one kind become one part."""
+        self._overhead_left -= len(data)
         try:
             if not self.over:
                 for name, event in self._events.split(data):
@@ -314,6 +339,8 @@ class Wire:
         except OverflowError:
             self.over, self.failure = True, self._failed("PROVIDER_ERROR", "sent a line or an event of over 1 MiB.")
         self._flush()
+        if self._overhead_left < 0 and not self.over:
+            self.over, self.failure = True, self._failed("PROVIDER_ERROR", "sent too much data with too little text.")
         parts, self._parts = self._parts, []
         return parts
 
@@ -352,8 +379,7 @@ class Wire:
 
     def _event(self, name: bytes, data: bytes) -> None:
         if name == b"error":
-            found = loads(data)
-            raise refusal(self._provider, data.decode("utf-8", "replace") if found is None else found)
+            raise refusal(self._provider, data)
         if data == b"[DONE]":
             self._done = self.over = True
         elif data:
@@ -363,7 +389,7 @@ class Wire:
                 if self._undecodable > UNDECODABLE:
                     raise self._failed("PROVIDER_ERROR", "sent events that are not JSON.")
             elif chunk.error or chunk.object == "error":
-                raise refusal(self._provider, loads(data))
+                raise refusal(self._provider, data)
             else:
                 self._take(chunk)
 
@@ -426,7 +452,7 @@ class Wire:
         self._texts.append(text)
 
     def _flush(self, last: bool = False) -> None:
-        """Makes one part of the texts. Halves of a surrogate pair are joined, whichever reads they came in."""
+        """Make one part of the texts. The halves of a surrogate pair are joined, also across reads."""
         text = self._half + "".join(self._texts)
         self._texts.clear()
         self._half = ""
@@ -435,5 +461,6 @@ class Wire:
                 text, self._half = text[:-1], text[-1]
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if text:
+            self._overhead_left += OVERHEAD_BYTES_PER_CHARACTER * len(text)
             self._answered = self._answered or not text.isspace()
             self._parts.append(self._kind(text))

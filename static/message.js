@@ -248,6 +248,9 @@ function figures({ model, stats, token_usage: usage }) {
     const asked = stats?.requested_model;
     found.push([model, asked && asked !== model ? `Asked for ${asked}` : "The model that answered"]);
   }
+  if (stats?.omitted_images) {
+    found.push([`${counted(stats.omitted_images, "older image")} not sent`, "Only the newest images are sent: at most 32, of 32 MiB together"]);
+  }
   if (usage) found.push([counted(usage.completion_tokens, "token"), `${counted(usage.prompt_tokens, "token")} read`]);
   if (stats?.tokens_per_second) found.push([`${number(stats.tokens_per_second, 1)} tok/s`, "Tokens a second, while it wrote"]);
   if (stats?.ttft_ms != null) {

@@ -18,11 +18,11 @@ PIXEL = Image("image/png", b"\x89PNG\r\n\x1a\n....")
 
 
 def question(content: str, *images: Image) -> Turn:
-    return Turn("user", content, list(images), None, 0, None)
+    return Turn("user", content, list(images), 0, None, 0, None)
 
 
 def reply(content: str, total_tokens: int | None = None, omitted: int = 0, context: int | None = 4096) -> Turn:
-    return Turn("assistant", content, [], total_tokens, omitted, context)
+    return Turn("assistant", content, [], 0, total_tokens, omitted, context)
 
 
 def roles(messages: list[dict[str, Any]]) -> list[str]:

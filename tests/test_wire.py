@@ -18,7 +18,6 @@ from fireside.wire import (
     Reasoning,
     Usage,
     Wire,
-    refusal,
     shown,
 )
 
@@ -53,6 +52,12 @@ def failure_of(*reads: bytes) -> ProviderFailed:
     _, failure = parse(*reads)
     assert failure is not None
     return failure
+
+
+def refusal(provider: Provider, payload: Any, status: int) -> ProviderFailed:
+    return wire.refusal(
+        provider, payload.encode() if isinstance(payload, str) else json.dumps(payload).encode(), status
+    )
 
 
 def bytewise(stream: bytes) -> list[bytes]:
