@@ -19,6 +19,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from fireside import chat, guard, queries
+from fireside.eventlog import EVENT_BYTES
 from fireside.generation import Generation
 from fireside.queries import Wanted
 
@@ -47,6 +48,7 @@ from .upstream import (
     usage,
     wire,
 )
+from .upstream import reasoning as thinks
 from .upstream import text as says
 from .witness import MODEL, Witness, well_formed, whole
 
@@ -462,7 +464,18 @@ async def test_an_answer_without_end_is_ended(tmp_path: Path, upstream: Upstream
         upstream.enqueue(*[flood] * 100)
         events = await ann.answer(conversation_id, **MODEL)
         assert [event.data["code"] for event in events if event.event == "error"] == ["ANSWER_TOO_LARGE"]
-        assert 10_000 < len(text(events)) < 10_000 + 2 * len(flood)
+        assert 9_000 < len(text(events)) < 10_000 + len(flood)  # the other events count too
+        await witness.nothing_lost(ann, conversation_id, events)
+
+
+async def test_answer_of_too_many_events_is_ended(tmp_path: Path, upstream: Upstream) -> None:
+    async with watched(tmp_path, upstream, answer_max_bytes="20000") as witness:
+        ann = witness.people[0]
+        conversation_id = await witness.question(ann)
+        upstream.enqueue(*[(thinks("x") + says("y")) * 100] * 100)
+        events = await ann.answer(conversation_id, **MODEL)
+        assert [event.data["code"] for event in events if event.event == "error"] == ["ANSWER_TOO_LARGE"]
+        assert 20_000 / EVENT_BYTES < len(events) < 20_000 / EVENT_BYTES + 300
         await witness.nothing_lost(ann, conversation_id, events)
 
 

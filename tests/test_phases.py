@@ -22,6 +22,7 @@ from .upstream import (
     hang,
     pause,
     reasoning,
+    refused_url,
     status,
     usage,
 )
@@ -413,3 +414,19 @@ async def test_waiting_in_the_queue_uses_up_no_deadline(tmp_path: Path, upstream
         await asyncio.sleep(0.5)  # longer than the deadline
         gate.open()
         assert text(await first) == "one" and text(await second) == "two"
+
+
+async def test_only_administrators_see_the_address_of_a_model_server(tmp_path: Path) -> None:
+    address = refused_url()
+    async with Running(tmp_path / "data", lmstudio_url=address) as running:
+        ann = await running.first()
+        bob = await running.join(ann, "bob")
+        conversation_id = await bob.conversation("Hi")
+        events = await bob.answer(conversation_id, provider_id="lmstudio", model="m")
+        answers = [await bob.get(f"/providers{path}") for path in ("", "/lmstudio/health", "/lmstudio/models")]
+        seen = [str(events), *(answer.text for answer in answers), str(await bob.messages(conversation_id))]
+        for shown in seen:
+            assert "LM Studio cannot be reached. Is its server running?" in shown
+            assert address.removeprefix("http://") not in shown
+        for path in ("", "/lmstudio/health"):
+            assert f"({address}: the connection was refused)" in (await ann.get(f"/providers{path}")).text

@@ -1,17 +1,18 @@
 """What is sent to a model: the same beginning turn after turn, and less of it only when it must be."""
 
+import base64
 import itertools
 import json
 import time
 from typing import Any
 
 import pytest
-from fireside import prompt
+from fireside import prompt, queries
 from fireside.queries import Image, Prompt, Turn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .live import Person
+from .live import Person, Running
 from .upstream import Upstream, answer
 
 PIXEL = Image("image/png", b"\x89PNG\r\n\x1a\n....")
@@ -219,3 +220,37 @@ async def test_a_model_server_is_sent_the_same_bytes_again_and_more(ann: Person,
         "And then?",
     ]
     assert last[0] == {"role": "system", "content": "Be brief."}
+
+
+def pictures(message: dict[str, Any]) -> list[bytes]:
+    """The images of a message that was sent."""
+    parts = message["content"] if isinstance(message["content"], list) else []
+    urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+    return [base64.b64decode(url.removeprefix("data:image/png;base64,")) for url in urls]
+
+
+@pytest.mark.parametrize(("count", "size"), [(32, 10_000), (1000, 20)])
+async def test_older_images_are_left_out_in_large_steps(
+    ann: Person, running: Running, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, count: int, size: int
+) -> None:
+    monkeypatch.setattr(queries, "SENT_IMAGES", count)
+    monkeypatch.setattr(queries, "SENT_IMAGE_BYTES", size * 32)
+    conversation_id = await ann.conversation()
+    stored: list[bytes] = []
+    first: list[bytes] = []
+    for turn in range(25):
+        new = [PIXEL.data[:8] + bytes([turn, number]).ljust(size - 8, b".") for number in range(1 + turn % 3)]
+        images = [{"media_type": "image/png", "data": base64.b64encode(image).decode()} for image in new]
+        await ann.say(conversation_id, f"Turn {turn}", images=images)
+        events = await ann.answer(conversation_id, model="qwen2.5-vl-7b-instruct", provider_id="lmstudio")
+        sent = [image for message in upstream.chats[-1]["messages"] for image in pictures(message)]
+        stored += new
+        assert sent == stored[-len(sent) :] and sent[-len(new) :] == new and len(sent) <= 32
+        assert events[-1].data["stats"]["omitted_images"] == len(stored) - len(sent)
+        first.append(sent[0])
+    assert len(sent) > 16 - 3 and 2 <= len(set(first)) <= 4, (
+        "the beginning changes seldom, so that the cache keeps its worth"
+    )
+    await ann.post("/chat/retry", json={"conversation_id": conversation_id})
+    await upstream.received(26)
+    assert upstream.chats[-1]["messages"] == upstream.chats[-2]["messages"]

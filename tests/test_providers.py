@@ -13,7 +13,7 @@ from fireside import providers as module
 from fireside.config import Config, Provider
 from fireside.engine import Engine
 from fireside.errors import Invalid, NotFound, ProviderFailed
-from fireside.providers import ChatRequest, Model, Providers
+from fireside.providers import LISTING_LIMIT, ChatRequest, Model, Providers
 from fireside.wire import Answering, Content, Finish, Part, Progress, Reasoning, Usage
 
 from .upstream import (
@@ -547,6 +547,19 @@ async def test_nothing_that_a_list_of_models_says_is_believed(providers: Provide
             upstream.enqueue(status(200, body), path=path)
             if path == "/v1/models":
                 assert (await offline(providers)).code == "PROVIDER_ERROR"
+
+
+async def test_list_of_models_is_bounded(providers: Providers, upstream: Upstream) -> None:
+    def listing(*identities: str) -> Step:
+        return status(200, {"data": [{"id": identity} for identity in identities]})
+
+    upstream.enqueue(listing("long" * 100, *map(str, range(2000))), path="/v1/models")
+    assert [model.id for model in await providers.models("box")] == [str(number) for number in range(999)]
+    upstream.enqueue(listing("huge" * 20_000, "other"), path="/v1/models")
+    assert [model.id for model in await providers.models("box")] == ["other"]
+    upstream.enqueue(headers(content_type="application/json"), b"[" * (LISTING_LIMIT + 1), hang(), path="/v1/models")
+    assert (await offline(providers, "box")).message == "The box sent a list of models of over 2 MiB."
+    await upstream.closed()
 
 
 async def test_catalog_has_the_shape_of_the_api(upstream: Upstream) -> None:

@@ -474,6 +474,29 @@ def test_images_belong_to_their_message_in_order(tx: Tx) -> None:
         queries.get_image(tx, ANN, message.images[0]["id"])
 
 
+def test_images_that_are_not_sent_are_not_read(tx: Tx) -> None:
+    conversation_id = conversation(tx)
+    big = Image("image/png", b"x" * (queries.SENT_IMAGE_BYTES // 2 + 1))
+    for _ in range(3):
+        question_id = queries.add_message(tx, ANN, conversation_id, "look", images=[big])
+    statements: list[str] = []
+    tx.set_trace_callback(statements.append)
+    turns = queries.get_prompt(tx, question_id).turns
+    tx.set_trace_callback(None)
+    assert [len(turn.images) for turn in turns] == [0, 0, 1]
+    assert [turn.omitted_images for turn in turns] == [1, 1, 0]
+    assert sum(" data FROM images" in statement for statement in statements) == 1
+
+
+def test_message_with_too_many_images_keeps_its_last_ones(tx: Tx) -> None:
+    """An import may have such a message."""
+    conversation_id = conversation(tx)
+    images = [Image("image/png", b"%d" % number) for number in range(50)]
+    question_id = queries.add_message(tx, ANN, conversation_id, "look", images=images)
+    [turn] = queries.get_prompt(tx, question_id).turns
+    assert turn.images == images[-queries.SENT_IMAGES :] and turn.omitted_images == 50 - queries.SENT_IMAGES
+
+
 # ---- answers
 
 

@@ -1,12 +1,13 @@
 """HTTP/1.1 from a raw socket: what is part of the answer, what is not, and how much of it waits in memory."""
 
 import asyncio
+import time
 
 import httpx
 import pytest
-from fireside.transport import BUFFER, Transport, _Exchange
+from fireside.transport import BUFFER, READ_BYTES, TURN_SECONDS, Transport, _Exchange
 
-from .upstream import CHAT, Step, Upstream, close, eventually, headers, status, wire
+from .upstream import CHAT, Step, Upstream, close, eventually, hang, headers, status, wire
 
 PLAIN = b"Content-Type: text/plain\r\n"
 
@@ -69,6 +70,47 @@ async def test_answer_that_is_not_whole_is_an_error(upstream: Upstream, sent: by
 async def test_head_that_arrives_bit_by_bit_is_a_head(upstream: Upstream) -> None:
     letters = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
     assert (await answer_to(upstream, *(wire(bytes([letter])) for letter in letters))).text == "hi"
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "endless"),
+    [
+        pytest.param(b"", b"HTTP/1.1 103 Early Hints\r\nX-Hint: 1\r\n\r\n", id="informational responses"),
+        pytest.param(CHUNKED + b"2\r\nhi\r\n0\r\n", b"X-Late: 1\r\n", id="fields of the trailer"),
+        pytest.param(CHUNKED + b"2\r\nhi\r\n0\r\nX-Late: ", b"y" * 1000, id="one field of the trailer"),
+        pytest.param(CHUNKED + b"2;", b"y" * 1000, id="extension of a chunk"),
+    ],
+)
+async def test_endless_head_or_trailer_is_an_error(upstream: Upstream, before: bytes, endless: bytes) -> None:
+    with pytest.raises(httpx.RemoteProtocolError, match="head or trailer is too long"):
+        await answer_to(upstream, wire(before), *[wire(endless * 100)] * 1000, hang())
+    await upstream.closed()
+
+
+async def test_reader_that_takes_long_leaves_time_to_other_tasks(upstream: Upstream) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    upstream.enqueue(headers(framing="close"), b"x" * 40 * READ_BYTES)
+    response = await Transport().handle_async_request(httpx.Request("GET", upstream.url + CHAT))
+    task = asyncio.create_task(others())
+    received = before = 0
+    async for read in response.aiter_raw():
+        assert 0 < len(read) <= READ_BYTES
+        assert turns > before or not received, "no other task has run since the last read"
+        received, before = received + len(read), turns
+        time.sleep(1.2 * TURN_SECONDS)  # noqa: ASYNC251
+    assert received == 40 * READ_BYTES
+    task.cancel()
+    await response.aclose()
 
 
 async def test_server_has_to_wait_for_a_reader_that_does_not_read(upstream: Upstream) -> None:

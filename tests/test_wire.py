@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from fireside.config import Provider
 from fireside.errors import ProviderFailed
 from fireside.wire import (
     LIMIT,
+    OVERHEAD_BYTES,
     Answering,
     Content,
     Finish,
@@ -542,6 +544,54 @@ def test_words_are_shown_short_on_one_line_and_without_control_characters() -> N
     assert len(shown("wörd " * 1000)) == 300
     assert len(refusal(OTHER, {"error": "y" * 100_000}, 500).message) < 400
     refusal(OTHER, {"error": "\ud800" * 400}, 500).message.encode()
+
+
+def test_address_of_the_server_is_never_shown() -> None:
+    provider = Provider("box", "openai", "The box", "http://10.0.0.5:1234/v1")
+    words = {"error": "Cannot POST http://10.0.0.5:1234/v1/chat"}
+    assert refusal(provider, words, 500).message == "The box said: Cannot POST http://[address]/v1/chat"
+
+
+# ---- a hostile server
+
+
+@pytest.mark.parametrize("words", ["model ", "no models ", "not support", "context ", "(length ", " "])
+def test_error_of_a_mebibyte_is_understood_at_once(words: str) -> None:
+    began = time.thread_time()
+    failure_of(event({"error": {"message": words * (1_000_000 // len(words))}}))
+    failure_of(event({"error": {"message": words * (60_000 // len(words)), "code": [[]] * 1000}}))
+    assert time.thread_time() - began < 0.3
+
+
+@pytest.mark.parametrize("delta", ['"model":1', '"choices":[0]', '"choices":[{"delta":{"content":"\\ud800"}}]'])
+def test_repairing_an_event_takes_little_longer_than_reading_it(delta: str) -> None:
+    def spent(event: bytes) -> float:
+        began = time.thread_time()
+        Wire(LMSTUDIO).feed(event * 10_000)
+        return time.thread_time() - began
+
+    assert spent(f"data:{{{delta}}}\n\n".encode()) < 22 * spent(b'data:{"choices":[{"delta":{"content":"x"}}]}\n\n')
+
+
+@pytest.mark.parametrize(
+    "flood", [b"\n", b": ping\n\n", b"data:\n\n", chunk({}), text("x", model="y") + chunk(model="z" * 5000)]
+)
+def test_answer_with_too_much_around_its_text_is_ended(flood: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "OVERHEAD_BYTES", 500_000)
+    answer, fed = Wire(LMSTUDIO), 0
+    read = flood * (50_000 // len(flood))
+    while not answer.over:
+        answer.feed(read)
+        fed += len(read)
+    assert answer.failure is not None and answer.failure.message == "LM Studio sent too much data with too little text."
+    assert 500_000 < fed < 1_000_000
+
+
+def test_answer_of_one_character_per_event_is_not_ended() -> None:
+    answer, event = Wire(LMSTUDIO), text("x", model="y" * 300)
+    for _ in range(2 * OVERHEAD_BYTES // len(event) // 1000):
+        answer.feed(event * 1000)
+    assert not answer.over
 
 
 # ---- bytes that make no sense

@@ -565,6 +565,14 @@ def test_what_was_not_sent_any_more_is_marked_by_a_line(at_studio: tuple[Watched
     assert len(counts) == 1, "what lies above a message was counted again"
 
 
+def test_answer_tells_how_many_images_were_not_sent(at_studio: tuple[Watched, httpx.Client]) -> None:
+    visit, client = at_studio
+    imported(client, [("Many images", ["Look", "I see."])], [{"stats": {"omitted_images": 12}}])
+    page = visit.open()
+    page.get_by_role("link", name="Many images").click()
+    expect(page.locator(".message.assistant .figures")).to_contain_text("12 older images not sent")
+
+
 def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream, tmp_path: Path
 ) -> None:
