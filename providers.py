@@ -8,7 +8,7 @@ OpenAI-compatible, and so is the embedded engine.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import PureWindowsPath
@@ -395,8 +395,10 @@ def _base(provider: Provider) -> str:
 
 
 def _reads(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    reads = response.aiter_raw()
-    assert isinstance(reads, AsyncGenerator)  # httpx promises less than it gives, and it is to be closed
+    """Return the transport's own generator of the body. response.aiter_raw() would add two more around it, for each token."""
+    assert isinstance(response.stream, AsyncIterable)
+    reads = aiter(response.stream)
+    assert isinstance(reads, AsyncGenerator)
     return reads
 
 

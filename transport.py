@@ -20,10 +20,8 @@ import httpx
 CONNECT_SECONDS = 5.0
 HEAD_LIMIT = 64 * 1024  # bytes without a body: of the heads, between two pieces of the body, and after it
 BUFFER = 256 * 1024  # bytes of the body that wait for the reader; then reading from the socket pauses
-READ_BYTES = 16 * 1024  # that the reader gets at a time: hostile ones take it up to 5 ms
-TURN_SECONDS = (
-    0.005  # that the reader may take; then all other tasks get as much time. 256 KiB of usual tokens take 3 ms
-)
+READ_BYTES = 32 * 1024  # that the reader gets at a time: hostile ones take it up to 10 ms
+TURN_SECONDS = 0.005  # that the reader may take, as other tasks may then; usual tokens of 256 KiB take 3 ms
 
 
 class Transport(httpx.AsyncBaseTransport):
