@@ -160,10 +160,11 @@ def serve(options: dict[str, Any]) -> int:
     settings = config.load(options)
     if settings.lan and is_loopback(settings.host):
         settings = replace(settings, host="0.0.0.0")
-    from .commands import find_service, ports, say_setup
+    from .commands import SERVICE_FILE, find_service, ports, say_setup
 
     try:
         with db.lock(settings.data_dir):
+            (settings.data_dir / SERVICE_FILE).unlink(missing_ok=True)  # of a service that was killed
             code = _serve(settings, ports(settings, options))
             _leave_behind_workers(code)
             return code
@@ -189,7 +190,7 @@ def _serve(settings: Config, ports: list[int]) -> int:
         open_logs(settings.data_dir)
         app = create_app(settings)
         host, port = listener.getsockname()[:2]
-        server, local = Server(app, settings), address(host, port)
+        server, local = Server(app, settings), address(settings, host, port)
         with announced(settings, local, lambda: app.state.fireside.secret) as announce:
 
             def started() -> None:
@@ -300,10 +301,11 @@ async def _say_lan(settings: Config, local: str, state: "State") -> None:
     from .commands import EVERYWHERE
 
     port = local.rpartition(":")[2]
-    there = f"http://{_lan_address()}:{port}" if settings.host.strip("[]") in EVERYWHERE else local
+    there = f"{settings.scheme}://{_lan_address()}:{port}" if settings.host.strip("[]") in EVERYWHERE else local
     print(f"On this network it is at {there}", flush=True)
     print("Whoever is on the network can see the sign-in page; only who has an account gets further.", flush=True)
-    print("The connection is not encrypted: use it on a network that you trust.", flush=True)
+    if settings.tls_certificate is None:
+        print("The connection is not encrypted: use it on a network that you trust.", flush=True)
     if sys.platform == "win32":
         print("If Windows asks, allow Python on private networks only.", flush=True)
     elif sys.platform == "darwin":

@@ -1,6 +1,7 @@
 """A request on its way to its handler: who sends it, may they, and what does it say."""
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from .chat import Hub
 from .config import Config
 from .db import READERS, Database
 from .errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, UnsupportedMediaType
+from .guard import is_loopback
 from .providers import Providers
 from .renderer import Renderer
 from .slots import Slots
@@ -27,8 +29,7 @@ T = TypeVar("T")
 
 BODY_BYTES = 4 * 1024 * 1024
 PUBLIC_BYTES = 64 * 1024  # from somebody who has not signed in
-BODY_SECONDS = 10.0  # between two pieces of a body
-BODY_RATE = 100_000  # bytes a second that a large body comes with at least: a phone sends its pictures slowly
+COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
 
 
 class Access(enum.Enum):
@@ -76,7 +77,7 @@ class Call:
 
     @property
     def visitor(self) -> Visitor:
-        return Visitor(self.request.headers.get("user-agent", ""), self.address, self.cookie)
+        return Visitor(self.request.headers.get("user-agent", ""), self.address, next(iter(self.cookies), None))
 
     @property
     def address(self) -> str:
@@ -84,8 +85,14 @@ class Call:
         return self.request.client.host if self.request.client else ""
 
     @property
-    def cookie(self) -> str | None:
-        return self.request.cookies.get(cookie_name(self.request.scope))
+    def cookies(self) -> list[str]:
+        """All values of the session cookie: another server on this host can add some under the same name, for other paths.
+
+        Starlette's parser unquotes every cookie, which is quadratic before Python 3.12.6 (CVE-2024-7592)."""
+        name = cookie_name(self.request.scope)
+        pairs = ";".join(self.request.headers.getlist("cookie")).split(";")
+        values = [value for given, _, value in (pair.strip().partition("=") for pair in pairs) if given == name]
+        return [value for value in values if len(value) == COOKIE_LENGTH]
 
     def path_id(self, name: str) -> int:
         """A whole number below 2**63 from the path; NotFound, as for one that does not exist, when it is not."""
@@ -146,14 +153,31 @@ async def _admit(call: Call, access: Access, csrf: str) -> None:
     if access is OWNER:
         if not same(headers.get("authorization", ""), f"Bearer {call.state.secret}"):
             raise AuthRequired
+        if not is_local(call.request):
+            raise AuthRequired
         return
-    call._identity = await auth.identify(call.cookie)
+    call._identity = await _identify(call)
     call.request.scope["state"]["user_id"] = call.user_id
     token = headers.get("x-csrf-token")
     if csrf == "required" or (csrf == "lenient" and (token is not None or call.request.state.foreign)):
         auth.check_csrf(call.identity, token)
     if access is ADMIN and call.identity.user.role != "admin":
         raise Forbidden
+
+
+async def _identify(call: Call) -> Identity:
+    """The identity of the first cookie that has one. Raises AuthRequired."""
+    for cookie in call.cookies:
+        with contextlib.suppress(AuthRequired):
+            return await call.state.auth.identify(cookie)
+    raise AuthRequired
+
+
+def is_local(request: Request) -> bool:
+    """Whether the request comes from this computer, and through no proxy."""
+    forwarded = any(name.startswith(("forwarded", "x-forwarded-")) for name in request.headers)
+    peer = request.client.host if request.client else ""
+    return not forwarded and (is_loopback(peer) or peer == request.scope["server"][0])
 
 
 def read_query(given: Mapping[str, str], kind: type[Q]) -> Q:
@@ -166,7 +190,7 @@ def read_query(given: Mapping[str, str], kind: type[Q]) -> Q:
 
 async def _read_body(request: Request, decoder: msgspec.json.Decoder[Any], limit: int) -> Any:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    raw = await read_limited(request, limit)
+    raw = b"".join([piece async for piece in pieces(request, limit)])
     if raw and content_type != "application/json":
         raise UnsupportedMediaType
     try:
@@ -186,35 +210,20 @@ def _explain(error: Exception) -> str:
     return f"{field}: {what}" if field else what
 
 
-async def read_limited(request: Request, limit: int) -> bytes:
-    """The whole body, not slower than BODY_RATE. Raises as `pieces`."""
-    try:
-        async with asyncio.timeout(BODY_SECONDS + limit / BODY_RATE):
-            return b"".join([piece async for piece in pieces(request, limit)])
-    except TimeoutError:
-        raise Invalid("The body did not come.") from None
-
-
 async def pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises BodyTooLarge, and Invalid when nothing comes for BODY_SECONDS or the connection is closed."""
+    """The body as it arrives. Raises BodyTooLarge, and Invalid if the connection is closed, also by its deadline."""
     length = request.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit):
         raise BodyTooLarge(f"The body has more than {limit} bytes.")
-    stream, size = request.stream(), 0
+    size = 0
     try:
-        while True:
-            async with asyncio.timeout(BODY_SECONDS):
-                piece = await anext(stream, None)
-            if piece is None:
-                return
+        async for piece in request.stream():
             size += len(piece)
             if size > limit:
                 raise BodyTooLarge(f"The body has more than {limit} bytes.")
             yield piece
-    except TimeoutError:
-        raise Invalid("The body did not come.") from None
     except ClientDisconnect:
-        raise Invalid("The connection was closed before the body had come.") from None
+        raise Invalid("The connection was closed before the whole body was received.") from None
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:

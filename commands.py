@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+import ssl
 import stat
 import sys
 import time
@@ -69,6 +70,7 @@ KNOWN_HOLES: tuple[tuple[str, str, tuple[Version, ...], str], ...] = (
         "a crafted database file can run code. Restore and salvage only files that you trust.",
     ),
 )
+NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME
 OK, NOTE, BAD = "ok", "note", "BAD"  # what doctor says of what it found
 
 
@@ -77,12 +79,17 @@ class Failed(Exception):
 
 
 class Service:
-    """The Fireside that runs on this data directory, spoken to over HTTP."""
+    """The Fireside that runs on this data directory, spoken to over HTTP. `certificate`: the one that it must present, in PEM."""
 
-    def __init__(self, url: str, secret: str) -> None:
+    def __init__(self, url: str, secret: str, certificate: str) -> None:
         self.url = url
-        headers = {"Authorization": f"Bearer {secret}"}
-        self.http = httpx.Client(base_url=url, headers=headers, trust_env=False, timeout=httpx.Timeout(10, read=None))
+        self.http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {secret}"},
+            verify=_trusting(certificate),
+            trust_env=False,
+            timeout=httpx.Timeout(10, read=None),
+        )
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return dict(_good(self.http.post(f"/control/{path}", json=body)).json())
@@ -103,6 +110,16 @@ class Service:
                 yield from whole
 
 
+def _trusting(certificate: str) -> ssl.SSLContext:
+    """Trust this certificate and no other, whichever name it is for and whoever has signed it, also when it has expired."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if certificate:
+        context.check_hostname = False
+        context.load_verify_locations(cadata=certificate)
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | NO_CHECK_TIME
+    return context
+
+
 def _good(response: httpx.Response) -> httpx.Response:
     if response.status_code != 200:
         raise Failed(str(response.json().get("message", response.text)))
@@ -110,14 +127,13 @@ def _good(response: httpx.Response) -> httpx.Response:
 
 
 def find_service(settings: Config) -> Service | None:
-    """The running service, by the file that it left in the data directory; None when there is none, or a stale file.
-
-    While nobody holds the lock the file is stale, and whoever answers at its address now must not be told anything."""
+    """Return the running service, or None. It must be the process that holds the lock: if another has left the service file,
+    any program may listen at its address now, and must not learn the secret."""
     try:
-        if not db.is_locked(settings.data_dir):
-            return None
         told = json.loads((settings.data_dir / SERVICE_FILE).read_text("utf-8"))
-        found = Service(told["url"], told["secret"])
+        if db.lock_holder(settings.data_dir) != told["pid"]:
+            return None
+        found = Service(told["url"], told["secret"], told.get("certificate", ""))
         if found.http.get("/health", timeout=5).status_code in (200, 503):
             return found
     except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError):
@@ -127,20 +143,25 @@ def find_service(settings: Config) -> Service | None:
 
 @contextlib.contextmanager
 def announced(settings: Config, url: str, secret: Callable[[], str]) -> Iterator[Callable[[], None]]:
-    """Around the service's life: what it yields writes the file by which the commands find it; the file is gone at the end."""
+    """Yield a function that writes the file by which the commands find the service. Delete the file at the end."""
     file = settings.data_dir / SERVICE_FILE
 
     def write() -> None:
-        with contextlib.suppress(FileNotFoundError):
-            file.unlink()
         descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            json.dump({"url": url, "secret": secret(), "pid": os.getpid()}, out)
+            json.dump({"url": url, "secret": secret(), "pid": os.getpid(), "certificate": certificate}, out)
 
+    certificate = _first_certificate(settings.tls_certificate) if settings.tls_certificate else ""
     try:
         yield write
     finally:
         file.unlink(missing_ok=True)
+
+
+def _first_certificate(file: Path) -> str:
+    """The server's own certificate, which the authorities that signed it follow, if any."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    return begin + file.read_text("utf-8").partition(begin)[2].partition(end)[0] + end
 
 
 def ports(settings: Config, options: dict[str, Any]) -> list[int]:
@@ -165,11 +186,11 @@ def remember(settings: Config, port: int) -> None:
             file.unlink(missing_ok=True)
 
 
-def address(host: str, port: int) -> str:
+def address(settings: Config, host: str, port: int) -> str:
     """The URL by which this computer itself reaches a service that listens there."""
     if host in EVERYWHERE:
         host = "127.0.0.1"
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def setup_link(settings: Config, url: str) -> str | None:
@@ -217,7 +238,7 @@ def login_link(options: dict[str, Any]) -> int:
     settings = config.load(options)
     running = find_service(settings)
     port = ports(settings, options)[0]
-    stopped = settings.public_url or (address(settings.host.strip("[]"), port) if port else "")
+    stopped = settings.public_url or (address(settings, settings.host.strip("[]"), port) if port else "")
     url = running.url if running else stopped
     try:
         if running:

@@ -157,6 +157,8 @@ class Config:
     allowed_hosts: tuple[str, ...] = _setting(_hosts, ())
     allowed_origins: tuple[str, ...] = _setting(_origins, ())
     trusted_proxies: tuple[str, ...] = _setting(_networks, ())
+    tls_certificate: Path | None = _setting(_path, None)
+    tls_key: Path | None = _setting(_path, None)
     bootstrap_token: str = field(default="", repr=False, metadata={"parse": _token})
     models_dir: Path | None = _setting(_path, None)
     engine_threads: int = _setting(_number(0, 1024, int), 0)
@@ -171,6 +173,10 @@ class Config:
     session_days: float = _setting(_number(0.001, 3650), 90.0)
     backups: int = _setting(_number(0, 365, int), 7)
     providers: tuple[Provider, ...] = ()
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls_certificate else "http"
 
     @property
     def database(self) -> Path:
@@ -212,6 +218,9 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os
         )
         checked = [_checked(source, setting.metadata["parse"], value) for source, value in sources]
         values[setting.name] = next((value for value in checked if value is not None), setting.default)
+    for name, other in (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")):
+        if values[name] is not None and values[other] is None:
+            raise ConfigError(f"{other}: must be set too, because {name} is")
     values["providers"] = _providers(table.pop("providers", []), variables, file)
     if table:
         raise ConfigError(f"{file}: {min(table)}: there is no such setting")

@@ -38,7 +38,7 @@ log = logging.getLogger("fireside.db")
 READERS = 3
 BUSY_MS = 5_000
 PROGRESS_STEPS = 10_000  # of SQLite between two looks at the deadline: 0.1 s of a full-text search
-LOCK_RETRY_SECONDS = 0.5  # is_locked holds the lock for a moment, which must not keep a server from starting
+LOCK_RETRY_SECONDS = 0.5  # lock_holder holds the lock for a moment, which must not keep a server from starting
 ROOM = 1_000_000  # free bytes, below which SQLite may not come to open a file: it says that the disk has an error
 PUT_AWAY = "before-restore-"  # how the names of old databases begin
 CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
@@ -305,11 +305,12 @@ def lock(data_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_locked(data_dir: Path) -> bool:
-    """Return whether a process holds `lock`. Raises OSError when the lock file cannot be opened."""
+def lock_holder(data_dir: Path) -> int | None:
+    """Return the id of the process that holds `lock`, or None. Raises OSError when the lock file cannot be opened, and
+    ValueError while the holder writes its id."""
     descriptor = os.open(data_dir / "lock", os.O_RDWR)
     try:
-        return not _lock_file(descriptor)
+        return None if _lock_file(descriptor) else int(os.read(descriptor, 20))
     finally:
         os.close(descriptor)
 

@@ -19,9 +19,11 @@
         GenerationActive          409 GENERATION_ACTIVE
         AlreadyAnswered           409 ALREADY_ANSWERED
         LastAdmin                 409 LAST_ADMIN
+      RequestTimeout              408 REQUEST_TIMEOUT
       BodyTooLarge                413 BODY_TOO_LARGE
       UnsupportedMediaType        415 UNSUPPORTED_MEDIA_TYPE
       RateLimited(seconds)        429 RATE_LIMITED
+      HeadersTooLarge             431 HEADERS_TOO_LARGE
       ProviderFailed(code)        502 code: what a model server did wrong, also as an `error` event
       StorageUnavailable          503 STORAGE_UNAVAILABLE
         Stopping                  503 STORAGE_UNAVAILABLE
@@ -145,6 +147,12 @@ class LastAdmin(Conflict):
     message = "The last active administrator can be neither demoted nor disabled."
 
 
+class RequestTimeout(FiresideError):
+    status = 408
+    code = "REQUEST_TIMEOUT"
+    message = "Timed out while reading the request body."
+
+
 class BodyTooLarge(FiresideError):
     status = 413
     code = "BODY_TOO_LARGE"
@@ -168,6 +176,15 @@ class RateLimited(FiresideError):
     @property
     def headers(self) -> dict[str, str]:
         return {"Retry-After": str(self.seconds)}
+
+
+class HeadersTooLarge(FiresideError):
+    status = 431
+    code = "HEADERS_TOO_LARGE"
+    message = (
+        "The request's headers have more than 16 KiB. Delete the cookies that other programs on this host have set,"
+        " then try again."
+    )
 
 
 class ProviderFailed(FiresideError):

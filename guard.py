@@ -15,17 +15,12 @@ import time
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .config import Config
-from .errors import FiresideError, HostNotAllowed, Invalid, OriginNotAllowed, Stopping
-from .throttle import network
+from .errors import FiresideError, HostNotAllowed, OriginNotAllowed, Stopping
+from .throttle import LOOPBACK_NETWORK, network
 
 log = logging.getLogger("fireside.access")
-
-HEAD_BYTES = 64 * 1024
-HEAD_SECONDS = 10.0
-STUCK_SECONDS = 60.0
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
@@ -35,7 +30,7 @@ PAGE_POLICY = (
     "manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-_HEADERS = {
+SECURITY_HEADERS = {
     b"content-security-policy": NO_CONTENT_POLICY.encode(),
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -80,7 +75,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 given = {name for name, _ in message["headers"]}
-                extra = [(name, value) for name, value in _HEADERS.items() if name not in given]
+                extra = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in given]
                 message["headers"] = [
                     *message["headers"],
                     *extra,
@@ -146,100 +141,8 @@ class Guard:
         return None
 
 
-class Connection(HttpToolsProtocol):
-    """uvicorn's side of a connection, closed when it takes what it should not. The head of a request must come within HEAD_SECONDS;
-    neither a head nor what follows a body has more than HEAD_BYTES, and what one read brings; and a reader that takes nothing for
-    STUCK_SECONDS is left (asyncio calls `pause_writing` when too much waits to be sent, so one that keeps up costs nothing)."""
-
-    _coming: asyncio.TimerHandle | None = None  # a head is
-    _taken = 0  # bytes since a head or a piece of a body was complete
-    _looking: asyncio.TimerHandle | None = None  # at what waits to be sent
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        self._taken += len(data)
-        super().data_received(data)
-        if self._taken > HEAD_BYTES:
-            self.transport.abort()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._await_head()
-
-    def on_headers_complete(self) -> None:
-        self._taken = 0
-        _stop(self._coming)
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        self._taken = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._taken = 0
-        super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """What is not HTTP gets the same shape of error and the same headers as everything else."""
-        request_id = secrets.token_hex(8)
-        _, headers, body = error_answer(Invalid("The request is not HTTP."), request_id)
-        told = {name.encode(): value.encode() for name, value in headers.items()} | _HEADERS
-        told |= {
-            b"x-request-id": request_id.encode(),
-            b"content-length": str(len(body)).encode(),
-            b"connection": b"close",
-        }
-        lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in told.items()), b"", body]
-        self.transport.write(b"\r\n".join(lines))
-        self.transport.close()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._look(None)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._look_away()
-
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()  # closes, but waits for what is still to be sent
-        if self._looking is None:
-            self._look(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        _stop(self._coming)
-        self._look_away()
-
-    def _await_head(self) -> None:
-        _stop(self._coming)
-        self._coming = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
-
-    def _look(self, waiting: int | None) -> None:
-        size = self.transport.get_write_buffer_size()
-        if size == waiting:
-            self.transport.abort()
-        else:
-            self._looking = self.loop.call_later(STUCK_SECONDS, self._look, size)
-
-    def _look_away(self) -> None:
-        _stop(self._looking)
-        self._looking = None
-
-
-def _stop(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
-
-
 def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host == "localhost" or network(host.strip("[]")) == LOOPBACK_NETWORK
 
 
 def _as_host(name: str) -> str:

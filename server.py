@@ -6,6 +6,7 @@ import logging
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -18,10 +19,11 @@ from .auth import Auth
 from .call import ADMIN, OWNER, PUBLIC, USER, Endpoint, State
 from .chat import Hub
 from .config import Config
+from .connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines
 from .db import Database
 from .engine import Engine
 from .errors import FiresideError, MethodNotAllowed, NotFound
-from .guard import Connection, Guard, error_answer
+from .guard import Guard, error_answer
 from .providers import Providers
 from .renderer import Renderer
 from .sandbox import Sandbox
@@ -30,6 +32,7 @@ log = logging.getLogger("fireside.server")
 
 MESSAGE_BYTES = 32 * 1024 * 1024  # of a message with images
 HOUSE_SECONDS = 60.0  # after the start, which it must not slow down
+LISTEN_BACKLOG = 2048
 GOODBYE_SECONDS = 3  # what open connections get after the generations have ended and said so
 
 # fmt: off
@@ -203,7 +206,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=partial(Connection, Limits(config)),  # type: ignore[arg-type]
+                backlog=ACCEPTS_PER_TURN,
                 lifespan="on",
                 log_config=None,
                 access_log=False,
@@ -215,8 +219,14 @@ class Server(uvicorn.Server):
             )
         )
 
+    async def on_tick(self, counter: int) -> bool:
+        check_deadlines(self.server_state.connections)
+        return await super().on_tick(counter)
+
     async def startup(self, sockets: list[Any] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(LISTEN_BACKLOG)  # asyncio has set it to the number of connections that it accepts at a time
         if self.started:
             try:
                 self.on_started()

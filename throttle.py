@@ -11,6 +11,7 @@ from .errors import RateLimited, StorageUnavailable
 
 QUEUE_LENGTH = 64  # requests that wait in one queue; at 76 ms for a hash the last of them waits for 5 s
 QUEUE_RETRY_SECONDS = 5
+LOOPBACK_NETWORK = "loopback"
 
 
 def network(address: str) -> str:
@@ -21,7 +22,7 @@ def network(address: str) -> str:
         return "unknown"
     ip = getattr(ip, "ipv4_mapped", None) or ip
     if ip.is_loopback:
-        return "loopback"
+        return LOOPBACK_NETWORK
     return str(ip if ip.version == 4 else ipaddress.ip_network((int(ip), 64), strict=False))
 
 

@@ -124,7 +124,7 @@ class Running:
         listener.setsockopt(
             socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
         )  # accepted sockets inherit it; __main__ has its own way
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.url = f"{self.config.scheme}://127.0.0.1:{listener.getsockname()[1]}"
         self.server = Server(create_app(self.config), self.config)
         started = asyncio.get_running_loop().create_future()
         self.server.on_started = lambda: started.set_result(None)

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from fireside import chat, guard, queries
+from fireside import chat, connection, queries
 from fireside.eventlog import EVENT_BYTES
 from fireside.generation import Generation
 from fireside.queries import Wanted
@@ -955,7 +955,7 @@ async def test_hundreds_of_cancelled_answers_leave_nothing_behind(witness: Witne
 async def test_a_reader_that_stops_reading_for_ever_is_left(
     tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "STALL_SECONDS", 0.2)
     async with watched(tmp_path, upstream, answer_max_bytes="20000000") as witness:
         ann = witness.people[0]
         conversation_id = await witness.question(ann)
@@ -971,7 +971,9 @@ async def test_a_reader_that_stops_reading_for_ever_is_left(
             assert len(connections) == 1
             await gate.reached()
             await until(lambda: not connections, "the connection to be closed")
-        monkeypatch.setattr(guard, "STUCK_SECONDS", PATIENCE)  # what follows reads in this process, which may be busy
+        monkeypatch.setattr(
+            connection, "STALL_SECONDS", PATIENCE
+        )  # what follows reads in this process, which may be busy
         gate.open()
         events = await ended(witness, ann, conversation_id)
         assert len(text(events)) == 10_000_000
@@ -979,7 +981,7 @@ async def test_a_reader_that_stops_reading_for_ever_is_left(
 
 
 async def test_a_slow_reader_is_not_left(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "STUCK_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "STALL_SECONDS", 1.0)
     async with watched(tmp_path, upstream, answer_max_bytes="20000000") as witness:
         ann = witness.people[0]
         conversation_id = await witness.question(ann)
@@ -993,7 +995,7 @@ async def test_a_slow_reader_is_not_left(tmp_path: Path, upstream: Upstream, mon
                     break
                 await asyncio.sleep(0.08)
         assert received > 10_000_000
-        monkeypatch.setattr(guard, "STUCK_SECONDS", PATIENCE)
+        monkeypatch.setattr(connection, "STALL_SECONDS", PATIENCE)
         await witness.nothing_lost(ann, conversation_id, await ended(witness, ann, conversation_id))
 
 

@@ -4,13 +4,15 @@ import asyncio
 import base64
 import json
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fireside import config, guard
+from fireside import call, config, guard, handlers
+from starlette.requests import Request
 
 from .live import PATIENCE, Person, Running, code, good, parse_event
 from .upstream import Gate, Upstream, pause
@@ -388,3 +390,52 @@ async def test_what_is_not_http_gets_the_same_shape_of_error(running: Running) -
     error = json.loads(body)
     assert head.startswith(b"HTTP/1.1 400 ") and b"content-security-policy: default-src 'none'" in head
     assert error["code"] == "VALIDATION_ERROR" and f"x-request-id: {error['request_id']}".encode() in head
+
+
+# ---- cookies
+
+
+async def test_a_hostile_cookie_of_another_server_on_this_host_costs_no_time(running: Running) -> None:
+    """Python before 3.12.6 unquotes 60,000 backslashes in 18.7 s."""
+    port = running.url.rpartition(":")[2]
+    for count, answer in ((60_000, (431, "HEADERS_TOO_LARGE")), (16_000, (401, "AUTH_REQUIRED"))):
+        started = time.perf_counter()
+        cookie = f'Cookie: fireside_{port}="{count * chr(92)}"'
+        assert await ask(running, "Host: localhost", cookie, path="/auth/me") == answer
+        assert time.perf_counter() - started < 0.5
+
+
+async def test_cookies_of_the_same_name_do_not_hide_the_session(running: Running, ann: Person) -> None:
+    """Another server on this host can set cookies for longer paths, which browsers send first."""
+    [session] = ann.cookies.jar
+    planted = "; ".join(f"{session.name}={value}" for value in ("x", "x" * 87, f'"{session.value}"') * 50)
+    for header in (f"{planted}; {session.name}={session.value}", f"{session.name}={session.value};{planted}"):
+        assert await ask(running, "Host: localhost", f"Cookie: {header}", path="/auth/me") == (200, "")
+    assert await ask(running, "Host: localhost", f"Cookie: {planted}", path="/auth/me") == (401, "AUTH_REQUIRED")
+
+
+# ---- the command line's routes
+
+
+async def test_the_command_line_s_routes_answer_to_this_computer_only(running: Running, ann: Person) -> None:
+    owner = running.anybody()
+    owner.headers["Authorization"] = f"Bearer {running.state.secret}"
+    good(await owner.post("/control/link", json={"username": "ann"}))
+    for name in ("X-Forwarded-For", "X-Forwarded-Proto", "Forwarded"):
+        answer = await owner.post("/control/link", json={"username": "ann"}, headers={name: "http"})
+        assert code(answer) == (401, "AUTH_REQUIRED")
+
+
+@pytest.mark.parametrize(
+    ("client", "local"),
+    [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("10.0.0.1", True), ("10.0.0.2", False)],
+)
+def test_this_computer_is_its_loopback_and_the_address_it_was_reached_at(client: str, local: bool) -> None:
+    scope = {"type": "http", "client": (client, 1), "server": ("10.0.0.1", 8000), "headers": []}
+    assert call.is_local(Request(scope)) is local
+
+
+async def test_the_description_of_the_api_is_built_once(running: Running) -> None:
+    first, second = [await running.anybody().get("/openapi.json") for _ in range(2)]
+    assert good(first)["openapi"] and first.content == second.content
+    assert handlers._openapi.cache_info().hits

@@ -14,7 +14,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     ),  # import none of ours
     frozenset({"config", "lmstudio", "throttle"}),
     frozenset({"db", "gguf", "guard", "renderer", "wire"}),
-    frozenset({"accounts", "engine", "logs", "queries"}),
+    frozenset({"accounts", "connection", "engine", "logs", "queries"}),
     frozenset({"archive", "auth", "eventlog", "formats", "prompt", "providers"}),
     frozenset({"bodies", "generation", "source"}),
     frozenset({"chat", "salvage", "transfer"}),

@@ -213,19 +213,23 @@ class Impostor(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_command_tells_nothing_to_whoever_has_a_killed_service_s_port(tmp_path: Path) -> None:
+def test_a_command_talks_only_to_the_process_that_holds_the_lock(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Impostor) as impostor:
         thread = threading.Thread(target=impostor.serve_forever)
         thread.start()
-        with db.lock(tmp_path):
-            pass
-        told = {"url": f"http://127.0.0.1:{impostor.server_address[1]}", "secret": "stale", "pid": 1}
-        (tmp_path / "service.json").write_text(json.dumps(told), "utf-8")
+        url = f"http://127.0.0.1:{impostor.server_address[1]}"
         settings = config.load({"data_dir": str(tmp_path)}, {})
+
+        def is_found(pid: int) -> bool:
+            told = {"url": url, "secret": "stale", "pid": pid, "certificate": ""}
+            (tmp_path / "service.json").write_text(json.dumps(told), "utf-8")
+            return commands.find_service(settings) is not None
+
         try:
-            assert commands.find_service(settings) is None
-            with db.lock(tmp_path):  # somebody holds it: then it is asked
-                assert commands.find_service(settings) is not None
+            with db.lock(tmp_path):
+                assert not is_found(os.getpid() + 1)
+                assert is_found(os.getpid())
+            assert not is_found(os.getpid())
         finally:
             impostor.shutdown()
             thread.join()

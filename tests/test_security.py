@@ -1,96 +1,19 @@
-"""What bounds a connection, a guess and a password, and what the log says of refusals."""
+"""Limits on requests, guesses and passwords, and what the log says of refusals."""
 
-import asyncio
-import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from fireside import call, guard, server
 from fireside.auth import check_password, private_file
 from fireside.errors import Invalid, RateLimited
 from fireside.guard import RequestLog
 from fireside.throttle import Throttle, network
 
 from .conftest import Clock
-from .live import PASSWORD, PATIENCE, Person, Running, code, good
+from .live import PASSWORD, Person, Running, code, good
 
-# ---- connections
-
-
-@contextlib.asynccontextmanager
-async def connected(running: Running) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rpartition(":")[2]))
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-
-
-async def taken(running: Running, begin: bytes, more: bytes) -> int:
-    """How many pieces of a request without end are taken before the connection is closed; a thousand are enough."""
-    async with connected(running) as (_, writer):
-        writer.write(begin)
-        for count in range(1000):
-            try:
-                writer.write(more)
-                await writer.drain()
-            except ConnectionError:
-                return count
-    return 1000
-
-
-CHUNKED = b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
-
-
-@pytest.mark.parametrize(
-    "begin", [b"GET / HTTP/1.1\r\nX: ", b"GET /", CHUNKED + b"X: "], ids=["header", "path", "trailer"]
-)
-async def test_a_head_without_end_is_not_taken(running: Running, begin: bytes) -> None:
-    assert await taken(running, begin, b"a" * 65536) < 100
-
-
-@pytest.mark.parametrize("begin", [b"GET / HTTP/1.1\r\n", CHUNKED], ids=["headers", "trailers"])
-async def test_headers_without_end_are_not_taken(running: Running, begin: bytes) -> None:
-    assert await taken(running, begin, b"X: y\r\n" * 10_000) < 100
-
-
-async def test_a_head_that_does_not_come_is_not_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "HEAD_SECONDS", 0.1)
-    for begin in (b"", b"GET / HTTP/1.1\r\nHost: local"):
-        async with connected(running) as (reader, writer):
-            writer.write(begin)
-            with contextlib.suppress(ConnectionError):
-                assert await asyncio.wait_for(reader.read(1), PATIENCE) == b""
-
-
-async def test_a_connection_is_kept_for_requests_that_come_in_time(running: Running) -> None:
-    async with connected(running) as (reader, writer):
-        for _ in range(3):
-            writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
-            await reader.readuntil(b"}")
-
-
-async def test_a_large_body_may_come_slowly(running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A phone sends its pictures for longer than anybody may be silent."""
-    monkeypatch.setattr(call, "BODY_SECONDS", 0.5)
-    monkeypatch.setattr(call, "BODY_RATE", server.MESSAGE_BYTES / PATIENCE)
-    conversation_id = await ann.conversation()
-
-    async def body() -> AsyncIterator[bytes]:
-        yield b'{"content": "'
-        for _ in range(15):
-            await asyncio.sleep(0.05)
-            yield b"word "
-        yield b'"}'
-
-    path, head = f"/conversations/{conversation_id}/messages", {"Content-Type": "application/json"}
-    good(await ann.post(path, content=body(), headers=head))
+# ---- requests
 
 
 async def test_who_has_not_signed_in_sends_little(running: Running, ann: Person) -> None:

@@ -18,8 +18,8 @@ from . import Figures
 ROOT = Path(__file__).parents[2]
 AT_A_TIME = 2
 SECONDS = 240  # that the tests of a mutant may take
-AUTH, GUARD, DB, QUERIES, SECURITY, RECOVERY = (
-    f"tests/test_{name}.py" for name in ("auth", "guard", "db", "queries", "security", "recovery")
+AUTH, GUARD, CONNECTION, DB, QUERIES, SECURITY, RECOVERY = (
+    f"tests/test_{name}.py" for name in ("auth", "guard", "connection", "db", "queries", "security", "recovery")
 )
 AUTHZ = "tests/test_trust.py::test_it_holds[authz]"
 STORAGE = "tests/test_trust.py::test_it_holds[full]", "tests/test_trust.py::test_it_holds[migration]"
@@ -51,14 +51,20 @@ MUTANTS = (
     Mutant("guard.py", 'scope["method"] in ("GET", "HEAD") and into ==', "into ==", (GUARD,)),
     Mutant("guard.py", '(["navigate"], ["document"])', '(["navigate"], into[1])', (GUARD, SECURITY)),
     Mutant("guard.py", "            self._check_host(headers)\n", "", (GUARD,)),
-    Mutant("guard.py", "        if self._taken > HEAD_BYTES:", "        if False:", (SECURITY,)),
+    Mutant("connection.py", "if self._unparsed >= HEAD_BYTES and", "if False and", (CONNECTION,)),
+    Mutant("connection.py", "        if now <= self.deadline:", "        if True:", (CONNECTION,)),
     Mutant(
-        "guard.py", "        self._coming = self.loop.call_later(HEAD_SECONDS, self.transport.abort)\n", "", (SECURITY,)
+        "connection.py", "            self._set_deadline(KEEP_ALIVE_SECONDS)\n", "            pass\n", (CONNECTION,)
     ),
+    Mutant("connection.py", "            self.deadline = now + STALL_SECONDS\n", "            pass\n", (CONNECTION,)),
+    Mutant(
+        "connection.py", "        return half if len(half) >= self.half else []", "        return []", (CONNECTION,)
+    ),
+    Mutant("connection.py", "            nearest.close_now()\n", "            pass\n", (CONNECTION,)),
     Mutant("guard.py", 'b"x-content-type-options": b"nosniff"', 'b"x-nothing": b""', (GUARD,)),
     Mutant(
         "guard.py",
-        "for name, value in _HEADERS.items() if name not in given",
+        "for name, value in SECURITY_HEADERS.items() if name not in given",
         "for name, value in {}.items()",
         (GUARD,),
     ),
@@ -366,9 +372,7 @@ MUTANTS = (
     Mutant("db.py", "[:-keep]:\n        old.unlink()", "[:0]:\n        old.unlink()", (RECOVERY,)),
     Mutant("db.py", "if not file.name.startswith(PUT_AWAY)", "if True", (RECOVERY,)),
     Mutant("db.py", 'str(error).startswith("Could not decode to UTF-8")', "False", (RECOVERY,)),
-    Mutant(
-        "commands.py", "        if not db.is_locked(settings.data_dir):\n            return None\n", "", (RECOVERY,)
-    ),
+    Mutant("commands.py", 'if db.lock_holder(settings.data_dir) != told["pid"]:', "if False:", (RECOVERY,)),
     Mutant("__main__.py", "    os.umask(0o077)", "    os.umask(0o022)", (RECOVERY,)),
 )
 
