@@ -11,13 +11,14 @@ import sqlite3
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import quote
 
 import msgspec
+from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -492,7 +493,12 @@ async def health(call: Call) -> Any:
 
 
 async def describe_api(call: Call) -> Any:
-    return openapi.document(call.request.app.routes)
+    return Response(_openapi(call.request.app), media_type="application/json")
+
+
+@lru_cache(maxsize=1)
+def _openapi(app: Starlette) -> bytes:
+    return msgspec.json.encode(openapi.document(app.routes))
 
 
 async def version(call: Call) -> Any:
