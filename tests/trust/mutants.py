@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant("guard.py", 'scope["method"] in ("GET", "HEAD") and into ==', "into ==", (GUARD,)),
     Mutant("guard.py", '(["navigate"], ["document"])', '(["navigate"], into[1])', (GUARD, SECURITY)),
     Mutant("guard.py", "            self._check_host(headers)\n", "", (GUARD,)),
-    Mutant("connection.py", "if self._unparsed >= HEAD_BYTES and", "if False and", (CONNECTION,)),
+    Mutant("connection.py", "HEAD_BYTES = 16 * 1024", "HEAD_BYTES = 64 * 1024", (CONNECTION,)),
     Mutant("connection.py", "        if now <= self.deadline:", "        if True:", (CONNECTION,)),
     Mutant(
         "connection.py", "            self._set_deadline(KEEP_ALIVE_SECONDS)\n", "            pass\n", (CONNECTION,)
