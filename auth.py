@@ -28,7 +28,7 @@ import itsdangerous
 from . import accounts
 from .accounts import User
 from .config import Config
-from .db import Database, ago, timestamp
+from .db import Database, ago, create_private, timestamp
 from .errors import (
     AuthRequired,
     BootstrapDisabled,
@@ -189,8 +189,8 @@ def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read, in one step."""
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+    with create_private(partial) as file:
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

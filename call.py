@@ -19,6 +19,8 @@ from .chat import Hub
 from .config import Config
 from .db import READERS, Database
 from .errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, UnsupportedMediaType
+from .exporter import Exporter
+from .importer import Importer
 from .guard import is_loopback
 from .providers import Providers
 from .renderer import Renderer
@@ -53,6 +55,8 @@ class State:
     auth: Auth
     secret: str  # what the command line proves itself with
     renderer: Renderer
+    importer: Importer
+    exporter: Exporter
     searching: Slots = field(default_factory=lambda: Slots(READERS - 1, per_user=1))
 
 

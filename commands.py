@@ -11,20 +11,23 @@ import ssl
 import stat
 import sys
 import time
+import unicodedata
 import zipfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import httpx
 
-from . import __version__, accounts, config, db, lmstudio, service, transfer
+from . import __version__, accounts, config, db, lmstudio, service
 from . import salvage as salvaging
 from .auth import Auth
 from .config import Config
 from .db import Database, DatabaseUnusable
 from .errors import FiresideError, NotFound
+from .exporter import Exporter
 from .gguf import Skipped
+from .importer import Importer
 from .logs import AUDIT_FILE, TERMINAL, audit, open_audit_log
 from .providers import Providers
 
@@ -147,9 +150,9 @@ def announced(settings: Config, url: str, secret: Callable[[], str]) -> Iterator
     file = settings.data_dir / SERVICE_FILE
 
     def write() -> None:
-        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            json.dump({"url": url, "secret": secret(), "pid": os.getpid(), "certificate": certificate}, out)
+        with db.create_private(file) as out:
+            contents = {"url": url, "secret": secret(), "pid": os.getpid(), "certificate": certificate}
+            out.write(json.dumps(contents).encode())
 
     certificate = _first_certificate(settings.tls_certificate) if settings.tls_certificate else ""
     try:
@@ -340,7 +343,7 @@ def doctor(options: dict[str, Any]) -> int:
     marks = set()
     for mark, line in _examine(settings):
         marks.add(mark)
-        print(f"{mark:4} {line}")
+        print(_printable(f"{mark:4} {line}"))
     return 1 if BAD in marks else 0
 
 
@@ -454,13 +457,15 @@ def import_(options: dict[str, Any]) -> int:
             report = _show_step(json.loads(line))
     else:
 
-        async def work(database: Database) -> dict[str, Any]:
+        async def work(database: Database) -> None:
+            nonlocal report
             user = await database.read(accounts.get_user_named, options["user"])
             audit("import", user, TERMINAL)
-            steps = [_show_step(json.loads(line)) async for line in transfer.steps(database, user.id, paths)]
-            return steps[-1]
+            async with contextlib.aclosing(Importer(database, settings.user_max_bytes)) as importer:
+                async for line in importer.import_steps(user.id, paths):
+                    report = _show_step(json.loads(line))
 
-        report = _with_database(settings, work)
+        _with_database(settings, work)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     print(
@@ -468,8 +473,13 @@ def import_(options: dict[str, Any]) -> int:
         f" Here already: {report['unchanged']} conversations."
     )
     for skipped in report["skipped"]:
-        print(f"skipped {skipped['file']}: {skipped['reason']}", file=sys.stderr)
+        print(_printable(f"skipped {skipped['file']}: {skipped['reason']}"), file=sys.stderr)
     return 1 if report["skipped"] and not report["conversations"] + report["messages"] + report["unchanged"] else 0
+
+
+def _printable(text: str) -> str:
+    """Text of an untrusted file without the characters that control a terminal."""
+    return "".join("\ufffd" if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp") else each for each in text)
 
 
 def _show_step(step: dict[str, Any]) -> dict[str, Any]:
@@ -491,7 +501,8 @@ def export(options: dict[str, Any]) -> int:
     running = find_service(settings)
     partial = target.with_name(target.name + ".partial")
     try:
-        with os.fdopen(os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as out:
+        partial.unlink(missing_ok=True)
+        with db.create_private(partial) as out:
             if running:
                 with running.stream("export", {"username": options["user"]}) as response:
                     for chunk in response.iter_bytes():
@@ -501,8 +512,7 @@ def export(options: dict[str, Any]) -> int:
                 async def work(database: Database) -> None:
                     user = await database.read(accounts.get_user_named, options["user"])
                     audit("export of all conversations", user, TERMINAL)
-                    chunks: AsyncIterator[bytes] = transfer.export_zip(database, user.id)
-                    async for chunk in chunks:
+                    async for chunk in Exporter(database).export_zip(user.id):
                         out.write(chunk)
 
                 _with_database(settings, work)

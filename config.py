@@ -172,6 +172,7 @@ class Config:
     session_idle_days: float = _setting(_number(0.001, 365), 30.0)
     session_days: float = _setting(_number(0.001, 3650), 90.0)
     backups: int = _setting(_number(0, 365, int), 7)
+    user_max_bytes: int = _setting(_number(0, 2**53, int), 0)
     providers: tuple[Provider, ...] = ()
 
     @property

@@ -21,7 +21,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import aiosqlite
@@ -43,6 +43,14 @@ ROOM = 1_000_000  # free bytes, below which SQLite may not come to open a file: 
 PUT_AWAY = "before-restore-"  # how the names of old databases begin
 CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
 
+COUNT_STORED_BYTES = """
+    UPDATE users SET stored_bytes = (
+        SELECT coalesce(sum(length(CAST(m.content AS BLOB)) + length(CAST(m.reasoning AS BLOB))
+            + (SELECT coalesce(sum(length(i.data)), 0) FROM images i WHERE i.message_id = m.id)), 0)
+        FROM conversations c JOIN messages m ON m.conversation_id = c.id WHERE c.user_id = users.id
+    )
+"""
+
 # One script a schema that somebody may have, in order: each takes a file of its version to the next, and carries its own
 # BEGIN IMMEDIATE; ...; PRAGMA user_version = N; COMMIT. schema.sql is always the newest; tests/schemas has the older ones.
 MIGRATIONS: tuple[str, ...] = (
@@ -50,6 +58,18 @@ MIGRATIONS: tuple[str, ...] = (
     BEGIN IMMEDIATE;
     ALTER TABLE users ADD COLUMN defaults TEXT NOT NULL DEFAULT '{}';
     PRAGMA user_version = 2;
+    COMMIT;
+    """,
+    f"""
+    BEGIN IMMEDIATE;
+    ALTER TABLE users ADD COLUMN stored_bytes INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE conversations ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0 CHECK (hidden IN (0, 1));
+    DROP INDEX conversations_by_activity;
+    CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at, hidden)
+        WHERE deleted_at IS NULL;
+    CREATE INDEX conversations_hidden ON conversations (user_id) WHERE hidden = 1;
+    {COUNT_STORED_BYTES};
+    PRAGMA user_version = 3;
     COMMIT;
     """,
 )
@@ -79,6 +99,11 @@ def ago(**span: float) -> str:
     return timestamp(datetime.datetime.now(datetime.UTC) - datetime.timedelta(**span))
 
 
+def create_private(path: Path) -> BinaryIO:
+    """Create a file that only its owner can read, and open it for writing. Raises FileExistsError, also for a symbolic link."""
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
+
+
 class Database:
     """An open database. `write` and `read` are the only ways in."""
 
@@ -92,6 +117,7 @@ class Database:
         self._slow: set[aiosqlite.Connection] = set()  # readers with a read_within
         self._here = here
         self._closing = False
+        self._part = asyncio.Lock()
 
     async def write(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """Run `function(connection, *args)` as one transaction: all of it is on disk when this returns, or nothing is.
@@ -103,6 +129,11 @@ class Database:
     async def write_unsynced(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """`write`, for what nobody has been promised: a power cut may undo it until the next `write`, a crash does not."""
         return await self._run(self._writer, _unsynced, "BEGIN IMMEDIATE", function, *args, **kw)
+
+    async def write_part(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
+        """`write` for one part of long work. At most one part is in the writer's queue, so that other writes wait for one only."""
+        async with self._part:
+            return await self.write(function, *args, **kw)
 
     async def read(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """Run `function(connection, *args)` on one snapshot, with writing refused."""
@@ -364,7 +395,7 @@ def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
     if _restored(path).exists():
         _put_in_place(path)
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))  # -wal and -shm take their modes from it
+        create_private(path).close()  # -wal and -shm take their modes from it
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             version = _version(connection, path, newest)
@@ -490,7 +521,7 @@ def copy(source: Path, target: Path) -> None:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    create_private(partial).close()
     try:
         with (
             contextlib.closing(_open_to_read(source)) as reader,

@@ -21,6 +21,7 @@
         LastAdmin                 409 LAST_ADMIN
       RequestTimeout              408 REQUEST_TIMEOUT
       BodyTooLarge                413 BODY_TOO_LARGE
+      QuotaExceeded               413 QUOTA_EXCEEDED
       UnsupportedMediaType        415 UNSUPPORTED_MEDIA_TYPE
       RateLimited(seconds)        429 RATE_LIMITED
       HeadersTooLarge             431 HEADERS_TOO_LARGE
@@ -157,6 +158,17 @@ class BodyTooLarge(FiresideError):
     status = 413
     code = "BODY_TOO_LARGE"
     message = "The request's body is too large."
+
+
+class QuotaExceeded(FiresideError):
+    status = 413
+    code = "QUOTA_EXCEEDED"
+
+    def __init__(self, used: int, limit: int) -> None:
+        super().__init__(
+            f"Your conversations would take {used:,} bytes of the {limit:,} that each user may have."
+            " Delete some for good, or ask the administrator to raise user_max_bytes."
+        )
 
 
 class UnsupportedMediaType(FiresideError):

@@ -79,7 +79,10 @@ def parse(value: Any, find: FindImage) -> Conversation:
     """Raises Unreadable."""
     row = _object(value)
     if "fireside" in row:
-        return read(row)
+        conversation = read(row)
+        if not conversation.title.strip():
+            conversation.title = title_from(_question(conversation.messages))
+        return conversation
     if isinstance(row.get("mapping"), dict):
         return _chatgpt(row, find)
     if isinstance(row.get("chat"), dict) or isinstance(row.get("history"), dict) or isinstance(row.get("models"), list):
@@ -109,11 +112,10 @@ def _lmstudio(row: dict[str, Any], find: FindImage) -> Conversation:
     levels, active = _lmstudio_levels(row, find)
     _set_lmstudio_times(levels, created_at, {role: _time(row.get(f"{role}LastMessagedAt")) for role in _ROLES})
     messages = [message for level in levels for message in level]
-    question = next((message.content for message in messages if message.role == "user"), "")
     config = _object(row.get("perChatPredictionConfig"))
     fields = {_text(_object(f).get("key")): _object(f).get("value") for f in _array(config.get("fields"))}
     return _finish(
-        source=f"lmstudio:{created_at}:{_hash(question)}",
+        source=f"lmstudio:{created_at}:{_hash(_question(messages))}",
         title=_line(row.get("name")),
         created_at=created_at,
         pinned=row.get("pinned") is True,
@@ -468,7 +470,6 @@ def _finish(
     for text, most in [(system_prompt, QUESTION_CHARACTERS), *texts]:
         if len(text) > most:
             raise Unreadable(f"has a text of {len(text):,} characters; at most {most:,} go in")
-    question = next((message.content for message in messages if message.role == "user"), "")
     times = [message.created_at for message in messages if message.created_at]
     created_at = created_at or min(times, default=timestamp(datetime.now(UTC)))
     moments: dict[int | None, str] = {None: created_at}
@@ -476,7 +477,7 @@ def _finish(
         message.created_at = moments[message.id] = message.created_at or moments[message.parent_id]
     return Conversation(
         fireside=VERSION,
-        title=title or title_from(question),
+        title=title or title_from(_question(messages)),
         named=bool(title),
         created_at=created_at,
         updated_at=max(moments.values()),
@@ -488,6 +489,10 @@ def _finish(
         active_message_id=active or messages[-1].id,
         messages=messages,
     )
+
+
+def _question(messages: list[Message]) -> str:
+    return next((message.content for message in messages if message.role == "user"), "")
 
 
 def _tree(nodes: Mapping[str, tuple[Any, Any]]) -> Iterator[tuple[str, str | None]]:

@@ -4,12 +4,13 @@ It parses nothing that a body's type can say, and holds no SQL: the functions it
 """
 
 import asyncio
+import contextlib
 import gzip
 import hashlib
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -22,10 +23,10 @@ from starlette.applications import Starlette
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from . import __version__, accounts, bodies, db, openapi, queries, transfer
+from . import __version__, accounts, bodies, db, openapi, queries
 from .auth import Login
 from .call import Call, State, answer, cookie_name, pieces, read_query, while_connected
-from .errors import Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
+from .errors import FiresideError, Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from .guard import PAGE_POLICY
 from .logs import TERMINAL, audit
 from .search import find
@@ -37,7 +38,7 @@ T = TypeVar("T")
 IMPORT_BYTES = 1024**3
 SEARCH_SECONDS = 2.0
 LIST_CHUNK = 100  # conversations, whose system prompts may have 100,000 characters each
-UPLOADS = "import-"  # the folder in the data directory that an upload is kept in while it is read
+UPLOADS = "uploads"  # the folder in the data directory where an upload is kept while it is imported
 
 # ---------------------------------------------------------------------------------------------------- account
 
@@ -173,7 +174,13 @@ async def create_conversation(call: Call) -> Any:
     images = _check_message(body.message, "message.")
     message = body.message
     return await call.state.database.write(
-        queries.begin_conversation, call.user_id, body.given(), message.content, message.client_id, images
+        queries.begin_conversation,
+        call.user_id,
+        body.given(),
+        message.content,
+        message.client_id,
+        images,
+        call.state.config.user_max_bytes,
     )
 
 
@@ -226,11 +233,13 @@ async def change_conversation(call: Call) -> Any:
 async def delete_conversation(call: Call) -> Any:
     conversation_id = call.path_id("conversation_id")
     query: bodies.DeleteQuery = call.query
-    delete = queries.purge_conversation if query.purge else queries.delete_conversation
+    delete = queries.hide_conversation if query.purge else queries.delete_conversation
     await call.state.database.write(delete, call.user_id, conversation_id)
     if query.purge:
         audit("conversations purged", call.identity.user, call.address, count=1)
     await call.state.hub.cancel_all(call.user_id, conversation_id)  # after it: in between, nothing new can begin
+    if query.purge:
+        await queries.remove_hidden(call.state.database, [conversation_id])
     return {"message": "Conversation deleted"}
 
 
@@ -264,7 +273,14 @@ async def add_message(call: Call) -> Any:
     conversation_id = call.path_id("conversation_id")
     images = _check_message(body)
     message_id = await call.state.database.write(
-        queries.add_message, call.user_id, conversation_id, body.content, body.parent_id, body.client_id, images
+        queries.add_message,
+        call.user_id,
+        conversation_id,
+        body.content,
+        body.parent_id,
+        body.client_id,
+        images,
+        call.state.config.user_max_bytes,
     )
     return {"message_id": message_id, "conversation_id": conversation_id}
 
@@ -390,47 +406,62 @@ async def unload_model(call: Call) -> Any:
 
 
 async def import_upload(call: Call) -> Any:
-    """The file goes to the disk as it comes: it may be larger than the memory."""
+    """Write the body to a file as it arrives, since it may be larger than the memory, and import that."""
     content_type = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in ("application/json", "application/zip"):
         raise UnsupportedMediaType("An import is application/json or application/zip.")
+    importer, folder = call.state.importer, call.state.config.data_dir / UPLOADS
     try:
-        with tempfile.TemporaryDirectory(prefix=UPLOADS, dir=call.state.config.data_dir) as folder:
-            file = Path(folder) / ("upload.zip" if content_type == "application/zip" else "upload.json")
-            with file.open("wb") as upload:
-                async for piece in pieces(call.request, IMPORT_BYTES):
-                    await asyncio.to_thread(upload.write, piece)
-            audit("import", call.identity.user, call.address)
-            return await transfer.import_files(call.state.database, call.user_id, [file])
+        async with importer.uploading[call.user_id]:
+            with tempfile.TemporaryDirectory(dir=folder) as own:
+                file = Path(own) / ("upload.zip" if content_type == "application/zip" else "upload.json")
+                with file.open("wb") as upload:
+                    async for piece in pieces(call.request, IMPORT_BYTES):
+                        await asyncio.to_thread(upload.write, piece)
+                audit("import", call.identity.user, call.address)
+                return await importer.import_files(call.user_id, [file])
     except OSError as error:
         raise StorageUnavailable(f"The upload could not be kept: {error.strerror}.") from error
 
 
-def forget_uploads(data_dir: Path) -> None:
-    """What a killed server was reading when it was killed."""
-    for folder in data_dir.glob(f"{UPLOADS}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def make_upload_folder(data_dir: Path) -> None:
+    """Make the folder for uploads, without what a killed server left there."""
+    shutil.rmtree(data_dir / UPLOADS, ignore_errors=True)
+    (data_dir / UPLOADS).mkdir(mode=0o700, exist_ok=True)
+
+
+class Download(StreamingResponse):
+    """A file that is made while it is sent. When that fails, the connection ends without the end of the file."""
+
+    body_iterator: AsyncGenerator[bytes, None]
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            async with contextlib.aclosing(self.body_iterator):
+                await super().stream_response(send)
+        except (FiresideError, OSError, sqlite3.Error) as error:
+            log.error("A download ended early: %s", error)
 
 
 async def export_all(call: Call) -> Response:
     audit("export of all conversations", call.identity.user, call.address)
-    return _zip(transfer.export_zip(call.state.database, call.user_id))
+    return _zip(call.state.exporter.export_zip(call.user_id))
 
 
-def _zip(chunks: AsyncIterator[bytes]) -> Response:
+def _zip(chunks: AsyncGenerator[bytes, None]) -> Response:
     headers = {"Content-Disposition": f'attachment; filename="fireside-{db.now()[:10]}.zip"'}
-    return StreamingResponse(chunks, media_type="application/zip", headers=headers)
+    return Download(chunks, media_type="application/zip", headers=headers)
 
 
 async def export_one(call: Call) -> Response:
     query: bodies.ExportQuery = call.query
-    name, body = await transfer.export_conversation(
-        call.state.database, call.user_id, call.path_id("conversation_id"), query.format
+    name, chunks = await call.state.exporter.export_conversation(
+        call.user_id, call.path_id("conversation_id"), query.format
     )
     audit("export of one conversation", call.identity.user, call.address)
     kind = "text/markdown; charset=utf-8" if query.format == "markdown" else "application/json"
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}", "Content-Type": kind}
-    return Response(body, headers=headers)
+    return Download(chunks, headers=headers)
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
@@ -469,13 +500,13 @@ async def control_import(call: Call) -> Response:
     user = await database.read(accounts.get_user_named, call.body.username)
     paths = [Path(path) for path in call.body.paths]
     audit("import", user, TERMINAL)
-    return StreamingResponse(transfer.steps(database, user.id, paths), media_type="application/x-ndjson")
+    return Download(call.state.importer.import_steps(user.id, paths), media_type="application/x-ndjson")
 
 
 async def control_export(call: Call) -> Response:
     user = await call.state.database.read(accounts.get_user_named, call.body.username)
     audit("export of all conversations", user, TERMINAL)
-    return _zip(transfer.export_zip(call.state.database, user.id))
+    return _zip(call.state.exporter.export_zip(user.id))
 
 
 # ---------------------------------------------------------------------------------------------------- the service

@@ -44,6 +44,8 @@ def open_logs(data_dir: Path) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("fireside").setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings are about requests that are not HTTP
+    incomplete = "ASGI callable returned without completing response."  # handlers.Download has logged why
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != incomplete)
     open_audit_log(data_dir)
 
 
@@ -55,7 +57,7 @@ def open_audit_log(data_dir: Path) -> None:
 
 def _rotating(file: Path, size: int, older: int) -> logging.Handler:
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        db.create_private(file).close()
     handler = logging.handlers.RotatingFileHandler(file, maxBytes=size, backupCount=older, encoding="utf-8")
     handler.setFormatter(_JsonLines())
     return handler

@@ -8,6 +8,7 @@ NotFound, just as one that does not exist. Ids are whole numbers below 2**63; te
 import json
 import re
 import sqlite3
+import time
 import unicodedata
 import uuid
 from collections import deque
@@ -17,12 +18,13 @@ from typing import Any, NamedTuple
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from . import search
-from .db import Tx, ago, insert, now
+from .db import Database, Tx, ago, insert, now
 from .errors import (
     AlreadyAnswered,
     GenerationActive,
     NotFound,
     NoUserMessage,
+    QuotaExceeded,
 )
 
 UNTITLED = "New conversation"
@@ -31,6 +33,7 @@ SENT_IMAGES = 32  # of a prompt: more fill the context of a local model, at seve
 SENT_IMAGE_BYTES = (
     32 * 1024 * 1024
 )  # more than one request can add, so that the images of a new message are always sent
+PART_SECONDS = 0.05  # of work in one transaction of a long import or removal, while other writes wait
 
 
 class Conversation(Struct):
@@ -163,9 +166,9 @@ def _conversation(row: Sequence[Any]) -> Conversation:
 
 
 def owned(tx: Tx, user_id: int, conversation_id: int, deleted: bool = False) -> sqlite3.Row:
-    """The user's conversation, in the bin or not, as asked. The one place that decides whose a conversation is."""
+    """The user's conversation, in the bin or not, as asked, unless it is hidden. The one place that decides whose a conversation is."""
     row: sqlite3.Row | None = tx.execute(
-        "SELECT * FROM conversations WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ?",
+        "SELECT * FROM conversations WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ? AND hidden = 0",
         (conversation_id, user_id, deleted),
     ).fetchone()
     if row is None:
@@ -207,18 +210,27 @@ def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> Conversati
 
 
 def begin_conversation(
-    tx: Tx, user_id: int, fields: dict[str, Any], content: str, client_id: str | None, images: Iterable[Image]
+    tx: Tx,
+    user_id: int,
+    fields: dict[str, Any],
+    content: str,
+    client_id: str | None,
+    images: Collection[Image],
+    max_bytes: int = 0,
 ) -> Conversation:
-    """Add a conversation with its first message. A repeated `client_id` returns the conversation that it made before, if that is recent."""
+    """Add a conversation with its first message. A repeated `client_id` returns the conversation that it made before, if that is recent.
+
+    Raises QuotaExceeded as `add_message`.
+    """
     made = tx.execute(
-        "SELECT m.conversation_id FROM (SELECT id FROM conversations WHERE user_id = ? AND deleted_at IS NULL"
+        "SELECT m.conversation_id FROM (SELECT id FROM conversations WHERE user_id = ? AND deleted_at IS NULL AND hidden = 0"
         " ORDER BY updated_at DESC LIMIT 20) c JOIN messages m ON m.conversation_id = c.id AND m.client_id = ?",
         (user_id, client_id),
     ).fetchone()
     if made:
         return get_conversation(tx, user_id, made[0])
     conversation = add_conversation(tx, user_id, fields)
-    add_message(tx, user_id, conversation.id, content, client_id=client_id, images=images)
+    add_message(tx, user_id, conversation.id, content, client_id=client_id, images=images, max_bytes=max_bytes)
     return get_conversation(tx, user_id, conversation.id)
 
 
@@ -274,7 +286,7 @@ def find_conversations(
     """
     order = "deleted_at" if deleted else "updated_at"
     where = (
-        "c.user_id = :user AND c.deleted_at IS "
+        "c.user_id = :user AND c.hidden = 0 AND c.deleted_at IS "
         + ("NOT NULL" if deleted else "NULL")
         + (" AND c.pinned" if pinned else "")
     )
@@ -332,28 +344,87 @@ def restore_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversa
     return get_conversation(tx, user_id, conversation_id)
 
 
-def purge_conversation(tx: Tx, user_id: int, conversation_id: int) -> None:
-    """For good, whether it is in the bin or not."""
+# ---- removal for good: a conversation is hidden in one transaction, then removed in many short ones
+
+_HIDE = "UPDATE conversations SET hidden = 1, source = NULL, active_message_id = NULL WHERE"  # its source may be imported again
+
+
+def hide_conversation(tx: Tx, user_id: int, conversation_id: int) -> None:
+    """Hide a conversation, in the bin or not, for `remove_hidden`."""
     try:
         owned(tx, user_id, conversation_id)
     except NotFound:
         owned(tx, user_id, conversation_id, deleted=True)
-    _purge(tx, conversation_id)
+    tx.execute(f"{_HIDE} id = ?", (conversation_id,))
 
 
-def empty_bin(tx: Tx) -> None:
-    """Conversations that were in it for BIN_DAYS go for good."""
-    for row in tx.execute("SELECT id FROM conversations WHERE deleted_at <= ?", (ago(days=BIN_DAYS),)).fetchall():
-        _purge(tx, row[0])
+def hide_expired(tx: Tx) -> None:
+    """Hide the conversations that have been in the bin for BIN_DAYS."""
+    tx.execute(f"{_HIDE} deleted_at <= ? AND hidden = 0", (ago(days=BIN_DAYS),))
 
 
-def _purge(tx: Tx, conversation_id: int) -> None:
-    row = tx.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
-    search.unindex_title(tx, row)
-    for message in tx.execute("SELECT * FROM messages WHERE conversation_id = ?", (conversation_id,)).fetchall():
-        search.unindex_message(tx, row["user_id"], message)
-    tx.execute("UPDATE conversations SET active_message_id = NULL WHERE id = ?", (conversation_id,))
-    tx.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+def list_hidden(tx: Tx, user_id: int | None = None) -> list[int]:
+    """Return the ids of the user's hidden conversations, or of all users'."""
+    rows = tx.execute("SELECT id FROM conversations WHERE hidden = 1 AND user_id = coalesce(?, user_id)", (user_id,))
+    return [row[0] for row in rows]
+
+
+async def remove_hidden(database: Database, conversation_ids: Iterable[int]) -> None:
+    """Remove hidden conversations in transactions of about PART_SECONDS each."""
+    for conversation_id in conversation_ids:
+        ids = await database.read(_newest_first, conversation_id)
+        while ids:
+            ids = await database.write_part(remove_messages, ids)
+        await database.write_part(_remove_conversation, conversation_id)
+
+
+def _newest_first(tx: Tx, conversation_id: int) -> list[int]:
+    rows = tx.execute("SELECT id FROM messages WHERE conversation_id = ? ORDER BY id DESC", (conversation_id,))
+    return [row[0] for row in rows]
+
+
+def remove_messages(tx: Tx, ids: list[int]) -> list[int]:
+    """Remove messages of one user for PART_SECONDS, in this order: children before parents. Return the ids that remain to be done.
+
+    A message that is an active leaf or that another one follows stays.
+    """
+    end, done, size, user_id = time.monotonic() + PART_SECONDS, 0, 0, None
+    for message_id in ids:
+        row = tx.execute(
+            "SELECT m.id, m.content, m.reasoning, m.status, c.user_id,"
+            " (SELECT coalesce(sum(length(data)), 0) FROM images WHERE message_id = m.id) AS image_bytes"
+            " FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?1"
+            " AND NOT EXISTS (SELECT 1 FROM messages WHERE parent_id = ?1)"
+            " AND NOT EXISTS (SELECT 1 FROM conversations WHERE active_message_id = ?1)",
+            (message_id,),
+        ).fetchone()
+        if row is not None:
+            user_id = row["user_id"]
+            size += len(row["content"].encode()) + len(row["reasoning"].encode()) + row["image_bytes"]
+            search.unindex_message(tx, user_id, row)
+            tx.execute("DELETE FROM messages WHERE id = ?", (message_id,))
+        done += 1
+        if time.monotonic() > end:
+            break
+    if user_id is not None:
+        count_stored(tx, user_id, -size)
+    return ids[done:]
+
+
+def _remove_conversation(tx: Tx, conversation_id: int) -> None:
+    row = tx.execute("SELECT * FROM conversations WHERE id = ? AND hidden = 1", (conversation_id,)).fetchone()
+    if row is not None:
+        search.unindex_title(tx, row)
+        tx.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+
+
+def count_stored(tx: Tx, user_id: int, size: int, limit: int = 0) -> None:
+    """Add to the bytes that the user's messages take. Raises QuotaExceeded when there is a limit and they are more."""
+    row = tx.execute(
+        "UPDATE users SET stored_bytes = stored_bytes + ? WHERE id = ? RETURNING stored_bytes", (size, user_id)
+    ).fetchall()
+    if limit and row[0][0] > limit:
+        raise QuotaExceeded(row[0][0], limit)
 
 
 # ---------------------------------------------------------------------------------------------------- messages
@@ -429,9 +500,13 @@ def add_message(
     content: str,
     parent_id: int | None | UnsetType = UNSET,
     client_id: str | None = None,
-    images: Iterable[Image] = (),
+    images: Collection[Image] = (),
+    max_bytes: int = 0,
 ) -> int:
-    """A question below `parent_id` (UNSET: the active leaf; None: a first message), which becomes the active leaf. Returns its id."""
+    """A question below `parent_id` (UNSET: the active leaf; None: a first message), which becomes the active leaf. Returns its id.
+
+    Raises QuotaExceeded when the user's messages would take more than `max_bytes` (0: no limit).
+    """
     conversation = owned(tx, user_id, conversation_id)
     if client_id is not None:
         known = tx.execute(
@@ -452,6 +527,7 @@ def add_message(
     )
     for position, image in enumerate(images):
         add_image(tx, message_id, position, image)
+    count_stored(tx, user_id, len(content.encode()) + sum(len(image.data) for image in images), max_bytes)
     tx.execute(
         "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?",
         (message_id, moment, conversation_id),
@@ -730,6 +806,7 @@ def finish_generation(
     tx.execute("UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ?", (now(), row[0][0]))
     owner = tx.execute("SELECT user_id FROM conversations WHERE id = ?", (row[0][0],)).fetchone()[0]
     search.index_message(tx, owner, recording.message_id, recording.content)
+    count_stored(tx, owner, len(recording.content.encode()) + len(recording.reasoning.encode()))
 
 
 def get_recording(tx: Tx, user_id: int, generation_id: str) -> Recording:
@@ -759,7 +836,7 @@ def list_usage(tx: Tx, user_id: int) -> list[dict[str, Any]]:
                     (json_extract(m.token_usage, '$.completion_tokens') - 1) * 1000.0 / json_extract(m.stats, '$.tokens_per_second')
                 ) AS generation_ms
             FROM conversations c JOIN messages m ON m.conversation_id = c.id
-            WHERE c.user_id = ? AND m.role = 'assistant' AND m.status <> 'generating'
+            WHERE c.user_id = ? AND c.hidden = 0 AND m.role = 'assistant' AND m.status <> 'generating'
         )
         SELECT day, model, count(*) AS answers,
             coalesce(sum(prompt_tokens), 0) AS prompt_tokens,

@@ -7,7 +7,6 @@ as lost. What a row needs to stay in its place is made up, and says so; never wh
 
 import contextlib
 import json
-import os
 import re
 import secrets
 import sqlite3
@@ -53,7 +52,7 @@ def salvage(source: Path, target: Path) -> Saved:
 
     Raises DatabaseUnusable when `source` cannot be asked at all, FileExistsError when `target` is there.
     """
-    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    db.create_private(target).close()
     try:
         with contextlib.closing(db.open_damaged(source)) as old, contextlib.closing(sqlite3.connect(target)) as new:
             db.create(new)
@@ -86,6 +85,7 @@ class _Salvage:
         self._give_owners()
         self._mend_trees()
         self._index()
+        self.new.execute(db.COUNT_STORED_BYTES)
         counted = (self.new.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES[:3])
         self.saved.users, self.saved.conversations, self.saved.messages = counted
         return self.saved

@@ -12,7 +12,8 @@ CREATE TABLE users (
     status        TEXT NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'disabled')),
     created_at    TEXT NOT NULL,
     last_login    TEXT,
-    defaults      TEXT NOT NULL DEFAULT '{}'                   -- JSON {"system_prompt"?, "settings"?}: of new conversations
+    defaults      TEXT NOT NULL DEFAULT '{}',                  -- JSON {"system_prompt"?, "settings"?}: of new conversations
+    stored_bytes  INTEGER NOT NULL DEFAULT 0                   -- UTF-8 of the user's messages and bytes of their images
 ) STRICT;
 
 CREATE TABLE sessions (
@@ -59,12 +60,14 @@ CREATE TABLE conversations (
     created_at        TEXT NOT NULL,
     updated_at        TEXT NOT NULL,                           -- the last message, not the last rename
     deleted_at        TEXT,                                    -- in the bin since; removed for good 30 days later
+    hidden            INTEGER NOT NULL DEFAULT 0 CHECK (hidden IN (0, 1)), -- 1: in the middle of an import or of its removal
     UNIQUE (user_id, source)
 ) STRICT;
-CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at) -- all that a filter reads
+CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at, hidden) -- all that a filter reads
     WHERE deleted_at IS NULL;
 CREATE INDEX conversations_pinned      ON conversations (user_id, updated_at, id) WHERE deleted_at IS NULL AND pinned;
 CREATE INDEX conversations_in_bin      ON conversations (user_id, deleted_at) WHERE deleted_at IS NOT NULL;
+CREATE INDEX conversations_hidden      ON conversations (user_id) WHERE hidden = 1;
 CREATE INDEX conversations_of_leaf     ON conversations (active_message_id); -- else each message that is deleted reads them all
 
 -- Messages form a tree: an edited question and another version of an answer are siblings, and nothing is overwritten.

@@ -91,12 +91,12 @@ def _hits(
     titles = (
         "SELECT c.id, NULL, c.title, NULL, c.title, c.updated_at"
         " FROM title_words w CROSS JOIN conversations c ON c.id = w.rowid"
-        " WHERE w.title_words MATCH ? AND c.deleted_at IS NULL ORDER BY w.rowid DESC LIMIT ?"
+        " WHERE w.title_words MATCH ? AND c.deleted_at IS NULL AND c.hidden = 0 ORDER BY w.rowid DESC LIMIT ?"
     )
     newest = (
         "SELECT m.id, m.created_at"
         " FROM message_words w CROSS JOIN messages m ON m.id = w.rowid CROSS JOIN conversations c ON c.id = m.conversation_id"
-        " WHERE w.message_words MATCH ? AND c.deleted_at IS NULL ORDER BY w.rowid DESC LIMIT ?"
+        " WHERE w.message_words MATCH ? AND c.deleted_at IS NULL AND c.hidden = 0 ORDER BY w.rowid DESC LIMIT ?"
     )
     texts = (
         f"SELECT c.id, m.id, c.title, m.role, substr(m.content, 1, {TEXT_SCAN}), m.created_at"

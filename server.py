@@ -23,7 +23,9 @@ from .connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines
 from .db import Database
 from .engine import Engine
 from .errors import FiresideError, MethodNotAllowed, NotFound
+from .exporter import Exporter
 from .guard import Guard, error_answer
+from .importer import Importer
 from .providers import Providers
 from .renderer import Renderer
 from .sandbox import Sandbox
@@ -143,7 +145,7 @@ def create_app(config: Config) -> Starlette:
 
 async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
     """What the application needs, which `stack` closes in the opposite order."""
-    handlers.forget_uploads(config.data_dir)
+    handlers.make_upload_folder(config.data_dir)
     database = await db.open_database(config.database)
     stack.push_async_callback(database.close)
     engine = Engine(config)
@@ -155,17 +157,19 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
     auth = Auth(config, database)
     await hub.start()
     await auth.start()
-    housekeeping = asyncio.create_task(_keep_house(config, database, auth), name="housekeeping")
-    stack.push_async_callback(_end, housekeeping)
-    sandbox = Sandbox()
+    sandbox, importer = Sandbox(), Importer(database, config.user_max_bytes)
     stack.push_async_callback(sandbox.aclose)
-    return State(config, database, providers, hub, auth, secrets.token_urlsafe(32), Renderer(sandbox))
+    stack.push_async_callback(importer.aclose)
+    housekeeping = asyncio.create_task(_keep_house(config, database, auth, importer), name="housekeeping")
+    stack.push_async_callback(_end, housekeeping)
+    secret, renderer, exporter = secrets.token_urlsafe(32), Renderer(sandbox), Exporter(database)
+    return State(config, database, providers, hub, auth, secret, renderer, importer, exporter)
 
 
-async def _keep_house(config: Config, database: Database, auth: Auth) -> None:
-    """Once an hour: once a day a backup is made, the newest `backups` of them stay, and what time has ended goes.
+async def _keep_house(config: Config, database: Database, auth: Auth, importer: Importer) -> None:
+    """Every hour make the day's backup, keep the newest `backups`, and remove what has expired.
 
-    First, the whole file is examined. Once it is found damaged, nothing is written any more."""
+    At first, remove what a crash left hidden and examine the whole file. Once it is found damaged, nothing is written any more."""
 
     async def done(chore: Callable[[], Awaitable[object]]) -> bool:
         """Each by itself: one that fails keeps no other from being done."""
@@ -180,13 +184,15 @@ async def _keep_house(config: Config, database: Database, auth: Auth) -> None:
             return True
         return False
 
+    await done(importer.remove_leftovers)
     await asyncio.sleep(HOUSE_SECONDS)
     examined = False
     while True:
         examined = examined or await done(lambda: asyncio.to_thread(db.examine, config.database))
         await done(lambda: asyncio.to_thread(db.back_up_daily, config.database, config.backups))
         await done(auth.clean_up)
-        await done(lambda: database.write(queries.empty_bin))
+        await done(lambda: database.write(queries.hide_expired))
+        await done(importer.remove_leftovers)
         await done(lambda: database.write(queries.optimize))
         await asyncio.sleep(3600)
 

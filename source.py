@@ -1,6 +1,6 @@
-"""What an import is given: a file, a folder or a zip, and the conversations in it, one at a time.
+"""Reads the conversations in a file, folder or zip, one at a time, in a sandbox child.
 
-It may have come from anywhere. Memory is bounded by the largest conversation, time by the limits below.
+The files are untrusted. Memory is bounded by the largest conversation, and the work by the limits below.
 """
 
 import binascii
@@ -22,18 +22,21 @@ from typing import IO, NamedTuple
 import msgspec
 
 from . import formats
-from .transcript import Conversation, Image, Unreadable, clean, image_type
+from .transcript import Conversation, Image, Message, Unreadable, clean, image_type
 
 CHUNK = 256 * 1024  # bytes read at a time
 MAX_CONVERSATION = 64 * 1024 * 1024  # bytes of JSON, without the images in it
-MAX_MESSAGES = 50_000  # of one conversation: it goes in at once, and everybody waits for it
+MAX_MESSAGES = 50_000  # of one conversation
 MAX_FILE = 4 * 1024**3  # bytes, unpacked
-MAX_ARCHIVE = 32 * 1024**3  # bytes, unpacked
+MAX_UNPACKED = 8 * 1024**3  # bytes of conversations and images that one import reads
+MAX_FILES = 200_000  # in a folder or zip
 MAX_DIRECTORY = 32 * 1024 * 1024  # bytes of a zip's list of files: read at once, and ten times that in memory
-MAX_RATIO = 200  # of unpacked to packed, of a large file; text seldom passes 20, but small models repeat themselves
+MAX_RATIO = 200  # of unpacked to packed bytes, from MAX_CONVERSATION on; text seldom passes 20, but small models repeat themselves
 MAX_IMAGE = 64 * 1024 * 1024  # bytes
 MAX_COPIES = 4  # of all images together: some are shown twice, none a thousand times
 MAX_SKIPPED = 1000  # of one file, before it is given up
+PIECE_BYTES = 256 * 1024  # of texts and images, from which on steps are sent
+STEP_BYTES = 200  # that a step takes besides those
 
 _BROKEN = (  # what reading a file, and a zip that somebody made by hand, raises
     OSError,
@@ -53,6 +56,64 @@ class Skipped(msgspec.Struct):
     reason: str
 
 
+# ---- what the child sends: pieces of steps. A conversation is a Begin, its messages each with its images, and an End; a Skip in place of
+# the End says that the rest cannot be read.
+
+
+class Begin(msgspec.Struct, tag=True):
+    conversation: Conversation  # without its messages
+    question: str | None  # the first message, by which a conversation that was made in Fireside is known
+
+
+class Add(msgspec.Struct, tag=True):
+    message: Message  # without its images
+
+
+class Picture(msgspec.Struct, tag=True):
+    file: str
+    data: bytes
+
+
+class End(msgspec.Struct, tag=True):
+    pass
+
+
+class Skip(msgspec.Struct, tag=True):
+    skipped: Skipped
+
+
+Step = Begin | Add | Picture | End | Skip
+
+
+class Piece(msgspec.Struct):
+    done: float  # the fraction of the file that was read
+    steps: list[Step]
+
+
+def read(encoded_path: bytes) -> Iterator[bytes]:
+    """Read a file, folder or zip to its end and yield encoded pieces. A sandbox child runs this."""
+    path = Path(os.fsdecode(encoded_path))
+    try:
+        source = Source(path)
+    except Unreadable as error:
+        yield msgspec.msgpack.encode(Piece(1.0, [Skip(Skipped(clean(path.name), str(error)))]))
+        return
+    with contextlib.closing(source):
+        steps: list[Step] = []
+        weight = 0
+        for step in source.steps():
+            steps.append(step)
+            weight += STEP_BYTES
+            if isinstance(step, Add):
+                weight += len(step.message.content) + len(step.message.reasoning)
+            elif isinstance(step, Picture):
+                weight += len(step.data)
+            if weight >= PIECE_BYTES:
+                yield msgspec.msgpack.encode(Piece(source.read / (source.size or 1), steps))
+                steps, weight = [], 0
+        yield msgspec.msgpack.encode(Piece(1.0, steps))
+
+
 class _Within(NamedTuple):
     """An image as base64 in a JSON file."""
 
@@ -69,11 +130,12 @@ _MENTIONED = re.compile(r"file[-_][A-Za-z0-9]+")  # the id within file-service:/
 
 
 class Source:
-    """A file, a folder or a zip that holds conversations. Iterate it once; close it when the images were read, too."""
+    """A file, folder or zip that holds conversations. Iterate it once, and close it after the images were read."""
 
     def __init__(self, path: Path) -> None:
         """Raises Unreadable."""
         self.read = 0  # bytes of conversations so far, of `size`
+        self._left = MAX_UNPACKED
         self._open_files = contextlib.ExitStack()
         self._zip: zipfile.ZipFile | None = None
         self._members: dict[str, Member] = {}
@@ -86,17 +148,20 @@ class Source:
         except _BROKEN as error:
             self.close()
             raise Unreadable(_reason(error)) from error
-        if not self._names:
+        if not self._names or len(self._members) > MAX_FILES:
             self.close()
-            raise Unreadable("has no conversations in it")
+            many = f"has more than {MAX_FILES:,} files in it"
+            raise Unreadable(many if self._names else "has no conversations in it")
 
     def _list(self, path: Path) -> None:
         self._names = [path.name]
         if path.is_dir():
-            self._members = dict(_walk(path))
+            self._members = dict(itertools.islice(_walk(path), MAX_FILES + 1))
         elif _is_zip(path):
             self._zip = _open_zip(path, self._open_files)
             self._members = {info.filename: info for info in self._zip.infolist() if not info.filename.endswith("/")}
+            if _is_bomb(sum(map(self._size, self._members)), path.stat().st_size):
+                raise zipfile.BadZipFile(_BOMB)
         else:
             self._members = {path.name: path}
         if path.is_dir() or self._zip:
@@ -107,10 +172,30 @@ class Source:
     def close(self) -> None:
         self._open_files.close()
 
+    def steps(self) -> Iterator[Step]:
+        for item in self:
+            if isinstance(item, Skipped):
+                yield Skip(item)
+                continue
+            question = next((message.content for message in item.messages if message.parent_id is None), None)
+            messages, item.messages = item.messages, []
+            yield Begin(item, question)
+            try:
+                for message in messages:
+                    images, message.images = message.images, []
+                    yield Add(message)
+                    for image in images:
+                        yield Picture(clean(image.file[:100]), image.data or self.image(image.file))
+                yield End()
+            except Unreadable as error:
+                yield Skip(Skipped(item.title, str(error)))
+
     def __iter__(self) -> Iterator[Conversation | Skipped]:
         for name in self._names:
             skipped = 0
             try:
+                if self._left <= 0:
+                    break
                 for number, raw in enumerate(split(self._chunks(name)), 1):
                     for found in self._conversations(clean(name), number, raw):
                         yield found
@@ -149,18 +234,17 @@ class Source:
             if name is None or self._size(name) > min(MAX_IMAGE, self._images_left):
                 raise Unreadable(f"{what} is missing or too large")
             self._images_left -= self._size(name)
+            self._take(self._size(name))
             with self._open(name) as opened:
                 return opened.read(MAX_IMAGE)
         except _BROKEN as error:
             raise Unreadable(f"{what} cannot be read") from error
 
-    def image_size(self, file: str) -> int:
-        """Bytes of an image that a conversation names, 0 where there is none."""
-        name = self._member(file)
-        try:
-            return self._size(name) if name else 0
-        except _BROKEN:
-            return 0
+    def _take(self, size: int) -> None:
+        """Count bytes that are read. Raises Unreadable when they are too many."""
+        self._left -= size
+        if self._left <= 0:
+            raise Unreadable(f"is more than the {MAX_UNPACKED >> 30} GB that an import may have; the rest was left out")
 
     def _member(self, file: str) -> str | None:
         return file if file in self._members else self._mentioned.get(PurePosixPath(file).name)
@@ -192,8 +276,8 @@ class Source:
             with member.path.open("rb") as file:
                 file.seek(member.start)
                 return io.BytesIO(binascii.a2b_base64(file.read(member.end - member.start), strict_mode=True))
-        if member.file_size > MAX_CONVERSATION and member.file_size > MAX_RATIO * member.compress_size:
-            raise zipfile.BadZipFile(f"it unpacks to more than {MAX_RATIO} times its size")
+        if _is_bomb(member.file_size, member.compress_size):
+            raise zipfile.BadZipFile(_BOMB)
         assert self._zip is not None
         return self._zip.open(member)
 
@@ -218,6 +302,7 @@ class Source:
     def _read(self, opened: IO[bytes]) -> Iterator[bytes]:
         while chunk := opened.read(CHUNK):
             self.read += len(chunk)
+            self._take(len(chunk))
             yield chunk
 
 
@@ -253,19 +338,24 @@ def _hidden(name: str) -> bool:
     return name.startswith("__MACOSX/") or PurePosixPath(name).name.startswith(".")
 
 
+_BOMB = f"it unpacks to more than {MAX_RATIO} times its size"
+
+
+def _is_bomb(unpacked: int, packed: int) -> bool:
+    return unpacked > MAX_CONVERSATION and unpacked > MAX_RATIO * packed
+
+
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) in (b"PK\3\4", b"PK\5\6")
 
 
 def _open_zip(path: Path, open_files: contextlib.ExitStack) -> zipfile.ZipFile:
-    """Raises BadZipFile for one that would fill the memory or take the day."""
+    """Raises BadZipFile for one whose list of files would fill the memory."""
     file = open_files.enter_context(_Guarded(path, "r"))
     file.limit = MAX_DIRECTORY
     archive = open_files.enter_context(zipfile.ZipFile(file))
     file.limit = sys.maxsize
-    if sum(info.file_size for info in archive.infolist()) > MAX_ARCHIVE:
-        raise zipfile.BadZipFile(f"it unpacks to more than {MAX_ARCHIVE >> 30} GB")
     return archive
 
 

@@ -15,6 +15,9 @@ VERSION = 1
 QUESTION_CHARACTERS = 200_000
 ANSWER_CHARACTERS = 2_000_000  # that come from elsewhere; one's own have config's answer_max_bytes
 TITLE_CHARACTERS = 200
+EVENT_BYTES = (
+    1_000_000  # of the events in the log of an answer, besides its text: a ping every few seconds is 100 bytes
+)
 
 Time = Annotated[str, Meta(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\Z")]
 Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
@@ -127,13 +130,12 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
         return {name: value for name, value in values.items() if value is not None}
 
 
-def encode(conversation: Conversation) -> Iterator[bytes]:
-    """The JSON form, a message a line."""
-    head = msgspec.json.encode(msgspec.structs.replace(conversation, messages=[]))
-    yield head.removesuffix(b"[]}") + b"[\n"
-    for number, message in enumerate(conversation.messages):
-        yield (b",\n" if number else b"") + msgspec.json.encode(message)
-    yield b"\n]}\n"
+JSON_END = b"\n]}\n"  # after `json_head` and the messages, each on a line
+
+
+def json_head(conversation: Conversation) -> bytes:
+    """The JSON form up to the first message. `messages` is the last field of the type."""
+    return msgspec.json.encode(msgspec.structs.replace(conversation, messages=[])).removesuffix(b"[]}") + b"[\n"
 
 
 def read(value: dict[str, Any]) -> Conversation:
@@ -202,7 +204,8 @@ def _replays(message: Message, generation: Generation) -> bool:
     except msgspec.ValidationError:
         return False
     return (
-        0 not in lengths
+        len(msgspec.json.encode(events)) <= EVENT_BYTES
+        and 0 not in lengths
         and sum(n for n in lengths if n > 0) == len(message.content)
         and -sum(n for n in lengths if n < 0) == len(message.reasoning)
         and bool(events)
@@ -242,34 +245,17 @@ def file_name(conversation: Conversation, suffix: str) -> str:
     return f"{conversation.created_at[:10]} {words}".rstrip(" .") + suffix
 
 
-def markdown(conversation: Conversation, images: str = "") -> Iterator[str]:
-    """The active path as Markdown. `images` is what precedes an image's file name in a link."""
-    yield f"# {conversation.title}\n\n"
-    yield f"{_minute(conversation.created_at)} to {_minute(conversation.updated_at)} UTC\n"
-    if conversation.system_prompt:
-        yield "\n" + "".join(f"> {line}\n" for line in conversation.system_prompt.splitlines())
-    messages = {message.id: message for message in conversation.messages}
-    versions: dict[int | None, list[int]] = {}
-    for message in conversation.messages:
-        versions.setdefault(message.parent_id, []).append(message.id)
-    path: list[Message] = []
-    leaf = conversation.active_message_id
-    while leaf is not None:
-        path.append(messages[leaf])
-        leaf = messages[leaf].parent_id
-    for message in reversed(path):
-        siblings = versions[message.parent_id]
-        yield _heading(message, siblings.index(message.id) + 1, len(siblings))
-        yield from _body(message, images)
+def markdown_head(conversation: Conversation) -> str:
+    prompt = "".join(f"> {line}\n" for line in conversation.system_prompt.splitlines())
+    times = f"{_minute(conversation.created_at)} to {_minute(conversation.updated_at)} UTC\n"
+    return f"# {conversation.title}\n\n{times}" + (f"\n{prompt}" if prompt else "")
 
 
-def _heading(message: Message, version: int, versions: int) -> str:
+def markdown(message: Message, version: int, versions: int, images: str = "") -> Iterator[str]:
+    """A message as Markdown. `images` is what precedes an image's file name in a link."""
     who = "You" if message.role == "user" else message.model or "Answer"
     which = f" (version {version} of {versions})" if versions > 1 else ""
-    return f"\n## {who}, {_minute(message.created_at)}{which}\n"
-
-
-def _body(message: Message, images: str) -> Iterator[str]:
+    yield f"\n## {who}, {_minute(message.created_at)}{which}\n"
     if message.reasoning:
         yield f"\n<details><summary>Reasoning</summary>\n\n{message.reasoning}\n\n</details>\n"
     for image in message.images:

@@ -59,7 +59,7 @@ class Sandbox:
             async for item in worker.run(function, args, seconds):
                 yield item
         finally:
-            self._give_back(worker)
+            await self._give_back(worker)
 
     async def aclose(self) -> None:
         """Kill every child."""
@@ -82,11 +82,12 @@ class Sandbox:
         self._workers.add(worker)
         return worker
 
-    def _give_back(self, worker: "_Worker") -> None:
+    async def _give_back(self, worker: "_Worker") -> None:
         if worker.ready:
             self._idle[worker] = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._retire, worker)
         else:
             worker.kill()
+            await worker.ended()
 
     def _retire(self, worker: "_Worker") -> None:
         del self._idle[worker]
@@ -192,6 +193,10 @@ class _Worker:
         self._release()
 
     async def ended(self) -> None:
+        """Wait for the end of the process. Its output is read to the end, since asyncio does not close a pipe that it has paused."""
+        assert self._process.stdout
+        while await self._process.stdout.read(READ_BYTES):
+            pass
         await self._process.wait()
 
 

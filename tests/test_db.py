@@ -422,7 +422,8 @@ def test_what_was_upgraded_is_as_if_it_were_new_and_has_all_its_rows(tmp_path: P
     rows = """
         INSERT INTO users (id, username, password_hash, role, created_at) VALUES (7, 'ann', '', 'admin', '2026');
         INSERT INTO conversations (id, user_id, title, title_key, created_at, updated_at) VALUES (3, 7, 'Tea', 'tea', '1', '2'), (9, 7, '', '', '', '');
-        INSERT INTO messages (id, conversation_id, created_at, role, content, status) VALUES (4, 3, '1', 'user', 'Hi', 'complete');
+        INSERT INTO messages (id, conversation_id, created_at, role, content, status) VALUES (4, 3, '1', 'user', 'Grüße', 'complete');
+        INSERT INTO images (message_id, position, media_type, data) VALUES (4, 0, 'image/png', zeroblob(1000));
         UPDATE conversations SET active_message_id = 4 WHERE id = 3;
         DELETE FROM conversations WHERE id = 9;
         INSERT INTO title_letters (rowid, title_key) VALUES (3, 'tea');
@@ -440,6 +441,7 @@ def test_what_was_upgraded_is_as_if_it_were_new_and_has_all_its_rows(tmp_path: P
         for table, kept in before.items():
             after = contents(upgraded, table)
             assert [row | was for row, was in zip(after, kept, strict=True)] == after
+        assert upgraded.execute("SELECT stored_bytes FROM users").fetchall() == [(1007,)]
         assert upgraded.execute("SELECT rowid FROM title_letters('tea')").fetchall()[0][0] == 3
         insert = (
             "INSERT INTO conversations (user_id, title, title_key, created_at, updated_at) VALUES (7, '', '', '', '')"

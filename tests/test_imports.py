@@ -17,7 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"accounts", "connection", "engine", "logs", "queries"}),
     frozenset({"archive", "auth", "eventlog", "formats", "prompt", "providers"}),
     frozenset({"bodies", "generation", "source"}),
-    frozenset({"chat", "salvage", "transfer"}),
+    frozenset({"chat", "exporter", "importer", "salvage"}),
     frozenset({"call"}),
     frozenset({"openapi"}),
     frozenset({"handlers"}),

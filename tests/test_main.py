@@ -645,7 +645,26 @@ def test_an_import_names_what_it_skips_whatever_that_is_called(tmp_path: Path, s
             service.stop()
         done = run("import", str(folder), "--data-dir", str(tmp_path / "data"))
     assert done.returncode == 1
-    assert all(f"skipped {name}: " in done.stderr for name in ("a\u2028b.json", "c\u0085d.json")), done.stderr
+    assert all(f"skipped {name}: " in done.stderr for name in ("a\ufffdb.json", "c\ufffdd.json")), done.stderr
+
+
+def test_an_import_prints_nothing_that_controls_the_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "chats.json"
+    file.write_text(json.dumps([{"mapping": {}, "title": "a\x1b]0;owned\x07\x9b2J\u202eb"}]), "utf-8")
+    with serving(tmp_path / "data") as service, service.first():
+        done = run("import", str(file), "--data-dir", str(tmp_path / "data"))
+    assert "skipped chats.json: a\ufffd]0;owned\ufffd\ufffd2J\ufffdb: has no messages" in done.stderr
+
+
+@posix
+def test_an_export_follows_no_link_that_was_planted(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine", "utf-8")
+    (tmp_path / "x.zip.partial").symlink_to(tmp_path / "victim")
+    with serving(tmp_path / "data") as service, service.first():
+        done = run("export", str(tmp_path / "x.zip"), "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "victim").read_text("utf-8") == "mine"
+    assert (tmp_path / "x.zip").read_bytes().startswith(b"PK")
 
 
 @pytest.mark.parametrize("serves", (True, False), ids=("while it serves", "while it does not"))

@@ -63,6 +63,19 @@ def conversation(tx: Tx, user_id: int = ANN, **fields: Any) -> int:
     return queries.add_conversation(tx, user_id, fields).id
 
 
+def purge(tx: Tx, user_id: int, conversation_id: int) -> None:
+    """What `remove_hidden` does, in one transaction."""
+    queries.hide_conversation(tx, user_id, conversation_id)
+    remove(tx, conversation_id)
+
+
+def remove(tx: Tx, conversation_id: int) -> None:
+    ids = queries._newest_first(tx, conversation_id)
+    while ids:
+        ids = queries.remove_messages(tx, ids)
+    queries._remove_conversation(tx, conversation_id)
+
+
 def look(
     tx: Tx, conversation_id: int, provider: str | None = "lmstudio", model: str | None = "m", **more: Any
 ) -> Begun | Found | None:
@@ -236,8 +249,8 @@ AS_BOB: dict[str, Callable[[Tx, dict[str, Any]], Any]] = {
     "set_conversation": lambda tx, at: queries.set_conversation(tx, BOB, at["conversation"], {"title": "mine"}),
     "delete_conversation": lambda tx, at: queries.delete_conversation(tx, BOB, at["conversation"]),
     "restore_conversation": lambda tx, at: queries.restore_conversation(tx, BOB, at["binned"]),
-    "purge_conversation": lambda tx, at: queries.purge_conversation(tx, BOB, at["conversation"]),
-    "purge_conversation in the bin": lambda tx, at: queries.purge_conversation(tx, BOB, at["binned"]),
+    "hide_conversation": lambda tx, at: queries.hide_conversation(tx, BOB, at["conversation"]),
+    "hide_conversation in the bin": lambda tx, at: queries.hide_conversation(tx, BOB, at["binned"]),
     "list_conversations before": lambda tx, at: queries.list_conversations(tx, BOB, before=at["conversation"]),
     "list_messages": lambda tx, at: queries.list_messages(tx, BOB, at["conversation"]),
     "list_messages before": lambda tx, at: queries.list_messages(tx, BOB, at["own"], before=at["message"]),
@@ -253,8 +266,9 @@ AS_BOB: dict[str, Callable[[Tx, dict[str, Any]], Any]] = {
 }
 
 
+@pytest.mark.parametrize("what", ["another's", "hidden"])
 @pytest.mark.parametrize("name", AS_BOB)
-def test_another_s_is_as_missing_as_what_never_was(tx: Tx, name: str) -> None:
+def test_another_s_and_what_is_hidden_are_as_missing_as_what_never_was(tx: Tx, name: str, what: str) -> None:
     conversation_id, question_id, _ = answered(tx)
     binned = conversation(tx)
     queries.delete_conversation(tx, ANN, binned)
@@ -268,6 +282,8 @@ def test_another_s_is_as_missing_as_what_never_was(tx: Tx, name: str) -> None:
         "generation": tx.execute("SELECT id FROM generations").fetchone()[0],
         "session": accounts.add_session(tx, ANN, b"1", "", "hash of ann"),
     }
+    if what == "hidden":
+        tx.execute("UPDATE conversations SET user_id = ?, hidden = 1 WHERE id <> ?", (BOB, objects["own"]))
     nothing = {**dict.fromkeys(objects, 10**6), "generation": "none", "own": objects["own"]}
     before = tx.total_changes
     with pytest.raises(FiresideError) as another:
@@ -400,8 +416,9 @@ def test_the_bin_gives_back_and_forgets_after_its_days(tx: Tx) -> None:
     assert queries.list_conversations(tx, ANN, deleted=True)[0].deleted_at
     tx.execute("UPDATE conversations SET deleted_at = ? WHERE id = ?", (db.ago(days=queries.BIN_DAYS, hours=1), gone))
     tx.execute("UPDATE conversations SET deleted_at = ? WHERE id = ?", (db.ago(days=queries.BIN_DAYS - 1), old))
-    queries.empty_bin(tx)
+    queries.hide_expired(tx)
     assert titles(tx, deleted=True) == ["kept", "old"]
+    assert queries.list_hidden(tx) == [gone]
     assert queries.restore_conversation(tx, ANN, kept).title == "kept"
     assert titles(tx) == ["kept"]
     with pytest.raises(NotFound):
@@ -566,7 +583,7 @@ def test_without_a_question_there_is_nothing_to_answer(tx: Tx, said: str) -> Non
             ("provider_id", "model", "token_usage", "stats", "error", "client_id", "source", "parent_id")
         )
         fields |= {"role": "assistant", "content": "hi", "reasoning": "", "status": "complete", "created_at": db.now()}
-        archive.set_imported(tx, made, db.now(), archive.add_message(tx, made, fields))
+        archive.set_imported(tx, made, db.now(), archive.add_message(tx, ANN, made, fields))
     for retry in (False, True):
         with pytest.raises(NoUserMessage):
             begin(tx, made, retry=retry)
@@ -616,7 +633,7 @@ def test_a_long_conversation_is_purged(tx: Tx) -> None:
         row = "INSERT INTO messages (conversation_id, parent_id, role, content, status, created_at) VALUES (?, ?, 'user', 'x', 'complete', '')"
         parent = db.insert(tx, row, (made, parent))
         search.index_message(tx, ANN, parent, "x")
-    queries.purge_conversation(tx, ANN, made)
+    purge(tx, ANN, made)
     assert tx.execute("SELECT count(*) FROM messages WHERE conversation_id = ?", (made,)).fetchone()[0] == 0
 
 
@@ -624,7 +641,7 @@ def test_an_end_that_comes_after_a_purge_does_nothing(tx: Tx) -> None:
     made = conversation(tx)
     queries.add_message(tx, ANN, made, "q")
     begun = begin(tx, made)
-    queries.purge_conversation(tx, ANN, made)
+    purge(tx, ANN, made)
     finish(tx, begun)
     assert tx.execute("SELECT count(*) FROM messages").fetchone()[0] == 0
 
@@ -693,7 +710,7 @@ class Indexes(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for row in self.tx.execute("SELECT user_id, id FROM conversations").fetchall():
-            queries.purge_conversation(self.tx, *row)
+            purge(self.tx, *row)
         for index in WHAT_IS_HELD:
             assert terms(self.tx, index) == set(), index
         self.tx.close()
@@ -738,13 +755,22 @@ class Indexes(RuleBasedStateMachine):
 
     @rule(at=consumes(conversations))
     def purge(self, at: tuple[int, int]) -> None:
-        self.done(queries.purge_conversation, *at)
+        self.done(purge, *at)
 
     @invariant()
     def indexes_hold_what_is_there(self) -> None:
         for index in WHAT_IS_HELD:
             self.tx.execute(f"INSERT INTO {index} ({index}) VALUES ('integrity-check')")
             assert terms(self.tx, index) == rebuilt(self.tx, index), index
+
+    @invariant()
+    def stored_bytes_are_those_of_the_messages(self) -> None:
+        taken = (
+            "SELECT coalesce(sum(length(CAST(m.content AS BLOB))), 0) FROM conversations c"
+            " JOIN messages m ON m.conversation_id = c.id WHERE c.user_id = users.id"
+        )
+        for row in self.tx.execute(f"SELECT stored_bytes, ({taken}) FROM users").fetchall():
+            assert row[0] == row[1]
 
 
 TestIndexes = Indexes.TestCase

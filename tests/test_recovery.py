@@ -445,9 +445,30 @@ async def test_a_chore_that_fails_keeps_no_other_from_being_done(
                 await asyncio.sleep(0.01)
 
 
-async def test_uploads_that_a_killed_server_was_reading_are_gone(tmp_path: Path) -> None:
-    left = tmp_path / f"{handlers.UPLOADS}abc"
-    left.mkdir()
-    (left / "upload.zip").write_bytes(b"x")
+async def test_uploads_that_a_killed_server_was_reading_are_gone_and_nothing_else(tmp_path: Path) -> None:
+    left, mine = tmp_path / handlers.UPLOADS / "tmpabc", tmp_path / "import-2024"
+    for folder in (left, mine):
+        folder.mkdir(parents=True)
+        (folder / "upload.zip").write_bytes(b"x")
     async with Running(tmp_path):
-        assert not left.exists()
+        assert not left.exists() and (mine / "upload.zip").exists()
+
+
+async def test_what_a_kill_left_hidden_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    path = made(tmp_path / "fireside.db", "ann")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.row_factory = sqlite3.Row
+        for hide in (False, True):
+            conversation = queries.add_conversation(connection, 1, {"title": f"hidden: {hide}"})
+            for number in range(30):
+                queries.add_message(connection, 1, conversation.id, f"message {number}")
+            if hide:
+                queries.hide_conversation(connection, 1, conversation.id)
+
+    def there(tx: sqlite3.Connection) -> list[Any]:
+        counts = "SELECT title, (SELECT count(*) FROM messages WHERE conversation_id = c.id) FROM conversations c"
+        return [tuple(row) for row in tx.execute(counts)]
+
+    async with Running(tmp_path) as running, asyncio.timeout(PATIENCE):
+        while await running.state.database.read(there) != [("hidden: False", 30)]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

@@ -4,8 +4,10 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import re
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +16,9 @@ from fireside.call import ADMIN, BODY_BYTES, OWNER, PUBLIC, PUBLIC_BYTES, USER, 
 from fireside.server import ROUTES
 from msgspec import inspect
 
-from .live import NO_TLS, PATIENCE, Person, Running, code, good
+from .live import NO_TLS, PATIENCE, Person, Running, code, good, until
 from .test_guard import raw
-from .upstream import Upstream
+from .upstream import Upstream, answer
 
 JSON = {"Content-Type": "application/json"}
 INVALID = (400, "VALIDATION_ERROR")
@@ -676,3 +678,91 @@ async def test_the_page_asks_nothing_of_anybody_else(running: Running) -> None:
     for file in files:
         assert (await client.get(file)).status_code == 200, file
     assert "<script>" not in page and "style=" not in page and not re.search(r"\son\w+=", page)
+
+
+# ---- imports and exports
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a file that nobody writes to is a FIFO")
+async def test_imports_that_hang_keep_nobody_from_signing_in(
+    running: Running, ann: Person, bob: Person, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "chats.json"
+    os.mkfifo(fifo)
+    writers: list[int] = []
+
+    def is_read() -> bool:
+        with contextlib.suppress(OSError):  # ENXIO while nothing has it open for reading
+            writers.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(writers)
+
+    async def begin(name: str) -> None:
+        headers = {"Authorization": f"Bearer {running.state.secret}"}
+        body = {"paths": [str(fifo)], "username": name}
+        await running.anybody().post("/control/import", json=body, headers=headers, timeout=None)
+
+    names = (ann.name, bob.name) * 10 * (os.cpu_count() or 1)
+    imports = [asyncio.create_task(begin(name)) for name in names]
+    try:
+        await until(is_read)
+        for _ in range(3):
+            await running.login("bob")
+        conversation_id = await bob.conversation("Hello")
+        assert (await bob.get("/export")).content.startswith(b"PK")
+        assert b"Hello" in (await bob.get(f"/conversations/{conversation_id}/export")).content
+    finally:
+        for task in imports:
+            task.cancel()
+        await asyncio.gather(*imports, return_exceptions=True)
+        for writer in writers:
+            os.close(writer)
+
+
+async def test_an_export_that_fails_ends_the_connection_and_is_logged_once(
+    running: Running, ann: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    conversation_id = await ann.conversation("Hello")
+    for number in range(3):
+        await ann.say(conversation_id, f"{number}" * 150_000)
+
+    def damage(tx: Any) -> None:
+        tx.execute("UPDATE messages SET stats = '{' WHERE id = (SELECT max(id) FROM messages)")
+
+    await running.state.database.write(damage)
+    for path in ("/export", f"/conversations/{conversation_id}/export?format=json"):
+        caplog.clear()
+        with pytest.raises(httpx.RemoteProtocolError):
+            await ann.get(path)
+        [line] = [record for record in caplog.records if record.name == "fireside.handlers"]
+        assert line.getMessage() == "A download ended early: The database is damaged. Run: fireside doctor"
+        assert not any(record.exc_info for record in caplog.records)
+
+
+async def test_a_user_may_store_so_many_bytes_and_no_more(tmp_path: Path, upstream: Upstream) -> None:
+    async with Running(tmp_path, lmstudio_url=upstream.url, user_max_bytes="100000") as running:
+        ann = await running.first()
+        bob = await running.join(ann, "bob")
+        conversation_id = await ann.conversation("x" * 60_000)
+        refused = (413, "QUOTA_EXCEEDED")
+        picture = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(50_000)).decode()
+        path = f"/conversations/{conversation_id}/messages"
+        image = {"media_type": "image/png", "data": picture}
+        assert code(await ann.post(path, json={"content": "", "images": [image]})) == refused
+        assert code(await ann.post(path, json={"content": "ä" * 30_000})) == refused
+        await ann.say(conversation_id, "x" * 39_990)
+        upstream.enqueue(answer("An answer is never cut. " * 20))
+        await ann.answer(conversation_id)
+        assert (await ann.messages(conversation_id))[-1]["content"] == "An answer is never cut. " * 20
+        exported = (await ann.get("/export")).content
+        assert code(await bob.post("/import", content=exported, headers={"Content-Type": "application/zip"})) == refused
+        assert good(await bob.get("/conversations")) == []
+        assert code(await ann.post("/conversations", json={"message": {"content": "More"}})) == refused
+        await bob.conversation("Bob has room of his own")
+        assert code(await ann.post(path, json={"content": "More"})) == refused
+        good(await ann.delete(f"/conversations/{conversation_id}"))
+        other = await ann.conversation()
+        full = await ann.post(f"/conversations/{other}/messages", json={"content": "More"})
+        assert code(full) == refused, "the bin counts"
+        assert "Delete some for good" in full.json()["message"]
+        good(await ann.delete(f"/conversations/{conversation_id}?purge=true"))
+        await ann.say(other, "More")

@@ -276,8 +276,8 @@ def test_missing_file_and_empty_folder_are_unreadable(tmp_path: Path) -> None:
 
 def test_entry_that_unpacks_to_too_much_is_skipped_and_the_others_go_in(tmp_path: Path) -> None:
     bomb = b'[{"mapping": {"a": "' + b" " * source.MAX_CONVERSATION + b'"}}]'
-    path = packed(tmp_path / "x.zip", {"conversations-000.json": bomb, "conversations-001.json": dumps([bridges()])})
-    read, skipped = take(path)
+    files = {"conversations-000.json": bomb, "conversations-001.json": dumps([bridges()]), "photo": picture_of(500_000)}
+    read, skipped = take(packed(tmp_path / "x.zip", files))
     assert len(read) == 1
     assert [(item.file, "200 times" in item.reason) for item in skipped] == [("conversations-000.json", True)]
 
@@ -290,11 +290,33 @@ def test_what_repeats_itself_is_no_bomb(tmp_path: Path) -> None:
     assert (len(read), skipped) == (1, [])
 
 
-def test_zip_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = packed(tmp_path / "x.zip", {f"{n}.json": bytes(1000) for n in range(10)})
-    monkeypatch.setattr(source, "MAX_ARCHIVE", 9_999)
-    with pytest.raises(Unreadable, match="unpacks to more"):
+def test_zip_of_many_files_that_unpack_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MAX_CONVERSATION", 1_000_000)
+    path = packed(tmp_path / "x.zip", {f"{n}.json": bytes(900_000) for n in range(4)})
+    with pytest.raises(Unreadable, match="unpacks to more than 200 times its size"):
         Source(path)
+
+
+def test_an_import_that_unpacks_to_too_much_in_all_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MAX_UNPACKED", len(dumps([bridges()])) + 1000)
+    files = {f"{number}.json": dumps([bridges()]) for number in range(20)}
+    (tmp_path / "folder").mkdir()
+    for name, data in files.items():
+        (tmp_path / "folder" / name).write_bytes(data)
+    for path in (packed(tmp_path / "x.zip", files), tmp_path / "folder"):
+        read, skipped = take(path)
+        assert len(read) in (1, 2) and len(skipped) == 1
+        assert "GB that an import may have" in skipped[0].reason
+
+
+def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "MAX_FILES", 2)
+    (tmp_path / "folder").mkdir()
+    for number in range(3):
+        (tmp_path / "folder" / f"{number}.json").write_bytes(b"{}")
+    for path in (packed(tmp_path / "x.zip", {f"{n}.json": b"{}" for n in range(3)}), tmp_path / "folder"):
+        with pytest.raises(Unreadable, match="more than 2 files"):
+            Source(path)
 
 
 def test_file_above_the_limit_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,24 +3,26 @@ import contextlib
 import itertools
 import json
 import sqlite3
+import time
 import tracemalloc
 import zipfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from fireside import accounts, queries, search, source, transfer
+from fireside import accounts, archive, queries, search
 from fireside.db import Database, open_database
-from fireside.errors import NotFound, StorageUnavailable
+from fireside.errors import NotFound, QuotaExceeded, StorageUnavailable
+from fireside.exporter import Exporter
+from fireside.importer import Importer, Report
 from fireside.queries import Begun, Recording, Wanted
-from fireside.source import Skipped, Source
-from fireside.transfer import Report, export_conversation, export_zip, import_files
+from fireside.source import Skipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .exports import STATS, answered, asked, block, chatgpt, dumps, lmstudio, node, openwebui, picture, png, said, turn
+from .exports import STATS, answered, asked, block, chatgpt, dumps, lmstudio, node, openwebui, png, said, turn
 
 USERS = itertools.count(1)
 
@@ -37,6 +39,24 @@ async def other(tmp_path: Path) -> AsyncIterator[Database]:
     database = await open_database(tmp_path / "other.db")
     yield database
     await database.close()
+
+
+@pytest.fixture
+async def importer(database: Database) -> AsyncIterator[Importer]:
+    async with contextlib.aclosing(Importer(database)) as importer:
+        yield importer
+
+
+@pytest.fixture
+async def others(other: Database) -> AsyncIterator[Importer]:
+    """Imports into the other database."""
+    async with contextlib.aclosing(Importer(other)) as importer:
+        yield importer
+
+
+@pytest.fixture
+def exporter(database: Database) -> Exporter:
+    return Exporter(database)
 
 
 @pytest.fixture
@@ -72,8 +92,8 @@ def bridges(count: int) -> list[dict[str, Any]]:
     ]
 
 
-async def bring(database: Database, user_id: int, path: Path) -> tuple[int, int, int]:
-    report = await import_files(database, user_id, [path])
+async def bring(importer: Importer, user_id: int, path: Path) -> tuple[int, int, int]:
+    report = await importer.import_files(user_id, [path])
     assert report.skipped == []
     return report.conversations, report.messages, report.unchanged
 
@@ -117,9 +137,14 @@ def plain(log: str, places: dict[int | None, int | None], conversation_id: int) 
     return events
 
 
-async def exported(database: Database, user_id: int, path: Path) -> Path:
-    chunks = [chunk async for chunk in export_zip(database, user_id)]
+async def exported(exporter: Exporter, user_id: int, path: Path) -> Path:
+    chunks = [chunk async for chunk in exporter.export_zip(user_id)]
     return keep(path, b"".join(chunks))
+
+
+async def exported_one(exporter: Exporter, user_id: int, conversation_id: int, format: Any) -> tuple[str, bytes]:
+    name, chunks = await exporter.export_conversation(user_id, conversation_id, format)
+    return name, b"".join([chunk async for chunk in chunks])
 
 
 def keep(path: Path, data: bytes) -> Path:
@@ -130,12 +155,14 @@ def keep(path: Path, data: bytes) -> Path:
 # ---- what an import adds
 
 
-async def test_imported_conversations_are_listed_read_and_found(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_imported_conversations_are_listed_read_and_found(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
     folder = tmp_path / "conversations"
     folder.mkdir()
     write(folder / "1.conversation.json", rivers(turn(asked("And a lake?"))))
     (folder / "2.conversation.json").write_bytes(b'{"name": "half')
-    report = await import_files(database, ann, [folder])
+    report = await importer.import_files(ann, [folder])
     assert (report.conversations, report.messages, report.unchanged) == (1, 3, 0)
     assert [skipped.file for skipped in report.skipped] == ["2.conversation.json"]
     (conversation,) = await database.read(queries.list_conversations, ann)
@@ -151,8 +178,10 @@ async def test_imported_conversations_are_listed_read_and_found(database: Databa
     assert [c.id for c in await database.read(queries.list_conversations, ann, "rivers")] == [conversation.id]
 
 
-async def test_an_imported_answer_is_replayed_like_any_other(database: Database, ann: int, tmp_path: Path) -> None:
-    await bring(database, ann, write(tmp_path / "x.json", rivers()))
+async def test_an_imported_answer_is_replayed_like_any_other(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
+    await bring(importer, ann, write(tmp_path / "x.json", rivers()))
     (conversation,) = await database.read(queries.list_conversations, ann)
     begun = await database.write(queries.begin_answer, ann, conversation.id, Wanted(), ["lmstudio"])
     assert begun is not None
@@ -160,48 +189,52 @@ async def test_an_imported_answer_is_replayed_like_any_other(database: Database,
     assert (await database.read(queries.get_recording, ann, begun.generation_id)).content == "Water."
 
 
-async def test_importing_again_adds_nothing(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_importing_again_adds_nothing(importer: Importer, database: Database, ann: int, tmp_path: Path) -> None:
     paths = [
         write(tmp_path / "a.json", rivers()),
         write(tmp_path / "conversations.json", bridges(3)),
         write(tmp_path / "c.json", [openwebui(said("u", None, "user", "hi"), current="u")]),
     ]
-    first = await import_files(database, ann, paths)
+    first = await importer.import_files(ann, paths)
     assert (first.conversations, first.messages, first.unchanged) == (5, 12, 0)
     before = await database.read(dump, ann)
-    assert await import_files(database, ann, paths) == Report(unchanged=5)
+    assert await importer.import_files(ann, paths) == Report(unchanged=5)
     assert await database.read(dump, ann) == before
 
 
-async def test_each_user_has_their_own(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_each_user_has_their_own(importer: Importer, database: Database, ann: int, tmp_path: Path) -> None:
     path = write(tmp_path / "x.json", bridges(2))
     bob = await somebody(database)
-    assert await bring(database, ann, path) == await bring(database, bob, path) == (2, 6, 0)
+    assert await bring(importer, ann, path) == await bring(importer, bob, path) == (2, 6, 0)
     assert await database.read(dump, ann) == await database.read(dump, bob)
 
 
-async def test_a_chat_that_has_grown_gains_its_new_messages(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_a_chat_that_has_grown_gains_its_new_messages(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
     path = tmp_path / "x.json"
-    await bring(database, ann, write(path, rivers()))
+    await bring(importer, ann, write(path, rivers()))
     grown = rivers(turn(asked("And a lake?")), turn(answered(block("Water at rest."))), made=1_720_000_000_123)
     grown["messages"][1]["versions"].append(answered(block("Moving water.")))
     grown["assistantLastMessagedAt"] = 1_720_000_900_000
-    assert await bring(database, ann, write(path, grown)) == (0, 3, 0)
+    assert await bring(importer, ann, write(path, grown)) == (0, 3, 0)
     (conversation,) = await database.read(queries.list_conversations, ann)
     messages = await database.read(queries.list_messages, ann, conversation.id)
     assert [m.content for m in messages] == ["What is a river?", "Water.", "And a lake?", "Water at rest."]
     assert len(messages[1].versions["ids"]) == 2
     assert conversation.updated_at == messages[-1].created_at == "2024-07-03T10:01:40.000000"
-    assert await bring(database, ann, write(path, grown)) == (0, 0, 1)
+    assert await bring(importer, ann, write(path, grown)) == (0, 0, 1)
 
 
-async def test_what_was_written_here_stays_in_view(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_what_was_written_here_stays_in_view(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
     path = tmp_path / "x.json"
-    await bring(database, ann, write(path, rivers()))
+    await bring(importer, ann, write(path, rivers()))
     (conversation,) = await database.read(queries.list_conversations, ann)
     await database.write(queries.set_conversation, ann, conversation.id, {"title": "Mine", "pinned": True})
     await database.write(queries.add_message, ann, conversation.id, "Asked in Fireside")
-    assert await bring(database, ann, write(path, rivers(turn(asked("Asked in LM Studio"))))) == (0, 1, 0)
+    assert await bring(importer, ann, write(path, rivers(turn(asked("Asked in LM Studio"))))) == (0, 1, 0)
     messages = await database.read(queries.list_messages, ann, conversation.id)
     assert [m.content for m in messages] == ["What is a river?", "Water.", "Asked in Fireside"]
     assert len(messages[2].versions["ids"]) == 2
@@ -211,30 +244,33 @@ async def test_what_was_written_here_stays_in_view(database: Database, ann: int,
 
 
 async def test_the_bin_is_left_alone_and_what_was_purged_may_come_again(
-    database: Database, ann: int, tmp_path: Path
+    importer: Importer, database: Database, ann: int, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "x.json", rivers())
-    await bring(database, ann, path)
+    await bring(importer, ann, path)
     (conversation,) = await database.read(queries.list_conversations, ann)
     await database.write(queries.delete_conversation, ann, conversation.id)
     before = await database.read(dump, ann)
-    assert await bring(database, ann, write(path, rivers(turn(asked("More"))))) == (0, 0, 1)
+    assert await bring(importer, ann, write(path, rivers(turn(asked("More"))))) == (0, 0, 1)
     assert await database.read(dump, ann) == before
-    await database.write(queries.purge_conversation, ann, conversation.id)
-    assert await bring(database, ann, path) == (1, 3, 0)
+    await database.write(queries.hide_conversation, ann, conversation.id)
+    await queries.remove_hidden(database, [conversation.id])
+    assert await bring(importer, ann, path) == (1, 3, 0)
 
 
-async def test_two_imports_at_once_add_everything_once(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_two_imports_at_once_add_everything_once(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
     path = write(tmp_path / "x.json", bridges(250))
-    reports = await asyncio.gather(*(import_files(database, ann, [path]) for _ in range(2)))
+    reports = await asyncio.gather(*(importer.import_files(ann, [path]) for _ in range(2)))
     assert sum(report.conversations for report in reports) == sum(report.unchanged for report in reports) == 250
     assert len(await database.read(dump, ann)) == 250
 
 
-async def test_progress_goes_up_to_the_end(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_progress_goes_up_to_the_end(importer: Importer, ann: int, tmp_path: Path) -> None:
     heard: list[float] = []
     paths = [write(tmp_path / "a.json", bridges(250)), tmp_path / "missing.json", write(tmp_path / "b.json", rivers())]
-    report = await import_files(database, ann, paths, lambda report, done: heard.append(done))
+    report = await importer.import_files(ann, paths, lambda report, done: heard.append(done))
     assert heard == sorted(heard)
     assert heard[-1] == 1
     assert [skipped.file for skipped in report.skipped] == ["missing.json"]
@@ -244,40 +280,46 @@ async def test_progress_goes_up_to_the_end(database: Database, ann: int, tmp_pat
 # ---- what goes wrong
 
 
-async def test_a_conversation_goes_in_whole_or_not_at_all(database: Database, ann: int, tmp_path: Path) -> None:
-    await bring(database, ann, write(tmp_path / "x.json", bridges(3)))
+async def test_a_conversation_goes_in_whole_or_not_at_all(
+    importer: Importer, exporter: Exporter, database: Database, ann: int, tmp_path: Path
+) -> None:
+    await bring(importer, ann, write(tmp_path / "x.json", bridges(3)))
     (third, second, first) = await database.read(queries.list_conversations, ann)
-    texts = [await export_conversation(database, ann, c.id, "json") for c in (first, second, third)]
+    texts = [await exported_one(exporter, ann, c.id, "json") for c in (first, second, third)]
     values = [json.loads(text) for _, text in texts]
     values[1]["messages"][1]["client_id"] = values[1]["messages"][2]["client_id"] = "twice"
     bob = await somebody(database)
-    report = await import_files(database, bob, [write(tmp_path / "y.json", values)])
+    report = await importer.import_files(bob, [write(tmp_path / "y.json", values)])
     assert (report.conversations, report.messages) == (2, 6)
     assert report.skipped == [Skipped("Bridge 1", "contradicts itself")]
     assert [row["title"] for row in await database.read(dump, bob)] == ["Bridge 0", "Bridge 2"]
     assert await database.read(search.find, bob, "number 1", 10) == []
 
 
-async def test_the_same_conversation_twice_in_a_file_goes_in_once(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_the_same_conversation_twice_in_a_file_goes_in_once(
+    importer: Importer, exporter: Exporter, database: Database, ann: int, tmp_path: Path
+) -> None:
     for title in ("One", "Two"):
         conversation = await database.write(queries.add_conversation, ann, {"title": title})
         await database.write(queries.add_message, ann, conversation.id, "Hello")
     (two, one) = await database.read(queries.list_conversations, ann)
-    texts = [await export_conversation(database, ann, c.id, "json") for c in (one, two, one)]
+    texts = [await exported_one(exporter, ann, c.id, "json") for c in (one, two, one)]
     values = [json.loads(text) for _, text in texts]
     values[1]["created_at"] = values[0]["created_at"]  # clocks may be coarse
     values[1]["messages"][0]["content"] = "Goodbye"
     for value in (values[0], values[2]):
         value["messages"].append(value["messages"][0] | {"id": 10**6, "content": "Asked in the same moment"})
     bob = await somebody(database)
-    assert await bring(database, bob, write(tmp_path / "x.json", values)) == (2, 3, 1)
-    assert await bring(database, bob, tmp_path / "x.json") == (0, 0, 3)
+    assert await bring(importer, bob, write(tmp_path / "x.json", values)) == (2, 3, 1)
+    assert await bring(importer, bob, tmp_path / "x.json") == (0, 0, 3)
 
 
-async def test_a_missing_image_keeps_its_conversation_out(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_a_missing_image_keeps_its_conversation_out(
+    importer: Importer, exporter: Exporter, database: Database, ann: int, tmp_path: Path
+) -> None:
     conversation = await database.write(queries.add_conversation, ann, {"title": "Cat"})
     await database.write(queries.add_message, ann, conversation.id, "Look", images=[queries.Image("image/png", png())])
-    path = await exported(database, ann, tmp_path / "x.zip")
+    path = await exported(exporter, ann, tmp_path / "x.zip")
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(tmp_path / "y.zip", "w") as archive:
@@ -285,7 +327,7 @@ async def test_a_missing_image_keeps_its_conversation_out(database: Database, an
             if not name.startswith("images/"):
                 archive.writestr(name, data)
     bob = await somebody(database)
-    report = await import_files(database, bob, [tmp_path / "y.zip"])
+    report = await importer.import_files(bob, [tmp_path / "y.zip"])
     assert (report.conversations, len(report.skipped)) == (0, 1)
     assert "image" in report.skipped[0].reason
     assert await database.read(dump, bob) == []
@@ -297,25 +339,25 @@ def limit_pages(tx: sqlite3.Connection, more: int | None) -> None:
 
 
 async def test_a_full_disk_keeps_whole_conversations_and_the_next_import_goes_on(
-    database: Database, ann: int, tmp_path: Path
+    importer: Importer, database: Database, ann: int, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "x.json", bridges(700))
     await database.write(limit_pages, 60)
     with pytest.raises(StorageUnavailable):
-        await import_files(database, ann, [path])
+        await importer.import_files(ann, [path])
     await database.write(limit_pages, None)
     there = await database.read(dump, ann)
     assert 0 < len(there) < 700
     assert {len(conversation["messages"]) for conversation in there} == {3}
-    assert await bring(database, ann, path) == (700 - len(there), (700 - len(there)) * 3, len(there))
+    assert await bring(importer, ann, path) == (700 - len(there), (700 - len(there)) * 3, len(there))
 
 
 async def test_an_import_that_is_cancelled_leaves_whole_conversations(
-    database: Database, ann: int, tmp_path: Path
+    importer: Importer, database: Database, ann: int, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "x.json", bridges(1000))
     started = asyncio.Event()
-    task = asyncio.create_task(import_files(database, ann, [path], lambda report, done: started.set()))
+    task = asyncio.create_task(importer.import_files(ann, [path], lambda report, done: started.set()))
     await started.wait()
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -430,38 +472,53 @@ def answer(tx: sqlite3.Connection, user_id: int, conversation_id: int, how: dict
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS, later=STEPS)
 async def test_export_and_import_give_back_the_same_database(
-    database: Database, other: Database, tmp_path: Path, steps: list[Any], later: list[Any]
+    importer: Importer,
+    exporter: Exporter,
+    others: Importer,
+    database: Database,
+    other: Database,
+    tmp_path: Path,
+    steps: list[Any],
+    later: list[Any],
 ) -> None:
     owner, heir = await somebody(database), await somebody(other)
     await database.write(live, owner, [("new", 0, {}), *steps])
     before = await database.read(dump, owner)
-    path = await exported(database, owner, tmp_path / "export.zip")
-    assert await bring(other, heir, path) == (len(before), sum(len(row["messages"]) for row in before), 0)
+    path = await exported(exporter, owner, tmp_path / "export.zip")
+    assert await bring(others, heir, path) == (len(before), sum(len(row["messages"]) for row in before), 0)
     assert await other.read(dump, heir) == before
-    assert await bring(other, heir, path) == await bring(database, owner, path) == (0, 0, len(before))
+    assert await bring(others, heir, path) == await bring(importer, owner, path) == (0, 0, len(before))
     assert await other.read(dump, heir) == await database.read(dump, owner) == before
 
     await database.write(live, owner, later)  # life goes on, and the copy follows
-    path = await exported(database, owner, tmp_path / "export.zip")
-    await bring(other, heir, path)
+    path = await exported(exporter, owner, tmp_path / "export.zip")
+    await bring(others, heir, path)
     for copy, original in zip(await other.read(dump, heir), await database.read(dump, owner), strict=True):
         grown = copy["messages"] if copy["deleted_at"] is None else original["messages"]
         assert grown == original["messages"]
-    assert await bring(other, heir, path) == (0, 0, len(await database.read(dump, owner)))
+    assert await bring(others, heir, path) == (0, 0, len(await database.read(dump, owner)))
 
 
 async def test_what_was_imported_is_exported_and_known_again(
-    database: Database, other: Database, ann: int, tmp_path: Path
+    importer: Importer,
+    exporter: Exporter,
+    others: Importer,
+    database: Database,
+    other: Database,
+    ann: int,
+    tmp_path: Path,
 ) -> None:
     paths = [write(tmp_path / "a.json", bridges(2)), write(tmp_path / "b.json", rivers())]
-    await import_files(database, ann, paths)
-    path, heir = await exported(database, ann, tmp_path / "x.zip"), await somebody(other)
-    assert await bring(other, heir, path) == (3, 8, 0)
+    await importer.import_files(ann, paths)
+    path, heir = await exported(exporter, ann, tmp_path / "x.zip"), await somebody(other)
+    assert await bring(others, heir, path) == (3, 8, 0)
     assert await other.read(dump, heir) == await database.read(dump, ann)
-    assert await import_files(other, heir, paths) == Report(unchanged=3)
+    assert await others.import_files(heir, paths) == Report(unchanged=3)
 
 
-async def test_numbers_that_json_cannot_write_again_stay_outside(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_numbers_that_json_cannot_write_again_stay_outside(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
     at = "2024-01-15T10:30:00.123456"
 
     def odd(settings: str, stats: str) -> Path:
@@ -473,7 +530,7 @@ async def test_numbers_that_json_cannot_write_again_stay_outside(database: Datab
         return path
 
     infinite = odd('{"response_format": {"a": NaN}}', '{"ttft_ms": 1e999, "tokens_per_second": -Infinity}')
-    report = await import_files(database, ann, [infinite, odd("{}", '{"omitted_messages": -5}')])
+    report = await importer.import_files(ann, [infinite, odd("{}", '{"omitted_messages": -5}')])
     assert (report.conversations, len(report.skipped)) == (1, 1)
     [row] = await database.read(queries.list_conversations, ann)
     assert msgspec.json.decode(row.settings) == {"response_format": {"a": None}}
@@ -483,10 +540,12 @@ async def test_numbers_that_json_cannot_write_again_stay_outside(database: Datab
     assert await database.read(queries.list_usage, ann) is not None
 
 
-async def test_an_import_whose_reader_leaves_ends(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_an_import_whose_reader_leaves_ends(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
     paths = [write(tmp_path / f"{number}.json", rivers(made=1_720_000_000_000 + number)) for number in range(300)]
     others = asyncio.all_tasks()
-    steps = transfer.steps(database, ann, paths)
+    steps = importer.import_steps(ann, paths)
     first = msgspec.json.decode(await anext(steps))
     await steps.aclose()
     assert asyncio.all_tasks() == others
@@ -495,7 +554,7 @@ async def test_an_import_whose_reader_leaves_ends(database: Database, ann: int, 
 
 
 async def test_an_export_may_go_to_another_user_of_the_same_database(
-    database: Database, ann: int, tmp_path: Path
+    importer: Importer, exporter: Exporter, database: Database, ann: int, tmp_path: Path
 ) -> None:
     conversation = await database.write(queries.add_conversation, ann, {})
     await database.write(queries.add_message, ann, conversation.id, "Why?")
@@ -505,14 +564,14 @@ async def test_an_export_may_go_to_another_user_of_the_same_database(
     recording = Recording(begun.message_id, "complete", "Because.", "", done)
     await database.write(queries.finish_generation, begun.generation_id, recording)
     bob = await somebody(database)
-    assert await bring(database, bob, await exported(database, ann, tmp_path / "x.zip")) == (1, 2, 0)
+    assert await bring(importer, bob, await exported(exporter, ann, tmp_path / "x.zip")) == (1, 2, 0)
     mine, hers = await database.read(dump, bob), await database.read(dump, ann)
     assert mine[0]["messages"][1]["generation"].pop("id") != hers[0]["messages"][1]["generation"].pop("id")
     assert mine == hers
 
 
 async def test_a_running_answer_is_exported_with_what_was_saved_of_it(
-    database: Database, other: Database, ann: int, tmp_path: Path
+    exporter: Exporter, others: Importer, database: Database, other: Database, ann: int, tmp_path: Path
 ) -> None:
     conversation = await database.write(queries.add_conversation, ann, {})
     await database.write(queries.add_message, ann, conversation.id, "Why?")
@@ -524,30 +583,34 @@ async def test_a_running_answer_is_exported_with_what_was_saved_of_it(
     ]
     await database.write(queries.add_parts, parts)
     heir = await somebody(other)
-    await bring(other, heir, await exported(database, ann, tmp_path / "x.zip"))
+    await bring(others, heir, await exported(exporter, ann, tmp_path / "x.zip"))
     (copied,) = await other.read(dump, heir)
     answer = copied["messages"][1]
     assert (answer["status"], answer["content"], answer["reasoning"]) == ("interrupted", "Because", "Hm")
-    _, text = await export_conversation(database, ann, conversation.id, "markdown")
+    _, text = await exported_one(exporter, ann, conversation.id, "markdown")
     assert "Because\n\n*(interrupted)*" in text.decode()
 
 
 @pytest.mark.parametrize("year", ["0001", "9999"])
-async def test_a_time_that_no_zip_knows_is_exported(database: Database, ann: int, tmp_path: Path, year: str) -> None:
+async def test_a_time_that_no_zip_knows_is_exported(
+    importer: Importer, exporter: Exporter, database: Database, ann: int, tmp_path: Path, year: str
+) -> None:
     await database.write(queries.add_conversation, ann, {})
     await database.write(lambda tx: tx.execute(f"UPDATE conversations SET updated_at = '{year}-01-01T00:00:00.000000'"))
     bob = await somebody(database)
-    assert await bring(database, bob, await exported(database, ann, tmp_path / "x.zip")) == (1, 0, 0)
+    assert await bring(importer, bob, await exported(exporter, ann, tmp_path / "x.zip")) == (1, 0, 0)
     assert await database.read(dump, bob) == await database.read(dump, ann)
 
 
-async def test_the_zip_can_be_read_without_fireside(database: Database, ann: int, tmp_path: Path) -> None:
-    for title in ("A/B: <c>?", "a\u202ereversed", "CON.", "日" * 150, "same", "same", "..", "\n"):
+async def test_the_zip_can_be_read_without_fireside(
+    importer: Importer, exporter: Exporter, database: Database, ann: int, tmp_path: Path
+) -> None:
+    for title in ("A/B: <c>?", "a\u202ereversed", "CON.", "日" * 150, "same", "same", "..", "a\nb"):
         conversation = await database.write(queries.add_conversation, ann, {"title": title})
         image = queries.Image("image/jpeg", b"\xff\xd8\xff\xe0 jpeg")
         await database.write(queries.add_message, ann, conversation.id, "Look:\n\n# here", images=[image])
     await database.write(queries.delete_conversation, ann, conversation.id)
-    path = await exported(database, ann, tmp_path / "x.zip")
+    path = await exported(exporter, ann, tmp_path / "x.zip")
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         names = archive.namelist()
@@ -566,16 +629,18 @@ async def test_the_zip_can_be_read_without_fireside(database: Database, ann: int
     with zipfile.ZipFile(path) as archive:
         archive.extractall(unpacked)
     bob = await somebody(database)
-    assert await bring(database, bob, unpacked) == (8, 8, 0)
+    assert await bring(importer, bob, unpacked) == (8, 8, 0)
     copy, original = await database.read(dump, bob), await database.read(dump, ann)
     assert sorted(copy, key=lambda row: str(row["created_at"])) == original  # a folder has no order of its own
 
 
-async def test_one_conversation_as_markdown_shows_the_active_path(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_one_conversation_as_markdown_shows_the_active_path(
+    importer: Importer, exporter: Exporter, database: Database, ann: int, tmp_path: Path
+) -> None:
     answers = turn(answered(block("Hm.", thinking=True), block("Water.")), answered(block("A stream.")))
-    await bring(database, ann, write(tmp_path / "x.json", lmstudio(turn(asked("What is it?", "lost.png")), answers)))
+    await bring(importer, ann, write(tmp_path / "x.json", lmstudio(turn(asked("What is it?", "lost.png")), answers)))
     (conversation,) = await database.read(queries.list_conversations, ann)
-    name, text = await export_conversation(database, ann, conversation.id, "markdown")
+    name, text = await exported_one(exporter, ann, conversation.id, "markdown")
     assert name == "2024-07-03 Rivers.md"
     lines = [line for line in text.decode().splitlines() if line]
     assert lines == [
@@ -593,46 +658,49 @@ async def test_one_conversation_as_markdown_shows_the_active_path(database: Data
 
 
 async def test_one_conversation_as_json_has_its_images_in_it(
-    database: Database, other: Database, ann: int, tmp_path: Path
+    exporter: Exporter, others: Importer, database: Database, other: Database, ann: int, tmp_path: Path
 ) -> None:
     conversation = await database.write(queries.add_conversation, ann, {"title": "Cat"})
     await database.write(queries.add_message, ann, conversation.id, "Look", images=[queries.Image("image/png", png())])
-    name, text = await export_conversation(database, ann, conversation.id, "json")
+    name, text = await exported_one(exporter, ann, conversation.id, "json")
     path = tmp_path / name
     path.write_bytes(text)
     heir = await somebody(other)
-    assert await bring(other, heir, path) == (1, 1, 0)
+    assert await bring(others, heir, path) == (1, 1, 0)
     assert await other.read(dump, heir) == await database.read(dump, ann)
 
 
 async def test_one_conversation_as_json_is_imported_however_many_images_it_has(
-    database: Database, other: Database, ann: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exporter: Exporter, others: Importer, database: Database, other: Database, ann: int, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(source, "MAX_CONVERSATION", 1_000_000)
     conversation = await database.write(queries.add_conversation, ann, {"title": "Cats"})
     for number in range(8):
         image = queries.Image("image/png", png(number) + bytes(1_000_000 + number))
         await database.write(queries.add_message, ann, conversation.id, "Look", images=[image])
     path = tmp_path / "x.json"
-    path.write_bytes((await export_conversation(database, ann, conversation.id, "json"))[1])
+    path.write_bytes((await exported_one(exporter, ann, conversation.id, "json"))[1])
     heir = await somebody(other)
-    assert await peak(lambda: bring(other, heir, path)) < 8_000_000 < path.stat().st_size
+    assert await peak(lambda: bring(others, heir, path)) < 8_000_000 < path.stat().st_size
     assert await other.read(dump, heir) == await database.read(dump, ann)
 
 
-async def test_what_is_not_ones_own_is_not_exported(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_what_is_not_ones_own_is_not_exported(
+    exporter: Exporter, database: Database, ann: int, tmp_path: Path
+) -> None:
     conversation = await database.write(queries.add_conversation, ann, {"title": "Secret"})
     bob = await somebody(database)
     with pytest.raises(NotFound):
-        await export_conversation(database, bob, conversation.id, "json")
+        await exported_one(exporter, bob, conversation.id, "json")
     await database.write(queries.delete_conversation, ann, conversation.id)
     with pytest.raises(NotFound):
-        await export_conversation(database, ann, conversation.id, "json")
-    with zipfile.ZipFile(await exported(database, bob, tmp_path / "x.zip")) as archive:
+        await exported_one(exporter, ann, conversation.id, "json")
+    with zipfile.ZipFile(await exported(exporter, bob, tmp_path / "x.zip")) as archive:
         assert archive.namelist() == ["README.txt"]
 
 
-async def test_export_and_import_hold_one_conversation_at_a_time(database: Database, ann: int, tmp_path: Path) -> None:
+async def test_export_and_import_hold_one_conversation_at_a_time(
+    importer: Importer, exporter: Exporter, database: Database, ann: int, tmp_path: Path
+) -> None:
     picture = queries.Image("image/png", png() + bytes(1_000_000))
     for _ in range(30):
         conversation = await database.write(queries.add_conversation, ann, {})
@@ -642,12 +710,12 @@ async def test_export_and_import_hold_one_conversation_at_a_time(database: Datab
 
     async def export() -> None:
         with path.open("wb") as file:
-            async for chunk in export_zip(database, ann):
+            async for chunk in exporter.export_zip(ann):
                 file.write(chunk)
 
     assert await peak(export) < 8_000_000
     assert path.stat().st_size > 30_000_000
-    assert await peak(lambda: bring(database, bob, path)) < 8_000_000
+    assert await peak(lambda: bring(importer, bob, path)) < 8_000_000
 
 
 async def peak(work: Callable[[], Any]) -> int:
@@ -660,33 +728,164 @@ async def peak(work: Callable[[], Any]) -> int:
         tracemalloc.stop()
 
 
-def batches(path: Path) -> list[int]:
-    with contextlib.closing(Source(path)) as opened:
-        found = iter(opened)
-        return [len(batch) for batch in iter(lambda: transfer._take(found, opened), [])]
-
-
-async def test_a_long_file_is_read_in_batches(tmp_path: Path) -> None:
-    long = [chatgpt(node("q", None, "user", "x" * 150_000), current="q", id=str(n)) for n in range(30)]
-    assert batches(write(tmp_path / "x.json", long)) == [7, 7, 7, 7, 2]
-
-
-async def test_short_messages_and_the_images_of_a_zip_weigh_something_too(tmp_path: Path) -> None:
-    many = [lmstudio(*[turn(asked(str(n))) for n in range(30)], made=1_720_000_000_000 + m) for m in range(100)]
-    assert batches(write(tmp_path / "x.json", many)) == [34, 34, 32]
-    with zipfile.ZipFile(tmp_path / "y.zip", "w") as file:
-        look = [picture(f"sediment://file_{n}") for n in range(10)]
-        nodes = [node("q", None, "user", image, "Look", kind="multimodal_text") for image in look]
-        chats = [chatgpt(one, current="q", id=str(number)) for number, one in enumerate(nodes)]
-        file.writestr("conversations.json", dumps(chats))
-        for number in range(10):
-            file.writestr(f"file_{number}.png", png() + bytes(4_000_000))
-    assert batches(tmp_path / "y.zip") == [2, 2, 2, 2, 2]
-
-
-async def test_leaving_an_export_early_harms_nothing(database: Database, ann: int) -> None:
+async def test_leaving_an_export_early_harms_nothing(exporter: Exporter, database: Database, ann: int) -> None:
     await database.write(queries.add_conversation, ann, {"title": "Cat"})
-    stream = export_zip(database, ann)
+    stream = exporter.export_zip(ann)
     first = await anext(stream)
     await stream.aclose()
     assert first.startswith(b"PK")
+
+
+# ---- long work and other people
+
+
+def long_conversation(count: int, **fields: Any) -> dict[str, Any]:
+    """Fireside's own form, a question and an answer in turn."""
+    at = "2024-01-15T10:30:00.{:06}".format
+    messages = [
+        {
+            "id": number,
+            "parent_id": number - 1 or None,
+            "role": "user" if number % 2 else "assistant",
+            "created_at": at(number),
+            "content": f"Message {number} of a long conversation about rivers. " * 3,
+        }
+        for number in range(1, count + 1)
+    ]
+    head = {"fireside": 1, "title": "Long", "created_at": at(0), "updated_at": at(0), "source": "test:1"}
+    return head | {"messages": messages} | fields
+
+
+async def test_a_long_import_and_its_removal_hold_up_nobody_and_show_nothing_in_part(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
+    count, bob = 10_000, await somebody(database)
+    his = await database.write(queries.add_conversation, bob, {})
+    path = write(tmp_path / "x.json", long_conversation(count))
+
+    def seen(tx: sqlite3.Connection) -> list[Any]:
+        """How much of the conversation each place shows that lists conversations."""
+        listed = queries.list_conversations(tx, ann) + queries.list_conversations(tx, ann, "long")
+        days = sum(day["answers"] for day in queries.list_usage(tx, ann))
+        return [len(listed), len(archive.list_conversation_ids(tx, ann)), len(search.find(tx, ann, "rivers", 9)), days]
+
+    async def wait_beside(work: Awaitable[Any]) -> tuple[float, list[list[Any]]]:
+        """The longest wait of another user's writes, as a part of the whole time, and what was seen."""
+        waits, shown, started = [], [], time.perf_counter()
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            start = time.perf_counter()
+            await database.write(queries.add_message, bob, his.id, "Hello")
+            waits.append(time.perf_counter() - start)
+            shown.append(await database.read(seen))
+        await task
+        return max(waits) / (time.perf_counter() - started), shown
+
+    nothing, whole = [0, 0, 0, 0], [2, 1, 9, count // 2]
+    worst, shown = await wait_beside(importer.import_files(ann, [path]))
+    assert await database.read(seen) == whole
+    assert nothing in shown and all(each in (nothing, whole) for each in shown)
+    assert worst < 0.25
+
+    (conversation,) = await database.read(queries.list_conversations, ann)
+    await database.write(queries.hide_conversation, ann, conversation.id)
+    worst, shown = await wait_beside(queries.remove_hidden(database, [conversation.id]))
+    assert all(each == nothing for each in shown)
+    assert await database.read(dump, ann) == []
+    assert worst < 0.25
+
+
+async def test_a_conversation_that_grows_moves_its_view_at_the_end(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "x.json", long_conversation(10))
+    await bring(importer, ann, path)
+    (conversation,) = await database.read(queries.list_conversations, ann)
+    task = asyncio.create_task(bring(importer, ann, write(path, long_conversation(3000))))
+    lengths = set()
+    while not task.done():
+        lengths.add(len(await database.read(queries.list_messages, ann, conversation.id)))
+    assert await task == (0, 2990, 0)
+    assert lengths <= {10, 3000}
+    assert len(await database.read(queries.list_messages, ann, conversation.id)) == 3000
+
+
+async def test_growth_that_cannot_be_read_to_its_end_leaves_nothing(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.json"
+    await bring(importer, ann, write(path, long_conversation(10)))
+    before, bytes_before = await database.read(dump, ann), await database.read(stored, ann)
+    grown = long_conversation(2000)
+    grown["messages"][-1]["images"] = [{"media_type": "image/png", "file": "lost.png"}]
+    report = await importer.import_files(ann, [write(path, grown)])
+    assert (report.messages, [skipped.file for skipped in report.skipped]) == (0, ["Long"])
+    assert await database.read(dump, ann) == before
+    assert await database.read(stored, ann) == bytes_before == sum(map(stored_size, before))
+    assert len(await database.read(search.find, ann, "rivers", 99)) == 10
+
+
+async def test_a_child_that_dies_leaves_nothing_of_its_conversation(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.json"
+    await bring(importer, ann, write(path, long_conversation(10)))
+    before = await database.read(dump, ann)
+
+    def kill(report: Report, done: float) -> None:
+        for worker in importer._sandbox._workers:
+            worker.kill()
+
+    for source in ("test:1", "test:2"):  # one that has grown, and a new one
+        report = await importer.import_files(ann, [write(path, long_conversation(6000, source=source))], kill)
+        lost = Skipped("x.json", "cannot be read to its end; the rest was left out")
+        assert report == Report(skipped=[lost])
+        assert await database.read(dump, ann) == before
+
+
+def stored(tx: sqlite3.Connection, user_id: int) -> int:
+    return int(tx.execute("SELECT stored_bytes FROM users WHERE id = ?", (user_id,)).fetchone()[0])
+
+
+def stored_size(conversation: dict[str, Any]) -> int:
+    texts = [message[name] for message in conversation["messages"] for name in ("content", "reasoning")]
+    images = [image[2] for message in conversation["messages"] for image in message["images"]]
+    return sum(len(text.encode()) for text in texts) + sum(map(len, images))
+
+
+async def test_an_import_ends_where_the_user_has_no_more_room(database: Database, ann: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.json", [long_conversation(1000, source=f"test:{number}") for number in range(20)])
+    size = 1000 * 150
+    async with contextlib.aclosing(Importer(database, 10 * size)) as importer:
+        with pytest.raises(QuotaExceeded, match="of the 1,500,000 that each user may have"):
+            await importer.import_files(ann, [path])
+    there = await database.read(dump, ann)
+    assert 0 < len(there) <= 10 and {len(conversation["messages"]) for conversation in there} == {1000}
+    assert await database.read(stored, ann) == sum(map(stored_size, there))
+
+
+async def test_one_conversation_is_exported_an_image_at_a_time(
+    exporter: Exporter, database: Database, ann: int
+) -> None:
+    conversation = await database.write(queries.add_conversation, ann, {"title": "Cats"})
+    for _ in range(10):
+        images = [queries.Image("image/png", png() + bytes(1_000_000)) for _ in range(3)]
+        await database.write(queries.add_message, ann, conversation.id, "Look", images=images)
+    sizes = []
+
+    async def export() -> None:
+        for format in ("json", "markdown"):
+            _, chunks = await exporter.export_conversation(ann, conversation.id, format)
+            sizes.append(sum([len(chunk) async for chunk in chunks]))
+
+    assert await peak(export) < 12_000_000
+    assert sizes[0] > 40_000_000
+
+
+async def test_a_title_that_is_blank_becomes_the_first_question(
+    importer: Importer, database: Database, ann: int, tmp_path: Path
+) -> None:
+    rows = [long_conversation(count, title=" \n ", source=f"test:{count}") for count in (1, 0)]
+    await bring(importer, ann, write(tmp_path / "x.json", rows))
+    titles = [conversation.title for conversation in await database.read(queries.list_conversations, ann)]
+    assert sorted(titles) == ["Message 1 of a long conversation about rivers. Message 1 of…", "New conversation"]

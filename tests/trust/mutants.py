@@ -233,7 +233,7 @@ MUTANTS = (
     Mutant("auth.py", "or _WELL_KNOWN.fullmatch(without_name)", "", (AUTH, "-k", "anybody_would_try")),
     Mutant("auth.py", "or len(without_name) < 6", "", (SECURITY,)),
     Mutant(
-        "auth.py",
+        "db.py",
         "os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600",
         "os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644",
         (SECURITY,),
@@ -280,9 +280,13 @@ MUTANTS = (
         "WHERE id = ? AND user_id = ? AND ? IS NOT NULL",
         (QUERIES,),
     ),
-    Mutant("queries.py", '"c.user_id = :user AND c.deleted_at IS "', '"c.deleted_at IS "', (QUERIES,)),
+    Mutant("queries.py", "(deleted_at IS NOT NULL) = ? AND hidden = 0", "(deleted_at IS NOT NULL) = ?", (QUERIES,)),
+    Mutant("queries.py", '"c.user_id = :user AND c.hidden = 0', '"c.hidden = 0', (QUERIES,)),
     Mutant(
-        "queries.py", "WHERE c.user_id = ? AND m.role = 'assistant'", "WHERE ? AND m.role = 'assistant'", (QUERIES,)
+        "queries.py",
+        "WHERE c.user_id = ? AND c.hidden = 0 AND m.role",
+        "WHERE ? AND c.hidden = 0 AND m.role",
+        (QUERIES,),
     ),
     Mutant("search.py", 'return f\'owner : "u{user_id}" AND text : (', "return f'text : (", ("tests/test_search.py",)),
     Mutant(
@@ -345,7 +349,7 @@ MUTANTS = (
     ),
     Mutant("db.py", '    if found != "ok":', "    if False:", (DB,)),
     Mutant("db.py", "    if orphan is not None:", "    if False:", (DB,)),
-    Mutant("db.py", "os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))", "pass", (DB,)),
+    Mutant("db.py", "create_private(path).close()", "pass", (DB,)),
     Mutant(
         "db.py",
         "data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)",
@@ -353,7 +357,7 @@ MUTANTS = (
         (DB,),
     ),
     Mutant("db.py", "        while not _lock_file(descriptor):", "        while False:", (DB,)),
-    Mutant("db.py", "os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))", "pass", (DB, RECOVERY)),
+    Mutant("db.py", "create_private(partial).close()", "pass", (DB, RECOVERY)),
     Mutant("db.py", "            check(writer)\n", "", (DB, RECOVERY)),
     Mutant(
         "db.py",

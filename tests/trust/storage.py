@@ -84,8 +84,9 @@ class Work:
             await self._answer(conversation_id, number)
         elif number % 16 == 3 and len(self.kept) > 1:
             first = next(iter(self.kept))
-            await write(queries.purge_conversation, 1, first)
+            await write(queries.hide_conversation, 1, first)
             del self.kept[first]
+            await queries.remove_hidden(self.database, [first])
 
     async def _answer(self, conversation_id: int, number: int) -> None:
         begun = await self.database.write(
