@@ -83,7 +83,7 @@ class Exporter:
             yield pipe.take()
 
     async def _compress(self, user_id: int, function: Callable[..., Any], *args: Any) -> None:
-        async with self._compressing.slot(user_id, lambda place: None):
+        async with self._compressing.slot(user_id):
             await asyncio.to_thread(function, *args)
 
     async def _json(self, outline: "_Outline") -> AsyncGenerator[bytes, None]:

@@ -54,15 +54,15 @@ class Importer:
         self._database = database
         self._user_max_bytes = user_max_bytes
         self._sandbox = Sandbox(READING_BYTES)
-        self._importing: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # by user
-        self._queue = Slots(IMPORTS)
+        self._queue = Slots(IMPORTS, per_user=1)
+        self._running = 0
 
     async def aclose(self) -> None:
         await self._sandbox.aclose()
 
     async def remove_leftovers(self) -> None:
         """Remove what a crash left hidden, unless an import is running."""
-        if not any(lock.locked() for lock in self._importing.values()):
+        if not self._running:
             await queries.remove_hidden(self._database, self._database.read_here(queries.list_hidden))
 
     async def import_files(
@@ -76,20 +76,22 @@ class Importer:
         Raises StorageUnavailable when the disk is full and QuotaExceeded when the user's messages take too much; what was added
         before stays, and the next import goes on from there.
         """
-        async with self._importing[user_id], self._queue.slot(user_id, lambda place: None):
-            made_here = await self._database.read(archive.list_made_here, user_id)
-            importing = _Import(user_id, self._user_max_bytes, made_here)
+        async with self._queue.slot(user_id):
+            self._running += 1
             try:
+                made_here = await self._database.read(archive.list_made_here, user_id)
+                importing = _Import(user_id, self._user_max_bytes, made_here)
                 for number, path in enumerate(paths):
 
                     def tell(done: float, number: int = number) -> None:
                         on_progress(importing.report, (number + done) / len(paths))
 
                     await self._import_file(importing, path, tell)
+                return importing.report
             finally:
+                self._running -= 1
                 hidden = await self._database.write(queries.list_hidden, user_id)  # after a write that was cancelled
                 await queries.remove_hidden(self._database, hidden)
-            return importing.report
 
     async def _import_file(self, importing: "_Import", path: Path, on_progress: Callable[[float], None]) -> None:
         end = time.monotonic() + FILE_SECONDS
