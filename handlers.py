@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gzip
 import hashlib
+import logging
 import shutil
 import sqlite3
 import tempfile
@@ -34,6 +35,8 @@ from .transcript import image_type
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+log = logging.getLogger("fireside.handlers")
 
 IMPORT_BYTES = 1024**3
 SEARCH_SECONDS = 2.0

@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import logging.handlers
-import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
