@@ -234,7 +234,8 @@ def test_all_that_lies_in_the_data_directory_is_private_and_documented(tmp_path:
             modes = {file.name: oct(file.stat().st_mode & 0o777) for file in files if file.is_file()}
             assert set(modes.values()) == {"0o600"}, modes
             documented = (Path(fireside.__file__).parent / "docs" / "configuration.md").read_text("utf-8")
-            assert all(f"`{name}`" in documented for name in names), names
+            shown = {f"{file.name}/" if file.is_dir() else file.name for file in files}
+            assert all(f"`{name}`" in documented for name in shown), shown
             service.stop()
         assert {file.name for file in data.iterdir()} == names - {"service.json", "fireside.db-wal", "fireside.db-shm"}
 

@@ -374,7 +374,7 @@ SOME = TEXT.filter(bool)
 FIELDS = st.fixed_dictionaries(
     {},
     optional={
-        "title": SOME,
+        "title": TEXT.filter(str.strip),
         "system_prompt": TEXT,
         "pinned": st.booleans(),
         "model": TEXT,
