@@ -20,8 +20,8 @@ from .config import Config
 from .db import READERS, Database
 from .errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, UnsupportedMediaType
 from .exporter import Exporter
-from .importer import Importer
 from .guard import is_loopback
+from .importer import Importer
 from .providers import Providers
 from .renderer import Renderer
 from .slots import Slots
