@@ -330,6 +330,12 @@ class Upstream:
 
     # ---- what a test says and asks
 
+    @property
+    def native_id(self) -> int:
+        """The system's number for the server's thread, by which its priority is changed."""
+        assert self._thread.native_id is not None
+        return self._thread.native_id
+
     def enqueue(self, *steps: Step, path: str = CHAT) -> None:
         """The script for the next request to `path` that has none yet."""
         with self._changed:
