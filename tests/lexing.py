@@ -8,16 +8,12 @@ a character that no rule expects.
 import itertools
 import re
 from collections.abc import Iterator
+from re import _constants as codes  # type: ignore[attr-defined]
+from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 from pygments.lexer import DelegatingLexer
 from pygments.lexers import get_lexer_by_name
-
-try:
-    from re import _constants as codes
-    from re import _parser as parser
-except ImportError:  # Python 3.10
-    raise
 
 CHARACTERS = 20_000  # of an input
 INPUTS = 200  # a language
@@ -34,10 +30,45 @@ PUMPS = (
 )  # fmt: skip
 
 
+# The slowest that were found: what begins, what is repeated, what ends. On most of them one step of the lexer takes seconds.
+SLOW = {
+    "c": ("x", " ", "!"),
+    "cpp": ("namespace{a", " ", ""),
+    "objective-c": ("a", " ", "\0"),
+    "docker": ("VOLUME", " ", "!"),
+    "bash": ("$'", "\\", "!"),
+    "terraform": ("backend", " ", "\n"),
+    "python": ('"%', "0", "!"),
+    "scala": ('raw"', "\\", "x"),
+    "r": ("'", "a", "!"),
+    "perl": ("s!", "\\", ""),
+    "php": ("<?${", "$", "\n"),
+    "fortran": ('"\\', "0", "\0"),
+    "java": ("", "\n", ""),
+    "make": ("", "{", ""),
+    "css": ("{-a", "--a", "\0"),
+    "nix": ("", "\u00e9", ""),
+    "csharp": ("", "a\n", ""),
+    "julia": ('"%', "0", "\n"),
+}
+
+
 def inputs(language: str, count: int = INPUTS, characters: int = CHARACTERS) -> list[str]:
-    """`count` texts of up to so many characters, always the same ones."""
+    """`count` texts of up to so many characters, always the same ones, the slowest first."""
+    slow = [before + pump * ((characters - 20) // len(pump)) + after for before, pump, after in _slow(language)]
     rules, generic = (list(dict.fromkeys(made)) for made in (_from_rules(language, characters), _generic(characters)))
-    return _spread(rules, max(count // 2, count - len(generic))) + _spread(generic, max(count // 2, count - len(rules)))
+    half = (count - len(slow)) // 2
+    return slow + _spread(rules, max(half, 2 * half - len(generic))) + _spread(generic, max(half, 2 * half - len(rules)))
+
+
+def shown(code: str) -> str:
+    """The code as a page shows it."""
+    return code.replace("\r", "\n").replace("\0", "\ufffd")
+
+
+def _slow(language: str) -> list[tuple[str, str, str]]:
+    lexer = type(get_lexer_by_name(language))
+    return [text for name, text in SLOW.items() if type(get_lexer_by_name(name)) is lexer]
 
 
 def _spread(texts: list[str], count: int) -> list[str]:

@@ -1,12 +1,13 @@
 """The second user of tests/trust/starvation.py: `python bystander.py`, a process of its own that needs nothing but the standard library.
 
 Standard input is a JSON plan: {"port", "lanes": [{"name", "method", "path", "headers", "body", "pause", "fresh"}]}. Each lane is a
-thread with a connection of its own that repeats its request; `fresh` opens a new connection each time. For each answer a line of
-JSON is printed: lane, start and end (monotonic), the longest delay of this process in between, and the status, 0 for a
-connection that failed.
+thread with a connection of its own that repeats its request; `{n}` in a body becomes another number each time, and `fresh` opens a new
+connection each time. For each answer a line of JSON is printed: lane, start and end (monotonic), the longest delay of this
+process in between, and the status, 0 for a connection that failed.
 """
 
 import http.client
+import itertools
 import json
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 BEAT_SECONDS = 0.002
 ANSWER_SECONDS = 120.0  # after which an answer is given up
 PRINTING = threading.Lock()
+NUMBERS = itertools.count()
 
 
 class Heartbeat(threading.Thread):
@@ -83,7 +85,8 @@ class Lane(threading.Thread):
         if self.connection is None:
             self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
         lane = self.lane
-        self.connection.request(lane["method"], lane["path"], lane.get("body"), lane["headers"])
+        body = lane["body"].replace("{n}", str(next(NUMBERS))) if "body" in lane else None
+        self.connection.request(lane["method"], lane["path"], body, lane["headers"])
         answer = self.connection.getresponse()
         answer.read()
         return answer.status
