@@ -12,8 +12,8 @@ from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
-from pygments.lexer import DelegatingLexer
-from pygments.lexers import get_lexer_by_name
+from pygments.lexer import DelegatingLexer  # type: ignore[import-untyped]
+from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
 
 CHARACTERS = 20_000  # of an input
 INPUTS = 200  # a language
@@ -58,7 +58,9 @@ def inputs(language: str, count: int = INPUTS, characters: int = CHARACTERS) -> 
     slow = [before + pump * ((characters - 20) // len(pump)) + after for before, pump, after in _slow(language)]
     rules, generic = (list(dict.fromkeys(made)) for made in (_from_rules(language, characters), _generic(characters)))
     half = (count - len(slow)) // 2
-    return slow + _spread(rules, max(half, 2 * half - len(generic))) + _spread(generic, max(half, 2 * half - len(rules)))
+    return (
+        slow + _spread(rules, max(half, 2 * half - len(generic))) + _spread(generic, max(half, 2 * half - len(rules)))
+    )
 
 
 def shown(code: str) -> str:

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 from fireside import render
-from pygments.lexers import get_lexer_by_name
+from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
 
 from . import lexing
 from .live import Person, good
 from .trials import some
 
-SECONDS = 15.0  # that an answer may take: the limit for a block is 2 s, and a new child process starts on a busy computer
+SECONDS = (
+    15.0  # that an answer may take: the limit for a block is 2 s, and a new child process starts on a busy computer
+)
 FENCE = "~" * 20
 GROUPS = 7  # of languages, so that they are tested side by side
 

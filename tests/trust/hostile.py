@@ -39,25 +39,26 @@ class Attacker:
     upstream: Upstream
     scale: float  # of the data that an attack prepares: 1 in a release, less in CI
     conversation_id: int = 0
+    opened: int = 0  # connections that `hold` has opened
     others: dict[str, str] = field(default_factory=dict)  # path parameters with an object of the attacker's own
 
     # ---- requests
 
-    def request(
-        self, method: str, path: str, body: bytes | Any = b"", anonymous: bool = False, **fields: str
-    ) -> bytes:
-        """The bytes of a request that closes its connection. A `body` that is not bytes is sent as JSON."""
-        if not isinstance(body, bytes):
-            body = json.dumps(body).encode()
+    def request(self, method: str, path: str, body: Any = b"", **fields: str) -> bytes:
+        """The bytes of a request by the signed-in attacker. It closes its connection; a `body` that is not bytes is sent as JSON."""
+        return self.stranger(method, path, body, **self.credentials | fields)
+
+    def stranger(self, method: str, path: str, body: Any = b"", **fields: str) -> bytes:
+        """The same by somebody who is not signed in."""
+        content: bytes = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"Host": f"127.0.0.1:{self.port}", "Connection": "close"}
-        sent |= {} if anonymous else self.credentials
-        if body:
+        if content:
             sent |= {"Content-Type": "application/json"}
-        if body or method != "GET":
-            sent |= {"Content-Length": str(len(body))}
+        if content or method != "GET":
+            sent |= {"Content-Length": str(len(content))}
         sent |= {name.replace("_", "-"): value for name, value in fields.items()}
         lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items()), "", ""]
-        return "\r\n".join(lines).encode("latin-1") + body
+        return "\r\n".join(lines).encode("latin-1") + content
 
     async def ask(self, method: str, path: str, body: Any = b"", **fields: str) -> Any:
         """The JSON of an answer, while an attack is prepared."""
@@ -97,13 +98,20 @@ class Attacker:
         await asyncio.gather(*(self.exchange(request) for request in requests), return_exceptions=True)
 
     async def hold(
-        self, sent: bytes, connections: int, more: bytes = b"", every: float = 1.0, reads: bool = True, address: str = ""
+        self,
+        sent: bytes,
+        connections: int,
+        more: bytes = b"",
+        every: float = 1.0,
+        reads: bool = True,
+        address: str = "",
     ) -> None:
         """So many connections that have sent this, and then `more` again and again. One that is closed is opened again."""
 
         async def one() -> None:
             local = (address, 0) if address else None
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=local)
+            self.opened += 1
             try:
                 writer.write(sent)
                 while True:
@@ -228,18 +236,18 @@ NAMES = (
 @attack("headers", "a quoted cookie of backslashes", known=True)
 async def _(a: Attacker) -> Attacking:
     cookie = f'fireside_{a.port}="' + "\\" * HEAD + '"'
-    return a.repeat([a.request("GET", "/auth/me", anonymous=True, Cookie=cookie)])
+    return a.repeat([a.stranger("GET", "/auth/me", Cookie=cookie)])
 
 
 @attack("headers", "a session cookie of odd characters")
 async def _(a: Attacker) -> Attacking:
     values = [f'fireside_{a.port}="{value}"' for value in VALUES.values()] + [f"fireside_{a.port}=" + "\\054" * 15_000]
-    return a.repeat([a.request("GET", "/auth/me", anonymous=True, Cookie=value) for value in values])
+    return a.repeat([a.stranger("GET", "/auth/me", Cookie=value) for value in values])
 
 
 @attack("headers", "thousands of header lines")
 async def _(a: Attacker) -> Attacking:
-    few = a.request("GET", "/health", anonymous=True)[:-2]
+    few = a.stranger("GET", "/health")[:-2]
     return a.repeat([few + b"a: b\r\n" * (HEAD // 6) + b"\r\n", few + b"Cookie: a=b\r\n" * (HEAD // 13) + b"\r\n"])
 
 
@@ -247,7 +255,14 @@ async def _(a: Attacker) -> Attacking:
 async def _(a: Attacker) -> Attacking:
     paths = [f"/{value}" for value in (LONG, "/" * HEAD, "%41" * (HEAD // 3), "../" * (HEAD // 3), "static/" * 8000)]
     paths += [f"/conversations/{'9' * HEAD}", f"/static/{LONG}", f"/images/{'0' * HEAD}", f"/generations/{LONG}/stream"]
-    queries = [LONG, "&" * HEAD, "a&" * (HEAD // 2), "q=a&" * (HEAD // 4), "q=" + "%e9" * (HEAD // 3), "q=" + "+" * HEAD]
+    queries = [
+        LONG,
+        "&" * HEAD,
+        "a&" * (HEAD // 2),
+        "q=a&" * (HEAD // 4),
+        "q=" + "%e9" * (HEAD // 3),
+        "q=" + "+" * HEAD,
+    ]
     paths += [f"/conversations?{query}" for query in queries] + [f"/search?{query}" for query in queries]
     return a.repeat([a.request("GET", path) for path in paths])
 
@@ -283,14 +298,23 @@ HARMLESS = {"DELETE /conversations/{conversation_id}": "999999999", "DELETE /aut
 
 def _path(a: Attacker, route: Any) -> str:
     path: str = route.path
-    for name in ("conversation_id", "session_id", "user_id", "invite_id", "image_id", "generation_id", "provider_id", "name"):
+    for name in (
+        "conversation_id",
+        "session_id",
+        "user_id",
+        "invite_id",
+        "image_id",
+        "generation_id",
+        "provider_id",
+        "name",
+    ):
         own = HARMLESS.get(route.name) or a.others.get(name, "1")
         path = path.replace(f"{{{name}}}", own)
     return path
 
 
 def _fields(route: Any) -> dict[str, str]:
-    return {"X_CSRF_Token": "x"} if route.path == "/auth/logout" else {}  # the attacker stays signed in
+    return {"X-CSRF-Token": "x"} if route.path == "/auth/logout" else {}  # the attacker stays signed in
 
 
 def _flood(route: Any) -> Attack:
@@ -376,7 +400,7 @@ CHUNKED = {"Transfer_Encoding": "chunked", "Content_Type": "application/json"}
 def _states(a: Attacker) -> dict[str, tuple[bytes, bytes]]:
     """Connections that never end, each as what is sent first and what is sent every half second after that."""
     alive = {"Connection": "keep-alive"}
-    health = a.request("GET", "/health", anonymous=True, **alive)
+    health = a.stranger("GET", "/health", **alive)
     import_head = b"POST /import HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return {
         "nothing is sent": (b"", b""),
@@ -385,33 +409,33 @@ def _states(a: Attacker) -> dict[str, tuple[bytes, bytes]]:
         "a byte between requests": (health + b"\r\n", b""),
         "bytes between requests": (health + b"\r\n", b"\r\n"),
         "an unread body after a 404": (
-            a.request("POST", "/nowhere", anonymous=True, **alive, Content_Length="9") + b"x", b"",
+            a.stranger("POST", "/nowhere", **alive, Content_Length="9") + b"x", b"",
         ),
         "an unread body after a 401": (
-            a.request("POST", "/conversations", anonymous=True, **alive, Content_Length="9") + b"x", b"",
+            a.stranger("POST", "/conversations", **alive, Content_Length="9") + b"x", b"",
         ),
         "an unread body after a 413": (
-            a.request("POST", "/auth/login", anonymous=True, **alive, Content_Length="99999999") + b"x", b"",
+            a.stranger("POST", "/auth/login", **alive, Content_Length="99999999") + b"x", b"",
         ),
         "an unread body that goes on": (
-            a.request("POST", "/nowhere", anonymous=True, **alive, Content_Length="99999") + b"x", b"x",
+            a.stranger("POST", "/nowhere", **alive, Content_Length="99999") + b"x", b"x",
         ),
-        "a GET with a body": (a.request("GET", "/health", anonymous=True, **alive, Content_Length="9999") + b"x", b"x"),
-        "chunks that never end": (a.request("POST", "/auth/login", anonymous=True, **alive, **CHUNKED), b"1\r\n \r\n"),
+        "a GET with a body": (a.stranger("GET", "/health", **alive, Content_Length="9999") + b"x", b"x"),
+        "chunks that never end": (a.stranger("POST", "/auth/login", **alive, **CHUNKED), b"1\r\n \r\n"),
         "a trailer that never ends": (
-            a.request("POST", "/auth/login", anonymous=True, **alive, **CHUNKED) + b"0\r\n", b"a: b\r\n",
+            a.stranger("POST", "/auth/login", **alive, **CHUNKED) + b"0\r\n", b"a: b\r\n",
         ),
         "a trailer that never ends, after a 404": (
-            a.request("POST", "/nowhere", anonymous=True, **alive, **CHUNKED) + b"0\r\n", b"a: b\r\n",
+            a.stranger("POST", "/nowhere", **alive, **CHUNKED) + b"0\r\n", b"a: b\r\n",
         ),
         "a chunk extension that never ends": (
-            a.request("POST", "/auth/login", anonymous=True, **alive, **CHUNKED) + b"1;a=", b"a" * 100,
+            a.stranger("POST", "/auth/login", **alive, **CHUNKED) + b"1;a=", b"a" * 100,
         ),
         "100-continue": (
-            a.request("POST", "/auth/login", anonymous=True, **alive, Content_Length="9", Expect="100-continue"), b"",
+            a.stranger("POST", "/auth/login", **alive, Content_Length="9", Expect="100-continue"), b"",
         ),
         "an upgrade": (
-            a.request("GET", "/health", anonymous=True, Connection="Upgrade", Upgrade="websocket"), b"\0" * 100,
+            a.stranger("GET", "/health", Connection="Upgrade", Upgrade="websocket"), b"\0" * 100,
         ),
         "an import without a session": (import_head + b"Content-Length: 999999\r\n\r\n", b" "),
     }  # fmt: skip
@@ -459,13 +483,13 @@ async def _(a: Attacker) -> Attacking:
 
 @attack("connections", "thousands of requests in one")
 async def _(a: Attacker) -> Attacking:
-    one = a.request("GET", "/health", anonymous=True, Connection="keep-alive")
+    one = a.stranger("GET", "/health", Connection="keep-alive")
     return a.hold(one * 2000, 8, one * 2000, every=0.05)
 
 
 @attack("connections", "thousands of requests, answers unread")
 async def _(a: Attacker) -> Attacking:
-    one = a.request("GET", "/static/app.js", anonymous=True, Connection="keep-alive")
+    one = a.stranger("GET", "/static/app.js", Connection="keep-alive")
     return a.hold(one * 2000, 8, one * 2000, every=0.05, reads=False)
 
 
@@ -583,6 +607,32 @@ async def _(a: Attacker) -> Attacking:
     return a.repeat([a.request("POST", "/render", {"text": text})], connections=2)
 
 
+SLOW = f"{FENCE}c\nx" + " " * 19_800 + f"!\n{FENCE}\n\n"
+
+
+@attack("code", "slow blocks and many short ones")
+async def _(a: Attacker) -> Attacking:
+    size = a.many(MARKDOWN, 200_000)
+    texts = [SLOW * 3 + _times(short, size) for short in ("a\n\n", "***\n", "# a\n", "- a\n\n***\n")]
+    return a.repeat([a.request("POST", "/render", {"text": text}) for text in texts], connections=3)
+
+
+@attack("code", "as many slow blocks as there is room for")
+async def _(a: Attacker) -> Attacking:
+    return a.repeat([a.request("POST", "/render", {"text": SLOW * a.many(90, 20)})], connections=6)
+
+
+@attack("code", "slow messages and many short ones")
+async def _(a: Attacker) -> Attacking:
+    if "slow" not in a.others:
+        whole = made(a.many(50_000, 5_000), at=98_000, title="slowlist")
+        for number, message in enumerate(whole["messages"]):
+            message["content"] = SLOW + str(number) if number < 4 else f"message {number}"
+        await a.bring(whole)
+        a.others["slow"] = str(await a.find("slowlist"))
+    return a.repeat([a.request("GET", f"/conversations/{a.others['slow']}/messages?render=true")], connections=3)
+
+
 @attack("code", "C: a message that is shown", known=True)
 async def _(a: Attacker) -> Attacking:
     conversation_id = await a.new_conversation(f"{FENCE}c\nx" + " " * 19_800 + f"?\n{FENCE}\n")
@@ -676,7 +726,9 @@ for name, query in SEARCHES.items():
 async def _(a: Attacker) -> Attacking:
     await a.bring(*(made(0, at=20_000 + number, title="a%_" * 60) for number in range(a.many(20_000, 2000))))
     queries = ("a", "%25", "_" * 500, "a%25" * 300, "\u0130" * 300, "%c3%9f" * 300)
-    return a.repeat([a.request("GET", f"/conversations?q={query.encode('latin-1', 'replace').decode()}") for query in queries])
+    return a.repeat(
+        [a.request("GET", f"/conversations?q={query.encode('latin-1', 'replace').decode()}") for query in queries]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- imports
@@ -722,7 +774,13 @@ async def _(a: Attacker) -> Attacking:
 @attack("imports", "zips of odd JSON")
 async def _(a: Attacker) -> Attacking:
     size = a.many(60_000_000, 6_000_000)
-    fillings = (b"[" * size, b'{"a":' * (size // 5), b'"' + b"\\" * (size - 2) + b'"', b"9" * size, b"{}," * (size // 3))
+    fillings = (
+        b"[" * size,
+        b'{"a":' * (size // 5),
+        b'"' + b"\\" * (size - 2) + b'"',
+        b"9" * size,
+        b"{}," * (size // 3),
+    )
     return _imports(a, [repeated(filling, 8) for filling in fillings])
 
 
@@ -754,7 +812,9 @@ async def _(a: Attacker) -> Attacking:
 @attack("imports", "long messages")
 async def _(a: Attacker) -> Attacking:
     texts = ("a " * 99_999, "a" * 199_999, "\u4e00" * 199_999, "".join(f"w{number} " for number in range(30_000)))
-    files = [json.dumps(made(a.many(100, 10), at=90_000 + place, question=text)).encode() for place, text in enumerate(texts)]
+    files = [
+        json.dumps(made(a.many(100, 10), at=90_000 + place, question=text)).encode() for place, text in enumerate(texts)
+    ]
     return _imports(a, files, 3)
 
 
@@ -769,7 +829,9 @@ async def _(a: Attacker) -> Attacking:
 @attack("imports", "other programs' exports")
 async def _(a: Attacker) -> Attacking:
     count = a.many(100_000, 10_000)
-    tree = {str(n): {"id": str(n), "parent": str(n - 1), "children": [str(n + 1)], "message": None} for n in range(count)}
+    tree = {
+        str(n): {"id": str(n), "parent": str(n - 1), "children": [str(n + 1)], "message": None} for n in range(count)
+    }
     lmstudio = {"createdAt": 1, "messages": [{"versions": [{}] * 100, "currentlySelected": 0}] * (count // 100)}
     webui = {"chat": {"history": {"messages": {str(n): {"parentId": str(n - 1)} for n in range(count)}}}}
     values = ({"mapping": tree, "current_node": "5"}, lmstudio, webui)
@@ -896,7 +958,7 @@ async def _(a: Attacker) -> Attacking:
     def login(number: int) -> bytes:
         address = f"10.{number // 250}.{number % 250}.7"
         body = {"username": f"user{number % 50}", "password": "not the right one"}
-        return a.request("POST", "/auth/login", body, anonymous=True, X_Forwarded_For=address)
+        return a.stranger("POST", "/auth/login", body, X_Forwarded_For=address)
 
     return a.repeat([login(number) for number in range(1000)], connections=a.many(1000, 200))
 
@@ -905,7 +967,7 @@ async def _(a: Attacker) -> Attacking:
 async def _(a: Attacker) -> Attacking:
     def login(number: int) -> bytes:
         body = {"username": "carol", "password": "not the right one"}
-        return a.request("POST", "/auth/login", body, anonymous=True, X_Forwarded_For=f"10.9.{number // 250}.{number % 250}")
+        return a.stranger("POST", "/auth/login", body, X_Forwarded_For=f"10.9.{number // 250}.{number % 250}")
 
     return a.repeat([login(number) for number in range(1000)], connections=a.many(1000, 200))
 
@@ -914,7 +976,7 @@ async def _(a: Attacker) -> Attacking:
 async def _(a: Attacker) -> Attacking:
     def login(number: int) -> bytes:
         body = {"username": "mallory", "password": "x" * 1000}
-        return a.request("POST", "/auth/login", body, anonymous=True, X_Forwarded_For=f"2001:db8::{number:x}")
+        return a.stranger("POST", "/auth/login", body, X_Forwarded_For=f"2001:db8::{number:x}")
 
     return a.repeat([login(number) for number in range(1000)], connections=a.many(300, 60))
 
@@ -923,7 +985,7 @@ async def _(a: Attacker) -> Attacking:
 async def _(a: Attacker) -> Attacking:
     def guess(number: int) -> bytes:
         path = ("/auth/register", "/admin/bootstrap", "/auth/link")[number % 3]
-        return a.request("POST", path, BODIES[path], anonymous=True, X_Forwarded_For=f"10.8.{number // 250}.{number % 250}")
+        return a.stranger("POST", path, BODIES[path], X_Forwarded_For=f"10.8.{number // 250}.{number % 250}")
 
     return a.repeat([guess(number) for number in range(1000)], connections=a.many(300, 60))
 
@@ -970,12 +1032,22 @@ MODEL_SERVERS: dict[str, Callable[[Attacker], list[Step]]] = {
     "a line that never ends": lambda a: [b"data: ", *[b"a" * 100_000] * 3000],
     "one delta of 1 MB": lambda a: _blocks(says("a " * 500_000)),
     "deltas of many lines": lambda a: _blocks(says("\n" * 100_000)),
-    "deltas of escapes": lambda a: _blocks(b'data: {"choices":[{"delta":{"content":"' + b"\\ud800" * 100_000 + b'"}}]}\n\n'),
+    "deltas of escapes": lambda a: _blocks(
+        b'data: {"choices":[{"delta":{"content":"' + b"\\ud800" * 100_000 + b'"}}]}\n\n'
+    ),
     "deep JSON": lambda a: _blocks(b"data: " + b"[" * 500_000 + b"\n\n" + b"data: " + b'{"a":' * 100_000 + b"\n\n"),
-    "numbers of a million digits": lambda a: _blocks(b'data: {"usage":{"prompt_tokens":' + b"9" * 1_000_000 + b"}}\n\n"),
-    "a compressed stream": lambda a: [headers(content_encoding="gzip"), *_blocks(_gzip(says("a") * BLOCK * 20), 30_000_000)],
+    "numbers of a million digits": lambda a: _blocks(
+        b'data: {"usage":{"prompt_tokens":' + b"9" * 1_000_000 + b"}}\n\n"
+    ),
+    "a compressed stream": lambda a: [
+        headers(content_encoding="gzip"),
+        *_blocks(_gzip(says("a") * BLOCK * 20), 30_000_000),
+    ],
     "zeros, compressed": lambda a: [headers(content_encoding="gzip"), _gzip(bytes(300_000_000))],
-    "a length of gigabytes": lambda a: [wire(b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n"), *[wire(b"a" * 100_000)] * 3000],
+    "a length of gigabytes": lambda a: [
+        wire(b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n"),
+        *[wire(b"a" * 100_000)] * 3000,
+    ],
 }
 
 

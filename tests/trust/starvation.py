@@ -111,7 +111,9 @@ class Outcome:
         text += f"; own delay {worst.delay * 1000:.0f} ms, sign-in {sign_in.seconds * 1000:.0f} ms, {self.memory / 1e6:.0f} MB"
         if self.failed:
             text += f"; {len(self.failed)} failed: {sorted({(wait.lane, wait.status) for wait in self.failed})}"
-        return text + ("" if self.recovered else "; did not come to rest") + (f"; {self.problem}" if self.problem else "")
+        return (
+            text + ("" if self.recovered else "; did not come to rest") + (f"; {self.problem}" if self.problem else "")
+        )
 
 
 class Service(Fireside):
@@ -146,7 +148,7 @@ class Service(Fireside):
 @contextmanager
 def _limited(descriptors: int) -> Iterator[None]:
     """Child processes that are started in here have so few descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
     try:
         yield
@@ -164,7 +166,7 @@ class Bystander:
         session = _session(person) | ADDRESS | {"Content-Type": "application/json"}
         conversation = _write(person, [NORMAL] * 6)
         others = [_write(person, []) for _ in range(40)]
-        lanes = [
+        lanes: list[dict[str, Any]] = [
             {"name": "GET /auth/me", "path": "/auth/me"},
             {"name": "GET /conversations", "path": "/conversations"},
             {"name": "GET messages", "path": f"/conversations/{conversation}/messages?render=true"},
@@ -193,7 +195,7 @@ class Bystander:
             },
         ]
         lanes = [{"method": "GET", "headers": session, "pause": PAUSE} | lane for lane in lanes]
-        self.lanes = [str(lane["name"]) for lane in lanes if lane["name"] != SIGN_IN]
+        self.lanes = [lane["name"] for lane in lanes if lane["name"] != SIGN_IN]
         self.waits: list[Wait] = []
         self._changed = threading.Condition()
         plan = {"port": service.port, "lanes": lanes}
@@ -224,7 +226,9 @@ class Bystander:
 
         def calm() -> bool:
             newest = {wait.lane: wait for wait in self.waits[-100:]}
-            return all(lane in newest and newest[lane].start > since and newest[lane].seconds < CALM for lane in self.lanes)
+            return all(
+                lane in newest and newest[lane].start > since and newest[lane].seconds < CALM for lane in self.lanes
+            )
 
         with self._changed:
             return self._changed.wait_for(calm, seconds)
@@ -232,7 +236,9 @@ class Bystander:
     def met(self, start: float, end: float) -> list[Wait]:
         with self._changed:
             return [
-                wait._replace(start=max(start, wait.start)) for wait in self.waits if wait.end > start and wait.start < end
+                wait._replace(start=max(start, wait.start))
+                for wait in self.waits
+                if wait.end > start and wait.start < end
             ]
 
 
@@ -270,19 +276,21 @@ class Arena:
         mallory.close()
         own = {"conversation_id": str(conversation_id), "name": "app.js", "provider_id": "lmstudio"}
         self.attacker = Attacker(
-            self.service.port, _session(mallory), self.upstream, self.scale, conversation_id, own
+            self.service.port, _session(mallory), self.upstream, self.scale, conversation_id, others=own
         )
         assert self.bystander.rests(time.monotonic(), PATIENCE), "the service does not rest before any attack"
 
     def close(self) -> None:
         self.stack.close()
 
-    def measure(self, name: str, attack: Attack, seconds: float, meanwhile: Callable[[], str] = str) -> Outcome:
+    def measure(
+        self, name: str, attack: Attack, seconds: float, meanwhile: "Callable[[Arena], str]" = lambda arena: ""
+    ) -> Outcome:
         """What the second user meets while this attack goes on, and until the service rests again."""
         memory = 0
         attacking = _Attacking(self.attacker, attack, seconds)
         attacking.start()
-        problem = meanwhile()
+        problem = meanwhile(self)
         while attacking.is_alive():
             memory = max(memory, self.service.memory())
             attacking.join(0.03)
@@ -341,7 +349,9 @@ def _arena(scale: float) -> Iterator[Arena]:
 
 def _back_up(arena: Arena) -> str:
     """Why `fireside backup` failed while the connections are held; empty when it did not."""
-    time.sleep(0.5)  # so long the attacker needs to open them
+    deadline = time.monotonic() + PATIENCE
+    while arena.attacker.opened < HELD and time.monotonic() < deadline:
+        time.sleep(0.01)
     target = arena.folder / f"backup-{arena.number}-{time.monotonic_ns()}.db"
     done = run("backup", str(target), data_dir=str(arena.service.data_dir))
     if done.returncode != 0:
@@ -352,6 +362,7 @@ def _back_up(arena: Arena) -> str:
 
 
 async def _hold(attacker: Attacker) -> hostile.Attacking:
+    attacker.opened = 0
     return await hostile.hold_in_every_state(attacker, HELD)
 
 
@@ -374,17 +385,16 @@ def _try(arena: Arena, size: float, attacks: list[tuple[str, str]]) -> Iterator[
 
     yield arena.measure("no attack", nothing, 60.0)
     for kind, name in attacks:
-        yield _again(arena, lambda: arena.measure(f"{kind}: {name}", ATTACKS[kind, name], share), size)
-    held = f"{HELD:,} connections held"
-    yield _again(arena, lambda: arena.measure(held, _hold, max(2.0, share), lambda: _back_up(arena)), size)
+        yield _again(arena, size, f"{kind}: {name}", ATTACKS[kind, name], share)
+    yield _again(arena, size, f"{HELD:,} connections held", _hold, max(2.0, size / 12), _back_up)
 
 
-def _again(arena: Arena, measure: Callable[[], Outcome], size: float) -> Outcome:
+def _again(arena: Arena, size: float, *attack: Any) -> Outcome:
     """The better of two tries when the first is not far over the limit: the computer may have been busy otherwise."""
-    first, limits = measure(), _limits(size)
+    first, limits = arena.measure(*attack), _limits(size)
     if not first.exceeds(*limits) or first.exceeds(*(NOISE * limit for limit in limits)):
         return first
-    second = measure()
+    second = arena.measure(*attack)
     return second if not second.exceeds(*limits) else min(first, second, key=lambda one: one.worst().seconds)
 
 
