@@ -34,10 +34,11 @@ from ..upstream import Upstream
 from . import Figures, hostile
 from .hostile import ATTACKS, KNOWN, Attack, Attacker
 
-TARGET = 0.25  # seconds that the second user waits at most, in a release
-CI_TARGET = 1.0  # on a computer that runs other tests at the same time
-SIGN_IN_TARGET = 1.0  # a password's hash alone takes a tenth of that
-CI_SIGN_IN_TARGET = 4.0
+TARGET = 0.25  # seconds that the second user waits at most, on a computer that does nothing else
+SIGN_IN_TARGET = 1.0  # to sign in: a password's hash alone takes a tenth of that
+CI_LENIENCE = (
+    4.0  # times the target, and times what the second user waits without an attack: other tests run at the same time
+)
 NOISE = 4  # times the limit: a wait above that is nothing that another program on the computer has caused
 CALM = 0.1  # seconds: all answers came faster than this, so the attack is over
 PATIENCE = 20.0  # seconds that the service has to come to rest after an attack before it is replaced
@@ -47,6 +48,8 @@ SIGN_IN_PAUSE = 0.4
 DESCRIPTORS = 1024  # of the service's process, as on many systems
 HELD = 1000  # connections
 RELEASE_SECONDS = 60  # from which on data has its full size
+QUIET_SECONDS = 1.0  # of measuring without an attack
+HOLD_SECONDS = 15.0  # of a thousand connections: longer than the service waits for a head
 LEAST_SECONDS = 0.15  # that an attack goes on
 ADDRESS = {"X-Forwarded-For": "192.168.7.7"}  # of the second user, behind a proxy that is trusted
 
@@ -101,8 +104,13 @@ class Outcome:
     def failed(self) -> list[Wait]:
         return [wait for wait in self.waits if wait.status != 200]
 
-    def exceeds(self, limit: float, sign_in_limit: float) -> bool:
-        slow = self.worst().seconds > limit or self.worst(sign_in=True).seconds > sign_in_limit
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """The longest waits for an answer and to sign in."""
+        return self.worst().seconds, self.worst(sign_in=True).seconds
+
+    def exceeds(self, limits: "Limits") -> bool:
+        slow = self.seconds[0] > limits.answer or self.seconds[1] > limits.sign_in
         return slow or bool(self.failed) or not self.recovered or bool(self.problem)
 
     def __str__(self) -> str:
@@ -370,36 +378,54 @@ async def _hold(attacker: Attacker) -> hostile.Attacking:
 
 
 def chosen(count: int) -> list[tuple[str, str]]:
-    """So many attacks: those that once stopped the service, and others spread evenly over all classes."""
+    """So many attacks: first those that once stopped the service, then others, both spread evenly over all classes."""
     others = [attack for attack in ATTACKS if attack not in KNOWN]
-    more = max(0, count - len(KNOWN))
-    return KNOWN[:count] + (others if more >= len(others) else [others[n * len(others) // more] for n in range(more)])
+    return _spread(KNOWN, count) + _spread(others, max(0, count - len(KNOWN)))
 
 
-def _try(arena: Arena, size: float, attacks: list[tuple[str, str]]) -> Iterator[Outcome]:
-    """Each attack for its share of so many seconds; first none at all."""
-    share = max(LEAST_SECONDS, size / (len(attacks) + 2))
+def _spread(attacks: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    return attacks if count >= len(attacks) else [attacks[n * len(attacks) // count] for n in range(count)]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that the second user may wait for an answer, and to sign in."""
+
+    answer: float = TARGET
+    sign_in: float = SIGN_IN_TARGET
+
+    def times(self, factor: float) -> "Limits":
+        return Limits(self.answer * factor, self.sign_in * factor)
+
+
+def _try(arena: Arena, attacks: list[tuple[str, str]], share: float, lenient: bool) -> Iterator[tuple[Outcome, bool]]:
+    """Each attack for so many seconds, with whether it made the second user wait for too long; first none at all."""
 
     async def nothing(attacker: Attacker) -> hostile.Attacking:
-        return asyncio.sleep(share * 2)
+        return asyncio.sleep(QUIET_SECONDS)
 
-    yield arena.measure("no attack", nothing, 60.0)
+    quiet = arena.measure("no attack", nothing, 2 * QUIET_SECONDS)
+    yield quiet, False
+    limits = Limits()
+    if lenient:
+        limits = Limits(
+            *(
+                CI_LENIENCE * max(limit, wait)
+                for limit, wait in zip((TARGET, SIGN_IN_TARGET), quiet.seconds, strict=True)
+            )
+        )
     for kind, name in attacks:
-        yield _again(arena, size, f"{kind}: {name}", ATTACKS[kind, name], share)
-    yield _again(arena, size, f"{HELD:,} connections held", _hold, max(2.0, size / 12), _back_up)
+        yield _again(arena, limits, f"{kind}: {name}", ATTACKS[kind, name], share)
+    yield _again(arena, limits, f"{HELD:,} connections held", _hold, 2.0 if lenient else HOLD_SECONDS, _back_up)
 
 
-def _again(arena: Arena, size: float, *attack: Any) -> Outcome:
-    """The better of two tries when the first is not far over the limit: the computer may have been busy otherwise."""
-    first, limits = arena.measure(*attack), _limits(size)
-    if not first.exceeds(*limits) or first.exceeds(*(NOISE * limit for limit in limits)):
-        return first
+def _again(arena: Arena, limits: Limits, *attack: Any) -> tuple[Outcome, bool]:
+    """The better of two tries when the first is not far over the limits: the computer may have been busy otherwise."""
+    first = arena.measure(*attack)
+    if not first.exceeds(limits) or first.exceeds(limits.times(NOISE)):
+        return first, first.exceeds(limits)
     second = arena.measure(*attack)
-    return second if not second.exceeds(*limits) else min(first, second, key=lambda one: one.worst().seconds)
-
-
-def _limits(size: float) -> tuple[float, float]:
-    return (TARGET, SIGN_IN_TARGET) if size >= RELEASE_SECONDS else (CI_TARGET, CI_SIGN_IN_TARGET)
+    return (first, True) if second.exceeds(limits) else (second, False)
 
 
 def prove(size: int) -> Figures:
@@ -408,16 +434,16 @@ def prove(size: int) -> Figures:
     whole = size >= RELEASE_SECONDS
     attacks = chosen(len(ATTACKS) if whole else max(10, round(size * 2.5)))
     with _arena(1.0 if whole else 0.05) as arena:
-        outcomes = list(_try(arena, size, attacks))
-    quiet, *tried = outcomes
-    for outcome in tried:
-        figures.cases += len(outcome.waits)
-        if outcome.exceeds(*_limits(size)):
-            figures.wrong.append(str(outcome).strip())
-    worst = max(tried, key=lambda outcome: outcome.worst().seconds)
-    sign_in = max(outcome.worst(sign_in=True).seconds for outcome in tried)
+        share = max(LEAST_SECONDS, size / len(attacks))
+        (quiet, _), *judged = _try(arena, attacks, share, lenient=not whole)
+    figures.cases = sum(len(outcome.waits) for outcome, _ in judged)
+    figures.wrong = [str(outcome).strip() for outcome, wrong in judged if wrong]
+    tried = [outcome for outcome, _ in judged]
+    worst = max(tried, key=lambda outcome: outcome.seconds[0])
+    sign_in = max(outcome.seconds[1] for outcome in tried)
+    outcomes = [quiet, *tried]
     figures.more = (
-        f"{len(tried)} attacks; the second user waited {_ms(worst.worst().seconds)} at most ({worst.attack}), {_ms(quiet.worst().seconds)} "
+        f"{len(tried)} attacks; the second user waited {_ms(worst.seconds[0])} at most ({worst.attack}), {_ms(quiet.seconds[0])} "
         f"without an attack, and {_ms(sign_in)} at most to sign in; memory {max(one.memory for one in tried) / 1e6:.0f} MB at most; the "
         f"second user's own process was delayed by {_ms(max(wait.delay for one in outcomes for wait in one.waits))} at most"
     )
@@ -441,11 +467,10 @@ def main() -> int:
     ]
     over = 0
     with _arena(options.scale) as arena:
-        for outcome in _try(arena, options.seconds * (len(attacks) + 2), attacks):
-            exceeds = outcome.exceeds(TARGET, SIGN_IN_TARGET)
-            over += exceeds
-            print("OVER" if exceeds else "    ", outcome, flush=True)
-    print(f"{over} of {len(attacks) + 2} over {_ms(TARGET)}")
+        for outcome, wrong in _try(arena, attacks, options.seconds, lenient=False):
+            over += wrong
+            print("OVER" if wrong else "    ", outcome, flush=True)
+    print(f"{over} of {len(attacks) + 1} over {_ms(TARGET)}")
     return 1 if over else 0
 
 
