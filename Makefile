@@ -34,7 +34,7 @@ test:
 
 long: .venv/dev chromium firefox
 	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/test_kill.py tests/test_faults.py tests/test_trust.py tests/test_bench.py tests/test_salvage.py \
-		tests/test_dependencies.py tests/test_firefox.py
+		tests/test_dependencies.py tests/test_firefox.py tests/test_lexers.py
 
 trust: .venv/dev chromium
 	$(BIN)/python -m tests.trust $(ARGS)

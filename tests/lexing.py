@@ -15,7 +15,7 @@ from typing import Any
 from pygments.lexer import DelegatingLexer  # type: ignore[import-untyped]
 from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
 
-CHARACTERS = 20_000  # of an input
+CHARACTERS = 19_999  # of an input; with the end of its line as many as are highlighted
 INPUTS = 200  # a language
 MEMBERS = 4  # of a set of characters that are tried
 MANY = 50  # repetitions from which on a repeat counts as unbounded
@@ -53,14 +53,19 @@ SLOW = {
 }
 
 
-def inputs(language: str, count: int = INPUTS, characters: int = CHARACTERS) -> list[str]:
-    """`count` texts of up to so many characters, always the same ones, the slowest first."""
-    slow = [before + pump * ((characters - 20) // len(pump)) + after for before, pump, after in _slow(language)]
-    rules, generic = (list(dict.fromkeys(made)) for made in (_from_rules(language, characters), _generic(characters)))
+Recipe = tuple[str, str, str]  # what begins, what is repeated, what ends
+
+
+def inputs(language: str, count: int = INPUTS, lengths: tuple[int, ...] = (CHARACTERS,)) -> list[str]:
+    """`count` texts, always the same ones, the slowest first; of up to so many characters, the lengths in turn."""
+    lexer = type(get_lexer_by_name(language))
+    slow = [recipe for name, recipe in SLOW.items() if type(get_lexer_by_name(name)) is lexer]
+    rules, generic = (list(dict.fromkeys(made)) for made in (_from_rules(language), _generic()))
     half = (count - len(slow)) // 2
-    return (
+    recipes = (
         slow + _spread(rules, max(half, 2 * half - len(generic))) + _spread(generic, max(half, 2 * half - len(rules)))
     )
+    return [_write(recipe, lengths[number % len(lengths)]) for number, recipe in enumerate(recipes)]
 
 
 def shown(code: str) -> str:
@@ -68,27 +73,27 @@ def shown(code: str) -> str:
     return code.replace("\r", "\n").replace("\0", "\ufffd")
 
 
-def _slow(language: str) -> list[tuple[str, str, str]]:
-    lexer = type(get_lexer_by_name(language))
-    return [text for name, text in SLOW.items() if type(get_lexer_by_name(name)) is lexer]
+def _write(recipe: Recipe, length: int) -> str:
+    before, pump, after = recipe
+    return before + pump * ((length - len(before + after)) // len(pump)) + after
 
 
-def _spread(texts: list[str], count: int) -> list[str]:
-    return texts if len(texts) <= count else [texts[number * len(texts) // count] for number in range(count)]
+def _spread(recipes: list[Recipe], count: int) -> list[Recipe]:
+    return recipes if len(recipes) <= count else [recipes[number * len(recipes) // count] for number in range(count)]
 
 
-def _generic(characters: int) -> Iterator[str]:
+def _generic() -> Iterator[Recipe]:
     for pump, (before, after) in itertools.product(PUMPS, (("", ""), ("x", "!"))):
-        yield before + pump * ((characters - 2) // len(pump)) + after
+        yield before, pump, after
 
 
-def _from_rules(language: str, characters: int) -> Iterator[str]:
+def _from_rules(language: str) -> Iterator[Recipe]:
     breakers = itertools.cycle(BREAKERS)
     for lead, pattern in _patterns(get_lexer_by_name(language, startinline=True)):
         for before, body in _repeats(parser.parse(pattern.pattern, pattern.flags)):
-            for pump, start in ((body, lead + before), (before + body, lead)):
+            for start, pump in ((lead + before, body), (lead, before + body)):
                 if pump:
-                    yield start + pump * ((characters - len(start) - 1) // len(pump)) + next(breakers)
+                    yield start, pump, next(breakers)
 
 
 def _patterns(lexer: Any) -> Iterator[tuple[str, re.Pattern[str]]]:
