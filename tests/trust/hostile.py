@@ -24,7 +24,8 @@ from ..upstream import CHAT, DONE, Step, Upstream, chunk, error, event, finish, 
 from ..upstream import text as says
 
 MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
-RETRY_SECONDS = 0.02  # after a connection that was refused or closed
+RETRY_SECONDS = 0.02  # after a connection that was refused
+REOPEN_SECONDS = 1.0  # after a connection that was to be held, and was closed
 HEAD = 60_000  # bytes: what fits into the head of a request
 
 Attacking = Coroutine[Any, Any, None]
@@ -134,7 +135,7 @@ class Attacker:
             while True:
                 with contextlib.suppress(OSError):
                     await one()
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(REOPEN_SECONDS)
 
         await asyncio.gather(*(keep() for _ in range(connections)))
 
