@@ -68,6 +68,12 @@ def inputs(language: str, count: int = INPUTS, lengths: tuple[int, ...] = (CHARA
     return [_write(recipe, lengths[number % len(lengths)]) for number, recipe in enumerate(recipes)]
 
 
+def fenced(language: str, code: str) -> str:
+    """Markdown with this code in a block that no line of it ends."""
+    fence = ("`" if "~~~" in code else "~") * 20
+    return f"{fence}{language}\n{code}\n{fence}\n\n"
+
+
 def shown(code: str) -> str:
     """The code as a page shows it."""
     return code.replace("\r", "\n").replace("\0", "\ufffd")

@@ -13,7 +13,6 @@ from .trials import TRIALS, WHOLE
 
 LIMIT = 0.5  # seconds for a block, fewer than in the product: the slowest inputs take as long as they may
 SECONDS = 15.0  # for an answer, on a busy computer where a new child process starts
-FENCE = "~" * 20
 GROUPS = 7  # of languages, so that they are tested side by side
 LENGTHS = (lexing.CHARACTERS, 2_000, 5_000, 10_000)
 PART = 3  # inputs of a language with `make test`; the first is the slowest that is known
@@ -42,7 +41,7 @@ async def test_code_that_is_slow_to_highlight_is_shown_whole_and_in_time(
     for language in sorted(_lexers().values())[group::GROUPS]:
         for code in _inputs(language):
             started = time.monotonic()
-            answer = good(await ann.post("/render", json={"text": f"{FENCE}{language}\n{code}\n{FENCE}\n"}))
+            answer = good(await ann.post("/render", json={"text": lexing.fenced(language, code)}))
             seconds = time.monotonic() - started
             if seconds > SECONDS:
                 late.append(f"{language} {code[:40]!r}...{code[-10:]!r}: {seconds:.1f} s")

@@ -599,16 +599,12 @@ async def _(a: Attacker) -> Attacking:
 
 # ---------------------------------------------------------------------------------------------------- code and formulas
 
-FENCE = "~" * 8
+SLOW = lexing.fenced("c", "x" + " " * 19_800 + "!")
 
 
 @attack("code", "C: a name and spaces", known=True)
 async def _(a: Attacker) -> Attacking:
-    text = f"{FENCE}c\nx" + " " * 19_900 + f"!\n{FENCE}\n"
-    return a.repeat([a.request("POST", "/render", {"text": text})], connections=2)
-
-
-SLOW = f"{FENCE}c\nx" + " " * 19_800 + f"!\n{FENCE}\n\n"
+    return a.repeat([a.request("POST", "/render", {"text": SLOW})], connections=2)
 
 
 @attack("code", "slow blocks and many short ones")
@@ -636,14 +632,14 @@ async def _(a: Attacker) -> Attacking:
 
 @attack("code", "C: a message that is shown", known=True)
 async def _(a: Attacker) -> Attacking:
-    conversation_id = await a.new_conversation(f"{FENCE}c\nx" + " " * 19_800 + f"?\n{FENCE}\n")
+    conversation_id = await a.new_conversation("Look:\n\n" + SLOW)
     return a.repeat([a.request("GET", f"/conversations/{conversation_id}/messages?render=true")], connections=2)
 
 
 def _code(language: str) -> Attack:
     async def run(a: Attacker) -> Attacking:
         inputs = lexing.inputs(language)
-        texts = [f"{FENCE}{language}\n{code}\n{FENCE}\n" for code in inputs[:: max(1, round(0.1 / a.scale))]]
+        texts = [lexing.fenced(language, code) for code in inputs[:: max(1, round(0.1 / a.scale))]]
         many = "\n".join(texts[:90])  # 1.8 MB
         return a.repeat([a.request("POST", "/render", {"text": text}) for text in (many, *texts)], connections=3)
 
