@@ -26,6 +26,7 @@ from ..upstream import text as says
 MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
 RETRY_SECONDS = 0.02  # after a connection that was refused
 REOPEN_SECONDS = 1.0  # after a connection that was to be held, and was closed
+PREPARING_SECONDS = 120.0  # for one request
 HEAD = 60_000  # bytes: what fits into the head of a request
 
 Attacking = Coroutine[Any, Any, None]
@@ -63,7 +64,8 @@ class Attacker:
 
     async def ask(self, method: str, path: str, body: Any = b"", **fields: str) -> Any:
         """The JSON of an answer, while an attack is prepared."""
-        answer = await self.exchange(self.request(method, path, body, **fields))
+        async with asyncio.timeout(PREPARING_SECONDS):
+            answer = await self.exchange(self.request(method, path, body, **fields))
         head, _, content = answer.partition(b"\r\n\r\n")
         assert head.split(b" ", 2)[1] == b"200", answer[:500]
         return json.loads(content)

@@ -2,9 +2,10 @@
 
 The service, the second user (bystander.py) and the attacker are three processes or threads of different priority: the attacker's has
 the lowest, as it would run on another computer. What counts is the longest that the second user waited for any answer, less
-the longest that the second user's own process was kept from running in that time, which a heartbeat measures.
+the longest that the second user's own process was kept from running in that time, which a heartbeat measures. Beside other
+programs, such as the tests that CI runs at the same time, the time that the service waited for a processor is left out too.
 
-python -m tests.trust.starvation [--seconds N] [--scale N] [CLASS or CLASS:NAME ...]
+python -m tests.trust.starvation [--seconds N] [--scale N] [--busy] [CLASS or CLASS:NAME ...]
 """
 
 import argparse
@@ -50,6 +51,7 @@ HELD = 1000  # connections
 RELEASE_SECONDS = 60  # from which on data has its full size
 QUIET_SECONDS = 1.0  # of measuring without an attack
 HOLD_SECONDS = 15.0  # of a thousand connections: longer than the service waits for a head
+SAMPLE_SECONDS = 0.01
 LEAST_SECONDS = 0.15  # that an attack goes on
 ADDRESS = {"X-Forwarded-For": "192.168.7.7"}  # of the second user, behind a proxy that is trusted
 
@@ -80,10 +82,13 @@ class Wait(NamedTuple):
     end: float
     delay: float  # the longest that the second user's process was kept from running in between
     status: int
+    queued: float = (
+        0.0  # seconds that the service was ready to run in between and had no processor, where that is left out
+    )
 
     @property
     def seconds(self) -> float:
-        return max(0.0, self.end - self.start - self.delay)
+        return max(0.0, self.end - self.start - self.delay - self.queued)
 
 
 @dataclass
@@ -116,7 +121,7 @@ class Outcome:
     def __str__(self) -> str:
         worst, sign_in = self.worst(), self.worst(sign_in=True)
         text = f"{worst.seconds * 1000:6.0f} ms for {worst.lane} during {self.attack}"
-        text += f"; own delay {worst.delay * 1000:.0f} ms, sign-in {sign_in.seconds * 1000:.0f} ms, {self.memory / 1e6:.0f} MB"
+        text += f"; own delay {worst.delay * 1000:.0f} ms, without a processor {worst.queued * 1000:.0f} ms, sign-in {sign_in.seconds * 1000:.0f} ms, {self.memory / 1e6:.0f} MB"
         if self.failed:
             text += f"; {len(self.failed)} failed: {sorted({(wait.lane, wait.status) for wait in self.failed})}"
         return (
@@ -142,15 +147,51 @@ class Service(Fireside):
             super().start()
         return self
 
-    def memory(self) -> int:
-        """Bytes that it and its child processes have now."""
-        total, waiting = 0, [self.process.pid]
+
+class Sample(NamedTuple):
+    """What the system says of the service at one moment."""
+
+    time: float  # monotonic
+    queued: float  # seconds that its main thread was ready to run and had no processor, since it started
+    memory: int  # bytes of it and its child processes
+
+
+class Watch(threading.Thread):
+    """Samples of the service until it is closed."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__()
+        self.pid = pid
+        self.samples: list[Sample] = []
+        self._closing = threading.Event()
+
+    def run(self) -> None:
+        while not self._closing.wait(SAMPLE_SECONDS):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                queued = int(Path(f"/proc/{self.pid}/task/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+                self.samples.append(Sample(time.monotonic(), queued, self._memory()))
+
+    def _memory(self) -> int:
+        total, waiting = 0, [self.pid]
         for pid in waiting:
             with contextlib.suppress(OSError, ValueError):
                 total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
                 for thread in Path(f"/proc/{pid}/task").iterdir():
                     waiting += map(int, (thread / "children").read_text().split())
         return total
+
+    def close(self) -> None:
+        self._closing.set()
+        self.join()
+
+    def queued(self, start: float, end: float) -> float:
+        """Seconds that the service waited for a processor in between."""
+        before = [sample.queued for sample in self.samples if sample.time <= start][-1:]
+        within = [sample.queued for sample in self.samples if start < sample.time <= end + SAMPLE_SECONDS][-1:]
+        return within[0] - before[0] if before and within else 0.0
+
+    def memory(self, start: float) -> int:
+        return max((sample.memory for sample in self.samples if sample.time >= start), default=0)
 
 
 @contextmanager
@@ -269,6 +310,7 @@ class Arena:
     folder: Path
     upstream: Upstream
     scale: float
+    busy: bool  # the computer runs other programs too
     number: int = 0
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -280,6 +322,9 @@ class Arena:
         mallory = self.service.join(admin, "mallory")
         self.bystander = Bystander(self.service, admin)
         self.stack.callback(self.bystander.close)
+        self.watch = Watch(self.service.process.pid)
+        self.watch.start()
+        self.stack.callback(self.watch.close)
         conversation_id = _write(mallory, ["Hello?"])
         mallory.close()
         own = {"conversation_id": str(conversation_id), "name": "app.js", "provider_id": "lmstudio"}
@@ -295,20 +340,18 @@ class Arena:
         self, name: str, attack: Attack, seconds: float, meanwhile: "Callable[[Arena], str]" = lambda arena: ""
     ) -> Outcome:
         """What the second user meets while this attack goes on, and until the service rests again."""
-        memory = 0
         attacking = _Attacking(self.attacker, attack, seconds)
         attacking.start()
         problem = meanwhile(self)
-        while attacking.is_alive():
-            memory = max(memory, self.service.memory())
-            attacking.join(0.03)
+        attacking.join()
         ended = time.monotonic()
-        rested = self.bystander.rests(ended, PATIENCE)
-        memory = max(memory, self.service.memory())
+        rested = self.bystander.rests(ended, PATIENCE) and self.service.process.poll() is None
         waits = self.bystander.met(attacking.began, time.monotonic())
-        if not rested or self.service.process.poll() is not None:
-            gone = time.monotonic()
-            waits += [Wait("no answer", ended, gone, 0.0, 0)]
+        if self.busy:
+            waits = [wait._replace(queued=self.watch.queued(wait.start, wait.end)) for wait in waits]
+        memory = self.watch.memory(attacking.began)
+        if not rested:
+            waits.append(Wait("no answer", ended, time.monotonic(), 0.0, 0))
             self.renew()
         self.upstream.forget()
         return Outcome(name, waits, memory, rested, problem or attacking.problem)
@@ -340,10 +383,10 @@ class _Attacking(threading.Thread):
 
 
 @contextmanager
-def _arena(scale: float) -> Iterator[Arena]:
+def _arena(scale: float, busy: bool) -> Iterator[Arena]:
     with tempfile.TemporaryDirectory() as name, Upstream() as upstream:
         os.setpriority(os.PRIO_PROCESS, upstream.native_id, 19)
-        arena = Arena(Path(name), upstream, scale)
+        arena = Arena(Path(name), upstream, scale, busy)
         try:
             arena.renew()
             yield arena
@@ -433,7 +476,7 @@ def prove(size: int) -> Figures:
     figures = Figures()
     whole = size >= RELEASE_SECONDS
     attacks = chosen(len(ATTACKS) if whole else max(10, round(size * 2.5)))
-    with _arena(1.0 if whole else 0.05) as arena:
+    with _arena(1.0 if whole else 0.05, busy=not whole) as arena:
         share = max(LEAST_SECONDS, size / len(attacks))
         (quiet, _), *judged = _try(arena, attacks, share, lenient=not whole)
     figures.cases = sum(len(outcome.waits) for outcome, _ in judged)
@@ -459,6 +502,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="classes of input, or CLASS:NAME")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each attack")
     parser.add_argument("--scale", type=float, default=0.1, help="of the data that attacks prepare, 1 for all of it")
+    parser.add_argument("--busy", action="store_true", help="leave out what the service waits for a processor")
     options = parser.parse_args()
     attacks = [
         (kind, name)
@@ -466,7 +510,7 @@ def main() -> int:
         if not options.names or kind in options.names or f"{kind}:{name}" in options.names
     ]
     over = 0
-    with _arena(options.scale) as arena:
+    with _arena(options.scale, options.busy) as arena:
         for outcome, wrong in _try(arena, attacks, options.seconds, lenient=False):
             over += wrong
             print("OVER" if wrong else "    ", outcome, flush=True)
