@@ -12,6 +12,7 @@ import itertools
 import json
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,7 @@ class Attacker:
     scale: float  # of the data that an attack prepares: 1 in a release, less in CI
     conversation_id: int = 0
     opened: int = 0  # connections that `hold` has opened
+    statuses: Counter[str] = field(default_factory=Counter)  # of the answers to the attack
     others: dict[str, str] = field(default_factory=dict)  # path parameters with an object of the attacker's own
 
     # ---- requests
@@ -68,7 +70,7 @@ class Attacker:
             answer = await self.exchange(self.request(method, path, body, **fields))
         head, _, content = answer.partition(b"\r\n\r\n")
         assert head.split(b" ", 2)[1] == b"200", answer[:500]
-        return json.loads(content)
+        return json.loads(_unchunked(content) if b"transfer-encoding: chunked" in head.lower() else content)
 
     async def exchange(self, *parts: bytes) -> bytes:
         """Everything that is answered until the connection is closed."""
@@ -77,7 +79,9 @@ class Attacker:
             for part in parts:
                 writer.write(part)
                 await writer.drain()
-            return await reader.read()
+            answer = await reader.read()
+            self.statuses[answer[9:12].decode("latin-1")] += 1
+            return answer
         finally:
             writer.transport.abort()
 
@@ -181,6 +185,15 @@ class Attacker:
             await asyncio.gather(*map(one, conversations))
 
         return run()
+
+
+def _unchunked(content: bytes) -> bytes:
+    pieces = []
+    while content:
+        size, _, content = content.partition(b"\r\n")
+        pieces.append(content[: int(size, 16)])
+        content = content[int(size, 16) + 2 :]
+    return b"".join(pieces)
 
 
 Attack = Callable[[Attacker], Awaitable[Attacking]]

@@ -99,6 +99,7 @@ class Outcome:
     waits: list[Wait]
     memory: int  # bytes of the service and its child processes, at most
     recovered: bool
+    statuses: str  # what the attacker was answered, and how often
     problem: str = ""
 
     def worst(self, sign_in: bool = False) -> Wait:
@@ -122,6 +123,7 @@ class Outcome:
         worst, sign_in = self.worst(), self.worst(sign_in=True)
         text = f"{worst.seconds * 1000:6.0f} ms for {worst.lane} during {self.attack}"
         text += f"; own delay {worst.delay * 1000:.0f} ms, without a processor {worst.queued * 1000:.0f} ms, sign-in {sign_in.seconds * 1000:.0f} ms, {self.memory / 1e6:.0f} MB"
+        text += f"; answered {self.statuses}" if self.statuses else ""
         if self.failed:
             text += f"; {len(self.failed)} failed: {sorted({(wait.lane, wait.status) for wait in self.failed})}"
         return (
@@ -350,11 +352,14 @@ class Arena:
         if self.busy:
             waits = [wait._replace(queued=self.watch.queued(wait.start, wait.end)) for wait in waits]
         memory = self.watch.memory(attacking.began)
+        statuses = ", ".join(
+            f"{count} x {status or 'nothing'}" for status, count in self.attacker.statuses.most_common()
+        )
         if not rested:
             waits.append(Wait("no answer", ended, time.monotonic(), 0.0, 0))
             self.renew()
         self.upstream.forget()
-        return Outcome(name, waits, memory, rested, problem or attacking.problem)
+        return Outcome(name, waits, memory, rested, statuses, problem or attacking.problem)
 
 
 class _Attacking(threading.Thread):
@@ -374,10 +379,11 @@ class _Attacking(threading.Thread):
     async def _run(self) -> None:
         try:
             attacking = await self.attack(self.attacker)
-        except (OSError, AssertionError, IndexError) as failure:
+        except (OSError, AssertionError, ValueError, IndexError) as failure:
             self.problem = f"could not be prepared: {failure!r}"[:300]
             return
         self.began = time.monotonic()
+        self.attacker.statuses.clear()
         with contextlib.suppress(TimeoutError, OSError):
             await asyncio.wait_for(attacking, self.seconds)
 
