@@ -314,11 +314,13 @@ class Arena:
     scale: float
     busy: bool  # the computer runs other programs too
     number: int = 0
+    faults: int = 0  # that the service has logged
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def renew(self) -> None:
         self.close()
         self.number += 1
+        self.faults = 0
         self.service = self.stack.enter_context(Service(self.folder / str(self.number), self.upstream))
         admin = self.service.first()
         mallory = self.service.join(admin, "mallory")
@@ -359,7 +361,16 @@ class Arena:
             waits.append(Wait("no answer", ended, time.monotonic(), 0.0, 0))
             self.renew()
         self.upstream.forget()
-        return Outcome(name, waits, memory, rested, statuses, problem or attacking.problem)
+        faults = self._faults()
+        problem = problem or attacking.problem or (f"logged {faults[-1][-500:]}" if faults else "")
+        return Outcome(name, waits, memory, rested, statuses, problem)
+
+    def _faults(self) -> list[str]:
+        """The traces of exceptions that the service has logged since this was last asked."""
+        log = (self.service.data_dir / "fireside.log").read_text("utf-8")
+        traces = [entry["trace"] for entry in map(json.loads, log.splitlines()) if "trace" in entry]
+        known, self.faults = self.faults, len(traces)
+        return traces[known:]
 
 
 class _Attacking(threading.Thread):
@@ -377,6 +388,7 @@ class _Attacking(threading.Thread):
         asyncio.run(self._run())
 
     async def _run(self) -> None:
+        self.attacker.least_seconds = 0.0
         try:
             attacking = await self.attack(self.attacker)
         except (OSError, AssertionError, ValueError, IndexError) as failure:
@@ -385,7 +397,7 @@ class _Attacking(threading.Thread):
         self.began = time.monotonic()
         self.attacker.statuses.clear()
         with contextlib.suppress(TimeoutError, OSError):
-            await asyncio.wait_for(attacking, self.seconds)
+            await asyncio.wait_for(attacking, max(self.seconds, self.attacker.least_seconds))
 
 
 @contextmanager
