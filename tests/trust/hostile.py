@@ -28,7 +28,10 @@ MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
 RETRY_SECONDS = 0.02  # after a connection that was refused
 REOPEN_SECONDS = 1.0  # after a connection that was to be held, and was closed
 PREPARING_SECONDS = 120.0  # for one request
-HEAD = 60_000  # bytes: what fits into the head of a request
+SIZES = (
+    15_000,
+    60_000,
+)  # characters of a header: as many as fit into a head of 16 KiB, and as many as some servers take
 
 Attacking = Coroutine[Any, Any, None]
 
@@ -232,18 +235,23 @@ def made(count: int, at: int = 0, title: str = "made", question: str = "q", **fi
 
 # ---------------------------------------------------------------------------------------------------- headers
 
-LONG = "a" * HEAD
-VALUES = {
-    "backslashes": "\\" * HEAD,
-    "quotes": '"' * HEAD,
-    "semicolons": "a=b; " * (HEAD // 5),
-    "commas": "a, " * (HEAD // 3),
-    "slashes": "/" * HEAD,
-    "digits": "9" * HEAD,
-    "percent signs": "%41" * (HEAD // 3),
-    "spaces": "x" + " " * HEAD + "x",
-    "colons": ":" * HEAD,
-}
+
+def values(size: int) -> dict[str, str]:
+    """Values of headers of this many characters."""
+    return {
+        "backslashes": "\\" * size,
+        "quotes": '"' * size,
+        "semicolons": "a=b; " * (size // 5),
+        "commas": "a, " * (size // 3),
+        "slashes": "/" * size,
+        "digits": "9" * size,
+        "percent signs": "%41" * (size // 3),
+        "spaces": "x" + " " * size + "x",
+        "colons": ":" * size,
+    }
+
+
+VALUES = [value for size in SIZES for value in values(size).values()]
 NAMES = (
     "Accept-Encoding", "Authorization", "Content-Type", "Cookie", "If-None-Match", "Last-Event-ID", "Origin", "Range", "Referer",
     "Sec-Fetch-Site", "User-Agent", "X-CSRF-Token", "X-Forwarded-For", "X-Bootstrap-Token",
@@ -252,42 +260,40 @@ NAMES = (
 
 @attack("headers", "a quoted cookie of backslashes", known=True)
 async def _(a: Attacker) -> Attacking:
-    cookie = f'fireside_{a.port}="' + "\\" * HEAD + '"'
-    return a.repeat([a.stranger("GET", "/auth/me", Cookie=cookie)])
+    cookies = [f'fireside_{a.port}="' + "\\" * size + '"' for size in SIZES]
+    return a.repeat([a.stranger("GET", "/auth/me", Cookie=cookie) for cookie in cookies])
 
 
 @attack("headers", "a session cookie of odd characters")
 async def _(a: Attacker) -> Attacking:
-    values = [f'fireside_{a.port}="{value}"' for value in VALUES.values()] + [f"fireside_{a.port}=" + "\\054" * 15_000]
-    return a.repeat([a.stranger("GET", "/auth/me", Cookie=value) for value in values])
+    cookies = [f'fireside_{a.port}="{value}"' for value in VALUES]
+    cookies += [f"fireside_{a.port}=" + "\\054" * (size // 4) for size in SIZES]
+    return a.repeat([a.stranger("GET", "/auth/me", Cookie=cookie) for cookie in cookies])
 
 
 @attack("headers", "thousands of header lines")
 async def _(a: Attacker) -> Attacking:
     few = a.stranger("GET", "/health")[:-2]
-    return a.repeat([few + b"a: b\r\n" * (HEAD // 6) + b"\r\n", few + b"Cookie: a=b\r\n" * (HEAD // 13) + b"\r\n"])
+    lines = (b"a: b\r\n", b"Cookie: a=b\r\n", b"Sec-Fetch-Mode: cors\r\n")
+    return a.repeat([few + line * (size // len(line)) + b"\r\n" for line in lines for size in SIZES])
 
 
 @attack("headers", "a long path and a long query")
 async def _(a: Attacker) -> Attacking:
-    paths = [f"/{value}" for value in (LONG, "/" * HEAD, "%41" * (HEAD // 3), "../" * (HEAD // 3), "static/" * 8000)]
-    paths += [f"/conversations/{'9' * HEAD}", f"/static/{LONG}", f"/images/{'0' * HEAD}", f"/generations/{LONG}/stream"]
-    queries = [
-        LONG,
-        "&" * HEAD,
-        "a&" * (HEAD // 2),
-        "q=a&" * (HEAD // 4),
-        "q=" + "%e9" * (HEAD // 3),
-        "q=" + "+" * HEAD,
-    ]
-    paths += [f"/conversations?{query}" for query in queries] + [f"/search?{query}" for query in queries]
+    paths = []
+    for size in SIZES:
+        starts = ("/a", "//", "/%41", "/..", "/static/", "/conversations/9", "/images/0", "/generations/a")
+        paths += [start + start.rpartition("/")[2] * (size // len(start)) for start in starts]
+        parts = ("a", "&", "a&", "q=a&", "q=%e9", "+")
+        queries = [part * (size // len(part)) for part in parts] + ["q=" + part * (size // len(part)) for part in parts]
+        paths += [f"/{place}?{query}" for query in queries for place in ("conversations", "search")]
     return a.repeat([a.request("GET", path) for path in paths])
 
 
 def _header(name: str) -> Attack:
     async def run(a: Attacker) -> Attacking:
         paths = ("/health", "/", "/auth/me", "/conversations")
-        return a.repeat([a.request("GET", path, **{name: value}) for value in VALUES.values() for path in paths])
+        return a.repeat([a.request("GET", path, **{name: value}) for value in VALUES for path in paths])
 
     return run
 
