@@ -899,14 +899,18 @@ async def _(a: Attacker) -> Attacking:
     return a.hold(a.request("GET", "/export"), 30, reads=False)
 
 
-@attack("large answers", "50,000 messages")
-async def _(a: Attacker) -> Attacking:
-    if "long" not in a.others:
-        await a.bring(made(a.many(50_000, 5_000), at=97_000, title="longlist", question="*a* `b`"))
-        a.others["long"] = str(await a.find("longlist"))
-    path = f"/conversations/{a.others['long']}"
-    paths = [f"{path}/messages", f"{path}/messages?render=true", f"{path}/export?format=json", f"{path}/export"]
-    return a.repeat([a.request("GET", each) for each in paths])
+def _long_conversation(end: str) -> Attack:
+    async def run(a: Attacker) -> Attacking:
+        if "long" not in a.others:
+            await a.bring(made(a.many(50_000, 5_000), at=97_000, title="longlist", question="*a* `b`"))
+            a.others["long"] = str(await a.find("longlist"))
+        return a.repeat([a.request("GET", f"/conversations/{a.others['long']}/{end}")])
+
+    return run
+
+
+for end in ("messages", "messages?render=true", "export?format=json", "export"):
+    attack("large answers", f"50,000 messages: {end}")(_long_conversation(end))
 
 
 @attack("large answers", "thousands of versions")
