@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import enum
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope
+from starlette.types import Receive, Scope, Send
 
 from .auth import Auth, Identity, Visitor, same
 from .bodies import Nothing
@@ -30,6 +31,7 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 T = TypeVar("T")
 
 BODY_BYTES = 4 * 1024 * 1024
+REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
 PUBLIC_BYTES = 64 * 1024  # from somebody who has not signed in
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
 
@@ -58,6 +60,7 @@ class State:
     importer: Importer
     exporter: Exporter
     searching: Slots = field(default_factory=lambda: Slots(READERS - 1, per_user=1))
+    requests: Slots = field(default_factory=lambda: Slots(sys.maxsize, per_user=REQUESTS_PER_USER))
 
 
 class Call:
@@ -143,10 +146,27 @@ class Endpoint(Route):
         call = Call(request, request.app.state.fireside)
         await _admit(call, self.access, self.csrf)
         call.query = read_query(request.query_params, self.query)
-        if self._decoder is not None:
-            call.body = await _read_body(request, self._decoder, self._limit)
-        result = await self.handler(call)
-        return result if isinstance(result, Response) else answer(result)
+        async with contextlib.AsyncExitStack() as stack:
+            if self.access in (USER, ADMIN):
+                await stack.enter_async_context(call.state.requests.slot(call.user_id))
+            if self._decoder is not None:
+                call.body = await _read_body(request, self._decoder, self._limit)
+            result = await self.handler(call)
+            response = result if isinstance(result, Response) else answer(result)
+            if isinstance(response, StreamingResponse):
+                return response  # an answer may stream for an hour; exports have limits of their own
+            return _Held(response, stack.pop_all())
+
+
+class _Held(Response):
+    """A response that holds a slot until it is sent, so that unread downloads of one user cannot fill the memory."""
+
+    def __init__(self, response: Response, stack: contextlib.AsyncExitStack) -> None:
+        self._response, self._stack = response, stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._stack:
+            await self._response(scope, receive, send)
 
 
 async def _admit(call: Call, access: Access, csrf: str) -> None:

@@ -31,6 +31,8 @@ CONNECTIONS_PER_ADDRESS = 64  # an address on the network; a browser opens six
 MAX_CONNECTIONS = 1024
 DESCRIPTORS = 4096  # enough for these and everything else, and below macOS' limit for a process
 RESERVED_DESCRIPTORS = 128  # database, backups, model servers, and what is accepted before others are closed
+PIPELINED = 16  # requests that one connection may send ahead; browsers send none
+PARSED_BYTES = 4 * 1024  # at a time, so that a read full of small requests is cut off early
 ACCEPTS_PER_TURN = 16  # of the event loop, so that a burst of connections stays within the reserve
 
 
@@ -192,12 +194,14 @@ class Connection(HttpToolsProtocol):
             return
         rest = memoryview(data)
         while rest and not self.transport.is_closing():
-            count = HEAD_BYTES - self._unparsed
+            count = min(PARSED_BYTES, HEAD_BYTES - self._unparsed)
             self._unparsed += len(rest[:count])
             super().data_received(rest[:count])  # type: ignore[arg-type]
             rest = rest[count:]
             if self._unparsed >= HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(HeadersTooLarge())
+            if len(self.pipeline) > PIPELINED:
+                self._socket.abort()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Invalid("The request is not HTTP."))

@@ -22,6 +22,7 @@ REQUEST_SECONDS = 30.0  # the rest is plain text
 FAILURES = 3  # of one request; the rest is plain text
 CACHE_BYTES = 8 * 1024 * 1024
 PROCESSES = 2
+PRELOAD = ("fireside.render", "markdown_it", "pygments.lexers", "pygments.lexers.python", "pygments.styles")
 
 
 class Block(msgspec.Struct):
@@ -91,14 +92,15 @@ class _Job:
                 except (WorkFailed, TimeoutError) as error:
                     log.warning("a text is shown without formatting: %s", str(error) or "the request took too long")
                     failures = failures + 1 if isinstance(error, WorkFailed) else FAILURES
-            self._give_up_block(current)
+            if failures < FAILURES:
+                self._give_up_block(current)
+            else:
+                self._give_up_rest(current)
 
     def _unfinished(self) -> int:
-        """Return the index of the first text of which a block is missing."""
-        for index, outline in enumerate(self.outlines):
-            if len(self.nodes[index]) < len(outline):
-                return index
-        return len(self.outlines)
+        """Return the index of the first text of which a block is missing. Texts are finished in their order."""
+        last = len(self.outlines) - 1
+        return last if last >= 0 and len(self.nodes[last]) < len(self.outlines[last]) else last + 1
 
     async def _format(self, sandbox: Sandbox, current: int) -> None:
         finished = len(self.nodes[current])
@@ -112,13 +114,28 @@ class _Job:
                     self.outlines.append(outline)
 
     def _give_up_block(self, current: int) -> None:
-        text, nodes = self.texts[current], self.nodes[current]
-        units = text.encode("utf-16-le", "surrogatepass")
+        """Make the block that failed plain, or the whole text when its blocks are not known."""
         if current == len(self.outlines):
-            self.outlines.append([(len(units) // 2, False)])
-        ends = [0, *(end for end, _ in self.outlines[current])]
-        plain = units[2 * ends[len(nodes)] : 2 * ends[len(nodes) + 1]].decode("utf-16-le", "replace")
-        nodes.append(Raw(msgspec.json.encode(render.unformatted(plain))))
+            self._give_up_rest(current)
+            return
+        done, outline = len(self.nodes[current]), self.outlines[current]
+        self._add_plain(current, outline[done - 1][0] if done else 0, outline[done][0])
+
+    def _give_up_rest(self, current: int) -> None:
+        """Make one plain block of what is left of the text."""
+        done, text = len(self.nodes[current]), self.texts[current]
+        known = self.outlines.pop(current)[:done] if current < len(self.outlines) else []
+        end = len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+        start = known[-1][0] if known else 0
+        self.outlines.insert(current, [*known, (end, False)])
+        self._add_plain(current, start, end)
+
+    def _add_plain(self, current: int, start: int, end: int) -> None:
+        """Add the text between two positions, in UTF-16 code units, as a node."""
+        text = self.texts[current]
+        units = text.encode("utf-16-le", "surrogatepass")
+        plain = units[2 * start : 2 * end].decode("utf-16-le", "replace")
+        self.nodes[current].append(Raw(msgspec.json.encode(render.unformatted(plain))))
         self.failed.add(text)
 
 

@@ -27,7 +27,7 @@ from .exporter import Exporter
 from .guard import Guard, error_answer
 from .importer import Importer
 from .providers import Providers
-from .renderer import Renderer
+from .renderer import PRELOAD, Renderer
 from .sandbox import Sandbox
 
 log = logging.getLogger("fireside.server")
@@ -157,7 +157,7 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
     auth = Auth(config, database)
     await hub.start()
     await auth.start()
-    sandbox, importer = Sandbox(), Importer(database, config.user_max_bytes)
+    sandbox, importer = Sandbox(preload=PRELOAD), Importer(database, config.user_max_bytes)
     stack.push_async_callback(sandbox.aclose)
     stack.push_async_callback(importer.aclose)
     housekeeping = asyncio.create_task(_keep_house(config, database, auth, importer), name="housekeeping")

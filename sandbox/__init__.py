@@ -9,6 +9,7 @@ start on demand and end when they have been idle for a while. Callers limit how 
 
 import asyncio
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -19,10 +20,13 @@ import msgspec
 
 from . import limits
 
+log = logging.getLogger("fireside.sandbox")
+
 READ_BYTES = 256 * 1024
 ITEM_BYTES = 256 * 1024 * 1024
 START_SECONDS = 30.0
 IDLE_SECONDS = 60.0
+SPARE_SECONDS = 0.1
 MEMORY_BYTES = 512 * 1024 * 1024
 
 
@@ -39,12 +43,18 @@ class WorkTooLarge(WorkFailed):
 
 
 class Sandbox:
-    """Child processes, each with at most `memory` bytes."""
+    """Child processes, each with at most `memory` bytes and with the modules `preload` imported.
 
-    def __init__(self, memory: int = MEMORY_BYTES) -> None:
+    When a job takes longer than SPARE_SECONDS and no other child is idle, one is started in advance, so that the next job need not wait
+    for the start of Python.
+    """
+
+    def __init__(self, memory: int = MEMORY_BYTES, preload: tuple[str, ...] = ()) -> None:
+        self._arguments = (str(memory), *preload)
         self._memory = memory
         self._idle: dict[_Worker, asyncio.TimerHandle] = {}  # the newest last; the timer ends the worker
         self._workers: set[_Worker] = set()
+        self._preparing: asyncio.Task[None] | None = None
 
     async def iterate(
         self, function: Callable[..., Iterator[bytes]], *args: Any, seconds: float
@@ -55,14 +65,19 @@ class Sandbox:
         time in case this process dies. Raises WorkTooLong, WorkTooLarge, WorkFailed.
         """
         worker = await self._take()
+        spare = asyncio.get_running_loop().call_later(SPARE_SECONDS, self._prepare)
         try:
             async for item in worker.run(function, args, seconds):
                 yield item
         finally:
+            spare.cancel()
             await self._give_back(worker)
 
     async def aclose(self) -> None:
         """Kill every child."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.gather(self._preparing, return_exceptions=True)
         for timer in self._idle.values():
             timer.cancel()
         self._idle.clear()
@@ -78,9 +93,24 @@ class Sandbox:
             timer.cancel()
             if not worker.has_ended:
                 return worker
-        worker = await _Worker.start(self._memory)
+        return await self._start()
+
+    async def _start(self) -> "_Worker":
+        worker = await _Worker.start(self._arguments, self._memory)
         self._workers.add(worker)
         return worker
+
+    def _prepare(self) -> None:
+        if not self._idle and self._preparing is None:
+            self._preparing = asyncio.create_task(self._start_spare())
+
+    async def _start_spare(self) -> None:
+        try:
+            await self._give_back(await self._start())
+        except (OSError, TimeoutError, WorkFailed) as error:
+            log.warning("a child process could not be started in advance: %s", error)
+        finally:
+            self._preparing = None
 
     async def _give_back(self, worker: "_Worker") -> None:
         if worker.ready:
@@ -104,13 +134,13 @@ class _Worker:
         self._received = bytearray()
 
     @classmethod
-    async def start(cls, memory: int) -> "_Worker":
+    async def start(cls, arguments: tuple[str, ...], memory: int) -> "_Worker":
         command = [
             sys.executable,
             "-P",
             "-m",
             f"{__package__}.worker",
-            str(memory),
+            *arguments,
         ]  # -P: import nothing from the current folder
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
         process = await asyncio.create_subprocess_exec(

@@ -16,10 +16,12 @@ import msgspec
 from . import limits
 
 
-def main(memory: int) -> None:
+def main(memory: int, preload: list[str]) -> None:
     requests, replies = os.fdopen(0, "rb"), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a library prints is no reply
     limits.limit_memory(memory)
+    for module in preload:
+        importlib.import_module(module)
     _reply(replies, "end", b"")
     while head := requests.read(4):
         request = msgspec.msgpack.decode(requests.read(int.from_bytes(head, "big")))
@@ -55,4 +57,4 @@ if __name__ == "__main__":
         signal.SIGTERM,
     ):  # sent to a whole terminal or group: the service decides when its children end
         signal.signal(stop, signal.SIG_IGN)
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -1,6 +1,7 @@
 """Connections: deadlines in every state, limits on their number and on headers, and TLS."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from fireside import commands, config, connection, db
+from fireside.bodies import IMAGE_BYTES
 from fireside.connection import CONNECTIONS_PER_ADDRESS, Limits
 from fireside.errors import ConfigError
 
@@ -95,13 +97,20 @@ async def test_a_body_that_does_not_arrive_is_answered_with_an_error(running: Ru
     assert error["code"] == "REQUEST_TIMEOUT" and f"x-request-id: {error['request_id']}".encode() in head
 
 
-async def test_a_response_that_is_not_read_ends_also_after_a_half_close(running: Running, short: None) -> None:
+async def test_a_response_that_is_not_read_ends_also_after_a_half_close(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(IMAGE_BYTES - 8)).decode()  # more than the kernel buffers
+    await ann.conversation(message={"content": "", "images": [{"media_type": "image/png", "data": data}]})
+    cookie = "; ".join(f"{cookie.name}={cookie.value}" for cookie in ann.cookies.jar).encode()
+    for name in DEADLINES:
+        monkeypatch.setattr(connection, name, 0.2)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         client.setblocking(False)
         await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", int(running.url.rpartition(":")[2])))
-        requests = (b"GET /static/app.js HTTP/1.1\r\n" + HOST + b"\r\n") * 2000  # the kernel buffers fewer responses
-        await asyncio.get_running_loop().sock_sendall(client, requests)
+        request = b"GET /images/1 HTTP/1.1\r\n" + HOST + b"Cookie: " + cookie + b"\r\n\r\n"
+        await asyncio.get_running_loop().sock_sendall(client, request)
         connections = running.server.server_state.connections
         await until(lambda: any(each.transport.get_write_buffer_size() for each in connections))
         client.shutdown(socket.SHUT_WR)
@@ -314,3 +323,16 @@ def test_a_service_file_is_deleted_before_the_start_can_fail(tmp_path: Path) -> 
         done = run("--port", str(taken.getsockname()[1]), "--data-dir", str(tmp_path))
     assert done.returncode == 2 and not (tmp_path / "service.json").exists()
     assert db.lock_holder(tmp_path) is None
+
+
+async def test_a_connection_with_too_many_pipelined_requests_is_closed(tmp_path: Path) -> None:
+    async with Running(tmp_path) as running:
+        for count, answered in ((8, 8), (2000, 0)):
+            async with connected(running) as (reader, writer):
+                writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n" * count)
+                received = b""
+                with contextlib.suppress(ConnectionResetError, TimeoutError):
+                    async with asyncio.timeout(PATIENCE):
+                        while received.count(b"HTTP/1.1 200 ") < count and (data := await reader.read(65536)):
+                            received += data
+                assert answered <= received.count(b"HTTP/1.1 200 ") < 200
