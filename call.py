@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from .auth import Auth, Identity, Visitor, same
 from .bodies import Nothing
@@ -31,6 +31,7 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 T = TypeVar("T")
 
 BODY_BYTES = 4 * 1024 * 1024
+PIECE_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
 PUBLIC_BYTES = 64 * 1024  # from somebody who has not signed in
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
@@ -165,8 +166,16 @@ class _Held(Response):
         self._response, self._stack = response, stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_pieces(message: Message) -> None:
+            """uvicorn takes a piece when the reader has taken most of the earlier ones."""
+            body = memoryview(message.get("body", b""))
+            while len(body) > PIECE_BYTES:
+                await send({"type": message["type"], "body": bytes(body[:PIECE_BYTES]), "more_body": True})
+                body = body[PIECE_BYTES:]
+            await send(message | {"body": bytes(body)} if "body" in message else message)
+
         async with self._stack:
-            await self._response(scope, receive, send)
+            await self._response(scope, receive, send_in_pieces)
 
 
 async def _admit(call: Call, access: Access, csrf: str) -> None:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from fireside import commands, config, connection, db
 from fireside.bodies import IMAGE_BYTES
+from fireside.call import REQUESTS_PER_USER
 from fireside.connection import CONNECTIONS_PER_ADDRESS, Limits
 from fireside.errors import ConfigError
 
@@ -336,3 +337,16 @@ async def test_a_connection_with_too_many_pipelined_requests_is_closed(tmp_path:
                         while received.count(b"HTTP/1.1 200 ") < count and (data := await reader.read(65536)):
                             received += data
                 assert answered <= received.count(b"HTTP/1.1 200 ") < 200
+
+
+async def test_unread_downloads_of_one_user_wait_for_each_other(running: Running, ann: Person, bob: Person) -> None:
+    data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(IMAGE_BYTES - 8)).decode()  # more than the kernel buffers
+    await ann.conversation(message={"content": "", "images": [{"media_type": "image/png", "data": data}]})
+    async with contextlib.AsyncExitStack() as stack:
+        unread = [await stack.enter_async_context(ann.stream("GET", "/images/1")) for _ in range(REQUESTS_PER_USER)]
+        waiting = asyncio.create_task(ann.get("/auth/me"))
+        for _ in range(20):
+            good(await bob.get("/auth/me"))
+        assert not waiting.done()
+        await unread[0].aclose()
+        good(await waiting)

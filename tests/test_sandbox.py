@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fireside import sandbox
+from fireside import renderer, sandbox
 from fireside.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 
 from .live import Running, good, until
@@ -162,4 +162,23 @@ async def test_one_persons_slow_text_does_not_delay_another(tmp_path: Path) -> N
             good(await ben.post("/render", json={"text": "*quick*"}))
             answers += 1
         assert good(await slow)["tail"][0][1] == {"class": "unformatted"}
-        assert answers > 10
+        assert answers > 2
+
+
+async def test_a_text_with_many_slow_blocks_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renderer, "BLOCK_SECONDS", 0.3)
+    async with Running(tmp_path) as running:
+        ann = await running.first()
+        text = f"{SLOW_CODE}\n" * 5 + "*one*\n\n" * 3_000
+        rendered = good(await ann.post("/render", json={"text": text}))
+        nodes = rendered["blocks"] + rendered["tail"]
+        assert "".join(node[2][2] for node in nodes) == text
+        assert [node[1] for node in nodes] == [{"class": "unformatted"}] * 3
+
+
+async def test_a_spare_child_is_ready_for_the_next_job(pool: Sandbox, work: Any) -> None:
+    async with contextlib.aclosing(pool.iterate(work.sleep, seconds=30)) as items:
+        assert await anext(items) == b"awake"
+        await until(lambda: pool._idle, "a spare child")
+        [spare] = pool._idle
+        assert await run(pool, work.process_id) == [str(spare._process.pid).encode()]
