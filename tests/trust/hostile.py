@@ -1024,29 +1024,30 @@ async def _(a: Attacker) -> Attacking:
 BLOCK = 2000  # events that are written at once
 
 
-def _blocks(data: bytes, total: int = 300_000_000) -> list[Step]:
-    return [data] * (total // len(data))
+def _blocks(a: Attacker, data: bytes, total: int = 100_000_000) -> list[Step]:
+    """The same events over and over, so many bytes in all in a release."""
+    return [data] * max(1, a.many(total) // len(data))
 
 
 MODEL_SERVERS: dict[str, Callable[[Attacker], list[Step]]] = {
-    "reasoning and content by turns, a character each": lambda a: _blocks((reasoning("a") + says("b")) * BLOCK),
-    "a character at a time": lambda a: _blocks(says("a") * BLOCK),
-    "a character in a packet": lambda a: [split(1), *_blocks(says("a") * BLOCK)],
-    "comments": lambda a: _blocks(b": x\n\n" * BLOCK * 10),
-    "colons": lambda a: _blocks(b":\n" * BLOCK * 10),
-    "blank lines": lambda a: _blocks(b"\n" * BLOCK * 10),
-    "empty events": lambda a: _blocks(b"data:\n\n" * BLOCK * 10),
-    "events without choices": lambda a: _blocks(b"data: {}\n\n" * BLOCK * 10),
-    "events that are not JSON": lambda a: _blocks(b"data: x\n\n" * BLOCK * 10),
-    "empty deltas": lambda a: _blocks(chunk({}) * BLOCK),
-    "event names": lambda a: _blocks(b"event: x\n" * BLOCK * 10),
-    "data lines of one event": lambda a: _blocks(b"data: x\n" * BLOCK * 10),
-    "changes of the model": lambda a: _blocks(b"".join(says("a", model=f"m{number}") for number in range(BLOCK))),
+    "reasoning and content by turns, a character each": lambda a: _blocks(a, (reasoning("a") + says("b")) * BLOCK),
+    "a character at a time": lambda a: _blocks(a, says("a") * BLOCK),
+    "a character in a packet": lambda a: [split(1), *_blocks(a, says("a") * BLOCK)],
+    "comments": lambda a: _blocks(a, b": x\n\n" * BLOCK * 10),
+    "colons": lambda a: _blocks(a, b":\n" * BLOCK * 10),
+    "blank lines": lambda a: _blocks(a, b"\n" * BLOCK * 10),
+    "empty events": lambda a: _blocks(a, b"data:\n\n" * BLOCK * 10),
+    "events without choices": lambda a: _blocks(a, b"data: {}\n\n" * BLOCK * 10),
+    "events that are not JSON": lambda a: _blocks(a, b"data: x\n\n" * BLOCK * 10),
+    "empty deltas": lambda a: _blocks(a, chunk({}) * BLOCK),
+    "event names": lambda a: _blocks(a, b"event: x\n" * BLOCK * 10),
+    "data lines of one event": lambda a: _blocks(a, b"data: x\n" * BLOCK * 10),
+    "changes of the model": lambda a: _blocks(a, b"".join(says("a", model=f"m{number}") for number in range(BLOCK))),
     "usage again and again": lambda a: _blocks(
-        b"".join(event({"choices": [], "usage": {"prompt_tokens": n, "completion_tokens": n}}) for n in range(BLOCK))
+        a, b"".join(event({"choices": [], "usage": {"prompt_tokens": n, "completion_tokens": n}}) for n in range(BLOCK))
     ),
     "progress again and again": lambda a: _blocks(
-        b"".join(event({"prompt_progress": {"processed": n, "total": BLOCK}}) for n in range(BLOCK))
+        a, b"".join(event({"prompt_progress": {"processed": n, "total": BLOCK}}) for n in range(BLOCK))
     ),
     "a trailer that never ends": lambda a: [says("a"), wire(b"0\r\n"), *[wire(b"a: b\r\n" * 20_000)] * 2000],
     "a head that never ends": lambda a: [wire(b"HTTP/1.1 200 OK\r\n"), *[wire(b"a: b\r\n" * 20_000)] * 2000],
@@ -1054,18 +1055,18 @@ MODEL_SERVERS: dict[str, Callable[[Attacker], list[Step]]] = {
     "a chunk extension that never ends": lambda a: [headers(), wire(b"1;"), *[wire(b"a" * 100_000)] * 2000],
     "chunks of one byte": lambda a: [headers(), *[wire(b"1\r\nx\r\n" * 20_000)] * 2000],
     "a line that never ends": lambda a: [b"data: ", *[b"a" * 100_000] * 3000],
-    "one delta of 1 MB": lambda a: _blocks(says("a " * 500_000)),
-    "deltas of many lines": lambda a: _blocks(says("\n" * 100_000)),
+    "one delta of 1 MB": lambda a: _blocks(a, says("a " * 500_000)),
+    "deltas of many lines": lambda a: _blocks(a, says("\n" * 100_000)),
     "deltas of escapes": lambda a: _blocks(
-        b'data: {"choices":[{"delta":{"content":"' + b"\\ud800" * 100_000 + b'"}}]}\n\n'
+        a, b'data: {"choices":[{"delta":{"content":"' + b"\\ud800" * 100_000 + b'"}}]}\n\n'
     ),
-    "deep JSON": lambda a: _blocks(b"data: " + b"[" * 500_000 + b"\n\n" + b"data: " + b'{"a":' * 100_000 + b"\n\n"),
+    "deep JSON": lambda a: _blocks(a, b"data: " + b"[" * 500_000 + b"\n\n" + b"data: " + b'{"a":' * 100_000 + b"\n\n"),
     "numbers of a million digits": lambda a: _blocks(
-        b'data: {"usage":{"prompt_tokens":' + b"9" * 1_000_000 + b"}}\n\n"
+        a, b'data: {"usage":{"prompt_tokens":' + b"9" * 1_000_000 + b"}}\n\n"
     ),
     "a compressed stream": lambda a: [
         headers(content_encoding="gzip"),
-        *_blocks(_gzip(says("a") * BLOCK * 20), 30_000_000),
+        *_blocks(a, _gzip(says("a") * BLOCK * 20), 30_000_000),
     ],
     "zeros, compressed": lambda a: [headers(content_encoding="gzip"), _gzip(bytes(300_000_000))],
     "a length of gigabytes": lambda a: [
@@ -1134,7 +1135,7 @@ async def _(a: Attacker) -> Attacking:
 @attack("model server", "hundreds of readers of one answer")
 async def _(a: Attacker) -> Attacking:
     conversation_id = await a.new_conversation("Hello?")
-    a.upstream.enqueue(*_blocks(says("a") * 50, 2_000_000), *[split(1)] * 2, *_blocks(says("a") * 50, 20_000_000))
+    a.upstream.enqueue(*_blocks(a, says("a") * 50, 2_000_000), *[split(1)] * 2, *_blocks(a, says("a") * 50, 20_000_000))
     retry = a.request("POST", "/chat/retry", MODEL | {"conversation_id": conversation_id})
     stream = a.request("POST", f"/conversations/{conversation_id}/stream", MODEL)
 
@@ -1147,7 +1148,7 @@ async def _(a: Attacker) -> Attacking:
 @attack("model server", "readers that do not read")
 async def _(a: Attacker) -> Attacking:
     conversation_id = await a.new_conversation("Hello?")
-    a.upstream.enqueue(*_blocks(says("a" * 100) * 50, 20_000_000))
+    a.upstream.enqueue(*_blocks(a, says("a" * 100) * 50, 20_000_000))
     return a.hold(a.request("POST", f"/conversations/{conversation_id}/stream", MODEL), a.many(200, 60), reads=False)
 
 
