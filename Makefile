@@ -33,8 +33,8 @@ test:
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long' $(ARGS)
 
 long: .venv/dev chromium firefox
-	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/test_kill.py tests/test_faults.py tests/test_trust.py tests/test_bench.py tests/test_salvage.py \
-		tests/test_dependencies.py tests/test_firefox.py tests/test_lexers.py
+	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/system/test_kill.py tests/system/test_faults.py tests/system/test_trust.py tests/system/test_bench.py tests/cli/test_salvage.py \
+		tests/system/test_dependencies.py tests/system/test_firefox.py tests/web/test_lexers.py
 
 trust: .venv/dev chromium
 	$(BIN)/python -m tests.trust $(ARGS)
@@ -49,7 +49,7 @@ screenshots: .venv/test chromium
 	$(BIN)/python -m tests.screenshots
 
 faults: .venv/test
-	TRIALS=1000 $(BIN)/pytest -s tests/test_kill.py tests/test_faults.py $(ARGS)
+	TRIALS=1000 $(BIN)/pytest -s tests/system/test_kill.py tests/system/test_faults.py $(ARGS)
 
 check: .venv/dev
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/fireside

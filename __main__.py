@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, config, db
 from .config import Config
 from .errors import ConfigError
-from .guard import is_loopback
+from .web.middleware import is_loopback
 
 if TYPE_CHECKING:
-    from .call import State
     from .server import Server
+    from .web.endpoint import State
 
 WORKERS = "fireside-worker"
 WORKERS_SECONDS = 0.2  # that the idle ones may take to end
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = options.pop("command", "serve")
         if command == "serve":
             return serve(options)
-        from . import commands
+        from .cli import commands as commands
 
         try:
             return int(getattr(commands, command)(options))
@@ -160,7 +160,7 @@ def serve(options: dict[str, Any]) -> int:
     settings = config.load(options)
     if settings.lan and is_loopback(settings.host):
         settings = replace(settings, host="0.0.0.0")
-    from .commands import SERVICE_FILE, find_service, ports, say_setup
+    from .cli.client import SERVICE_FILE, find_service, ports, say_setup
 
     try:
         with db.lock(settings.data_dir):
@@ -181,10 +181,10 @@ def serve(options: dict[str, Any]) -> int:
 
 
 def _serve(settings: Config, ports: list[int]) -> int:
-    from .commands import address, announced, remember
-    from .logs import open_logs
+    from .cli.autostart import warnings
+    from .cli.client import address, announced, remember
+    from .safety.logs import open_logs
     from .server import Server, create_app
-    from .service import warnings
 
     with _listen(settings, ports) as listener:
         open_logs(settings.data_dir)
@@ -282,7 +282,7 @@ def _listen(settings: Config, ports: list[int]) -> socket.socket:
 
 def _say(settings: Config, local: str, state: "State") -> None:
     """`local`: the address of the listener, as this computer reaches it."""
-    from .commands import say_setup
+    from .cli.client import say_setup
 
     url = settings.public_url or local
     print(f"Fireside is at {url}", flush=True)
@@ -298,7 +298,7 @@ def _say(settings: Config, local: str, state: "State") -> None:
 
 async def _say_lan(settings: Config, local: str, state: "State") -> None:
     """What listening on the network means, where it is to be found, and a way in."""
-    from .commands import EVERYWHERE
+    from .cli.client import EVERYWHERE
 
     port = local.rpartition(":")[2]
     there = f"{settings.scheme}://{_lan_address()}:{port}" if settings.host.strip("[]") in EVERYWHERE else local

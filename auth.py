@@ -25,8 +25,7 @@ from pathlib import Path
 import argon2
 import itsdangerous
 
-from . import accounts
-from .accounts import User
+from . import queries
 from .config import Config
 from .db import Database, ago, create_private, timestamp
 from .errors import (
@@ -39,8 +38,9 @@ from .errors import (
     InvalidInvite,
     StorageUnavailable,
 )
-from .logs import TERMINAL, audit
-from .throttle import Queue, Throttle, network
+from .queries.accounts import User
+from .safety.logs import TERMINAL, audit
+from .safety.throttle import Queue, Throttle, network
 
 LINK_MINUTES = 10
 INVITE_HOURS = (1, 720)
@@ -140,7 +140,7 @@ def check_password(password: str, username: str, field: str = "password") -> Non
 
 @functools.cache
 def _common_passwords() -> frozenset[str]:
-    lines = resources.files(__package__).joinpath("passwords.txt").read_text("utf-8").splitlines()
+    lines = resources.files("fireside").joinpath("passwords.txt").read_text("utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))
 
 
@@ -213,7 +213,7 @@ class Auth:
     async def start(self) -> None:
         """Read or make the bootstrap token while there is no user, and delete expired sessions."""
         await self.clean_up()
-        begun = await self.database.read(accounts.count_users) > 0
+        begun = await self.database.read(queries.accounts.count_users) > 0
         if begun or self.config.bootstrap_token:
             self._forget_bootstrap()  # a token from the settings replaces the one of an earlier start
             self.bootstrap_token = "" if begun else self.config.bootstrap_token
@@ -221,7 +221,7 @@ class Auth:
             self.bootstrap_token = private_file(self.config.bootstrap_file, lambda: secrets.token_urlsafe(32))
 
     async def clean_up(self) -> None:
-        await self.database.write(accounts.delete_stale, *self._ages())
+        await self.database.write(queries.accounts.delete_stale, *self._ages())
 
     def _forget_bootstrap(self) -> None:
         self.bootstrap_token = ""
@@ -238,12 +238,12 @@ class Auth:
         token = self._unsigned(cookie)
         if token is None:
             raise AuthRequired
-        session = self.database.read_here(accounts.get_session, digest(token), *self._ages())
+        session = self.database.read_here(queries.accounts.get_session, digest(token), *self._ages())
         if session is None:
             raise AuthRequired
         if session.last_seen < ago(seconds=SEEN_SECONDS):
             with contextlib.suppress(StorageUnavailable):  # what can be read is still read when the disk is full
-                await self.database.write(accounts.set_session_seen, session.id)
+                await self.database.write(queries.accounts.set_session_seen, session.id)
         return Identity(session.user, session.id, self._csrf(token))
 
     def check_csrf(self, identity: Identity, given: str | None) -> None:
@@ -267,7 +267,7 @@ class Auth:
         old = self._unsigned(visitor.cookie)
         replaces = digest(old) if old else None
         await self.database.write(
-            accounts.add_session, user.id, digest(token), _shown(visitor.client), verified, replaces
+            queries.accounts.add_session, user.id, digest(token), _shown(visitor.client), verified, replaces
         )
         audit("signed in", user, visitor.address, by=by)
         return Login(user, self._signer.sign(token).decode(), self._csrf(token))
@@ -279,7 +279,7 @@ class Auth:
         name = _folded(username)[:65]  # a name has at most 64 characters, so a longer one matches no user
         queue = self._known_users if self.throttle.is_known(name, visitor.address) else self._strangers
         async with self._attempt(queue, *self.throttle.login_keys(name, visitor.address)):
-            found = await self.database.read(accounts.get_password, name)
+            found = await self.database.read(queries.accounts.get_password, name)
             right = found is not None and found[0].status == "active"
             stored = found[1] if found is not None else _DUMMY
             right = await self._verify(stored, password) and right
@@ -292,7 +292,7 @@ class Auth:
                 write_private(self._known_file, json.dumps(list(self.throttle.known)))
         if _HASHER.check_needs_rehash(stored):
             anew = await self._hash(password)
-            if not await self.database.write(accounts.set_password_hash, found[0].id, stored, anew):
+            if not await self.database.write(queries.accounts.set_password_hash, found[0].id, stored, anew):
                 # Another login was faster, or the password has changed.
                 return await self.login(username, password, visitor)
             stored = anew
@@ -309,7 +309,7 @@ class Auth:
         check_new_username(name)
         check_password(password, name)
         password_hash = await self._hash(password)
-        user = await self.database.write(accounts.add_first_user, name, password_hash)
+        user = await self.database.write(queries.accounts.add_first_user, name, password_hash)
         self._forget_bootstrap()
         return await self._log_in(user, password_hash, visitor, "bootstrap token")
 
@@ -318,7 +318,7 @@ class Auth:
 
         A valid code is never throttled by address. Attempts with the same code are, because UsernameExists tells who has an account."""
         try:
-            await self.database.read(accounts.check_invite, digest(code))
+            await self.database.read(queries.accounts.check_invite, digest(code))
         except InvalidInvite:
             with self.throttle.attempt(f"invite {network(visitor.address)}"):
                 raise
@@ -327,12 +327,12 @@ class Auth:
         check_password(password, name)
         async with self._attempt(self._known_users, f"names for invite {digest(code).hex()}"):
             password_hash = await asyncio.to_thread(hash_password, password)
-            user = await self.database.write(accounts.redeem_invite, digest(code), name, password_hash)
+            user = await self.database.write(queries.accounts.redeem_invite, digest(code), name, password_hash)
         return await self._log_in(user, password_hash, visitor, "invite")
 
     async def redeem_link(self, token: str, visitor: Visitor) -> Login:
         """Sign in with a login link. A valid one is never throttled. Raises InvalidCredentials."""
-        found = await self.database.write(accounts.redeem_login_link, digest(token))
+        found = await self.database.write(queries.accounts.redeem_login_link, digest(token))
         if found is None:
             with self.throttle.attempt(f"link {network(visitor.address)}"):
                 raise InvalidCredentials("This link is not valid any more. Ask for a new one: fireside login-link")
@@ -342,7 +342,7 @@ class Auth:
         """Make an invite in the name of `user`."""
         code = secrets.token_urlsafe(32)
         expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=hours))
-        invite_id = await self.database.write(accounts.add_invite, digest(code), role, user.id, expires_at)
+        invite_id = await self.database.write(queries.accounts.add_invite, digest(code), role, user.id, expires_at)
         audit("invite made", user, address, invite=invite_id, role=role)
         return {"id": invite_id, "invite_code": code, "role": role, "expires_at": expires_at}
 
@@ -351,9 +351,9 @@ class Auth:
         file = self.config.data_dir / "lan-invite"
         with contextlib.suppress(OSError, InvalidInvite):
             code = file.read_text("utf-8")
-            await self.database.read(accounts.check_invite, digest(code))
+            await self.database.read(queries.accounts.check_invite, digest(code))
             return code
-        user = await self.database.read(accounts.get_user_named, None)
+        user = await self.database.read(queries.accounts.get_user_named, None)
         code = str((await self.invite(user, "user", 24))["invite_code"])
         write_private(file, code)
         return code
@@ -363,17 +363,17 @@ class Auth:
         token = secrets.token_urlsafe(32)
         expires_at = timestamp(datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=LINK_MINUTES))
         name = clean_username(username) if username is not None else None
-        user = await self.database.read(accounts.get_user_named, name)
-        await self.database.write(accounts.add_login_link, user.id, digest(token), expires_at)
+        user = await self.database.read(queries.accounts.get_user_named, name)
+        await self.database.write(queries.accounts.add_login_link, user.id, digest(token), expires_at)
         audit("login link made", user, TERMINAL)
         return token
 
     async def reset_password(self, username: str | None, password: str) -> User:
         """Set a password without the old one, for the owner at the terminal. All sessions end. Raises NotFound, Invalid."""
         name = clean_username(username) if username is not None else None
-        user = await self.database.read(accounts.get_user_named, name)
+        user = await self.database.read(queries.accounts.get_user_named, name)
         check_password(password, user.username)
-        await self.database.write(accounts.set_password, user.id, await self._hash(password))
+        await self.database.write(queries.accounts.set_password, user.id, await self._hash(password))
         audit("password reset", user, TERMINAL)
         return user
 
@@ -383,13 +383,13 @@ class Auth:
         """Set a new password. All other sessions end. Raises InvalidCredentials if the current password is wrong or has changed
         by the time the new one is stored."""
         async with self._attempt(self._known_users, f"password {identity.user.id}"):
-            found = await self.database.read(accounts.get_password, identity.user.username)
+            found = await self.database.read(queries.accounts.get_password, identity.user.username)
             if found is None or not await self._verify(found[1], current):
                 raise InvalidCredentials("The current password is wrong.")
         check_password(new, identity.user.username, "new_password")
         password_hash = await self._hash(new)
         await self.database.write(
-            accounts.set_password, identity.user.id, password_hash, identity.session_id, verified=found[1]
+            queries.accounts.set_password, identity.user.id, password_hash, identity.session_id, verified=found[1]
         )
         audit("password changed", identity.user, address)
 

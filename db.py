@@ -440,7 +440,7 @@ def _version(connection: sqlite3.Connection, path: Path, newest: int = VERSION) 
 
 def create(connection: sqlite3.Connection) -> None:
     """The newest schema, in an empty file."""
-    schema = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
+    schema = resources.files("fireside").joinpath("schema.sql").read_text("utf-8")
     pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
     connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\n{pragmas}\nCOMMIT;")
 

@@ -14,21 +14,22 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
-from . import bodies, db, handlers, queries
+from . import db, queries
 from .auth import Auth
-from .call import ADMIN, OWNER, PUBLIC, USER, Endpoint, State
-from .chat import Hub
+from .backends.engine import Engine
+from .chat.hub import Hub
 from .config import Config
-from .connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines
 from .db import Database
-from .engine import Engine
 from .errors import FiresideError, MethodNotAllowed, NotFound
-from .exporter import Exporter
-from .guard import Guard, error_answer
-from .importer import Importer
 from .providers import Providers
-from .renderer import PRELOAD, Renderer
-from .sandbox import Sandbox
+from .safety.sandbox import Sandbox
+from .transfer.exporter import Exporter
+from .transfer.importer import Importer
+from .web import handlers, schemas
+from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines
+from .web.endpoint import ADMIN, OWNER, PUBLIC, USER, Endpoint, State
+from .web.middleware import Guard, error_answer
+from .web.renderer import PRELOAD, Renderer
 
 log = logging.getLogger("fireside.server")
 
@@ -39,61 +40,61 @@ GOODBYE_SECONDS = 3  # what open connections get after the generations have ende
 
 # fmt: off
 ROUTES: tuple[Endpoint, ...] = (
-    Endpoint("POST",   "/auth/login",                                    handlers.login,                PUBLIC, bodies.Credentials, csrf="none"),
-    Endpoint("POST",   "/auth/register",                                 handlers.register,             PUBLIC, bodies.Registration, csrf="none"),
-    Endpoint("POST",   "/auth/link",                                     handlers.redeem_link,          PUBLIC, bodies.Link, csrf="none"),
+    Endpoint("POST",   "/auth/login",                                    handlers.login,                PUBLIC, schemas.Credentials, csrf="none"),
+    Endpoint("POST",   "/auth/register",                                 handlers.register,             PUBLIC, schemas.Registration, csrf="none"),
+    Endpoint("POST",   "/auth/link",                                     handlers.redeem_link,          PUBLIC, schemas.Link, csrf="none"),
     Endpoint("POST",   "/auth/logout",                                   handlers.logout,               USER),
     Endpoint("GET",    "/auth/me",                                       handlers.me,                   USER),
-    Endpoint("POST",   "/auth/password",                                 handlers.change_password,      USER,   bodies.PasswordChange),
+    Endpoint("POST",   "/auth/password",                                 handlers.change_password,      USER,   schemas.PasswordChange),
     Endpoint("GET",    "/auth/sessions",                                 handlers.list_sessions,        USER),
     Endpoint("DELETE", "/auth/sessions/{session_id}",                    handlers.delete_session,       USER),
 
-    Endpoint("POST",   "/admin/bootstrap",                               handlers.bootstrap,            PUBLIC, bodies.Bootstrap, csrf="none"),
+    Endpoint("POST",   "/admin/bootstrap",                               handlers.bootstrap,            PUBLIC, schemas.Bootstrap, csrf="none"),
     Endpoint("GET",    "/admin/users",                                   handlers.list_users,           ADMIN),
-    Endpoint("PATCH",  "/admin/users/{user_id}",                         handlers.change_user,          ADMIN,  bodies.UserChange),
-    Endpoint("POST",   "/admin/invites",                                 handlers.create_invite,        ADMIN,  bodies.InviteRequest),
+    Endpoint("PATCH",  "/admin/users/{user_id}",                         handlers.change_user,          ADMIN,  schemas.UserChange),
+    Endpoint("POST",   "/admin/invites",                                 handlers.create_invite,        ADMIN,  schemas.InviteRequest),
     Endpoint("GET",    "/admin/invites",                                 handlers.list_invites,         ADMIN),
     Endpoint("POST",   "/admin/invites/{invite_id}/revoke",              handlers.revoke_invite,        ADMIN),
 
     Endpoint("GET",    "/defaults",                                      handlers.get_defaults,         USER),
-    Endpoint("PATCH",  "/defaults",                                      handlers.change_defaults,      USER,   bodies.Defaults),
-    Endpoint("POST",   "/conversations",                                 handlers.create_conversation,  USER,   bodies.NewConversation, limit=MESSAGE_BYTES),
-    Endpoint("GET",    "/conversations",                                 handlers.list_conversations,   USER,   query=bodies.ConversationQuery),
+    Endpoint("PATCH",  "/defaults",                                      handlers.change_defaults,      USER,   schemas.Defaults),
+    Endpoint("POST",   "/conversations",                                 handlers.create_conversation,  USER,   schemas.NewConversation, limit=MESSAGE_BYTES),
+    Endpoint("GET",    "/conversations",                                 handlers.list_conversations,   USER,   query=schemas.ConversationQuery),
     Endpoint("GET",    "/conversations/{conversation_id}",               handlers.get_conversation,     USER),
-    Endpoint("PATCH",  "/conversations/{conversation_id}",               handlers.change_conversation,  USER,   bodies.ConversationFields),
-    Endpoint("DELETE", "/conversations/{conversation_id}",               handlers.delete_conversation,  USER,   query=bodies.DeleteQuery),
+    Endpoint("PATCH",  "/conversations/{conversation_id}",               handlers.change_conversation,  USER,   schemas.ConversationFields),
+    Endpoint("DELETE", "/conversations/{conversation_id}",               handlers.delete_conversation,  USER,   query=schemas.DeleteQuery),
     Endpoint("POST",   "/conversations/{conversation_id}/restore",       handlers.restore_conversation, USER),
-    Endpoint("GET",    "/search",                                        handlers.search,               USER,   query=bodies.SearchQuery),
+    Endpoint("GET",    "/search",                                        handlers.search,               USER,   query=schemas.SearchQuery),
 
-    Endpoint("GET",    "/conversations/{conversation_id}/messages",      handlers.list_messages,        USER,   query=bodies.MessageQuery),
-    Endpoint("POST",   "/conversations/{conversation_id}/messages",      handlers.add_message,          USER,   bodies.NewMessage, limit=MESSAGE_BYTES),
-    Endpoint("POST",   "/conversations/{conversation_id}/active",        handlers.select_version,       USER,   bodies.Selection),
+    Endpoint("GET",    "/conversations/{conversation_id}/messages",      handlers.list_messages,        USER,   query=schemas.MessageQuery),
+    Endpoint("POST",   "/conversations/{conversation_id}/messages",      handlers.add_message,          USER,   schemas.NewMessage, limit=MESSAGE_BYTES),
+    Endpoint("POST",   "/conversations/{conversation_id}/active",        handlers.select_version,       USER,   schemas.Selection),
     Endpoint("GET",    "/images/{image_id}",                             handlers.get_image,            USER),
-    Endpoint("POST",   "/render",                                        handlers.render_markdown,      USER,   bodies.Markdown),
+    Endpoint("POST",   "/render",                                        handlers.render_markdown,      USER,   schemas.Markdown),
 
-    Endpoint("POST",   "/conversations/{conversation_id}/stream",        handlers.stream,               USER,   bodies.AnswerRequest, csrf="lenient"),
-    Endpoint("POST",   "/chat/retry",                                    handlers.retry,                USER,   bodies.RetryRequest),
+    Endpoint("POST",   "/conversations/{conversation_id}/stream",        handlers.stream,               USER,   schemas.AnswerRequest, csrf="lenient"),
+    Endpoint("POST",   "/chat/retry",                                    handlers.retry,                USER,   schemas.RetryRequest),
     Endpoint("POST",   "/chat/cancel/{generation_id}",                   handlers.cancel,               USER),
-    Endpoint("GET",    "/generations/{generation_id}/stream",            handlers.resume,               USER,   query=bodies.ResumeQuery),
+    Endpoint("GET",    "/generations/{generation_id}/stream",            handlers.resume,               USER,   query=schemas.ResumeQuery),
 
     Endpoint("GET",    "/providers",                                     handlers.list_providers,       USER),
     Endpoint("GET",    "/providers/{provider_id}/models",                handlers.list_models,          USER),
     Endpoint("GET",    "/providers/{provider_id}/health",                handlers.provider_health,      USER),
     Endpoint("POST",   "/providers/{provider_id}/start",                 handlers.start_provider,       ADMIN),
-    Endpoint("POST",   "/providers/{provider_id}/models/load",           handlers.load_model,           ADMIN,  bodies.ModelLoad),
-    Endpoint("POST",   "/providers/{provider_id}/models/unload",         handlers.unload_model,         ADMIN,  bodies.ModelChoice),
+    Endpoint("POST",   "/providers/{provider_id}/models/load",           handlers.load_model,           ADMIN,  schemas.ModelLoad),
+    Endpoint("POST",   "/providers/{provider_id}/models/unload",         handlers.unload_model,         ADMIN,  schemas.ModelChoice),
 
     Endpoint("POST",   "/import",                                        handlers.import_upload,        USER,   None),
     Endpoint("GET",    "/export",                                        handlers.export_all,           USER),
-    Endpoint("GET",    "/conversations/{conversation_id}/export",        handlers.export_one,           USER,   query=bodies.ExportQuery),
+    Endpoint("GET",    "/conversations/{conversation_id}/export",        handlers.export_one,           USER,   query=schemas.ExportQuery),
     Endpoint("GET",    "/usage",                                         handlers.usage,                USER),
 
-    Endpoint("POST",   "/control/link",                                  handlers.control_link,         OWNER,  bodies.Person),
+    Endpoint("POST",   "/control/link",                                  handlers.control_link,         OWNER,  schemas.Person),
     Endpoint("POST",   "/control/invite",                                handlers.control_invite,       OWNER),
-    Endpoint("POST",   "/control/password",                              handlers.control_password,     OWNER,  bodies.NewPassword),
-    Endpoint("POST",   "/control/backup",                                handlers.control_backup,       OWNER,  bodies.BackupTarget),
-    Endpoint("POST",   "/control/import",                                handlers.control_import,       OWNER,  bodies.Sources),
-    Endpoint("POST",   "/control/export",                                handlers.control_export,       OWNER,  bodies.Person),
+    Endpoint("POST",   "/control/password",                              handlers.control_password,     OWNER,  schemas.NewPassword),
+    Endpoint("POST",   "/control/backup",                                handlers.control_backup,       OWNER,  schemas.BackupTarget),
+    Endpoint("POST",   "/control/import",                                handlers.control_import,       OWNER,  schemas.Sources),
+    Endpoint("POST",   "/control/export",                                handlers.control_export,       OWNER,  schemas.Person),
 
     Endpoint("GET",    "/openapi.json",                                  handlers.describe_api,         PUBLIC),
     Endpoint("GET",    "/health",                                        handlers.health,               PUBLIC),
@@ -191,9 +192,9 @@ async def _keep_house(config: Config, database: Database, auth: Auth, importer: 
         examined = examined or await done(lambda: asyncio.to_thread(db.examine, config.database))
         await done(lambda: asyncio.to_thread(db.back_up_daily, config.database, config.backups))
         await done(auth.clean_up)
-        await done(lambda: database.write(queries.hide_expired))
+        await done(lambda: database.write(queries.conversations.hide_expired))
         await done(importer.remove_leftovers)
-        await done(lambda: database.write(queries.optimize))
+        await done(lambda: database.write(queries.conversations.optimize))
         await asyncio.sleep(3600)
 
 

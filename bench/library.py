@@ -13,7 +13,8 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
-from fireside import db, queries, search
+from fireside import db, queries
+from fireside.queries import search
 
 MESSAGES = 10  # of each conversation
 RARE = "quetzalcoatl"
@@ -85,7 +86,10 @@ def build(path: Path, conversations: int, long: int) -> None:
         tx.executemany(
             "INSERT INTO conversations (id, user_id, title, title_key, provider_id, model, created_at, updated_at)"
             " VALUES (?, 1, ?, ?, 'lmstudio', 'bench', ?, ?)",
-            ((number, title, queries.title_key(title), moment(number), moment(number)) for number, title in titles),
+            (
+                (number, title, queries.conversations.title_key(title), moment(number), moment(number))
+                for number, title in titles
+            ),
         )
         log = json.dumps([*[4] * 75, {"event": "done", "data": {"status": "ok", "message_id": 0}}])
         batch: list[tuple[object, ...]] = []
@@ -120,7 +124,7 @@ def build(path: Path, conversations: int, long: int) -> None:
         tx.execute("INSERT INTO title_words (rowid, owner, text) SELECT id, 'u1', words(title) FROM conversations")
         tx.execute("INSERT INTO title_letters (rowid, title_key) SELECT id, title_key FROM conversations")
         tx.execute("COMMIT")
-        queries.optimize(tx)
+        queries.conversations.optimize(tx)
         tx.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.prepare(path)
 

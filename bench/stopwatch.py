@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fireside import db, eventlog, queries
+from fireside import db, queries
 from fireside.__main__ import main
+from fireside.chat import events
 
 spent = 0.0
 
@@ -27,8 +28,10 @@ def timed(function: Callable[..., Any], when: Callable[..., bool]) -> Callable[.
 
 
 # On the loop's thread the texts and logs are put together; on the writer's they are committed.
-eventlog.EventLog.part = timed(eventlog.EventLog.part, lambda *_: True)  # type: ignore[method-assign]
-db._transaction = timed(db._transaction, lambda connection, begin, function, *_: function is queries.add_parts)
+events.EventLog.part = timed(events.EventLog.part, lambda *_: True)  # type: ignore[method-assign]
+db._transaction = timed(
+    db._transaction, lambda connection, begin, function, *_: function is queries.generations.add_parts
+)
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])

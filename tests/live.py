@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import httpx
 from fireside import config, db
-from fireside.call import State
 from fireside.server import Server, create_app
+from fireside.web.endpoint import State
 
 sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # httpcore looks for it at every connection, at length
 

@@ -12,7 +12,7 @@ import socket
 import sys
 
 import fireside.__main__
-import fireside.commands
+import fireside.cli.commands
 import fireside.server
 import uvicorn.lifespan.on  # noqa: F401 (uvicorn imports it when it starts)
 

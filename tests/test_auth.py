@@ -11,19 +11,19 @@ from typing import Any
 import argon2
 import httpx
 import pytest
-from fireside import accounts, auth
+from fireside import auth, queries
 from fireside.auth import Visitor, check_password, clean_username
-from fireside.call import ADMIN, OWNER, PUBLIC
 from fireside.db import ago
 from fireside.errors import FiresideError, Invalid, InvalidCredentials, RateLimited, StorageUnavailable
+from fireside.safety.throttle import QUEUE_LENGTH, Throttle
 from fireside.server import ROUTES
-from fireside.throttle import QUEUE_LENGTH, Throttle
+from fireside.web.endpoint import ADMIN, OWNER, PUBLIC
 from hypothesis import given
 from hypothesis import strategies as st
 
 from .conftest import Clock
 from .live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, code, good, until
-from .test_faults import held
+from .system.test_faults import held
 from .upstream import Gate, Upstream, pause
 from .upstream import text as says
 
@@ -641,24 +641,24 @@ async def test_of_fifty_guests_with_one_invite_one_gets_in(running: Running, ann
 
 async def test_of_fifty_redemptions_in_the_database_one_is_done(running: Running, ann: Person) -> None:
     database = running.state.database
-    await database.write(accounts.add_invite, b"code", "user", 1, "9999")
-    redeeming = (database.write(accounts.redeem_invite, b"code", f"guest{number}", "") for number in range(50))
+    await database.write(queries.accounts.add_invite, b"code", "user", 1, "9999")
+    redeeming = (database.write(queries.accounts.redeem_invite, b"code", f"guest{number}", "") for number in range(50))
     results = await asyncio.gather(*redeeming, return_exceptions=True)
     assert sum(not isinstance(result, FiresideError) for result in results) == 1
 
 
 async def test_two_administrators_who_demote_each_other_leave_one(running: Running, ann: Person) -> None:
     database = running.state.database
-    await database.write(accounts.add_invite, b"code", "admin", 1, "9999")
-    await database.write(accounts.redeem_invite, b"code", "bob", "")
+    await database.write(queries.accounts.add_invite, b"code", "admin", 1, "9999")
+    await database.write(queries.accounts.redeem_invite, b"code", "bob", "")
     for number in range(20):
         change = ("user", None) if number % 2 else (None, "disabled")
         results = await asyncio.gather(
-            *(database.write(accounts.set_user, user_id, *change) for user_id in (1, 2)), return_exceptions=True
+            *(database.write(queries.accounts.set_user, user_id, *change) for user_id in (1, 2)), return_exceptions=True
         )
         assert [isinstance(result, FiresideError) for result in results].count(True) == 1
         for user_id in (1, 2):
-            await database.write(accounts.set_user, user_id, "admin", "active")
+            await database.write(queries.accounts.set_user, user_id, "admin", "active")
 
 
 async def test_the_last_administrator_is_told_so(ann: Person) -> None:

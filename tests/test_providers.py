@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from fireside import providers as module
+from fireside.backends.engine import Engine
+from fireside.backends.listings import Model
+from fireside.backends.openai import Answering, Content, Finish, Part, Progress, Reasoning, Usage
 from fireside.config import Config, Provider
-from fireside.engine import Engine
 from fireside.errors import Invalid, NotFound, ProviderFailed
-from fireside.providers import LISTING_LIMIT, ChatRequest, Model, Providers
-from fireside.wire import Answering, Content, Finish, Part, Progress, Reasoning, Usage
+from fireside.providers import LISTING_LIMIT, ChatRequest, Providers
 
 from .upstream import (
     DONE,

@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
-from fireside.call import ADMIN, BODY_BYTES, OWNER, PUBLIC, PUBLIC_BYTES, USER, Endpoint
 from fireside.server import ROUTES
+from fireside.web.endpoint import ADMIN, BODY_BYTES, OWNER, PUBLIC, PUBLIC_BYTES, USER, Endpoint
 from msgspec import inspect
 
 from .live import NO_TLS, PATIENCE, Person, Running, code, good, until
-from .test_guard import raw
 from .upstream import Upstream, answer
+from .web.test_middleware import raw
 
 JSON = {"Content-Type": "application/json"}
 INVALID = (400, "VALIDATION_ERROR")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fireside import render
+from fireside.web import markdown
 from playwright.sync_api import Page, expect
 
 from .. import upstream as script
@@ -30,7 +30,7 @@ def test_the_page_knows_the_tags_and_attributes_that_the_server_renders(
             return JSON.stringify([...TAGS].map(([tag, attributes]) => [tag, [...attributes]]));
         }"""
     )
-    assert {tag: frozenset(attributes) for tag, attributes in json.loads(held)} == dict(render.TAGS)
+    assert {tag: frozenset(attributes) for tag, attributes in json.loads(held)} == dict(markdown.TAGS)
 
 
 TRAP = """
@@ -133,7 +133,7 @@ def test_hostile_answers_are_text_while_they_stream(
     answered(page)
     # And what the renderer makes of them cut anywhere: that a stream stops there for a moment is a matter of luck.
     cuts = [payload[:length] for payload in PAYLOADS for length in range(1, len(payload) + 1, 5)]
-    trees = [[block["node"] for block in render.blocks(cut)] for cut in cuts]
+    trees = [[block["node"] for block in markdown.blocks(cut)] for cut in cuts]
     page.evaluate(
         """async (answers) => {
             const { build } = await import("/static/markdown.js");

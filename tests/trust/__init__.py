@@ -1,6 +1,6 @@
 """What Fireside promises about who gets in and what is kept, tried out.
 
-Each module is a proof: a function that takes a size and returns Figures. tests/test_trust.py runs them in the size of CI,
+Each module is a proof: a function that takes a size and returns Figures. tests/system/test_trust.py runs them in the size of CI,
 `make trust` in that of a release, and then writes docs/trust.md.
 """
 

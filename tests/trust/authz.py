@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import httpx
-from fireside import accounts, queries
-from fireside.call import ADMIN, OWNER, PUBLIC, Endpoint
+from fireside import queries
 from fireside.db import ago
-from fireside.queries import Wanted
+from fireside.queries.generations import Wanted
 from fireside.server import ROUTES
+from fireside.web.endpoint import ADMIN, OWNER, PUBLIC, Endpoint
 
 from ..live import NO_TLS, PASSWORD, Running, good, until
 from ..upstream import Gate, Upstream, pause
@@ -182,12 +182,14 @@ class World:
         database = self.running.state.database
         made = {"user_id": self.users["carl"], "provider_id": "lmstudio", "folder": self.folder, "name": "app.js"}
         conversation_id = made["conversation_id"] = (
-            await database.write(queries.add_conversation, self.users[name], {})
+            await database.write(queries.conversations.add_conversation, self.users[name], {})
         ).id
-        made["message_id"] = await database.write(queries.add_message, self.users[name], conversation_id, "Why?")
-        picture = queries.Image("image/png", b"\x89PNG\r\n\x1a\n0000")
-        album = await database.write(queries.add_conversation, self.users[name], {})
-        await database.write(queries.add_message, self.users[name], album.id, "This?", None, None, [picture])
+        made["message_id"] = await database.write(
+            queries.messages.add_message, self.users[name], conversation_id, "Why?"
+        )
+        picture = queries.messages.Image("image/png", b"\x89PNG\r\n\x1a\n0000")
+        album = await database.write(queries.conversations.add_conversation, self.users[name], {})
+        await database.write(queries.messages.add_message, self.users[name], album.id, "This?", None, None, [picture])
         made["image_id"] = await database.read(lambda tx: tx.execute("SELECT max(id) FROM images").fetchone()[0])
         if not route or "/generations/" in route or "/cancel/" in route:
             running = "/generations/" not in route
@@ -198,10 +200,10 @@ class World:
                 lambda tx: tx.execute("SELECT max(id) FROM sessions").fetchone()[0]
             )
         if not route or "/invites/" in route:
-            maker = await database.read(accounts.get_user, self.users["ann"])
+            maker = await database.read(queries.accounts.get_user, self.users["ann"])
             made["invite_id"] = (await self.running.state.auth.invite(maker, "user", 24))["id"]
         if route.endswith("/restore"):
-            await database.write(queries.delete_conversation, self.users[name], conversation_id)
+            await database.write(queries.conversations.delete_conversation, self.users[name], conversation_id)
         return made
 
     async def _begin(self, user_id: int, conversation_id: int, running: bool) -> str:

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fireside import render
 from fireside.server import ROUTES
+from fireside.web import markdown
 
 from .. import lexing
 from ..upstream import CHAT, DONE, Step, Upstream, chunk, error, event, finish, headers, reasoning, split, status, wire
@@ -672,11 +672,11 @@ def _code(language: str) -> Attack:
     return run
 
 
-for language in sorted(render.LANGUAGES):
+for language in sorted(markdown.LANGUAGES):
     attack("code", language)(_code(language))
 
 
-def formulas(size: int = render.FORMULA_CHARACTERS) -> list[str]:
+def formulas(size: int = markdown.FORMULA_CHARACTERS) -> list[str]:
     """TeX that is hard to read."""
     bits = (
         "{", "}", "x^", "x_", "\\sqrt{", "\\frac{", "\\frac", "\\left(", "\\left(\\right)", "\\text{", "\\begin{matrix}", "&", "\\\\",

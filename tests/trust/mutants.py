@@ -21,8 +21,8 @@ SECONDS = 240  # that the tests of a mutant may take
 AUTH, GUARD, CONNECTION, DB, QUERIES, SECURITY, RECOVERY = (
     f"tests/test_{name}.py" for name in ("auth", "guard", "connection", "db", "queries", "security", "recovery")
 )
-AUTHZ = "tests/test_trust.py::test_it_holds[authz]"
-STORAGE = "tests/test_trust.py::test_it_holds[full]", "tests/test_trust.py::test_it_holds[migration]"
+AUTHZ = "tests/system/test_trust.py::test_it_holds[authz]"
+STORAGE = "tests/system/test_trust.py::test_it_holds[full]", "tests/system/test_trust.py::test_it_holds[migration]"
 TESTS = (QUERIES, DB, GUARD, SECURITY, RECOVERY, AUTHZ, AUTH, "tests/test_server.py", *STORAGE)
 
 
@@ -288,7 +288,12 @@ MUTANTS = (
         "WHERE ? AND c.hidden = 0 AND m.role",
         (QUERIES,),
     ),
-    Mutant("search.py", 'return f\'owner : "u{user_id}" AND text : (', "return f'text : (", ("tests/test_search.py",)),
+    Mutant(
+        "search.py",
+        'return f\'owner : "u{user_id}" AND text : (',
+        "return f'text : (",
+        ("tests/queries/test_search.py",),
+    ),
     Mutant(
         "queries.py",
         '        owned(tx, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("image")',
@@ -299,7 +304,7 @@ MUTANTS = (
         "queries.py",
         '        owned(tx, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("generation")',
         '        row or owned(tx, user_id, 0)\n    except NotFound:\n        raise NotFound("generation")',
-        (QUERIES, "tests/test_resume.py"),
+        (QUERIES, "tests/system/test_resume.py"),
     ),
     Mutant(
         "queries.py",
@@ -313,7 +318,7 @@ MUTANTS = (
         "chat.py",
         "if generation is not None and generation.user_id == user_id:",
         "if generation is not None:",
-        (AUTHZ, "tests/test_resume.py", "tests/test_chat.py"),
+        (AUTHZ, "tests/system/test_resume.py", "tests/chat/test_hub.py"),
     ),
     Mutant(
         "handlers.py",

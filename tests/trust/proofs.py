@@ -24,9 +24,9 @@ class Proof:
 
 
 def kills(size: int) -> Figures:
-    """tests/test_kill.py, which CI runs by itself."""
+    """tests/system/test_kill.py, which CI runs by itself."""
     environ = os.environ | {"TRIALS": str(size)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_kill.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/system/test_kill.py"]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     wrong = [] if done.returncode == 0 else [done.stdout[-3000:]]
     return Figures(size + size // 2, wrong, f"{size} times kill -9, {size // 2} times SIGTERM, in mid-answer")

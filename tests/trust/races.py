@@ -5,7 +5,7 @@ import contextlib
 from typing import Any
 
 import httpx
-from fireside import accounts
+from fireside import queries
 
 from ..live import BOOTSTRAP_TOKEN, NO_TLS, PASSWORD, Running, good
 from . import Figures, fireside
@@ -45,12 +45,12 @@ async def _first_account(running: Running, people: list[httpx.AsyncClient], figu
         )
     )
     right = sorted(came) == [(200, "")] + [(403, "BOOTSTRAP_DISABLED")] * (len(people) - 1)
-    users = await running.state.database.read(accounts.count_users)
+    users = await running.state.database.read(queries.accounts.count_users)
     figures.expect(right and users == 1, f"first account: {users} users, {set(came)}")
 
 
 async def _invite(running: Running, people: list[httpx.AsyncClient], figures: Figures) -> None:
-    first = await running.state.database.read(accounts.get_user, 1)
+    first = await running.state.database.read(queries.accounts.get_user, 1)
     invite = (await running.state.auth.invite(first, "user", 1))["invite_code"]
     body = {"password": PASSWORD, "invite_code": invite}
     came = await _together(
@@ -61,19 +61,19 @@ async def _invite(running: Running, people: list[httpx.AsyncClient], figures: Fi
     )
     refused = {(400, "INVALID_INVITE"), (429, "RATE_LIMITED")}
     right = came.count((200, "")) == 1 and {*came} <= {(200, ""), *refused}
-    users = await running.state.database.read(accounts.count_users)
+    users = await running.state.database.read(queries.accounts.count_users)
     figures.expect(right and users == 2, f"invite: {users} users, {set(came)}")
 
 
 async def _last_administrator(running: Running, people: list[httpx.AsyncClient], figures: Figures) -> None:
     """Every administrator demotes or disables everybody, themselves too, ten times at once."""
     database, auth = running.state.database, running.state.auth
-    ids = [user.id for user in await database.read(accounts.list_users)]
+    ids = [user.id for user in await database.read(queries.accounts.list_users)]
     for number in range(ADMINS - len(ids)):
-        await database.write(accounts.add_invite, bytes([number]), "admin", ids[0], "9999")
-        ids.append((await database.write(accounts.redeem_invite, bytes([number]), f"admin{number}", "")).id)
-    await database.write(accounts.set_user, ids[1], "admin", None)
-    names = [user.username for user in await database.read(accounts.list_users)]
+        await database.write(queries.accounts.add_invite, bytes([number]), "admin", ids[0], "9999")
+        ids.append((await database.write(queries.accounts.redeem_invite, bytes([number]), f"admin{number}", "")).id)
+    await database.write(queries.accounts.set_user, ids[1], "admin", None)
+    names = [user.username for user in await database.read(queries.accounts.list_users)]
     for person, name in zip(people, names, strict=False):
         answer = await person.post("/auth/link", json={"token": await auth.login_link(name)})
         person.headers["X-CSRF-Token"] = good(answer)["csrf_token"]
@@ -84,7 +84,7 @@ async def _last_administrator(running: Running, people: list[httpx.AsyncClient],
             for number in range(len(people))
         )
     )
-    users = await database.read(accounts.list_users)
+    users = await database.read(queries.accounts.list_users)
     left = [user for user in users if user.role == "admin" and user.status == "active"]
     figures.expect(
         bool(left) and {status for status, _ in came} <= {200, 401, 403, 409},

@@ -22,10 +22,11 @@ from unittest import mock
 
 import httpx
 import msgspec
-from fireside import accounts, db, queries, salvage
+from fireside import db, queries
+from fireside.cli import salvage
 from fireside.db import Database, DatabaseUnusable
 from fireside.errors import StorageUnavailable
-from fireside.queries import Recording, Wanted
+from fireside.queries.generations import Recording, Wanted
 
 from ..live import Running, good
 from . import Figures, fireside
@@ -74,39 +75,43 @@ class Work:
     async def step(self, number: int) -> None:
         write, text = self.database.write, f"Question {number} " + "word " * (number * 37 % 300)
         if number % 4 == 0 or not self.kept:
-            made = await write(queries.add_conversation, 1, {"title": f"Conversation {number}"})
+            made = await write(queries.conversations.add_conversation, 1, {"title": f"Conversation {number}"})
             self.kept[made.id] = []
         conversation_id = list(self.kept)[-1]
         if number % 4 == 1:
-            await write(queries.add_message, 1, conversation_id, text)
+            await write(queries.messages.add_message, 1, conversation_id, text)
             self.kept[conversation_id].append(text)
         elif number % 4 == 2 and self.kept[conversation_id]:
             await self._answer(conversation_id, number)
         elif number % 16 == 3 and len(self.kept) > 1:
             first = next(iter(self.kept))
-            await write(queries.hide_conversation, 1, first)
+            await write(queries.conversations.hide_conversation, 1, first)
             del self.kept[first]
-            await queries.remove_hidden(self.database, [first])
+            await queries.conversations.remove_hidden(self.database, [first])
 
     async def _answer(self, conversation_id: int, number: int) -> None:
         begun = await self.database.write(
-            queries.begin_answer, 1, conversation_id, Wanted("lmstudio", "a model", retry=True), ["lmstudio"]
+            queries.generations.begin_answer,
+            1,
+            conversation_id,
+            Wanted("lmstudio", "a model", retry=True),
+            ["lmstudio"],
         )
-        assert isinstance(begun, queries.Begun)
+        assert isinstance(begun, queries.generations.Begun)
         text = f"Answer {number} " + "and so on " * (number * 53 % 300)
         recording = Recording(begun.message_id, "complete", text, "", f"[{len(text)}]")
         try:
-            await self.database.write(queries.finish_generation, begun.generation_id, recording)
+            await self.database.write(queries.generations.finish_generation, begun.generation_id, recording)
             self.answers[begun.message_id] = text
         except StorageUnavailable:  # the hub would go on trying; here the start recovers it
             self.refused += 1
             with _room(resource.RLIM_INFINITY):
-                await self.database.write(queries.finish_generation, begun.generation_id, recording)
+                await self.database.write(queries.generations.finish_generation, begun.generation_id, recording)
             self.answers[begun.message_id] = text
 
     async def check(self) -> None:
         """What was acknowledged can be read, now, and nothing else is there."""
-        listed = await self.database.read(queries.list_conversations, 1)
+        listed = await self.database.read(queries.conversations.list_conversations, 1)
         assert {conversation.id for conversation in listed} == set(self.kept)
         for conversation_id, questions in self.kept.items():
             found = await self.database.read(_messages, conversation_id)
@@ -137,7 +142,7 @@ async def _full(folder: Path, count: int) -> Figures:
     figures = Figures()
     original = folder / "original.db"
     database = await db.open_database(original)
-    await database.write(accounts.add_first_user, "ann", "")
+    await database.write(queries.accounts.add_first_user, "ann", "")
     await database.close()
     needed, _ = await _at_limit(original, folder, resource.RLIM_INFINITY, figures)
     limits = list(range(0, needed + FRAME, FRAME))

@@ -6,7 +6,7 @@ import statistics
 import time
 
 import httpx
-from fireside.throttle import Throttle
+from fireside.safety.throttle import Throttle
 
 from . import Figures, fireside
 

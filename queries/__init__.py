@@ -1,0 +1,5 @@
+"""Every SQL statement, a function each, in a module per noun."""
+
+from . import accounts, conversations, generations, messages, search
+
+__all__ = ["accounts", "conversations", "generations", "messages", "search"]

@@ -1,0 +1,1 @@
+"""What keeps users apart and the service safe: child processes with limits, queues, the login throttle, the log files."""

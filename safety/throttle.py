@@ -1,0 +1,123 @@
+"""Limits on signing in: failures by account and by address, and bounded queues for hashing passwords."""
+
+import asyncio
+import contextlib
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+from ..errors import RateLimited, StorageUnavailable
+
+QUEUE_LENGTH = 64  # requests that wait in one queue; at 76 ms for a hash the last of them waits for 5 s
+QUEUE_RETRY_SECONDS = 5
+LOOPBACK_NETWORK = "loopback"
+
+
+def network(address: str) -> str:
+    """Return the name under which an address is counted: all loopback addresses are one, and so is each /64 of IPv6."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:  # a proxy may send any text
+        return "unknown"
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_loopback:
+        return LOOPBACK_NETWORK
+    return str(ip if ip.version == 4 else ipaddress.ip_network((int(ip), 64), strict=False))
+
+
+class Queue:
+    """A lock with a bounded queue."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._requests = 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for the lock and hold it. Raises RateLimited when QUEUE_LENGTH requests are waiting already."""
+        if self._requests > QUEUE_LENGTH:
+            raise RateLimited(QUEUE_RETRY_SECONDS)
+        self._requests += 1
+        try:
+            async with self._lock:
+                yield
+        finally:
+            self._requests -= 1
+
+
+class Throttle:
+    """Count failures by key. FREE failures cost nothing; each further one delays the next attempt by 1, 2, 4 ... 30 s.
+
+    `known` holds pairs of an account and an address from which it has signed in. There, only failures of this account at this
+    address count, so that strangers elsewhere cannot lock the owner out.
+    """
+
+    FREE, LONGEST_SECONDS, MEMORY_SECONDS, KEYS, KNOWN = 5, 30, 3600, 10_000, 1000
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # number, and time of the last
+        self.known = OrderedDict.fromkeys(known)
+
+    def is_known(self, name: str, address: str) -> bool:
+        return _pair(name, address) in self.known
+
+    def remember(self, name: str, address: str) -> bool:
+        """Add a pair to `known`. Return whether it is new."""
+        pair = _pair(name, address)
+        is_new = pair not in self.known
+        self.known[pair] = None
+        self.known.move_to_end(pair)
+        if len(self.known) > self.KNOWN:
+            self.known.popitem(last=False)
+        return is_new
+
+    def login_keys(self, name: str, address: str) -> tuple[str, ...]:
+        """Return the keys under which a failed login counts."""
+        if self.is_known(name, address):
+            return (_pair(name, address),)
+        return (f"account {name}", f"address {network(address)}")
+
+    def check(self, *keys: str) -> None:
+        """Raise RateLimited while one of the keys has to wait."""
+        wait = max(self._wait(key) for key in keys)
+        if wait > 0:
+            raise RateLimited(max(1, round(wait + 0.5)))
+
+    @contextlib.contextmanager
+    def attempt(self, *keys: str) -> Iterator[None]:
+        """Count an exception in the block as a failure of each key. A success clears the first key. Raises as `check`.
+
+        Attempts with the same key must not overlap if the number of guesses matters: Queue.turn keeps those apart that hash.
+        """
+        self.check(*keys)
+        try:
+            yield
+        except StorageUnavailable:
+            raise  # not a wrong guess
+        except BaseException:
+            for key in keys:
+                self._failures[key] = (self._count(key) + 1, time.monotonic())
+                self._failures.move_to_end(key)
+            while len(self._failures) > self.KEYS:
+                self._failures.popitem(last=False)
+            raise
+        else:
+            self._failures.pop(keys[0], None)
+
+    def _count(self, key: str) -> int:
+        count, last = self._failures.get(key, (0, 0.0))
+        return count if time.monotonic() - last < self.MEMORY_SECONDS else 0
+
+    def _wait(self, key: str) -> float:
+        """Return the seconds until the next attempt is allowed."""
+        paid = self._count(key) - self.FREE
+        if paid <= 0:
+            return 0
+        return self._failures[key][1] + min(self.LONGEST_SECONDS, 1 << (paid - 1)) - time.monotonic()
+
+
+def _pair(name: str, address: str) -> str:
+    """Return the key of an account at an address. Loopback addresses stay apart: another user may have the next one."""
+    place = network(address)
+    return f"{name} at {address if place == 'loopback' else place}"

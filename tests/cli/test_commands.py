@@ -1,0 +1,764 @@
+"""The command, as somebody at a terminal meets it: what it prints, where it listens, how it ends."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import fireside
+import httpx
+import pytest
+from fireside import __main__ as command
+from fireside import config, db
+
+from ..live import BOOTSTRAP_TOKEN, PASSWORD, PATIENCE, parse_event
+from ..processes import environment, run, start
+from ..upstream import Gate, Upstream, pause
+from ..upstream import text as says
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+
+
+class Service:
+    """The command while it serves. Its first line has been read, and whatever else it printed up to `until`."""
+
+    def __init__(
+        self, data_dir: Path, *arguments: str, until: str = "Fireside is at", fresh: bool = False, **settings: str
+    ) -> None:
+        command = ("--data-dir", str(data_dir), *arguments)
+        self.process = start(*command, environ=environment(**settings), fresh=fresh)
+        self.guard = threading.Timer(PATIENCE * 2, self.process.kill)  # so that no test waits for ever
+        self.guard.start()
+        assert self.process.stdout is not None
+        self.said: list[str] = []
+        while not any(until in line for line in self.said):
+            line = self.process.stdout.readline()
+            assert line, f"it ended: {self.said} {self.process.communicate()[1]}"
+            self.said.append(line.rstrip("\n"))
+        [self.url] = [line.rpartition(" ")[2] for line in self.said if line.startswith("Fireside is at")]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[httpx.Client]:
+        """A client of the first user."""
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE) as client:
+            body = {"username": "ann", "password": PASSWORD, "token": BOOTSTRAP_TOKEN}
+            said = client.post("/admin/bootstrap", json=body).raise_for_status().json()
+            client.headers["X-CSRF-Token"] = said["csrf_token"]
+            yield client
+
+    @contextlib.contextmanager
+    def first_again(self) -> Iterator[httpx.Client]:
+        """The first user, who has an account already."""
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE) as client:
+            said = client.post("/auth/login", json={"username": "ann", "password": PASSWORD}).raise_for_status().json()
+            client.headers["X-CSRF-Token"] = said["csrf_token"]
+            yield client
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, str, str, float]:
+        """Exit code, what else it printed, and how long it took."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, out, err, time.monotonic() - started
+
+
+@contextlib.contextmanager
+def serving(data_dir: Path, *arguments: str, **more: Any) -> Iterator[Service]:
+    settings = {"bootstrap_token": BOOTSTRAP_TOKEN, "lmstudio_url": "http://127.0.0.1:9"} | more
+    service = Service(data_dir, *(arguments or ("--port", "0")), **settings)
+    try:
+        yield service
+    finally:
+        service.process.kill()
+        service.process.communicate()
+        service.guard.cancel()
+
+
+@contextlib.contextmanager
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+# ---- what it says
+
+
+def test_help_names_the_commands_and_the_flags() -> None:
+    process = start("--help", environ=environment(), fresh=True)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0 and err == ""
+    for word in ("serve", "backup", "restore", "doctor", "import", "export", "login-link", "reset-password"):
+        assert re.search(rf"^ +{word} ", out, re.MULTILINE), word
+    for flag in ("--host", "--port", "--data-dir", "--open", "--no-open", "--version"):
+        assert flag in out
+
+
+def test_version_is_the_package_s() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"fireside {fireside.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "named"),
+    [
+        (["--port", "65536"], {}, "--port"),
+        (["--port", "x"], {}, "--port"),
+        (["serve", "--port", "-1"], {}, "--port"),
+        ([], {"port": "x"}, "FIRESIDE_PORT"),
+        ([], {"lmstudio_url": "127.0.0.1:1234"}, "FIRESIDE_LMSTUDIO_URL"),
+        ([], {"lmstudio_concurrency": "0"}, "FIRESIDE_LMSTUDIO_CONCURRENCY"),
+        ([], {"ping_seconds": "soon"}, "FIRESIDE_PING_SECONDS"),
+        ([], {"bootstrap_token": "short"}, "FIRESIDE_BOOTSTRAP_TOKEN"),
+        (["--host", "no.such.host.invalid"], {}, "--host"),
+        (["--host", "192.0.2.1"], {}, "--host"),
+        (["--prot=1"], {}, "--prot"),
+        (["sing"], {}, "COMMAND: invalid choice: 'sing'"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(
+    tmp_path: Path, arguments: list[str], settings: dict[str, str], named: str
+) -> None:
+    done = run(*arguments, data_dir=str(tmp_path), **settings)
+    assert done.returncode == 2 and done.stdout == ""
+    *usage, line = done.stderr.splitlines()
+    assert line.startswith("fireside: ") and named in line
+    assert all(other.startswith(("usage:", " ")) for other in usage), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_line_in_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("prot = 8000", "utf-8")
+    done = run("--data-dir", str(tmp_path))
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        f"fireside: {tmp_path / 'config.toml'}: prot: there is no such setting"
+    ]
+
+
+def test_the_first_line_is_the_address_and_the_next_makes_the_first_account(tmp_path: Path) -> None:
+    with serving(tmp_path / "data", bootstrap_token="", until="#setup=", fresh=True) as service:
+        assert re.fullmatch(r"Fireside is at http://127\.0\.0\.1:\d+", service.said[0])
+        link = service.said[1].rpartition(" ")[2]
+        token = (tmp_path / "data" / "bootstrap-token").read_text("utf-8")
+        assert link == f"{service.url}/#setup={token}"
+        body = {"username": "ann", "password": PASSWORD, "token": token}
+        assert httpx.post(f"{service.url}/admin/bootstrap", json=body, trust_env=False).status_code == 200
+        code, out, err, _ = service.stop() if os.name == "posix" else (0, "", "", 0.0)
+        assert (code, out, err) == (0, "", "")
+    if os.name == "posix":
+        with serving(tmp_path / "data", bootstrap_token="") as service:
+            _, out, _, _ = service.stop()
+            assert "#setup" not in out, "there is a user now"
+
+
+def test_a_token_from_the_environment_is_printed_nowhere(tmp_path: Path) -> None:
+    with serving(tmp_path / "data", until="FIRESIDE_BOOTSTRAP_TOKEN or config.toml") as service:
+        for command in ((), ("login-link",)):
+            done = run(*command, "--data-dir", str(tmp_path / "data"))
+            assert BOOTSTRAP_TOKEN not in done.stdout + done.stderr and "#" not in done.stdout
+        with service.first():
+            pass
+        _, out, err, _ = service.stop() if os.name == "posix" else (0, "", "", 0)
+    everything = "".join([*service.said, out, err, (tmp_path / "data" / "fireside.log").read_text("utf-8")])
+    assert BOOTSTRAP_TOKEN not in everything and PASSWORD not in everything
+
+
+def logged(data_dir: Path, count: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """The log, once it has so many requests: an answer leaves before its line is written."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        lines = (data_dir / "fireside.log").read_text("utf-8").splitlines()
+        requests = [entry for entry in map(json.loads, lines) if entry["event"] == "request"]
+        if len(requests) >= count:
+            return lines, requests
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.01)
+
+
+def test_the_log_has_a_line_a_request_and_nothing_of_its_content(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as service, service.first() as ann:
+        made = ann.post("/conversations", json={"title": "canary-title"}).json()
+        ann.post(f"/conversations/{made['id']}/messages", json={"content": "canary-text"})
+        ann.get("/search?q=canary-query", headers={"User-Agent": "canary-agent"})
+        ann.get("/canary-path")
+        cookie = next(iter(ann.cookies.jar)).value
+        lines, requests = logged(tmp_path / "data", 5)
+    assert [(line["method"], line["route"], line["status"]) for line in requests] == [
+        ("POST", "/admin/bootstrap", 200),
+        ("POST", "/conversations", 200),
+        ("POST", "/conversations/{conversation_id}/messages", 200),
+        ("GET", "/search", 200),
+        ("GET", "-", 404),
+    ]
+    assert [line["user"] for line in requests] == [1, 1, 1, 1, None]
+    for secret in ("canary", cookie, ann.headers["X-CSRF-Token"], PASSWORD):
+        assert secret is not None and secret not in "\n".join(lines)
+
+
+@posix
+def test_all_that_lies_in_the_data_directory_is_private_and_documented(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with taken() as port:
+        (tmp_path / "data").mkdir(mode=0o700)
+        (data / "config.toml").write_text(f"port = {port}", "utf-8")
+        (data / "config.toml").chmod(0o600)
+        with serving(data, "--no-open", bootstrap_token="") as service:
+            files = sorted(data.rglob("*"))
+            names = {file.name for file in files}
+            assert {
+                "fireside.db",
+                "session-key",
+                "bootstrap-token",
+                "lock",
+                "service.json",
+                "port",
+                "fireside.log",
+                "audit.log",
+            } <= names
+            modes = {file.name: oct(file.stat().st_mode & 0o777) for file in files if file.is_file()}
+            assert set(modes.values()) == {"0o600"}, modes
+            documented = (Path(fireside.__file__).parent / "docs" / "configuration.md").read_text("utf-8")
+            shown = {f"{file.name}/" if file.is_dir() else file.name for file in files}
+            assert all(f"`{name}`" in documented for name in shown), shown
+            service.stop()
+        assert {file.name for file in data.iterdir()} == names - {"service.json", "fireside.db-wal", "fireside.db-shm"}
+
+
+# ---- where it listens
+
+
+def test_the_next_port_is_taken_when_the_usual_one_is_not_free_and_remembered(tmp_path: Path) -> None:
+    with taken() as port:
+        (tmp_path / "config.toml").write_text(f"port = {port}", "utf-8")
+        with serving(tmp_path, "--no-open", port="") as service:
+            found = service.port
+            assert port < found <= port + 20
+        with taken_port_if_free(port + 1, unless=found), serving(tmp_path, "--no-open") as service:
+            assert service.port == found, "bookmarks and cookies know it"
+
+
+def test_a_login_link_names_the_address_that_the_next_start_will_have(tmp_path: Path) -> None:
+    def link(*arguments: str) -> str:
+        done = run(*arguments, "login-link", "--data-dir", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        return done.stdout.partition("#login=")[0]
+
+    with taken() as port:
+        (tmp_path / "config.toml").write_text(f"port = {port}", "utf-8")
+        with serving(tmp_path, "--no-open") as service, service.first():
+            pass
+        assert link() == f"{service.url}/"
+    assert link("--port", "0") == "/", "which nobody knows before"
+    (tmp_path / "config.toml").write_text("port = 8123\nhost = '[::1]'", "utf-8")
+    assert link() == "http://[::1]:8123/"
+
+
+@contextlib.contextmanager
+def taken_port_if_free(port: int, unless: int) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if port != unless:
+            with contextlib.suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        yield
+
+
+@pytest.mark.parametrize("given", ["flag", "variable"])
+def test_a_port_that_was_asked_for_and_is_taken_is_an_error(tmp_path: Path, given: str) -> None:
+    with taken() as port:
+        arguments = ["--port", str(port)] if given == "flag" else []
+        settings = {"port": str(port)} if given == "variable" else {}
+        done = run(*arguments, data_dir=str(tmp_path), **settings)
+    assert done.returncode == 2 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("fireside: --host 127.0.0.1 --port") and str(port) in line
+
+
+def test_it_listens_on_loopback_only(tmp_path: Path) -> None:
+    with serving(tmp_path) as service:
+        name = socket.gethostbyname(socket.gethostname())
+        if not name.startswith("127."):
+            with pytest.raises(OSError), socket.create_connection((name, service.port), timeout=5):
+                pass
+        with socket.create_connection(("127.0.0.1", service.port), timeout=5):
+            pass
+
+
+# ---- a second one
+
+
+def test_a_second_one_says_where_the_first_is_and_disturbs_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path) as service:
+        done = run("--data-dir", str(tmp_path), "--port", "0")
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"Fireside runs already, at {service.url}\n", "")
+        assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
+        assert json.loads((tmp_path / "service.json").read_text("utf-8"))["pid"] == service.process.pid
+
+
+def test_before_the_first_account_there_is_a_way_in_at_any_terminal(tmp_path: Path) -> None:
+    """Whoever started it as a service never saw what it printed."""
+    data = ("--data-dir", str(tmp_path))
+    with serving(tmp_path, bootstrap_token="", until="#setup=") as service:
+        link = service.said[1].rpartition(" ")[2]
+        second = run(*data)
+        assert second.stdout == f"Fireside runs already, at {service.url}\nCreate the first account at {link}\n"
+        wanted = run("login-link", *data)
+        assert (wanted.returncode, wanted.stdout) == (0, f"{link}\n")
+        assert wanted.stderr == "There is no account yet: this link creates the first one.\n"
+        service.process.kill()
+        service.process.wait()
+        wanted = run("--port", str(service.port), "login-link", *data)
+        assert (wanted.returncode, wanted.stdout) == (0, f"{link}\n")
+        assert wanted.stderr.endswith("\nStart Fireside, then open this link:\n")
+    with serving(tmp_path) as service, service.first():
+        assert run(*data).stdout == f"Fireside runs already, at {service.url}\n"
+        assert run("login-link", *data, "--user", "bob").stderr == "fireside: There is no such user.\n"
+
+
+@posix
+def test_the_browser_is_led_to_the_setup_link_by_a_private_file(tmp_path: Path) -> None:
+    """The command line of the browser, which every user of the computer can read, has no token."""
+    data, browser, opened = tmp_path / "my data", tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$*" > "{opened}"\n', "utf-8")
+    browser.chmod(0o755)
+    with serving(data, bootstrap_token="", until="#setup=") as service:
+        ours, terminal = os.openpty()
+        try:
+            environ = environment() | {"BROWSER": str(browser)}
+            second = start("--data-dir", str(data), environ=environ, stdout=terminal)
+            second.communicate(timeout=PATIENCE)
+        finally:
+            os.close(ours)
+            os.close(terminal)
+        link = service.said[1].rpartition(" ")[2]
+        token = link.partition("=")[2]
+        argument = opened.read_text("utf-8").strip()
+        assert token not in argument
+        file = Path(url2pathname(urlsplit(argument).path))
+        assert file == data / "setup.html" and file.stat().st_mode & 0o777 == 0o600
+        page = file.read_text("utf-8")
+        assert f'content="0;url={link}"' in page and "<script" not in page
+        body = {"username": "ann", "password": PASSWORD, "token": token}
+        assert httpx.post(f"{service.url}/admin/bootstrap", json=body, trust_env=False).status_code == 200
+        assert not file.exists()
+
+
+@pytest.mark.parametrize("obstacle", ["snap", "unwritable"])
+def test_the_bare_address_is_opened_where_the_browser_cannot_read_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    if obstacle == "snap":
+        monkeypatch.setattr(command, "_default_browser_is_snap", lambda: True)
+    settings = config.load({"data_dir": str(tmp_path if obstacle == "snap" else tmp_path / "missing")}, {})
+    assert (
+        command._without_token(settings, "http://127.0.0.1:8000", "http://127.0.0.1:8000/#setup=x")
+        == "http://127.0.0.1:8000"
+    )
+
+
+def test_the_audit_log_tells_who_did_what_from_where(tmp_path: Path) -> None:
+    data = ("--data-dir", str(tmp_path))
+    with serving(tmp_path) as service, service.first() as ann:
+        for _ in range(4):
+            ann.post("/auth/login", json={"username": "ann", "password": "canary of a password"})
+            ann.post("/auth/login", json={"username": "canary-name", "password": "canary of a password"})
+        invites = [ann.post("/admin/invites").json() for _ in range(2)]
+        ann.post(f"/admin/invites/{invites[0]['id']}/revoke")
+        bob = {"username": "bob", "password": PASSWORD, "invite_code": invites[1]["invite_code"]}
+        httpx.post(f"{service.url}/auth/register", json=bob, trust_env=False).raise_for_status()
+        ann.patch("/admin/users/2", json={"role": "admin"})
+        ann.post("/import", json=[])
+        ann.get("/export")
+        made = ann.post("/conversations", json={"title": "canary-title"}).json()["id"]
+        ann.get(f"/conversations/{made}/export")
+        ann.delete(f"/conversations/{made}?purge=true")
+        ann.post("/auth/password", json={"current_password": PASSWORD, "new_password": "another long phrase"})
+        link = run("login-link", *data).stdout.strip()
+        ann.post("/auth/link", json={"token": link.rpartition("=")[2]})
+        run("export", str(tmp_path / "out.zip"), *data)
+        told = run("doctor", *data).stdout
+    assert run("login-link", *data, "--user", "bob").returncode == 0, "also while the service is stopped"
+    text = (tmp_path / "audit.log").read_text("utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["event"], line["account"], line["address"]) for line in lines] == [
+        ("signed in", "ann", "127.0.0.1"),
+        ("sign-in refused", "ann", "127.0.0.1"),
+        ("invite made", "ann", "127.0.0.1"),
+        ("invite made", "ann", "127.0.0.1"),
+        ("invite revoked", "ann", "127.0.0.1"),
+        ("signed in", "bob", "127.0.0.1"),
+        ("user changed", "ann", "127.0.0.1"),
+        ("import", "ann", "127.0.0.1"),
+        ("export of all conversations", "ann", "127.0.0.1"),
+        ("export of one conversation", "ann", "127.0.0.1"),
+        ("conversations purged", "ann", "127.0.0.1"),
+        ("password changed", "ann", "127.0.0.1"),
+        ("login link made", "ann", "terminal"),
+        ("signed in", "ann", "127.0.0.1"),
+        ("export of all conversations", "ann", "terminal"),
+        ("login link made", "bob", "terminal"),
+    ]
+    assert [line["by"] for line in lines if line["event"] == "signed in"] == ["bootstrap token", "invite", "login link"]
+    assert "canary" not in text and link.rpartition("=")[2] not in text and PASSWORD not in text
+    assert str(tmp_path / "audit.log") in told
+
+
+def test_a_second_one_names_the_first_when_that_does_not_answer(tmp_path: Path) -> None:
+    hold = "import sys, pathlib; from fireside import db\nwith db.lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        done = run("--data-dir", str(tmp_path), "--port", "0")
+        holder.communicate("")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"fireside: {tmp_path}: is in use by another Fireside, process {holder.pid}\n"
+
+
+# ---- how it ends
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_it_ends_at_once_and_says_goodbye_to_who_is_reading(tmp_path: Path, upstream: Upstream, name: str) -> None:
+    upstream.enqueue(says("half an "), pause(Gate()))
+    with serving(tmp_path / "data", lmstudio_url=upstream.url) as service, service.first() as ann:
+        conversation_id = ann.post("/conversations", json={}).json()["id"]
+        ann.post(f"/conversations/{conversation_id}/messages", json={"content": "Hello?"})
+        body = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
+        with ann.stream("POST", f"/conversations/{conversation_id}/stream", json=body) as response:
+            read, chunks = b"", response.iter_raw()
+            while b"half an " not in read:
+                read += next(chunks)
+            stopping = threading.Thread(target=lambda: ended.append(service.stop(getattr(signal, name))))
+            ended: list[tuple[int, str, str, float]] = []
+            stopping.start()
+            for chunk in chunks:
+                read += chunk
+        stopping.join()
+    [(code, _, err, seconds)] = ended
+    assert (code, err) == (0, "") and seconds < 5
+    last = parse_event(read.split(b"\n\n")[-2])
+    assert last.event == "done" and last.data["status"] == "interrupted"
+    assert not (tmp_path / "data" / "service.json").exists() and not (tmp_path / "data" / "fireside.db-wal").exists()
+    with serving(tmp_path / "data") as service, httpx.Client(base_url=service.url, trust_env=False) as again:
+        again.post("/auth/login", json={"username": "ann", "password": PASSWORD})
+        message = again.get(f"/conversations/{conversation_id}/messages").json()[-1]
+    assert (message["content"], message["status"]) == ("half an ", "interrupted")
+
+
+@posix
+def test_a_client_that_keeps_its_connection_does_not_keep_it_from_ending(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path) as service,
+        socket.create_connection(("127.0.0.1", service.port)) as silent,
+        httpx.Client(trust_env=False) as idle,
+    ):
+        idle.get(f"{service.url}/health")
+        silent.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        code, _, _, seconds = service.stop()
+    assert code == 0 and seconds < 5
+
+
+@posix
+def test_an_upload_that_is_not_done_when_it_ends_is_told_why(tmp_path: Path) -> None:
+    with serving(tmp_path) as service, service.first() as ann:
+        conversation_id = ann.post("/conversations", json={}).raise_for_status().json()["id"]
+        cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in ann.cookies.jar)
+        head = (
+            f"POST /conversations/{conversation_id}/messages HTTP/1.1\r\nHost: localhost\r\nCookie: {cookies}\r\n"
+            f"X-CSRF-Token: {ann.headers['X-CSRF-Token']}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+            "Expect: 100-continue\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", service.port)) as uploading:
+            uploading.sendall(head.encode())
+            assert uploading.recv(65536).startswith(b"HTTP/1.1 100 ")
+            uploading.sendall(b'{"content": ')
+            code, _, err, seconds = service.stop()
+            answer = b"".join(iter(lambda: uploading.recv(65536), b""))
+    assert (code, err) == (0, "") and seconds < 5
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"Fireside is stopping" in answer
+
+
+def seconds_worked(pid: int) -> float:
+    """Of all processors, by a process and its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at another process in /proc")
+def test_a_long_text_in_the_sandbox_does_not_delay_the_stop(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with serving(data) as service, service.first() as ann:
+        body = {"text": "- a\n" * 500_000}
+        rendering = threading.Thread(target=lambda: refused.append(ann.post("/render", json=body).status_code))
+        refused: list[int] = []
+        rendering.start()
+        while rendering.is_alive() and (not (found := children(service.process.pid)) or seconds_worked(found[0]) < 0.1):
+            time.sleep(0.01)
+        code, _, err, seconds = service.stop()
+        rendering.join()
+    assert (code, err) == (0, "") and seconds < 5
+    assert refused in ([200], [503])  # shown as plain text, or refused
+    assert not any(Path(f"/proc/{pid}").exists() for pid in found)
+    assert not (data / "service.json").exists() and not (data / "fireside.db-wal").exists()
+    with db.lock(data):
+        pass
+
+
+NO_CONSOLE = """
+import sys, threading
+sys.stdout = sys.stderr = None  # as under pythonw
+from fireside import __main__ as command
+threading.Thread(target=threading.Event().wait, name=command.WORKERS).start()
+command.main(["--data-dir", sys.argv[1], "--port", "0"])
+"""
+
+
+@posix
+def test_without_a_console_it_serves_and_ends_as_with_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NO_CONSOLE, str(tmp_path)]
+    with subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not (tmp_path / "service.json").exists():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")
+def test_a_full_disk_is_printed_once_however_often_it_is_met(tmp_path: Path) -> None:
+    import resource
+
+    with serving(tmp_path) as service, service.first() as ann:
+        _, most = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (1, most))
+        answers = [ann.post("/conversations", json={}).status_code for _ in range(20)]
+        _, _, err, _ = service.stop()
+    assert answers == [503] * 20
+    assert err.count("SQLITE_") == err.count("\n") == 1, err
+
+
+FULL_DISK = """
+import contextlib, pathlib, subprocess, sys
+from fireside import db
+place = pathlib.Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], check=True)
+with db.lock(place / "used"):
+    db.prepare(place / "used" / "fireside.db")
+    db.back_up_daily(place / "used" / "fireside.db", 7)
+    db.prepare(place / "used" / "fireside.db")  # what the backup's reader left beside it goes
+with contextlib.suppress(OSError), (place / "all that there is room for").open("wb", 0) as file:
+    while True:
+        file.write(bytes(4096))
+for name in ("used", "new"):
+    command = [sys.executable, "-m", "fireside", "--data-dir", place / name, "--port", "0"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    print(done.returncode, done.stdout + done.stderr, end="")
+"""
+
+
+def test_a_start_on_a_full_disk_says_so_and_not_that_a_backup_is_needed(tmp_path: Path) -> None:
+    apart = ["unshare", "--user", "--map-root-user", "--mount"]
+    try:
+        subprocess.run([*apart, "mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("nothing can be mounted here, even apart")
+    command = [*apart, sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE * 2)
+    assert done.stdout.splitlines() == [
+        f"1 fireside: {tmp_path}/used/fireside.db: the disk is full. Make room and start again.",
+        f"1 fireside: {tmp_path}/new: No space left on device",
+    ], done.stderr
+
+
+DAMAGES = {
+    "the database is damaged": ("fireside.db", b"no database " * 1000, "fireside.db: cannot be used"),
+    "the database is another program's": ("fireside.db", None, "not one of Fireside's"),
+    "a file is in the way": ("bootstrap-token/x", b"", "bootstrap-token"),
+    "the log is not a file": ("fireside.log/x", b"", "fireside.log: "),
+    "the commands cannot be told": ("service.json/x", b"", "service.json: "),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_start_that_fails_half_way_ends_and_says_why(tmp_path: Path, damage: str) -> None:
+    name, content, said = DAMAGES[damage]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    if content is None:
+        with contextlib.closing(sqlite3.connect(tmp_path / name)) as other:
+            other.execute("CREATE TABLE cookies (x)")
+    else:
+        (tmp_path / name).write_bytes(content)
+    run("--version")  # so that what others start from is there
+    started = time.monotonic()
+    done = run("--data-dir", str(tmp_path), "--port", "0")
+    assert time.monotonic() - started < 5
+    assert done.returncode == 1 and done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("fireside: ") and said in lines[0], done.stderr
+    assert not (tmp_path / "service.json").is_file() and not (tmp_path / "fireside.db-wal").exists()
+
+
+def test_a_port_that_cannot_be_remembered_is_used(tmp_path: Path) -> None:
+    (tmp_path / "port" / "x").mkdir(parents=True)
+    with taken() as port:
+        (tmp_path / "config.toml").write_text(f"port = {port}", "utf-8")
+        with serving(tmp_path, "--no-open") as service:
+            assert service.port > port
+
+
+@pytest.mark.parametrize("serves", (True, False), ids=("while it serves", "while it does not"))
+def test_an_import_names_what_it_skips_whatever_that_is_called(tmp_path: Path, serves: bool) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("a\u2028b.json", "c\u0085d.json"):  # where a line ends for str.splitlines
+        (folder / name).write_text("{}", "utf-8")
+    with serving(tmp_path / "data") as service, service.first():
+        if not serves:
+            service.stop()
+        done = run("import", str(folder), "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 1
+    assert all(f"skipped {name}: " in done.stderr for name in ("a\ufffdb.json", "c\ufffdd.json")), done.stderr
+
+
+def test_an_import_prints_nothing_that_controls_the_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "chats.json"
+    file.write_text(json.dumps([{"mapping": {}, "title": "a\x1b]0;owned\x07\x9b2J\u202eb"}]), "utf-8")
+    with serving(tmp_path / "data") as service, service.first():
+        done = run("import", str(file), "--data-dir", str(tmp_path / "data"))
+    assert "skipped chats.json: a\ufffd]0;owned\ufffd\ufffd2J\ufffdb: has no messages" in done.stderr
+
+
+@posix
+def test_an_export_follows_no_link_that_was_planted(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine", "utf-8")
+    (tmp_path / "x.zip.partial").symlink_to(tmp_path / "victim")
+    with serving(tmp_path / "data") as service, service.first():
+        done = run("export", str(tmp_path / "x.zip"), "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "victim").read_text("utf-8") == "mine"
+    assert (tmp_path / "x.zip").read_bytes().startswith(b"PK")
+
+
+@pytest.mark.parametrize("serves", (True, False), ids=("while it serves", "while it does not"))
+def test_a_backup_or_export_that_cannot_be_written_says_where_and_why(tmp_path: Path, serves: bool) -> None:
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "notes.txt").write_text("mine", "utf-8")
+    data = tmp_path / "data"
+    database = data / "fireside.db"
+    there = "is there already, and is no"
+    refusals = {
+        ("backup", tmp_path / "a folder"): "Is a directory",
+        ("backup", tmp_path / "nowhere" / "x.db"): None,
+        ("backup", tmp_path / "notes.txt"): f"{there} backup",
+        ("backup", database): f"{there} backup",
+        ("export", tmp_path / "notes.txt"): f"{there} earlier export. Name another file.",
+        ("export", database): f"{there} earlier export. Name another file.",
+    }
+    with serving(data) as service, service.first():
+        if not serves:
+            service.stop()
+        for (command, file), why in refusals.items():
+            done = run(command, str(file), "--data-dir", str(data))
+            assert (done.returncode, done.stdout) == (1, "")
+            unplugged = f"{file.parent}: there is no such folder. Make it first, or name another file."
+            assert done.stderr == f"fireside: {f'{file}: {why}' if why else unplugged}\n"
+        assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
+        for command in ("backup", "export"):
+            for _ in range(2):  # an earlier one of its own is replaced
+                assert run(command, str(tmp_path / command), "--data-dir", str(data)).returncode == 0
+
+
+def test_what_a_damaged_database_still_has_is_saved_and_put_in_its_place(tmp_path: Path) -> None:
+    data, new = tmp_path / "data", str(tmp_path / "new.db")
+    database, here = data / "fireside.db", ("--data-dir", str(data))
+
+    def say(ann: httpx.Client, content: str) -> None:
+        conversation_id = ann.post("/conversations", json={}).raise_for_status().json()["id"]
+        ann.post(f"/conversations/{conversation_id}/messages", json={"content": content}).raise_for_status()
+
+    with serving(data) as service, service.first() as ann:
+        say(ann, "On the page that is lost. " * 500)
+        refused = run("salvage", new, *here)
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            "fireside: Fireside is running. Stop it first, then salvage.\n",
+        )
+        service.stop()
+    with serving(data) as service, service.first_again() as ann:
+        say(ann, "Only in the log that a kill has left.")
+        service.process.kill()
+        service.process.wait()
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        pages = "SELECT min(pageno) FROM dbstat WHERE name = 'messages' AND pagetype = 'overflow'"
+        [page] = connection.execute(pages).fetchone()
+    with database.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(bytes(4096))
+
+    refused = run(*here, "--port", "0")  # which writes down what the kill had left in the log, as every start does
+    before = database.read_bytes()
+    assert refused.returncode == 1 and "What can still be read of it: fireside salvage NEW." in refused.stderr
+    assert "fireside salvage NEW" in run("doctor", *here).stdout
+    salvaged = run("salvage", new, *here)
+    assert (salvaged.returncode, salvaged.stderr) == (0, "")
+    assert salvaged.stdout.startswith(
+        f"{new}: users: 1, conversations: 2, messages: 2; places where something was lost: 1\n"
+    )
+    assert database.read_bytes() == before
+    again = run("salvage", new, *here)
+    assert (again.returncode, again.stderr) == (1, f"fireside: {new}: is there already. Name another file.\n")
+    assert run("restore", new, *here).returncode == 0
+    [kept] = [file for file in (data / "backups").iterdir() if file.suffix == ".db"]
+    assert run("salvage", f"{new}2", str(kept), *here).stdout.split(": ", 1)[1] == salvaged.stdout.split(": ", 1)[
+        1
+    ].replace(new, f"{new}2")
+    with serving(data) as service, service.first_again() as ann:
+        titles = [conversation["title"] for conversation in ann.get("/conversations").raise_for_status().json()]
+    assert titles[0] == "Only in the log that a kill has left." and titles[1].startswith("On the page")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--prot", "1"], "--prot: there is no such option. Did you mean --port?"),
+        (["--no-opne", "serve"], "--no-opne: there is no such option. Did you mean --no-open?"),
+        (["serve", "--prot", "1"], "--prot: there is no such option. Did you mean --port?"),
+        (["import", "--usr=ann", "chats.json"], "--usr: there is no such option. Did you mean --user?"),
+        (["--user", "ann", "login-link"], "--user: there is no such option. Run: fireside --help"),
+        (["doctor", "--frobnicate", "1"], "--frobnicate: there is no such option. Run: fireside doctor --help"),
+    ],
+)
+def test_an_option_that_there_is_not_is_named_and_not_the_word_after_it(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    done = run(*arguments, data_dir=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"fireside: {told}\n")

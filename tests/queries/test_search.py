@@ -1,0 +1,431 @@
+"""Search: everything is found that has the words, nothing else, and whatever is typed is a question."""
+
+# ruff: noqa: RUF001 (letters of other alphabets are what is tested)
+
+import asyncio
+import contextlib
+import re
+import sqlite3
+import time
+import unicodedata
+from collections.abc import Iterator
+
+import pytest
+from fireside import db, queries
+from fireside.queries import search
+from fireside.queries.search import MARK, SNIPPET, UNMARK
+from fireside.transfer import archive
+from fireside.web import handlers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ..live import PATIENCE, Person, Running, code, good, until
+from ..upstream import Upstream, answer
+
+Tx = sqlite3.Connection
+
+anything = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=60)
+typed = st.one_of(
+    anything,
+    st.text("\"*^:+-(){}[]\\'%_ANDORNOTEAR abc字漢나", max_size=40),
+    st.lists(st.sampled_from(['"', "NEAR(", "OR", "AND", "NOT", "owner:", "*", "^", "a", "字"]), max_size=20).map(
+        " ".join
+    ),
+)
+word = st.text("abcdefghijklmnopqrstuvwxyzäöüßéñçøåαβγδжзийł0123456789", min_size=1, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def tx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tx]:
+    path = tmp_path_factory.mktemp("search") / "fireside.db"
+    db.prepare(path)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    queries.accounts.add_first_user(connection, "ann", "")
+    connection.execute(
+        "INSERT INTO users (id, username, password_hash, role, created_at) VALUES (2, 'bob', '', 'user', '')"
+    )
+    yield connection
+    connection.close()
+
+
+@pytest.fixture(autouse=True)
+def undone(tx: Tx) -> Iterator[None]:
+    tx.execute("BEGIN")
+    yield
+    tx.execute("ROLLBACK")
+
+
+@contextlib.contextmanager
+def example(tx: Tx) -> Iterator[None]:
+    """One example of many, undone before the next."""
+    tx.execute("SAVEPOINT example")
+    try:
+        yield
+    finally:
+        tx.execute("ROLLBACK TO example")
+
+
+def say(tx: Tx, text: str, title: str = "t", user_id: int = 1) -> int:
+    conversation_id = queries.conversations.add_conversation(tx, user_id, {"title": title}).id
+    return queries.messages.add_message(tx, user_id, conversation_id, text)
+
+
+def found(tx: Tx, query: str, user_id: int = 1) -> set[int]:
+    """The ids of the messages that are found."""
+    return {hit.message_id for hit in search.find(tx, user_id, query, 200) if hit.message_id is not None}
+
+
+# ---- what is found
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("The capital of Japan is Tokyo.", "tokyo"),
+        ("The capital of Japan is Tokyo.", "CAPITAL japan"),
+        ("The capital of Japan is Tokyo.", "cap jap tok"),
+        ("The capital of Japan is Tokyo.", '"capital of japan"'),
+        ("The capital of Japan is Tokyo.", '"of japan" capital'),
+        ("The capital of Japan is Tokyo.", '"capital of'),
+        ("un café crème", "cafe creme"),
+        ("un cafe creme", "café"),
+        ("ÄRGER", "ärger"),
+        ("ПРИВЕТ мир", "привет"),
+        ("Ελλάδα", "ελλαδα"),
+        ("ελλαδα", "Ελλάδα"),
+        ("Tiếng Việt", "tieng viet"),
+        ("ещё", "еще"),
+        ("x = foo_bar(1)", "foo_bar"),
+        ("see https://example.org/a-b?c=d", "example.org"),
+        ("snake-case and C++", "c++"),
+        ("it's fine", "it's"),
+        ("日本の首都は東京です", "東京"),
+        ("日本の首都は東京です", "首都は東京"),
+        ("我想学习中文", "学习"),
+        ("한국어를 공부합니다", "공부"),
+        ("カタカナとひらがな", "カタカナ"),
+        ("東京 and Tokyo", "東京 tok"),
+        ("fullwidth ＡＢＣ", "abc"),
+        ("a lone 字 here", "字"),
+        ("\U00020000\U00020001\U00020002", "\U00020001\U00020002"),
+    ],
+)
+def test_it_is_found(tx: Tx, text: str, query: str) -> None:
+    message_id = say(tx, text)
+    say(tx, "something else altogether")
+    assert found(tx, query) == {message_id}
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [
+        ("The capital of Japan", "capital korea"),
+        ("The capital of Japan", "apital"),
+        ("The capital of Japan", '"japan capital"'),
+        ("The capital of Japan", '"the capital of jap"'),
+        ("東京", "京都"),
+        ("東 京", "東京"),
+        ("日本の首都は東京です", "東日"),
+        ("one two", "one OR three"),
+        ("one two", "one NOT two three"),
+        ("one two", "owner:u1"),
+    ],
+)
+def test_it_is_not_found(tx: Tx, text: str, query: str) -> None:
+    say(tx, text)
+    assert found(tx, query) == set()
+
+
+@pytest.mark.parametrize("query", ["", " ", '"', '""', "***", "+-()", "^", "…", '" "', "\u3000"])
+def test_nothing_to_look_for_finds_nothing(tx: Tx, query: str) -> None:
+    say(tx, f"text {query} text")
+    assert search.find(tx, 1, query, 50) == []
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(typed)
+def test_nothing_that_can_be_typed_is_an_error(tx: Tx, query: str) -> None:
+    with example(tx):
+        say(tx, query or "x", title=query[:200] or "t")
+        search.find(tx, 1, query, 50)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(word, min_size=1, max_size=8), st.data())
+def test_every_word_is_found_by_each_of_its_beginnings(tx: Tx, words: list[str], data: st.DataObject) -> None:
+    asked = data.draw(st.lists(st.sampled_from(words), min_size=1, max_size=4))
+    query = " ".join(one[: data.draw(st.integers(1, len(one)))] for one in asked)
+    with example(tx):
+        message_id = say(tx, " ".join(words))
+        assert found(tx, query) == {message_id}
+        assert found(tx, f'"{" ".join(words)}"') == {message_id}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text("東京首都日本語学校中文漢字가나다라ひらカナ", min_size=2, max_size=20), st.data())
+def test_every_piece_of_two_characters_or_more_is_found_without_spaces(tx: Tx, text: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(text) - 2))
+    piece = text[start : data.draw(st.integers(start + 2, len(text)))]
+    with example(tx):
+        message_id = say(tx, f"before {text} after")
+        assert found(tx, piece) == {message_id}
+
+
+def test_titles_are_found_and_come_first(tx: Tx) -> None:
+    message_id = say(tx, "Where is Kyoto?", title="Travel")
+    say(tx, "nothing", title="Kyoto in autumn")
+    first, second = search.find(tx, 1, "kyoto", 50)
+    assert (first.message_id, first.role, first.title) == (None, None, "Kyoto in autumn")
+    assert (second.message_id, second.role, second.title) == (message_id, "user", "Travel")
+    assert search.find(tx, 1, "kyoto", 1) == [first]
+
+
+def test_the_newest_come_first(tx: Tx) -> None:
+    ids = [say(tx, f"number {number} of many") for number in range(5)]
+    assert [hit.message_id for hit in search.find(tx, 1, "many", 50)] == ids[::-1]
+    assert [hit.message_id for hit in search.find(tx, 1, "many", 2)] == ids[:2:-1]
+
+
+def test_the_bin_hides_nothing_that_is_not_in_it(tx: Tx) -> None:
+    message_id = say(tx, "a zebra")
+    binned = queries.conversations.add_conversation(tx, 1, {"title": "zebras"}).id
+    for _ in range(search.CANDIDATES + 50):
+        add(tx, binned, "a zebra", db.now())
+    queries.conversations.delete_conversation(tx, 1, binned)
+    assert found(tx, "zebra") == {message_id}
+
+
+def test_what_was_imported_later_but_said_earlier_comes_later(tx: Tx) -> None:
+    message_id = say(tx, "a zebra")
+    old = queries.conversations.add_conversation(tx, 1, {}).id
+    for number in range(450):
+        add(tx, old, "a zebra", f"2024-01-01T00:00:00.{number:06}")
+    first, second, *_ = search.find(tx, 1, "zebra", 50)
+    assert first.message_id == message_id and second.created_at == "2024-01-01T00:00:00.000449"
+
+
+def add(tx: Tx, conversation_id: int, content: str, at: str) -> None:
+    none = dict.fromkeys(("parent_id", "provider_id", "model", "token_usage", "stats", "error", "client_id", "source"))
+    said = {"role": "user", "content": content, "reasoning": "", "status": "complete", "created_at": at}
+    archive.add_message(tx, 1, conversation_id, none | said)
+
+
+def test_among_many_messages_too_the_beginning_of_a_word_is_enough(tx: Tx) -> None:
+    often = [say(tx, "the end") for _ in range(400)]
+    tx.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'messages'", (search.MANY,))
+    message_id = say(tx, "there is a walrus, 猫です")
+    for query in ("wa", "w", "walr", "猫", "wa the", '"walrus" the'):
+        assert found(tx, query) == {message_id}, query
+    assert found(tx, "the") <= set(often)  # enough that have the word itself
+
+
+def test_nobody_finds_what_is_another_s(tx: Tx) -> None:
+    mine, other = say(tx, "our secret"), say(tx, "our secret", title="secret", user_id=2)
+    assert found(tx, "secret") == {mine} and found(tx, "secret", 2) == {other}
+    for query in ("u2", "u2 secret", "owner u2", '"u2" OR secret', "owner : u2"):
+        assert other not in found(tx, query)
+        assert all(hit.title != "secret" for hit in search.find(tx, 1, query, 50))
+
+
+# ---- snippets
+
+
+@given(anything, typed)
+def test_a_snippet_shows_the_text_and_little_of_it(text: str, query: str) -> None:
+    shown = search.snippet(text, search.patterns(query))
+    assert shown.count(MARK) == shown.count(UNMARK)
+    bare = shown.replace(MARK, "").replace(UNMARK, "")
+    assert len(bare) <= SNIPPET + 2 and "\n" not in bare
+    whole = " ".join(text.replace(MARK, "").replace(UNMARK, "").split())
+    assert bare.strip("…").strip() in whole or "…" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "shown"),
+    [
+        ("The capital of Japan", "JAPAN", "The capital of [Japan]"),
+        ("The capital of Japan", "cap jap", "The [cap]ital of [Jap]an"),
+        ("The capital\n\nof Japan", '"capital of"', "The [capital of] Japan"),
+        ("Un café", "cafe", "Un [café]"),
+        ("日本の首都は東京です", "東京", "日本の首都は[東京]です"),
+        ("a b", "c", "a b"),
+        ("straße", "strasse", "[straße]"),
+        ("recap of a cap", "cap", "recap of a [cap]"),
+    ],
+)
+def test_a_snippet_marks_what_was_found(text: str, query: str, shown: str) -> None:
+    assert search.snippet(text, search.patterns(query)).replace(MARK, "[").replace(UNMARK, "]") == shown
+
+
+@pytest.mark.parametrize(
+    ("markdown", "query", "shown"),
+    [
+        ("The **capital** of `Japan`", "capital jap", "The [capital] of [Jap]an"),
+        (
+            "# Title\n\n> ## quoted\n> text\n\n```python\nprint(1)\n```\n",
+            "python",
+            "Title quoted text [python] print(1)",
+        ),
+        ("***both*** and **a *b* c**, *x*.", "b x", "[b]oth and a [b] c, [x]."),
+        ("| a | b |\n|:--|--:|\n| 1 | 2 |\n\n---\n- item", "item", "| a | b | | 1 | 2 | - [item]"),
+        ("这是**重点**内容", "重点", "这是[重点]内容"),
+        (
+            "2**3 * 4**5, a*b*c, *args, **kwargs, #1, a > b",
+            "3 b",
+            "2**[3] * 4**5, a*[b]*c, *args, **kwargs, #1, a > [b]",
+        ),
+        ("snake_case and __init__", "snake", "[snake]_case and __init__"),
+    ],
+)
+def test_a_snippet_is_plain_text(markdown: str, query: str, shown: str) -> None:
+    assert (
+        search.snippet(search.plain(markdown), search.patterns(query)).replace(MARK, "[").replace(UNMARK, "]") == shown
+    )
+
+
+@given(st.lists(st.one_of(word, st.sampled_from("*`#>|-:~ \n\t")), max_size=60).map("".join))
+def test_plain_text_has_every_word_in_its_place(markdown: str) -> None:
+    bare = re.compile(r"[*`#>|:~\s-]")
+    assert bare.sub("", search.plain(markdown)) == bare.sub("", markdown)
+
+
+def test_a_snippet_of_a_long_text_is_from_where_the_match_is() -> None:
+    text = "before " * 500 + "needle " + "after " * 500
+    shown = search.snippet(text, search.patterns("needle"))
+    assert f"{MARK}needle{UNMARK}" in shown
+    assert shown.startswith("…before") and shown.endswith("…") and len(shown) < SNIPPET + 10
+
+
+@pytest.mark.parametrize(
+    "text", ["a " * 25_000, "ä " * 25_000, "**a" * 17_000, "字" * 50_000, "\ufdfa " * 25_000, "\n" * 50_000]
+)
+def test_snippets_of_a_search_take_little_time(text: str) -> None:
+    started = time.thread_time()
+    for query in ("a " * 500, " ".join(f'"{"a " * number}b"' for number in range(1, 17)), f'"{"字" * 900}b"'):
+        search._add_snippets([search.Hit(1, 1, "t", "user", text, "") for _ in range(200)], query)
+    assert time.thread_time() - started < 5
+
+
+def test_snippets_of_many_long_texts_are_their_beginnings(tx: Tx) -> None:
+    for _ in range(10):
+        say(tx, "word " * 9_000 + "needle")
+    snippets = [hit.snippet for hit in search.find(tx, 1, "needle", 50)]
+    marked = search.SEARCH_SCAN // len("word " * 9_000 + "needle")
+    assert [f"{MARK}needle{UNMARK}" in snippet for snippet in snippets] == [True] * marked + [False] * (10 - marked)
+    assert snippets[-1] == "word " * 32 + "…"
+
+
+def test_a_term_is_searched_once() -> None:
+    assert search.terms('a b a "a" a') == [('"a"', False), ('"b"', False), ('"a"', True)]
+
+
+def test_a_text_cannot_forge_marks() -> None:
+    assert search.snippet(f"{MARK}false{UNMARK} true", search.patterns("true")) == f"false {MARK}true{UNMARK}"
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(word, min_size=1, max_size=30), st.data())
+def test_what_is_found_is_marked(tx: Tx, words: list[str], data: st.DataObject) -> None:
+    query = data.draw(st.sampled_from(words))
+    shown = search.snippet(" ".join(words), search.patterns(query))
+    marked = re.findall(f"{MARK}(.*?){UNMARK}", shown)
+    assert marked and all(fold(piece) == fold(query) for piece in marked)
+
+
+def fold(text: str) -> str:
+    bare = (c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    return "".join(bare)
+
+
+# ---- over HTTP
+
+
+async def test_search_finds_questions_answers_and_other_versions(ann: Person, bob: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Who wrote Faust?", title="Literature")
+    for text in ("**Goethe** wrote Faust.", "Marlowe wrote Faustus."):
+        upstream.enqueue(answer(text))
+        body = {"conversation_id": conversation_id, "provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
+        good(await ann.post("/chat/retry", json=body))
+        await ann.answer(conversation_id)
+    results = good(await ann.get("/search", params={"q": "goethe"}))["results"]
+    question, _ = await ann.messages(conversation_id)
+    assert [set(hit) for hit in results] == [
+        {"conversation_id", "message_id", "title", "role", "snippet", "created_at"}
+    ]
+    assert (results[0]["conversation_id"], results[0]["title"], results[0]["role"]) == (
+        conversation_id,
+        "Literature",
+        "assistant",
+    )
+    assert results[0]["snippet"] == f"{MARK}Goethe{UNMARK} wrote Faust."
+    assert len(good(await ann.get("/search", params={"q": "faust"}))["results"]) == 3
+    assert good(await bob.get("/search", params={"q": "faust"})) == {"results": []}
+    good(await ann.delete(f"/conversations/{conversation_id}"))
+    assert good(await ann.get("/search", params={"q": "faust"})) == {"results": []}
+    good(await ann.post(f"/conversations/{conversation_id}/restore"))
+    hits = good(await ann.get("/search", params={"q": "who"}))["results"]
+    assert [hit["message_id"] for hit in hits] == [question["id"]]
+
+
+async def add_long_messages(running: Running, user_id: int) -> None:
+    """200 messages of one word, in which long phrases take SQLite some 20 s."""
+
+    def add(tx: Tx) -> None:
+        for _ in range(200):
+            say(tx, "a " * 26_000, user_id=user_id)
+
+    await running.state.database.write(add)
+
+
+LONG_PHRASE = {"q": '"' + "a " * 498 + '"'}
+
+
+async def test_a_slow_search_ends_and_does_not_delay_others(
+    running: Running, ann: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "SEARCH_SECONDS", 0.5)
+    await add_long_messages(running, 1)
+    await add_long_messages(running, 2)
+    carl = await running.join(ann, "carl")
+    slow = [asyncio.create_task(person.get("/search", params=LONG_PHRASE)) for person in (ann, bob, ann)]
+    waits = []
+    while not all(request.done() for request in slow):
+        started = time.monotonic()
+        good(await carl.get("/conversations?limit=60"))
+        waits.append(time.monotonic() - started)
+    assert [code(request.result()) for request in slow] == [(503, "QUERY_TIMEOUT")] * 3
+    assert max(waits) < 1
+
+
+async def test_a_search_ends_when_its_client_leaves(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "SEARCH_SECONDS", 10 * PATIENCE)
+    await add_long_messages(running, 1)
+    left = [asyncio.create_task(ann.get("/search", params=LONG_PHRASE)) for _ in range(3)]
+    await until(lambda: running.state.database._slow)
+    for request in left:
+        request.cancel()
+    assert good(await ann.get("/search", params={"q": "zebra"})) == {"results": []}
+
+
+async def test_a_list_without_limit_is_complete_and_in_order(running: Running, ann: Person) -> None:
+    def add(tx: Tx) -> list[int]:
+        return [
+            queries.conversations.add_conversation(tx, 1, {"title": f"One of {number}"}).id for number in range(250)
+        ]
+
+    ids = (await running.state.database.write(add))[::-1]
+    for query in ("", "?q=one", "?limit=1000", "?q=one&limit=1000"):
+        assert [listed["id"] for listed in good(await ann.get(f"/conversations{query}"))] == ids
+
+
+async def test_search_takes_any_text_and_says_no_only_to_what_is_none(ann: Person) -> None:
+    await ann.conversation('a "b" c* NEAR(d)')
+    for query in ('"', "a AND", "NEAR(", "(", "*", "a:b", "-a", "'", "%", "\ud7a3", "𝔘", "x" * 1000, "a " * 499):
+        assert "results" in good(await ann.get("/search", params={"q": query}))
+    for query in ("\0", "x" * 1001):
+        assert code(await ann.get("/search", params={"q": query})) == (400, "VALIDATION_ERROR")
+    for limit in ("0", "201", "x", "-1", ""):
+        assert code(await ann.get("/search", params={"q": "a", "limit": limit})) == (400, "VALIDATION_ERROR")

@@ -1,0 +1,187 @@
+"""The sandbox: limits of time and memory, turns, and that no child outlives its use."""
+
+import asyncio
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fireside.safety import sandbox
+from fireside.safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
+from fireside.web import renderer
+
+from ..live import Running, good, until
+
+SLOW_CODE = "```c\nx" + " " * 19_900 + "!\n```\n"  # one step of its lexer's regular expression takes half a minute
+
+
+# What runs in the children, as a module that they can import.
+WORK = """
+import os, time
+
+def count(to):
+    for number in range(to):
+        yield str(number).encode()
+
+def process_id():
+    yield str(os.getpid()).encode()
+
+def sleep():
+    yield b"awake"
+    time.sleep(600)
+
+def grow():
+    yield b"x" * (1 << 40)
+
+def fail():
+    raise KeyError("a secret text")
+    yield b""
+
+def die():
+    os._exit(1)
+    yield b""
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    (tmp_path / "work_of_the_tests.py").write_text(WORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    yield importlib.import_module("work_of_the_tests")
+    del sys.modules["work_of_the_tests"]
+
+
+@pytest.fixture
+async def pool() -> AsyncIterator[Sandbox]:
+    made = Sandbox()
+    yield made
+    await made.aclose()
+
+
+async def run(pool: Sandbox, function: Any, *args: Any, seconds: float = 30) -> list[bytes]:
+    return [item async for item in pool.iterate(function, *args, seconds=seconds)]
+
+
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+async def test_items_arrive_in_order_and_an_idle_child_is_used_again(pool: Sandbox, work: Any) -> None:
+    assert await run(pool, work.count, 5_000) == [str(number).encode() for number in range(5_000)]
+    assert await run(pool, work.process_id) == await run(pool, work.process_id)
+
+
+async def test_a_child_that_exceeds_its_time_is_killed(pool: Sandbox, work: Any) -> None:
+    [pid] = await run(pool, work.process_id)
+    items = pool.iterate(work.sleep, seconds=0.2)
+    assert await anext(items) == b"awake"
+    with pytest.raises(WorkTooLong):
+        await anext(items)
+    await until(lambda: not is_running(int(pid)), "the child's end")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the child ends without a word")
+async def test_memory_is_limited(pool: Sandbox, work: Any) -> None:
+    with pytest.raises(WorkTooLarge):
+        await run(pool, work.grow)
+    assert await run(pool, work.count, 1) == [b"0"]
+
+
+async def test_a_failure_quotes_no_content(pool: Sandbox, work: Any) -> None:
+    with pytest.raises(WorkFailed, match=r"^KeyError$"):
+        await run(pool, work.fail)
+    with pytest.raises(WorkFailed, match="ended"):
+        await run(pool, work.die)
+    assert await run(pool, work.count, 1) == [b"0"]
+
+
+async def test_a_reader_that_leaves_ends_the_work(pool: Sandbox, work: Any) -> None:
+    [pid] = await run(pool, work.process_id)
+    async with contextlib.aclosing(pool.iterate(work.sleep, seconds=30)) as items:
+        assert await anext(items) == b"awake"
+    await until(lambda: not is_running(int(pid)), "the child's end")
+
+
+async def test_idle_children_end(pool: Sandbox, work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "IDLE_SECONDS", 0.05)
+    [pid] = await run(pool, work.process_id)
+    await until(lambda: not is_running(int(pid)), "the child's end")
+    assert await run(pool, work.count, 1) == [b"0"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXCPU"), reason="the limit is a POSIX one")
+async def test_a_child_without_its_service_does_not_work_for_ever(tmp_path: Path) -> None:
+    """Even while a regular expression holds the GIL, where nothing in the child could notice that the service died."""
+    program = (
+        "import asyncio, sys\nfrom fireside.web import markdown as render\nfrom fireside.sandbox import Sandbox\n"
+        "async def main():\n"
+        "    pool = Sandbox()\n"
+        "    items = pool.iterate(render.stream, [sys.argv[1]], 0, seconds=1)\n"
+        "    await anext(items)\n"
+        "    [worker] = pool._workers\n"
+        "    print(worker._process.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, SLOW_CODE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout
+    pid = int(await process.stdout.readline())
+    process.kill()
+    await process.wait()
+    assert is_running(pid)
+    await until(lambda: not is_running(pid), "the child's end")
+
+
+async def test_code_that_its_lexer_cannot_finish_is_shown_plain_and_the_rest_formatted(tmp_path: Path) -> None:
+    async with Running(tmp_path) as running:
+        ann = await running.first()
+        text = f"*before*\n\n{SLOW_CODE}\n*after*\n"
+        rendered = good(await ann.post("/render", json={"text": text}))
+        before, code, after = rendered["blocks"] + rendered["tail"]
+        assert before == ["p", {}, ["em", {}, "before"]] and after == ["p", {}, ["em", {}, "after"]]
+        assert code == ["pre", {"class": "unformatted"}, ["code", {}, f"{SLOW_CODE}\n"]]
+
+
+async def test_one_persons_slow_text_does_not_delay_another(tmp_path: Path) -> None:
+    async with Running(tmp_path) as running:
+        ann = await running.first()
+        ben = await running.join(ann, "ben")
+        slow = asyncio.create_task(ann.post("/render", json={"text": SLOW_CODE}))
+        answers = 0
+        while not slow.done():
+            good(await ben.post("/render", json={"text": "*quick*"}))
+            answers += 1
+        assert good(await slow)["tail"][0][1] == {"class": "unformatted"}
+        assert answers > 2
+
+
+async def test_a_text_with_many_slow_blocks_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renderer, "BLOCK_SECONDS", 0.3)
+    async with Running(tmp_path) as running:
+        ann = await running.first()
+        text = f"{SLOW_CODE}\n" * 5 + "*one*\n\n" * 3_000
+        rendered = good(await ann.post("/render", json={"text": text}))
+        nodes = rendered["blocks"] + rendered["tail"]
+        assert "".join(node[2][2] for node in nodes) == text
+        assert [node[1] for node in nodes] == [{"class": "unformatted"}] * 3
+
+
+async def test_a_spare_child_is_ready_for_the_next_job(work: Any) -> None:
+    pool = Sandbox(spare=True)
+    async with contextlib.aclosing(pool.iterate(work.sleep, seconds=30)) as items:
+        assert await anext(items) == b"awake"
+        await until(lambda: pool._idle, "a spare child")
+        [spare] = pool._idle
+        assert await run(pool, work.process_id) == [str(spare._process.pid).encode()]
+    await pool.aclose()

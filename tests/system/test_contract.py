@@ -1,0 +1,319 @@
+"""The API contract, example by example: every path, field, event and message exactly as it stands there.
+
+`like` compares an answer with an example of the contract: all its fields, each of the same type. More fields may be there.
+"""
+
+import datetime
+import json
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from ..live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, code, good
+from ..upstream import DONE, Gate, Upstream, finish, pause, usage
+from ..upstream import text as says
+
+CONVERSATION = {
+    "id": 123,
+    "title": "My First Conversation",
+    "created_at": "2024-01-15T10:30:00",
+    "updated_at": "2024-01-15T10:30:00",
+}
+ANSWER = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct", "temperature": 0.7, "max_tokens": 1000}
+USER = {"id": 1, "username": "myusername", "role": "user"}
+
+# Method, path, and the contract's word on who may: nobody in particular, a session, a session with its CSRF token, an
+# administrator, an administrator with the token. {name} stands for an object of the asking user.
+ENDPOINTS = [
+    ("POST", "/conversations", "csrf"),
+    ("GET", "/conversations", "session"),
+    ("GET", "/conversations/{conversation_id}", "session"),
+    ("PATCH", "/conversations/{conversation_id}", "csrf"),
+    ("DELETE", "/conversations/{conversation_id}", "csrf"),
+    ("GET", "/conversations/{conversation_id}/messages", "session"),
+    ("POST", "/conversations/{conversation_id}/messages", "csrf"),
+    ("POST", "/conversations/{conversation_id}/stream", "session"),
+    ("POST", "/chat/cancel/{generation_id}", "csrf"),
+    ("POST", "/chat/retry", "csrf"),
+    ("POST", "/auth/login", "none"),
+    ("POST", "/auth/logout", "csrf"),
+    ("GET", "/auth/me", "session"),
+    ("POST", "/admin/bootstrap", "none"),
+    ("GET", "/admin/users", "admin"),
+    ("POST", "/admin/invites", "admin csrf"),
+    ("GET", "/providers", "session"),
+    ("GET", "/health", "none"),
+    ("GET", "/version", "none"),
+]
+
+
+def like(actual: Any, example: Any) -> None:
+    if isinstance(example, dict):
+        assert isinstance(actual, dict), actual
+        for name, value in example.items():
+            assert name in actual, f"{name} is missing"
+            like(actual[name], value)
+    elif isinstance(example, str) and re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]+", example):
+        moment = datetime.datetime.fromisoformat(actual)
+        assert moment.tzinfo is None and actual == moment.isoformat(timespec="microseconds")
+        age = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) - moment
+        assert datetime.timedelta(0) <= age < datetime.timedelta(minutes=5), "it is not the time in UTC"
+    else:
+        assert type(actual) is type(example), (actual, example)
+
+
+async def test_create_conversation(ann: Person) -> None:
+    made = good(await ann.post("/conversations", json={"title": "My First Conversation"}))
+    like(made, CONVERSATION)
+    assert made["title"] == "My First Conversation" and made["created_at"] == made["updated_at"]
+
+
+async def test_list_conversations(ann: Person) -> None:
+    first = good(await ann.post("/conversations", json={"title": "My First Conversation"}))
+    second = good(await ann.post("/conversations", json={"title": "Another"}))
+    listed = good(await ann.get("/conversations"))
+    assert listed == [second, first]
+    for conversation in listed:
+        like(conversation, CONVERSATION)
+    assert good(await ann.get("/conversations", params={"q": "first conv"})) == [first]
+    assert good(await ann.get("/conversations", params={"q": "third"})) == []
+
+
+async def test_get_conversation(ann: Person) -> None:
+    made = good(await ann.post("/conversations", json={"title": "My First Conversation"}))
+    got = good(await ann.get(f"/conversations/{made['id']}"))
+    like(got, CONVERSATION)
+    assert got == made
+
+
+async def test_rename_conversation(ann: Person) -> None:
+    conversation_id = await ann.conversation(title="My First Conversation")
+    renamed = await ann.patch(f"/conversations/{conversation_id}", json={"title": "Updated Conversation Title"})
+    assert good(renamed) == {"message": "Conversation renamed"}
+    assert good(await ann.get(f"/conversations/{conversation_id}"))["title"] == "Updated Conversation Title"
+
+
+async def test_delete_conversation(ann: Person) -> None:
+    conversation_id = await ann.conversation("Hello")
+    assert good(await ann.delete(f"/conversations/{conversation_id}")) == {"message": "Conversation deleted"}
+    for path in (f"/conversations/{conversation_id}", f"/conversations/{conversation_id}/messages"):
+        assert code(await ann.get(path)) == (404, "CONVERSATION_NOT_FOUND")
+    assert good(await ann.get("/conversations")) == []
+
+
+async def test_list_messages(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Hello, how can you help me?")
+    upstream.enqueue(says("I can help you with various tasks..."), finish("stop"), usage(100, 50), DONE)
+    await ann.answer(conversation_id, **ANSWER)
+    question, answer = await ann.messages(conversation_id)
+    like(question, {"id": 456, "role": "user", "content": "...", "created_at": "2024-01-15T10:30:00"})
+    assert question["role"] == "user" and question["content"] == "Hello, how can you help me?"
+    assert "token_usage" not in question
+    like(
+        answer,
+        {
+            "id": 457,
+            "role": "assistant",
+            "content": "...",
+            "token_usage": {"total_tokens": 150},
+            "created_at": "2024-01-15T10:30:05",
+        },
+    )
+    assert answer["role"] == "assistant" and answer["content"] == "I can help you with various tasks..."
+    assert answer["token_usage"]["total_tokens"] == 150
+    assert answer["created_at"] > question["created_at"]
+
+
+async def test_append_message(ann: Person) -> None:
+    conversation_id = await ann.conversation()
+    body = {"content": "Hello, how can you help me today?"}
+    made = good(await ann.post(f"/conversations/{conversation_id}/messages", json=body))
+    assert made == {"message_id": made["message_id"], "conversation_id": conversation_id}
+    assert [message["id"] for message in await ann.messages(conversation_id)] == [made["message_id"]]
+
+
+async def test_stream_chat(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Hello?")
+    gate = Gate()
+    upstream.enqueue(says("Hello"), pause(gate), says(" there"), finish("stop"), usage(140, 10), DONE)
+    events = []
+    async with ann.streaming(conversation_id, **ANSWER) as stream:
+        async for event in stream:
+            events.append(event)
+            if event.event == "delta":
+                gate.open()
+    named = [event for event in events if event.event in ("ping", "delta", "usage", "done", "error")]
+    assert [event.event for event in named] == ["ping", "delta", "delta", "usage", "done"]
+    generation_id = events[0].data["generation_id"]
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", generation_id)
+    assert all(event.data["generation_id"] == generation_id for event in events)
+    assert [event.data["delta"] for event in named[1:3]] == ["Hello", " there"]
+    like(named[3].data, {"generation_id": "uuid", "usage": {"total_tokens": 150}})
+    assert named[3].data["usage"]["total_tokens"] == 150
+    like(named[4].data, {"generation_id": "uuid", "status": "ok"})
+    assert named[4].data["status"] == "ok" and events[-1] == named[4]
+    asked = upstream.chats[0]
+    assert (asked["model"], asked["temperature"], asked["max_tokens"]) == ("llama-3.2-3b-instruct", 0.7, 1000)
+
+
+async def test_the_format_of_events_on_the_wire(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Hello?")
+    upstream.enqueue(says("Hello"), finish("stop"), usage(140, 10), DONE)
+    response = await ann.post(f"/conversations/{conversation_id}/stream", json=ANSWER)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *blocks, rest = response.text.split("\n\n")
+    assert rest == ""
+    wire = {}
+    for block in blocks:
+        lines = [line for line in block.split("\n") if not line.startswith("id: ")]
+        assert len(lines) == 2 and lines[0].startswith("event: ") and lines[1].startswith("data: ")
+        wire[lines[0]] = json.loads(lines[1].removeprefix("data: "))
+    generation_id = wire["event: ping"]["generation_id"]
+    assert wire["event: delta"] == {"generation_id": generation_id, "delta": "Hello"}
+    assert wire["event: usage"]["usage"]["total_tokens"] == 150
+    assert wire["event: done"]["status"] == "ok"
+
+
+async def test_an_error_is_an_event_and_done_follows(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Hello?")
+    upstream.enqueue(says("Hel"), b'data: {"error": {"message": "The model has crashed"}}\n\n')
+    *_, error, done = await ann.answer(conversation_id, **ANSWER)
+    assert error.event == "error" and done.event == "done" and done.data["status"] == "error"
+    like(error.data, {"generation_id": "uuid", "code": "...", "message": "..."})
+    assert "The model has crashed" in error.data["message"]
+
+
+async def test_cancel_generation(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Hello?")
+    upstream.enqueue(says("Hel"), pause(Gate()))
+    async with ann.streaming(conversation_id, **ANSWER) as events:
+        ping = await anext(events)
+        answer = await ann.post(f"/chat/cancel/{ping.data['generation_id']}")
+        assert good(answer) == {"message": "Generation canceled"}
+        assert [event async for event in events][-1].data["status"] == "canceled"
+
+
+async def test_retry_chat(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("Hello?")
+    await ann.answer(conversation_id, **ANSWER)
+    first = (await ann.messages(conversation_id))[-1]["id"]
+    made = good(await ann.post("/chat/retry", json={"conversation_id": conversation_id, **ANSWER}))
+    like(made, {"message_id": 458, "conversation_id": 123})
+    assert made["conversation_id"] == conversation_id and made["message_id"] != first
+    await ann.answer(conversation_id)
+    question, answer = await ann.messages(conversation_id)
+    assert answer["id"] == made["message_id"] and answer["parent_id"] == question["id"]
+    assert upstream.chats[0] == upstream.chats[1]
+
+
+async def test_login(running: Running, ann: Person) -> None:
+    await running.join(ann, "myusername")
+    browser = running.anybody()
+    answer = await browser.post("/auth/login", json={"username": "myusername", "password": PASSWORD})
+    said = good(answer)
+    like(said, {"user": USER, "csrf_token": "abc123..."})
+    assert said["user"]["username"] == "myusername" and said["user"]["role"] == "user"
+    assert len(answer.headers.get_list("set-cookie")) == 1
+    # The cookie and the token of this answer are all that a client needs.
+    made = await browser.post("/conversations", json={}, headers={"X-CSRF-Token": said["csrf_token"]})
+    like(good(made), CONVERSATION)
+
+
+async def test_logout(ann: Person) -> None:
+    assert good(await ann.post("/auth/logout")) == {"message": "Logged out successfully"}
+    assert code(await ann.get("/auth/me")) == (401, "AUTH_REQUIRED")
+
+
+async def test_get_current_user(ann: Person, running: Running) -> None:
+    said = good(await ann.get("/auth/me"))
+    like(said, {"user": USER})
+    assert said["user"]["username"] == "ann" and said["user"]["role"] == "admin"
+
+
+@pytest.mark.parametrize("place", ["header", "body"])
+async def test_bootstrap_admin(running: Running, place: str) -> None:
+    body = {"username": "myusername", "password": PASSWORD}
+    headers = {"X-Bootstrap-Token": BOOTSTRAP_TOKEN} if place == "header" else {}
+    body |= {"token": BOOTSTRAP_TOKEN} if place == "body" else {}
+    answer = await running.anybody().post("/admin/bootstrap", json=body, headers=headers)
+    said = good(answer)
+    like(said, {"user": USER, "csrf_token": "abc123..."})
+    assert said["user"]["role"] == "admin" and len(answer.headers.get_list("set-cookie")) == 1
+
+
+async def test_list_users(ann: Person, bob: Person) -> None:
+    users = good(await ann.get("/admin/users"))["users"]
+    assert [(user["username"], user["role"], user["status"]) for user in users] == [
+        ("ann", "admin", "active"),
+        ("bob", "user", "active"),
+    ]
+    for user in users:
+        like(user, USER | {"status": "", "created_at": "2024-01-15T10:30:00", "last_login": "2024-01-15T10:30:00"})
+
+
+async def test_create_invite(ann: Person, running: Running) -> None:
+    made = good(await ann.post("/admin/invites", json={"expires_in_hours": 24, "role": "user"}))
+    like(made, {"id": 1, "invite_code": "", "expires_at": ""})
+    body = {"invite_code": made["invite_code"], "username": "myusername", "password": PASSWORD}
+    like(good(await running.anybody().post("/auth/register", json=body)), {"user": USER, "csrf_token": "abc123..."})
+
+
+async def test_list_providers(ann: Person) -> None:
+    providers = good(await ann.get("/providers"))
+    lmstudio = next(provider for provider in providers if provider["provider_id"] == "lmstudio")
+    assert lmstudio["online"] is True and lmstudio["error"] is None
+    assert set(lmstudio["capabilities"]) == {"streaming", "vision", "tools", "json_mode", "max_context_tokens"}
+    offered = {model["id"]: model for model in lmstudio["models"]}
+    assert set(offered) == {"llama-3.2-3b-instruct", "qwen2.5-vl-7b-instruct"}
+    loaded = offered["llama-3.2-3b-instruct"]
+    assert (loaded["state"], loaded["context_length"], loaded["label"]) == ("loaded", 4096, "Llama 3.2 3B Instruct")
+
+
+async def test_health_and_version(running: Running) -> None:
+    anybody = running.anybody()
+    assert good(await anybody.get("/health")) == {"status": "healthy"}
+    assert good(await anybody.get("/version")) == {"version": "0.1.0"}
+
+
+async def test_who_may_do_what(running: Running, ann: Person, bob: Person, upstream: Upstream) -> None:
+    """Every endpoint asks for exactly what the contract says: 401 without a session, 403 without the token or the role."""
+    conversation_id = await bob.conversation("Hello?")
+    upstream.enqueue(pause(Gate()))
+    begun = good(await bob.post("/chat/retry", json={"conversation_id": conversation_id, **ANSWER}))
+    objects = {"conversation_id": str(conversation_id), "generation_id": begun["generation_id"]}
+    stranger = running.anybody()
+
+    async def asked(person: httpx.AsyncClient, method: str, path: str, token: str | None) -> tuple[int, str]:
+        body: dict[str, str] | None = {} if method in ("POST", "PATCH") else None
+        request = person.build_request(method, path.format(**objects), json=body)
+        request.headers.pop("x-csrf-token", None)
+        if token is not None:
+            request.headers["X-CSRF-Token"] = token
+        response = await person.send(request, stream=True)
+        try:
+            if response.status_code == 200:
+                return 200, ""
+            await response.aread()
+            return code(response)
+        finally:
+            await response.aclose()
+
+    for method, path, who in ENDPOINTS:
+        where = f"{method} {path}"
+        without = await asked(stranger, method, path, None)
+        if who == "none":
+            assert without[1] not in ("AUTH_REQUIRED", "CSRF_INVALID", "FORBIDDEN"), where
+            continue
+        assert without == (401, "AUTH_REQUIRED"), where
+        assert await asked(stranger, method, path, bob.headers["X-CSRF-Token"]) == (401, "AUTH_REQUIRED"), where
+        if "csrf" in who:
+            for token in (None, "", "wrong", ann.headers["X-CSRF-Token"]):
+                assert await asked(bob, method, path, token) == (403, "CSRF_INVALID"), where
+        if "admin" in who:
+            assert await asked(bob, method, path, bob.headers["X-CSRF-Token"]) == (403, "FORBIDDEN"), where
+    # None of those requests has changed anything.
+    assert (await bob.messages(conversation_id))[-1]["status"] == "generating"
+    assert good(await ann.get("/admin/invites"))["invites"][0]["used_by"] == "bob"
+    assert len(good(await ann.get("/admin/invites"))["invites"]) == 1

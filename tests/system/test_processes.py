@@ -1,0 +1,52 @@
+"""What is forked from the nursery meets what a fresh one meets."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..live import PATIENCE
+from ..processes import environment, start
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at other processes in /proc")
+
+
+def seen(data_dir: Path, fresh: bool) -> dict[str, Any]:
+    """Of one that serves until it is killed."""
+    process = start("--port", "0", "--data-dir", str(data_dir), environ=environment(), fresh=fresh)
+    assert process.stdout is not None
+    said = [process.stdout.readline().rpartition(":")[0] for _ in range(2)]
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0)
+    proc = Path(f"/proc/{process.pid}")
+    found = {
+        "descriptors": sorted(re.sub(r"\[\d+\]", "", os.readlink(link)) for link in (proc / "fd").iterdir()),
+        "signals": re.findall(r"Sig(?:Blk|Ign|Cgt):.*", (proc / "status").read_text()),
+        "folder": os.readlink(proc / "cwd"),
+        "group": os.getpgid(process.pid),
+    }
+    process.kill()
+    rest = process.communicate(timeout=PATIENCE)
+    return found | {"said": said, "rest": rest, "code": process.returncode, "poll": process.poll()}
+
+
+def test_a_forked_one_is_as_a_fresh_one(tmp_path: Path) -> None:
+    forked = seen(tmp_path, fresh=False)
+    assert forked == seen(tmp_path, fresh=True)
+    assert forked["code"] == -signal.SIGKILL
+
+
+def test_its_environment_and_its_folder_are_those_that_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for settings in ({"port": "x"}, {}):
+        process = start("doctor", "--data-dir", "here", environ=environment(**settings))
+        out, err = process.communicate(timeout=PATIENCE)
+        assert ("FIRESIDE_PORT" in err) == bool(settings)
+    assert str(tmp_path / "here") in out

@@ -1,0 +1,478 @@
+"""Backups, restores and disks: what doctor, backup and restore promise, and what a service does whose disk fails it."""
+
+import asyncio
+import contextlib
+import datetime
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from fireside import config, db, queries, server
+from fireside.backends import gguf
+from fireside.cli import client
+from fireside.cli import doctor as cli_doctor
+from fireside.db import DatabaseUnusable
+from fireside.web import handlers
+
+from ..browser import NO_ENGINE, Fireside
+from ..live import PASSWORD, PATIENCE, Person, Running, code, good, until
+from ..processes import run
+from ..upstream import Upstream
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes and limits of POSIX")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits the files of another process")
+
+
+def names(path: Path) -> list[str]:
+    """The users in a database, in order."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [row[0] for row in connection.execute("SELECT username FROM users ORDER BY id")]
+
+
+def add(path: Path, *users: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        for name in users:
+            connection.execute(
+                "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, '', 'user', '')", (name,)
+            )
+
+
+def made(path: Path, *users: str) -> Path:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    db.prepare(path)
+    add(path, *users)
+    return path
+
+
+@contextlib.contextmanager
+def in_the_log(path: Path, *users: str) -> Iterator[None]:
+    """These users are in the write-ahead log alone: a service was killed before it came to a checkpoint."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "SELECT count(*) FROM users"
+        ).fetchone()  # as long as this one is open nobody comes to a checkpoint
+        add(path, *users)
+        saved = {ending: path.with_name(path.name + ending).read_bytes() for ending in ("", "-wal", "-shm")}
+    for ending, data in saved.items():
+        path.with_name(path.name + ending).write_bytes(data)
+    yield
+
+
+# ---- restore
+
+
+def test_a_restore_keeps_what_was_there_to_its_last_word(tmp_path: Path) -> None:
+    backup, path = made(tmp_path / "backup.db", "old"), made(tmp_path / "data" / "fireside.db", "new")
+    with in_the_log(path, "newest"):
+        kept = db.restore(backup, path)
+    assert kept is not None
+    assert names(path) == ["old"] and names(kept) == ["new", "newest"]
+    assert not path.with_name(path.name + "-wal").exists()
+
+
+def fake_database(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE users (username)")
+
+
+def broken(path: Path) -> None:
+    data = bytearray(made(path, "old").read_bytes())
+    data[4096 * 3 : 4096 * 6] = os.urandom(4096 * 3)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda path: path.write_bytes(b"no database at all"), Path.touch, fake_database, broken, lambda path: None],
+    ids=["text", "empty", "somebody else's", "damaged", "not there"],
+)
+def test_what_cannot_be_restored_changes_nothing(tmp_path: Path, spoil: Callable[[Path], Any]) -> None:
+    backup, path = tmp_path / "backup.db", made(tmp_path / "data" / "fireside.db", "new")
+    spoil(backup)
+    before = path.read_bytes()
+    with pytest.raises(DatabaseUnusable):
+        db.restore(backup, path)
+    assert path.read_bytes() == before and [file.name for file in path.parent.iterdir()] == ["fireside.db"]
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_a_restore_that_was_killed_is_finished_at_the_next_start(tmp_path: Path, moved: int) -> None:
+    """`moved`: how many of the three files of the old database had been put away."""
+    backup, path = made(tmp_path / "backup.db", "old"), made(tmp_path / "fireside.db", "new")
+    with in_the_log(path, "newest"):
+        pass
+    db.copy(backup, path.with_name("fireside.db.restored"))
+    stamp = db.timestamp(
+        datetime.datetime.fromtimestamp(path.with_name("fireside.db.restored").stat().st_mtime, datetime.UTC)
+    )
+    kept = tmp_path / "backups" / f"before-restore-{stamp[:19].replace(':', '')}.db"
+    kept.parent.mkdir()
+    for ending in ("-wal", "-shm", "")[:moved]:
+        path.with_name(path.name + ending).replace(kept.with_name(kept.name + ending))
+    db.prepare(path)
+    assert names(path) == ["old"] and names(kept) == ["new", "newest"]
+    assert not path.with_name("fireside.db.restored").exists()
+
+
+# ---- backups
+
+
+def test_the_newest_daily_backups_stay(tmp_path: Path) -> None:
+    path = made(tmp_path / "fireside.db", "ann")
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    for day in range(1, 6):
+        (folder / f"daily-2020-01-0{day}.db").write_bytes(b"")
+    (folder / "before-schema-2-2020.db").write_bytes(b"")
+    for ending in ("", "-journal"):
+        (folder / f"daily-2020-01-05.db.partial{ending}").write_bytes(b"of a process that was killed")
+    db.back_up_daily(path, 3)
+    today = f"daily-{db.now()[:10]}.db"
+    assert {file.name for file in folder.iterdir()} == {
+        "before-schema-2-2020.db",
+        "daily-2020-01-04.db",
+        "daily-2020-01-05.db",
+        today,
+    }
+    assert names(folder / today) == ["ann"]
+    add(path, "bob")
+    db.back_up_daily(path, 3)
+    assert names(folder / today) == ["ann"], "one a day"
+
+
+def test_no_backups_are_made_where_none_are_wanted(tmp_path: Path) -> None:
+    db.back_up_daily(made(tmp_path / "fireside.db"), 0)
+    assert not (tmp_path / "backups").exists()
+
+
+@posix
+def test_a_copy_is_its_owner_s_alone(tmp_path: Path) -> None:
+    mask = os.umask(0o000)
+    try:
+        path = made(tmp_path / "data" / "fireside.db", "ann")
+        db.copy(path, tmp_path / "new" / "copy.db")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "new" / "copy.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_copy_that_is_not_sound_is_not_kept(tmp_path: Path) -> None:
+    """The pages are copied as they are: only a check of the copy sees that a row lost what it belongs to."""
+    path = made(tmp_path / "fireside.db")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO login_links VALUES (x'00', 77, '')")
+    with pytest.raises(db.Unsound, match="login_links"):
+        db.copy(path, tmp_path / "copy.db")
+    assert [file.name for file in tmp_path.iterdir() if "copy" in file.name] == []
+
+
+def test_what_a_restore_put_away_is_not_the_newest_backup(tmp_path: Path) -> None:
+    path = made(tmp_path / "fireside.db", "ann")
+    db.back_up_daily(path, 7)
+    [backup] = (tmp_path / "backups").iterdir()
+    path.write_bytes(b"nothing")
+    kept = db.restore(backup, path)
+    assert kept is not None and kept.parent == backup.parent
+    os.utime(kept)
+    assert db.newest_backup(tmp_path) == backup
+    assert f"ok   newest backup {backup}, integrity" in doctor(tmp_path)[1]
+    path.write_bytes(b"nothing")
+    with pytest.raises(DatabaseUnusable, match=f"newest backup is {re.escape(str(backup))}: "):
+        db.prepare(path)
+    path.unlink()
+    with pytest.raises(DatabaseUnusable, match=f"fireside restore {re.escape(str(backup))} "):
+        db.prepare(path)
+
+
+# ---- commands
+
+
+class Impostor(BaseHTTPRequestHandler):
+    """Whoever listens where a killed service did."""
+
+    heard: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.heard.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.heard.append(self.rfile.read(int(self.headers["content-length"])).decode())
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"username": "ann"}')
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_command_talks_only_to_the_process_that_holds_the_lock(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), Impostor) as impostor:
+        thread = threading.Thread(target=impostor.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{impostor.server_address[1]}"
+        settings = config.load({"data_dir": str(tmp_path)}, {})
+
+        def is_found(pid: int) -> bool:
+            told = {"url": url, "secret": "stale", "pid": pid, "certificate": ""}
+            (tmp_path / "service.json").write_text(json.dumps(told), "utf-8")
+            return client.find_service(settings) is not None
+
+        try:
+            with db.lock(tmp_path):
+                assert not is_found(os.getpid() + 1)
+                assert is_found(os.getpid())
+            assert not is_found(os.getpid())
+        finally:
+            impostor.shutdown()
+            thread.join()
+    assert Impostor.heard == ["/health"]
+
+
+def doctor(data_dir: Path) -> tuple[int, str]:
+    done = run("doctor", "--data-dir", str(data_dir))
+    return done.returncode, done.stdout + done.stderr
+
+
+@posix
+def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with db.lock(data):
+        path = made(data / "fireside.db", "ann")
+        db.back_up_daily(path, 7)
+    assert doctor(data)[0] == 0, doctor(data)[1]
+    [backup] = (data / "backups").iterdir()
+    for place in (data, data / "backups"):
+        (place / "gone.db").symlink_to(tmp_path / "nowhere")
+    assert doctor(data)[0] == 0, doctor(data)[1]
+    backup.write_bytes(b"nothing")
+    backup.chmod(0o644)
+    status, said = doctor(data)
+    assert status == 1
+    assert f"BAD  newest backup {backup} cannot be restored: file is not a database. Make another: " in said
+    assert f"BAD  {backup} can be read by others: chmod 600 {backup}" in said
+    path.write_bytes(b"nothing")
+    data.chmod(0o755)
+    status, said = doctor(data)
+    assert f"BAD  {data} can be read by others: chmod 700 {data}" in said
+    assert f"BAD  {path}: cannot be used: file is not a database. The file was left as it is. The newest backup" in said
+    assert status == 1 and "Traceback" not in said
+
+
+@posix
+def test_doctor_reads_what_a_killed_service_left(tmp_path: Path, upstream: Upstream) -> None:
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=upstream.url) as fireside:
+        (tmp_path / "config.toml").chmod(0o600)
+        fireside.first()
+        fireside.kill()
+        status, said = doctor(tmp_path)
+    assert status == 0 and "integrity check passed" in said, said
+
+
+@pytest.mark.parametrize(
+    ("program", "version", "holes"),
+    [
+        ("Python", (3, 11, 7), ["CVE-2024-0450", "CVE-2024-7592", "CVE-2026-115557"]),
+        ("Python", (3, 12, 2), ["CVE-2024-7592", "CVE-2026-115557"]),
+        ("Python", (3, 13, 0), ["CVE-2026-115557"]),
+        ("Python", (3, 13, 18), []),
+        ("Python", (3, 16, 0), []),
+        ("SQLite", (3, 40, 1), ["WAL-reset bug", "CVE-2026-11822 and CVE-2026-119373"]),
+        ("SQLite", (3, 44, 6), ["CVE-2026-11822 and CVE-2026-119373"]),
+        ("SQLite", (3, 50, 6), ["WAL-reset bug", "CVE-2026-11822 and CVE-2026-119373"]),
+        ("SQLite", (3, 51, 3), ["CVE-2026-11822 and CVE-2026-119373"]),
+        ("SQLite", (3, 54, 0), []),
+    ],
+)
+def test_doctor_knows_the_security_holes_of_a_version(program: str, version: tuple[int, ...], holes: list[str]) -> None:
+    lines = list(cli_doctor._examine_version(program, version))
+    assert [line.split(": ")[1].split(", fixed in ")[0] for mark, line in lines if mark == cli_doctor.NOTE] == holes
+    assert len(lines) == max(1, len(holes)), "one line when there is none"
+
+
+def test_doctor_names_the_versions_of_python_and_sqlite(tmp_path: Path) -> None:
+    said = doctor(tmp_path)[1]
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert f" Python {python}" in said and f" SQLite {sqlite3.sqlite_version}" in said
+
+
+def test_doctor_says_why_a_model_is_not_offered(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "mlx-community" / "Llama-3.2-1B-4bit"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}", "utf-8")
+    (model / "model.safetensors").write_bytes(b"")
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "config.toml").write_text(
+        f"models_dir = '{tmp_path / 'models'}'\n[[providers]]\nid = 'embedded'\nkind = 'embedded'\n", "utf-8"
+    )
+    (data / "config.toml").chmod(0o600)
+    status, said = doctor(data)
+    assert status == 0 and f"note {model} is not offered: {gguf.MLX}\n" in said
+
+
+def test_what_is_written_is_its_owner_s_alone(tmp_path: Path) -> None:
+    script = "import os, sys; os.umask(0o022); from fireside.__main__ import main; main(sys.argv[1:]); print(oct(os.umask(0)))"
+    command = [sys.executable, "-c", script, "doctor", "--data-dir", str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.endswith("0o77\n")
+
+
+# ---- a service whose disk fails it
+
+
+@linux
+def test_on_a_full_disk_what_is_there_is_read_and_nothing_is_half_done(tmp_path: Path, upstream: Upstream) -> None:
+    import resource
+
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=upstream.url) as fireside:
+        ann = fireside.first()
+        conversation_id = good(ann.post("/conversations", json={"title": "before"}))["id"]
+        _, most = resource.prlimit(fireside.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(fireside.process.pid, resource.RLIMIT_FSIZE, (1, most))
+        for answer in (
+            ann.post("/conversations", json={}),
+            ann.post(f"/conversations/{conversation_id}/messages", json={"content": "Hello?"}),
+            ann.delete(f"/conversations/{conversation_id}"),
+            ann.post("/import", json=[]),
+            fireside.client().post("/auth/login", json={"username": "ann", "password": PASSWORD}),
+        ):
+            assert code(answer) == (503, "STORAGE_UNAVAILABLE")
+        assert [one["title"] for one in good(ann.get("/conversations"))] == ["before"]
+        assert good(ann.get(f"/conversations/{conversation_id}/messages")) == []
+        resource.prlimit(fireside.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        good(ann.post(f"/conversations/{conversation_id}/messages", json={"content": "Hello?"}))
+
+
+async def test_a_file_that_may_not_grow_is_a_full_disk(running: Running, ann: Person) -> None:
+    conversation_id = await ann.conversation("before")
+    database = running.state.database
+    await database.write(
+        lambda tx: tx.execute("PRAGMA max_page_count = 1").fetchone()
+    )  # SQLite takes what there is for the least
+    answer = await ann.post(f"/conversations/{conversation_id}/messages", json={"content": "long " * 20_000})
+    assert code(answer) == (503, "STORAGE_UNAVAILABLE") and "full" in answer.json()["message"]
+    await database.write(lambda tx: tx.execute("PRAGMA max_page_count = 1000000").fetchone())
+    await ann.say(conversation_id, "long " * 20_000)
+    assert [len(message["content"]) for message in await ann.messages(conversation_id)] == [6, 100_000]
+
+
+async def test_a_database_that_another_program_holds_is_waited_for_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "BUSY_MS", 50)
+    async with Running(tmp_path) as running:
+        ann = await running.first()
+        with contextlib.closing(sqlite3.connect(running.config.database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            answer = await ann.post("/conversations", json={})
+            assert code(answer) == (503, "STORAGE_UNAVAILABLE") and "Another program" in answer.json()["message"]
+            assert good(await ann.get("/conversations")) == []
+            other.execute("ROLLBACK")
+        good(await ann.post("/conversations", json={}))
+
+
+async def test_a_session_is_used_though_its_use_cannot_be_noted(running: Running, ann: Person) -> None:
+    await running.state.database.write(
+        lambda tx: tx.execute("UPDATE sessions SET last_seen = ?", (db.ago(days=1),)).rowcount
+    )
+    running.state.database.damaged = True
+    assert good(await ann.get("/conversations")) == []
+    assert code(await ann.post("/conversations", json={})) == (503, "STORAGE_UNAVAILABLE")
+    assert code(await ann.get("/health")) == (503, "STORAGE_UNAVAILABLE")
+
+
+async def test_a_damaged_page_is_found_when_it_is_read(running: Running) -> None:
+    checked = await running.state.database.read(lambda tx: tx.execute("PRAGMA cell_size_check").fetchone()[0])
+    assert checked == 1
+
+
+async def test_a_text_that_rots_is_shown_with_marks_and_kept_out_of_the_log(
+    running: Running, ann: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    conversation_id = await ann.conversation("private: ae")
+    sql = "UPDATE messages SET content = CAST(x'707269766174653a20ff' AS TEXT)"
+    await running.state.database.write(lambda tx: tx.execute(sql).rowcount)
+    for _ in range(2):
+        assert [message["content"] for message in await ann.messages(conversation_id)] == ["private: \ufffd"]
+    assert "damaged" in caplog.text and "private" not in caplog.text
+
+
+async def test_damage_is_looked_for_while_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is too large to be checked before the start."""
+    monkeypatch.setattr(db, "CHECK_AT_START_BYTES", 0)
+    path = made(tmp_path / "fireside.db", "ann")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        row = "INSERT INTO invites (code_hash, role, created_by, created_at, expires_at) VALUES (randomblob(32), 'user', 1, '', '')"
+        for _ in range(300):
+            connection.execute(row)
+        index = "SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_invites_1'"
+        page = connection.execute(index).fetchone()[0]
+    data = bytearray(path.read_bytes())
+    data[(page - 1) * 4096 + 100 : page * 4096] = bytes(4096 - 100)
+    path.write_bytes(data)
+    monkeypatch.setattr(server, "HOUSE_SECONDS", 0.0)
+    async with Running(tmp_path) as running:
+        await until(lambda: running.state.database.damaged)
+        assert code(await running.anybody().get("/health")) == (503, "STORAGE_UNAVAILABLE")
+
+
+async def test_a_chore_that_fails_keeps_no_other_from_being_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No backup can be made here; the bin is emptied all the same."""
+    path = made(tmp_path / "fireside.db", "ann")
+    (tmp_path / "backups").write_bytes(b"in the way")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.row_factory = sqlite3.Row
+        old = queries.conversations.add_conversation(connection, 1, {})
+        connection.execute("UPDATE conversations SET deleted_at = '2020-01-01T00:00:00.000000'")
+    monkeypatch.setattr(server, "HOUSE_SECONDS", 0.0)
+    async with Running(tmp_path) as running:
+
+        async def there() -> int:
+            sql = "SELECT count(*) FROM conversations WHERE id = ?"
+            return int(await running.state.database.read(lambda tx: tx.execute(sql, (old.id,)).fetchone()[0]))
+
+        async with asyncio.timeout(PATIENCE):
+            while await there():  # noqa: ASYNC110 (nobody tells)
+                await asyncio.sleep(0.01)
+
+
+async def test_uploads_that_a_killed_server_was_reading_are_gone_and_nothing_else(tmp_path: Path) -> None:
+    left, mine = tmp_path / handlers.UPLOADS / "tmpabc", tmp_path / "import-2024"
+    for folder in (left, mine):
+        folder.mkdir(parents=True)
+        (folder / "upload.zip").write_bytes(b"x")
+    async with Running(tmp_path):
+        assert not left.exists() and (mine / "upload.zip").exists()
+
+
+async def test_what_a_kill_left_hidden_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    path = made(tmp_path / "fireside.db", "ann")
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.row_factory = sqlite3.Row
+        for hide in (False, True):
+            conversation = queries.conversations.add_conversation(connection, 1, {"title": f"hidden: {hide}"})
+            for number in range(30):
+                queries.messages.add_message(connection, 1, conversation.id, f"message {number}")
+            if hide:
+                queries.conversations.hide_conversation(connection, 1, conversation.id)
+
+    def there(tx: sqlite3.Connection) -> list[Any]:
+        counts = "SELECT title, (SELECT count(*) FROM messages WHERE conversation_id = c.id) FROM conversations c"
+        return [tuple(row) for row in tx.execute(counts)]
+
+    async with Running(tmp_path) as running, asyncio.timeout(PATIENCE):
+        while await running.state.database.read(there) != [("hidden: False", 30)]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

@@ -1,0 +1,227 @@
+"""Limits on requests, guesses and passwords, and what the log says of refusals."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from fireside.auth import check_password, private_file
+from fireside.errors import Invalid, RateLimited
+from fireside.safety.throttle import Throttle, network
+from fireside.web.middleware import RequestLog
+
+from ..conftest import Clock
+from ..live import PASSWORD, Person, Running, code, good
+
+# ---- requests
+
+
+async def test_who_has_not_signed_in_sends_little(running: Running, ann: Person) -> None:
+    body = {"username": "ann", "password": PASSWORD, "more": "x" * 70_000}
+    for path in ("/auth/login", "/auth/register", "/auth/link", "/admin/bootstrap"):
+        assert code(await running.anybody().post(path, json=body)) == (413, "BODY_TOO_LARGE")
+    good(await ann.post("/conversations", json={"more": "x" * 70_000}))
+
+
+async def test_a_navigation_into_a_frame_is_none(running: Running) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    stranger = running.anybody()
+    assert (await stranger.get("/", headers=headers | {"Sec-Fetch-Dest": "document"})).status_code == 200
+    for place in ("iframe", "embed", "object"):
+        answer = await stranger.get("/", headers=headers | {"Sec-Fetch-Dest": place})
+        assert code(answer) == (403, "ORIGIN_NOT_ALLOWED")
+
+
+async def test_on_https_signing_out_takes_the_cookie_away(tmp_path: Path) -> None:
+    """A browser lets no header without Secure touch a __Host- cookie."""
+    async with Running(tmp_path, trusted_proxies="127.0.0.1", public_url="https://localhost") as running:
+        ann = await running.first()
+        ann.headers["X-Forwarded-Proto"] = "https"
+        token = await running.state.auth.login_link("ann")
+        answer = await ann.post("/auth/link", json={"token": token})
+        cookies = {"Cookie": answer.headers["set-cookie"].partition(";")[0], "X-CSRF-Token": good(answer)["csrf_token"]}
+        gone = (await ann.post("/auth/logout", headers=cookies)).headers["set-cookie"]
+        assert gone.startswith("__Host-fireside=") and "Max-Age=0" in gone and "Secure" in gone and "Path=/" in gone
+
+
+async def test_a_link_lets_nobody_in_who_is_disabled(running: Running, ann: Person, bob: Person) -> None:
+    good(await ann.patch("/admin/users/2", json={"status": "disabled"}))
+    token = await running.state.auth.login_link("bob")
+    assert code(await running.anybody().post("/auth/link", json={"token": token})) == (401, "INVALID_CREDENTIALS")
+
+
+# ---- guesses
+
+
+def refused(throttle: Throttle, *keys: str) -> bool:
+    try:
+        with throttle.attempt(*keys):
+            raise KeyError
+    except KeyError:
+        return False
+    except RateLimited:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("known", "same", "other"),
+    [
+        ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"),
+        ("127.0.0.1", "127.0.0.1", "127.0.0.2"),
+        ("2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1"),
+    ],
+)
+def test_failures_elsewhere_do_not_delay_a_known_address(known: str, same: str, other: str) -> None:
+    throttle = Throttle()
+    assert throttle.remember("ann", known) and not throttle.remember("ann", same)
+    while not refused(throttle, *throttle.login_keys("ann", other)):
+        pass
+    with throttle.attempt(*throttle.login_keys("ann", same)):
+        pass
+    while not refused(throttle, *throttle.login_keys("ann", same)):
+        pass  # guessing there is slowed down too
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_one"),
+    [
+        ("127.0.0.1", "127.255.0.9", True),
+        ("127.0.0.1", "::1", True),
+        ("127.0.0.1", "::ffff:127.0.0.2", True),
+        ("2001:db8::1", "2001:db8::2:3:4:5", True),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("no address", "", True),
+    ],
+)
+def test_which_addresses_are_counted_as_one(one: str, other: str, are_one: bool) -> None:
+    assert (network(one) == network(other)) is are_one
+
+
+def test_the_number_of_known_addresses_is_bounded() -> None:
+    throttle = Throttle()
+    for number in range(throttle.KNOWN + 5):
+        throttle.remember(f"user{number}", "192.0.2.1")
+    assert not throttle.is_known("user0", "192.0.2.1")
+    assert throttle.is_known(f"user{throttle.KNOWN}", "192.0.2.1")
+
+
+def test_a_success_takes_back_no_failure_of_others() -> None:
+    throttle = Throttle()
+    with throttle.attempt("account", "address"):  # while it goes on, somebody guesses from there
+        for number in range(throttle.FREE):
+            assert not refused(throttle, f"victim{number}", "address")
+    assert not refused(throttle, "another", "address")
+    assert refused(throttle, "yet another", "address")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/auth/register", {"invite_code": "x", "username": "eve", "password": PASSWORD}),
+        ("/auth/link", {"token": "x"}),
+        ("/auth/password", {"current_password": "x", "new_password": PASSWORD}),
+    ],
+)
+async def test_whatever_can_be_guessed_is_slowed_down(
+    running: Running, ann: Person, path: str, body: dict[str, str]
+) -> None:
+    client = ann if path == "/auth/password" else running.anybody()
+    statuses = [(await client.post(path, json=body)).status_code for _ in range(7)]
+    assert set(statuses[:6]) <= {400, 401} and statuses[6] == 429
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "1qaz2wsx3edc4rfv",
+        "q1w2e3r4t5y6",
+        "zxcvbnm,./1234",
+        "lovelovelove",
+        "mangomangomango",
+        "sonyericsson",
+        "Manchesterunited",
+        "qwertyuiopasdfghjkl",
+    ],
+)
+def test_walks_repetitions_and_well_known_passwords_are_refused(password: str) -> None:
+    with pytest.raises(Invalid, match="easy to guess"):
+        check_password(password, "ann")
+
+
+def test_a_password_that_is_the_name_and_little_else_is_refused() -> None:
+    check_password("bartholomew77x", "ann")
+    with pytest.raises(Invalid, match="easy to guess"):
+        check_password("Bartholomew77x", "bartholomew")
+
+
+@pytest.mark.parametrize("password", ["hunting in trees fast", "polished green teapot", "anniversary-anniversary"])
+def test_words_that_share_letters_with_the_keyboard_are_not(password: str) -> None:
+    check_password(password, "ann")
+
+
+async def test_a_password_is_short_enough_to_be_hashed(running: Running, ann: Person) -> None:
+    body = {"username": "ann", "password": "x" * 900}
+    assert code(await running.anybody().post("/auth/login", json=body)) == (401, "INVALID_CREDENTIALS")
+    body["password"] = "x" * 1001
+    assert code(await running.anybody().post("/auth/login", json=body)) == (400, "VALIDATION_ERROR")
+
+
+# ---- files and logs
+
+
+def test_a_key_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    key = tmp_path / "session-key"
+    key.write_text("", "utf-8")
+    (tmp_path / "session-key.partial").write_text("half of", "utf-8")
+    assert private_file(key, lambda: "new") == "new" == private_file(key, lambda: "another")
+    assert [file.name for file in tmp_path.iterdir()] == ["session-key"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_a_key_is_its_owner_s_alone(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        private_file(tmp_path / "session-key", lambda: "new")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "session-key").stat().st_mode & 0o777 == 0o600
+
+
+async def test_refusals_are_in_the_log_by_their_code(
+    running: Running, ann: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "fireside.access")
+    await ann.get("/conversations/7")
+    await ann.get("/conversations", headers={"Origin": "https://evil.example"})
+    await ann.post("/conversations", headers={"X-CSRF-Token": "wrong"}, json={})
+    records = [vars(record) for record in caplog.records if record.name == "fireside.access"]
+    told = [(record.get("code"), record["user"], record.get("address")) for record in records]
+    assert told == [
+        ("CONVERSATION_NOT_FOUND", 1, "127.0.0.1"),
+        ("ORIGIN_NOT_ALLOWED", None, "127.0.0.1"),
+        ("CSRF_INVALID", 1, "127.0.0.1"),
+    ]
+
+
+async def test_requests_without_a_user_have_one_line_per_minute_and_kind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
+    caplog.set_level(logging.INFO, "fireside.access")
+    async with Running(tmp_path, trusted_proxies="127.0.0.1") as running:
+        for number in range(200):
+            headers = {"X-Forwarded-For": f"192.0.2.{number % 40}"}
+            await running.anybody().get(f"/conversations/{number}", headers=headers)
+        lines = len(caplog.records)
+        assert lines == RequestLog.KINDS + 1, "one for each of the first addresses, and one for all others"
+        clock.late += RequestLog.INTERVAL_SECONDS
+        await running.anybody().get("/auth/me")
+        told = [vars(record) for record in caplog.records[lines:]]
+        assert sum(line.get("count", 0) for line in told) == 200 - lines
+        assert (told[-1]["route"], told[-1]["code"]) == ("/auth/me", "AUTH_REQUIRED")
+        ann = await running.first()
+        caplog.clear()
+        for _ in range(3):
+            await ann.get("/conversations/7")
+        assert len(caplog.records) == 3, "requests of a user are all logged"

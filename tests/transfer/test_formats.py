@@ -1,0 +1,515 @@
+import copy
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from fireside.transfer import formats
+from fireside.transfer.transcript import Conversation, Image, Unreadable, clean, read
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ..exports import (
+    STATS,
+    answered,
+    asked,
+    block,
+    chatgpt,
+    data_url,
+    lmstudio,
+    node,
+    openwebui,
+    picture,
+    png,
+    said,
+    thoughts,
+    turn,
+)
+
+
+def nothing(mention: str) -> Image | None:
+    return None
+
+
+def anything(mention: str) -> Image | None:
+    return Image("image/png", file=f"somewhere/{mention}")
+
+
+def tree(conversation: Conversation) -> list[tuple[int, int | None, str, str]]:
+    return [(m.id, m.parent_id, m.role, m.content) for m in conversation.messages]
+
+
+# ---- LM Studio
+
+
+def test_lmstudio_versions_become_siblings_below_the_selected_one() -> None:
+    chat = lmstudio(
+        turn(asked("First draft"), asked("What is a river?"), selected=1),
+        turn(answered(block("Water.")), answered(block("Moving water.")), answered(block("A stream.")), selected=1),
+        turn(asked("And a lake?")),
+    )
+    read = formats.parse(chat, nothing)
+    assert tree(read) == [
+        (1, None, "user", "First draft"),
+        (2, None, "user", "What is a river?"),
+        (3, 2, "assistant", "Water."),
+        (4, 2, "assistant", "Moving water."),
+        (5, 2, "assistant", "A stream."),
+        (6, 4, "user", "And a lake?"),
+    ]
+    assert read.active_message_id == 6
+    assert (read.title, read.named, read.system_prompt) == ("Rivers", True, "Be brief.")
+    assert (read.provider_id, read.model) == ("lmstudio", "qwen3-4b")
+
+
+def test_lmstudio_thinking_is_reasoning_and_tools_are_left_out() -> None:
+    call = {"type": "contentBlock", "content": [{"type": "toolCallRequest", "name": "search", "parameters": {}}]}
+    result = {"type": "contentBlock", "content": [{"type": "toolCallResult", "content": "42"}]}
+    answer = answered(
+        block("Hm.", thinking=True),
+        block("Let me look.", promptTokensCount=1, predictedTokensCount=2),
+        call,
+        {"type": "toolStatus", "callId": 1, "statusState": {"status": {"type": "toolCallSucceeded"}}},
+        result,
+        {"type": "debugInfoBlock", "debugInfo": "secret"},
+        block("It is 42.", **STATS),
+    )
+    only_tools = turn(answered(call, result))
+    message = formats.parse(lmstudio(turn(asked("?")), turn(answer), only_tools, turn(asked("!"))), nothing).messages[
+        1:
+    ]
+    assert (message[0].reasoning, message[0].content) == ("Hm.", "Let me look.\n\nIt is 42.")
+    assert message[0].token_usage == {"prompt_tokens": 30, "completion_tokens": 120, "total_tokens": 150}
+    assert message[0].stats == {
+        "ttft_ms": 250,
+        "total_ms": 3500,
+        "tokens_per_second": 41.26,
+        "finish_reason": "stop",
+        "context_length": 4096,
+    }
+    assert [(m.content, m.parent_id) for m in message[1:]] == [("!", 2)]
+
+
+def test_lmstudio_stopped_answer_is_canceled() -> None:
+    chat = lmstudio(turn(asked("?")), turn(answered(block("It", **STATS | {"stopReason": "userStopped"}))))
+    assert formats.parse(chat, nothing).messages[1].status == "canceled"
+
+
+def test_lmstudio_times_come_from_the_steps() -> None:
+    chat = lmstudio(
+        turn(asked("one")),
+        turn(answered(block("1", at=1_720_000_010_000)), answered(block("1!", at=1_720_000_050_000))),
+        turn(asked("two")),
+        turn(answered(block("2", at=1_720_000_060_000))),
+        turn(asked("three")),
+        userLastMessagedAt=1_720_000_070_000,
+    )
+    assert [message.created_at[14:23] for message in formats.parse(chat, nothing).messages] == [
+        "46:49.999",
+        "46:50.000",
+        "47:30.000",
+        "47:39.999",
+        "47:40.000",
+        "47:50.000",
+    ]
+
+
+def test_lmstudio_without_times_keeps_the_order() -> None:
+    chat = lmstudio(turn(asked("one")), turn(answered(block("1"))), turn(asked("two")))
+    times = [message.created_at for message in formats.parse(chat, nothing).messages]
+    assert times == sorted(set(times))
+    assert times[0] > formats.parse(chat, nothing).created_at
+
+
+def test_lmstudio_identity_is_when_it_was_made_and_the_first_question() -> None:
+    chat = lmstudio(turn(asked("one")), turn(answered(block("1"))))
+    longer = lmstudio(turn(asked("one")), turn(answered(block("1"))), turn(asked("two")), name="renamed")
+    assert formats.parse(chat, nothing).source == formats.parse(longer, nothing).source
+    assert formats.parse(chat | {"createdAt": 1_720_000_000_124}, nothing).source != formats.parse(chat, nothing).source
+    other = lmstudio(turn(asked("uno")), turn(answered(block("1"))))
+    assert formats.parse(other, nothing).source != formats.parse(chat, nothing).source
+
+
+def test_lmstudio_messages_are_known_by_what_they_say() -> None:
+    chat = lmstudio(turn(asked("go on")), turn(answered(block("1"))), turn(asked("go on")), turn(answered(block("2"))))
+    sources = [message.source for message in formats.parse(chat, nothing).messages]
+    assert len(set(sources)) == 4
+    chat["messages"] += [turn(asked("go on"))]
+    assert [message.source for message in formats.parse(chat, nothing).messages][:4] == sources
+    with_images = lmstudio(turn(asked("look", "a.png")))
+    assert (
+        formats.parse(with_images, nothing).messages[0].source
+        == formats.parse(with_images, anything).messages[0].source
+    )
+
+
+def test_lmstudio_without_a_time_or_messages_is_unreadable() -> None:
+    with pytest.raises(Unreadable, match="createdAt"):
+        formats.parse(lmstudio(turn(asked("?")), made=0), nothing)
+    with pytest.raises(Unreadable, match="no messages"):
+        formats.parse(lmstudio(), nothing)
+
+
+@pytest.mark.parametrize("selected", [-1, 7, None, "1", 1.5, [1]])
+def test_lmstudio_selection_out_of_range_is_the_first(selected: Any) -> None:
+    chat = lmstudio(turn(asked("a"), asked("b"), selected=selected), turn(answered(block("c"))))
+    assert formats.parse(chat, nothing).messages[2].parent_id == 1
+
+
+# ---- ChatGPT
+
+
+def bridges() -> dict[str, Any]:
+    """A question with two answers, one of them through tools and thoughts; and a question that was edited."""
+    hidden: dict[str, Any] = {"metadata": {"is_visually_hidden_from_conversation": True}}
+    return chatgpt(
+        node("root", None),
+        node("sys", "root", "system", "", **hidden),
+        node("ctx", "sys", "user", kind="user_editable_context"),
+        node("q1", "ctx", "user", "What holds it up?", at=1_700_000_001.0),
+        node("a1", "q1", "assistant", "Cables \ue200cite\ue202turn0search1\ue201.", at=1_700_000_002.0),
+        thoughts("t1", "q1", ("Statics", "Arches carry."), ("", "And piers.")),
+        node("recap", "t1", "assistant", kind="reasoning_recap"),
+        node("call", "recap", "assistant", "search()", kind="code", recipient="browser"),
+        node("tool", "call", "tool", "results"),
+        node("a2", "tool", "assistant", "Piers.", at=1_700_000_004.0, metadata={"model_slug": "o3"}),
+        node("a2 more", "a2", "assistant", "And more piers.", at=1_700_000_005.0),
+        node("q2", "a1", "user", "Who built it?"),
+        node("q2b", "a1", "user", "Who paid for it?", at=1_700_000_006.0),
+        node("a3", "q2b", "assistant", 'The \ue200entity\ue202["place","City"]\ue201.\ue204', at=1_700_000_007.0),
+        current="a3",
+    )
+
+
+def test_chatgpt_keeps_all_branches_and_passes_over_what_nobody_sees() -> None:
+    read = formats.parse(bridges(), nothing)
+    by_source = {message.source: message for message in read.messages}
+    parents = {m.source: next((p.source for p in read.messages if p.id == m.parent_id), None) for m in read.messages}
+    assert parents == {"q1": None, "a1": "q1", "a2": "q1", "a2 more": "a2", "q2": "a1", "q2b": "a1", "a3": "q2b"}
+    assert by_source["a1"].content == "Cables ."
+    assert by_source["a3"].content == "The City."
+    assert by_source["a2"].reasoning == "Statics\n\nArches carry.\n\nAnd piers."
+    assert by_source["a1"].reasoning == by_source["a2 more"].reasoning == ""
+    assert (by_source["a1"].model, by_source["a2"].model, by_source["q1"].model) == ("gpt-4o", "o3", None)
+    assert read.active_message_id == by_source["a3"].id
+    assert (read.source, read.title, read.provider_id) == ("chatgpt:c0ffee", "Bridges", None)
+    assert read.created_at == "2023-11-14T22:13:20.500000"
+    assert read.updated_at == by_source["a3"].created_at == "2023-11-14T22:13:27.000000"
+
+
+def test_chatgpt_message_without_a_time_has_that_of_the_one_before() -> None:
+    by_source = {message.source: message for message in formats.parse(bridges(), nothing).messages}
+    assert by_source["q2"].created_at == by_source["a1"].created_at
+
+
+def test_chatgpt_images_of_people_and_of_tools() -> None:
+    chat = chatgpt(
+        node("q", None, "user", picture("sediment://file_0001"), "What is this?", kind="multimodal_text"),
+        node("call", "q", "assistant", "{}", kind="code", recipient="dalle.text2im"),
+        node("drawn", "call", "tool", picture("file-service://file-9"), "prompt", kind="multimodal_text"),
+        node(
+            "voice", "drawn", "user", {"content_type": "audio_transcription", "text": "Thanks"}, kind="multimodal_text"
+        ),
+        current="voice",
+    )
+    messages = formats.parse(chat, anything).messages
+    assert [(m.role, m.content, [image.file for image in m.images]) for m in messages] == [
+        ("user", "What is this?", ["somewhere/sediment://file_0001"]),
+        ("assistant", "", ["somewhere/file-service://file-9"]),
+        ("user", "Thanks", []),
+    ]
+    assert [m.content for m in formats.parse(chat, nothing).messages] == ["What is this?", "Thanks"]
+
+
+def test_chatgpt_current_node_that_is_passed_over_or_missing() -> None:
+    chat = bridges()
+    assert formats.parse(chat | {"current_node": "tool"}, nothing).active_message_id == 1
+    read = formats.parse(chat | {"current_node": "nowhere"}, nothing)
+    assert read.active_message_id == read.messages[-1].id
+
+
+def test_chatgpt_rings_and_missing_parents_lose_nothing() -> None:
+    chat = chatgpt(
+        node("a", "c", "user", "a"),
+        node("b", "a", "assistant", "b"),
+        node("c", "b", "user", "c"),
+        node("self", "self", "user", "self"),
+        node("orphan", "gone", "user", "orphan"),
+        node("child", "orphan", "assistant", "child"),
+        current="c",
+    )
+    read = formats.parse(chat, nothing)
+    assert tree(read) == [
+        (1, None, "user", "orphan"),
+        (2, 1, "assistant", "child"),
+        (3, None, "user", "a"),
+        (4, 3, "assistant", "b"),
+        (5, 4, "user", "c"),
+        (6, None, "user", "self"),
+    ]
+
+
+def test_chatgpt_deep_chain_needs_no_deep_stack() -> None:
+    nodes = [node(str(n), str(n - 1) if n else None, "user" if n % 2 else "assistant", str(n)) for n in range(20_000)]
+    read = formats.parse(chatgpt(*nodes, current="19999"), nothing)
+    assert [m.parent_id for m in read.messages] == [None, *range(1, 20_000)]
+
+
+def test_chatgpt_unclosed_marker_costs_no_text() -> None:
+    chat = chatgpt(
+        node("a", None, "assistant", "one \ue200cite two \ue200url\ue202T\ue202https://e.org\ue201"), current="a"
+    )
+    assert formats.parse(chat, nothing).messages[0].content == "one cite two [T](https://e.org)"
+
+
+def test_private_characters_of_people_stay() -> None:
+    chat = chatgpt(node("q", None, "user", "my prompt \ue0b0 \uf015"), current="q")
+    assert formats.parse(chat, nothing).messages[0].content == "my prompt \ue0b0 \uf015"
+
+
+# ---- Open WebUI
+
+
+def boats() -> dict[str, Any]:
+    reasoning = (
+        '<details type="reasoning" done="true" duration="3">\n<summary>Thought for 3 seconds</summary>\n'
+        "&gt; Is it &lt;wood&gt;?\n&gt; \n&gt; Yes.\n</details>\n"
+    )
+    tools = (
+        '<details type="tool_calls" done="true" name="x" result="&quot;a&quot;">\n<summary>Tool</summary>\n</details>\n'
+    )
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13, "response_token/s": 20.004}
+    return openwebui(
+        said("u1", None, "user", "Why does it float?", files=[{"type": "image", "url": data_url(png())}]),
+        said("a1", "u1", "assistant", reasoning + tools + "It is light.", model="llama3.2", usage=usage, done=True),
+        said("a2", "u1", "assistant", "Because.", at=1_710_000_009, model="qwen3", done=False),
+        said("a3", "u1", "assistant", "", at=1_710_000_010, model="gone", error={"content": "no such model"}),
+        said("u2", "a1", "user", "Thanks", at=1_710_000_100),
+        current="u2",
+    )
+
+
+def test_openwebui_tree_with_reasoning_usage_and_images() -> None:
+    read = formats.parse(boats(), nothing)
+    assert [(m.source, m.parent_id, m.status) for m in read.messages] == [
+        ("u1", None, "complete"),
+        ("a1", 1, "complete"),
+        ("u2", 2, "complete"),
+        ("a2", 1, "interrupted"),
+        ("a3", 1, "error"),
+    ]
+    question, answer, *_, failed = read.messages
+    assert [image.data for image in question.images] == [png()]
+    assert (answer.content, answer.reasoning, answer.model) == ("It is light.", "Is it <wood>?\n\nYes.", "llama3.2")
+    assert answer.token_usage == {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+    assert answer.stats == {"reasoning_ms": 3000, "tokens_per_second": 20.0}
+    assert failed.error == {"code": "PROVIDER_ERROR", "message": "no such model"}
+    assert (read.source, read.title, read.pinned, read.system_prompt) == ("openwebui:b0a7", "Boats", True, "Be kind.")
+    assert (read.created_at, read.active_message_id) == ("2024-03-09T16:00:00.000000", 3)
+
+
+def test_openwebui_row_array_import_form_and_bare_chat_are_one() -> None:
+    row = boats()
+    bare = row["chat"] | {"id": "b0a7"}
+    expected = tree(formats.parse(row, nothing))
+    for file in ([row], row, {"chats": [row]}, bare, [bare]):
+        (value,) = formats.unpack(file)
+        read = formats.parse(value, nothing)
+        assert tree(read) == expected
+        assert read.source == "openwebui:b0a7"
+
+
+def test_openwebui_old_chat_is_a_list() -> None:
+    chat = {
+        "title": "Old",
+        "models": ["x"],
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    }
+    for value in ({"id": "1", "chat": chat}, chat | {"id": "1"}):
+        assert tree(formats.parse(value, nothing)) == [(1, None, "user", "a"), (2, 1, "assistant", "b")]
+
+
+def test_details_that_do_not_close_stay_text() -> None:
+    for text in (
+        '<details type="reasoning"',
+        '<details type="reasoning">never',
+        '<details type="tool_calls" a="b">x</detail>',
+    ):
+        chat = openwebui(said("a", None, "assistant", text), current="a")
+        assert formats.parse(chat, nothing).messages[0].content == text
+
+
+def test_many_open_details_take_no_time() -> None:
+    text = '<details type="reasoning"' * 8000
+    assert (
+        formats.parse(openwebui(said("a", None, "assistant", text), current="a"), nothing).messages[0].content == text
+    )
+
+
+# ---- what may be wrong with any of them
+
+
+def test_title_follows_the_first_question_where_there_is_none() -> None:
+    chat = lmstudio(turn(asked("What is a delta, and how does it come about where a river meets the sea?")), name=None)
+    read = formats.parse(chat, nothing)
+    assert (read.title, read.named) == ("What is a delta, and how does it come about where a river…", False)
+
+
+def test_long_title_is_cut_and_long_message_is_refused() -> None:
+    assert len(formats.parse(lmstudio(turn(asked("?")), name="x" * 5000), nothing).title) == 200
+    assert len(formats.parse(lmstudio(turn(asked("?" * 200_000))), nothing).messages[0].content) == 200_000
+    with pytest.raises(Unreadable, match="200,001 characters"):
+        formats.parse(lmstudio(turn(asked("?" * 200_001))), nothing)
+    long = formats.parse(lmstudio(turn(asked("?")), turn(answered(block("!" * 300_000)))), nothing)
+    assert len(long.messages[1].content) == 300_000
+
+
+def test_nul_and_lone_surrogates_are_replaced() -> None:
+    chat = lmstudio(turn(asked("a\0b \ud83d c \ud83d\ude00")), name="\udc00")
+    read = formats.parse(formats.decode(json.dumps(chat).encode()), nothing)
+    assert read.messages[0].content == "a\ufffdb \ufffd c \U0001f600"
+    assert read.title == "\ufffd"
+    assert clean("\ud83d\ude00") == "\U0001f600"
+
+
+def test_bytes_that_are_not_utf8_are_replaced() -> None:
+    assert formats.decode(b'{"a": "\xff"}') == {"a": "\ufffd"}
+    for data in (b"", b"{", b"\xff\xfe{\x00}\x00", b"[" * 100_000, b"nul", b"1" * 10_000):
+        with pytest.raises(Unreadable):
+            formats.decode(data)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 1, "text", [], {}, {"messages": []}, [{"mapping": {}}], {"title": "user.json"}]
+)
+def test_other_json_is_no_conversation(value: Any) -> None:
+    with pytest.raises(Unreadable, match="is no conversation"):
+        formats.parse(value, nothing)
+
+
+ODD = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)  # as what formats.decode reads
+    | st.text()
+    | st.sampled_from(
+        ["a1", "q1", "user", "assistant", 10**400, -1, 1e308, "\ud800", "\0", [], {}, [[]], [{}], {"a": []}]
+    )
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in items for place in places(item, (*path, key)))]
+
+
+def exported() -> dict[str, Any]:
+    read = formats.parse(boats(), nothing)
+    read.settings = {"temperature": 0.5, "stop": ["x"]}
+    return dict(formats.decode(msgspec.json.encode(read)))
+
+
+SAMPLES = {
+    "lmstudio": lmstudio(
+        turn(asked("a", "f.png"), asked("b"), selected=1),
+        turn(answered(block("t", True, 1_720_000_010_000), block("x", **STATS))),
+    ),
+    "chatgpt": bridges(),
+    "openwebui": boats(),
+    "fireside": exported(),
+}
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_no_change_of_any_field_is_more_than_unreadable(data: st.DataObject) -> None:
+    value = copy.deepcopy(SAMPLES[data.draw(st.sampled_from(sorted(SAMPLES)))])
+    for _ in range(data.draw(st.integers(1, 4))):
+        *path, last = data.draw(st.sampled_from(places(value)[1:]))
+        holder: Any = value
+        for key in path:
+            holder = holder[key]
+        if isinstance(holder, dict) and data.draw(st.booleans()):
+            del holder[last]
+            if not value:
+                break
+        else:
+            holder[last] = copy.deepcopy(data.draw(ODD))  # what is drawn may be changed in the next round
+    try:
+        read = formats.parse(value, anything)
+    except Unreadable as error:
+        assert str(error)
+        return
+    known: set[int | None] = {None}
+    for message in read.messages:
+        assert message.parent_id in known
+        assert message.id not in known
+        known.add(message.id)
+        clean(message.content).encode()
+    assert read.active_message_id in known
+    assert 0 < len(read.title) <= 200 or "fireside" in value
+    again = formats.parse(formats.decode(msgspec.json.encode(read)), nothing)
+    assert again == read
+
+
+def test_fireside_form_survives_writing_and_reading() -> None:
+    value = exported()
+    assert dict(formats.decode(msgspec.json.encode(read(copy.deepcopy(value))))) == value
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"fireside": 2}, "newer Fireside"),
+        ({"created_at": "2024-02-30T00:00:00.000000"}, "not as Fireside writes it"),
+        ({"settings": {"temperature": 3}}, "temperature"),
+        ({"settings": {"unknown": 3}}, "unknown"),
+        ({"settings": {"seed": None}}, "a setting is empty"),
+        ({"active_message_id": 99}, "active message"),
+        ({"messages": [{"id": 1, "parent_id": 2}]}, "messages"),
+        ({"title": None}, "title"),
+        ({"system_prompt": "\ud800"}, "Unicode"),
+    ],
+)
+def test_fireside_form_that_was_changed_is_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason):
+        read(exported() | change)
+
+
+def test_fireside_message_that_was_changed_is_refused() -> None:
+    for change in (
+        {"parent_id": 5},
+        {"id": 2},
+        {"role": "system"},
+        {"status": "generating"},
+        {"created_at": "yesterday"},
+        {"token_usage": {"prompt_tokens": 1}},
+        {"stats": {"total_ms": "1"}},
+        {"error": {"code": "X"}},
+        {"images": [{"media_type": "image/png", "data": "AAAA"}]},
+        {"images": [{"media_type": "image/svg+xml", "file": "x.svg"}]},
+        {"content": "x" * 200_001},
+    ):
+        value = exported()
+        value["messages"][0] |= change
+        with pytest.raises(Unreadable):
+            read(value)
+
+
+def test_log_that_does_not_fit_is_dropped_and_the_answer_stays() -> None:
+    done = {"event": "done", "data": {"status": "ok"}}
+    for log, fits in (
+        ([-19, 5, 7, done], True),
+        ([-19, 12], False),
+        ([-19, 11, done], False),
+        ([12, done], False),
+        ([-19, 0, 12, done], False),
+        ([-19, 12, {"event": "x\ndata: y", "data": {}}, done], False),
+        ([-19, 12, {"event": "done"}], False),
+    ):
+        value = exported()
+        value["messages"][1]["generation"] = {"id": "g", "provider_id": "p", "model": "m", "params": {}, "log": log}
+        answer = read(value).messages[1]
+        assert (len(answer.reasoning), len(answer.content)) == (19, 12)
+        assert (answer.generation is not None) == fits

@@ -1,0 +1,354 @@
+"""Connections: deadlines in every state, limits on their number and on headers, and TLS."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fireside import config, db
+from fireside.cli import client as cli_client
+from fireside.errors import ConfigError
+from fireside.web import connection
+from fireside.web.connection import CONNECTIONS_PER_ADDRESS, Limits
+from fireside.web.endpoint import REQUESTS_PER_USER
+from fireside.web.schemas import IMAGE_BYTES
+
+from ..certificates import make_certificate, needs_openssl, trusting
+from ..cli.test_commands import serving
+from ..live import BOOTSTRAP_TOKEN, PATIENCE, Person, Running, good, until
+from ..processes import environment, run
+from ..upstream import Gate, Upstream, pause
+
+posix = pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+DEADLINES = ("HEAD_SECONDS", "BODY_SECONDS", "KEEP_ALIVE_SECONDS", "STALL_SECONDS")
+HOST = b"Host: localhost\r\n"
+
+
+@contextlib.asynccontextmanager
+async def connected(running: Running, **more: Any) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rpartition(":")[2]), **more)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in DEADLINES:
+        monkeypatch.setattr(connection, name, 0.2)
+
+
+# ---- deadlines
+
+
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+STATES = {  # a request that does not end, what is sent again and again after it, and the status of the response
+    "nothing": (b"", b"", b""),
+    "a request line": (b"GET /", b"a", b""),
+    "headers": (b"GET / HTTP/1.1\r\n" + HOST, b"X: y\r\n", b""),
+    "a body": (b"POST /auth/login HTTP/1.1\r\n" + HOST + b"Content-Length: 9999\r\n\r\n{", b"x", b"408"),
+    "a trailer": (b"POST /auth/login HTTP/1.1\r\n" + HOST + CHUNKED, b"X: y\r\n", b"408"),
+    "line ends after a response": (b"GET /version HTTP/1.1\r\n" + HOST + b"\r\n", b"\r\n", b"200"),
+    "a body after 200": (b"GET /version HTTP/1.1\r\n" + HOST + b"Content-Length: 9999\r\n\r\n", b"x", b"200"),
+    "a body after 401": (b"POST /render HTTP/1.1\r\n" + HOST + b"Content-Length: 9999\r\n\r\n", b"x", b"401"),
+    "a body after 404": (b"POST /nowhere HTTP/1.1\r\n" + HOST + b"Content-Length: 9999\r\n\r\n", b"x", b"404"),
+    "a body after 413": (b"POST /auth/login HTTP/1.1\r\n" + HOST + b"Content-Length: 99999\r\n\r\n", b"x", b"413"),
+    "a trailer after 404": (b"POST /nowhere HTTP/1.1\r\n" + HOST + CHUNKED, b"X: y\r\n", b"404"),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+async def test_a_connection_ends_in_every_state(running: Running, short: None, state: str) -> None:
+    begin, more, status = STATES[state]
+    async with connected(running) as (reader, writer):
+        writer.write(begin)
+
+        async def send_more() -> None:
+            while more and not writer.is_closing():
+                writer.write(more)
+                await asyncio.sleep(0.02)
+
+        sending = asyncio.create_task(send_more())
+        async with asyncio.timeout(PATIENCE / 3):
+            with contextlib.suppress(ConnectionError):
+                received = await reader.read()
+                assert received.partition(b" ")[2][:3] == status
+        sending.cancel()
+    await until(lambda: not running.server.server_state.connections)
+
+
+async def test_a_body_that_does_not_arrive_is_answered_with_an_error(running: Running, short: None) -> None:
+    async with connected(running) as (reader, writer):
+        writer.write(b"POST /auth/login HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\n{")
+        head, _, body = (await asyncio.wait_for(reader.read(), PATIENCE)).partition(b"\r\n\r\n")
+    error = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n") and b"connection: close" in head
+    assert error["code"] == "REQUEST_TIMEOUT" and f"x-request-id: {error['request_id']}".encode() in head
+
+
+async def test_a_response_that_is_not_read_ends_also_after_a_half_close(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(IMAGE_BYTES - 8)).decode()  # more than the kernel buffers
+    await ann.conversation(message={"content": "", "images": [{"media_type": "image/png", "data": data}]})
+    cookie = "; ".join(f"{cookie.name}={cookie.value}" for cookie in ann.cookies.jar).encode()
+    for name in DEADLINES:
+        monkeypatch.setattr(connection, name, 0.2)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", int(running.url.rpartition(":")[2])))
+        request = b"GET /images/1 HTTP/1.1\r\n" + HOST + b"Cookie: " + cookie + b"\r\n\r\n"
+        await asyncio.get_running_loop().sock_sendall(client, request)
+        connections = running.server.server_state.connections
+        await until(lambda: any(each.transport.get_write_buffer_size() for each in connections))
+        client.shutdown(socket.SHUT_WR)
+        await until(lambda: not connections)
+
+
+async def test_a_stream_that_is_silent_for_longer_than_every_deadline_lives(
+    tmp_path: Path, upstream: Upstream, short: None
+) -> None:
+    async with Running(tmp_path, lmstudio_url=upstream.url, ping_seconds="0.5") as running:
+        ann = await running.first()
+        conversation_id = await ann.conversation("Hello?")
+        gate = Gate()
+        upstream.enqueue(pause(gate))
+        async with ann.streaming(conversation_id, provider_id="lmstudio", model="m") as events:
+            pings = 0
+            while pings < 4:
+                pings += (await anext(events)).event == "ping"
+            gate.open()
+            assert [event.event async for event in events][-1] in ("done", "error")
+
+
+async def test_a_body_that_arrives_at_the_allowed_rate_is_read(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "BODY_RATE", 10)
+    conversation_id = await ann.conversation()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"content": "'
+        for _ in range(15):
+            await asyncio.sleep(0.05)
+            yield b"word "
+        yield b'"}'
+
+    path, head = f"/conversations/{conversation_id}/messages", {"Content-Type": "application/json"}
+    good(await ann.post(path, content=body(), headers=head))
+
+
+async def test_a_connection_is_kept_for_requests_that_come_in_time(running: Running) -> None:
+    async with connected(running) as (reader, writer):
+        for _ in range(3):
+            writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.readuntil(b"}")
+
+
+# ---- the size of headers
+
+
+async def test_headers_have_a_limit(running: Running) -> None:
+    for size, status in ((15_000, b"200 OK"), (17_000, b"431 Request Header Fields Too Large")):
+        async with connected(running) as (reader, writer):
+            writer.write(b"GET /version HTTP/1.1\r\n" + HOST + b"Connection: close\r\nX: " + b"a" * size + b"\r\n\r\n")
+            head, _, body = (await asyncio.wait_for(reader.read(), PATIENCE)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 " + status)
+    assert json.loads(body)["code"] == "HEADERS_TOO_LARGE" and "cookies" in json.loads(body)["message"]
+
+
+@pytest.mark.parametrize(
+    "begin", [b"GET / HTTP/1.1\r\nX: ", b"GET /", b"POST / HTTP/1.1\r\n" + HOST + CHUNKED + b"X: "]
+)
+async def test_a_head_without_end_is_not_read(running: Running, begin: bytes) -> None:
+    for more in (b"a" * 65536, b"X: y\r\n" * 10_000):
+        async with connected(running) as (_, writer):
+            with pytest.raises(ConnectionError):
+                writer.write(begin)
+                for _ in range(100):
+                    writer.write(more)
+                    await writer.drain()
+
+
+# ---- the number of connections
+
+
+@dataclass
+class Held:
+    network: str
+    deadline: float = 1.0
+
+
+def test_connections_are_counted_by_address_and_each_half_by_itself(tmp_path: Path) -> None:
+    limits = Limits(config.load({"data_dir": str(tmp_path)}, {"FIRESIDE_TRUSTED_PROXIES": "10.0.0.2"}))
+
+    def crowd(address: str, held: list[Held]) -> Any:
+        return limits.crowd(address, held)  # type: ignore[arg-type]
+
+    own = [Held("10.0.0.1")] * CONNECTIONS_PER_ADDRESS
+    assert crowd("10.0.0.1", own) == own and crowd("10.0.0.1", own[1:]) == []
+    assert crowd("10.0.0.9", own) == [] and crowd("127.0.0.1", own) == []
+    assert crowd("10.0.0.2", [Held("10.0.0.2")] * 2 * CONNECTIONS_PER_ADDRESS) == []
+    others = [Held(str(number)) for number in range(limits.half)]
+    assert crowd("10.0.0.9", others) == others and crowd("127.0.0.1", others) == []
+    local = [Held("loopback")] * limits.half
+    assert crowd("127.0.0.9", local) == local and crowd("10.0.0.9", local) == []
+
+
+async def test_a_new_connection_replaces_one_that_waits_and_none_that_is_answered(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 2 * PATIENCE)
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running, contextlib.AsyncExitStack() as stack:
+        ann = await running.first()
+        conversation_id = await ann.conversation("Hello?")
+        gate = Gate()
+        upstream.enqueue(pause(gate))
+        events = await stack.enter_async_context(ann.streaming(conversation_id, provider_id="lmstudio", model="m"))
+        assert (await anext(events)).event == "ping"
+        held = [await stack.enter_async_context(connected(running)) for _ in range(12)]
+        assert await asyncio.wait_for(held[0][0].read(), PATIENCE) == b""
+        assert len(running.server.server_state.connections) <= 4
+        good(await running.anybody().get("/health"))
+        gate.open()
+        assert [event.event async for event in events][-1] in ("done", "error")
+
+
+@posix
+def test_with_few_descriptors_strangers_cannot_lock_out_the_command_line(tmp_path: Path) -> None:
+    limited = ["/bin/sh", "-c", 'ulimit -n 256 && exec "$@"', "sh", sys.executable, "-m", "fireside"]
+    command = [*limited, "--no-open", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    environ = environment(bootstrap_token=BOOTSTRAP_TOKEN, lmstudio_url="http://127.0.0.1:9")
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stdout is not None
+            port = int(service.stdout.readline().rpartition(":")[2])
+            with contextlib.ExitStack() as stack:
+                for _ in range(400):
+                    held = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE / 3))
+                    held.sendall(b"GET /version HTTP/1.1\r\n" + HOST + b"\r\n")
+                    assert held.recv(100).startswith(b"HTTP/1.1 200 OK")
+                    held.sendall(b"\r\n")
+                with httpx.Client(trust_env=False, timeout=PATIENCE) as client:
+                    assert client.get(f"http://127.0.0.1:{port}/health").status_code == 200
+                done = run("backup", str(tmp_path / "copy.db"), "--data-dir", str(tmp_path / "data"))
+                assert done.returncode == 0, done.stderr
+        finally:
+            service.terminate()
+    assert (tmp_path / "copy.db").stat().st_size
+
+
+# ---- TLS
+
+
+@needs_openssl
+async def test_with_a_certificate_everything_is_encrypted(tmp_path: Path, short: None) -> None:
+    certificate, key = make_certificate(tmp_path / "tls")
+    async with Running(tmp_path, tls_certificate=str(certificate), tls_key=str(key)) as running:
+        assert running.url.startswith("https://")
+        context = trusting(certificate)
+        async with httpx.AsyncClient(base_url=running.url, verify=context, trust_env=False) as client:
+            body = {"username": "ann", "password": "a long enough phrase", "token": BOOTSTRAP_TOKEN}
+            answer = await client.post("/admin/bootstrap", json=body, headers={"Origin": running.url})
+            good(answer)
+            cookie = answer.headers["set-cookie"]
+            assert cookie.startswith("__Host-fireside=") and "; Secure" in cookie
+            assert good(await client.get("/auth/me"))["user"]["username"] == "ann"
+        for begin, more in ((b"", {}), (b"\x16\x03\x01", {}), (b"", {"ssl": context}), (b"GET /", {"ssl": context})):
+            async with connected(running, **more) as (reader, writer):
+                writer.write(begin)
+                with contextlib.suppress(ConnectionError, ssl.SSLError):
+                    assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
+        await until(lambda: not running.server.server_state.connections)
+
+
+@needs_openssl
+def test_the_command_line_trusts_the_service_s_certificate_and_no_other(tmp_path: Path) -> None:
+    certificate, key = make_certificate(tmp_path / "tls")
+    data = tmp_path / "data"
+    with serving(data, tls_certificate=str(certificate), tls_key=str(key)) as service:
+        assert service.url.startswith("https://127.0.0.1:")
+        done = run("backup", str(tmp_path / "copy.db"), "--data-dir", str(data))
+        assert done.returncode == 0, done.stderr
+        told = json.loads((data / "service.json").read_text("utf-8"))
+        found = cli_client.find_service(config.load({"data_dir": str(data)}, {}))
+        assert found is not None
+        found.http.close()
+        told["certificate"] = make_certificate(tmp_path / "tls", "other")[0].read_text("utf-8")
+        (data / "service.json").write_text(json.dumps(told), "utf-8")
+        assert cli_client.find_service(config.load({"data_dir": str(data)}, {})) is None
+
+
+@needs_openssl
+def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    certificate, key = (str(file) for file in make_certificate(tmp_path / "tls"))
+    other = str(make_certificate(tmp_path / "tls", "other")[1])
+    missing = str(tmp_path / "missing.pem")
+    for given, names in (
+        ((certificate, None), ["tls_key: must be set"]),
+        ((None, key), ["tls_certificate: must be set"]),
+        ((missing, key), ["tls_certificate: ", missing]),
+        ((certificate, missing), ["tls_key: ", missing]),
+        ((certificate, other), ["tls_certificate, tls_key: ", certificate, other]),
+        ((key, key), ["tls_certificate, tls_key: ", key]),
+    ):
+        variables = zip(("FIRESIDE_TLS_CERTIFICATE", "FIRESIDE_TLS_KEY"), given, strict=True)
+        environ = {name: file for name, file in variables if file is not None}
+        with pytest.raises(ConfigError) as error:
+            Limits(config.load({"data_dir": str(tmp_path)}, environ))
+        assert all(name in str(error.value) for name in names), error.value
+
+
+# ---- the service file
+
+
+def test_a_service_file_is_deleted_before_the_start_can_fail(tmp_path: Path) -> None:
+    (tmp_path / "service.json").write_text("{}", "utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("--port", str(taken.getsockname()[1]), "--data-dir", str(tmp_path))
+    assert done.returncode == 2 and not (tmp_path / "service.json").exists()
+    assert db.lock_holder(tmp_path) is None
+
+
+async def test_a_connection_with_too_many_pipelined_requests_is_closed(tmp_path: Path) -> None:
+    async with Running(tmp_path) as running:
+        for count, answered in ((8, 8), (2000, 0)):
+            async with connected(running) as (reader, writer):
+                writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n" * count)
+                received = b""
+                with contextlib.suppress(ConnectionResetError, TimeoutError):
+                    async with asyncio.timeout(PATIENCE):
+                        while received.count(b"HTTP/1.1 200 ") < count and (data := await reader.read(65536)):
+                            received += data
+                assert answered <= received.count(b"HTTP/1.1 200 ") < 200
+
+
+async def test_unread_downloads_of_one_user_wait_for_each_other(running: Running, ann: Person, bob: Person) -> None:
+    data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(IMAGE_BYTES - 8)).decode()  # more than the kernel buffers
+    await ann.conversation(message={"content": "", "images": [{"media_type": "image/png", "data": data}]})
+    async with contextlib.AsyncExitStack() as stack:
+        unread = [await stack.enter_async_context(ann.stream("GET", "/images/1")) for _ in range(REQUESTS_PER_USER)]
+        waiting = asyncio.create_task(ann.get("/auth/me"))
+        for _ in range(20):
+            good(await bob.get("/auth/me"))
+        assert not waiting.done()
+        await unread[0].aclose()
+        good(await waiting)

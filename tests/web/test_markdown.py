@@ -1,0 +1,553 @@
+"""render.py: what each construct becomes, what never gets through, that pieces add up, that it is linear."""
+
+import gc
+import html
+import itertools
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from fireside.web import markdown as render
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+SCRIPTS = {"mfrac": 2, "mover": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "munderover": 3}
+CODE_CLASSES = {"k", "ow", "s", "c", "m", "nf", "nc", "nb", "nt", "na", "nd", "gd", "gi", "gh"}
+VALUES = {
+    "href": r"https?://[!-~]+|mailto:[!-~]+",
+    "class": "task|" + "|".join(sorted(CODE_CLASSES)),
+    "data-language": r"[a-z0-9+#-]{1,30}",
+    "start": r"[0-9]{1,9}",
+    "align": "left|center|right",
+}
+
+
+def nodes(markdown: str) -> list[Any]:
+    return [block["node"] for block in render.blocks(markdown)]
+
+
+def elements(tree: list[Any]) -> Iterator[list[Any]]:
+    """Every element of the forest, after a look at each that does not ask render.py what is right."""
+    waiting = [(node, 1, "") for node in tree]
+    while waiting:
+        node, depth, parent = waiting.pop()
+        assert depth <= 100
+        if isinstance(node, str):
+            assert not re.search("[\0\ud800-\udfff]", node)
+            continue
+        tag, attributes, *children = node
+        assert tag in render.TAGS
+        assert render.TAGS[tag] >= attributes.keys()
+        assert len(children) == SCRIPTS.get(tag, len(children))
+        assert tag.startswith("m") == (tag == "math" or parent.startswith("m"))
+        for name, value in attributes.items():
+            assert isinstance(value, str)
+            assert re.fullmatch(VALUES.get(name, r"[A-Za-z0-9.+ -]*"), value), (name, value)
+        yield node
+        waiting += [(child, depth + 1, tag) for child in children]
+
+
+def find(markdown: str, tag: str) -> list[Any]:
+    return [element for element in elements(nodes(markdown)) if element[0] == tag]
+
+
+def text(node: Any) -> str:
+    return node if isinstance(node, str) else "".join(text(child) for child in node[2:])
+
+
+def shown(markdown: str) -> str:
+    return "".join(text(node) for node in nodes(markdown))
+
+
+def markup(node: Any) -> str:
+    if isinstance(node, str):
+        return html.escape(node, quote=False)
+    attributes = "".join(f' {name}="{value}"' for name, value in node[1].items())
+    return f"<{node[0]}{attributes}>{''.join(markup(child) for child in node[2:])}</{node[0]}>"
+
+
+def cut(markdown: str, start: int, end: int | None = None) -> str:
+    """As JavaScript's slice does: in UTF-16 code units."""
+    units = markdown.encode("utf-16-le", "surrogatepass")
+    return units[2 * start : None if end is None else 2 * end].decode("utf-16-le", "surrogatepass")
+
+
+# ---- each construct
+
+
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("", ""),
+        (" \n\t\n", ""),
+        ("a *b* _c_ **d** ~~e~~", "<p>a <em>b</em> <em>c</em> <strong>d</strong> <s>e</s></p>"),
+        ("one\ntwo  \nthree\\\nfour", "<p>one\ntwo<br></br>three<br></br>four</p>"),
+        ("one\r\ntwo\rthree", "<p>one\ntwo\nthree</p>"),
+        (r"\*a\* &amp; &lt;b&gt; &#x41;", "<p>*a* &amp; &lt;b&gt; A</p>"),
+        ("# one\n###### six", "<h1>one</h1><h6>six</h6>"),
+        ("one\n===\ntwo\n---", "<h1>one</h1><h2>two</h2>"),
+        ("***", "<hr></hr>"),
+        ("`` a`b ``", "<p><code>a`b</code></p>"),
+        ("    a\n\n    b", "<pre><code>a\n\nb\n</code></pre>"),
+        ("```\n<a>\n```", "<pre><code>&lt;a&gt;\n</code></pre>"),
+        ("~~~Brainfuck x\n+", '<pre><code data-language="brainfuck">+</code></pre>'),
+        ("- a\n- b", "<ul><li>a</li><li>b</li></ul>"),
+        ("- a\n\n- b", "<ul><li><p>a</p></li><li><p>b</p></li></ul>"),
+        ("- a\n  1. b", "<ul><li>a<ol><li>b</li></ol></li></ul>"),
+        ("7. a\n8. b", '<ol start="7"><li>a</li><li>b</li></ol>'),
+        ("- [ ] a\n- [x] b\n- [y]", '<ul><li class="task">☐ a</li><li class="task">☑ b</li><li>[y]</li></ul>'),
+        ("> a\nb\n> > c", "<blockquote><p>a\nb</p><blockquote><p>c</p></blockquote></blockquote>"),
+        (
+            "|a|b|\n|:-:|-|\n|*1*|\n",
+            '<table><thead><tr><th align="center">a</th><th>b</th></tr></thead>'
+            '<tbody><tr><td align="center"><em>1</em></td><td></td></tr></tbody></table>',
+        ),
+        ("[*a*](http://b.c/d?e=f#g 'title')", '<p><a href="http://b.c/d?e=f#g"><em>a</em></a></p>'),
+        ("[a](<http://b.c/d e>)", '<p><a href="http://b.c/d%20e">a</a></p>'),
+        ("[a](HTTPS://b.c/ü)", '<p><a href="https://b.c/%C3%BC">a</a></p>'),
+        ("[](http://b.c)", '<p><a href="http://b.c">http://b.c</a></p>'),
+        ("<http://b.c/%41>", '<p><a href="http://b.c/%41">http://b.c/%41</a></p>'),
+        ("<d@e.f>", '<p><a href="mailto:d@e.f">d@e.f</a></p>'),
+        ("![*a*](http://b.c/d.png)", '<p><a href="http://b.c/d.png"><em>a</em></a></p>'),
+        ("![](http://b.c)", '<p><a href="http://b.c">http://b.c</a></p>'),
+        ("[![a](http://b.c)](http://d.e)", '<p><a href="http://d.e">a</a></p>'),
+        ("[a]: <http://b.c>\n\n[a] [c][a]", '<p>[a]: <a href="http://b.c">http://b.c</a></p><p>[a] [c][a]</p>'),
+        ("a\n|b|\n|-|", "<p>a</p><table><thead><tr><th>b</th></tr></thead></table>"),
+        ("$$\nx _y_", "<p>$$\nx <em>y</em></p>"),
+        ("$$\nx\n\ny\n$$", "<p>$$\nx</p><p>y</p><p>$$</p>"),
+        ("- $$\nx", "<ul><li>$$</li></ul><p>x</p>"),
+        ("a\0b", "<p>a\ufffdb</p>"),
+        ("a\ud800b", "<p>a\ufffdb</p>"),
+    ],
+)
+def test_a_construct_becomes_its_element(markdown: str, expected: str) -> None:
+    assert "".join(markup(node) for node in nodes(markdown)) == expected
+
+
+@pytest.mark.parametrize(
+    ("markdown", "address"),
+    [
+        ("see https://a.b/c_d_e/f.", "https://a.b/c_d_e/f"),
+        ("(https://en.wikipedia.org/wiki/A_(b))", "https://en.wikipedia.org/wiki/A_(b)"),
+        ("**http://a.b/**, and **so on**", "http://a.b/"),
+        ("参见https://a.b/c。更多", "https://a.b/c"),
+        ("https://a.b/__init__.py", "https://a.b/__init__.py"),
+        ("https://a.b/?x=1&y=2#z!?", "https://a.b/?x=1&y=2#z"),
+        ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/"),
+    ],
+)
+def test_a_bare_address_is_a_link_without_the_punctuation_around_it(markdown: str, address: str) -> None:
+    assert find(markdown, "a") == [["a", {"href": address}, address]]
+    assert shown(markdown) == markdown.replace("**", "")
+
+
+@pytest.mark.parametrize(
+    "markdown", ["http://", "xhttp://a.b", "http:/a.b", "`http://a.b`", "ftp://a.b", "http://a@b.c"]
+)
+def test_what_only_resembles_a_bare_address_stays_text(markdown: str) -> None:
+    assert find(markdown, "a") == []
+
+
+# ---- math
+
+
+@pytest.mark.parametrize(
+    ("markdown", "display"),
+    [
+        ("$x$", "inline"),
+        (r"\(x\)", "inline"),
+        ("$$x$$", "block"),
+        (r"\[x\]", "block"),
+        ("$$\nx\n$$", "block"),
+        ("before\n\\[\nx\n\\]\nafter", "block"),
+        ("before $$\nx\n$$ after", "block"),
+        ("- item\n\n  $$\n  x\n  $$", "block"),
+        ("> $$\n> x\n> $$", "block"),
+        ("|a|\n|-|\n|$x$|", "inline"),
+        ("*$x$*", "inline"),
+    ],
+)
+def test_each_way_to_write_math(markdown: str, display: str) -> None:
+    assert find(markdown, "math") == [["math", {"display": display}, ["mrow", {}, ["mi", {}, "x"]]]]
+
+
+@pytest.mark.parametrize(
+    "markdown",
+    [
+        "$5 and $6",
+        "US$5, CA$ seven",
+        "$5-$6",
+        r"\$x$",
+        "$ x$",
+        "$x $",
+        "`$x$`",
+        "$$$$",
+        r"\(\)",
+        "$$\nx",
+        "$x\ny$",
+        r"\\(x\\)",
+    ],
+)
+def test_dollars_and_brackets_that_are_not_math(markdown: str) -> None:
+    assert find(markdown, "math") == []
+
+
+@pytest.mark.parametrize(
+    "tex",
+    [
+        r"\frac{a}{b}",
+        r"\begin{aligned} a &= b \\ c &= d \end{aligned}",
+        r"\begin{pmatrix} a \\ b \end{pmatrix}^\top",
+        r"\begin{cases} 1 & x > 0 \\ 0 & \text{otherwise} \end{cases}",
+        r"\binom{n}{k}^2",
+        r"\sum_{i=1}^n \int_0^\infty e^{-x}\,dx",
+        r"\operatorname*{arg\,max}_\theta \mathbb{E}[X] \in \mathbb{R}^n",
+        r"\arg\min_x \left\| Ax - b \right\|_2^2",
+        r"\boxed{x = \frac{-b \pm \sqrt{b^2 - 4ac}}{2a}}",
+        r"\text{50\% off} \quad \color{red}{x} \implies \hat{y}",
+        r"\begin{array}{c|c} a & b \\ \hline c & d \end{array}",
+    ],
+)
+def test_the_math_of_everyday_answers_is_understood(tex: str) -> None:
+    (math,) = find(f"$${tex}$$", "math")
+    assert "\\" not in text(math)
+    assert not set(text(math)) & set("&*}")
+
+
+def test_no_line_of_a_formula_is_taken_for_a_heading_or_a_list() -> None:
+    assert [node[0] for node in nodes("a\n$$\nx\n=\n- y\n$$\nb")] == ["p", "math", "p"]
+    assert markup(nodes("$$\\def\\a{x}$$ is\na macro")[0]) == (
+        '<p><code data-language="latex">\\def\\a{x}</code> is\na macro</p>'
+    )
+
+
+@pytest.mark.parametrize(
+    "tex",
+    [
+        r"\href{javascript:alert(1)}{x}",
+        r"\href{https://evil.example}{x}",
+        r"\class{login}{x}",
+        r"\style{position:fixed}{x}",
+        r"\htmlId{csrf}{x}",
+        r"\cssId{csrf}{x}",
+        r"\htmlData{a=b}{x}",
+        r"\includegraphics{https://evil.example/x.png}",
+        r"\url{javascript:alert(1)}",
+        r"\unknown",
+        r"\def\a{\a\a}\a",
+        r"\newcommand{\a}{xx}\newcommand{\b}{\a\a}\b",
+        r"\newenvironment{a}{\begin{a}}{\end{a}}\begin{a}\end{a}",
+        r"\frac{1}",
+        r"\left(",
+        r"\text{a {b} c}",
+        "x" * 2001,
+        "{" * 900 + "x" + "}" * 900,
+        r"\sqrt{" * 60 + "x" + "}" * 60,
+    ],
+)
+def test_tex_that_is_more_than_a_formula_or_less_is_shown_as_it_was_written(tex: str) -> None:
+    markdown = f"$$\n{tex}\n$$"
+    assert find(markdown, "math") == []
+    assert shown(markdown) == tex
+
+
+def test_text_in_a_formula_is_text() -> None:
+    tex = r"\text{<img src=x onerror=alert(1)>} < \unicode{x3C} \text{&lt;script&gt;}"
+    (math,) = find(f"$${tex}$$", "math")
+    assert text(math).replace("\xa0", " ") == "<img src=x onerror=alert(1)><<<script>"
+
+
+# ---- code
+
+
+def test_code_is_coloured_and_its_text_untouched() -> None:
+    source = 'def f(x):  # why\n    return "a" + 1\n'
+    (code,) = find(f"```python\n{source}```", "code")
+    assert code[1] == {"data-language": "python"}
+    assert ["span", {"class": "k"}, "def"] in code
+    assert ["span", {"class": "nf"}, "f"] in code
+    assert ["span", {"class": "c"}, "# why"] in code
+    assert text(code) == source
+
+
+def test_long_code_and_unknown_languages_are_shown_without_colours() -> None:
+    for language, source in (("python", "x = 1\n" * 5000), ("klingon", "x = 1\n")):
+        markdown = f"```{language}\n{source}```"
+        assert nodes(markdown) == [["pre", {}, ["code", {"data-language": language}, source]]]
+
+
+@pytest.mark.parametrize("language", sorted(render.LANGUAGES))
+def test_no_language_loses_a_character_or_makes_a_foreign_class(language: str) -> None:
+    source = (
+        "<?php echo '<b>'; // x\nclass A { int a = 1; } /* \"é\" 'b' */ # c\n<p a=\"b\">&amp;\n\\x{1} $(a) `b` @d @@\n"
+    )
+    assert text(find(f"~~~{language}\n{source}~~~", "pre")[0]) == source
+
+
+# ---- pieces add up
+
+
+LINES = [
+    "a\n", "b *c*\n", "\n", "\n\n", "# h\n", "---\n", "===\n", "- a\n", "- b\n", "  c\n", "    d\n", "* e\n", "-\n",
+    "1. f\n", "2) g\n", "10. \n", "> q\n", ">\n", "> - r\n", "> ```\n", "```\n", "```py\n", "~~~\n", "x = 1\n",
+    "|a|b|\n", "|-|-|\n", "a|b\n", "-|-\n", "|1\n", "$$\n", "$$x$$\n", "\\[\n", "x \\]\n", "\\]\n", "$$ y\n",
+    "[r]: http://a.b\n", "[r]\n", "[r][r]\n", "  - [x] t\n", "<div>\n", "</div>\n", "<!--\n", "\t- i\n", " \t\n",
+    "a\r\n", "\r", "\U0001f600 b\n", "    \n", "a  \n", "***\n", "+ \n\n", "   > s\n",
+]  # fmt: skip
+
+
+def streamed(markdown: str) -> list[Any]:
+    """As the page does it: after every character, what is closed is kept and only the rest is rendered again."""
+    kept: list[Any] = []
+    start = 0
+    tail: list[render.Block] = []
+    for length in range(len(markdown) + 1):
+        rest = cut(markdown[:length], start)
+        tail = render.blocks(rest)
+        done = [block for block in tail if block["closed"]]
+        assert tail[: len(done)] == done
+        kept += [block["node"] for block in done]
+        start += done[-1]["end"] if done else 0
+    return kept + [block["node"] for block in tail if not block["closed"]]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.sampled_from(LINES), max_size=9).map("".join))
+@example("- a\n\n  b\n\n\nc\n\n- d\n- e\n\n- f\n")
+@example("text\na|b\n-|-\n1|2\n\nd|e\n-|-x\n")
+@example("text\na|b\n-|-x\n")
+@example("$$\na\n# b\n\n$$\n")
+@example("> a\nb|c\n-|-\n\n[a]\n\n[a]: http://b.c\n")
+def test_an_answer_rendered_in_pieces_ends_as_if_rendered_at_once(markdown: str) -> None:
+    assert streamed(markdown) == nodes(markdown)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet=" \n\t-`>|#*+=:~$\\[]1.)ax\r\U0001f600", max_size=40))
+def test_any_text_rendered_in_pieces_ends_as_if_rendered_at_once(markdown: str) -> None:
+    assert streamed(markdown) == nodes(markdown)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.sampled_from(LINES), max_size=12).map("".join))
+def test_blocks_lie_end_to_end_and_each_renders_alone(markdown: str) -> None:
+    start = 0
+    for block in render.blocks(markdown):
+        assert nodes(cut(markdown, start, block["end"])) == [block["node"]]
+        start = block["end"]
+    assert nodes(cut(markdown, start)) == []
+
+
+def test_only_the_last_block_of_a_growing_answer_stays_open() -> None:
+    answer = "".join(
+        f"## Part {n} \U0001f600\n\nWords.\n\n- a\n\n- b\n\n```py\nx = {n}\n```\n\n|a|\n|-|\n|b|\n\n" for n in range(20)
+    )
+    for length in range(0, len(answer), 7):
+        prefix = answer[:length]
+        closed = [block["end"] for block in render.blocks(prefix) if block["closed"]]
+        assert len(cut(prefix, max(closed, default=0))) < 60
+    blocks = render.blocks(answer)
+    assert [block["closed"] for block in blocks] == [True] * 99 + [False]
+    assert blocks[-1]["end"] == len(answer.encode("utf-16-le")) // 2
+
+
+# ---- nothing gets through
+
+
+SCHEMES = [
+    "javascript:", "JaVaScRiPt:", "java\tscript:", "java\nscript:", "&#106;avascript:", "&#x6A;avascript&colon;",
+    "javascript&#58;", "\x01javascript:", "\\javascript:", "%6Aavascript:", "javascript%3A", "\u200bjavascript:",
+    "\uff4aavascript:", "jav&Tab;ascript:", "javascript://a.b/%0a", "vbscript:", "data:text/html,",
+    "data:image/svg+xml,", "file:///", "blob:", "about:", "ftp://a.b/", "ws://", "view-source:http:", "feed:javascript:",
+    "intent://", "//evil.example/", "/\\evil.example/", "\\\\evil.example/", "#", "?", "./", "/", "http:", "http:/",
+    "http:evil.example/", "https:\\\\evil.example\\", "http:///evil.example", "http://good.example@evil.example/",
+    "http://good.example:pw@evil.example/", "http://good.example\\@evil.example/", "http://evil%2eexample/",
+    "http://ev&#x69;l.\u202eexample/", "http://\u0435xample.com/", "http://example\u3002com/", "http://a\u2044b.c/",
+    "http://[javascript]/", "http://-", "http://a b/", "http://", "mailto:", "mailto:a", "mailto:@b.c", "mailto:a@",
+    "mailto:a@b.c/d", "http\u0000://a.b/", "h\u00a0ttp://a.b/", " \u2028http//", "__proto__:", "constructor",
+]  # fmt: skip
+WRAPPINGS = [
+    "[x](§)", "[x](<§>)", "[x](§ 'title')", "![x](§)", "![x](<§> \"t\")", "[![x](§)](§)", "<§>",
+    "[x]: §\n\n[x]", "[x]: <§>\n\n![x][x]", "# [x](§)", "- [x](§)", "> [x](§)", "|[x](§)|\n|-|\n|![x](§)|",
+    "**[x](§)**", "[x](§\n)", "[`x`](§)", "[[x]](§)",
+]  # fmt: skip
+MARKUP = [
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg/onload=alert(1)>",
+    "<a href=javascript:alert(1)>x</a>", "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
+    "<math><mtext></form><form><mglyph><style></math><img src onerror=alert(1)>",
+    "<form id=attributes><input name=children></form>", "<!--><img src=x onerror=alert(1)>-->", "<![CDATA[<b>]]>",
+    "<?php x ?>", "<!DOCTYPE html>", "<style>body{display:none}</style>", "<base href=//evil.example>",
+    "<meta http-equiv=refresh content=0>", "<details open ontoggle=alert(1)>",
+    "<noscript><p title='</noscript><img src=x>'>", "<object data=x>", "<link rel=stylesheet href=//evil.example>",
+    "</p><b onclick=alert(1)>",
+]  # fmt: skip
+PLACES = [
+    "§", "a § b", "# §", "- §", "> §", "|a|\n|-|\n|§|", "*§*", "`§`", "```§\nx\n```", "~~~ §\n§\n~~~",
+    "    §", "[§](http://a.b)", "[x](http://a.b '§')", "![§](http://a.b)", "$§$", "$$\n§\n$$", "\\text{§}",
+    "$\\text{§}$", "$\\href{§}{x}$", "§\n===", "1. [x] §", "[x]: http://a.b '§'", "{#§} {.§}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_address_that_is_not_plainly_the_web_or_mail_is_no_link(scheme: str) -> None:
+    for wrapping, rest in itertools.product(WRAPPINGS, ("alert(1)", "")):
+        markdown = wrapping.replace("§", scheme + rest)
+        for link in find(markdown, "a"):  # at most the part before the trick, as the bare address that it is
+            assert link[2:] == [link[1]["href"]], markdown
+            assert scheme.startswith("http://")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_markup_is_text_wherever_it_stands(place: str) -> None:
+    for payload in MARKUP:
+        markdown = place.replace("§", payload)
+        for element in elements(nodes(markdown)):
+            assert element[0] != "a" or element[1]["href"] == "http://a.b", markdown
+        json.dumps(nodes(markdown))
+
+
+@pytest.mark.parametrize("payload", MARKUP)
+def test_markup_is_shown_as_it_was_written(payload: str) -> None:
+    assert shown(payload) == payload
+    assert shown(f"`{payload}`") == payload
+
+
+@pytest.mark.parametrize(
+    "info",
+    ["__proto__", "a\"onclick='x'", "py<script>", "{.py #id onclick=x}", "python;x", "ÿ", "x" * 31, "../x", "\u017f"],
+)
+def test_a_language_is_a_plain_word_or_left_out(info: str) -> None:
+    (code,) = find(f"~~~{info}\nx\n~~~", "code")
+    assert code[1] == {}
+    assert text(code) == "x\n"
+
+
+def test_every_allowed_name_is_harmless() -> None:
+    attributes = {name for names in render.TAGS.values() for name in names}
+    assert not {name for name in attributes if re.match("on|style|id$|name|src|action|xlink", name)}
+    assert render.TAGS.keys().isdisjoint(
+        ["script", "style", "img", "svg", "iframe", "form", "input", "mglyph", "maction"]
+    )
+    assert [tag for tag, names in render.TAGS.items() if "href" in names] == ["a"]
+    assert render.CODE_CLASSES == CODE_CLASSES
+
+
+fragments = st.sampled_from(
+    [*LINES, *MARKUP, *(wrapping.replace("§", f"{scheme}x") for wrapping in WRAPPINGS[:8] for scheme in SCHEMES[::5])]
+) | st.text(max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(fragments, max_size=12).map("".join))
+def test_no_text_makes_anything_but_allowed_nodes(markdown: str) -> None:
+    for element in elements(nodes(markdown)):
+        if element[0] == "a":
+            address = urlsplit(element[1]["href"])
+            assert address.scheme in ("http", "https", "mailto")
+            assert address.scheme == "mailto" or (address.hostname and address.username is None)
+
+
+TEX = [
+    "\\", "{", "}", "^", "_", "&", "\\\\", "'", "\\left", "\\right", "(", "\\frac", "\\text{", "\\href{a}",
+    "\\begin{matrix}", "\\end{matrix}", "\\sqrt[", "]", "\\color{", "\\class{a}", "\\style{a}", "\\hspace{", "1em",
+    "\\limits", "\\sum", "x", "1", " ", "\\unicode{x41}", "<", "\\over", "\\binom", "\\operatorname{", "\\verb|",
+    "\\hbox{$", "\\not", "\\overline", "\\mathbf{", "\\genfrac", "\\DeclareMathOperator{\\a}{b}", "\\a", "é",
+]  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(TEX), max_size=14).map("".join),
+    st.sampled_from(["${}$", "$$\n{}\n$$", "\\({}\\)", "\\[{}\\]"]),
+)
+def test_no_formula_makes_anything_but_allowed_nodes(tex: str, delimiters: str) -> None:
+    assert all(element for element in elements(nodes(delimiters.replace("{}", tex))))
+
+
+# ---- bounds
+
+
+@pytest.mark.parametrize(
+    "markdown",
+    [
+        ">" * 20_000 + " deep",
+        "- " * 20_000 + "deep",
+        "1. " * 20_000 + "deep",
+        "".join("  " * n + "- a\n" for n in range(300)) + "deep",
+        "*a **b " * 5_000 + "deep" + " c** d*" * 5_000,
+        "[" * 5_000 + "deep" + "](http://a.b)" * 5_000,
+        "![" * 5_000 + "deep" + "](http://a.b)" * 5_000,
+        "> - " * 5_000 + "deep",
+        "~~a *b " * 5_000 + "deep",
+        "$" + "{" * 500 + "deep" + "}" * 500 + "$",
+        "> " * 40 + "$$\n" + "> " * 40 + r"\sqrt{\frac{deep}{b}}" + "\n" + "> " * 40 + "$$",
+    ],
+)
+def test_however_deep_the_source_the_tree_is_not_and_the_text_is_all_there(markdown: str) -> None:
+    tree = nodes(markdown)
+    assert list(elements(tree))
+    assert "deep" in "".join(text(node) for node in tree)
+
+
+def test_a_table_of_rows_that_are_hardly_there_does_not_grow_without_end() -> None:
+    bomb = "|".join("a" * 256) + "\n" + "|".join("-" * 256) + "\n" + "|\n" * 300
+    assert len(find(bomb * 3, "td")) < len(bomb * 3)
+    rows = "|a|b|c|d|e|f|\n|-|-|-|-|-|-|\n" + "|one|\n|1|2|3|4|5|6|\n" * 20
+    assert len(find(rows, "tr")) == 41
+
+
+def seconds(markdown: str) -> float:
+    gc.disable()
+    start = time.process_time()
+    render.blocks(markdown)
+    spent = time.process_time() - start
+    gc.enable()
+    return spent
+
+
+FLOODS = [
+    *"[]*_`~>($|<&!:#\\-\n\t ", "**a ", "*_", "a*", "*a_ ", "~~a ", "[a](", "[](<", '[a](b "', "![", "![a](b)",
+    "[[a](b)", "`a ", "``a`", "- ", "> ", "1. ", "- a\n", "- a\n\n", "> a\n", ">\n", "> - ", "a\n\n", "a\n=\n",
+    "a|b\n-|-\n", "|\n", "```\n", "    a\n", "# h\n$$a\n", "$a ", "$a$", "$\\$", "\\(", "\\[", "\\[\n", "$$a ", "$$a\n",
+    "$$a\n\n", "x $$\n$$ y\n", "http://", "http://a)", "http://a.b ", "<a ", "<http://a>", "&a;", "&amp;", "[a]: b\n",
+    "\0", "\r", "\U0001f600", "[" * 9 + "](", "a|" * 40 + "\n" + "-|" * 40 + "\n" + "|\n" * 40,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", FLOODS)
+def test_time_is_linear_in_the_text(unit: str) -> None:
+    text = unit * 20
+    while seconds(text) < 0.005 and len(text) < 400_000:
+        text *= 2
+    for _ in range(4):  # squared would be 16; a busy machine may disturb one try, not four
+        ratio = seconds(text * 4) / seconds(text)
+        if ratio < 8:
+            return
+    pytest.fail(f"four times the text took {ratio:.1f} times as long")
+
+
+def test_brackets_cost_no_more_than_other_characters_where_no_link_follows() -> None:
+    seconds("[]")
+    assert min(seconds("[" * 10_000) / seconds("]" * 10_000) for _ in range(4)) < 2.5
+
+
+@pytest.mark.parametrize(
+    ("language", "unit"),
+    [("c", "\n"), ("java", "a\n"), ("c#", "a\n"), ("terraform", "a"), ("make", "1"), ("scala", "@")],
+)
+def test_code_that_its_lexer_is_slow_on_is_coloured_in_part(language: str, unit: str) -> None:
+    source = unit * (render.CODE_CHARACTERS // len(unit) - 1) + "\n"
+    assert seconds(f"~~~{language}\n{source}~~~") < 2
+    assert shown(f"~~~{language}\n{source}~~~") == source
+
+
+def test_start_does_not_load_the_parser_the_lexers_or_the_math() -> None:
+    program = "import sys, fireside.web.markdown; print({'markdown_it', 'pygments', 'latex2mathml'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == "set()\n"

@@ -1,0 +1,245 @@
+"""Export: conversations as JSON and Markdown, one as a file or all in a zip.
+
+A file is made while it is sent: some messages or one image are in memory at a time.
+"""
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+import zipfile
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from typing import Any, Literal
+
+import msgspec
+
+from .. import queries
+from ..db import Database, Tx, now
+from ..errors import NotFound
+from ..safety.queue import Slots
+from . import archive, transcript
+from .transcript import Conversation, Generation, Image, Message
+
+CHUNK = 256 * 1024  # bytes
+MESSAGE_BYTES = 200  # that a message takes besides its texts
+COMPRESSIONS = 2  # at a time
+
+
+class Exporter:
+    """The exports of a service: one at a time for each user."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._exporting: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # by user
+        self._compressing = Slots(COMPRESSIONS)
+
+    async def export_conversation(
+        self, user_id: int, conversation_id: int, format: Literal["markdown", "json"]
+    ) -> tuple[str, AsyncGenerator[bytes, None]]:
+        """Return the file's name and its content. Raises NotFound, also for a conversation in the bin."""
+        outline = await self._database.read(_outline, user_id, conversation_id)
+        for image, _ in chain.from_iterable(outline.images.values()):
+            image.file = ""
+        name = transcript.file_name(outline.conversation, ".json" if format == "json" else ".md")
+        pieces = self._json(outline) if format == "json" else self._markdown(outline)
+
+        async def in_turn() -> AsyncGenerator[bytes, None]:
+            async with self._exporting[user_id], contextlib.aclosing(_join(pieces)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+        return name, in_turn()
+
+    async def export_zip(self, user_id: int) -> AsyncGenerator[bytes, None]:
+        """All of a user's conversations, also those in the bin."""
+        async with self._exporting[user_id]:
+            pipe = _Pipe()
+            zipped = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
+            zipped.writestr(_entry("README.txt", now()), README)
+            for conversation_id, deleted in await self._database.read(archive.list_conversation_ids, user_id):
+                try:
+                    outline = await self._database.read(_outline, user_id, conversation_id, deleted)
+                except NotFound:  # it was purged, restored or deleted during the export
+                    continue
+                conversation = outline.conversation
+                for image, image_id in chain.from_iterable(outline.images.values()):
+                    data = await self._database.read(archive.get_image_data, image_id)
+                    entry = _entry(image.file, conversation.updated_at, deflate=False)
+                    await self._compress(user_id, zipped.writestr, entry, data)
+                    yield pipe.take()
+                folder = "bin" if deleted else "conversations"
+                name = f"{folder}/{transcript.file_name(conversation, f' {conversation_id}')}"
+                for ending, pieces in ((".md", self._markdown(outline, "../")), (".json", self._json(outline))):
+                    with zipped.open(_entry(name + ending, conversation.updated_at), "w") as file:
+                        async with contextlib.aclosing(_join(pieces)) as chunks:
+                            async for chunk in chunks:
+                                await self._compress(user_id, file.write, chunk)
+                                if pipe.size >= CHUNK:
+                                    yield pipe.take()
+            zipped.close()
+            yield pipe.take()
+
+    async def _compress(self, user_id: int, function: Callable[..., Any], *args: Any) -> None:
+        async with self._compressing.slot(user_id):
+            await asyncio.to_thread(function, *args)
+
+    async def _json(self, outline: "_Outline") -> AsyncGenerator[bytes, None]:
+        """The JSON form. Images that have no file are in it, one at a time."""
+        yield transcript.json_head(outline.conversation)
+        comma = b""
+        async for message in self._messages(outline, [message_id for message_id, _ in outline.tree]):
+            inline = [pair for pair in outline.images.get(message.id, ()) if not pair[0].file]
+            if inline:
+                message.images = []
+            encoded = comma + msgspec.json.encode(message)
+            if inline:
+                yield encoded.removesuffix(b"}") + b',"images":['
+                for number, (image, image_id) in enumerate(inline):
+                    yield (b"," if number else b"") + await self._database.read(_encode_image, image, image_id)
+                encoded = b"]}"
+            yield encoded
+            comma = b",\n"
+        yield transcript.JSON_END
+
+    async def _markdown(self, outline: "_Outline", images: str = "") -> AsyncGenerator[bytes, None]:
+        """The active path. `images` is what precedes an image's file name in a link."""
+        yield transcript.markdown_head(outline.conversation).encode()
+        parents = dict(outline.tree)
+        versions: dict[int | None, list[int]] = {}
+        for message_id, parent_id in outline.tree:
+            versions.setdefault(parent_id, []).append(message_id)
+        path: list[int] = []
+        leaf = outline.conversation.active_message_id
+        while leaf is not None:
+            path.append(leaf)
+            leaf = parents[leaf]
+        async for message in self._messages(outline, path[::-1]):
+            siblings = versions[message.parent_id]
+            pieces = transcript.markdown(message, siblings.index(message.id) + 1, len(siblings), images)
+            yield "".join(pieces).encode()
+
+    async def _messages(self, outline: "_Outline", ids: list[int]) -> AsyncGenerator[Message, None]:
+        """These messages without the bytes of their images, read a part at a time. Those that were removed since are left out."""
+        while ids:
+            messages, count = await self._database.read(_read_messages, outline, ids)
+            ids = ids[count:]
+            for message in messages:
+                yield message
+
+
+README = """\
+These are conversations from Fireside.
+
+conversations/  Each conversation twice. The .md file is for reading: what was last shown of it. The .json file is all
+                of it, with every version of every message.
+bin/            The same of conversations that were deleted in the last 30 days.
+images/         The images in them; the files name them.
+
+A .json file is UTF-8. It has a conversation's title, its times (ISO 8601, UTC), its system_prompt, the model and the
+provider_id that were used last, the settings of the generation, and its messages, oldest first.
+A message has an id, the parent_id of the message that it follows (null: it begins the conversation), a role (user or
+assistant), content, the reasoning that preceded it, its status, its images, and for answers the model that gave it,
+token_usage, stats, error and generation: how it was made, and in log how it arrived (a number n is a piece of n
+characters of the content, -n one of n characters of the reasoning). Messages with the same parent_id are versions of
+each other. active_message_id is the end of the path that was shown. What is missing was empty.
+
+`fireside import` reads this zip, or the folder it unpacks to, and adds what is not there yet.
+"""
+
+
+@dataclass
+class _Outline:
+    """A conversation as it is in this moment, without its messages."""
+
+    conversation: Conversation
+    tree: list[tuple[int, int | None]]  # (id, parent_id) of each message, oldest first
+    images: dict[int, list[tuple[Image, int]]]  # with their ids, by message
+
+
+def _outline(tx: Tx, user_id: int, conversation_id: int, deleted: bool = False) -> _Outline:
+    row = queries.conversations.owned(tx, user_id, conversation_id, deleted)
+    columns = {name: row[name] for name in dict(row) if name in Conversation.__struct_fields__}
+    columns |= {"named": bool(row["named"]), "pinned": bool(row["pinned"]), "settings": json.loads(row["settings"])}
+    conversation = Conversation(fireside=transcript.VERSION, messages=[], **columns)
+    outline = _Outline(conversation, archive.list_tree(tx, conversation_id), {})
+    for found in archive.list_images(tx, conversation_id):
+        file = f"images/{found['message_id']}-{found['position']}.{found['media_type'].removeprefix('image/')}"
+        outline.images.setdefault(found["message_id"], []).append((Image(found["media_type"], file=file), found["id"]))
+    return outline
+
+
+def _read_messages(tx: Tx, outline: _Outline, ids: list[int]) -> tuple[list[Message], int]:
+    """Return the first of these messages, up to CHUNK characters, and how many of the ids that are."""
+    messages: list[Message] = []
+    done = size = 0
+    for message_id in ids:
+        row = archive.get_whole_message(tx, message_id)
+        if row is not None:
+            messages.append(_message(row, archive.get_generation(tx, message_id), outline))
+            size += len(row["content"]) + len(row["reasoning"]) + MESSAGE_BYTES
+        done += 1
+        if size >= CHUNK:
+            break
+    return messages, done
+
+
+def _message(row: sqlite3.Row, made: sqlite3.Row | None, outline: _Outline) -> Message:
+    columns = dict(row)
+    for name in ("token_usage", "stats", "error"):
+        columns[name] = json.loads(columns[name]) if columns[name] else None
+    generation = None
+    if made:
+        params, entries = json.loads(made["params"]), json.loads(made["log"])
+        generation = Generation(made["id"], made["provider_id"], made["model"], params, entries)
+    return Message(images=[image for image, _ in outline.images.get(row["id"], ())], generation=generation, **columns)
+
+
+def _encode_image(tx: Tx, image: Image, image_id: int) -> bytes:
+    return msgspec.json.encode(Image(image.media_type, archive.get_image_data(tx, image_id)))
+
+
+def _entry(name: str, moment: str, deflate: bool = True) -> zipfile.ZipInfo:
+    time = datetime.fromisoformat(
+        min(max(moment, "1980-01-01T00:00:00"), "2107-12-31T23:59:59")
+    )  # a zip knows no other
+    info = zipfile.ZipInfo(name, time.timetuple()[:6])
+    info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+    info.external_attr = 0o600 << 16
+    return info
+
+
+async def _join(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Join small pieces to chunks of CHUNK."""
+    async with contextlib.aclosing(pieces):
+        pipe = _Pipe()
+        async for piece in pieces:
+            pipe.write(piece)
+            if pipe.size >= CHUNK:
+                yield pipe.take()
+        yield pipe.take()
+
+
+class _Pipe:
+    """Collects what is written to it until `take`. Not an io.RawIOBase, which is closed before a ZipFile that was left unfinished."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self.size = 0
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def write(self, data: Any, /) -> int:
+        self._pieces.append(bytes(data))
+        self.size += len(data)
+        return len(data)
+
+    def take(self) -> bytes:
+        data = b"".join(self._pieces)
+        self._pieces, self.size = [], 0
+        return data

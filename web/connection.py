@@ -1,0 +1,269 @@
+"""uvicorn's side of a connection: one deadline, limits on how many there are, and optional TLS.
+
+uvicorn's own keep-alive timer is cancelled by any byte that arrives, and is not set again while no request begins.
+"""
+
+import asyncio
+import ipaddress
+import math
+import os
+import secrets
+import ssl
+from collections.abc import Iterable
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from ..config import Config
+from ..errors import ConfigError, FiresideError, HeadersTooLarge, Invalid, RequestTimeout
+from ..safety.throttle import LOOPBACK_NETWORK, network
+from .middleware import SECURITY_HEADERS, error_answer
+
+HEAD_BYTES = 16 * 1024  # as in Node.js: what other development servers on this host can set as cookies still fits
+HEAD_SECONDS = 10.0
+BODY_SECONDS = 10.0
+BODY_RATE = 10_000  # bytes a second: the slowest upload that is accepted
+KEEP_ALIVE_SECONDS = 5.0
+STALL_SECONDS = 60.0
+NEVER = math.inf
+
+CONNECTIONS_PER_ADDRESS = 64  # an address on the network; a browser opens six
+MAX_CONNECTIONS = 1024
+DESCRIPTORS = 4096  # enough for these and everything else, and below macOS' limit for a process
+RESERVED_DESCRIPTORS = 128  # database, backups, model servers, and what is accepted before others are closed
+PIPELINED = 16  # requests that one connection may send ahead; browsers send none
+PARSED_BYTES = 4 * 1024  # at a time, so that a read full of small requests is cut off early
+ACCEPTS_PER_TURN = 16  # of the event loop, so that a burst of connections stays within the reserve
+
+
+class Limits:
+    """What all connections share: how many there may be, the proxies that are trusted, and the certificate.
+
+    Half of the connections are for this computer and half for the network, so neither can use up the other's.
+    Raises ConfigError for a certificate that cannot be used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.tls = _tls_context(config)
+        self.half = min(MAX_CONNECTIONS, _raise_descriptor_limit() - RESERVED_DESCRIPTORS) // 2
+        self._proxies = [ipaddress.ip_network(proxy) for proxy in config.trusted_proxies]
+
+    def crowd(self, address: str, connections: Iterable["Connection"]) -> list["Connection"]:
+        """Return the connections one of which must end before this address can have another, or an empty list."""
+        place = network(address)
+        half = [other for other in connections if (other.network == LOOPBACK_NETWORK) == (place == LOOPBACK_NETWORK)]
+        same = [other for other in half if other.network == place]
+        trusted = place == LOOPBACK_NETWORK or any(ipaddress.ip_address(address) in proxy for proxy in self._proxies)
+        if len(same) >= (self.half if trusted else CONNECTIONS_PER_ADDRESS):
+            return same
+        return half if len(half) >= self.half else []
+
+
+class Connection(HttpToolsProtocol):
+    """A connection with one deadline, which the server checks several times a second.
+
+        state                              deadline
+        waiting for a request, its head    HEAD_SECONDS after the connection or the head began
+        receiving a body                   BODY_SECONDS ahead at most; n bytes move it by n / BODY_RATE
+        answering                          none: the application has its own timeouts
+        response waits for the reader      STALL_SECONDS after the reader last took some of it
+        response complete                  KEEP_ALIVE_SECONDS, unless another request begins
+
+    When there are too many connections, a new one takes the place of the one that is nearest to its deadline.
+    """
+
+    def __init__(self, limits: Limits, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.deadline = NEVER
+        self.network = ""  # what the limits count by
+        self._limits = limits
+        self._socket: asyncio.Transport  # below TLS
+        self._unsent = 0  # bytes that waited for the reader at the last check
+        self._unparsed = 0  # bytes since a head or a piece of a body was complete
+        self._early = b""  # received before TLS told that it is established
+
+    # ---- the life of a connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._socket = self.transport = transport
+        address = str((transport.get_extra_info("peername") or ("127.0.0.1",))[0])
+        self.network = network(address)
+        self._set_deadline(HEAD_SECONDS)
+        if not self._make_room(address):
+            transport.abort()
+            return
+        self.connections.add(self)
+        if self._limits.tls is None:
+            super().connection_made(transport)
+        else:
+            self._handshake = self.loop.create_task(self._start_tls(self._limits.tls))
+
+    async def _start_tls(self, context: ssl.SSLContext) -> None:
+        """Done here and not by uvicorn, so that the limits and the deadline hold before the handshake too."""
+        try:
+            encrypted = await self.loop.start_tls(self._socket, self, context, server_side=True)
+        except OSError:
+            encrypted = None
+        if encrypted is None or self.parser is None:
+            self.close_now()
+            return
+        super().connection_made(encrypted)
+        self.data_received(self._early)
+
+    def close_now(self) -> None:
+        self.connections.discard(self)
+        self._socket.abort()
+
+    def _make_room(self, address: str) -> bool:
+        """Close a connection if there are too many. Return False if all of them are being answered."""
+        crowd = self._limits.crowd(address, cast("set[Connection]", self.connections))
+        nearest = min(crowd, key=lambda other: other.deadline, default=None)
+        if nearest is not None and nearest.deadline < NEVER:
+            nearest.close_now()
+        return nearest is None or nearest.deadline < NEVER
+
+    # ---- the deadline
+
+    def _set_deadline(self, seconds: float) -> None:
+        self.deadline = self.loop.time() + seconds
+
+    def _set_deadline_of_state(self) -> None:
+        if not self._is_answering():
+            self._set_deadline(KEEP_ALIVE_SECONDS)
+        elif self.cycle.more_body:
+            self._set_deadline(BODY_SECONDS)
+        else:
+            self.deadline = NEVER
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._is_answering():  # else it is a pipelined request
+            self._set_deadline(HEAD_SECONDS)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._unparsed = 0
+        self._set_deadline_of_state()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        self._unparsed = 0
+        if self._is_answering():
+            self.deadline = min(self.deadline + len(body) / BODY_RATE, self.loop.time() + BODY_SECONDS)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._unparsed = 0
+        if self._is_answering():
+            self._set_deadline_of_state()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unsent = 0  # what still waits for the reader gets a deadline of its own at the next check
+        if not self._is_answering():  # else a pipelined request begins
+            self._set_deadline_of_state()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Do nothing: the deadline replaces uvicorn's timer."""
+
+    def check(self, now: float) -> None:
+        """Close the connection if it is beyond its deadline."""
+        unsent = self._socket.get_write_buffer_size() + self.transport.get_write_buffer_size()
+        if unsent and (unsent < self._unsent or not self._unsent):
+            self.deadline = now + STALL_SECONDS
+        elif self._unsent and not unsent:
+            self._set_deadline_of_state()
+        elif not unsent and self.flow is not None and self.flow.read_paused:
+            self.deadline = max(self.deadline, now + BODY_SECONDS)  # the application is slower than the sender
+        self._unsent = unsent
+        if now <= self.deadline:
+            return
+        if self._is_answering() and not unsent and not self.transport.is_closing():
+            self._refuse(RequestTimeout())
+        else:
+            self._socket.abort()
+
+    # ---- what is no request
+
+    def data_received(self, data: bytes) -> None:
+        if self.flow is None:  # TLS is established, and `start_tls` has not returned yet
+            self._early += data
+            return
+        rest = memoryview(data)
+        while rest and not self.transport.is_closing():
+            count = min(PARSED_BYTES, HEAD_BYTES - self._unparsed)
+            self._unparsed += len(rest[:count])
+            super().data_received(rest[:count])  # type: ignore[arg-type]
+            rest = rest[count:]
+            if self._unparsed >= HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(HeadersTooLarge())
+            if len(self.pipeline) > PIPELINED:
+                self._socket.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(Invalid("The request is not HTTP."))
+
+    def _refuse(self, error: FiresideError) -> None:
+        """Send an error that no handler sends, with the headers that all responses have, and close the connection."""
+        if self._is_answering() and self.cycle.response_started:
+            self._socket.abort()
+            return
+        request_id = secrets.token_hex(8)
+        status, headers, body = error_answer(error, request_id)
+        lines = {name.encode(): value.encode() for name, value in headers.items()} | SECURITY_HEADERS
+        lines |= {
+            b"x-request-id": request_id.encode(),
+            b"content-length": str(len(body)).encode(),
+            b"connection": b"close",
+        }
+        head = [name + b": " + value for name, value in lines.items()]
+        self.transport.write(STATUS_LINE[status] + b"\r\n".join([*head, b"", body]))
+        self.transport.close()
+
+
+def check_deadlines(connections: Iterable[Any]) -> None:
+    now = asyncio.get_running_loop().time()
+    for connection in list(connections):
+        connection.check(now)
+
+
+def _raise_descriptor_limit() -> int:
+    """How many files and sockets this process may open, after raising the soft limit, often 256 or 1,024, if possible."""
+    if os.name != "posix":
+        return DESCRIPTORS  # Windows limits no sockets
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        return soft
+    return wanted
+
+
+def _tls_context(config: Config) -> ssl.SSLContext | None:
+    """None without a certificate. Raises ConfigError."""
+    certificate, key = config.tls_certificate, config.tls_key
+    if certificate is None or key is None:
+        return None
+    for name, file in (("tls_certificate", certificate), ("tls_key", key)):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{name}: {file}: cannot be read: {error.strerror}") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certificate, key, password="")  # without one OpenSSL would ask at the terminal
+    except ssl.SSLError:
+        raise ConfigError(
+            f"tls_certificate, tls_key: {certificate} and {key} must be a certificate and its private key in PEM,"
+            " without a password"
+        ) from None
+    return context
