@@ -232,7 +232,7 @@ def test_an_older_schema_comes_out_as_the_newest(tmp_path: Path) -> None:
     old = tmp_path / "old.db"
     with contextlib.closing(sqlite3.connect(old)) as connection:
         connection.row_factory = sqlite3.Row
-        connection.executescript((Path(__file__).parent / "schemas" / "1.sql").read_text("utf-8"))
+        connection.executescript((Path(__file__).parents[1] / "schemas" / "1.sql").read_text("utf-8"))
         connection.execute(f"PRAGMA application_id = {db.APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 1")
         at = "2026-01-01T00:00:00.000000"

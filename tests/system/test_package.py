@@ -19,6 +19,7 @@ import pytest
 
 from ..live import BOOTSTRAP_TOKEN, PASSWORD, PATIENCE, parse_event, text
 from ..upstream import Upstream, answer
+from .test_imports import FILES, FOLDERS
 
 ROOT = Path(fireside.__file__).parent
 NOT_SOURCES = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "bench")
@@ -60,7 +61,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     rest = {name.removeprefix(info) for name in names if not name.startswith("fireside/")}
     assert rest == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
     modules = {file.name for file in ROOT.glob("*.py")}
-    folders = {f"sandbox/{file.name}" for file in (ROOT / "sandbox").glob("*.py")}
+    folders = {file.relative_to(ROOT).as_posix() for folder in FOLDERS for file in (ROOT / folder).glob("*.py")}
     static = {f"static/{file.name}" for file in (ROOT / "static").iterdir()}
     assert package == modules | folders | static | {"schema.sql", "passwords.txt", "py.typed"}
     assert {"__main__.py", "server.py"} <= modules and {"static/index.html", "static/app.js"} <= static
@@ -84,7 +85,7 @@ def test_what_it_imports_is_what_it_depends_on(metadata: Message) -> None:
     }
     providers = importlib.metadata.packages_distributions()
     imported = set()
-    for file in ROOT.glob("*.py"):
+    for file in FILES:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}

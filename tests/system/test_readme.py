@@ -13,7 +13,7 @@ import pytest
 from ..live import parse_event as event
 from ..live import text
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 
 @pytest.fixture

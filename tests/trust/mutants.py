@@ -35,76 +35,88 @@ class Mutant(NamedTuple):
 
 MUTANTS = (
     # what a request must be to get anywhere
-    Mutant("guard.py", "if len(hosts) != 1:", "if not hosts:", (GUARD,)),
-    Mutant("guard.py", "if name not in self.hosts and not (", "if False and not (", (GUARD,)),
-    Mutant("guard.py", "not (self.any_address and _is_address(name))", "not _is_address(name)", (GUARD,)),
-    Mutant("guard.py", "not (self.any_address and _is_address(name))", "not self.any_address", (GUARD,)),
-    Mutant("guard.py", "public.hostname, config.host, here)", "public.hostname, here)", (GUARD,)),
-    Mutant("guard.py", "if any(len(given) > 1 for given in values.values()):", "if False:", (GUARD,)),
-    Mutant("guard.py", "if origin in self.origins:", "if origin:", (GUARD,)),
-    Mutant("guard.py", "        if not own or (", "        if (", (AUTHZ,)),
-    Mutant("guard.py", 'site not in (None, "same-origin")', 'site not in (None, "same-origin", "same-site")', (AUTHZ,)),
+    Mutant("web/middleware.py", "if len(hosts) != 1:", "if not hosts:", (GUARD,)),
+    Mutant("web/middleware.py", "if name not in self.hosts and not (", "if False and not (", (GUARD,)),
+    Mutant("web/middleware.py", "not (self.any_address and _is_address(name))", "not _is_address(name)", (GUARD,)),
+    Mutant("web/middleware.py", "not (self.any_address and _is_address(name))", "not self.any_address", (GUARD,)),
+    Mutant("web/middleware.py", "public.hostname, config.host, here)", "public.hostname, here)", (GUARD,)),
+    Mutant("web/middleware.py", "if any(len(given) > 1 for given in values.values()):", "if False:", (GUARD,)),
+    Mutant("web/middleware.py", "if origin in self.origins:", "if origin:", (GUARD,)),
+    Mutant("web/middleware.py", "        if not own or (", "        if (", (AUTHZ,)),
     Mutant(
-        "guard.py", 'site not in (None, "same-origin")', 'site not in (None, "same-origin", "cross-site")', (GUARD,)
+        "web/middleware.py",
+        'site not in (None, "same-origin")',
+        'site not in (None, "same-origin", "same-site")',
+        (AUTHZ,),
     ),
-    Mutant("guard.py", 'not (site == "none" and scope["method"] in ("GET", "HEAD"))', 'site != "none"', (GUARD,)),
-    Mutant("guard.py", 'scope["method"] in ("GET", "HEAD") and into ==', "into ==", (GUARD,)),
-    Mutant("guard.py", '(["navigate"], ["document"])', '(["navigate"], into[1])', (GUARD, SECURITY)),
-    Mutant("guard.py", "            self._check_host(headers)\n", "", (GUARD,)),
-    Mutant("connection.py", "HEAD_BYTES = 16 * 1024", "HEAD_BYTES = 64 * 1024", (CONNECTION,)),
-    Mutant("connection.py", "        if now <= self.deadline:", "        if True:", (CONNECTION,)),
     Mutant(
-        "connection.py", "            self._set_deadline(KEEP_ALIVE_SECONDS)\n", "            pass\n", (CONNECTION,)
+        "web/middleware.py",
+        'site not in (None, "same-origin")',
+        'site not in (None, "same-origin", "cross-site")',
+        (GUARD,),
     ),
-    Mutant("connection.py", "            self.deadline = now + STALL_SECONDS\n", "            pass\n", (CONNECTION,)),
     Mutant(
-        "connection.py", "        return half if len(half) >= self.half else []", "        return []", (CONNECTION,)
+        "web/middleware.py", 'not (site == "none" and scope["method"] in ("GET", "HEAD"))', 'site != "none"', (GUARD,)
     ),
-    Mutant("connection.py", "            nearest.close_now()\n", "            pass\n", (CONNECTION,)),
-    Mutant("guard.py", 'b"x-content-type-options": b"nosniff"', 'b"x-nothing": b""', (GUARD,)),
+    Mutant("web/middleware.py", 'scope["method"] in ("GET", "HEAD") and into ==', "into ==", (GUARD,)),
+    Mutant("web/middleware.py", '(["navigate"], ["document"])', '(["navigate"], into[1])', (GUARD, SECURITY)),
+    Mutant("web/middleware.py", "            self._check_host(headers)\n", "", (GUARD,)),
+    Mutant("web/connection.py", "HEAD_BYTES = 16 * 1024", "HEAD_BYTES = 64 * 1024", (CONNECTION,)),
+    Mutant("web/connection.py", "        if now <= self.deadline:", "        if True:", (CONNECTION,)),
     Mutant(
-        "guard.py",
+        "web/connection.py", "            self._set_deadline(KEEP_ALIVE_SECONDS)\n", "            pass\n", (CONNECTION,)
+    ),
+    Mutant(
+        "web/connection.py", "            self.deadline = now + STALL_SECONDS\n", "            pass\n", (CONNECTION,)
+    ),
+    Mutant(
+        "web/connection.py", "        return half if len(half) >= self.half else []", "        return []", (CONNECTION,)
+    ),
+    Mutant("web/connection.py", "            nearest.close_now()\n", "            pass\n", (CONNECTION,)),
+    Mutant("web/middleware.py", 'b"x-content-type-options": b"nosniff"', 'b"x-nothing": b""', (GUARD,)),
+    Mutant(
+        "web/middleware.py",
         "for name, value in SECURITY_HEADERS.items() if name not in given",
         "for name, value in {}.items()",
         (GUARD,),
     ),
     # who may call what
     Mutant(
-        "call.py",
+        "web/endpoint.py",
         'if not same(headers.get("authorization", ""), f"Bearer {call.state.secret}"):',
         "if False:",
         (AUTHZ,),
     ),
     Mutant(
-        "call.py",
+        "web/endpoint.py",
         "    if access is PUBLIC:\n        return\n    auth, headers",
         "    if access is not OWNER:\n        return\n    auth, headers",
         (AUTHZ,),
     ),
-    Mutant("call.py", 'if csrf == "required" or (', "if (", (AUTHZ,)),
+    Mutant("web/endpoint.py", 'if csrf == "required" or (', "if (", (AUTHZ,)),
     Mutant(
-        "call.py",
+        "web/endpoint.py",
         "(token is not None or call.request.state.foreign)",
         "call.request.state.foreign",
         (AUTH, "-k", "no_wrong_one"),
     ),
-    Mutant("call.py", "(token is not None or call.request.state.foreign)", "token is not None", (GUARD,)),
-    Mutant("call.py", 'if access is ADMIN and call.identity.user.role != "admin":', "if False:", (AUTHZ,)),
+    Mutant("web/endpoint.py", "(token is not None or call.request.state.foreign)", "token is not None", (GUARD,)),
+    Mutant("web/endpoint.py", 'if access is ADMIN and call.identity.user.role != "admin":', "if False:", (AUTHZ,)),
     Mutant(
-        "call.py",
+        "web/endpoint.py",
         'if raw and content_type != "application/json":',
         "if False:",
         ("tests/test_server.py", "-k", "says_that_it_is_json"),
     ),
     Mutant(
-        "call.py",
+        "web/endpoint.py",
         "            if size > limit:\n                raise BodyTooLarge",
         "            if False:\n                raise BodyTooLarge",
         ("tests/test_server.py", "-k", "too_large"),
     ),
-    Mutant("call.py", "PUBLIC_BYTES if access is PUBLIC else BODY_BYTES", "BODY_BYTES", (SECURITY,)),
+    Mutant("web/endpoint.py", "PUBLIC_BYTES if access is PUBLIC else BODY_BYTES", "BODY_BYTES", (SECURITY,)),
     Mutant(
-        "call.py",
+        "web/endpoint.py",
         "and len(text) <= 19 and 0 < int(text) < 2**63",
         "",
         ("tests/test_server.py", "-k", "named or by_a_number or object"),
@@ -126,42 +138,56 @@ MUTANTS = (
     Mutant("auth.py", 'b"csrf:" + token.encode()', 'b"csrf:"', (AUTHZ,)),
     Mutant("auth.py", "digest(old) if old else None", "None", (AUTH, "-k", "new_cookie")),
     Mutant(
-        "accounts.py",
+        "queries/accounts.py",
         "WHERE id = ? AND password_hash = ? AND status = 'active'",
         "WHERE id = ? AND ? IS NOT NULL AND status = 'active'",
         (AUTH, "-k", "under_way"),
     ),
-    Mutant("accounts.py", "AND password_hash = ? AND status = 'active'", "AND password_hash = ?", (QUERIES,)),
-    Mutant("accounts.py", "AND password_hash = coalesce(?3, password_hash)", "AND ?3 IS ?3", (AUTH, "-k", "under_way")),
+    Mutant("queries/accounts.py", "AND password_hash = ? AND status = 'active'", "AND password_hash = ?", (QUERIES,)),
     Mutant(
-        "accounts.py",
+        "queries/accounts.py",
+        "AND password_hash = coalesce(?3, password_hash)",
+        "AND ?3 IS ?3",
+        (AUTH, "-k", "under_way"),
+    ),
+    Mutant(
+        "queries/accounts.py",
         "WHERE s.token_hash = ? AND s.last_seen > ? AND s.created_at > ? AND u.status",
         "WHERE s.token_hash = ? AND ?2 AND s.created_at > ?3 AND u.status",
         (AUTHZ, QUERIES),
     ),
-    Mutant("accounts.py", "s.created_at > ? AND u.status = 'active'", "?3 AND u.status = 'active'", (AUTHZ, QUERIES)),
-    Mutant("accounts.py", "AND s.created_at > ? AND u.status = 'active'", "AND s.created_at > ?", (AUTHZ, QUERIES)),
     Mutant(
-        "accounts.py",
+        "queries/accounts.py",
+        "s.created_at > ? AND u.status = 'active'",
+        "?3 AND u.status = 'active'",
+        (AUTHZ, QUERIES),
+    ),
+    Mutant(
+        "queries/accounts.py", "AND s.created_at > ? AND u.status = 'active'", "AND s.created_at > ?", (AUTHZ, QUERIES)
+    ),
+    Mutant(
+        "queries/accounts.py",
         '"DELETE FROM sessions WHERE id = ? AND user_id = ?", (session_id, user_id)',
         '"DELETE FROM sessions WHERE id = ?", (session_id,)',
         (AUTHZ,),
     ),
     Mutant(
-        "accounts.py",
+        "queries/accounts.py",
         'tx.execute("DELETE FROM sessions WHERE user_id = ? AND id IS NOT ?", (user_id, keep_session))',
         "pass",
         (QUERIES,),
     ),
-    Mutant("accounts.py", '    tx.execute("DELETE FROM sessions WHERE user_id = ?", (user_id,))\n', "", (QUERIES,)),
     Mutant(
-        "accounts.py",
+        "queries/accounts.py", '    tx.execute("DELETE FROM sessions WHERE user_id = ?", (user_id,))\n', "", (QUERIES,)
+    ),
+    Mutant(
+        "queries/accounts.py",
         '"DELETE FROM sessions WHERE token_hash = ?", (replaces,)',
         '"DELETE FROM sessions WHERE token_hash = ?", (None,)',
         (QUERIES,),
     ),
     Mutant(
-        "accounts.py",
+        "queries/accounts.py",
         "ORDER BY last_seen DESC, id DESC LIMIT ?2",
         "ORDER BY last_seen DESC, id DESC LIMIT ?2 * 100",
         (QUERIES,),
@@ -212,13 +238,17 @@ MUTANTS = (
         "",
         (AUTH, "-k", "thousand_strangers"),
     ),
-    Mutant("throttle.py", "if self._requests > QUEUE_LENGTH:", "if False:", (AUTH, "-k", "thousand_strangers")),
-    Mutant("throttle.py", "if self.is_known(name, address):", "if False:", (SECURITY,)),
-    Mutant("throttle.py", "if wait > 0:", "if False:", (AUTH, "-k", "five_failures")),
-    Mutant("throttle.py", "        self.check(*keys)\n        try:", "        try:", (AUTH, "-k", "at_once")),
-    Mutant("throttle.py", "time.monotonic() - last < self.MEMORY_SECONDS", "True", (AUTH, "-k", "forgotten")),
-    Mutant("throttle.py", "while len(self._failures) > self.KEYS:", "while False:", (AUTH, "-k", "grow_without_end")),
-    Mutant("accounts.py", "name.translate(_LOOK_ALIKES) == looks", "name == username", (AUTH, "-k", "look_like")),
+    Mutant("safety/throttle.py", "if self._requests > QUEUE_LENGTH:", "if False:", (AUTH, "-k", "thousand_strangers")),
+    Mutant("safety/throttle.py", "if self.is_known(name, address):", "if False:", (SECURITY,)),
+    Mutant("safety/throttle.py", "if wait > 0:", "if False:", (AUTH, "-k", "five_failures")),
+    Mutant("safety/throttle.py", "        self.check(*keys)\n        try:", "        try:", (AUTH, "-k", "at_once")),
+    Mutant("safety/throttle.py", "time.monotonic() - last < self.MEMORY_SECONDS", "True", (AUTH, "-k", "forgotten")),
+    Mutant(
+        "safety/throttle.py", "while len(self._failures) > self.KEYS:", "while False:", (AUTH, "-k", "grow_without_end")
+    ),
+    Mutant(
+        "queries/accounts.py", "name.translate(_LOOK_ALIKES) == looks", "name == username", (AUTH, "-k", "look_like")
+    ),
     Mutant("auth.py", "if not same(token, self.bootstrap_token):", "if False:", (AUTH, "-k", "guessing_the_bootstrap")),
     Mutant(
         "auth.py",
@@ -244,84 +274,95 @@ MUTANTS = (
         '        return path.read_text("utf-8")',
         (SECURITY,),
     ),
-    Mutant("accounts.py", "    if count_users(tx):\n        raise BootstrapDisabled\n", "", (QUERIES,)),
-    Mutant("accounts.py", "code_hash = ?2 AND used_at IS NULL AND", "code_hash = ?2 AND", (QUERIES,)),
+    Mutant("queries/accounts.py", "    if count_users(tx):\n        raise BootstrapDisabled\n", "", (QUERIES,)),
+    Mutant("queries/accounts.py", "code_hash = ?2 AND used_at IS NULL AND", "code_hash = ?2 AND", (QUERIES,)),
     Mutant(
-        "accounts.py",
+        "queries/accounts.py",
         "AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1",
         "AND used_at IS NULL AND expires_at > ?1",
         (QUERIES,),
     ),
     Mutant(
-        "accounts.py",
+        "queries/accounts.py",
         "AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1",
         "AND used_at IS NULL AND revoked_at IS NULL",
         (QUERIES,),
     ),
-    Mutant("accounts.py", 'AND used_at IS NULL AND revoked_at IS NULL",\n', 'AND 0",\n', (QUERIES,)),
-    Mutant("accounts.py", "if row is None or row[1] <= now():", "if row is None:", (QUERIES,)),
-    Mutant("accounts.py", "FROM users WHERE id = ? AND status = 'active'", "FROM users WHERE id = ?", (QUERIES,)),
+    Mutant("queries/accounts.py", 'AND used_at IS NULL AND revoked_at IS NULL",\n', 'AND 0",\n', (QUERIES,)),
+    Mutant("queries/accounts.py", "if row is None or row[1] <= now():", "if row is None:", (QUERIES,)),
     Mutant(
-        "accounts.py",
+        "queries/accounts.py", "FROM users WHERE id = ? AND status = 'active'", "FROM users WHERE id = ?", (QUERIES,)
+    ),
+    Mutant(
+        "queries/accounts.py",
         "    if not admins:\n        raise LastAdmin",
         "    if False:\n        raise LastAdmin",
         (QUERIES,),
     ),
     # whose object it is
     Mutant(
-        "queries.py",
+        "queries/conversations.py",
         "WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ?",
         "WHERE id = ? AND ? AND (deleted_at IS NOT NULL) = ?",
         (QUERIES,),
     ),
     Mutant(
-        "queries.py",
+        "queries/conversations.py",
         "WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ?",
         "WHERE id = ? AND user_id = ? AND ? IS NOT NULL",
         (QUERIES,),
     ),
-    Mutant("queries.py", "(deleted_at IS NOT NULL) = ? AND hidden = 0", "(deleted_at IS NOT NULL) = ?", (QUERIES,)),
-    Mutant("queries.py", '"c.user_id = :user AND c.hidden = 0', '"c.hidden = 0', (QUERIES,)),
     Mutant(
-        "queries.py",
+        "queries/conversations.py",
+        "(deleted_at IS NOT NULL) = ? AND hidden = 0",
+        "(deleted_at IS NOT NULL) = ?",
+        (QUERIES,),
+    ),
+    Mutant("queries/conversations.py", '"c.user_id = :user AND c.hidden = 0', '"c.hidden = 0', (QUERIES,)),
+    Mutant(
+        "queries/generations.py",
         "WHERE c.user_id = ? AND c.hidden = 0 AND m.role",
         "WHERE ? AND c.hidden = 0 AND m.role",
         (QUERIES,),
     ),
     Mutant(
-        "search.py",
+        "queries/search.py",
         'return f\'owner : "u{user_id}" AND text : (',
         "return f'text : (",
         ("tests/queries/test_search.py",),
     ),
     Mutant(
-        "queries.py",
+        "queries/messages.py",
         '        owned(tx, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("image")',
         '        owned(tx, user_id, row[0]) if not row else 0\n    except NotFound:\n        raise NotFound("image")',
         (AUTHZ,),
     ),
     Mutant(
-        "queries.py",
+        "queries/generations.py",
         '        owned(tx, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("generation")',
         '        row or owned(tx, user_id, 0)\n    except NotFound:\n        raise NotFound("generation")',
         (QUERIES, "tests/system/test_resume.py"),
     ),
     Mutant(
-        "queries.py",
+        "queries/messages.py",
         "    owned(tx, user_id, conversation_id)\n    _message_of(tx, conversation_id, message_id)\n",
         "    owned(tx, user_id, conversation_id)\n",
         (QUERIES,),
     ),
-    Mutant("queries.py", "        _message_of(tx, conversation_id, parent_id)\n", "        pass\n", (QUERIES,)),
-    Mutant("chat.py", "if generation is None or generation.user_id != user_id:", "if generation is None:", (AUTHZ,)),
     Mutant(
-        "chat.py",
+        "queries/messages.py", "        _message_of(tx, conversation_id, parent_id)\n", "        pass\n", (QUERIES,)
+    ),
+    Mutant(
+        "chat/hub.py", "if generation is None or generation.user_id != user_id:", "if generation is None:", (AUTHZ,)
+    ),
+    Mutant(
+        "chat/hub.py",
         "if generation is not None and generation.user_id == user_id:",
         "if generation is not None:",
         (AUTHZ, "tests/system/test_resume.py", "tests/chat/test_hub.py"),
     ),
     Mutant(
-        "handlers.py",
+        "web/handlers.py",
         "max_age=max_age, httponly=True",
         "max_age=max_age, httponly=False",
         (AUTH, "-k", "kept_from_scripts"),
@@ -381,7 +422,7 @@ MUTANTS = (
     Mutant("db.py", "[:-keep]:\n        old.unlink()", "[:0]:\n        old.unlink()", (RECOVERY,)),
     Mutant("db.py", "if not file.name.startswith(PUT_AWAY)", "if True", (RECOVERY,)),
     Mutant("db.py", 'str(error).startswith("Could not decode to UTF-8")', "False", (RECOVERY,)),
-    Mutant("commands.py", 'if db.lock_holder(settings.data_dir) != told["pid"]:', "if False:", (RECOVERY,)),
+    Mutant("cli/client.py", 'if db.lock_holder(settings.data_dir) != told["pid"]:', "if False:", (RECOVERY,)),
     Mutant("__main__.py", "    os.umask(0o077)", "    os.umask(0o022)", (RECOVERY,)),
 )
 
