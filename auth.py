@@ -270,6 +270,9 @@ class Auth:
             queries.accounts.add_session, user.id, digest(token), _shown(visitor.client), verified, replaces
         )
         audit("signed in", user, visitor.address, by=by)
+        if self.throttle.remember(user.username, visitor.address):
+            with contextlib.suppress(OSError):
+                write_private(self._known_file, json.dumps(list(self.throttle.known)))
         return Login(user, self._signer.sign(token).decode(), self._csrf(token))
 
     # ---- ways in
@@ -287,11 +290,8 @@ class Auth:
                 self._audit_refusal(found[0], visitor.address)
             if not right or found is None:
                 raise InvalidCredentials
-        if self.throttle.remember(name, visitor.address):
-            with contextlib.suppress(OSError):
-                write_private(self._known_file, json.dumps(list(self.throttle.known)))
         if _HASHER.check_needs_rehash(stored):
-            anew = await self._hash(password)
+            anew = await self._hash(password, name)
             if not await self.database.write(queries.accounts.set_password_hash, found[0].id, stored, anew):
                 # Another login was faster, or the password has changed.
                 return await self.login(username, password, visitor)
@@ -308,7 +308,7 @@ class Auth:
         name = clean_username(username)
         check_new_username(name)
         check_password(password, name)
-        password_hash = await self._hash(password)
+        password_hash = await self._hash(password, name)
         user = await self.database.write(queries.accounts.add_first_user, name, password_hash)
         self._forget_bootstrap()
         return await self._log_in(user, password_hash, visitor, "bootstrap token")
@@ -373,7 +373,7 @@ class Auth:
         name = clean_username(username) if username is not None else None
         user = await self.database.read(queries.accounts.get_user_named, name)
         check_password(password, user.username)
-        await self.database.write(queries.accounts.set_password, user.id, await self._hash(password))
+        await self.database.write(queries.accounts.set_password, user.id, await self._hash(password, user.username))
         audit("password reset", user, TERMINAL)
         return user
 
@@ -387,7 +387,7 @@ class Auth:
             if found is None or not await self._verify(found[1], current):
                 raise InvalidCredentials("The current password is wrong.")
         check_password(new, identity.user.username, "new_password")
-        password_hash = await self._hash(new)
+        password_hash = await self._hash(new, identity.user.username)
         await self.database.write(
             queries.accounts.set_password, identity.user.id, password_hash, identity.session_id, verified=found[1]
         )
@@ -397,12 +397,12 @@ class Auth:
     async def _attempt(self, queue: Queue, *keys: str) -> AsyncIterator[None]:
         """Wait for a turn to hash a password, as an attempt that the throttle counts. Raises RateLimited."""
         self.throttle.check(*keys)  # before waiting, so that the queue is free for others
-        async with queue.turn():
+        async with queue.turn(keys[0]):
             with self.throttle.attempt(*keys):
                 yield
 
-    async def _hash(self, password: str) -> str:
-        async with self._known_users.turn():
+    async def _hash(self, password: str, name: str) -> str:
+        async with self._known_users.turn(f"hash for {name}"):
             return await asyncio.to_thread(hash_password, password)
 
     async def _verify(self, stored: str, password: str) -> bool:

@@ -58,10 +58,10 @@ def quoted(readme: str, found: list[Row]) -> str:
     """The README with the figures of this run."""
     before, _, rest = readme.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    table = "| | Fireside | bare stack | ratio |\n|---|---|---|---|\n"
+    table = "| | Fireside | bare stack | ratio | target | |\n|---|---|---|---|---|---|\n"
     for row in found:
         if row.what.startswith(QUOTED):
-            table += f"| {row.what} | {row.ours} | {row.reference} | {row.ratio} |\n"
+            table += line(row) + "\n"
     return f"{before}{MARKS[0]}{table}{MARKS[1]}{after}"
 
 
@@ -79,7 +79,7 @@ def page(found: list[Row], rounds: int, seconds: float) -> str:
         f"{HEAD.format(rounds=rounds)}{table}\n\n"
         f"`{command}`, {datetime.date.today()}, {seconds / 60:.0f} minutes, {os.cpu_count()} shared cores, {memory:.0f} GB. {rows.versions()}.\n"
         f"The load of the machine in the last five and fifteen minutes was {busy[1]:.1f} and {busy[2]:.1f}; by itself the bench makes some 1.5.\n"
-        "Ratios bear with more, milliseconds do not.\n"
+        "Compare ratios; absolute times vary with the machine's load.\n"
     )
 
 

@@ -66,6 +66,7 @@ class Generation:
 
     def queued(self, place: int) -> None:
         self.progress("queued", place=place)
+        self.begun.history = None  # its images may be large, and the queue long
 
     def stop(self, reason: str | FiresideError) -> None:
         """Ask the task to end. Only the first reason counts."""
@@ -125,6 +126,7 @@ class Generation:
     async def _ask(self, news: Callable[[], None]) -> None:
         """Ask with less history each time that the model says its context is too small before it has said anything else."""
         begun, history = self.begun, self.begun.history
+        assert history is not None
         offer = await self._offer(begun.provider_id, begun.model)
         context = offer.context_length if offer is not None else None
         omitted = prompt.omit(history, context, begun.params.get("max_tokens"))

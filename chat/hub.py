@@ -172,7 +172,10 @@ class Hub:
         outcome: str | FiresideError = "ok"
         try:
             if generation.stopped is None:
-                async with self.slots[generation.begun.provider_id].slot(generation.user_id, generation.queued):
+                begun = generation.begun
+                async with self.slots[begun.provider_id].slot(generation.user_id, generation.queued):
+                    if begun.history is None:
+                        begun.history = await self.database.read(queries.generations.get_prompt, begun.question_id)
                     await generation.write(self._dirty.set)
         except asyncio.CancelledError:
             outcome = "interrupted"  # whoever did it without `stop`

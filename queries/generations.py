@@ -56,7 +56,8 @@ class Begun(Found):
     provider_id: str
     model: str
     params: dict[str, Any]
-    history: Prompt  # what led to the question, and the question
+    question_id: int
+    history: Prompt | None  # the path to the question; None while the answer waits for its turn
 
 
 class Recording(Struct):
@@ -113,7 +114,7 @@ def begin_answer(
         return None
     params = json.loads(conversation["settings"]) | wanted.params
     generation_id, message_id = _add_answer(tx, conversation, question["id"], *chosen, params)
-    return Begun(generation_id, message_id, *chosen, params, get_prompt(tx, question["id"]))
+    return Begun(generation_id, message_id, *chosen, params, question["id"], get_prompt(tx, question["id"]))
 
 
 def _question(tx: Tx, conversation: sqlite3.Row, message_id: int | None) -> tuple[sqlite3.Row, sqlite3.Row]:

@@ -55,11 +55,18 @@ def open_audit_log(data_dir: Path) -> None:
 
 
 def _rotating(file: Path, size: int, older: int) -> logging.Handler:
-    with contextlib.suppress(FileExistsError):
-        db.create_private(file).close()
-    handler = logging.handlers.RotatingFileHandler(file, maxBytes=size, backupCount=older, encoding="utf-8")
+    handler = _PrivateFile(file, maxBytes=size, backupCount=older, encoding="utf-8")
     handler.setFormatter(_JsonLines())
     return handler
+
+
+class _PrivateFile(logging.handlers.RotatingFileHandler):
+    """A rotating log file that only its owner can read."""
+
+    def _open(self) -> Any:
+        with contextlib.suppress(FileExistsError):
+            db.create_private(Path(self.baseFilename)).close()
+        return super()._open()
 
 
 class _OncePerMinute(logging.Filter):

@@ -40,6 +40,10 @@ class Slots:
                 self._take(user_id, waiter)
             self._grant()
 
+    def waiting(self, user_id: int) -> int:
+        """Return how many of the user wait for a slot."""
+        return len(self._queue.get(user_id, ()))
+
     def _grant(self) -> None:
         """Give a free slot to the first user in the queue who may hold another. Report the new positions."""
         able = (user_id for user_id in self._queue if self._held[user_id] < self._per_user)

@@ -97,10 +97,17 @@ class Sandbox:
         return await self._start()
 
     async def _start(self) -> "_Worker":
-        worker = await _Worker.start(self._arguments, self._memory)
+        try:
+            worker = await _Worker.start(self._arguments, self._memory)
+        except OSError as error:
+            raise WorkFailed(f"a child process cannot be started: {error.strerror}") from error
         self._workers.add(worker)
         try:
             await worker.started()
+        except TimeoutError:
+            worker.kill()
+            await worker.ended()
+            raise WorkFailed("a child process did not start in time") from None
         except BaseException:
             worker.kill()
             await worker.ended()
@@ -114,7 +121,7 @@ class Sandbox:
     async def _start_spare(self) -> None:
         try:
             await self._give_back(await self._start())
-        except (OSError, TimeoutError, WorkFailed) as error:
+        except WorkFailed as error:
             log.warning("a child process could not be started in advance: %s", error)
         finally:
             self._preparing = None

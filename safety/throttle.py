@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable, Iterator
 
 from ..errors import RateLimited, StorageUnavailable
 
 QUEUE_LENGTH = 64  # requests that wait in one queue; at 76 ms for a hash the last of them waits for 5 s
 QUEUE_RETRY_SECONDS = 5
+PLACES_PER_KEY = 4
 LOOPBACK_NETWORK = "loopback"
 
 
@@ -27,23 +28,24 @@ def network(address: str) -> str:
 
 
 class Queue:
-    """A lock with a bounded queue."""
+    """A lock with a bounded queue, in which each key has few places."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._requests = 0
+        self._requests: Counter[str] = Counter()  # by key
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for the lock and hold it. Raises RateLimited when QUEUE_LENGTH requests are waiting already."""
-        if self._requests > QUEUE_LENGTH:
+    async def turn(self, key: str) -> AsyncIterator[None]:
+        """Wait for the lock and hold it. Raises RateLimited when the queue, or the places of the key, are full."""
+        if self._requests.total() > QUEUE_LENGTH or self._requests[key] >= PLACES_PER_KEY:
             raise RateLimited(QUEUE_RETRY_SECONDS)
-        self._requests += 1
+        self._requests[key] += 1
         try:
             async with self._lock:
                 yield
         finally:
-            self._requests -= 1
+            self._requests[key] -= 1
+            self._requests += Counter()  # drops the keys that have none
 
 
 class Throttle:

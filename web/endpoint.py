@@ -18,7 +18,7 @@ from ..auth import Auth, Identity, Visitor, same
 from ..chat.hub import Hub
 from ..config import Config
 from ..db import READERS, Database
-from ..errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, UnsupportedMediaType
+from ..errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, RateLimited, UnsupportedMediaType
 from ..providers import Providers
 from ..safety.queue import Slots
 from ..transfer.exporter import Exporter
@@ -33,6 +33,7 @@ T = TypeVar("T")
 BODY_BYTES = 4 * 1024 * 1024
 PIECE_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
+WAITING_PER_USER = 24  # requests; their connections have no deadline, so they must not be all that there may be
 PUBLIC_BYTES = 64 * 1024  # from somebody who has not signed in
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
 
@@ -149,6 +150,8 @@ class Endpoint(Route):
         call.query = read_query(request.query_params, self.query)
         async with contextlib.AsyncExitStack() as stack:
             if self.access in (USER, ADMIN):
+                if call.state.requests.waiting(call.user_id) >= WAITING_PER_USER:
+                    raise RateLimited(1)
                 await stack.enter_async_context(call.state.requests.slot(call.user_id))
             if self._decoder is not None:
                 call.body = await _read_body(request, self._decoder, self._limit)

@@ -41,6 +41,7 @@ log = logging.getLogger("fireside.handlers")
 
 IMPORT_BYTES = 1024**3
 SEARCH_SECONDS = 2.0
+MESSAGE_PAGE = 200
 LIST_CHUNK = 100  # conversations, whose system prompts may have 100,000 characters each
 UPLOADS = "uploads"  # the folder in the data directory where an upload is kept while it is imported
 
@@ -267,12 +268,27 @@ async def search(call: Call) -> Any:
 
 async def list_messages(call: Call) -> Any:
     query: schemas.MessageQuery = call.query
-    messages = await call.state.hub.messages(
-        call.user_id, call.path_id("conversation_id"), query.limit or -1, query.before or None
-    )
+    if query.limit:
+        return await _messages(call, query, query.limit, query.before or None)
+    pages, before = [], query.before or None
+    while page := await _messages(
+        call, query, MESSAGE_PAGE, before
+    ):  # else 50,000 messages would keep all others waiting
+        pages.append(msgspec.json.encode(page)[1:-1])
+        before = page[0].id
+        if len(page) < MESSAGE_PAGE:
+            break
+    return Response(b"[" + b",".join(reversed(pages)) + b"]", media_type="application/json")
+
+
+async def _messages(
+    call: Call, query: schemas.MessageQuery, limit: int, before: int | None
+) -> list[queries.messages.Message]:
+    messages = await call.state.hub.messages(call.user_id, call.path_id("conversation_id"), limit, before)
     if query.render:
         texts = ["" if message.status == "generating" else message.content for message in messages]
-        nodes = await call.state.renderer.nodes(call.user_id, texts)
+        nodes = await while_connected(call.request.receive, call.state.renderer.nodes(call.user_id, texts)) or []
+        messages = messages[: len(nodes)]
         for message, blocks in zip(messages, nodes, strict=True):
             message.blocks = blocks
     return messages
@@ -320,7 +336,7 @@ async def select_version(call: Call) -> Any:
 
 async def render_markdown(call: Call) -> Any:
     body: schemas.Markdown = call.body
-    blocks = await call.state.renderer.blocks(call.user_id, body.text)
+    blocks = await while_connected(call.request.receive, call.state.renderer.blocks(call.user_id, body.text)) or []
     closed = [block for block in blocks if block.closed]
     return {
         "closed": closed[-1].end if closed else 0,

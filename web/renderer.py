@@ -22,7 +22,7 @@ REQUEST_SECONDS = 30.0  # the rest is plain text
 FAILURES = 3  # of one request; the rest is plain text
 CACHE_BYTES = 8 * 1024 * 1024
 PROCESSES = 2
-PRELOAD = ("fireside.render", "markdown_it", "pygments.lexers", "pygments.lexers.python", "pygments.styles")
+PRELOAD = ("fireside.web.markdown", "markdown_it", "pygments.lexers", "pygments.lexers.python", "pygments.styles")
 
 
 class Block(msgspec.Struct):
@@ -84,18 +84,16 @@ class _Job:
     async def run(self, sandbox: Sandbox) -> None:
         deadline, failures = asyncio.get_running_loop().time() + REQUEST_SECONDS, 0
         while (current := self._unfinished()) < len(self.texts):
-            if failures < FAILURES:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        await self._format(sandbox, current)
-                    continue
-                except (WorkFailed, TimeoutError) as error:
-                    log.warning("a text is shown without formatting: %s", str(error) or "the request took too long")
-                    failures = failures + 1 if isinstance(error, WorkFailed) else FAILURES
-            if failures < FAILURES:
-                self._give_up_block(current)
-            else:
+            if failures == FAILURES:
                 self._give_up_rest(current)
+                continue
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._format(sandbox, current)
+            except (WorkFailed, TimeoutError) as error:
+                log.warning("a text is shown without formatting: %s", str(error) or "the request took too long")
+                failures = failures + 1 if isinstance(error, WorkFailed) else FAILURES
+                self._give_up_block(self._unfinished())
 
     def _unfinished(self) -> int:
         """Return the index of the first text of which a block is missing. Texts are finished in their order."""
@@ -115,6 +113,8 @@ class _Job:
 
     def _give_up_block(self, current: int) -> None:
         """Make the block that failed plain, or the whole text when its blocks are not known."""
+        if current == len(self.texts):
+            return  # the last block arrived before the failure
         if current == len(self.outlines):
             self._give_up_rest(current)
             return

@@ -542,7 +542,7 @@ def test_a_question_that_has_no_answer_gets_one(tx: Tx) -> None:
     made = conversation(tx)
     queries.messages.add_message(tx, ANN, made, "q")
     begun = begin(tx, made, params={"seed": 1})
-    assert [turn.content for turn in begun.history.turns] == ["q"] and begun.params == {"seed": 1}
+    assert begun.history and [turn.content for turn in begun.history.turns] == ["q"] and begun.params == {"seed": 1}
     assert queries.conversations.get_conversation(tx, ANN, made).generation_id == begun.generation_id
     running = queries.messages.list_messages(tx, ANN, made)[-1]
     assert (running.id, running.status, running.content) == (begun.message_id, "generating", "")
@@ -589,7 +589,7 @@ def test_a_try_that_failed_is_tried_again(tx: Tx, status: str) -> None:
     failed = begin(tx, made)
     finish(tx, failed, "half", status)
     again = begin(tx, made)
-    assert [turn.content for turn in again.history.turns] == ["q"]
+    assert again.history and [turn.content for turn in again.history.turns] == ["q"]
     assert queries.messages.list_messages(tx, ANN, made)[-1].versions == {
         "ids": [failed.message_id, again.message_id],
         "index": 1,

@@ -177,6 +177,21 @@ async def test_a_text_with_many_slow_blocks_arrives_whole(tmp_path: Path, monkey
         assert [node[1] for node in nodes] == [{"class": "unformatted"}] * 3
 
 
+async def test_a_slow_message_between_others_is_the_only_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renderer, "BLOCK_SECONDS", 1.0)
+    async with Running(tmp_path) as running:
+        ann = await running.first()
+        conversation_id = await ann.conversation()
+        for text in ("*one*", SLOW_CODE, "*two*"):
+            await ann.say(conversation_id, text)
+        messages = good(await ann.get(f"/conversations/{conversation_id}/messages", params={"render": "true"}))
+        plain = ["pre", {"class": "unformatted"}, ["code", {}, SLOW_CODE]]
+        em: list[Any] = [["p", {}, ["em", {}, word]] for word in ("one", "two")]
+        assert [message["blocks"] for message in messages] == [[em[0]], [plain], [em[1]]]
+
+
 async def test_a_spare_child_is_ready_for_the_next_job(work: Any) -> None:
     pool = Sandbox(spare=True)
     async with contextlib.aclosing(pool.iterate(work.sleep, seconds=30)) as items:

@@ -19,7 +19,16 @@ ROOT = Path(__file__).parents[2]
 AT_A_TIME = 2
 SECONDS = 240  # that the tests of a mutant may take
 AUTH, GUARD, CONNECTION, DB, QUERIES, SECURITY, RECOVERY = (
-    f"tests/test_{name}.py" for name in ("auth", "guard", "connection", "db", "queries", "security", "recovery")
+    f"tests/{name}.py"
+    for name in (
+        "test_auth",
+        "web/test_middleware",
+        "web/test_connection",
+        "test_db",
+        "queries/test_queries",
+        "system/test_security",
+        "system/test_recovery",
+    )
 )
 AUTHZ = "tests/system/test_trust.py::test_it_holds[authz]"
 STORAGE = "tests/system/test_trust.py::test_it_holds[full]", "tests/system/test_trust.py::test_it_holds[migration]"
