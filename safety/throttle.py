@@ -11,7 +11,7 @@ from ..errors import RateLimited, StorageUnavailable
 
 QUEUE_LENGTH = 64  # requests that wait in one queue; at 76 ms for a hash the last of them waits for 5 s
 QUEUE_RETRY_SECONDS = 5
-PLACES_PER_KEY = 4
+PLACES_PER_KEY = 24
 LOOPBACK_NETWORK = "loopback"
 
 

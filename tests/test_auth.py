@@ -15,7 +15,7 @@ from fireside import auth, queries
 from fireside.auth import Visitor, check_password, clean_username
 from fireside.db import ago
 from fireside.errors import FiresideError, Invalid, InvalidCredentials, RateLimited, StorageUnavailable
-from fireside.safety.throttle import QUEUE_LENGTH, Throttle
+from fireside.safety.throttle import PLACES_PER_KEY, QUEUE_LENGTH, Queue, Throttle
 from fireside.server import ROUTES
 from fireside.web.endpoint import ADMIN, OWNER, PUBLIC
 from hypothesis import given
@@ -774,3 +774,20 @@ async def test_a_bootstrap_token_is_made_kept_private_and_gone_after_use(tmp_pat
     async with Running(data) as running:
         assert running.state.auth.bootstrap_token == ""
         await until(lambda: not (data / "bootstrap-token").exists())
+
+
+async def test_one_account_cannot_fill_the_queue_for_passwords() -> None:
+    queue = Queue()
+    release = asyncio.Event()
+
+    async def attempt(key: str) -> None:
+        async with queue.turn(key):
+            await release.wait()
+
+    attempts = [asyncio.create_task(attempt("bob")) for _ in range(PLACES_PER_KEY)]
+    await asyncio.sleep(0)
+    with pytest.raises(RateLimited):
+        await attempt("bob")
+    attempts.append(asyncio.create_task(attempt("ann")))
+    release.set()
+    await asyncio.gather(*attempts)

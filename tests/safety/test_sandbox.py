@@ -122,7 +122,7 @@ async def test_idle_children_end(pool: Sandbox, work: Any, monkeypatch: pytest.M
 async def test_a_child_without_its_service_does_not_work_for_ever(tmp_path: Path) -> None:
     """Even while a regular expression holds the GIL, where nothing in the child could notice that the service died."""
     program = (
-        "import asyncio, sys\nfrom fireside.web import markdown as render\nfrom fireside.sandbox import Sandbox\n"
+        "import asyncio, sys\nfrom fireside.web import markdown as render\nfrom fireside.safety.sandbox import Sandbox\n"
         "async def main():\n"
         "    pool = Sandbox()\n"
         "    items = pool.iterate(render.stream, [sys.argv[1]], 0, seconds=1)\n"
@@ -174,7 +174,7 @@ async def test_a_text_with_many_slow_blocks_arrives_whole(tmp_path: Path, monkey
         rendered = good(await ann.post("/render", json={"text": text}))
         nodes = rendered["blocks"] + rendered["tail"]
         assert "".join(node[2][2] for node in nodes) == text
-        assert [node[1] for node in nodes] == [{"class": "unformatted"}] * 3
+        assert [node[1] for node in nodes] == [{"class": "unformatted"}] * 4
 
 
 async def test_a_slow_message_between_others_is_the_only_plain_one(

@@ -247,7 +247,9 @@ MUTANTS = (
         "",
         (AUTH, "-k", "thousand_strangers"),
     ),
-    Mutant("safety/throttle.py", "if self._requests > QUEUE_LENGTH:", "if False:", (AUTH, "-k", "thousand_strangers")),
+    Mutant(
+        "safety/throttle.py", "if self._requests.total() > QUEUE_LENGTH or", "if", (AUTH, "-k", "thousand_strangers")
+    ),
     Mutant("safety/throttle.py", "if self.is_known(name, address):", "if False:", (SECURITY,)),
     Mutant("safety/throttle.py", "if wait > 0:", "if False:", (AUTH, "-k", "five_failures")),
     Mutant("safety/throttle.py", "        self.check(*keys)\n        try:", "        try:", (AUTH, "-k", "at_once")),

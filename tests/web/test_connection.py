@@ -21,12 +21,12 @@ from fireside.cli import client as cli_client
 from fireside.errors import ConfigError
 from fireside.web import connection
 from fireside.web.connection import CONNECTIONS_PER_ADDRESS, Limits
-from fireside.web.endpoint import REQUESTS_PER_USER
+from fireside.web.endpoint import REQUESTS_PER_USER, WAITING_PER_USER
 from fireside.web.schemas import IMAGE_BYTES
 
 from ..certificates import make_certificate, needs_openssl, trusting
 from ..cli.test_commands import serving
-from ..live import BOOTSTRAP_TOKEN, PATIENCE, Person, Running, good, until
+from ..live import BOOTSTRAP_TOKEN, PATIENCE, Person, Running, code, good, until
 from ..processes import environment, run
 from ..upstream import Gate, Upstream, pause
 
@@ -350,5 +350,10 @@ async def test_unread_downloads_of_one_user_wait_for_each_other(running: Running
         for _ in range(20):
             good(await bob.get("/auth/me"))
         assert not waiting.done()
+        more = [asyncio.create_task(ann.get("/auth/me")) for _ in range(WAITING_PER_USER)]
+        assert code(await next(asyncio.as_completed(more))) == (429, "RATE_LIMITED"), (
+            "connections that wait are bounded"
+        )
         await unread[0].aclose()
         good(await waiting)
+        assert sorted([(await each).status_code for each in more]) == [200] * (WAITING_PER_USER - 1) + [429]
