@@ -39,11 +39,14 @@ class Fireside:
     def start(self) -> Self:
         self.printed.clear()
         command = ("--no-open", "--port", str(self.port), "--data-dir", str(self.data_dir))
-        self.process = start(*command, environ=self.environ, stderr=subprocess.STDOUT, fresh=self.fresh)
+        self.process = self.launch(*command)
         assert self.process.stdout is not None
         self.url = self._read(r"Fireside is at (http://\S+)")
         self.port = int(self.url.rsplit(":", 1)[1])
         return self
+
+    def launch(self, *command: str) -> "subprocess.Popen[str]":
+        return start(*command, environ=self.environ, stderr=subprocess.STDOUT, fresh=self.fresh)
 
     def setup_link(self) -> str:
         return self._read(r"Create the first account at (http://\S+)")

@@ -214,9 +214,13 @@ def attack(kind: str, name: str, known: bool = False) -> Callable[[Attack], Atta
     return register
 
 
-def made(count: int, at: int = 0, title: str = "made", question: str = "q", **fields: Any) -> dict[str, Any]:
-    """A conversation of so many messages in a row, in the form that Fireside exports. `at` makes it different from others."""
-    moment = f"2024-01-01T{at // 3600 % 24:02d}:{at // 60 % 60:02d}:{at % 60:02d}.{at // 86400:06d}"
+MOMENTS = itertools.count()  # a conversation that began when another did is taken for that one
+
+
+def made(count: int, title: str = "made", question: str = "q", **fields: Any) -> dict[str, Any]:
+    """A new conversation of so many messages in a row, in the form that Fireside exports."""
+    number = next(MOMENTS)
+    moment = f"2024-01-01T00:00:{number // 10**6:02d}.{number % 10**6:06d}"
     messages = [
         {
             "id": number + 1,
@@ -648,7 +652,7 @@ async def _(a: Attacker) -> Attacking:
 async def _(a: Attacker) -> Attacking:
     a.least_seconds = GIVEN_UP_SECONDS
     if "slow" not in a.others:
-        whole = made(a.many(50_000, 5_000), at=98_000, title="slowlist")
+        whole = made(a.many(50_000, 5_000), title="slowlist")
         for number, message in enumerate(whole["messages"]):
             message["content"] = SLOW + str(number) if number < 4 else f"message {number}"
         await a.bring(whole)
@@ -711,7 +715,7 @@ async def _searched(a: Attacker) -> None:
         a.others["searched"] = "yes"
         for place, question in enumerate(("a " * 26_000, "ab cd ef " * 5_000, "\u4e00\u4e8c " * 17_000, "a" * 52_000)):
             count = a.many(200, 20) // (1 if place == 0 else 4)
-            await a.bring(made(count, at=7000 + place, question=question, title=f"searched{place}"))
+            await a.bring(made(count, question=question, title=f"searched{place}"))
 
 
 SEARCHES = {
@@ -747,7 +751,7 @@ for name, query in SEARCHES.items():
 
 @attack("searches", "titles")
 async def _(a: Attacker) -> Attacking:
-    await a.bring(*(made(0, at=20_000 + number, title="a%_" * 60) for number in range(a.many(20_000, 2000))))
+    await a.bring(*(made(0, title="a%_" * 60) for _ in range(a.many(20_000, 2000))))
     queries = ("a", "%25", "_" * 500, "a%25" * 300, "\u0130" * 300, "%c3%9f" * 300)
     return a.repeat(
         [a.request("GET", f"/conversations?q={query.encode('latin-1', 'replace').decode()}") for query in queries]
@@ -816,31 +820,26 @@ async def _(a: Attacker) -> Attacking:
 @attack("imports", "one conversation of 50,000 messages", known=True)
 async def _(a: Attacker) -> Attacking:
     a.least_seconds = IMPORT_SECONDS * a.scale
-    files = [json.dumps(made(a.many(50_000, 5_000), at=30_000 + number)).encode() for number in range(4)]
+    files = [json.dumps(made(a.many(50_000, 5_000))).encode() for _ in range(4)]
     return a.once([a.request("POST", "/import", file) for file in files])
 
 
 @attack("imports", "thousands of conversations")
 async def _(a: Attacker) -> Attacking:
-    files = [
-        json.dumps([made(2, at=40_000 + 20_000 * place + number) for number in range(a.many(20_000, 2_000))]).encode()
-        for place in range(3)
-    ]
+    files = [json.dumps([made(2) for _ in range(a.many(20_000, 2_000))]).encode() for place in range(3)]
     return _imports(a, files, 3)
 
 
 @attack("imports", "long messages")
 async def _(a: Attacker) -> Attacking:
     texts = ("a " * 99_999, "a" * 199_999, "\u4e00" * 199_999, "".join(f"w{number} " for number in range(30_000)))
-    files = [
-        json.dumps(made(a.many(100, 10), at=90_000 + place, question=text)).encode() for place, text in enumerate(texts)
-    ]
+    files = [json.dumps(made(a.many(100, 10), question=text)).encode() for place, text in enumerate(texts)]
     return _imports(a, files, 3)
 
 
 @attack("imports", "many versions of one message")
 async def _(a: Attacker) -> Attacking:
-    whole = made(a.many(50_000, 5_000), at=95_000)
+    whole = made(a.many(50_000, 5_000))
     for message in whole["messages"]:
         message |= {"parent_id": None, "role": "user"}
     return _imports(a, [json.dumps(whole).encode()], 2)
@@ -861,7 +860,7 @@ async def _(a: Attacker) -> Attacking:
 @attack("imports", "purging 50,000 messages", known=True)
 async def _(a: Attacker) -> Attacking:
     title = f"purged{a.others.setdefault('purged', '0')}"
-    await a.bring(made(a.many(50_000, 5_000), at=96_000, title=title))
+    await a.bring(made(a.many(50_000, 5_000), title=title))
     conversation_id = await a.find(title)
     return a.once([a.request("DELETE", f"/conversations/{conversation_id}?purge=true")])
 
@@ -872,7 +871,7 @@ async def _(a: Attacker) -> Attacking:
 async def _large_list(a: Attacker) -> None:
     if "listed" not in a.others:
         a.others["listed"] = "yes"
-        await a.bring(*(made(0, at=200_000 + number, title="t" * 150) for number in range(a.many(100_000, 5_000))))
+        await a.bring(*(made(0, title="t" * 150) for _ in range(a.many(100_000, 5_000))))
 
 
 @attack("large answers", "100,000 conversations")
@@ -902,7 +901,7 @@ async def _(a: Attacker) -> Attacking:
 def _long_conversation(end: str) -> Attack:
     async def run(a: Attacker) -> Attacking:
         if "long" not in a.others:
-            await a.bring(made(a.many(50_000, 5_000), at=97_000, title="longlist", question="*a* `b`"))
+            await a.bring(made(a.many(50_000, 5_000), title="longlist", question="*a* `b`"))
             a.others["long"] = str(await a.find("longlist"))
         return a.repeat([a.request("GET", f"/conversations/{a.others['long']}/{end}")])
 

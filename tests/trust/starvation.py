@@ -37,11 +37,8 @@ from .hostile import ATTACKS, KNOWN, Attack, Attacker
 
 TARGET = 0.25  # seconds that the second user waits at most, on a computer that does nothing else
 SIGN_IN_TARGET = 1.0  # to sign in: a password's hash alone takes a tenth of that
-CI_LENIENCE = (
-    4.0  # times the target, and times what the second user waits without an attack: other tests run at the same time
-)
+CI_LENIENCE = 4.0  # times the target, or times the wait without an attack: other tests run at the same time
 NOISE = 4  # times the limit: a wait above that is nothing that another program on the computer has caused
-CALM = 0.1  # seconds: all answers came faster than this, so the attack is over
 PATIENCE = 20.0  # seconds that the service has to come to rest after an attack before it is replaced
 PAUSE = 0.04  # seconds between two requests of a lane
 SIGN_IN = "POST /auth/login"
@@ -74,6 +71,17 @@ def f(x: int) -> int:
 """
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that the second user may wait for an answer, and to sign in."""
+
+    answer: float = TARGET
+    sign_in: float = SIGN_IN_TARGET
+
+    def times(self, factor: float) -> "Limits":
+        return Limits(self.answer * factor, self.sign_in * factor)
+
+
 class Wait(NamedTuple):
     """An answer to the second user."""
 
@@ -82,9 +90,7 @@ class Wait(NamedTuple):
     end: float
     delay: float  # the longest that the second user's process was kept from running in between
     status: int
-    queued: float = (
-        0.0  # seconds that the service was ready to run in between and had no processor, where that is left out
-    )
+    queued: float = 0.0  # seconds that the service was ready to run in between and had no processor, on a busy computer
 
     @property
     def seconds(self) -> float:
@@ -115,14 +121,17 @@ class Outcome:
         """The longest waits for an answer and to sign in."""
         return self.worst().seconds, self.worst(sign_in=True).seconds
 
-    def exceeds(self, limits: "Limits") -> bool:
+    def exceeds(self, limits: Limits) -> bool:
         slow = self.seconds[0] > limits.answer or self.seconds[1] > limits.sign_in
         return slow or bool(self.failed) or not self.recovered or bool(self.problem)
 
     def __str__(self) -> str:
         worst, sign_in = self.worst(), self.worst(sign_in=True)
         text = f"{worst.seconds * 1000:6.0f} ms for {worst.lane} during {self.attack}"
-        text += f"; own delay {worst.delay * 1000:.0f} ms, without a processor {worst.queued * 1000:.0f} ms, sign-in {sign_in.seconds * 1000:.0f} ms, {self.memory / 1e6:.0f} MB"
+        text += (
+            f"; own delay {_ms(worst.delay)}, without a processor {_ms(worst.queued)}, sign-in {_ms(sign_in.seconds)}"
+        )
+        text += f", {self.memory / 1e6:.0f} MB"
         text += f"; answered {self.statuses}" if self.statuses else ""
         if self.failed:
             text += f"; {len(self.failed)} failed: {sorted({(wait.lane, wait.status) for wait in self.failed})}"
@@ -144,10 +153,12 @@ class Service(Fireside):
             between_tokens_seconds="2",
         )
 
-    def start(self) -> "Service":
-        with _limited(DESCRIPTORS):
-            super().start()
-        return self
+    def launch(self, *command: str) -> "subprocess.Popen[str]":
+        process = super().launch(*command)
+        resource.prlimit(
+            process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS)
+        )  # before it has read its limit
+        return process
 
 
 class Sample(NamedTuple):
@@ -196,17 +207,6 @@ class Watch(threading.Thread):
         return max((sample.memory for sample in self.samples if sample.time >= start), default=0)
 
 
-@contextmanager
-def _limited(descriptors: int) -> Iterator[None]:
-    """Child processes that are started in here have so few descriptors."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # we hold a thousand connections ourselves
-
-
 class Bystander:
     """The second user: bystander.py in a process of its own, with what it has measured so far."""
 
@@ -216,7 +216,6 @@ class Bystander:
         person.headers.update(ADDRESS)
         session = _session(person) | ADDRESS | {"Content-Type": "application/json"}
         conversation = _write(person, [NORMAL] * 6)
-        others = [_write(person, []) for _ in range(40)]
         lanes: list[dict[str, Any]] = [
             {"name": "GET /auth/me", "path": "/auth/me"},
             {"name": "GET /conversations", "path": "/conversations"},
@@ -224,7 +223,7 @@ class Bystander:
             {
                 "name": "POST messages",
                 "method": "POST",
-                "path": f"/conversations/{others[0]}/messages",
+                "path": f"/conversations/{_write(person, [])}/messages",
                 "body": json.dumps({"content": "Some words.", "parent_id": None}),
             },
             {
@@ -272,17 +271,17 @@ class Bystander:
         if self.process.stdout is not None:
             self.process.stdout.close()
 
-    def rests(self, since: float, seconds: float) -> bool:
-        """Wait until each lane was answered fast by a request that began after `since`. False when that takes too long."""
+    def rests(self, since: float, fast: float) -> bool:
+        """Wait until each lane has an answer that took less than `fast` to a request after `since`. Return False if it has none."""
 
         def calm() -> bool:
             newest = {wait.lane: wait for wait in self.waits[-100:]}
             return all(
-                lane in newest and newest[lane].start > since and newest[lane].seconds < CALM for lane in self.lanes
+                lane in newest and newest[lane].start > since and newest[lane].seconds < fast for lane in self.lanes
             )
 
         with self._changed:
-            return self._changed.wait_for(calm, seconds)
+            return self._changed.wait_for(calm, PATIENCE)
 
     def met(self, start: float, end: float) -> list[Wait]:
         with self._changed:
@@ -313,6 +312,7 @@ class Arena:
     upstream: Upstream
     scale: float
     busy: bool  # the computer runs other programs too
+    limits: Limits = Limits()
     number: int = 0
     faults: int = 0  # that the service has logged
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -335,7 +335,9 @@ class Arena:
         self.attacker = Attacker(
             self.service.port, _session(mallory), self.upstream, self.scale, conversation_id, others=own
         )
-        assert self.bystander.rests(time.monotonic(), PATIENCE), "the service does not rest before any attack"
+        assert self.bystander.rests(time.monotonic(), CI_LENIENCE * TARGET), (
+            "the service does not rest before any attack"
+        )
 
     def close(self) -> None:
         self.stack.close()
@@ -349,7 +351,7 @@ class Arena:
         problem = meanwhile(self)
         attacking.join()
         ended = time.monotonic()
-        rested = self.bystander.rests(ended, PATIENCE) and self.service.process.poll() is None
+        rested = self.bystander.rests(ended, self.limits.answer) and self.service.process.poll() is None
         waits = self.bystander.met(attacking.began, time.monotonic())
         if self.busy:
             waits = [wait._replace(queued=self.watch.queued(wait.start, wait.end)) for wait in waits]
@@ -402,6 +404,10 @@ class _Attacking(threading.Thread):
 
 @contextmanager
 def _arena(scale: float, busy: bool) -> Iterator[Arena]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (hard, hard)
+    )  # the attacker holds a thousand connections in this process
     with tempfile.TemporaryDirectory() as name, Upstream() as upstream:
         os.setpriority(os.PRIO_PROCESS, upstream.native_id, 19)
         arena = Arena(Path(name), upstream, scale, busy)
@@ -410,6 +416,7 @@ def _arena(scale: float, busy: bool) -> Iterator[Arena]:
             yield arena
         finally:
             arena.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             upstream.errors.clear()  # an attack is broken off in the middle of a script
 
 
@@ -417,7 +424,7 @@ def _arena(scale: float, busy: bool) -> Iterator[Arena]:
 
 
 def _back_up(arena: Arena) -> str:
-    """Why `fireside backup` failed while the connections are held; empty when it did not."""
+    """Run `fireside backup` while the connections are held. Return what went wrong, or an empty string."""
     deadline = time.monotonic() + PATIENCE
     while arena.attacker.opened < HELD and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -448,17 +455,6 @@ def _spread(attacks: list[tuple[str, str]], count: int) -> list[tuple[str, str]]
     return attacks if count >= len(attacks) else [attacks[n * len(attacks) // count] for n in range(count)]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Seconds that the second user may wait for an answer, and to sign in."""
-
-    answer: float = TARGET
-    sign_in: float = SIGN_IN_TARGET
-
-    def times(self, factor: float) -> "Limits":
-        return Limits(self.answer * factor, self.sign_in * factor)
-
-
 def _try(arena: Arena, attacks: list[tuple[str, str]], share: float, lenient: bool) -> Iterator[tuple[Outcome, bool]]:
     """Each attack for so many seconds, with whether it made the second user wait for too long; first none at all."""
 
@@ -467,22 +463,17 @@ def _try(arena: Arena, attacks: list[tuple[str, str]], share: float, lenient: bo
 
     quiet = arena.measure("no attack", nothing, 2 * QUIET_SECONDS)
     yield quiet, False
-    limits = Limits()
     if lenient:
-        limits = Limits(
-            *(
-                CI_LENIENCE * max(limit, wait)
-                for limit, wait in zip((TARGET, SIGN_IN_TARGET), quiet.seconds, strict=True)
-            )
-        )
+        answer, sign_in = quiet.seconds
+        arena.limits = Limits(max(TARGET, answer), max(SIGN_IN_TARGET, sign_in)).times(CI_LENIENCE)
     for kind, name in attacks:
-        yield _again(arena, limits, f"{kind}: {name}", ATTACKS[kind, name], share)
-    yield _again(arena, limits, f"{HELD:,} connections held", _hold, 2.0 if lenient else HOLD_SECONDS, _back_up)
+        yield _again(arena, f"{kind}: {name}", ATTACKS[kind, name], share)
+    yield _again(arena, f"{HELD:,} connections held", _hold, 2.0 if lenient else HOLD_SECONDS, _back_up)
 
 
-def _again(arena: Arena, limits: Limits, *attack: Any) -> tuple[Outcome, bool]:
+def _again(arena: Arena, *attack: Any) -> tuple[Outcome, bool]:
     """The better of two tries when the first is not far over the limits: the computer may have been busy otherwise."""
-    first = arena.measure(*attack)
+    first, limits = arena.measure(*attack), arena.limits
     if not first.exceeds(limits) or first.exceeds(limits.times(NOISE)):
         return first, first.exceeds(limits)
     second = arena.measure(*attack)
