@@ -46,6 +46,6 @@ PROOFS = (
     Proof("damaged", "A damaged file is refused or told, and restored", "files", storage.damaged, 8, 50),
     Proof("migration", "A migration is done or not, wherever it is killed", "kills", storage.migration, 8, ALL),
     Proof("soak", "Nothing grows, whatever happens (`make soak`: ten minutes)", "requests", soak.prove, 3, 60),
-    Proof("starvation", "One person cannot stop the others", "requests of a second user", starvation.prove, 18, 180),
+    Proof("starvation", "One person cannot stop the others", "requests of a second user", starvation.prove, 12, 180),
     Proof("mutants", "A guard that is taken away is missed", "mutants", mutants.prove, 0, ALL),
 )
