@@ -86,6 +86,7 @@ class _Job:
         while (current := self._unfinished()) < len(self.texts):
             if failures == FAILURES:
                 self._give_up_rest(current)
+                await asyncio.sleep(0)  # let others run: there may be many texts
                 continue
             try:
                 async with asyncio.timeout_at(deadline):
