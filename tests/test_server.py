@@ -766,3 +766,12 @@ async def test_a_user_may_store_so_many_bytes_and_no_more(tmp_path: Path, upstre
         assert "Delete some for good" in full.json()["message"]
         good(await ann.delete(f"/conversations/{conversation_id}?purge=true"))
         await ann.say(other, "More")
+
+
+async def test_a_response_format_is_bounded(ann: Person) -> None:
+    conversation_id = await ann.conversation()
+    for size, status in ((60_000, 200), (70_000, 400)):
+        settings = {"response_format": {"schema": "x" * size}}
+        answer = await ann.patch(f"/conversations/{conversation_id}", json={"settings": settings})
+        assert answer.status_code == status, answer.text
+    assert "response_format must have at most 64 KiB" in answer.json()["message"]

@@ -15,6 +15,7 @@ VERSION = 1
 QUESTION_CHARACTERS = 200_000
 ANSWER_CHARACTERS = 2_000_000  # that come from elsewhere; one's own have config's answer_max_bytes
 TITLE_CHARACTERS = 200
+FORMAT_BYTES = 64 * 1024  # of a response_format, which each list of conversations carries
 EVENT_BYTES = (
     1_000_000  # of the events in the log of an answer, besides its text: a ping every few seconds is 100 bytes
 )
@@ -124,6 +125,11 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Meta(ge=0, le=2)] | None = None
     response_format: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, which msgspec reports as a ValidationError."""
+        if self.response_format and len(msgspec.json.encode(self.response_format)) > FORMAT_BYTES:
+            raise ValueError(f"response_format must have at most {FORMAT_BYTES >> 10} KiB of JSON")
 
     def given(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in Parameters.__struct_fields__}
