@@ -61,7 +61,7 @@ def find(tx: sqlite3.Connection, user_id: int, query: str, limit: int) -> list[H
 
 
 def _add_snippets(hits: list[Hit], query: str) -> None:
-    """Turn the text of each hit into its snippet. The time is limited, whatever the texts and the query are."""
+    """Turn the text of each hit into its snippet. The time is limited for every text and query."""
     marked, left = patterns(query), SEARCH_SCAN
     for hit in hits:
         text = hit.snippet[: max(BEGINNING, left)]

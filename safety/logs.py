@@ -70,7 +70,7 @@ class _PrivateFile(logging.handlers.RotatingFileHandler):
 
 
 class _OncePerMinute(logging.Filter):
-    """Pass each message at most once a minute: on a full disk every request logs the same one, and when nobody reads the
+    """Pass each message at most once a minute: on a full disk every request logs the same one, and when no one reads the
     terminal, a full pipe would block the program.
     """
 

@@ -68,7 +68,7 @@ def add_message(tx: Tx, user_id: int, conversation_id: int, fields: dict[str, An
         fields | {"conversation_id": conversation_id},
     ).fetchall()
     if not row:
-        raise Unreadable("contradicts itself")
+        raise Unreadable("has messages that do not fit together")
     search.index_message(tx, user_id, row[0][0], fields["content"])
     return int(row[0][0])
 

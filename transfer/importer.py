@@ -274,7 +274,7 @@ class _Import:
         try:
             row["parent_id"] = None if message.parent_id is None else self.here[self._key_of[message.parent_id]]
         except KeyError:
-            raise Unreadable("contradicts itself") from None
+            raise Unreadable("has messages that do not fit together") from None
         for column in ("token_usage", "stats", "error"):
             row[column] = None if row[column] is None else _encode(row[column])
         self._message_id = self.here[key] = archive.add_message(tx, self.user_id, self.conversation_id, row)
@@ -293,7 +293,7 @@ class _Import:
             return
         kind = transcript.image_type(picture.data)
         if kind is None:
-            raise Unreadable(f"its image {picture.file} is none")
+            raise Unreadable(f"{picture.file} is not an image that can be shown (PNG, JPEG or WebP)")
         queries.messages.add_image(tx, self._message_id, self._position, queries.messages.Image(kind, picture.data))
         self._position += 1
         self._size += len(picture.data)
@@ -319,7 +319,7 @@ def _encode(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except (ValueError, RecursionError):
-        raise Unreadable("contradicts itself") from None
+        raise Unreadable("has messages that do not fit together") from None
 
 
 def _with_ids(event: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ VERSION = 1
 QUESTION_CHARACTERS = 200_000
 ANSWER_CHARACTERS = 2_000_000  # that come from elsewhere; one's own have config's answer_max_bytes
 TITLE_CHARACTERS = 200
+DETAILS_BYTES = 64 * 1024  # they do not count towards user_max_bytes
 FORMAT_BYTES = 64 * 1024  # of a response_format, which each list of conversations carries
 EVENT_BYTES = (
     1_000_000  # of the events in the log of an answer, besides its text: a ping every few seconds is 100 bytes
@@ -188,10 +189,12 @@ def _check_message(message: Message) -> None:
     for value, kind in ((message.token_usage, _Usage), (message.stats, _Stats), (message.error, _Failure)):
         if value is not None:
             msgspec.convert(value, kind)
+            if len(msgspec.json.encode(value)) > DETAILS_BYTES:
+                raise ValueError(f"token_usage, stats and error must have at most {DETAILS_BYTES >> 10} KiB each")
     if message.role == "user" and len(message.content) > QUESTION_CHARACTERS:
         raise ValueError(f"a question has more than {QUESTION_CHARACTERS:,} characters")
     if any(not image.file and image_type(image.data) != image.media_type for image in message.images):
-        raise ValueError("an image is none")
+        raise ValueError("the data of an image does not fit its media_type")
     if message.generation and not _replays(message, message.generation):
         message.generation = None  # the answer stays, and is replayed as any that was made elsewhere
 

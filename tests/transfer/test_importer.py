@@ -297,7 +297,7 @@ async def test_a_conversation_goes_in_whole_or_not_at_all(
     bob = await somebody(database)
     report = await importer.import_files(bob, [write(tmp_path / "y.json", values)])
     assert (report.conversations, report.messages) == (2, 6)
-    assert report.skipped == [Skipped("Bridge 1", "contradicts itself")]
+    assert report.skipped == [Skipped("Bridge 1", "has messages that do not fit together")]
     assert [row["title"] for row in await database.read(dump, bob)] == ["Bridge 0", "Bridge 2"]
     assert await database.read(search.find, bob, "number 1", 10) == []
 
