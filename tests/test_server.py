@@ -775,3 +775,13 @@ async def test_a_response_format_is_bounded(ann: Person) -> None:
         answer = await ann.patch(f"/conversations/{conversation_id}", json={"settings": settings})
         assert answer.status_code == status, answer.text
     assert "response_format must have at most 64 KiB" in answer.json()["message"]
+
+
+async def test_an_imported_message_with_huge_details_is_skipped(ann: Person) -> None:
+    moment = "2026-01-01T00:00:00.000000"
+    question = {"id": 1, "parent_id": None, "role": "user", "content": "Q", "created_at": moment}
+    answer = {"id": 2, "parent_id": 1, "role": "assistant", "content": "A", "created_at": moment}
+    conversation = {"fireside": 1, "title": "T", "created_at": moment, "updated_at": moment, "active_message_id": 2}
+    conversation["messages"] = [question, answer | {"stats": {"x": "y" * 70_000}}]
+    report = good(await ann.post("/import", json=[conversation]))
+    assert report["conversations"] == 0 and "64 KiB" in report["skipped"][0]["reason"]
