@@ -33,7 +33,7 @@ T = TypeVar("T")
 BODY_BYTES = 4 * 1024 * 1024
 PIECE_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
-WAITING_PER_USER = 24  # requests; their connections have no deadline, so they must not be all that there may be
+WAITING_PER_USER = 256  # requests: half of the connections that there may be, which have no deadline while they wait
 PUBLIC_BYTES = 64 * 1024  # from somebody who has not signed in
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
 
