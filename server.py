@@ -26,7 +26,7 @@ from .safety.sandbox import Sandbox
 from .transfer.exporter import Exporter
 from .transfer.importer import Importer
 from .web import handlers, schemas
-from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines
+from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines, half_of_connections
 from .web.endpoint import ADMIN, OWNER, PUBLIC, USER, Endpoint, State
 from .web.middleware import Guard, error_answer
 from .web.renderer import PRELOAD, Renderer
@@ -164,7 +164,8 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
     housekeeping = asyncio.create_task(_keep_house(config, database, auth, importer), name="housekeeping")
     stack.push_async_callback(_end, housekeeping)
     secret, renderer, exporter = secrets.token_urlsafe(32), Renderer(sandbox), Exporter(database)
-    return State(config, database, providers, hub, auth, secret, renderer, importer, exporter)
+    waiting = half_of_connections() // 2
+    return State(config, database, providers, hub, auth, secret, renderer, importer, exporter, waiting)
 
 
 async def _keep_house(config: Config, database: Database, auth: Auth, importer: Importer) -> None:

@@ -28,7 +28,7 @@ STALL_SECONDS = 60.0
 NEVER = math.inf
 
 CONNECTIONS_PER_ADDRESS = 64  # an address on the network; a browser opens six
-MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS = 2048
 DESCRIPTORS = 4096  # enough for these and everything else, and below macOS' limit for a process
 RESERVED_DESCRIPTORS = 128  # database, backups, model servers, and what is accepted before others are closed
 PIPELINED = 16  # requests that one connection may send ahead; browsers send none
@@ -45,7 +45,7 @@ class Limits:
 
     def __init__(self, config: Config) -> None:
         self.tls = _tls_context(config)
-        self.half = min(MAX_CONNECTIONS, _raise_descriptor_limit() - RESERVED_DESCRIPTORS) // 2
+        self.half = half_of_connections()
         self._proxies = [ipaddress.ip_network(proxy) for proxy in config.trusted_proxies]
 
     def crowd(self, address: str, connections: Iterable["Connection"]) -> list["Connection"]:
@@ -228,6 +228,11 @@ def check_deadlines(connections: Iterable[Any]) -> None:
     now = asyncio.get_running_loop().time()
     for connection in list(connections):
         connection.check(now)
+
+
+def half_of_connections() -> int:
+    """Return how many connections this computer, or the network, may have."""
+    return min(MAX_CONNECTIONS, _raise_descriptor_limit() - RESERVED_DESCRIPTORS) // 2
 
 
 def _raise_descriptor_limit() -> int:

@@ -33,7 +33,6 @@ T = TypeVar("T")
 BODY_BYTES = 4 * 1024 * 1024
 PIECE_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
-WAITING_PER_USER = 256  # requests: half of the connections that there may be, which have no deadline while they wait
 PUBLIC_BYTES = 64 * 1024  # from somebody who has not signed in
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
 
@@ -61,6 +60,7 @@ class State:
     renderer: Renderer
     importer: Importer
     exporter: Exporter
+    waiting_per_user: int  # requests; their connections have no deadline, so they must not be all that there may be
     searching: Slots = field(default_factory=lambda: Slots(READERS - 1, per_user=1))
     requests: Slots = field(default_factory=lambda: Slots(sys.maxsize, per_user=REQUESTS_PER_USER))
 
@@ -150,7 +150,7 @@ class Endpoint(Route):
         call.query = read_query(request.query_params, self.query)
         async with contextlib.AsyncExitStack() as stack:
             if self.access in (USER, ADMIN):
-                if call.state.requests.waiting(call.user_id) >= WAITING_PER_USER:
+                if call.state.requests.waiting(call.user_id) >= call.state.waiting_per_user:
                     raise RateLimited(1)
                 await stack.enter_async_context(call.state.requests.slot(call.user_id))
             if self._decoder is not None:
