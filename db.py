@@ -3,7 +3,7 @@
 One connection writes, and it alone checkpoints: SQLite before 3.51.3 can corrupt a WAL that two connections checkpoint.
 A few others only read. A transaction is a function of a sqlite3.Connection that runs from BEGIN to COMMIT in one go on the
 connection's thread, so that a cancelled request cannot leave it half done (docs/decisions/0002-transactions.md).
-The functions themselves are in queries.py, archive.py, accounts.py and search.py.
+The functions themselves are in queries/ and transfer/archive.py.
 """
 
 import asyncio

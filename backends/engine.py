@@ -4,7 +4,7 @@ There is one child at a time. It is started when a model is wanted, shared by al
 nobody uses it and somebody wants another, and ended when nobody has used it for a while. It listens on a free loopback
 port and answers only to a key that is made anew for each start.
 
-llama.py is the program that runs in the child. It ends when its standard input closes, which the operating system sees
+llama_server.py is the program that runs in the child. It ends when its standard input closes, which the operating system sees
 to however Fireside ends, so nothing of it outlives us.
 """
 

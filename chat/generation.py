@@ -1,6 +1,6 @@
 """An answer being written: the model is asked, what comes is taken in, timed and bounded, and an end is put to it.
 
-When it may be written, by which task, and when it is saved is the hub's affair (chat.py).
+When it may be written, by which task, and when it is saved is the hub's affair (hub.py).
 """
 
 import asyncio

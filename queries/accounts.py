@@ -1,4 +1,4 @@
-"""Who may come in: the queries on users, sessions, login links and invites. Run them as queries.py says."""
+"""Who may come in: the queries on users, sessions, login links and invites. Run them as conversations.py says."""
 
 from typing import Any
 

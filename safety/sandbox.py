@@ -2,7 +2,7 @@
 
 Markdown, syntax highlighting, formulas and imports can take time or memory without bound, and a C function such as a regular expression
 match holds the GIL while it runs. So this work runs in a child process, which is killed when it exceeds its limits. The children
-start on demand and end when they have been idle for a while. Callers limit how many run at once, with a fair queue (slots.py).
+start on demand and end when they have been idle for a while. Callers limit how many run at once, with a fair queue (queue.py).
 
 `worker.py` is the program in the child. Requests and items are frames: four bytes of length, big-endian, then msgpack.
 """

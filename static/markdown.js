@@ -1,4 +1,4 @@
-// Rendered Markdown. The server makes the tree (render.py), this makes the nodes: from an allow-list, with createElement.
+// Rendered Markdown. The server makes the tree (web/markdown.py), this makes the nodes: from an allow-list, with createElement.
 
 import { post } from "./api.js";
 import { copyButton, h, iconButton } from "./dom.js";

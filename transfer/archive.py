@@ -1,6 +1,6 @@
 """The SQL of imports and exports, one function each: whole rows, and what identifies them.
 
-As in queries.py, the first parameter is the connection of a transaction that is already open. Functions that take only a
+As in queries/, the first parameter is the connection of a transaction that is already open. Functions that take only a
 conversation's id expect that the caller has checked its owner (`queries.owned`).
 """
 

@@ -1,6 +1,6 @@
 """What each route does. A handler takes a Call, which has passed its route's guards, and returns what is sent as JSON, or a Response.
 
-It parses nothing that a body's type can say, and holds no SQL: the functions it hands to the database are in queries.py, accounts.py and search.py.
+It parses nothing that a body's type can say, and holds no SQL: the functions it hands to the database are in queries/.
 """
 
 import asyncio

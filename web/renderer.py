@@ -1,4 +1,4 @@
-"""Formatting of messages for the page: render.py in a sandbox child, with limits and a cache.
+"""Formatting of messages for the page: markdown.py in a child process, with limits and a cache.
 
 A block that takes too much time or memory is shown as plain text, and says so; the blocks around it are formatted as usual.
 """
@@ -26,7 +26,7 @@ PRELOAD = ("fireside.web.markdown", "markdown_it", "pygments.lexers", "pygments.
 
 
 class Block(msgspec.Struct):
-    """See render.Block. `node` is JSON."""
+    """See markdown.Block. `node` is JSON."""
 
     end: int
     closed: bool
