@@ -3,14 +3,13 @@
 import { session } from "./api.js";
 import { announce, debounce, h, icon, iconButton, number, toast } from "./dom.js";
 
-// A draft lives in localStorage, under the user's id, until it is sent or its owner signs out: a closed tab, a crash or a
-// session that expired loses nothing, and nobody who signs in after it on this browser finds it. It never leaves the browser.
-const PREFIX = "fireside.draft.";
-const draftKey = (conversationId) => `${PREFIX}${session.user.id}.${conversationId ?? "new"}`;
+// A draft lives in localStorage, under the user's id, until it is sent or the user signs out: a closed tab, a crash or an
+// expired session loses nothing, and the next user of this browser does not see it. It never leaves the browser.
+const draftKey = (userId, conversationId) => `fireside.draft.${userId}.${conversationId ?? "new"}`;
 
 /** Removes the drafts of the user who is signed in. */
 export function forgetDrafts() {
-  const prefix = draftKey("");
+  const prefix = draftKey(session.user.id, "");
   for (const key of Object.keys(localStorage)) {
     if (key.startsWith(prefix)) localStorage.removeItem(key);
   }
@@ -24,6 +23,7 @@ const touch = matchMedia("(hover: none) and (pointer: coarse)");
 
 /** `send(text, images)` resolves to whether it was sent, having said why not; `stop()` stops the answer; `editLast()` opens the last question. */
 export class Composer {
+  #userId = session.user.id; // kept: when a session has ended, what is typed next is still saved
   #conversationId = null;
   #attached = []; // images {name, media_type, data} and texts {name, block}
   #elsewhere = new Map(); // what is attached in other conversations, by their ids, as long as the page lives
@@ -87,14 +87,14 @@ export class Composer {
     this.#attached = this.#elsewhere.get(conversationId) ?? [];
     this.#elsewhere.delete(conversationId);
     this.#conversationId = conversationId;
-    this.area.value = localStorage.getItem(draftKey(conversationId)) ?? "";
+    this.area.value = localStorage.getItem(draftKey(this.#userId, conversationId)) ?? "";
     this.#grow();
     this.#draw();
   }
 
   /** A new conversation got its id: its draft goes with it. */
   adopt(conversationId) {
-    localStorage.removeItem(draftKey(null));
+    localStorage.removeItem(draftKey(this.#userId, null));
     this.#conversationId = conversationId;
     if (this.#sending) this.#sending.id = conversationId;
     this.#save();
@@ -173,7 +173,7 @@ export class Composer {
     this.area.readOnly = false;
     if (!sent) return;
     if (sending.id !== this.#conversationId) { // the box is another's by now
-      localStorage.removeItem(draftKey(sending.id));
+      localStorage.removeItem(draftKey(this.#userId, sending.id));
       return this.#elsewhere.delete(sending.id);
     }
     this.area.value = "";
@@ -207,7 +207,7 @@ export class Composer {
   }
 
   #save() {
-    const key = draftKey(this.#conversationId);
+    const key = draftKey(this.#userId, this.#conversationId);
     try {
       if (this.area.value) localStorage.setItem(key, this.area.value);
       else localStorage.removeItem(key);
@@ -218,7 +218,7 @@ export class Composer {
 
   /** Another tab sent what this one still shows as a draft. */
   #followDraft({ key, oldValue, newValue }) {
-    if (!session.user || key !== draftKey(this.#conversationId) || newValue !== null || this.area.value !== oldValue) return;
+    if (!session.user || key !== draftKey(this.#userId, this.#conversationId) || newValue !== null || this.area.value !== oldValue) return;
     this.area.value = "";
     this.#grow();
     this.#draw();

@@ -131,4 +131,4 @@ class Watched:
 
     def close(self) -> None:
         self.context.close()
-        assert self.problems == []
+        assert not self.problems, self.problems
