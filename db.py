@@ -30,8 +30,8 @@ from .errors import QueryTimeout, Stopping, StorageUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Tx = sqlite3.Connection
-Function: TypeAlias = Callable[Concatenate[Tx, P], T]
+Connection = sqlite3.Connection
+Function: TypeAlias = Callable[Concatenate[Connection, P], T]
 
 log = logging.getLogger("fireside.db")
 
@@ -222,9 +222,9 @@ class Database:
                 log.error("closing the database: %s", error)
 
 
-def insert(tx: Tx, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
+def insert(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
     """The id of the new row."""
-    row = tx.execute(sql, values).lastrowid
+    row = conn.execute(sql, values).lastrowid
     assert row is not None
     return row
 
@@ -254,24 +254,24 @@ def _transaction(
 
 
 def _limited(
-    tx: Tx,
+    conn: Connection,
     seconds: float,
     canceled: threading.Event,
     function: Callable[..., T],
     args: tuple[Any, ...],
     kw: dict[str, Any],
 ) -> T:
-    """Run `function(tx, *args)`. Raise QueryTimeout after `seconds`, or when `canceled` is set."""
+    """Run `function(conn, *args)`. Raise QueryTimeout after `seconds`, or when `canceled` is set."""
     deadline = time.monotonic() + seconds
-    tx.set_progress_handler(lambda: canceled.is_set() or time.monotonic() > deadline, PROGRESS_STEPS)
+    conn.set_progress_handler(lambda: canceled.is_set() or time.monotonic() > deadline, PROGRESS_STEPS)
     try:
-        return function(tx, *args, **kw)
+        return function(conn, *args, **kw)
     except sqlite3.OperationalError as error:
         if _name(error) == "SQLITE_INTERRUPT":
             raise QueryTimeout from None
         raise
     finally:
-        tx.set_progress_handler(None, 0)
+        conn.set_progress_handler(None, 0)
 
 
 def _is_illegible(error: BaseException) -> bool:

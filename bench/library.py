@@ -77,13 +77,13 @@ def build(path: Path, conversations: int, long: int) -> None:
                 parent = None if place == 0 else place
                 yield conversation, parent, place % 2, writer.text(), moment(conversation, place % 60)
 
-    with closing(sqlite3.connect(path, isolation_level=None)) as tx:
-        tx.create_function("words", 1, search.words, deterministic=True)
-        tx.execute("PRAGMA cache_size = -200000")
-        tx.execute("PRAGMA synchronous = OFF")
-        tx.execute("BEGIN IMMEDIATE")
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.create_function("words", 1, search.words, deterministic=True)
+        conn.execute("PRAGMA cache_size = -200000")
+        conn.execute("PRAGMA synchronous = OFF")
+        conn.execute("BEGIN IMMEDIATE")
         titles = ((number, writer.title()) for number in range(1, conversations + 2))
-        tx.executemany(
+        conn.executemany(
             "INSERT INTO conversations (id, user_id, title, title_key, provider_id, model, created_at, updated_at)"
             " VALUES (?, 1, ?, ?, 'lmstudio', 'bench', ?, ?)",
             (
@@ -110,27 +110,27 @@ def build(path: Path, conversations: int, long: int) -> None:
                 )
             )
             if len(batch) == _BATCH:
-                _add(tx, batch)
-        _add(tx, batch)
-        tx.execute(
+                _add(conn, batch)
+        _add(conn, batch)
+        conn.execute(
             "INSERT INTO generations (id, message_id, provider_id, model, log)"
             " SELECT printf('00000000-0000-4000-8000-%012x', id), id, 'lmstudio', 'bench', ? FROM messages WHERE role = 'assistant'",
             (log,),
         )
-        tx.execute(
+        conn.execute(
             "UPDATE conversations SET active_message_id = (SELECT max(id) FROM messages WHERE conversation_id = conversations.id)"
         )
-        tx.execute("INSERT INTO message_words (rowid, owner, text) SELECT id, 'u1', words(content) FROM messages")
-        tx.execute("INSERT INTO title_words (rowid, owner, text) SELECT id, 'u1', words(title) FROM conversations")
-        tx.execute("INSERT INTO title_letters (rowid, title_key) SELECT id, title_key FROM conversations")
-        tx.execute("COMMIT")
-        queries.conversations.optimize(tx)
-        tx.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        conn.execute("INSERT INTO message_words (rowid, owner, text) SELECT id, 'u1', words(content) FROM messages")
+        conn.execute("INSERT INTO title_words (rowid, owner, text) SELECT id, 'u1', words(title) FROM conversations")
+        conn.execute("INSERT INTO title_letters (rowid, title_key) SELECT id, title_key FROM conversations")
+        conn.execute("COMMIT")
+        queries.conversations.optimize(conn)
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.prepare(path)
 
 
-def _add(tx: sqlite3.Connection, batch: list[tuple[object, ...]]) -> None:
-    tx.executemany(
+def _add(conn: sqlite3.Connection, batch: list[tuple[object, ...]]) -> None:
+    conn.executemany(
         "INSERT INTO messages (id, conversation_id, parent_id, role, content, status, provider_id, model, token_usage, created_at)"
         " VALUES (?, ?, ?, ?, ?, 'complete', ?, ?, ?, ?)",
         batch,

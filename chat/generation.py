@@ -15,7 +15,7 @@ from .. import queries
 from ..backends.listings import Model
 from ..backends.openai import Answering, Content, Finish, Part, Progress, Reasoning, Usage
 from ..config import Config
-from ..db import Tx
+from ..db import Connection
 from ..errors import FiresideError, ProviderFailed, StorageUnavailable
 from ..providers import ChatRequest, Providers
 from ..queries.generations import Begun
@@ -96,11 +96,11 @@ class Generation:
             "stats": self.stats,
         }
 
-    def save(self, tx: Tx) -> None:
+    def save(self, conn: Connection) -> None:
         status, error = "complete" if self.status == "ok" else self.status, _told(self.error) if self.error else None
         recording = self.log.recording(self.begun.message_id, status, self.done())
         queries.generations.finish_generation(
-            tx, self.id, recording, model=self.model, token_usage=self.usage, stats=self.stats, error=error
+            conn, self.id, recording, model=self.model, token_usage=self.usage, stats=self.stats, error=error
         )
 
     def show(self, message: Message) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import queries
 from ..config import Config
-from ..db import Database, Tx, now
+from ..db import Connection, Database, now
 from ..errors import AuthRequired, FiresideError, Invalid, NotFound, Stopping, StorageUnavailable
 from ..providers import Providers
 from ..queries.generations import Begun, Found, Wanted
@@ -232,17 +232,17 @@ class Hub:
             self.unsaved.pop(generation.id, None)
 
 
-def _begin_answer(tx: Tx, user_id: int, *args: Any) -> Begun | Found | None:
+def _begin_answer(conn: Connection, user_id: int, *args: Any) -> Begun | Found | None:
     """queries.begin_answer, unless the user was logged out for good after the request was let in."""
-    if not queries.accounts.count_sessions(tx, user_id):
+    if not queries.accounts.count_sessions(conn, user_id):
         raise AuthRequired
-    return queries.generations.begin_answer(tx, user_id, *args)
+    return queries.generations.begin_answer(conn, user_id, *args)
 
 
-def _recover(tx: Tx) -> int:
-    unfinished = queries.generations.list_unfinished(tx)
+def _recover(conn: Connection) -> int:
+    unfinished = queries.generations.list_unfinished(conn)
     for generation_id, recording in unfinished:
-        queries.generations.finish_generation(tx, generation_id, eventlog.interrupted(recording))
+        queries.generations.finish_generation(conn, generation_id, eventlog.interrupted(recording))
     return len(unfinished)
 
 

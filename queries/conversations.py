@@ -16,7 +16,7 @@ from typing import Any
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from ..db import Database, Tx, ago, insert, now
+from ..db import Connection, Database, ago, insert, now
 from ..errors import NotFound, QuotaExceeded
 from . import search
 
@@ -68,9 +68,9 @@ def _conversation(row: Sequence[Any]) -> Conversation:
     )
 
 
-def owned(tx: Tx, user_id: int, conversation_id: int, deleted: bool = False) -> sqlite3.Row:
+def owned(conn: Connection, user_id: int, conversation_id: int, deleted: bool = False) -> sqlite3.Row:
     """The user's conversation, in the bin or not, as asked, unless it is hidden. The one place that decides whose a conversation is."""
-    row: sqlite3.Row | None = tx.execute(
+    row: sqlite3.Row | None = conn.execute(
         "SELECT * FROM conversations WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ? AND hidden = 0",
         (conversation_id, user_id, deleted),
     ).fetchone()
@@ -96,41 +96,41 @@ def title_from(text: str) -> str:
     return cut.rstrip(" ,.;:") + "…"
 
 
-def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> Conversation:
+def add_conversation(conn: Connection, user_id: int, fields: dict[str, Any]) -> Conversation:
     """`fields`: title, system_prompt, pinned, provider_id, model, settings (a dict), each of them optional. What is not among
     them is as the user wants it of new conversations."""
-    fields = get_defaults(tx, user_id) | fields
+    fields = get_defaults(conn, user_id) | fields
     title = fields.get("title")
     moment = now()
     conversation_id = insert(
-        tx,
+        conn,
         "INSERT INTO conversations (user_id, title, title_key, created_at, updated_at) VALUES (?, ?, ?, ?4, ?4)",
         (user_id, title or UNTITLED, title_key(title or UNTITLED), moment),
     )
-    search.index_title(tx, user_id, conversation_id, title or UNTITLED, title_key(title or UNTITLED))
-    set_conversation(tx, user_id, conversation_id, fields)
-    return get_conversation(tx, user_id, conversation_id)
+    search.index_title(conn, user_id, conversation_id, title or UNTITLED, title_key(title or UNTITLED))
+    set_conversation(conn, user_id, conversation_id, fields)
+    return get_conversation(conn, user_id, conversation_id)
 
 
-def get_defaults(tx: Tx, user_id: int) -> dict[str, Any]:
+def get_defaults(conn: Connection, user_id: int) -> dict[str, Any]:
     """What a user's new conversations begin with: system_prompt and settings (a dict), each of them only when it was ever set."""
     defaults: dict[str, Any] = json.loads(
-        tx.execute("SELECT defaults FROM users WHERE id = ?", (user_id,)).fetchone()[0]
+        conn.execute("SELECT defaults FROM users WHERE id = ?", (user_id,)).fetchone()[0]
     )
     return defaults
 
 
-def set_defaults(tx: Tx, user_id: int, fields: dict[str, Any]) -> dict[str, Any]:
+def set_defaults(conn: Connection, user_id: int, fields: dict[str, Any]) -> dict[str, Any]:
     """`fields`: system_prompt, settings, each of them optional. Those that are there already stay as they are."""
-    defaults = get_defaults(tx, user_id) | fields
-    tx.execute("UPDATE users SET defaults = ? WHERE id = ?", (json.dumps(defaults), user_id))
+    defaults = get_defaults(conn, user_id) | fields
+    conn.execute("UPDATE users SET defaults = ? WHERE id = ?", (json.dumps(defaults), user_id))
     return defaults
 
 
-def get_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation:
-    owned(tx, user_id, conversation_id)
+def get_conversation(conn: Connection, user_id: int, conversation_id: int) -> Conversation:
+    owned(conn, user_id, conversation_id)
     return _conversation(
-        tx.execute(f"SELECT {_CONVERSATION} FROM conversations c WHERE c.id = ?", (conversation_id,)).fetchone()
+        conn.execute(f"SELECT {_CONVERSATION} FROM conversations c WHERE c.id = ?", (conversation_id,)).fetchone()
     )
 
 
@@ -138,19 +138,19 @@ def get_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation
 _NEWEST = 4000
 
 
-def list_conversations(tx: Tx, user_id: int, /, *args: Any, **filters: Any) -> list[Conversation]:
+def list_conversations(conn: Connection, user_id: int, /, *args: Any, **filters: Any) -> list[Conversation]:
     """The conversations that `find_conversations` finds."""
-    return get_conversations(tx, find_conversations(tx, user_id, *args, **filters))
+    return get_conversations(conn, find_conversations(conn, user_id, *args, **filters))
 
 
-def get_conversations(tx: Tx, ids: list[int]) -> list[Conversation]:
+def get_conversations(conn: Connection, ids: list[int]) -> list[Conversation]:
     """The conversations with these ids in this order. Ids that no longer exist are left out."""
     select = f"SELECT {_CONVERSATION} FROM json_each(?) j CROSS JOIN conversations c ON c.id = j.value ORDER BY j.key"
-    return [_conversation(row) for row in tx.execute(select, (json.dumps(ids),))]
+    return [_conversation(row) for row in conn.execute(select, (json.dumps(ids),))]
 
 
 def find_conversations(
-    tx: Tx,
+    conn: Connection,
     user_id: int,
     q: str = "",
     limit: int = -1,
@@ -170,7 +170,7 @@ def find_conversations(
     )
     values: dict[str, Any] = {"user": user_id, "limit": limit, "key": title_key(q)}
     if before is not None:
-        last = owned(tx, user_id, before, deleted)
+        last = owned(conn, user_id, before, deleted)
         where += f" AND (c.{order}, c.id) < (:at, :before)"
         values |= {"at": last[order], "before": before}
     sorted_ = f"ORDER BY c.{order} DESC, c.id DESC LIMIT"
@@ -180,46 +180,46 @@ def find_conversations(
     elif q:
         newest = f"SELECT c.id, c.title_key FROM conversations c WHERE {where} {sorted_} {_NEWEST}"
         near = f"SELECT id FROM ({newest}) WHERE instr(title_key, :key) LIMIT :limit"
-        ids = [row[0] for row in tx.execute(near, values)] if limit >= 0 else []
+        ids = [row[0] for row in conn.execute(near, values)] if limit >= 0 else []
         if len(ids) == limit:
             return ids
         values["glob"] = "*" + "".join(f"[{c}]" if c in "*?[" else c for c in values["key"]) + "*"
         indexed = "(SELECT rowid FROM title_letters WHERE title_key GLOB :glob) t CROSS JOIN conversations c ON c.id = t.rowid"
         found = f"SELECT c.id FROM {indexed} WHERE {where} {sorted_} :limit"
-    return [row[0] for row in tx.execute(found, values)]
+    return [row[0] for row in conn.execute(found, values)]
 
 
-def set_conversation(tx: Tx, user_id: int, conversation_id: int, fields: dict[str, Any]) -> None:
+def set_conversation(conn: Connection, user_id: int, conversation_id: int, fields: dict[str, Any]) -> None:
     """Change what `fields` names (see add_conversation). A title given here is a person's: it follows the first message no more."""
-    row = owned(tx, user_id, conversation_id)
+    row = owned(conn, user_id, conversation_id)
     if fields.get("title") is not None:
-        _set_title(tx, row, fields["title"])
-        tx.execute("UPDATE conversations SET named = 1 WHERE id = ?", (conversation_id,))
+        _set_title(conn, row, fields["title"])
+        conn.execute("UPDATE conversations SET named = 1 WHERE id = ?", (conversation_id,))
     for column in ("system_prompt", "pinned", "provider_id", "model"):
         if column in fields:
-            tx.execute(f"UPDATE conversations SET {column} = ? WHERE id = ?", (fields[column], conversation_id))
+            conn.execute(f"UPDATE conversations SET {column} = ? WHERE id = ?", (fields[column], conversation_id))
     if "settings" in fields:
-        tx.execute(
+        conn.execute(
             "UPDATE conversations SET settings = ? WHERE id = ?", (json.dumps(fields["settings"]), conversation_id)
         )
 
 
-def _set_title(tx: Tx, row: sqlite3.Row, title: str) -> None:
-    search.unindex_title(tx, row)
-    tx.execute("UPDATE conversations SET title = ?, title_key = ? WHERE id = ?", (title, title_key(title), row["id"]))
-    search.index_title(tx, row["user_id"], row["id"], title, title_key(title))
+def _set_title(conn: Connection, row: sqlite3.Row, title: str) -> None:
+    search.unindex_title(conn, row)
+    conn.execute("UPDATE conversations SET title = ?, title_key = ? WHERE id = ?", (title, title_key(title), row["id"]))
+    search.index_title(conn, row["user_id"], row["id"], title, title_key(title))
 
 
-def delete_conversation(tx: Tx, user_id: int, conversation_id: int) -> None:
+def delete_conversation(conn: Connection, user_id: int, conversation_id: int) -> None:
     """To the bin."""
-    owned(tx, user_id, conversation_id)
-    tx.execute("UPDATE conversations SET deleted_at = ? WHERE id = ?", (now(), conversation_id))
+    owned(conn, user_id, conversation_id)
+    conn.execute("UPDATE conversations SET deleted_at = ? WHERE id = ?", (now(), conversation_id))
 
 
-def restore_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversation:
-    owned(tx, user_id, conversation_id, deleted=True)
-    tx.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (conversation_id,))
-    return get_conversation(tx, user_id, conversation_id)
+def restore_conversation(conn: Connection, user_id: int, conversation_id: int) -> Conversation:
+    owned(conn, user_id, conversation_id, deleted=True)
+    conn.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (conversation_id,))
+    return get_conversation(conn, user_id, conversation_id)
 
 
 # ---- removal for good: a conversation is hidden in one transaction, then removed in many short ones
@@ -227,23 +227,23 @@ def restore_conversation(tx: Tx, user_id: int, conversation_id: int) -> Conversa
 _HIDE = "UPDATE conversations SET hidden = 1, source = NULL, active_message_id = NULL WHERE"  # its source may be imported again
 
 
-def hide_conversation(tx: Tx, user_id: int, conversation_id: int) -> None:
+def hide_conversation(conn: Connection, user_id: int, conversation_id: int) -> None:
     """Hide a conversation, in the bin or not, for `remove_hidden`."""
     try:
-        owned(tx, user_id, conversation_id)
+        owned(conn, user_id, conversation_id)
     except NotFound:
-        owned(tx, user_id, conversation_id, deleted=True)
-    tx.execute(f"{_HIDE} id = ?", (conversation_id,))
+        owned(conn, user_id, conversation_id, deleted=True)
+    conn.execute(f"{_HIDE} id = ?", (conversation_id,))
 
 
-def hide_expired(tx: Tx) -> None:
+def hide_expired(conn: Connection) -> None:
     """Hide the conversations that have been in the bin for BIN_DAYS."""
-    tx.execute(f"{_HIDE} deleted_at <= ? AND hidden = 0", (ago(days=BIN_DAYS),))
+    conn.execute(f"{_HIDE} deleted_at <= ? AND hidden = 0", (ago(days=BIN_DAYS),))
 
 
-def list_hidden(tx: Tx, user_id: int | None = None) -> list[int]:
+def list_hidden(conn: Connection, user_id: int | None = None) -> list[int]:
     """Return the ids of the user's hidden conversations, or of all users'."""
-    rows = tx.execute("SELECT id FROM conversations WHERE hidden = 1 AND user_id = coalesce(?, user_id)", (user_id,))
+    rows = conn.execute("SELECT id FROM conversations WHERE hidden = 1 AND user_id = coalesce(?, user_id)", (user_id,))
     return [row[0] for row in rows]
 
 
@@ -256,19 +256,19 @@ async def remove_hidden(database: Database, conversation_ids: Iterable[int]) -> 
         await database.write_part(_remove_conversation, conversation_id)
 
 
-def _newest_first(tx: Tx, conversation_id: int) -> list[int]:
-    rows = tx.execute("SELECT id FROM messages WHERE conversation_id = ? ORDER BY id DESC", (conversation_id,))
+def _newest_first(conn: Connection, conversation_id: int) -> list[int]:
+    rows = conn.execute("SELECT id FROM messages WHERE conversation_id = ? ORDER BY id DESC", (conversation_id,))
     return [row[0] for row in rows]
 
 
-def remove_messages(tx: Tx, ids: list[int]) -> list[int]:
+def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
     """Remove messages of one user for PART_SECONDS, in this order: children before parents. Return the ids that remain to be done.
 
     A message that is an active leaf or that another one follows stays.
     """
     end, done, size, user_id = time.monotonic() + PART_SECONDS, 0, 0, None
     for message_id in ids:
-        row = tx.execute(
+        row = conn.execute(
             "SELECT m.id, m.content, m.reasoning, m.status, c.user_id,"
             " (SELECT coalesce(sum(length(data)), 0) FROM images WHERE message_id = m.id) AS image_bytes"
             " FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?1"
@@ -279,26 +279,26 @@ def remove_messages(tx: Tx, ids: list[int]) -> list[int]:
         if row is not None:
             user_id = row["user_id"]
             size += len(row["content"].encode()) + len(row["reasoning"].encode()) + row["image_bytes"]
-            search.unindex_message(tx, user_id, row)
-            tx.execute("DELETE FROM messages WHERE id = ?", (message_id,))
+            search.unindex_message(conn, user_id, row)
+            conn.execute("DELETE FROM messages WHERE id = ?", (message_id,))
         done += 1
         if time.monotonic() > end:
             break
     if user_id is not None:
-        count_stored(tx, user_id, -size)
+        count_stored(conn, user_id, -size)
     return ids[done:]
 
 
-def _remove_conversation(tx: Tx, conversation_id: int) -> None:
-    row = tx.execute("SELECT * FROM conversations WHERE id = ? AND hidden = 1", (conversation_id,)).fetchone()
+def _remove_conversation(conn: Connection, conversation_id: int) -> None:
+    row = conn.execute("SELECT * FROM conversations WHERE id = ? AND hidden = 1", (conversation_id,)).fetchone()
     if row is not None:
-        search.unindex_title(tx, row)
-        tx.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+        search.unindex_title(conn, row)
+        conn.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
 
 
-def count_stored(tx: Tx, user_id: int, size: int, limit: int = 0) -> None:
+def count_stored(conn: Connection, user_id: int, size: int, limit: int = 0) -> None:
     """Add to the bytes that the user's messages take. Raises QuotaExceeded when there is a limit and they are more."""
-    row = tx.execute(
+    row = conn.execute(
         "UPDATE users SET stored_bytes = stored_bytes + ? WHERE id = ? RETURNING stored_bytes", (size, user_id)
     ).fetchall()
     if limit and row[0][0] > limit:
@@ -324,7 +324,7 @@ def _newest_images(messages: Iterable[Sequence[tuple[int, int]]]) -> set[int]:
     return {image_id for image_id, _ in sent}
 
 
-def optimize(tx: Tx) -> None:
+def optimize(conn: Connection) -> None:
     """Let SQLite look whether its statistics want renewing. Cheap when they do not."""
-    tx.execute("PRAGMA analysis_limit = 400")
-    tx.execute("PRAGMA optimize")
+    conn.execute("PRAGMA analysis_limit = 400")
+    conn.execute("PRAGMA optimize")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from msgspec import Struct
 
-from ..db import Tx, insert, now
+from ..db import Connection, insert, now
 from ..errors import AlreadyAnswered, GenerationActive, NotFound, NoUserMessage
 from . import search
 from .conversations import _newest_images, count_stored, owned
@@ -81,7 +81,7 @@ class SavedPart(NamedTuple):
 
 
 def begin_answer(
-    tx: Tx,
+    conn: Connection,
     user_id: int,
     conversation_id: int,
     wanted: Wanted,
@@ -93,9 +93,9 @@ def begin_answer(
 
     `fallback` is the provider and model for a conversation that has had none. None: it is needed, and was not given.
     """
-    conversation = owned(tx, user_id, conversation_id)
-    leaf, question = _question(tx, conversation, wanted.message_id)
-    running = tx.execute(
+    conversation = owned(conn, user_id, conversation_id)
+    leaf, question = _question(conn, conversation, wanted.message_id)
+    running = conn.execute(
         "SELECT m.id, m.parent_id, m.status, g.id AS generation_id, g.provider_id, g.model FROM messages m"
         " JOIN generations g ON g.message_id = m.id WHERE m.conversation_id = ? AND m.status = 'generating'",
         (conversation_id,),
@@ -105,7 +105,7 @@ def begin_answer(
             raise GenerationActive
         return Found(running["generation_id"], running["id"])
     if not wanted.retry and leaf["role"] == "assistant" and leaf["status"] == "complete":
-        recorded = _recorded(tx, leaf)
+        recorded = _recorded(conn, leaf)
         if _another(recorded, wanted):
             raise AlreadyAnswered
         return Found(recorded["id"], leaf["id"])
@@ -113,20 +113,20 @@ def begin_answer(
     if chosen is None:
         return None
     params = json.loads(conversation["settings"]) | wanted.params
-    generation_id, message_id = _add_answer(tx, conversation, question["id"], *chosen, params)
-    return Begun(generation_id, message_id, *chosen, params, question["id"], get_prompt(tx, question["id"]))
+    generation_id, message_id = _add_answer(conn, conversation, question["id"], *chosen, params)
+    return Begun(generation_id, message_id, *chosen, params, question["id"], get_prompt(conn, question["id"]))
 
 
-def _question(tx: Tx, conversation: sqlite3.Row, message_id: int | None) -> tuple[sqlite3.Row, sqlite3.Row]:
+def _question(conn: Connection, conversation: sqlite3.Row, message_id: int | None) -> tuple[sqlite3.Row, sqlite3.Row]:
     """This message, or the active leaf, and the question that it is or that it answers."""
     row_at = "SELECT * FROM messages WHERE id = ?"
     if message_id is None:
-        message = tx.execute(row_at, (conversation["active_message_id"],)).fetchone()
+        message = conn.execute(row_at, (conversation["active_message_id"],)).fetchone()
     else:
-        message = _message_of(tx, conversation["id"], message_id)
+        message = _message_of(conn, conversation["id"], message_id)
     row = message
     while row is not None and row["role"] != "user":
-        row = tx.execute(row_at, (row["parent_id"],)).fetchone()
+        row = conn.execute(row_at, (row["parent_id"],)).fetchone()
     if row is None:
         raise NoUserMessage
     return message, row
@@ -153,35 +153,35 @@ def _choose(
 
 
 def _add_answer(
-    tx: Tx, conversation: sqlite3.Row, question_id: int, provider_id: str, model: str, params: dict[str, Any]
+    conn: Connection, conversation: sqlite3.Row, question_id: int, provider_id: str, model: str, params: dict[str, Any]
 ) -> tuple[str, int]:
     moment = now()
     message_id = insert(
-        tx,
+        conn,
         "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, created_at)"
         " VALUES (?, ?, 'assistant', '', 'generating', ?, ?, ?)",
         (conversation["id"], question_id, provider_id, model, moment),
     )
     generation_id = str(uuid.uuid4())
-    tx.execute(
+    conn.execute(
         "INSERT INTO generations (id, message_id, provider_id, model, params) VALUES (?, ?, ?, ?, ?)",
         (generation_id, message_id, provider_id, model, json.dumps(params)),
     )
-    tx.execute(
+    conn.execute(
         "UPDATE conversations SET active_message_id = ?, updated_at = ?, provider_id = ?, model = ? WHERE id = ?",
         (message_id, moment, provider_id, model, conversation["id"]),
     )
     return generation_id, message_id
 
 
-def _recorded(tx: Tx, message: sqlite3.Row) -> sqlite3.Row:
+def _recorded(conn: Connection, message: sqlite3.Row) -> sqlite3.Row:
     """The generation of a complete answer. An imported answer gets one here, so that it can be replayed like any other."""
     select = "SELECT * FROM generations WHERE message_id = ?"
-    row: sqlite3.Row | None = tx.execute(select, (message["id"],)).fetchone()
+    row: sqlite3.Row | None = conn.execute(select, (message["id"],)).fetchone()
     if row is None:
         lengths = [length for length in (-len(message["reasoning"]), len(message["content"])) if length]
         done = {"event": "done", "data": {"status": "ok", "message_id": message["id"]}}
-        tx.execute(
+        conn.execute(
             "INSERT INTO generations (id, message_id, provider_id, model, log) VALUES (?, ?, ?, ?, ?)",
             (
                 str(uuid.uuid4()),
@@ -191,23 +191,23 @@ def _recorded(tx: Tx, message: sqlite3.Row) -> sqlite3.Row:
                 json.dumps([*lengths, done]),
             ),
         )
-        row = tx.execute(select, (message["id"],)).fetchone()
+        row = conn.execute(select, (message["id"],)).fetchone()
     assert row is not None
     return row
 
 
-def get_prompt(tx: Tx, question_id: int) -> Prompt:
+def get_prompt(conn: Connection, question_id: int) -> Prompt:
     """Return the path from the first message to this question, with the newest images of its user messages.
 
     Servers accept no images in answers, so those of imported answers are not read. Raises NotFound.
     """
-    conversation = tx.execute(
+    conversation = conn.execute(
         "SELECT c.system_prompt FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
         (question_id,),
     ).fetchone()
     if conversation is None:  # purged meanwhile
         raise NotFound("conversation")
-    rows = tx.execute(
+    rows = conn.execute(
         _PATH + "SELECT m.id, m.role, m.content, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
         " coalesce(json_extract(m.stats, '$.omitted_messages'), 0) AS omitted,"
         " json_extract(m.stats, '$.context_length') AS context_length,"
@@ -216,11 +216,11 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
         {"leaf": question_id, "limit": -1},
     ).fetchall()
     sizes = "SELECT id, length(data) FROM images WHERE message_id = ? ORDER BY position"
-    stored = {row["id"]: tx.execute(sizes, (row["id"],)).fetchall() for row in rows if row["illustrated"]}
+    stored = {row["id"]: conn.execute(sizes, (row["id"],)).fetchall() for row in rows if row["illustrated"]}
     sent = _newest_images(stored.values())
     select = "SELECT media_type, data FROM images WHERE id = ?"
     images = {
-        message_id: [Image(*tx.execute(select, (image_id,)).fetchone()) for image_id, _ in found if image_id in sent]
+        message_id: [Image(*conn.execute(select, (image_id,)).fetchone()) for image_id, _ in found if image_id in sent]
         for message_id, found in stored.items()
     }
     return Prompt(
@@ -240,22 +240,22 @@ def get_prompt(tx: Tx, question_id: int) -> Prompt:
     )
 
 
-def add_parts(tx: Tx, parts: Iterable[SavedPart]) -> None:
+def add_parts(conn: Connection, parts: Iterable[SavedPart]) -> None:
     """Save them. One that begins where another did has that one's text too: it takes its place."""
-    tx.executemany(
+    conn.executemany(
         "INSERT OR REPLACE INTO generation_parts (generation_id, first_event, content, reasoning, log)"
         " SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM generations WHERE id = ?1)",  # a purge may have come first
         parts,
     )
 
 
-def list_unfinished(tx: Tx) -> list[tuple[str, Recording]]:
+def list_unfinished(conn: Connection) -> list[tuple[str, Recording]]:
     """The generations that a stopped server left behind, with what was saved of them."""
     found = []
-    for generation_id, message_id in tx.execute(
+    for generation_id, message_id in conn.execute(
         "SELECT g.id, m.id FROM messages m JOIN generations g ON g.message_id = m.id WHERE m.status = 'generating'"
     ).fetchall():
-        parts = tx.execute(
+        parts = conn.execute(
             "SELECT content, reasoning, log FROM generation_parts WHERE generation_id = ? ORDER BY first_event",
             (generation_id,),
         ).fetchall()
@@ -266,7 +266,7 @@ def list_unfinished(tx: Tx) -> list[tuple[str, Recording]]:
 
 
 def finish_generation(
-    tx: Tx,
+    conn: Connection,
     generation_id: str,
     recording: Recording,
     *,
@@ -276,7 +276,7 @@ def finish_generation(
     error: dict[str, str] | None = None,
 ) -> None:
     """The end of a generation, all of it at once. Does nothing if its message is gone or has ended already."""
-    row = tx.execute(
+    row = conn.execute(
         "UPDATE messages SET content = ?, reasoning = ?, status = ?, model = coalesce(?, model), token_usage = ?, stats = ?, error = ?"
         " WHERE id = ? AND status = 'generating' RETURNING conversation_id",
         (
@@ -290,30 +290,30 @@ def finish_generation(
     ).fetchall()
     if not row:
         return
-    tx.execute("UPDATE generations SET log = ? WHERE id = ?", (recording.log, generation_id))
-    tx.execute("DELETE FROM generation_parts WHERE generation_id = ?", (generation_id,))
-    tx.execute("UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ?", (now(), row[0][0]))
-    owner = tx.execute("SELECT user_id FROM conversations WHERE id = ?", (row[0][0],)).fetchone()[0]
-    search.index_message(tx, owner, recording.message_id, recording.content)
-    count_stored(tx, owner, len(recording.content.encode()) + len(recording.reasoning.encode()))
+    conn.execute("UPDATE generations SET log = ? WHERE id = ?", (recording.log, generation_id))
+    conn.execute("DELETE FROM generation_parts WHERE generation_id = ?", (generation_id,))
+    conn.execute("UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ?", (now(), row[0][0]))
+    owner = conn.execute("SELECT user_id FROM conversations WHERE id = ?", (row[0][0],)).fetchone()[0]
+    search.index_message(conn, owner, recording.message_id, recording.content)
+    count_stored(conn, owner, len(recording.content.encode()) + len(recording.reasoning.encode()))
 
 
-def get_recording(tx: Tx, user_id: int, generation_id: str) -> Recording:
-    row = tx.execute(
+def get_recording(conn: Connection, user_id: int, generation_id: str) -> Recording:
+    row = conn.execute(
         "SELECT m.conversation_id, m.id, m.status, m.content, m.reasoning, g.log"
         " FROM generations g JOIN messages m ON m.id = g.message_id WHERE g.id = ?",
         (generation_id,),
     ).fetchone()
     try:
-        owned(tx, user_id, row[0] if row else 0)
+        owned(conn, user_id, row[0] if row else 0)
     except NotFound:
         raise NotFound("generation") from None
     return Recording(*row[1:])
 
 
-def list_usage(tx: Tx, user_id: int) -> list[dict[str, Any]]:
+def list_usage(conn: Connection, user_id: int) -> list[dict[str, Any]]:
     """Return answers by day (UTC) and model, newest first. The speed is that of the answers that have one, as each of them shows it."""
-    rows = tx.execute(
+    rows = conn.execute(
         """
         WITH answers AS (
             SELECT substr(m.created_at, 1, 10) AS day, m.model,

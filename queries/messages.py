@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from ..db import Tx, insert, now
+from ..db import Connection, insert, now
 from ..errors import NotFound
 from . import search
 from .conversations import Conversation, _set_title, add_conversation, count_stored, get_conversation, owned, title_from
@@ -40,7 +40,7 @@ class Image(Struct):
 
 
 def begin_conversation(
-    tx: Tx,
+    conn: Connection,
     user_id: int,
     fields: dict[str, Any],
     content: str,
@@ -52,16 +52,16 @@ def begin_conversation(
 
     Raises QuotaExceeded as `add_message`.
     """
-    made = tx.execute(
+    made = conn.execute(
         "SELECT m.conversation_id FROM (SELECT id FROM conversations WHERE user_id = ? AND deleted_at IS NULL AND hidden = 0"
         " ORDER BY updated_at DESC LIMIT 20) c JOIN messages m ON m.conversation_id = c.id AND m.client_id = ?",
         (user_id, client_id),
     ).fetchone()
     if made:
-        return get_conversation(tx, user_id, made[0])
-    conversation = add_conversation(tx, user_id, fields)
-    add_message(tx, user_id, conversation.id, content, client_id=client_id, images=images, max_bytes=max_bytes)
-    return get_conversation(tx, user_id, conversation.id)
+        return get_conversation(conn, user_id, made[0])
+    conversation = add_conversation(conn, user_id, fields)
+    add_message(conn, user_id, conversation.id, content, client_id=client_id, images=images, max_bytes=max_bytes)
+    return get_conversation(conn, user_id, conversation.id)
 
 
 # Not a join: for that SQLite may read all messages first, to make a Bloom filter of them. The NULL above a first message joins none.
@@ -110,17 +110,17 @@ def _message(row: sqlite3.Row) -> Message:
 
 
 def list_messages(
-    tx: Tx, user_id: int, conversation_id: int, limit: int = -1, before: int | None = None
+    conn: Connection, user_id: int, conversation_id: int, limit: int = -1, before: int | None = None
 ) -> list[Message]:
     """The active path, oldest first: its last `limit` messages, or the last before message `before`."""
-    leaf = owned(tx, user_id, conversation_id)["active_message_id"]
+    leaf = owned(conn, user_id, conversation_id)["active_message_id"]
     if before is not None:
-        leaf = _message_of(tx, conversation_id, before)["parent_id"]
-    return [_message(row) for row in tx.execute(_PATH + _MESSAGE, {"leaf": leaf, "limit": limit})]
+        leaf = _message_of(conn, conversation_id, before)["parent_id"]
+    return [_message(row) for row in conn.execute(_PATH + _MESSAGE, {"leaf": leaf, "limit": limit})]
 
 
-def _message_of(tx: Tx, conversation_id: int, message_id: int) -> sqlite3.Row:
-    row: sqlite3.Row | None = tx.execute(
+def _message_of(conn: Connection, conversation_id: int, message_id: int) -> sqlite3.Row:
+    row: sqlite3.Row | None = conn.execute(
         "SELECT * FROM messages WHERE id = ? AND conversation_id = ?", (message_id, conversation_id)
     ).fetchone()
     if row is None:
@@ -129,7 +129,7 @@ def _message_of(tx: Tx, conversation_id: int, message_id: int) -> sqlite3.Row:
 
 
 def add_message(
-    tx: Tx,
+    conn: Connection,
     user_id: int,
     conversation_id: int,
     content: str,
@@ -142,9 +142,9 @@ def add_message(
 
     Raises QuotaExceeded when the user's messages would take more than `max_bytes` (0: no limit).
     """
-    conversation = owned(tx, user_id, conversation_id)
+    conversation = owned(conn, user_id, conversation_id)
     if client_id is not None:
-        known = tx.execute(
+        known = conn.execute(
             "SELECT id FROM messages WHERE conversation_id = ? AND client_id = ?", (conversation_id, client_id)
         ).fetchone()
         if known:
@@ -152,53 +152,53 @@ def add_message(
     if parent_id is UNSET:
         parent_id = conversation["active_message_id"]
     elif parent_id is not None:
-        _message_of(tx, conversation_id, parent_id)
+        _message_of(conn, conversation_id, parent_id)
     moment = now()
     message_id = insert(
-        tx,
+        conn,
         "INSERT INTO messages (conversation_id, parent_id, role, content, status, client_id, created_at)"
         " VALUES (?, ?, 'user', ?, 'complete', ?, ?)",
         (conversation_id, parent_id, content, client_id, moment),
     )
     for position, image in enumerate(images):
-        add_image(tx, message_id, position, image)
-    count_stored(tx, user_id, len(content.encode()) + sum(len(image.data) for image in images), max_bytes)
-    tx.execute(
+        add_image(conn, message_id, position, image)
+    count_stored(conn, user_id, len(content.encode()) + sum(len(image.data) for image in images), max_bytes)
+    conn.execute(
         "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?",
         (message_id, moment, conversation_id),
     )
-    search.index_message(tx, user_id, message_id, content)
+    search.index_message(conn, user_id, message_id, content)
     if parent_id is None and not conversation["named"]:
-        _set_title(tx, conversation, title_from(content))
+        _set_title(conn, conversation, title_from(content))
     return message_id
 
 
-def set_active(tx: Tx, user_id: int, conversation_id: int, message_id: int) -> int:
+def set_active(conn: Connection, user_id: int, conversation_id: int, message_id: int) -> int:
     """Make the path through this message the active one, on to the newest message below it. Returns the leaf's id."""
-    owned(tx, user_id, conversation_id)
-    _message_of(tx, conversation_id, message_id)
+    owned(conn, user_id, conversation_id)
+    _message_of(conn, conversation_id, message_id)
     leaf = message_id
     newest_child = "SELECT max(id) FROM messages WHERE conversation_id = ? AND parent_id = ?"
-    while child := tx.execute(newest_child, (conversation_id, leaf)).fetchone()[0]:
+    while child := conn.execute(newest_child, (conversation_id, leaf)).fetchone()[0]:
         leaf = child
-    tx.execute("UPDATE conversations SET active_message_id = ? WHERE id = ?", (leaf, conversation_id))
+    conn.execute("UPDATE conversations SET active_message_id = ? WHERE id = ?", (leaf, conversation_id))
     return leaf
 
 
-def add_image(tx: Tx, message_id: int, position: int, image: Image) -> None:
-    tx.execute(
+def add_image(conn: Connection, message_id: int, position: int, image: Image) -> None:
+    conn.execute(
         "INSERT INTO images (message_id, position, media_type, data) VALUES (?, ?, ?, ?)",
         (message_id, position, image.media_type, image.data),
     )
 
 
-def get_image(tx: Tx, user_id: int, image_id: int) -> Image:
-    row = tx.execute(
+def get_image(conn: Connection, user_id: int, image_id: int) -> Image:
+    row = conn.execute(
         "SELECT m.conversation_id, i.media_type, i.data FROM images i JOIN messages m ON m.id = i.message_id WHERE i.id = ?",
         (image_id,),
     ).fetchone()
     try:
-        owned(tx, user_id, row[0] if row else 0)
+        owned(conn, user_id, row[0] if row else 0)
     except NotFound:
         raise NotFound("image") from None
     return Image(row[1], row[2])

@@ -42,7 +42,7 @@ class Hit(Struct):
     created_at: str
 
 
-def find(tx: sqlite3.Connection, user_id: int, query: str, limit: int) -> list[Hit]:
+def find(conn: sqlite3.Connection, user_id: int, query: str, limit: int) -> list[Hit]:
     """Titles, then messages, in which every word of the query occurs, the newest first.
 
     FTS5 reads all words with a prefix before the first match: among a million messages a second for "t", a tenth for "the".
@@ -52,10 +52,10 @@ def find(tx: sqlite3.Connection, user_id: int, query: str, limit: int) -> list[H
     if not asked:
         return []
     whole = {term for term, phrase in asked if phrase}
-    costly = {term for term, _ in asked if _is_costly(tx, user_id, term)} - whole
-    hits = _hits(tx, user_id, asked, whole | costly, limit)
+    costly = {term for term, _ in asked if _is_costly(conn, user_id, term)} - whole
+    hits = _hits(conn, user_id, asked, whole | costly, limit)
     if costly and len(hits) < limit:
-        hits = _hits(tx, user_id, asked, whole, limit)
+        hits = _hits(conn, user_id, asked, whole, limit)
     _add_snippets(hits, query)
     return hits
 
@@ -69,14 +69,14 @@ def _add_snippets(hits: list[Hit], query: str) -> None:
         hit.snippet = snippet(text if hit.message_id is None else plain(text), marked)
 
 
-def _is_costly(tx: sqlite3.Connection, user_id: int, term: str) -> bool:
+def _is_costly(conn: sqlite3.Connection, user_id: int, term: str) -> bool:
     """Whether all that begins like this may be too much to read."""
-    if (tx.execute("SELECT max(id) FROM messages").fetchone()[0] or 0) <= MANY:
+    if (conn.execute("SELECT max(id) FROM messages").fetchone()[0] or 0) <= MANY:
         return False
     if len(term) <= len('"ab"'):
         return True
     often = "SELECT count(*) FROM (SELECT 1 FROM message_words WHERE message_words MATCH ? LIMIT 400)"
-    return bool(tx.execute(often, (_match(user_id, term),)).fetchone()[0] == 400)
+    return bool(conn.execute(often, (_match(user_id, term),)).fetchone()[0] == 400)
 
 
 def _match(user_id: int, text: str) -> str:
@@ -84,7 +84,7 @@ def _match(user_id: int, text: str) -> str:
 
 
 def _hits(
-    tx: sqlite3.Connection, user_id: int, asked: list[tuple[str, bool]], whole: set[str], limit: int
+    conn: sqlite3.Connection, user_id: int, asked: list[tuple[str, bool]], whole: set[str], limit: int
 ) -> list[Hit]:
     """The matches, with the beginning of the text where the snippet will be."""
     match = _match(user_id, " AND ".join(term if term in whole else f"{term}*" for term, _ in asked))
@@ -103,41 +103,41 @@ def _hits(
         f" FROM (SELECT id FROM ({newest}) ORDER BY created_at DESC, id DESC LIMIT ?) f"
         " CROSS JOIN messages m ON m.id = f.id CROSS JOIN conversations c ON c.id = m.conversation_id"
     )
-    rows = sorted(tx.execute(titles, (match, CANDIDATES)), key=lambda row: row[5], reverse=True)[:limit]
+    rows = sorted(conn.execute(titles, (match, CANDIDATES)), key=lambda row: row[5], reverse=True)[:limit]
     if len(rows) < limit:
-        rows += tx.execute(texts, (match, CANDIDATES, limit - len(rows))).fetchall()
+        rows += conn.execute(texts, (match, CANDIDATES, limit - len(rows))).fetchall()
     return [Hit(*row) for row in rows]
 
 
-def index_message(tx: sqlite3.Connection, user_id: int, message_id: int, content: str) -> None:
+def index_message(conn: sqlite3.Connection, user_id: int, message_id: int, content: str) -> None:
     if content:
-        tx.execute(
+        conn.execute(
             "INSERT INTO message_words (rowid, owner, text) VALUES (?, ?, ?)",
             (message_id, f"u{user_id}", words(content)),
         )
 
 
-def unindex_message(tx: sqlite3.Connection, user_id: int, message: sqlite3.Row) -> None:
+def unindex_message(conn: sqlite3.Connection, user_id: int, message: sqlite3.Row) -> None:
     if message["content"] and message["status"] != "generating":
-        tx.execute(
+        conn.execute(
             "INSERT INTO message_words (message_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)",
             (message["id"], f"u{user_id}", words(message["content"])),
         )
 
 
-def index_title(tx: sqlite3.Connection, user_id: int, conversation_id: int, title: str, title_key: str) -> None:
-    tx.execute(
+def index_title(conn: sqlite3.Connection, user_id: int, conversation_id: int, title: str, title_key: str) -> None:
+    conn.execute(
         "INSERT INTO title_words (rowid, owner, text) VALUES (?, ?, ?)", (conversation_id, f"u{user_id}", words(title))
     )
-    tx.execute("INSERT INTO title_letters (rowid, title_key) VALUES (?, ?)", (conversation_id, title_key))
+    conn.execute("INSERT INTO title_letters (rowid, title_key) VALUES (?, ?)", (conversation_id, title_key))
 
 
-def unindex_title(tx: sqlite3.Connection, conversation: sqlite3.Row) -> None:
-    tx.execute(
+def unindex_title(conn: sqlite3.Connection, conversation: sqlite3.Row) -> None:
+    conn.execute(
         "INSERT INTO title_words (title_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)",
         (conversation["id"], f"u{conversation['user_id']}", words(conversation["title"])),
     )
-    tx.execute(
+    conn.execute(
         "INSERT INTO title_letters (title_letters, rowid, title_key) VALUES ('delete', ?, ?)",
         (conversation["id"], conversation["title_key"]),
     )

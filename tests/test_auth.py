@@ -33,7 +33,7 @@ NEW = "another long phrase"
 
 async def execute(running: Running, sql: str, *values: Any) -> list[Any]:
     """What no request can do: time that has passed, a look at a table."""
-    return await running.state.database.write(lambda tx: tx.execute(sql, values).fetchall())
+    return await running.state.database.write(lambda conn: conn.execute(sql, values).fetchall())
 
 
 # ---- names and passwords

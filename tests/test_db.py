@@ -22,32 +22,32 @@ posix = pytest.mark.skipif(
     os.name != "posix", reason="Windows has neither these modes nor these limits nor this signal"
 )
 
-Tx = sqlite3.Connection
+Connection = sqlite3.Connection
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     opened = await db.open_database(tmp_path / "fireside.db")
-    await opened.write(lambda tx: tx.execute("CREATE TABLE halves (pair INTEGER, side TEXT, UNIQUE (pair, side))"))
+    await opened.write(lambda conn: conn.execute("CREATE TABLE halves (pair INTEGER, side TEXT, UNIQUE (pair, side))"))
     yield opened
     await opened.close()
 
 
-def add_pair(tx: Tx, pair: int) -> int:
-    tx.execute("INSERT INTO halves VALUES (?, 'left')", (pair,))
-    tx.execute("INSERT INTO halves VALUES (?, 'right')", (pair,))
+def add_pair(conn: Connection, pair: int) -> int:
+    conn.execute("INSERT INTO halves VALUES (?, 'left')", (pair,))
+    conn.execute("INSERT INTO halves VALUES (?, 'right')", (pair,))
     return pair
 
 
-def pairs(tx: Tx) -> set[int]:
+def pairs(conn: Connection) -> set[int]:
     """The pairs that are there. Fails when only half of one is."""
-    sides: dict[int, int] = dict(tx.execute("SELECT pair, count(*) FROM halves GROUP BY pair").fetchall())
+    sides: dict[int, int] = dict(conn.execute("SELECT pair, count(*) FROM halves GROUP BY pair").fetchall())
     assert set(sides.values()) <= {2}, "half a transaction was committed"
     return set(sides)
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Tx]:
+def opened(path: Path) -> Iterator[Connection]:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=10)) as connection:
         yield connection
 
@@ -87,7 +87,7 @@ async def test_a_cancelled_writer_leaves_a_whole_transaction_or_none(database: D
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     assert 0 < len(acknowledged) < 400
-    await database.write(lambda tx: None)  # comes after all that were left to themselves
+    await database.write(lambda conn: None)  # comes after all that were left to themselves
     assert await database.read(pairs) >= acknowledged
     # No transaction is left open: another connection gets the write lock at once, and ours after it.
     with opened(database.path) as other:
@@ -102,11 +102,11 @@ async def test_a_cancelled_writer_leaves_a_whole_transaction_or_none(database: D
 async def test_a_writer_cancelled_in_mid_transaction_is_finished_for(database: Database) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(tx: Tx) -> None:
-        tx.execute("INSERT INTO halves VALUES (1, 'left')")
+    def slow(conn: Connection) -> None:
+        conn.execute("INSERT INTO halves VALUES (1, 'left')")
         begun.set()
         assert go_on.wait(10)
-        tx.execute("INSERT INTO halves VALUES (1, 'right')")
+        conn.execute("INSERT INTO halves VALUES (1, 'right')")
 
     task = asyncio.create_task(database.write(slow))
     await asyncio.to_thread(begun.wait, 10)
@@ -134,28 +134,28 @@ async def test_a_cancelled_reader_leaves_no_snapshot_open(database: Database) ->
 
 
 async def test_an_error_in_a_transaction_undoes_all_of_it(database: Database) -> None:
-    def fails(tx: Tx) -> None:
-        tx.execute("INSERT INTO halves VALUES (1, 'left')")
+    def fails(conn: Connection) -> None:
+        conn.execute("INSERT INTO halves VALUES (1, 'left')")
         raise KeyError("no")
 
     with pytest.raises(KeyError):
         await database.write(fails)
     with pytest.raises(sqlite3.IntegrityError):
-        await database.write(lambda tx: (add_pair(tx, 1), tx.execute("INSERT INTO halves VALUES (1, 'left')")))
+        await database.write(lambda conn: (add_pair(conn, 1), conn.execute("INSERT INTO halves VALUES (1, 'left')")))
     assert await database.read(pairs) == set()
     await database.write(add_pair, 1)
     assert await database.read(pairs) == {1}
 
 
 async def test_writers_come_one_after_the_other(database: Database) -> None:
-    await database.write(lambda tx: tx.execute("CREATE TABLE counter AS SELECT 0 AS n"))
+    await database.write(lambda conn: conn.execute("CREATE TABLE counter AS SELECT 0 AS n"))
 
-    def count(tx: Tx) -> None:
-        n = tx.execute("SELECT n FROM counter").fetchone()[0]
-        tx.execute("UPDATE counter SET n = ?", (n + 1,))
+    def count(conn: Connection) -> None:
+        n = conn.execute("SELECT n FROM counter").fetchone()[0]
+        conn.execute("UPDATE counter SET n = ?", (n + 1,))
 
     await asyncio.gather(*(database.write(count) for _ in range(100)))
-    assert await database.read(lambda tx: tx.execute("SELECT n FROM counter").fetchone()[0]) == 100
+    assert await database.read(lambda conn: conn.execute("SELECT n FROM counter").fetchone()[0]) == 100
 
 
 async def test_readers_cannot_write(database: Database) -> None:
@@ -168,11 +168,11 @@ async def test_a_read_sees_one_moment(database: Database) -> None:
     await database.write(add_pair, 1)
     looked, written = threading.Event(), threading.Event()
 
-    def look_twice(tx: Tx) -> tuple[set[int], set[int]]:
-        first = pairs(tx)
+    def look_twice(conn: Connection) -> tuple[set[int], set[int]]:
+        first = pairs(conn)
         looked.set()
         assert written.wait(10)
-        return first, pairs(tx)
+        return first, pairs(conn)
 
     reading = asyncio.create_task(database.read(look_twice))
     await asyncio.to_thread(looked.wait, 10)
@@ -190,7 +190,7 @@ async def test_what_was_written_is_read_next(database: Database) -> None:
 
 async def test_nothing_is_lost_and_nothing_hangs_when_it_closes(tmp_path: Path) -> None:
     opened_database = await db.open_database(tmp_path / "fireside.db")
-    await opened_database.write(lambda tx: tx.execute("CREATE TABLE halves (pair INTEGER, side TEXT)"))
+    await opened_database.write(lambda conn: conn.execute("CREATE TABLE halves (pair INTEGER, side TEXT)"))
     writes = [asyncio.create_task(opened_database.write(add_pair, number)) for number in range(20)]
     await asyncio.gather(*writes)
     await opened_database.close()
@@ -201,7 +201,7 @@ async def test_nothing_is_lost_and_nothing_hangs_when_it_closes(tmp_path: Path) 
 
 async def test_who_comes_after_its_end_is_told_so(tmp_path: Path) -> None:
     database = await db.open_database(tmp_path / "fireside.db")
-    asked = asyncio.create_task(database.read(lambda tx: tx.execute("SELECT 7").fetchone()[0]))
+    asked = asyncio.create_task(database.read(lambda conn: conn.execute("SELECT 7").fetchone()[0]))
     await asyncio.sleep(0)
     closing = asyncio.create_task(database.close())
     await asyncio.sleep(0)
@@ -224,13 +224,13 @@ async def test_a_fresh_database_is_private_and_whole(tmp_path: Path) -> None:
     try:
         with db.lock(tmp_path / "data" / "fireside"):
             database = await db.open_database(tmp_path / "data" / "fireside" / "fireside.db")
-            await database.write(lambda tx: tx.execute("CREATE TABLE t (x)"))
+            await database.write(lambda conn: conn.execute("CREATE TABLE t (x)"))
             db.copy(database.path, database.path.parent / "backups" / "copy.db")
             modes = {
                 file.name: file.stat().st_mode & 0o777
                 for file in (database.path.parent, *database.path.parent.rglob("*"))
             }
-            version = await database.read(lambda tx: tx.execute("PRAGMA user_version").fetchone()[0])
+            version = await database.read(lambda conn: conn.execute("PRAGMA user_version").fetchone()[0])
             await database.close()
         if os.name == "posix":
             assert modes.pop("fireside") == modes.pop("backups") == 0o700
@@ -242,9 +242,9 @@ async def test_a_fresh_database_is_private_and_whole(tmp_path: Path) -> None:
 
 
 async def test_the_connections_are_set_for_safety(database: Database) -> None:
-    def pragmas(tx: Tx) -> dict[str, Any]:
+    def pragmas(conn: Connection) -> dict[str, Any]:
         names = ("journal_mode", "synchronous", "foreign_keys", "secure_delete", "query_only", "trusted_schema")
-        return {name: tx.execute(f"PRAGMA {name}").fetchone()[0] for name in names}
+        return {name: conn.execute(f"PRAGMA {name}").fetchone()[0] for name in names}
 
     writer, reader = await database.write(pragmas), await database.read(pragmas)
     assert writer == {
@@ -378,10 +378,10 @@ async def test_damage_that_shows_while_it_runs_stops_all_writing(tmp_path: Path)
             root = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'filler'").fetchone()[0]
         overwrite(path, (root - 1) * 4096, 4096)
         with pytest.raises(StorageUnavailable, match="damaged"):
-            await database.read(lambda tx: tx.execute("SELECT sum(length(x)) FROM filler NOT INDEXED").fetchone())
+            await database.read(lambda conn: conn.execute("SELECT sum(length(x)) FROM filler NOT INDEXED").fetchone())
         assert database.damaged
         with pytest.raises(StorageUnavailable, match="damaged"):
-            await database.write(lambda tx: tx.execute("INSERT INTO filler VALUES ('x')"))
+            await database.write(lambda conn: conn.execute("INSERT INTO filler VALUES ('x')"))
     finally:
         await database.close()
     assert len(path.read_bytes()) == len(whole)
@@ -593,12 +593,12 @@ async def main():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     path = pathlib.Path(sys.argv[1])
     database = await db.open_database(path)
-    await database.write(lambda tx: tx.execute("CREATE TABLE halves (pair INTEGER, side TEXT)"))
+    await database.write(lambda conn: conn.execute("CREATE TABLE halves (pair INTEGER, side TEXT)"))
     ceiling = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     kept = []
-    def add(tx, pair):
-        tx.execute("INSERT INTO halves VALUES (?, ?)", (pair, "left" + "x" * 3000))
-        tx.execute("INSERT INTO halves VALUES (?, ?)", (pair, "right" + "x" * 3000))
+    def add(conn, pair):
+        conn.execute("INSERT INTO halves VALUES (?, ?)", (pair, "left" + "x" * 3000))
+        conn.execute("INSERT INTO halves VALUES (?, ?)", (pair, "right" + "x" * 3000))
     wal = path.with_name(path.name + "-wal")
     for pair in range(60):
         if pair % 3:
@@ -612,10 +612,10 @@ async def main():
             assert "Nothing was changed" in error.message, error.message
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (ceiling, ceiling))
-        found = await database.read(lambda tx: tx.execute(
+        found = await database.read(lambda conn: conn.execute(
             "SELECT pair FROM halves GROUP BY pair HAVING count(*) = 2 ORDER BY pair").fetchall())
         assert [row[0] for row in found] == kept, (pair, kept)
-    count = await database.read(lambda tx: tx.execute("SELECT count(*) FROM halves").fetchone()[0])
+    count = await database.read(lambda conn: conn.execute("SELECT count(*) FROM halves").fetchone()[0])
     assert count == 2 * len(kept)
     await database.close()
     print(len(kept), 60 - len(kept))
@@ -639,14 +639,14 @@ KILLED = """
 import asyncio, pathlib, sys
 from fireside import db
 
-def add(tx, pair):
-    tx.execute("INSERT INTO halves VALUES (?, 'left')", (pair,))
-    tx.execute("INSERT INTO halves VALUES (?, 'right')", (pair,))
+def add(conn, pair):
+    conn.execute("INSERT INTO halves VALUES (?, 'left')", (pair,))
+    conn.execute("INSERT INTO halves VALUES (?, 'right')", (pair,))
     return pair
 
 async def main():
     database = await db.open_database(pathlib.Path(sys.argv[1]))
-    await database.write(lambda tx: tx.execute("CREATE TABLE IF NOT EXISTS halves (pair INTEGER, side TEXT)"))
+    await database.write(lambda conn: conn.execute("CREATE TABLE IF NOT EXISTS halves (pair INTEGER, side TEXT)"))
     async def write(start):
         for pair in range(start, 10**9, 4):
             print(await database.write(add, pair), flush=True)

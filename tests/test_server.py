@@ -725,8 +725,8 @@ async def test_an_export_that_fails_ends_the_connection_and_is_logged_once(
     for number in range(3):
         await ann.say(conversation_id, f"{number}" * 150_000)
 
-    def damage(tx: Any) -> None:
-        tx.execute("UPDATE messages SET stats = '{' WHERE id = (SELECT max(id) FROM messages)")
+    def damage(conn: Any) -> None:
+        conn.execute("UPDATE messages SET stats = '{' WHERE id = (SELECT max(id) FROM messages)")
 
     await running.state.database.write(damage)
     for path in ("/export", f"/conversations/{conversation_id}/export?format=json"):

@@ -157,7 +157,7 @@ class Witness:
         good(await person.delete(f"/conversations/{other}?purge=true"))
 
     async def _ask(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        return await self.running.state.database.read(lambda tx: tx.execute(sql, values).fetchall())
+        return await self.running.state.database.read(lambda conn: conn.execute(sql, values).fetchall())
 
 
 def _descriptors() -> int:

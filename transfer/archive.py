@@ -8,7 +8,7 @@ import sqlite3
 import uuid
 from typing import Any
 
-from ..db import Tx, insert
+from ..db import Connection, insert
 from ..queries import search
 from ..queries.conversations import title_key
 from .transcript import Unreadable
@@ -16,26 +16,26 @@ from .transcript import Unreadable
 # ---------------------------------------------------------------------------------------------------- in
 
 
-def list_made_here(tx: Tx, user_id: int) -> dict[str, list[int]]:
+def list_made_here(conn: Connection, user_id: int) -> dict[str, list[int]]:
     """Return the ids of the conversations that were not imported from another program, in the bin or not, by their created_at."""
     found: dict[str, list[int]] = {}
     mine = "SELECT created_at, id FROM conversations WHERE user_id = ? AND source IS NULL AND hidden = 0"
-    for created_at, conversation_id in tx.execute(mine, (user_id,)):
+    for created_at, conversation_id in conn.execute(mine, (user_id,)):
         found.setdefault(created_at, []).append(conversation_id)
     return found
 
 
-def get_imported(tx: Tx, user_id: int, source: str) -> sqlite3.Row | None:
+def get_imported(conn: Connection, user_id: int, source: str) -> sqlite3.Row | None:
     """Return id and deleted_at of the conversation from this source, in the bin or not."""
-    row: sqlite3.Row | None = tx.execute(
+    row: sqlite3.Row | None = conn.execute(
         "SELECT id, deleted_at FROM conversations WHERE user_id = ? AND source = ?", (user_id, source)
     ).fetchone()
     return row
 
 
-def get_beginning(tx: Tx, conversation_id: int) -> sqlite3.Row | None:
+def get_beginning(conn: Connection, conversation_id: int) -> sqlite3.Row | None:
     """Return id, deleted_at and question, the content of the oldest first message, unless the conversation is hidden or gone."""
-    row: sqlite3.Row | None = tx.execute(
+    row: sqlite3.Row | None = conn.execute(
         "SELECT c.id, c.deleted_at,"
         " (SELECT content FROM messages WHERE conversation_id = c.id AND parent_id IS NULL ORDER BY id LIMIT 1) AS question"
         " FROM conversations c WHERE c.id = ? AND c.hidden = 0",
@@ -44,23 +44,23 @@ def get_beginning(tx: Tx, conversation_id: int) -> sqlite3.Row | None:
     return row
 
 
-def add_conversation(tx: Tx, user_id: int, fields: dict[str, Any]) -> int:
+def add_conversation(conn: Connection, user_id: int, fields: dict[str, Any]) -> int:
     """Add a hidden conversation; `show_imported` ends it. `fields`: every other column but id, title_key, source and active_message_id."""
     key = title_key(fields["title"])
     conversation_id = insert(
-        tx,
+        conn,
         "INSERT INTO conversations (user_id, title, title_key, named, system_prompt, provider_id, model, settings,"
         " pinned, created_at, updated_at, deleted_at, hidden) VALUES (:user_id, :title, :title_key, :named,"
         " :system_prompt, :provider_id, :model, :settings, :pinned, :created_at, :updated_at, :deleted_at, 1)",
         fields | {"user_id": user_id, "title_key": key},
     )
-    search.index_title(tx, user_id, conversation_id, fields["title"], key)
+    search.index_title(conn, user_id, conversation_id, fields["title"], key)
     return conversation_id
 
 
-def add_message(tx: Tx, user_id: int, conversation_id: int, fields: dict[str, Any]) -> int:
+def add_message(conn: Connection, user_id: int, conversation_id: int, fields: dict[str, Any]) -> int:
     """`fields`: every column but id and conversation_id. Raises Unreadable when client_id or source is that of another message."""
-    row = tx.execute(
+    row = conn.execute(
         "INSERT INTO messages (conversation_id, parent_id, role, content, reasoning, status, provider_id, model,"
         " token_usage, stats, error, client_id, source, created_at) VALUES (:conversation_id, :parent_id, :role, :content,"
         " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at)"
@@ -69,44 +69,46 @@ def add_message(tx: Tx, user_id: int, conversation_id: int, fields: dict[str, An
     ).fetchall()
     if not row:
         raise Unreadable("has messages that do not fit together")
-    search.index_message(tx, user_id, row[0][0], fields["content"])
+    search.index_message(conn, user_id, row[0][0], fields["content"])
     return int(row[0][0])
 
 
-def add_generation(tx: Tx, generation_id: str, message_id: int, fields: dict[str, Any]) -> None:
+def add_generation(conn: Connection, generation_id: str, message_id: int, fields: dict[str, Any]) -> None:
     """`fields`: provider_id, model, params, log. Where the id is somebody's already, it gets another one."""
-    taken = tx.execute("SELECT 1 FROM generations WHERE id = ?", (generation_id,)).fetchone()
-    tx.execute(
+    taken = conn.execute("SELECT 1 FROM generations WHERE id = ?", (generation_id,)).fetchone()
+    conn.execute(
         "INSERT INTO generations (id, message_id, provider_id, model, params, log)"
         " VALUES (:id, :message_id, :provider_id, :model, :params, :log)",
         fields | {"id": str(uuid.uuid4()) if taken else generation_id, "message_id": message_id},
     )
 
 
-def list_message_origins(tx: Tx, conversation_id: int) -> list[tuple[int, tuple[str | None, str, str]]]:
+def list_message_origins(conn: Connection, conversation_id: int) -> list[tuple[int, tuple[str | None, str, str]]]:
     """Return the id of each message, oldest first, and what tells it from others: (source, created_at, role)."""
-    rows = tx.execute(
+    rows = conn.execute(
         "SELECT id, source, created_at, role FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,)
     )
     return [(row["id"], (row["source"], row["created_at"], row["role"])) for row in rows]
 
 
-def count_messages(tx: Tx, conversation_id: int) -> int:
-    count: int = tx.execute("SELECT count(*) FROM messages WHERE conversation_id = ?", (conversation_id,)).fetchone()[0]
+def count_messages(conn: Connection, conversation_id: int) -> int:
+    count: int = conn.execute("SELECT count(*) FROM messages WHERE conversation_id = ?", (conversation_id,)).fetchone()[
+        0
+    ]
     return count
 
 
-def show_imported(tx: Tx, conversation_id: int, source: str | None, active_message_id: int | None) -> None:
+def show_imported(conn: Connection, conversation_id: int, source: str | None, active_message_id: int | None) -> None:
     """Show a conversation whose messages are all there."""
-    tx.execute(
+    conn.execute(
         "UPDATE conversations SET hidden = 0, source = ?, active_message_id = ? WHERE id = ?",
         (source, active_message_id, conversation_id),
     )
 
 
-def set_imported(tx: Tx, conversation_id: int, updated_at: str, active_message_id: int | None) -> None:
+def set_imported(conn: Connection, conversation_id: int, updated_at: str, active_message_id: int | None) -> None:
     """After an import into it. The active leaf stays where None is given, and while an answer is being written."""
-    tx.execute(
+    conn.execute(
         "UPDATE conversations SET updated_at = max(updated_at, ?1), active_message_id = CASE WHEN ?2 IS NULL OR EXISTS"
         " (SELECT 1 FROM messages WHERE conversation_id = ?3 AND status = 'generating') THEN active_message_id ELSE ?2 END"
         " WHERE id = ?3",
@@ -117,16 +119,16 @@ def set_imported(tx: Tx, conversation_id: int, updated_at: str, active_message_i
 # ---------------------------------------------------------------------------------------------------- out
 
 
-def list_conversation_ids(tx: Tx, user_id: int) -> list[tuple[int, bool]]:
+def list_conversation_ids(conn: Connection, user_id: int) -> list[tuple[int, bool]]:
     """All of them, oldest first, and whether they are in the bin."""
     mine = "SELECT id, deleted_at IS NOT NULL FROM conversations WHERE user_id = ? AND hidden = 0 ORDER BY id"
-    rows = tx.execute(mine, (user_id,))
+    rows = conn.execute(mine, (user_id,))
     return [(row[0], bool(row[1])) for row in rows]
 
 
-def list_tree(tx: Tx, conversation_id: int) -> list[tuple[int, int | None]]:
+def list_tree(conn: Connection, conversation_id: int) -> list[tuple[int, int | None]]:
     """Return (id, parent_id) of every message, oldest first."""
-    rows = tx.execute("SELECT id, parent_id FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
+    rows = conn.execute("SELECT id, parent_id FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
     return [tuple(row) for row in rows]
 
 
@@ -144,30 +146,30 @@ _WHOLE_MESSAGE = (
 )
 
 
-def get_whole_message(tx: Tx, message_id: int) -> sqlite3.Row | None:
+def get_whole_message(conn: Connection, message_id: int) -> sqlite3.Row | None:
     """Return a message, or None when it is gone. One that is being written is `interrupted`, with the text that was saved so far."""
-    row: sqlite3.Row | None = tx.execute(_WHOLE_MESSAGE, (message_id,)).fetchone()
+    row: sqlite3.Row | None = conn.execute(_WHOLE_MESSAGE, (message_id,)).fetchone()
     return row
 
 
-def list_images(tx: Tx, conversation_id: int) -> list[sqlite3.Row]:
+def list_images(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
     """Return the images of a conversation in order, without their bytes: id, message_id, position, media_type."""
-    return tx.execute(
+    return conn.execute(
         "SELECT i.id, i.message_id, i.position, i.media_type FROM messages m JOIN images i ON i.message_id = m.id"
         " WHERE m.conversation_id = ? ORDER BY i.message_id, i.position",
         (conversation_id,),
     ).fetchall()
 
 
-def get_image_data(tx: Tx, image_id: int) -> bytes:
+def get_image_data(conn: Connection, image_id: int) -> bytes:
     """Return the bytes of an image, none when it is gone."""
-    row = tx.execute("SELECT data FROM images WHERE id = ?", (image_id,)).fetchone()
+    row = conn.execute("SELECT data FROM images WHERE id = ?", (image_id,)).fetchone()
     return row[0] if row else b""
 
 
-def get_generation(tx: Tx, message_id: int) -> sqlite3.Row | None:
+def get_generation(conn: Connection, message_id: int) -> sqlite3.Row | None:
     """Return how an answer that has ended was made: every column."""
-    row: sqlite3.Row | None = tx.execute(
+    row: sqlite3.Row | None = conn.execute(
         "SELECT g.* FROM messages m JOIN generations g ON g.message_id = m.id WHERE m.id = ? AND m.status <> 'generating'",
         (message_id,),
     ).fetchone()

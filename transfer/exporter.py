@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from .. import queries
-from ..db import Database, Tx, now
+from ..db import Connection, Database, now
 from ..errors import NotFound
 from ..safety.queue import Slots
 from . import archive, transcript
@@ -160,26 +160,26 @@ class _Outline:
     images: dict[int, list[tuple[Image, int]]]  # with their ids, by message
 
 
-def _outline(tx: Tx, user_id: int, conversation_id: int, deleted: bool = False) -> _Outline:
-    row = queries.conversations.owned(tx, user_id, conversation_id, deleted)
+def _outline(conn: Connection, user_id: int, conversation_id: int, deleted: bool = False) -> _Outline:
+    row = queries.conversations.owned(conn, user_id, conversation_id, deleted)
     columns = {name: row[name] for name in dict(row) if name in Conversation.__struct_fields__}
     columns |= {"named": bool(row["named"]), "pinned": bool(row["pinned"]), "settings": json.loads(row["settings"])}
     conversation = Conversation(fireside=transcript.VERSION, messages=[], **columns)
-    outline = _Outline(conversation, archive.list_tree(tx, conversation_id), {})
-    for found in archive.list_images(tx, conversation_id):
+    outline = _Outline(conversation, archive.list_tree(conn, conversation_id), {})
+    for found in archive.list_images(conn, conversation_id):
         file = f"images/{found['message_id']}-{found['position']}.{found['media_type'].removeprefix('image/')}"
         outline.images.setdefault(found["message_id"], []).append((Image(found["media_type"], file=file), found["id"]))
     return outline
 
 
-def _read_messages(tx: Tx, outline: _Outline, ids: list[int]) -> tuple[list[Message], int]:
+def _read_messages(conn: Connection, outline: _Outline, ids: list[int]) -> tuple[list[Message], int]:
     """Return the first of these messages, up to CHUNK characters, and how many of the ids that are."""
     messages: list[Message] = []
     done = size = 0
     for message_id in ids:
-        row = archive.get_whole_message(tx, message_id)
+        row = archive.get_whole_message(conn, message_id)
         if row is not None:
-            messages.append(_message(row, archive.get_generation(tx, message_id), outline))
+            messages.append(_message(row, archive.get_generation(conn, message_id), outline))
             size += len(row["content"]) + len(row["reasoning"]) + MESSAGE_BYTES
         done += 1
         if size >= CHUNK:
@@ -198,8 +198,8 @@ def _message(row: sqlite3.Row, made: sqlite3.Row | None, outline: _Outline) -> M
     return Message(images=[image for image, _ in outline.images.get(row["id"], ())], generation=generation, **columns)
 
 
-def _encode_image(tx: Tx, image: Image, image_id: int) -> bytes:
-    return msgspec.json.encode(Image(image.media_type, archive.get_image_data(tx, image_id)))
+def _encode_image(conn: Connection, image: Image, image_id: int) -> bytes:
+    return msgspec.json.encode(Image(image.media_type, archive.get_image_data(conn, image_id)))
 
 
 def _entry(name: str, moment: str, deflate: bool = True) -> zipfile.ZipInfo:

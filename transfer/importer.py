@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from .. import queries
-from ..db import Database, Tx
+from ..db import Connection, Database
 from ..errors import FiresideError, NotFound
 from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
@@ -174,9 +174,9 @@ class _Keys:
         return source or (created_at, role, self._several[created_at, role])
 
 
-def _list_keys(tx: Tx, conversation_id: int) -> dict[Key, int]:
+def _list_keys(conn: Connection, conversation_id: int) -> dict[Key, int]:
     keys = _Keys()
-    return {keys.next(*origin): id for id, origin in archive.list_message_origins(tx, conversation_id)}
+    return {keys.next(*origin): id for id, origin in archive.list_message_origins(conn, conversation_id)}
 
 
 class _Import:
@@ -194,39 +194,39 @@ class _Import:
             None  # that is being stored; None between two, and after one that was given up
         )
 
-    def store(self, tx: Tx, steps: list[source.Step]) -> int:
+    def store(self, conn: Connection, steps: list[source.Step]) -> int:
         """Do the first of these steps, for PART_SECONDS, and return how many. Raises QuotaExceeded."""
         end, done, self._size = time.monotonic() + queries.conversations.PART_SECONDS, 0, 0
         if self._conversation is not None and not self._new:
             try:
-                queries.conversations.owned(tx, self.user_id, self.conversation_id)
+                queries.conversations.owned(conn, self.user_id, self.conversation_id)
             except NotFound:
                 self._give_up("was deleted during the import")
         for step in steps:
             try:
-                self._do(tx, step)
+                self._do(conn, step)
             except Unreadable as error:
                 self._give_up(str(error))
             done += 1
             if self.grows or self.undone or time.monotonic() > end:
                 break
-        queries.conversations.count_stored(tx, self.user_id, self._size, self._max_bytes)
+        queries.conversations.count_stored(conn, self.user_id, self._size, self._max_bytes)
         return done
 
-    def _do(self, tx: Tx, step: source.Step) -> None:
+    def _do(self, conn: Connection, step: source.Step) -> None:
         if isinstance(step, source.Begin):
-            self._begin(tx, step)
+            self._begin(conn, step)
         elif isinstance(step, source.Skip):
             self._give_up("")
             self.report.skipped.append(step.skipped)
         elif self._conversation is None:
             return
         elif isinstance(step, source.Add):
-            self._add(tx, step.message)
+            self._add(conn, step.message)
         elif isinstance(step, source.Picture):
-            self._add_image(tx, step)
+            self._add_image(conn, step)
         else:
-            self._end(tx, self._conversation)
+            self._end(conn, self._conversation)
 
     def _give_up(self, reason: str) -> None:
         """Leave nothing of the conversation that is being stored. A new one stays hidden, and is removed when the import ends."""
@@ -238,33 +238,33 @@ class _Import:
             self.undone = self._added[::-1]
         self._conversation = None
 
-    def _begin(self, tx: Tx, step: source.Begin) -> None:
+    def _begin(self, conn: Connection, step: source.Begin) -> None:
         conversation = step.conversation
-        known = self._find(tx, step)
+        known = self._find(conn, step)
         if known is not None and known["deleted_at"]:
             self.report.unchanged += 1
             return
         self._conversation, self._new, self.grows = conversation, known is None, known is not None
-        self.conversation_id = known["id"] if known else self._add_conversation(tx, conversation)
+        self.conversation_id = known["id"] if known else self._add_conversation(conn, conversation)
         self.here = {}
         self._keys, self._key_of, self._added = _Keys(), dict[int, Key](), list[int]()
 
-    def _find(self, tx: Tx, step: source.Begin) -> sqlite3.Row | None:
+    def _find(self, conn: Connection, step: source.Begin) -> sqlite3.Row | None:
         """The conversation that this one is, if it is here. One that was begun in Fireside is known by when and how it began."""
         conversation = step.conversation
         if conversation.source is not None:
-            return archive.get_imported(tx, self.user_id, conversation.source)
+            return archive.get_imported(conn, self.user_id, conversation.source)
         for conversation_id in self._made_here.get(conversation.created_at, ()):
-            row = archive.get_beginning(tx, conversation_id)
+            row = archive.get_beginning(conn, conversation_id)
             if row is not None and (row["question"] is None or step.question in (None, row["question"])):
                 return row
         return None
 
-    def _add_conversation(self, tx: Tx, conversation: Conversation) -> int:
+    def _add_conversation(self, conn: Connection, conversation: Conversation) -> int:
         row = msgspec.structs.asdict(conversation) | {"settings": _encode(conversation.settings)}
-        return archive.add_conversation(tx, self.user_id, row)
+        return archive.add_conversation(conn, self.user_id, row)
 
-    def _add(self, tx: Tx, message: Message) -> None:
+    def _add(self, conn: Connection, message: Message) -> None:
         key = self._keys.next(message.source, message.created_at, message.role)
         self._key_of[message.id] = key
         self._message_id: int | None = None
@@ -277,7 +277,7 @@ class _Import:
             raise Unreadable("has messages that do not fit together") from None
         for column in ("token_usage", "stats", "error"):
             row[column] = None if row[column] is None else _encode(row[column])
-        self._message_id = self.here[key] = archive.add_message(tx, self.user_id, self.conversation_id, row)
+        self._message_id = self.here[key] = archive.add_message(conn, self.user_id, self.conversation_id, row)
         self._position = 0
         self._added.append(self._message_id)
         self._size += len(message.content.encode()) + len(message.reasoning.encode())
@@ -286,29 +286,29 @@ class _Import:
             entries = [_with_ids(entry, ids) if isinstance(entry, dict) else entry for entry in message.generation.log]
             fields = msgspec.structs.asdict(message.generation)
             fields |= {"params": _encode(message.generation.params), "log": _encode(entries)}
-            archive.add_generation(tx, message.generation.id, self._message_id, fields)
+            archive.add_generation(conn, message.generation.id, self._message_id, fields)
 
-    def _add_image(self, tx: Tx, picture: source.Picture) -> None:
+    def _add_image(self, conn: Connection, picture: source.Picture) -> None:
         if self._message_id is None:  # it is here already
             return
         kind = transcript.image_type(picture.data)
         if kind is None:
             raise Unreadable(f"{picture.file} is not an image that can be shown (PNG, JPEG or WebP)")
-        queries.messages.add_image(tx, self._message_id, self._position, queries.messages.Image(kind, picture.data))
+        queries.messages.add_image(conn, self._message_id, self._position, queries.messages.Image(kind, picture.data))
         self._position += 1
         self._size += len(picture.data)
 
-    def _end(self, tx: Tx, conversation: Conversation) -> None:
+    def _end(self, conn: Connection, conversation: Conversation) -> None:
         """Show what was added, and the new path unless something was written here."""
-        written_here = archive.count_messages(tx, self.conversation_id) > len(set(self._key_of.values()))
+        written_here = archive.count_messages(conn, self.conversation_id) > len(set(self._key_of.values()))
         key = self._key_of.get(conversation.active_message_id or 0)
         leaf = None if written_here or key is None else self.here[key]
         if self._new:
-            archive.show_imported(tx, self.conversation_id, conversation.source, leaf)
+            archive.show_imported(conn, self.conversation_id, conversation.source, leaf)
             if conversation.source is None:
                 self._made_here.setdefault(conversation.created_at, []).append(self.conversation_id)
         elif self._added:
-            archive.set_imported(tx, self.conversation_id, conversation.updated_at, leaf)
+            archive.set_imported(conn, self.conversation_id, conversation.updated_at, leaf)
         self.report.conversations += self._new
         self.report.messages += len(self._added)
         self.report.unchanged += not (self._new or self._added)

@@ -344,7 +344,7 @@ async def test_images_are_refused_for_a_model_that_cannot_see(
     upstream.models.append(LocalModel("blind", "Blind"))
     conversation_id = await ann.conversation("What is this?")
     sql = "INSERT INTO images (message_id, position, media_type, data) SELECT max(id), 0, 'image/png', x'89' FROM messages"
-    await running.state.database.write(lambda tx: tx.execute(sql))
+    await running.state.database.write(lambda conn: conn.execute(sql))
     events = await ann.answer(conversation_id, provider_id="lmstudio", model="blind")
     assert codes(events) == ["VISION_UNSUPPORTED"] and not upstream.chats
 
@@ -356,7 +356,7 @@ async def test_images_are_sent_where_the_server_does_not_say_who_sees(tmp_path: 
         ann = await running.first()
         conversation_id = await ann.conversation("What is this?")
         sql = "INSERT INTO images (message_id, position, media_type, data) SELECT max(id), 0, 'image/png', x'89' FROM messages"
-        await running.state.database.write(lambda tx: tx.execute(sql))
+        await running.state.database.write(lambda conn: conn.execute(sql))
         upstream.enqueue(answer("A dot."))
         assert text(await ann.answer(conversation_id, provider_id="box", model=NAME)) == "A dot."
         kinds = {part["type"] for part in upstream.chats[-1]["messages"][-1]["content"]}

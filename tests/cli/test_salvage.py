@@ -34,12 +34,14 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two users with six conversations each: long and short messages, versions, images, how they were answered."""
     path = tmp_path_factory.mktemp("sound") / "fireside.db"
     db.prepare(path)
-    with contextlib.closing(sqlite3.connect(path)) as tx:
-        tx.row_factory = sqlite3.Row
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        conn.row_factory = sqlite3.Row
         for name in ("ann", "bob"):
-            user = queries.accounts._add_user(tx, name, f"$argon2id${name}", "admin" if name == "ann" else "user")
+            user = queries.accounts._add_user(conn, name, f"$argon2id${name}", "admin" if name == "ann" else "user")
             for number in range(6):
-                conversation_id = queries.conversations.add_conversation(tx, user.id, {"title": f"{name} {number}"}).id
+                conversation_id = queries.conversations.add_conversation(
+                    conn, user.id, {"title": f"{name} {number}"}
+                ).id
                 for turn in range(3):
                     text = f"{name} asks {number}.{turn}. {LONG if number % 4 == 3 else ''}"
                     images = (
@@ -47,21 +49,21 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         if turn == 2
                         else []
                     )
-                    queries.messages.add_message(tx, user.id, conversation_id, text, images=images)
+                    queries.messages.add_message(conn, user.id, conversation_id, text, images=images)
                     for _ in range(1 + turn % 2):
-                        _answer(tx, user.id, conversation_id, f"{name} is told {number}.{turn}.")
-        tx.commit()
+                        _answer(conn, user.id, conversation_id, f"{name} is told {number}.{turn}.")
+        conn.commit()
     return path
 
 
-def _answer(tx: sqlite3.Connection, user_id: int, conversation_id: int, text: str) -> None:
+def _answer(conn: sqlite3.Connection, user_id: int, conversation_id: int, text: str) -> None:
     begun = queries.generations.begin_answer(
-        tx, user_id, conversation_id, Wanted("lmstudio", "m", retry=True), ["lmstudio"]
+        conn, user_id, conversation_id, Wanted("lmstudio", "m", retry=True), ["lmstudio"]
     )
     assert isinstance(begun, queries.generations.Begun)
     log = json.dumps([len(text), {"event": "done", "data": {"message_id": begun.message_id}}])
     queries.generations.finish_generation(
-        tx, begun.generation_id, Recording(begun.message_id, "complete", text, "", log)
+        conn, begun.generation_id, Recording(begun.message_id, "complete", text, "", log)
     )
 
 
@@ -167,15 +169,15 @@ def test_whatever_bytes_are_wrong_nothing_is_made_up_but_what_says_so(sound: Pat
 
 
 CUTS: dict[str, Callable[[sqlite3.Connection, str], object]] = {
-    "a role that there is not": lambda tx, _: tx.execute("UPDATE users SET role = 'king' WHERE username = 'bob'"),
-    "a status that there is not": lambda tx, _: tx.execute("UPDATE messages SET status = 'x' WHERE id = 3"),
-    "a parent that comes later": lambda tx, _: tx.execute("UPDATE messages SET parent_id = 9 WHERE id = 2"),
-    "a parent elsewhere": lambda tx, _: tx.execute("UPDATE messages SET parent_id = 2 WHERE conversation_id = 5"),
-    "an owner who is not there": lambda tx, _: tx.execute("UPDATE conversations SET user_id = 77 WHERE id = 3"),
-    "no conversation": lambda tx, _: tx.execute("DELETE FROM conversations WHERE id = 3"),
-    "a time that is none": lambda tx, _: tx.execute("UPDATE messages SET created_at = 'noon' WHERE id = 3"),
-    "JSON that is none": lambda tx, _: tx.execute("UPDATE generations SET log = '[1,' WHERE rowid = 3"),
-    "a text that is not UTF-8": lambda tx, _: tx.execute(
+    "a role that there is not": lambda conn, _: conn.execute("UPDATE users SET role = 'king' WHERE username = 'bob'"),
+    "a status that there is not": lambda conn, _: conn.execute("UPDATE messages SET status = 'x' WHERE id = 3"),
+    "a parent that comes later": lambda conn, _: conn.execute("UPDATE messages SET parent_id = 9 WHERE id = 2"),
+    "a parent elsewhere": lambda conn, _: conn.execute("UPDATE messages SET parent_id = 2 WHERE conversation_id = 5"),
+    "an owner who is not there": lambda conn, _: conn.execute("UPDATE conversations SET user_id = 77 WHERE id = 3"),
+    "no conversation": lambda conn, _: conn.execute("DELETE FROM conversations WHERE id = 3"),
+    "a time that is none": lambda conn, _: conn.execute("UPDATE messages SET created_at = 'noon' WHERE id = 3"),
+    "JSON that is none": lambda conn, _: conn.execute("UPDATE generations SET log = '[1,' WHERE rowid = 3"),
+    "a text that is not UTF-8": lambda conn, _: conn.execute(
         "UPDATE messages SET reasoning = CAST(x'41ff' AS TEXT) WHERE id = 3"
     ),
 }

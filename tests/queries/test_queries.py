@@ -29,13 +29,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-Tx = sqlite3.Connection
+Connection = sqlite3.Connection
 
 PROVIDERS = {"lmstudio", "other"}
 ANN, BOB = 1, 2
 
 
-def fresh() -> Tx:
+def fresh() -> Connection:
     """A database in memory with two users, Ann (an administrator) and Bob."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.row_factory = sqlite3.Row
@@ -48,189 +48,189 @@ def fresh() -> Tx:
 
 
 @pytest.fixture(scope="module")
-def connection() -> Iterator[Tx]:
+def connection() -> Iterator[Connection]:
     connection = fresh()
     yield connection
     connection.close()
 
 
 @pytest.fixture
-def tx(connection: Tx) -> Iterator[Tx]:
+def conn(connection: Connection) -> Iterator[Connection]:
     """A transaction, undone after the test."""
     connection.execute("BEGIN")
     yield connection
     connection.execute("ROLLBACK")
 
 
-def conversation(tx: Tx, user_id: int = ANN, **fields: Any) -> int:
-    return queries.conversations.add_conversation(tx, user_id, fields).id
+def conversation(conn: Connection, user_id: int = ANN, **fields: Any) -> int:
+    return queries.conversations.add_conversation(conn, user_id, fields).id
 
 
-def purge(tx: Tx, user_id: int, conversation_id: int) -> None:
+def purge(conn: Connection, user_id: int, conversation_id: int) -> None:
     """What `remove_hidden` does, in one transaction."""
-    queries.conversations.hide_conversation(tx, user_id, conversation_id)
-    remove(tx, conversation_id)
+    queries.conversations.hide_conversation(conn, user_id, conversation_id)
+    remove(conn, conversation_id)
 
 
-def remove(tx: Tx, conversation_id: int) -> None:
-    ids = queries.conversations._newest_first(tx, conversation_id)
+def remove(conn: Connection, conversation_id: int) -> None:
+    ids = queries.conversations._newest_first(conn, conversation_id)
     while ids:
-        ids = queries.conversations.remove_messages(tx, ids)
-    queries.conversations._remove_conversation(tx, conversation_id)
+        ids = queries.conversations.remove_messages(conn, ids)
+    queries.conversations._remove_conversation(conn, conversation_id)
 
 
 def look(
-    tx: Tx, conversation_id: int, provider: str | None = "lmstudio", model: str | None = "m", **more: Any
+    conn: Connection, conversation_id: int, provider: str | None = "lmstudio", model: str | None = "m", **more: Any
 ) -> Begun | Found | None:
     wanted = Wanted(provider, model, more.pop("params", {}), more.pop("retry", False))
-    return queries.generations.begin_answer(tx, ANN, conversation_id, wanted, PROVIDERS, **more)
+    return queries.generations.begin_answer(conn, ANN, conversation_id, wanted, PROVIDERS, **more)
 
 
-def begin(tx: Tx, conversation_id: int, *asked: str | None, **more: Any) -> Begun:
-    begun = look(tx, conversation_id, *asked, **more)
+def begin(conn: Connection, conversation_id: int, *asked: str | None, **more: Any) -> Begun:
+    begun = look(conn, conversation_id, *asked, **more)
     assert isinstance(begun, Begun)
     return begun
 
 
-def finish(tx: Tx, begun: Begun, content: str = "answer", status: str = "complete", **more: Any) -> None:
+def finish(conn: Connection, begun: Begun, content: str = "answer", status: str = "complete", **more: Any) -> None:
     log = json.dumps([len(content), {"event": "done", "data": {}}])
     queries.generations.finish_generation(
-        tx, begun.generation_id, Recording(begun.message_id, status, content, "", log), **more
+        conn, begun.generation_id, Recording(begun.message_id, status, content, "", log), **more
     )
 
 
-def answered(tx: Tx, question: str = "question", answer: str = "answer") -> tuple[int, int, int]:
+def answered(conn: Connection, question: str = "question", answer: str = "answer") -> tuple[int, int, int]:
     """A conversation with a question and its answer: the three ids."""
-    conversation_id = conversation(tx)
-    question_id = queries.messages.add_message(tx, ANN, conversation_id, question)
-    begun = begin(tx, conversation_id)
-    finish(tx, begun, answer)
+    conversation_id = conversation(conn)
+    question_id = queries.messages.add_message(conn, ANN, conversation_id, question)
+    begun = begin(conn, conversation_id)
+    finish(conn, begun, answer)
     return conversation_id, question_id, begun.message_id
 
 
-def path(tx: Tx, conversation_id: int, **more: Any) -> list[str]:
-    return [message.content for message in queries.messages.list_messages(tx, ANN, conversation_id, **more)]
+def path(conn: Connection, conversation_id: int, **more: Any) -> list[str]:
+    return [message.content for message in queries.messages.list_messages(conn, ANN, conversation_id, **more)]
 
 
 # ---- accounts
 
 
-def test_the_first_account_is_an_administrator_s_and_the_only_one_made_so(tx: Tx) -> None:
-    assert queries.accounts.get_user(tx, ANN).role == "admin"
+def test_the_first_account_is_an_administrator_s_and_the_only_one_made_so(conn: Connection) -> None:
+    assert queries.accounts.get_user(conn, ANN).role == "admin"
     with pytest.raises(BootstrapDisabled):
-        queries.accounts.add_first_user(tx, "eve", "")
+        queries.accounts.add_first_user(conn, "eve", "")
 
 
-def test_a_user_name_is_somebody_s(tx: Tx) -> None:
-    queries.accounts.add_invite(tx, b"other", "user", ANN, "9999")
+def test_a_user_name_is_somebody_s(conn: Connection) -> None:
+    queries.accounts.add_invite(conn, b"other", "user", ANN, "9999")
     with pytest.raises(UsernameExists):
-        queries.accounts.redeem_invite(tx, b"other", "bob", "")
+        queries.accounts.redeem_invite(conn, b"other", "bob", "")
 
 
-def test_without_a_name_the_first_active_administrator_is_meant(tx: Tx) -> None:
-    assert queries.accounts.get_user_named(tx, None).username == "ann"
-    queries.accounts.set_user(tx, BOB, "admin", None)
-    queries.accounts.set_user(tx, ANN, None, "disabled")
-    assert queries.accounts.get_user_named(tx, None).username == "bob"
-    assert queries.accounts.get_user_named(tx, "ann").status == "disabled"
+def test_without_a_name_the_first_active_administrator_is_meant(conn: Connection) -> None:
+    assert queries.accounts.get_user_named(conn, None).username == "ann"
+    queries.accounts.set_user(conn, BOB, "admin", None)
+    queries.accounts.set_user(conn, ANN, None, "disabled")
+    assert queries.accounts.get_user_named(conn, None).username == "bob"
+    assert queries.accounts.get_user_named(conn, "ann").status == "disabled"
     with pytest.raises(NotFound):
-        queries.accounts.get_user_named(tx, "eve")
+        queries.accounts.get_user_named(conn, "eve")
 
 
 @pytest.mark.parametrize(("role", "status"), [("user", None), (None, "disabled"), ("user", "disabled")])
-def test_the_last_administrator_stays_one(tx: Tx, role: str | None, status: str | None) -> None:
-    tx.execute("SAVEPOINT before")
+def test_the_last_administrator_stays_one(conn: Connection, role: str | None, status: str | None) -> None:
+    conn.execute("SAVEPOINT before")
     with pytest.raises(LastAdmin):
-        queries.accounts.set_user(tx, ANN, role, status)
-    tx.execute("ROLLBACK TO before")
-    queries.accounts.set_user(tx, BOB, "admin", None)
-    assert queries.accounts.set_user(tx, ANN, role, status).id == ANN
+        queries.accounts.set_user(conn, ANN, role, status)
+    conn.execute("ROLLBACK TO before")
+    queries.accounts.set_user(conn, BOB, "admin", None)
+    assert queries.accounts.set_user(conn, ANN, role, status).id == ANN
 
 
-def test_a_changed_role_ends_the_sessions_and_the_same_role_does_not(tx: Tx) -> None:
-    queries.accounts.add_session(tx, BOB, b"1", "", "hash of bob")
-    queries.accounts.set_user(tx, BOB, "user", "active")
-    assert queries.accounts.count_sessions(tx, BOB) == 1
-    queries.accounts.set_user(tx, BOB, "admin", None)
-    assert queries.accounts.count_sessions(tx, BOB) == 0
+def test_a_changed_role_ends_the_sessions_and_the_same_role_does_not(conn: Connection) -> None:
+    queries.accounts.add_session(conn, BOB, b"1", "", "hash of bob")
+    queries.accounts.set_user(conn, BOB, "user", "active")
+    assert queries.accounts.count_sessions(conn, BOB) == 1
+    queries.accounts.set_user(conn, BOB, "admin", None)
+    assert queries.accounts.count_sessions(conn, BOB) == 0
 
 
-def test_what_an_administrator_has_handed_out_ends_with_the_role(tx: Tx) -> None:
-    queries.accounts.set_user(tx, BOB, "admin", None)
+def test_what_an_administrator_has_handed_out_ends_with_the_role(conn: Connection) -> None:
+    queries.accounts.set_user(conn, BOB, "admin", None)
     for code, maker in ((b"of bob", BOB), (b"of ann", ANN)):
-        queries.accounts.add_invite(tx, code, "user", maker, "9999")
-        queries.accounts.add_login_link(tx, maker, code, "9999")
-    queries.accounts.set_user(tx, BOB, "user", None)
+        queries.accounts.add_invite(conn, code, "user", maker, "9999")
+        queries.accounts.add_login_link(conn, maker, code, "9999")
+    queries.accounts.set_user(conn, BOB, "user", None)
     with pytest.raises(InvalidInvite):
-        queries.accounts.redeem_invite(tx, b"of bob", "eve", "")
-    assert queries.accounts.redeem_login_link(tx, b"of bob") is None
-    assert queries.accounts.redeem_invite(tx, b"of ann", "eve", "").username == "eve"
-    assert queries.accounts.redeem_login_link(tx, b"of ann") is not None
-    assert [invite["status"] for invite in queries.accounts.list_invites(tx)] == ["used", "revoked", "used"]
+        queries.accounts.redeem_invite(conn, b"of bob", "eve", "")
+    assert queries.accounts.redeem_login_link(conn, b"of bob") is None
+    assert queries.accounts.redeem_invite(conn, b"of ann", "eve", "").username == "eve"
+    assert queries.accounts.redeem_login_link(conn, b"of ann") is not None
+    assert [invite["status"] for invite in queries.accounts.list_invites(conn)] == ["used", "revoked", "used"]
 
 
-def test_a_user_keeps_the_newest_sessions(tx: Tx) -> None:
+def test_a_user_keeps_the_newest_sessions(conn: Connection) -> None:
     for number in range(queries.accounts.SESSIONS_A_USER + 5):
-        queries.accounts.add_session(tx, ANN, bytes([number]), f"browser {number}", "hash of ann")
-    clients = [session["client"] for session in queries.accounts.list_sessions(tx, ANN)]
+        queries.accounts.add_session(conn, ANN, bytes([number]), f"browser {number}", "hash of ann")
+    clients = [session["client"] for session in queries.accounts.list_sessions(conn, ANN)]
     assert clients == [f"browser {number}" for number in range(queries.accounts.SESSIONS_A_USER + 4, 4, -1)]
 
 
-def test_a_new_session_replaces_the_one_that_the_browser_had(tx: Tx) -> None:
-    queries.accounts.add_session(tx, ANN, b"old", "", "hash of ann")
-    queries.accounts.add_session(tx, ANN, b"new", "", "hash of ann", replaces=b"old")
-    assert queries.accounts.get_session(tx, b"old", "", "") is None
-    assert queries.accounts.get_session(tx, b"new", "", "") is not None
+def test_a_new_session_replaces_the_one_that_the_browser_had(conn: Connection) -> None:
+    queries.accounts.add_session(conn, ANN, b"old", "", "hash of ann")
+    queries.accounts.add_session(conn, ANN, b"new", "", "hash of ann", replaces=b"old")
+    assert queries.accounts.get_session(conn, b"old", "", "") is None
+    assert queries.accounts.get_session(conn, b"new", "", "") is not None
 
 
-def test_a_session_lives_until_it_is_too_old_or_its_user_disabled(tx: Tx) -> None:
-    queries.accounts.add_session(tx, BOB, b"1", "", "hash of bob")
-    assert queries.accounts.get_session(tx, b"1", db.ago(days=1), db.ago(days=1)) is not None
-    assert queries.accounts.get_session(tx, b"1", "9999", "") is None
-    assert queries.accounts.get_session(tx, b"1", "", "9999") is None
-    tx.execute("UPDATE users SET status = 'disabled' WHERE id = ?", (BOB,))
-    assert queries.accounts.get_session(tx, b"1", "", "") is None
+def test_a_session_lives_until_it_is_too_old_or_its_user_disabled(conn: Connection) -> None:
+    queries.accounts.add_session(conn, BOB, b"1", "", "hash of bob")
+    assert queries.accounts.get_session(conn, b"1", db.ago(days=1), db.ago(days=1)) is not None
+    assert queries.accounts.get_session(conn, b"1", "9999", "") is None
+    assert queries.accounts.get_session(conn, b"1", "", "9999") is None
+    conn.execute("UPDATE users SET status = 'disabled' WHERE id = ?", (BOB,))
+    assert queries.accounts.get_session(conn, b"1", "", "") is None
     with pytest.raises(InvalidCredentials):
-        queries.accounts.add_session(tx, BOB, b"2", "", "hash of bob")
+        queries.accounts.add_session(conn, BOB, b"2", "", "hash of bob")
 
 
-def test_a_new_password_ends_all_sessions_but_one_and_all_links(tx: Tx) -> None:
-    kept = [queries.accounts.add_session(tx, BOB, bytes([number]), "", "hash of bob") for number in range(3)][1]
-    others = queries.accounts.add_session(tx, ANN, b"ann", "", "hash of ann")
-    queries.accounts.add_login_link(tx, BOB, b"link", "9999")
-    queries.accounts.set_password(tx, BOB, "new", kept)
-    assert [session["id"] for session in queries.accounts.list_sessions(tx, BOB)] == [kept]
-    assert [session["id"] for session in queries.accounts.list_sessions(tx, ANN)] == [others]
-    assert queries.accounts.redeem_login_link(tx, b"link") is None
+def test_a_new_password_ends_all_sessions_but_one_and_all_links(conn: Connection) -> None:
+    kept = [queries.accounts.add_session(conn, BOB, bytes([number]), "", "hash of bob") for number in range(3)][1]
+    others = queries.accounts.add_session(conn, ANN, b"ann", "", "hash of ann")
+    queries.accounts.add_login_link(conn, BOB, b"link", "9999")
+    queries.accounts.set_password(conn, BOB, "new", kept)
+    assert [session["id"] for session in queries.accounts.list_sessions(conn, BOB)] == [kept]
+    assert [session["id"] for session in queries.accounts.list_sessions(conn, ANN)] == [others]
+    assert queries.accounts.redeem_login_link(conn, b"link") is None
 
 
-def test_what_was_let_in_by_another_password_gets_no_session_and_sets_none(tx: Tx) -> None:
-    queries.accounts.set_password(tx, BOB, "new", verified="hash of bob")
+def test_what_was_let_in_by_another_password_gets_no_session_and_sets_none(conn: Connection) -> None:
+    queries.accounts.set_password(conn, BOB, "new", verified="hash of bob")
     with pytest.raises(InvalidCredentials):
-        queries.accounts.set_password(tx, BOB, "newer", verified="hash of bob")
+        queries.accounts.set_password(conn, BOB, "newer", verified="hash of bob")
     with pytest.raises(InvalidCredentials):
-        queries.accounts.add_session(tx, BOB, b"1", "", "hash of bob")
-    assert not queries.accounts.set_password_hash(tx, BOB, "hash of bob", "anew")
-    queries.accounts.add_session(tx, BOB, b"1", "", "new")
+        queries.accounts.add_session(conn, BOB, b"1", "", "hash of bob")
+    assert not queries.accounts.set_password_hash(conn, BOB, "hash of bob", "anew")
+    queries.accounts.add_session(conn, BOB, b"1", "", "new")
 
 
-def test_a_login_link_works_once_and_in_time(tx: Tx) -> None:
-    queries.accounts.add_login_link(tx, BOB, b"1", "9999")
-    queries.accounts.add_login_link(tx, BOB, b"2", db.ago(seconds=1))
-    found = queries.accounts.redeem_login_link(tx, b"1")
+def test_a_login_link_works_once_and_in_time(conn: Connection) -> None:
+    queries.accounts.add_login_link(conn, BOB, b"1", "9999")
+    queries.accounts.add_login_link(conn, BOB, b"2", db.ago(seconds=1))
+    found = queries.accounts.redeem_login_link(conn, b"1")
     assert found is not None and (found[0].username, found[1]) == ("bob", "hash of bob")
-    assert queries.accounts.redeem_login_link(tx, b"1") is None
-    assert queries.accounts.redeem_login_link(tx, b"2") is None
-    queries.accounts.set_user(tx, BOB, None, "disabled")
-    queries.accounts.add_login_link(tx, BOB, b"3", "9999")
-    assert queries.accounts.redeem_login_link(tx, b"3") is None
+    assert queries.accounts.redeem_login_link(conn, b"1") is None
+    assert queries.accounts.redeem_login_link(conn, b"2") is None
+    queries.accounts.set_user(conn, BOB, None, "disabled")
+    queries.accounts.add_login_link(conn, BOB, b"3", "9999")
+    assert queries.accounts.redeem_login_link(conn, b"3") is None
 
 
-def test_invites_are_open_used_revoked_or_expired(tx: Tx) -> None:
+def test_invites_are_open_used_revoked_or_expired(conn: Connection) -> None:
     for code, expires_at in ((b"open", "9999"), (b"revoked", "9999"), (b"expired", db.ago(seconds=1))):
-        queries.accounts.add_invite(tx, code, "admin", ANN, expires_at)
-    queries.accounts.revoke_invite(tx, 3)
-    told = [(invite["status"], invite["role"], invite["used_by"]) for invite in queries.accounts.list_invites(tx)]
+        queries.accounts.add_invite(conn, code, "admin", ANN, expires_at)
+    queries.accounts.revoke_invite(conn, 3)
+    told = [(invite["status"], invite["role"], invite["used_by"]) for invite in queries.accounts.list_invites(conn)]
     assert told == [
         ("expired", "admin", None),
         ("revoked", "admin", None),
@@ -239,99 +239,99 @@ def test_invites_are_open_used_revoked_or_expired(tx: Tx) -> None:
     ]
     for code in (b"code", b"revoked", b"expired", b"unknown"):
         with pytest.raises(InvalidInvite):
-            queries.accounts.check_invite(tx, code)
+            queries.accounts.check_invite(conn, code)
         with pytest.raises(InvalidInvite):
-            queries.accounts.redeem_invite(tx, code, "eve", "")
-    assert queries.accounts.redeem_invite(tx, b"open", "eve", "").role == "admin"
+            queries.accounts.redeem_invite(conn, code, "eve", "")
+    assert queries.accounts.redeem_invite(conn, b"open", "eve", "").role == "admin"
     with pytest.raises(NotFound):
-        queries.accounts.revoke_invite(tx, 99)
+        queries.accounts.revoke_invite(conn, 99)
 
 
 # ---- whose it is
 
-AS_BOB: dict[str, Callable[[Tx, dict[str, Any]], Any]] = {
-    "get_conversation": lambda tx, at: queries.conversations.get_conversation(tx, BOB, at["conversation"]),
-    "set_conversation": lambda tx, at: queries.conversations.set_conversation(
-        tx, BOB, at["conversation"], {"title": "mine"}
+AS_BOB: dict[str, Callable[[Connection, dict[str, Any]], Any]] = {
+    "get_conversation": lambda conn, at: queries.conversations.get_conversation(conn, BOB, at["conversation"]),
+    "set_conversation": lambda conn, at: queries.conversations.set_conversation(
+        conn, BOB, at["conversation"], {"title": "mine"}
     ),
-    "delete_conversation": lambda tx, at: queries.conversations.delete_conversation(tx, BOB, at["conversation"]),
-    "restore_conversation": lambda tx, at: queries.conversations.restore_conversation(tx, BOB, at["binned"]),
-    "hide_conversation": lambda tx, at: queries.conversations.hide_conversation(tx, BOB, at["conversation"]),
-    "hide_conversation in the bin": lambda tx, at: queries.conversations.hide_conversation(tx, BOB, at["binned"]),
-    "list_conversations before": lambda tx, at: queries.conversations.list_conversations(
-        tx, BOB, before=at["conversation"]
+    "delete_conversation": lambda conn, at: queries.conversations.delete_conversation(conn, BOB, at["conversation"]),
+    "restore_conversation": lambda conn, at: queries.conversations.restore_conversation(conn, BOB, at["binned"]),
+    "hide_conversation": lambda conn, at: queries.conversations.hide_conversation(conn, BOB, at["conversation"]),
+    "hide_conversation in the bin": lambda conn, at: queries.conversations.hide_conversation(conn, BOB, at["binned"]),
+    "list_conversations before": lambda conn, at: queries.conversations.list_conversations(
+        conn, BOB, before=at["conversation"]
     ),
-    "list_messages": lambda tx, at: queries.messages.list_messages(tx, BOB, at["conversation"]),
-    "list_messages before": lambda tx, at: queries.messages.list_messages(tx, BOB, at["own"], before=at["message"]),
-    "add_message": lambda tx, at: queries.messages.add_message(tx, BOB, at["conversation"], "hello"),
-    "add_message below": lambda tx, at: queries.messages.add_message(tx, BOB, at["own"], "hello", at["message"]),
-    "set_active": lambda tx, at: queries.messages.set_active(tx, BOB, at["conversation"], at["message"]),
-    "set_active to another's": lambda tx, at: queries.messages.set_active(tx, BOB, at["own"], at["message"]),
-    "get_image": lambda tx, at: queries.messages.get_image(tx, BOB, at["image"]),
-    "get_recording": lambda tx, at: queries.generations.get_recording(tx, BOB, at["generation"]),
-    "begin_answer": lambda tx, at: queries.generations.begin_answer(
-        tx, BOB, at["conversation"], Wanted(retry=True), PROVIDERS
+    "list_messages": lambda conn, at: queries.messages.list_messages(conn, BOB, at["conversation"]),
+    "list_messages before": lambda conn, at: queries.messages.list_messages(conn, BOB, at["own"], before=at["message"]),
+    "add_message": lambda conn, at: queries.messages.add_message(conn, BOB, at["conversation"], "hello"),
+    "add_message below": lambda conn, at: queries.messages.add_message(conn, BOB, at["own"], "hello", at["message"]),
+    "set_active": lambda conn, at: queries.messages.set_active(conn, BOB, at["conversation"], at["message"]),
+    "set_active to another's": lambda conn, at: queries.messages.set_active(conn, BOB, at["own"], at["message"]),
+    "get_image": lambda conn, at: queries.messages.get_image(conn, BOB, at["image"]),
+    "get_recording": lambda conn, at: queries.generations.get_recording(conn, BOB, at["generation"]),
+    "begin_answer": lambda conn, at: queries.generations.begin_answer(
+        conn, BOB, at["conversation"], Wanted(retry=True), PROVIDERS
     ),
-    "delete_session": lambda tx, at: queries.accounts.delete_session(tx, BOB, at["session"]),
-    "owned": lambda tx, at: queries.conversations.owned(tx, BOB, at["conversation"]),
+    "delete_session": lambda conn, at: queries.accounts.delete_session(conn, BOB, at["session"]),
+    "owned": lambda conn, at: queries.conversations.owned(conn, BOB, at["conversation"]),
 }
 
 
 @pytest.mark.parametrize("what", ["another's", "hidden"])
 @pytest.mark.parametrize("name", AS_BOB)
-def test_another_s_and_what_is_hidden_are_as_missing_as_what_never_was(tx: Tx, name: str, what: str) -> None:
-    conversation_id, question_id, _ = answered(tx)
-    binned = conversation(tx)
-    queries.conversations.delete_conversation(tx, ANN, binned)
-    queries.messages.add_message(tx, ANN, conversation_id, "look", images=[Image("image/png", b"...")])
+def test_another_s_and_what_is_hidden_are_as_missing_as_what_never_was(conn: Connection, name: str, what: str) -> None:
+    conversation_id, question_id, _ = answered(conn)
+    binned = conversation(conn)
+    queries.conversations.delete_conversation(conn, ANN, binned)
+    queries.messages.add_message(conn, ANN, conversation_id, "look", images=[Image("image/png", b"...")])
     objects: dict[str, Any] = {
         "conversation": conversation_id,
         "binned": binned,
         "message": question_id,
-        "own": conversation(tx, BOB),
-        "image": tx.execute("SELECT id FROM images").fetchone()[0],
-        "generation": tx.execute("SELECT id FROM generations").fetchone()[0],
-        "session": queries.accounts.add_session(tx, ANN, b"1", "", "hash of ann"),
+        "own": conversation(conn, BOB),
+        "image": conn.execute("SELECT id FROM images").fetchone()[0],
+        "generation": conn.execute("SELECT id FROM generations").fetchone()[0],
+        "session": queries.accounts.add_session(conn, ANN, b"1", "", "hash of ann"),
     }
     if what == "hidden":
-        tx.execute("UPDATE conversations SET user_id = ?, hidden = 1 WHERE id <> ?", (BOB, objects["own"]))
+        conn.execute("UPDATE conversations SET user_id = ?, hidden = 1 WHERE id <> ?", (BOB, objects["own"]))
     nothing = {**dict.fromkeys(objects, 10**6), "generation": "none", "own": objects["own"]}
-    before = tx.total_changes
+    before = conn.total_changes
     with pytest.raises(FiresideError) as another:
-        AS_BOB[name](tx, objects)
-    assert tx.total_changes == before
+        AS_BOB[name](conn, objects)
+    assert conn.total_changes == before
     with pytest.raises(FiresideError) as none:
-        AS_BOB[name](tx, nothing)
+        AS_BOB[name](conn, nothing)
     assert (another.value.status, another.value.code) == (none.value.status, none.value.code)
     assert another.value.status == 404 and str(another.value) == str(none.value)
 
 
-def test_lists_have_one_s_own_only(tx: Tx) -> None:
-    answered(tx)
-    assert queries.conversations.list_conversations(tx, BOB) == [] and queries.generations.list_usage(tx, BOB) == []
-    assert queries.conversations.list_conversations(tx, BOB, q="question") == []
-    assert len(queries.conversations.list_conversations(tx, ANN, q="question")) == 1
+def test_lists_have_one_s_own_only(conn: Connection) -> None:
+    answered(conn)
+    assert queries.conversations.list_conversations(conn, BOB) == [] and queries.generations.list_usage(conn, BOB) == []
+    assert queries.conversations.list_conversations(conn, BOB, q="question") == []
+    assert len(queries.conversations.list_conversations(conn, ANN, q="question")) == 1
 
 
 # ---- conversations
 
 
-def titles(tx: Tx, **more: Any) -> list[str]:
-    return [found.title for found in queries.conversations.list_conversations(tx, ANN, **more)]
+def titles(conn: Connection, **more: Any) -> list[str]:
+    return [found.title for found in queries.conversations.list_conversations(conn, ANN, **more)]
 
 
-def test_a_title_follows_the_first_message_until_somebody_names_it(tx: Tx) -> None:
-    conversation_id = conversation(tx)
-    assert titles(tx) == [queries.conversations.UNTITLED]
-    first = queries.messages.add_message(tx, ANN, conversation_id, "  Why is\nthe sky blue?  ")
-    assert titles(tx) == ["Why is the sky blue?"]
-    queries.messages.add_message(tx, ANN, conversation_id, "second")
-    assert titles(tx) == ["Why is the sky blue?"]
-    queries.messages.add_message(tx, ANN, conversation_id, "Why is grass green?", None)
-    assert titles(tx) == ["Why is grass green?"]
-    queries.conversations.set_conversation(tx, ANN, conversation_id, {"title": "Colours"})
-    queries.messages.add_message(tx, ANN, conversation_id, "Why is snow white?", None)
-    assert titles(tx) == ["Colours"] and first
+def test_a_title_follows_the_first_message_until_somebody_names_it(conn: Connection) -> None:
+    conversation_id = conversation(conn)
+    assert titles(conn) == [queries.conversations.UNTITLED]
+    first = queries.messages.add_message(conn, ANN, conversation_id, "  Why is\nthe sky blue?  ")
+    assert titles(conn) == ["Why is the sky blue?"]
+    queries.messages.add_message(conn, ANN, conversation_id, "second")
+    assert titles(conn) == ["Why is the sky blue?"]
+    queries.messages.add_message(conn, ANN, conversation_id, "Why is grass green?", None)
+    assert titles(conn) == ["Why is grass green?"]
+    queries.conversations.set_conversation(conn, ANN, conversation_id, {"title": "Colours"})
+    queries.messages.add_message(conn, ANN, conversation_id, "Why is snow white?", None)
+    assert titles(conn) == ["Colours"] and first
 
 
 @pytest.mark.parametrize(
@@ -352,12 +352,12 @@ def test_a_title_is_the_beginning_of_a_text(text: str, title: str) -> None:
     assert queries.conversations.title_from(text) == title and len(title) <= 60
 
 
-def test_the_newest_activity_comes_first(tx: Tx) -> None:
-    ids = [conversation(tx, title=str(number)) for number in range(3)]
-    queries.messages.add_message(tx, ANN, ids[1], "hello")
-    queries.conversations.set_conversation(tx, ANN, ids[0], {"title": "renamed", "pinned": True})
-    assert titles(tx) == ["1", "2", "renamed"], "renaming is no activity"
-    assert titles(tx, pinned=True) == ["renamed"]
+def test_the_newest_activity_comes_first(conn: Connection) -> None:
+    ids = [conversation(conn, title=str(number)) for number in range(3)]
+    queries.messages.add_message(conn, ANN, ids[1], "hello")
+    queries.conversations.set_conversation(conn, ANN, ids[0], {"title": "renamed", "pinned": True})
+    assert titles(conn) == ["1", "2", "renamed"], "renaming is no activity"
+    assert titles(conn, pinned=True) == ["renamed"]
 
 
 ODD_TITLES = ["100%", "a_b", "a*b", "[x]", "what?", "Straße", "ÄRGER", "İstanbul", "日本語", "tab\there", "Öl"]
@@ -389,146 +389,146 @@ ODD_TITLES = ["100%", "a_b", "a*b", "[x]", "what?", "Straße", "ÄRGER", "İstan
     ],
 )
 @pytest.mark.parametrize("limit", [-1, 50])
-def test_the_filter_is_literal_and_blind_to_case(tx: Tx, q: str, found: list[str], limit: int) -> None:
+def test_the_filter_is_literal_and_blind_to_case(conn: Connection, q: str, found: list[str], limit: int) -> None:
     for title in ODD_TITLES:
-        conversation(tx, title=title)
-    assert titles(tx, q=q, limit=limit) == found
+        conversation(conn, title=title)
+    assert titles(conn, q=q, limit=limit) == found
 
 
 @pytest.mark.parametrize("more", [{}, {"q": "1"}, {"q": "e 1"}, {"pinned": True}, {"deleted": True}])
-def test_pages_make_up_the_list(tx: Tx, more: dict[str, Any]) -> None:
+def test_pages_make_up_the_list(conn: Connection, more: dict[str, Any]) -> None:
     for number in range(30):
-        made = conversation(tx, title=f"title {number} the 1st", pinned=number % 3 == 0)
+        made = conversation(conn, title=f"title {number} the 1st", pinned=number % 3 == 0)
         if number % 4 == 0:
-            queries.conversations.delete_conversation(tx, ANN, made)
-    tx.execute("UPDATE conversations SET updated_at = 'same' WHERE id % 5 = 0")
-    whole = queries.conversations.list_conversations(tx, ANN, **more)
+            queries.conversations.delete_conversation(conn, ANN, made)
+    conn.execute("UPDATE conversations SET updated_at = 'same' WHERE id % 5 = 0")
+    whole = queries.conversations.list_conversations(conn, ANN, **more)
     assert len(whole) >= 7
     paged: list[queries.conversations.Conversation] = []
     while page := queries.conversations.list_conversations(
-        tx, ANN, limit=4, before=paged[-1].id if paged else None, **more
+        conn, ANN, limit=4, before=paged[-1].id if paged else None, **more
     ):
         assert len(page) <= 4
         paged += page
     assert paged == whole
 
 
-def test_a_filter_finds_what_is_old_among_thousands(tx: Tx) -> None:
+def test_a_filter_finds_what_is_old_among_thousands(conn: Connection) -> None:
     for number in range(4100):
-        conversation(tx, title=f"{'rare' if number % 2000 == 50 else 'common'} {number}")
-    assert titles(tx, q="rare", limit=50) == ["rare 4050", "rare 2050", "rare 50"]
-    assert titles(tx, q="rare", limit=1) == ["rare 4050"]
-    assert titles(tx, q="common", limit=2) == ["common 4099", "common 4098"]
+        conversation(conn, title=f"{'rare' if number % 2000 == 50 else 'common'} {number}")
+    assert titles(conn, q="rare", limit=50) == ["rare 4050", "rare 2050", "rare 50"]
+    assert titles(conn, q="rare", limit=1) == ["rare 4050"]
+    assert titles(conn, q="common", limit=2) == ["common 4099", "common 4098"]
 
 
-def test_the_bin_gives_back_and_forgets_after_its_days(tx: Tx) -> None:
-    kept, old, gone = (conversation(tx, title=title) for title in ("kept", "old", "gone"))
+def test_the_bin_gives_back_and_forgets_after_its_days(conn: Connection) -> None:
+    kept, old, gone = (conversation(conn, title=title) for title in ("kept", "old", "gone"))
     for made in (kept, old, gone):
-        queries.conversations.delete_conversation(tx, ANN, made)
-    assert titles(tx) == [] and set(titles(tx, deleted=True)) == {"kept", "old", "gone"}
-    assert queries.conversations.list_conversations(tx, ANN, deleted=True)[0].deleted_at
-    tx.execute(
+        queries.conversations.delete_conversation(conn, ANN, made)
+    assert titles(conn) == [] and set(titles(conn, deleted=True)) == {"kept", "old", "gone"}
+    assert queries.conversations.list_conversations(conn, ANN, deleted=True)[0].deleted_at
+    conn.execute(
         "UPDATE conversations SET deleted_at = ? WHERE id = ?",
         (db.ago(days=queries.conversations.BIN_DAYS, hours=1), gone),
     )
-    tx.execute(
+    conn.execute(
         "UPDATE conversations SET deleted_at = ? WHERE id = ?", (db.ago(days=queries.conversations.BIN_DAYS - 1), old)
     )
-    queries.conversations.hide_expired(tx)
-    assert titles(tx, deleted=True) == ["kept", "old"]
-    assert queries.conversations.list_hidden(tx) == [gone]
-    assert queries.conversations.restore_conversation(tx, ANN, kept).title == "kept"
-    assert titles(tx) == ["kept"]
+    queries.conversations.hide_expired(conn)
+    assert titles(conn, deleted=True) == ["kept", "old"]
+    assert queries.conversations.list_hidden(conn) == [gone]
+    assert queries.conversations.restore_conversation(conn, ANN, kept).title == "kept"
+    assert titles(conn) == ["kept"]
     with pytest.raises(NotFound):
-        queries.conversations.restore_conversation(tx, ANN, kept)
+        queries.conversations.restore_conversation(conn, ANN, kept)
 
 
-def test_fields_change_alone(tx: Tx) -> None:
-    made = conversation(tx, title="t", settings={"temperature": 0.5}, system_prompt="s")
-    queries.conversations.set_conversation(tx, ANN, made, {"model": "m"})
-    found = queries.conversations.get_conversation(tx, ANN, made)
+def test_fields_change_alone(conn: Connection) -> None:
+    made = conversation(conn, title="t", settings={"temperature": 0.5}, system_prompt="s")
+    queries.conversations.set_conversation(conn, ANN, made, {"model": "m"})
+    found = queries.conversations.get_conversation(conn, ANN, made)
     assert (found.title, found.system_prompt, found.model, found.provider_id) == ("t", "s", "m", None)
     assert json.loads(bytes(found.settings)) == {"temperature": 0.5}
-    queries.conversations.set_conversation(tx, ANN, made, {"model": None, "settings": {}})
-    assert queries.conversations.get_conversation(tx, ANN, made).model is None
+    queries.conversations.set_conversation(conn, ANN, made, {"model": None, "settings": {}})
+    assert queries.conversations.get_conversation(conn, ANN, made).model is None
 
 
 # ---- messages
 
 
-def test_messages_grow_as_a_tree_and_nothing_is_overwritten(tx: Tx) -> None:
-    made = conversation(tx)
-    one = queries.messages.add_message(tx, ANN, made, "one")
-    two = queries.messages.add_message(tx, ANN, made, "two")
-    edited = queries.messages.add_message(tx, ANN, made, "two, edited", one)
-    assert path(tx, made) == ["one", "two, edited"]
-    other = queries.messages.add_message(tx, ANN, made, "another beginning", None)
-    assert path(tx, made) == ["another beginning"]
-    assert queries.messages.set_active(tx, ANN, made, one) == edited, "on to its newest leaf"
-    assert path(tx, made) == ["one", "two, edited"]
-    assert queries.messages.set_active(tx, ANN, made, two) == two
-    first, second = queries.messages.list_messages(tx, ANN, made)
+def test_messages_grow_as_a_tree_and_nothing_is_overwritten(conn: Connection) -> None:
+    made = conversation(conn)
+    one = queries.messages.add_message(conn, ANN, made, "one")
+    two = queries.messages.add_message(conn, ANN, made, "two")
+    edited = queries.messages.add_message(conn, ANN, made, "two, edited", one)
+    assert path(conn, made) == ["one", "two, edited"]
+    other = queries.messages.add_message(conn, ANN, made, "another beginning", None)
+    assert path(conn, made) == ["another beginning"]
+    assert queries.messages.set_active(conn, ANN, made, one) == edited, "on to its newest leaf"
+    assert path(conn, made) == ["one", "two, edited"]
+    assert queries.messages.set_active(conn, ANN, made, two) == two
+    first, second = queries.messages.list_messages(conn, ANN, made)
     assert first.versions == {"ids": [one, other], "index": 0}
     assert second.versions == {"ids": [two, edited], "index": 0}
     assert (first.parent_id, second.parent_id) == (None, one)
 
 
-def test_messages_page_from_the_end(tx: Tx) -> None:
-    made = conversation(tx)
-    ids = [queries.messages.add_message(tx, ANN, made, str(number)) for number in range(10)]
-    assert path(tx, made, limit=3) == ["7", "8", "9"]
-    assert path(tx, made, limit=3, before=ids[7]) == ["4", "5", "6"]
-    assert path(tx, made, limit=30, before=ids[1]) == ["0"]
-    assert path(tx, made, before=ids[0]) == []
+def test_messages_page_from_the_end(conn: Connection) -> None:
+    made = conversation(conn)
+    ids = [queries.messages.add_message(conn, ANN, made, str(number)) for number in range(10)]
+    assert path(conn, made, limit=3) == ["7", "8", "9"]
+    assert path(conn, made, limit=3, before=ids[7]) == ["4", "5", "6"]
+    assert path(conn, made, limit=30, before=ids[1]) == ["0"]
+    assert path(conn, made, before=ids[0]) == []
 
 
-def test_a_long_path_is_read_whole(tx: Tx) -> None:
-    made = conversation(tx)
+def test_a_long_path_is_read_whole(conn: Connection) -> None:
+    made = conversation(conn)
     for number in range(3000):
-        queries.messages.add_message(tx, ANN, made, str(number))
-    assert path(tx, made) == [str(number) for number in range(3000)]
+        queries.messages.add_message(conn, ANN, made, str(number))
+    assert path(conn, made) == [str(number) for number in range(3000)]
 
 
-def test_the_same_client_id_adds_nothing(tx: Tx) -> None:
-    made, other = conversation(tx), conversation(tx)
-    first = queries.messages.add_message(tx, ANN, made, "hello", client_id="a")
-    assert queries.messages.add_message(tx, ANN, made, "hello again", client_id="a") == first
-    assert path(tx, made) == ["hello"]
-    assert queries.messages.add_message(tx, ANN, other, "hello", client_id="a") != first
+def test_the_same_client_id_adds_nothing(conn: Connection) -> None:
+    made, other = conversation(conn), conversation(conn)
+    first = queries.messages.add_message(conn, ANN, made, "hello", client_id="a")
+    assert queries.messages.add_message(conn, ANN, made, "hello again", client_id="a") == first
+    assert path(conn, made) == ["hello"]
+    assert queries.messages.add_message(conn, ANN, other, "hello", client_id="a") != first
 
 
-def test_images_belong_to_their_message_in_order(tx: Tx) -> None:
-    made = conversation(tx)
+def test_images_belong_to_their_message_in_order(conn: Connection) -> None:
+    made = conversation(conn)
     images = [Image("image/png", b"one"), Image("image/jpeg", b"two")]
-    message_id = queries.messages.add_message(tx, ANN, made, "look", images=images)
-    [message] = queries.messages.list_messages(tx, ANN, made)
+    message_id = queries.messages.add_message(conn, ANN, made, "look", images=images)
+    [message] = queries.messages.list_messages(conn, ANN, made)
     assert isinstance(message.images, list) and message.id == message_id
-    assert [queries.messages.get_image(tx, ANN, image["id"]) for image in message.images] == images
-    queries.conversations.delete_conversation(tx, ANN, made)
+    assert [queries.messages.get_image(conn, ANN, image["id"]) for image in message.images] == images
+    queries.conversations.delete_conversation(conn, ANN, made)
     with pytest.raises(NotFound):
-        queries.messages.get_image(tx, ANN, message.images[0]["id"])
+        queries.messages.get_image(conn, ANN, message.images[0]["id"])
 
 
-def test_images_that_are_not_sent_are_not_read(tx: Tx) -> None:
-    conversation_id = conversation(tx)
+def test_images_that_are_not_sent_are_not_read(conn: Connection) -> None:
+    conversation_id = conversation(conn)
     big = Image("image/png", b"x" * (queries.conversations.SENT_IMAGE_BYTES // 2 + 1))
     for _ in range(3):
-        question_id = queries.messages.add_message(tx, ANN, conversation_id, "look", images=[big])
+        question_id = queries.messages.add_message(conn, ANN, conversation_id, "look", images=[big])
     statements: list[str] = []
-    tx.set_trace_callback(statements.append)
-    turns = queries.generations.get_prompt(tx, question_id).turns
-    tx.set_trace_callback(None)
+    conn.set_trace_callback(statements.append)
+    turns = queries.generations.get_prompt(conn, question_id).turns
+    conn.set_trace_callback(None)
     assert [len(turn.images) for turn in turns] == [0, 0, 1]
     assert [turn.omitted_images for turn in turns] == [1, 1, 0]
     assert sum(" data FROM images" in statement for statement in statements) == 1
 
 
-def test_message_with_too_many_images_keeps_its_last_ones(tx: Tx) -> None:
+def test_message_with_too_many_images_keeps_its_last_ones(conn: Connection) -> None:
     """An import may have such a message."""
-    conversation_id = conversation(tx)
+    conversation_id = conversation(conn)
     images = [Image("image/png", b"%d" % number) for number in range(50)]
-    question_id = queries.messages.add_message(tx, ANN, conversation_id, "look", images=images)
-    [turn] = queries.generations.get_prompt(tx, question_id).turns
+    question_id = queries.messages.add_message(conn, ANN, conversation_id, "look", images=images)
+    [turn] = queries.generations.get_prompt(conn, question_id).turns
     assert (
         turn.images == images[-queries.conversations.SENT_IMAGES :]
         and turn.omitted_images == 50 - queries.conversations.SENT_IMAGES
@@ -538,149 +538,149 @@ def test_message_with_too_many_images_keeps_its_last_ones(tx: Tx) -> None:
 # ---- answers
 
 
-def test_a_question_that_has_no_answer_gets_one(tx: Tx) -> None:
-    made = conversation(tx)
-    queries.messages.add_message(tx, ANN, made, "q")
-    begun = begin(tx, made, params={"seed": 1})
+def test_a_question_that_has_no_answer_gets_one(conn: Connection) -> None:
+    made = conversation(conn)
+    queries.messages.add_message(conn, ANN, made, "q")
+    begun = begin(conn, made, params={"seed": 1})
     assert begun.history and [turn.content for turn in begun.history.turns] == ["q"] and begun.params == {"seed": 1}
-    assert queries.conversations.get_conversation(tx, ANN, made).generation_id == begun.generation_id
-    running = queries.messages.list_messages(tx, ANN, made)[-1]
+    assert queries.conversations.get_conversation(conn, ANN, made).generation_id == begun.generation_id
+    running = queries.messages.list_messages(conn, ANN, made)[-1]
     assert (running.id, running.status, running.content) == (begun.message_id, "generating", "")
 
 
-def test_an_answer_that_is_running_is_found_and_another_is_refused(tx: Tx) -> None:
-    made = conversation(tx)
-    queries.messages.add_message(tx, ANN, made, "q")
-    begun = begin(tx, made)
+def test_an_answer_that_is_running_is_found_and_another_is_refused(conn: Connection) -> None:
+    made = conversation(conn)
+    queries.messages.add_message(conn, ANN, made, "q")
+    begun = begin(conn, made)
     for provider, model in (("lmstudio", "m"), (None, None), ("lmstudio", None), (None, "m")):
-        assert look(tx, made, provider, model) == Found(begun.generation_id, begun.message_id)
+        assert look(conn, made, provider, model) == Found(begun.generation_id, begun.message_id)
     for more in ({"model": "other"}, {"provider": "other"}, {"retry": True}):
         with pytest.raises(GenerationActive):
-            begin(tx, made, **more)
-    queries.messages.add_message(tx, ANN, made, "and another thing")
+            begin(conn, made, **more)
+    queries.messages.add_message(conn, ANN, made, "and another thing")
     with pytest.raises(GenerationActive):
-        begin(tx, made)
+        begin(conn, made)
 
 
-def test_an_answer_that_is_complete_is_found_and_another_model_s_is_refused(tx: Tx) -> None:
-    made, _, answer = answered(tx)
-    found = look(tx, made, None, None)
+def test_an_answer_that_is_complete_is_found_and_another_model_s_is_refused(conn: Connection) -> None:
+    made, _, answer = answered(conn)
+    found = look(conn, made, None, None)
     assert type(found) is Found and found.message_id == answer
     for more in ({"model": "other"}, {"provider": "other"}):
         with pytest.raises(AlreadyAnswered):
-            begin(tx, made, **more)
-    assert begin(tx, made, model="other", retry=True).message_id != answer
+            begin(conn, made, **more)
+    assert begin(conn, made, model="other", retry=True).message_id != answer
 
 
-def test_what_was_requested_counts_not_what_answered(tx: Tx) -> None:
-    made = conversation(tx)
-    queries.messages.add_message(tx, ANN, made, "q")
-    finish(tx, begin(tx, made), model="m-q4-instruct")
-    assert queries.messages.list_messages(tx, ANN, made)[-1].model == "m-q4-instruct"
-    assert type(look(tx, made, model="m")) is Found
+def test_what_was_requested_counts_not_what_answered(conn: Connection) -> None:
+    made = conversation(conn)
+    queries.messages.add_message(conn, ANN, made, "q")
+    finish(conn, begin(conn, made), model="m-q4-instruct")
+    assert queries.messages.list_messages(conn, ANN, made)[-1].model == "m-q4-instruct"
+    assert type(look(conn, made, model="m")) is Found
     with pytest.raises(AlreadyAnswered):
-        begin(tx, made, model="m-q4-instruct")
+        begin(conn, made, model="m-q4-instruct")
 
 
 @pytest.mark.parametrize("status", ["error", "canceled", "interrupted"])
-def test_a_try_that_failed_is_tried_again(tx: Tx, status: str) -> None:
-    made = conversation(tx)
-    queries.messages.add_message(tx, ANN, made, "q")
-    failed = begin(tx, made)
-    finish(tx, failed, "half", status)
-    again = begin(tx, made)
+def test_a_try_that_failed_is_tried_again(conn: Connection, status: str) -> None:
+    made = conversation(conn)
+    queries.messages.add_message(conn, ANN, made, "q")
+    failed = begin(conn, made)
+    finish(conn, failed, "half", status)
+    again = begin(conn, made)
     assert again.history and [turn.content for turn in again.history.turns] == ["q"]
-    assert queries.messages.list_messages(tx, ANN, made)[-1].versions == {
+    assert queries.messages.list_messages(conn, ANN, made)[-1].versions == {
         "ids": [failed.message_id, again.message_id],
         "index": 1,
     }
 
 
 @pytest.mark.parametrize("said", ["nothing", "an answer alone"])
-def test_without_a_question_there_is_nothing_to_answer(tx: Tx, said: str) -> None:
-    made = conversation(tx)
+def test_without_a_question_there_is_nothing_to_answer(conn: Connection, said: str) -> None:
+    made = conversation(conn)
     if said != "nothing":
         fields = dict.fromkeys(
             ("provider_id", "model", "token_usage", "stats", "error", "client_id", "source", "parent_id")
         )
         fields |= {"role": "assistant", "content": "hi", "reasoning": "", "status": "complete", "created_at": db.now()}
-        archive.set_imported(tx, made, db.now(), archive.add_message(tx, ANN, made, fields))
+        archive.set_imported(conn, made, db.now(), archive.add_message(conn, ANN, made, fields))
     for retry in (False, True):
         with pytest.raises(NoUserMessage):
-            begin(tx, made, retry=retry)
+            begin(conn, made, retry=retry)
 
 
-def test_provider_and_model_are_those_asked_for_then_the_last_then_the_fallback(tx: Tx) -> None:
-    made = conversation(tx)
-    queries.messages.add_message(tx, ANN, made, "q")
+def test_provider_and_model_are_those_asked_for_then_the_last_then_the_fallback(conn: Connection) -> None:
+    made = conversation(conn)
+    queries.messages.add_message(conn, ANN, made, "q")
     for wanted in (Wanted(), Wanted("other"), Wanted(model="m")):
-        assert queries.generations.begin_answer(tx, ANN, made, wanted, PROVIDERS) is None
-    begun = begin(tx, made, None, None, fallback=("lmstudio", "loaded"))
+        assert queries.generations.begin_answer(conn, ANN, made, wanted, PROVIDERS) is None
+    begun = begin(conn, made, None, None, fallback=("lmstudio", "loaded"))
     assert (begun.provider_id, begun.model) == ("lmstudio", "loaded")
-    finish(tx, begun)
-    queries.messages.add_message(tx, ANN, made, "q2")
-    begun = begin(tx, made, None, None, fallback=("other", "x"))
+    finish(conn, begun)
+    queries.messages.add_message(conn, ANN, made, "q2")
+    begun = begin(conn, made, None, None, fallback=("other", "x"))
     assert (begun.provider_id, begun.model) == ("lmstudio", "loaded"), "the conversation's last"
-    finish(tx, begun)
-    queries.messages.add_message(tx, ANN, made, "q3")
-    tx.execute("UPDATE conversations SET provider_id = 'removed' WHERE id = ?", (made,))
-    begun = begin(tx, made, None, None, fallback=("other", "x"))
+    finish(conn, begun)
+    queries.messages.add_message(conn, ANN, made, "q3")
+    conn.execute("UPDATE conversations SET provider_id = 'removed' WHERE id = ?", (made,))
+    begun = begin(conn, made, None, None, fallback=("other", "x"))
     assert begun.provider_id == "other", "the last one's server is not there any more"
 
 
-def test_the_settings_of_a_conversation_hold_unless_others_are_given(tx: Tx) -> None:
-    made = conversation(tx, settings={"temperature": 0.1, "seed": 1})
-    queries.messages.add_message(tx, ANN, made, "q")
-    assert begin(tx, made, params={"seed": 2}).params == {"temperature": 0.1, "seed": 2}
+def test_the_settings_of_a_conversation_hold_unless_others_are_given(conn: Connection) -> None:
+    made = conversation(conn, settings={"temperature": 0.1, "seed": 1})
+    queries.messages.add_message(conn, ANN, made, "q")
+    assert begin(conn, made, params={"seed": 2}).params == {"temperature": 0.1, "seed": 2}
 
 
-def test_the_end_comes_once(tx: Tx) -> None:
-    made = conversation(tx)
-    queries.messages.add_message(tx, ANN, made, "q")
-    begun = begin(tx, made)
-    finish(tx, begun, "first", token_usage={"total_tokens": 3}, stats={"ttft_ms": 5})
-    finish(tx, begun, "second", "canceled")
-    message = queries.messages.list_messages(tx, ANN, made)[-1]
+def test_the_end_comes_once(conn: Connection) -> None:
+    made = conversation(conn)
+    queries.messages.add_message(conn, ANN, made, "q")
+    begun = begin(conn, made)
+    finish(conn, begun, "first", token_usage={"total_tokens": 3}, stats={"ttft_ms": 5})
+    finish(conn, begun, "second", "canceled")
+    message = queries.messages.list_messages(conn, ANN, made)[-1]
     assert (message.content, message.status) == ("first", "complete")
     assert json.loads(bytes(message.token_usage)) == {"total_tokens": 3}  # type: ignore[arg-type]
-    assert queries.generations.get_recording(tx, ANN, begun.generation_id).content == "first"
-    assert queries.conversations.get_conversation(tx, ANN, made).generation_id is None
+    assert queries.generations.get_recording(conn, ANN, begun.generation_id).content == "first"
+    assert queries.conversations.get_conversation(conn, ANN, made).generation_id is None
 
 
-def test_a_long_conversation_is_purged(tx: Tx) -> None:
+def test_a_long_conversation_is_purged(conn: Connection) -> None:
     """SQLite's own cascades go a thousand deep."""
-    made, parent = conversation(tx), None
+    made, parent = conversation(conn), None
     for _ in range(3000):
         row = "INSERT INTO messages (conversation_id, parent_id, role, content, status, created_at) VALUES (?, ?, 'user', 'x', 'complete', '')"
-        parent = db.insert(tx, row, (made, parent))
-        search.index_message(tx, ANN, parent, "x")
-    purge(tx, ANN, made)
-    assert tx.execute("SELECT count(*) FROM messages WHERE conversation_id = ?", (made,)).fetchone()[0] == 0
+        parent = db.insert(conn, row, (made, parent))
+        search.index_message(conn, ANN, parent, "x")
+    purge(conn, ANN, made)
+    assert conn.execute("SELECT count(*) FROM messages WHERE conversation_id = ?", (made,)).fetchone()[0] == 0
 
 
-def test_an_end_that_comes_after_a_purge_does_nothing(tx: Tx) -> None:
-    made = conversation(tx)
-    queries.messages.add_message(tx, ANN, made, "q")
-    begun = begin(tx, made)
-    purge(tx, ANN, made)
-    finish(tx, begun)
-    assert tx.execute("SELECT count(*) FROM messages").fetchone()[0] == 0
+def test_an_end_that_comes_after_a_purge_does_nothing(conn: Connection) -> None:
+    made = conversation(conn)
+    queries.messages.add_message(conn, ANN, made, "q")
+    begun = begin(conn, made)
+    purge(conn, ANN, made)
+    finish(conn, begun)
+    assert conn.execute("SELECT count(*) FROM messages").fetchone()[0] == 0
 
 
-def test_usage_is_summed_by_day_and_model(tx: Tx) -> None:
+def test_usage_is_summed_by_day_and_model(conn: Connection) -> None:
     for number in range(3):
-        made = conversation(tx)
-        queries.messages.add_message(tx, ANN, made, "q")
+        made = conversation(conn)
+        queries.messages.add_message(conn, ANN, made, "q")
         counts = {"prompt_tokens": 10, "completion_tokens": 21, "total_tokens": 31}
         times = {"ttft_ms": 1000, "total_ms": 3000, "tokens_per_second": 10.0}
         if number < 2:  # answers of older versions have no generation_ms
             times["generation_ms"] = 2000
-        finish(tx, begin(tx, made, model=f"m{number % 2}"), token_usage=counts, stats=times)
-    made = conversation(tx)
-    queries.messages.add_message(tx, ANN, made, "q")
-    finish(tx, begin(tx, made, model="m0"), "half", "canceled", stats={"ttft_ms": 1000, "total_ms": 301_000})
+        finish(conn, begin(conn, made, model=f"m{number % 2}"), token_usage=counts, stats=times)
+    made = conversation(conn)
+    queries.messages.add_message(conn, ANN, made, "q")
+    finish(conn, begin(conn, made, model="m0"), "half", "canceled", stats={"ttft_ms": 1000, "total_ms": 301_000})
     today = {"day": db.now()[:10], "seconds": 3.0, "tokens_per_second": 10.0}
-    assert queries.generations.list_usage(tx, ANN) == [
+    assert queries.generations.list_usage(conn, ANN) == [
         today | {"model": "m0", "answers": 3, "prompt_tokens": 20, "completion_tokens": 42, "seconds": 307.0},
         today | {"model": "m1", "answers": 1, "prompt_tokens": 10, "completion_tokens": 21},
     ]
@@ -697,25 +697,25 @@ WHAT_IS_HELD = {
 words = st.text("abc äÉ日本語 x\n'\"", min_size=1, max_size=20).filter(str.strip)
 
 
-def terms(tx: Tx, index: str) -> set[tuple[Any, ...]]:
+def terms(conn: Connection, index: str) -> set[tuple[Any, ...]]:
     """All that an index holds: which word, of which row, where."""
-    tx.execute(f"CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab (main, {index}, instance)")
-    found = {tuple(row) for row in tx.execute("SELECT * FROM temp.vocabulary")}
-    tx.execute("DROP TABLE temp.vocabulary")
+    conn.execute(f"CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab (main, {index}, instance)")
+    found = {tuple(row) for row in conn.execute("SELECT * FROM temp.vocabulary")}
+    conn.execute("DROP TABLE temp.vocabulary")
     return found
 
 
-def rebuilt(tx: Tx, index: str) -> set[tuple[Any, ...]]:
+def rebuilt(conn: Connection, index: str) -> set[tuple[Any, ...]]:
     """What it would hold if it were made anew from the rows that are there."""
-    made = tx.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (index,)).fetchone()[0]
+    made = conn.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (index,)).fetchone()[0]
     made = made.replace(index, "rebuilt", 1).replace("content = 'conversations', content_rowid = 'id'", "content = ''")
-    tx.execute(made)
-    tx.create_function("words", 1, search.words)
-    columns = tx.execute("SELECT name FROM pragma_table_info('rebuilt')").fetchall()
+    conn.execute(made)
+    conn.create_function("words", 1, search.words)
+    columns = conn.execute("SELECT name FROM pragma_table_info('rebuilt')").fetchall()
     names = ", ".join(name for (name,) in columns)
-    tx.execute(f"INSERT INTO rebuilt (rowid, {names}) {WHAT_IS_HELD[index]}")
-    found = terms(tx, "rebuilt")
-    tx.execute("DROP TABLE rebuilt")
+    conn.execute(f"INSERT INTO rebuilt (rowid, {names}) {WHAT_IS_HELD[index]}")
+    found = terms(conn, "rebuilt")
+    conn.execute("DROP TABLE rebuilt")
     return found
 
 
@@ -727,24 +727,24 @@ class Indexes(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tx = fresh()
+        self.conn = fresh()
 
     def teardown(self) -> None:
-        for row in self.tx.execute("SELECT user_id, id FROM conversations").fetchall():
-            purge(self.tx, *row)
+        for row in self.conn.execute("SELECT user_id, id FROM conversations").fetchall():
+            purge(self.conn, *row)
         for index in WHAT_IS_HELD:
-            assert terms(self.tx, index) == set(), index
-        self.tx.close()
+            assert terms(self.conn, index) == set(), index
+        self.conn.close()
 
     def done(self, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
         """As one transaction; None when it is refused."""
-        self.tx.execute("BEGIN")
+        self.conn.execute("BEGIN")
         try:
-            result = function(self.tx, *args, **kw)
+            result = function(self.conn, *args, **kw)
         except FiresideError:
-            self.tx.execute("ROLLBACK")
+            self.conn.execute("ROLLBACK")
             return None
-        self.tx.execute("COMMIT")
+        self.conn.execute("COMMIT")
         return result
 
     @rule(target=conversations, title=st.none() | words, user=st.sampled_from([ANN, BOB]))
@@ -783,8 +783,8 @@ class Indexes(RuleBasedStateMachine):
     @invariant()
     def indexes_hold_what_is_there(self) -> None:
         for index in WHAT_IS_HELD:
-            self.tx.execute(f"INSERT INTO {index} ({index}) VALUES ('integrity-check')")
-            assert terms(self.tx, index) == rebuilt(self.tx, index), index
+            self.conn.execute(f"INSERT INTO {index} ({index}) VALUES ('integrity-check')")
+            assert terms(self.conn, index) == rebuilt(self.conn, index), index
 
     @invariant()
     def stored_bytes_are_those_of_the_messages(self) -> None:
@@ -792,7 +792,7 @@ class Indexes(RuleBasedStateMachine):
             "SELECT coalesce(sum(length(CAST(m.content AS BLOB))), 0) FROM conversations c"
             " JOIN messages m ON m.conversation_id = c.id WHERE c.user_id = users.id"
         )
-        for row in self.tx.execute(f"SELECT stored_bytes, ({taken}) FROM users").fetchall():
+        for row in self.conn.execute(f"SELECT stored_bytes, ({taken}) FROM users").fetchall():
             assert row[0] == row[1]
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ..live import PATIENCE, Person, Running, code, good, until
 from ..upstream import Upstream, answer
 
-Tx = sqlite3.Connection
+Connection = sqlite3.Connection
 
 anything = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=60)
 typed = st.one_of(
@@ -36,7 +36,7 @@ word = st.text("abcdefghijklmnopqrstuvwxyzäöüßéñçøåαβγδжзийł01
 
 
 @pytest.fixture(scope="module")
-def tx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tx]:
+def conn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connection]:
     path = tmp_path_factory.mktemp("search") / "fireside.db"
     db.prepare(path)
     connection = sqlite3.connect(path, isolation_level=None)
@@ -50,30 +50,30 @@ def tx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tx]:
 
 
 @pytest.fixture(autouse=True)
-def undone(tx: Tx) -> Iterator[None]:
-    tx.execute("BEGIN")
+def undone(conn: Connection) -> Iterator[None]:
+    conn.execute("BEGIN")
     yield
-    tx.execute("ROLLBACK")
+    conn.execute("ROLLBACK")
 
 
 @contextlib.contextmanager
-def example(tx: Tx) -> Iterator[None]:
+def example(conn: Connection) -> Iterator[None]:
     """One example of many, undone before the next."""
-    tx.execute("SAVEPOINT example")
+    conn.execute("SAVEPOINT example")
     try:
         yield
     finally:
-        tx.execute("ROLLBACK TO example")
+        conn.execute("ROLLBACK TO example")
 
 
-def say(tx: Tx, text: str, title: str = "t", user_id: int = 1) -> int:
-    conversation_id = queries.conversations.add_conversation(tx, user_id, {"title": title}).id
-    return queries.messages.add_message(tx, user_id, conversation_id, text)
+def say(conn: Connection, text: str, title: str = "t", user_id: int = 1) -> int:
+    conversation_id = queries.conversations.add_conversation(conn, user_id, {"title": title}).id
+    return queries.messages.add_message(conn, user_id, conversation_id, text)
 
 
-def found(tx: Tx, query: str, user_id: int = 1) -> set[int]:
+def found(conn: Connection, query: str, user_id: int = 1) -> set[int]:
     """The ids of the messages that are found."""
-    return {hit.message_id for hit in search.find(tx, user_id, query, 200) if hit.message_id is not None}
+    return {hit.message_id for hit in search.find(conn, user_id, query, 200) if hit.message_id is not None}
 
 
 # ---- what is found
@@ -111,10 +111,10 @@ def found(tx: Tx, query: str, user_id: int = 1) -> set[int]:
         ("\U00020000\U00020001\U00020002", "\U00020001\U00020002"),
     ],
 )
-def test_it_is_found(tx: Tx, text: str, query: str) -> None:
-    message_id = say(tx, text)
-    say(tx, "something else altogether")
-    assert found(tx, query) == {message_id}
+def test_it_is_found(conn: Connection, text: str, query: str) -> None:
+    message_id = say(conn, text)
+    say(conn, "something else altogether")
+    assert found(conn, query) == {message_id}
 
 
 @pytest.mark.parametrize(
@@ -132,100 +132,102 @@ def test_it_is_found(tx: Tx, text: str, query: str) -> None:
         ("one two", "owner:u1"),
     ],
 )
-def test_it_is_not_found(tx: Tx, text: str, query: str) -> None:
-    say(tx, text)
-    assert found(tx, query) == set()
+def test_it_is_not_found(conn: Connection, text: str, query: str) -> None:
+    say(conn, text)
+    assert found(conn, query) == set()
 
 
 @pytest.mark.parametrize("query", ["", " ", '"', '""', "***", "+-()", "^", "…", '" "', "\u3000"])
-def test_nothing_to_look_for_finds_nothing(tx: Tx, query: str) -> None:
-    say(tx, f"text {query} text")
-    assert search.find(tx, 1, query, 50) == []
+def test_nothing_to_look_for_finds_nothing(conn: Connection, query: str) -> None:
+    say(conn, f"text {query} text")
+    assert search.find(conn, 1, query, 50) == []
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(typed)
-def test_nothing_that_can_be_typed_is_an_error(tx: Tx, query: str) -> None:
-    with example(tx):
-        say(tx, query or "x", title=query[:200] or "t")
-        search.find(tx, 1, query, 50)
+def test_nothing_that_can_be_typed_is_an_error(conn: Connection, query: str) -> None:
+    with example(conn):
+        say(conn, query or "x", title=query[:200] or "t")
+        search.find(conn, 1, query, 50)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(word, min_size=1, max_size=8), st.data())
-def test_every_word_is_found_by_each_of_its_beginnings(tx: Tx, words: list[str], data: st.DataObject) -> None:
+def test_every_word_is_found_by_each_of_its_beginnings(conn: Connection, words: list[str], data: st.DataObject) -> None:
     asked = data.draw(st.lists(st.sampled_from(words), min_size=1, max_size=4))
     query = " ".join(one[: data.draw(st.integers(1, len(one)))] for one in asked)
-    with example(tx):
-        message_id = say(tx, " ".join(words))
-        assert found(tx, query) == {message_id}
-        assert found(tx, f'"{" ".join(words)}"') == {message_id}
+    with example(conn):
+        message_id = say(conn, " ".join(words))
+        assert found(conn, query) == {message_id}
+        assert found(conn, f'"{" ".join(words)}"') == {message_id}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text("東京首都日本語学校中文漢字가나다라ひらカナ", min_size=2, max_size=20), st.data())
-def test_every_piece_of_two_characters_or_more_is_found_without_spaces(tx: Tx, text: str, data: st.DataObject) -> None:
+def test_every_piece_of_two_characters_or_more_is_found_without_spaces(
+    conn: Connection, text: str, data: st.DataObject
+) -> None:
     start = data.draw(st.integers(0, len(text) - 2))
     piece = text[start : data.draw(st.integers(start + 2, len(text)))]
-    with example(tx):
-        message_id = say(tx, f"before {text} after")
-        assert found(tx, piece) == {message_id}
+    with example(conn):
+        message_id = say(conn, f"before {text} after")
+        assert found(conn, piece) == {message_id}
 
 
-def test_titles_are_found_and_come_first(tx: Tx) -> None:
-    message_id = say(tx, "Where is Kyoto?", title="Travel")
-    say(tx, "nothing", title="Kyoto in autumn")
-    first, second = search.find(tx, 1, "kyoto", 50)
+def test_titles_are_found_and_come_first(conn: Connection) -> None:
+    message_id = say(conn, "Where is Kyoto?", title="Travel")
+    say(conn, "nothing", title="Kyoto in autumn")
+    first, second = search.find(conn, 1, "kyoto", 50)
     assert (first.message_id, first.role, first.title) == (None, None, "Kyoto in autumn")
     assert (second.message_id, second.role, second.title) == (message_id, "user", "Travel")
-    assert search.find(tx, 1, "kyoto", 1) == [first]
+    assert search.find(conn, 1, "kyoto", 1) == [first]
 
 
-def test_the_newest_come_first(tx: Tx) -> None:
-    ids = [say(tx, f"number {number} of many") for number in range(5)]
-    assert [hit.message_id for hit in search.find(tx, 1, "many", 50)] == ids[::-1]
-    assert [hit.message_id for hit in search.find(tx, 1, "many", 2)] == ids[:2:-1]
+def test_the_newest_come_first(conn: Connection) -> None:
+    ids = [say(conn, f"number {number} of many") for number in range(5)]
+    assert [hit.message_id for hit in search.find(conn, 1, "many", 50)] == ids[::-1]
+    assert [hit.message_id for hit in search.find(conn, 1, "many", 2)] == ids[:2:-1]
 
 
-def test_the_bin_hides_nothing_that_is_not_in_it(tx: Tx) -> None:
-    message_id = say(tx, "a zebra")
-    binned = queries.conversations.add_conversation(tx, 1, {"title": "zebras"}).id
+def test_the_bin_hides_nothing_that_is_not_in_it(conn: Connection) -> None:
+    message_id = say(conn, "a zebra")
+    binned = queries.conversations.add_conversation(conn, 1, {"title": "zebras"}).id
     for _ in range(search.CANDIDATES + 50):
-        add(tx, binned, "a zebra", db.now())
-    queries.conversations.delete_conversation(tx, 1, binned)
-    assert found(tx, "zebra") == {message_id}
+        add(conn, binned, "a zebra", db.now())
+    queries.conversations.delete_conversation(conn, 1, binned)
+    assert found(conn, "zebra") == {message_id}
 
 
-def test_what_was_imported_later_but_said_earlier_comes_later(tx: Tx) -> None:
-    message_id = say(tx, "a zebra")
-    old = queries.conversations.add_conversation(tx, 1, {}).id
+def test_what_was_imported_later_but_said_earlier_comes_later(conn: Connection) -> None:
+    message_id = say(conn, "a zebra")
+    old = queries.conversations.add_conversation(conn, 1, {}).id
     for number in range(450):
-        add(tx, old, "a zebra", f"2024-01-01T00:00:00.{number:06}")
-    first, second, *_ = search.find(tx, 1, "zebra", 50)
+        add(conn, old, "a zebra", f"2024-01-01T00:00:00.{number:06}")
+    first, second, *_ = search.find(conn, 1, "zebra", 50)
     assert first.message_id == message_id and second.created_at == "2024-01-01T00:00:00.000449"
 
 
-def add(tx: Tx, conversation_id: int, content: str, at: str) -> None:
+def add(conn: Connection, conversation_id: int, content: str, at: str) -> None:
     none = dict.fromkeys(("parent_id", "provider_id", "model", "token_usage", "stats", "error", "client_id", "source"))
     said = {"role": "user", "content": content, "reasoning": "", "status": "complete", "created_at": at}
-    archive.add_message(tx, 1, conversation_id, none | said)
+    archive.add_message(conn, 1, conversation_id, none | said)
 
 
-def test_among_many_messages_too_the_beginning_of_a_word_is_enough(tx: Tx) -> None:
-    often = [say(tx, "the end") for _ in range(400)]
-    tx.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'messages'", (search.MANY,))
-    message_id = say(tx, "there is a walrus, 猫です")
+def test_among_many_messages_too_the_beginning_of_a_word_is_enough(conn: Connection) -> None:
+    often = [say(conn, "the end") for _ in range(400)]
+    conn.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'messages'", (search.MANY,))
+    message_id = say(conn, "there is a walrus, 猫です")
     for query in ("wa", "w", "walr", "猫", "wa the", '"walrus" the'):
-        assert found(tx, query) == {message_id}, query
-    assert found(tx, "the") <= set(often)  # enough that have the word itself
+        assert found(conn, query) == {message_id}, query
+    assert found(conn, "the") <= set(often)  # enough that have the word itself
 
 
-def test_nobody_finds_what_is_another_s(tx: Tx) -> None:
-    mine, other = say(tx, "our secret"), say(tx, "our secret", title="secret", user_id=2)
-    assert found(tx, "secret") == {mine} and found(tx, "secret", 2) == {other}
+def test_nobody_finds_what_is_another_s(conn: Connection) -> None:
+    mine, other = say(conn, "our secret"), say(conn, "our secret", title="secret", user_id=2)
+    assert found(conn, "secret") == {mine} and found(conn, "secret", 2) == {other}
     for query in ("u2", "u2 secret", "owner u2", '"u2" OR secret', "owner : u2"):
-        assert other not in found(tx, query)
-        assert all(hit.title != "secret" for hit in search.find(tx, 1, query, 50))
+        assert other not in found(conn, query)
+        assert all(hit.title != "secret" for hit in search.find(conn, 1, query, 50))
 
 
 # ---- snippets
@@ -307,10 +309,10 @@ def test_snippets_of_a_search_take_little_time(text: str) -> None:
     assert time.thread_time() - started < 5
 
 
-def test_snippets_of_many_long_texts_are_their_beginnings(tx: Tx) -> None:
+def test_snippets_of_many_long_texts_are_their_beginnings(conn: Connection) -> None:
     for _ in range(10):
-        say(tx, "word " * 9_000 + "needle")
-    snippets = [hit.snippet for hit in search.find(tx, 1, "needle", 50)]
+        say(conn, "word " * 9_000 + "needle")
+    snippets = [hit.snippet for hit in search.find(conn, 1, "needle", 50)]
     marked = search.SEARCH_SCAN // len("word " * 9_000 + "needle")
     assert [f"{MARK}needle{UNMARK}" in snippet for snippet in snippets] == [True] * marked + [False] * (10 - marked)
     assert snippets[-1] == "word " * 32 + "…"
@@ -326,7 +328,7 @@ def test_a_text_cannot_forge_marks() -> None:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(word, min_size=1, max_size=30), st.data())
-def test_what_is_found_is_marked(tx: Tx, words: list[str], data: st.DataObject) -> None:
+def test_what_is_found_is_marked(conn: Connection, words: list[str], data: st.DataObject) -> None:
     query = data.draw(st.sampled_from(words))
     shown = search.snippet(" ".join(words), search.patterns(query))
     marked = re.findall(f"{MARK}(.*?){UNMARK}", shown)
@@ -371,9 +373,9 @@ async def test_search_finds_questions_answers_and_other_versions(ann: Person, bo
 async def add_long_messages(running: Running, user_id: int) -> None:
     """200 messages of one word, in which long phrases take SQLite some 20 s."""
 
-    def add(tx: Tx) -> None:
+    def add(conn: Connection) -> None:
         for _ in range(200):
-            say(tx, "a " * 26_000, user_id=user_id)
+            say(conn, "a " * 26_000, user_id=user_id)
 
     await running.state.database.write(add)
 
@@ -411,9 +413,9 @@ async def test_a_search_ends_when_its_client_leaves(
 
 
 async def test_a_list_without_limit_is_complete_and_in_order(running: Running, ann: Person) -> None:
-    def add(tx: Tx) -> list[int]:
+    def add(conn: Connection) -> list[int]:
         return [
-            queries.conversations.add_conversation(tx, 1, {"title": f"One of {number}"}).id for number in range(250)
+            queries.conversations.add_conversation(conn, 1, {"title": f"One of {number}"}).id for number in range(250)
         ]
 
     ids = (await running.state.database.write(add))[::-1]

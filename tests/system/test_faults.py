@@ -917,7 +917,7 @@ async def test_an_answer_can_be_stopped_before_its_first_step(witness: Witness) 
     ann, state = witness.people[0], witness.running.state
     conversation_id = await witness.question(ann)
     user_id = await state.database.read(
-        lambda tx: tx.execute("SELECT id FROM users WHERE username = 'ann'").fetchone()[0]
+        lambda conn: conn.execute("SELECT id FROM users WHERE username = 'ann'").fetchone()[0]
     )
     begun = await state.database.write(
         queries.generations.begin_answer, user_id, conversation_id, Wanted("lmstudio", "m"), ["lmstudio"]
@@ -1004,13 +1004,13 @@ async def test_a_slow_reader_is_not_left(tmp_path: Path, upstream: Upstream, mon
 # ---- group D: the disk
 
 
-def fill(tx: sqlite3.Connection) -> None:
+def fill(conn: sqlite3.Connection) -> None:
     """From now on every page more is one too many: SQLite's own limit, which it tells as a full disk."""
-    tx.execute(f"PRAGMA max_page_count = {tx.execute('PRAGMA page_count').fetchone()[0]}")
+    conn.execute(f"PRAGMA max_page_count = {conn.execute('PRAGMA page_count').fetchone()[0]}")
 
 
-def free(tx: sqlite3.Connection) -> None:
-    tx.execute("PRAGMA max_page_count = 1073741823")
+def free(conn: sqlite3.Connection) -> None:
+    conn.execute("PRAGMA max_page_count = 1073741823")
 
 
 LONG = "".join(f"{number:08} " for number in range(20_000))  # needs new pages
@@ -1148,7 +1148,7 @@ async def test_what_ends_while_the_database_is_slow_is_not_saved_twice(
             others += [event async for event in other]
         assert text(events) == text(others) == "one two"
         parts = "SELECT count(*) FROM generation_parts"
-        assert await running.state.database.read(lambda tx: tx.execute(parts).fetchone()[0]) == 0
+        assert await running.state.database.read(lambda conn: conn.execute(parts).fetchone()[0]) == 0
 
 
 async def test_an_answer_that_begins_as_the_service_stops_is_ended_too(tmp_path: Path, upstream: Upstream) -> None:

@@ -358,11 +358,11 @@ async def test_a_file_that_may_not_grow_is_a_full_disk(running: Running, ann: Pe
     conversation_id = await ann.conversation("before")
     database = running.state.database
     await database.write(
-        lambda tx: tx.execute("PRAGMA max_page_count = 1").fetchone()
+        lambda conn: conn.execute("PRAGMA max_page_count = 1").fetchone()
     )  # SQLite takes what there is for the least
     answer = await ann.post(f"/conversations/{conversation_id}/messages", json={"content": "long " * 20_000})
     assert code(answer) == (503, "STORAGE_UNAVAILABLE") and "full" in answer.json()["message"]
-    await database.write(lambda tx: tx.execute("PRAGMA max_page_count = 1000000").fetchone())
+    await database.write(lambda conn: conn.execute("PRAGMA max_page_count = 1000000").fetchone())
     await ann.say(conversation_id, "long " * 20_000)
     assert [len(message["content"]) for message in await ann.messages(conversation_id)] == [6, 100_000]
 
@@ -384,7 +384,7 @@ async def test_a_database_that_another_program_holds_is_waited_for_and_told(
 
 async def test_a_session_is_used_though_its_use_cannot_be_noted(running: Running, ann: Person) -> None:
     await running.state.database.write(
-        lambda tx: tx.execute("UPDATE sessions SET last_seen = ?", (db.ago(days=1),)).rowcount
+        lambda conn: conn.execute("UPDATE sessions SET last_seen = ?", (db.ago(days=1),)).rowcount
     )
     running.state.database.damaged = True
     assert good(await ann.get("/conversations")) == []
@@ -393,7 +393,7 @@ async def test_a_session_is_used_though_its_use_cannot_be_noted(running: Running
 
 
 async def test_a_damaged_page_is_found_when_it_is_read(running: Running) -> None:
-    checked = await running.state.database.read(lambda tx: tx.execute("PRAGMA cell_size_check").fetchone()[0])
+    checked = await running.state.database.read(lambda conn: conn.execute("PRAGMA cell_size_check").fetchone()[0])
     assert checked == 1
 
 
@@ -402,7 +402,7 @@ async def test_a_text_that_rots_is_shown_with_marks_and_kept_out_of_the_log(
 ) -> None:
     conversation_id = await ann.conversation("private: ae")
     sql = "UPDATE messages SET content = CAST(x'707269766174653a20ff' AS TEXT)"
-    await running.state.database.write(lambda tx: tx.execute(sql).rowcount)
+    await running.state.database.write(lambda conn: conn.execute(sql).rowcount)
     for _ in range(2):
         assert [message["content"] for message in await ann.messages(conversation_id)] == ["private: \ufffd"]
     assert "damaged" in caplog.text and "private" not in caplog.text
@@ -442,7 +442,7 @@ async def test_a_chore_that_fails_keeps_no_other_from_being_done(
 
         async def there() -> int:
             sql = "SELECT count(*) FROM conversations WHERE id = ?"
-            return int(await running.state.database.read(lambda tx: tx.execute(sql, (old.id,)).fetchone()[0]))
+            return int(await running.state.database.read(lambda conn: conn.execute(sql, (old.id,)).fetchone()[0]))
 
         async with asyncio.timeout(PATIENCE):
             while await there():  # noqa: ASYNC110 (nobody tells)
@@ -469,9 +469,9 @@ async def test_what_a_kill_left_hidden_is_removed_at_the_next_start(tmp_path: Pa
             if hide:
                 queries.conversations.hide_conversation(connection, 1, conversation.id)
 
-    def there(tx: sqlite3.Connection) -> list[Any]:
+    def there(conn: sqlite3.Connection) -> list[Any]:
         counts = "SELECT title, (SELECT count(*) FROM messages WHERE conversation_id = c.id) FROM conversations c"
-        return [tuple(row) for row in tx.execute(counts)]
+        return [tuple(row) for row in conn.execute(counts)]
 
     async with Running(tmp_path) as running, asyncio.timeout(PATIENCE):
         while await running.state.database.read(there) != [("hidden: False", 30)]:  # noqa: ASYNC110

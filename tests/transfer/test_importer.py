@@ -100,14 +100,14 @@ async def bring(importer: Importer, user_id: int, path: Path) -> tuple[int, int,
     return report.conversations, report.messages, report.unchanged
 
 
-def dump(tx: sqlite3.Connection, user_id: int) -> list[dict[str, Any]]:
+def dump(conn: sqlite3.Connection, user_id: int) -> list[dict[str, Any]]:
     """Everything of a user's conversations, each id replaced by the place of what it names."""
     everything = []
-    for row in tx.execute("SELECT * FROM conversations WHERE user_id = ? ORDER BY id", (user_id,)).fetchall():
+    for row in conn.execute("SELECT * FROM conversations WHERE user_id = ? ORDER BY id", (user_id,)).fetchall():
         conversation = dict(row)
         del conversation["user_id"]
         messages = [
-            dict(m) for m in tx.execute("SELECT * FROM messages WHERE conversation_id = ? ORDER BY id", (row["id"],))
+            dict(m) for m in conn.execute("SELECT * FROM messages WHERE conversation_id = ? ORDER BY id", (row["id"],))
         ]
         places: dict[int | None, int | None] = {message["id"]: place for place, message in enumerate(messages)} | {
             None: None
@@ -115,8 +115,8 @@ def dump(tx: sqlite3.Connection, user_id: int) -> list[dict[str, Any]]:
         conversation["active_message_id"] = places[conversation["active_message_id"]]
         for message in messages:
             images = "SELECT position, media_type, data FROM images WHERE message_id = ? ORDER BY position"
-            message["images"] = [tuple(image) for image in tx.execute(images, (message["id"],))]
-            made = tx.execute("SELECT * FROM generations WHERE message_id = ?", (message["id"],)).fetchone()
+            message["images"] = [tuple(image) for image in conn.execute(images, (message["id"],))]
+            made = conn.execute("SELECT * FROM generations WHERE message_id = ?", (message["id"],)).fetchone()
             message["generation"] = made and dict(made) | {
                 "message_id": None,
                 "log": plain(made["log"], places, row["id"]),
@@ -341,9 +341,9 @@ async def test_a_missing_image_keeps_its_conversation_out(
     assert await database.read(dump, bob) == []
 
 
-def limit_pages(tx: sqlite3.Connection, more: int | None) -> None:
-    pages = tx.execute("PRAGMA page_count").fetchone()[0]
-    tx.execute(f"PRAGMA max_page_count = {pages + more if more else 1_000_000}")
+def limit_pages(conn: sqlite3.Connection, more: int | None) -> None:
+    pages = conn.execute("PRAGMA page_count").fetchone()[0]
+    conn.execute(f"PRAGMA max_page_count = {pages + more if more else 1_000_000}")
 
 
 async def test_a_full_disk_keeps_whole_conversations_and_the_next_import_goes_on(
@@ -425,40 +425,40 @@ STEPS = st.lists(
 )
 
 
-def live(tx: sqlite3.Connection, user_id: int, steps: list[tuple[str, int, Any]]) -> None:
+def live(conn: sqlite3.Connection, user_id: int, steps: list[tuple[str, int, Any]]) -> None:
     """What people do, done by the functions that the service does it with."""
     for action, pick, how in steps:
-        ids = [conversation.id for conversation in queries.conversations.list_conversations(tx, user_id)]
+        ids = [conversation.id for conversation in queries.conversations.list_conversations(conn, user_id)]
         if action == "new" or not ids:
-            queries.conversations.add_conversation(tx, user_id, how if action == "new" else {})
+            queries.conversations.add_conversation(conn, user_id, how if action == "new" else {})
             continue
         conversation_id = ids[pick % len(ids)]
-        rows = tx.execute("SELECT id FROM messages WHERE conversation_id = ?", (conversation_id,)).fetchall()
+        rows = conn.execute("SELECT id FROM messages WHERE conversation_id = ?", (conversation_id,)).fetchall()
         messages = [row[0] for row in rows]
         if action == "ask":
-            ask(tx, user_id, conversation_id, how)
+            ask(conn, user_id, conversation_id, how)
         elif action == "branch":
-            ask(tx, user_id, conversation_id, how, parent_id=[None, *messages][pick % (len(messages) + 1)])
+            ask(conn, user_id, conversation_id, how, parent_id=[None, *messages][pick % (len(messages) + 1)])
         elif action == "answer" and messages:
-            answer(tx, user_id, conversation_id, how)
+            answer(conn, user_id, conversation_id, how)
         elif action == "show" and messages:
-            queries.messages.set_active(tx, user_id, conversation_id, messages[pick % len(messages)])
+            queries.messages.set_active(conn, user_id, conversation_id, messages[pick % len(messages)])
         elif action == "change":
-            queries.conversations.set_conversation(tx, user_id, conversation_id, how)
+            queries.conversations.set_conversation(conn, user_id, conversation_id, how)
         elif action == "bin":
-            queries.conversations.delete_conversation(tx, user_id, conversation_id)
+            queries.conversations.delete_conversation(conn, user_id, conversation_id)
 
 
-def ask(tx: sqlite3.Connection, user_id: int, conversation_id: int, how: dict[str, Any], **where: Any) -> None:
+def ask(conn: sqlite3.Connection, user_id: int, conversation_id: int, how: dict[str, Any], **where: Any) -> None:
     images = [queries.messages.Image("image/png", png(shade)) for shade in range(how["images"])]
     queries.messages.add_message(
-        tx, user_id, conversation_id, how["content"], client_id=how["client_id"], images=images, **where
+        conn, user_id, conversation_id, how["content"], client_id=how["client_id"], images=images, **where
     )
 
 
-def answer(tx: sqlite3.Connection, user_id: int, conversation_id: int, how: dict[str, Any]) -> None:
+def answer(conn: sqlite3.Connection, user_id: int, conversation_id: int, how: dict[str, Any]) -> None:
     begun = queries.generations.begin_answer(
-        tx, user_id, conversation_id, Wanted("lmstudio", how["model"], how["params"], retry=True), ["lmstudio"]
+        conn, user_id, conversation_id, Wanted("lmstudio", how["model"], how["params"], retry=True), ["lmstudio"]
     )
     if begun is None:  # a model without a name
         return
@@ -467,7 +467,7 @@ def answer(tx: sqlite3.Connection, user_id: int, conversation_id: int, how: dict
     texts = [*(-len(text) for text in how["reasoning"]), *map(len, how["content"])]
     log = [{"event": "ping", "data": ping}, *texts, {"id": 2**33, "event": "done", "data": done}]
     queries.generations.finish_generation(
-        tx,
+        conn,
         begun.generation_id,
         Recording(begun.message_id, how["status"], "".join(how["content"]), "".join(how["reasoning"]), json.dumps(log)),
         model=how["answered_by"],
@@ -608,7 +608,9 @@ async def test_a_time_that_no_zip_knows_is_exported(
     importer: Importer, exporter: Exporter, database: Database, ann: int, tmp_path: Path, year: str
 ) -> None:
     await database.write(queries.conversations.add_conversation, ann, {})
-    await database.write(lambda tx: tx.execute(f"UPDATE conversations SET updated_at = '{year}-01-01T00:00:00.000000'"))
+    await database.write(
+        lambda conn: conn.execute(f"UPDATE conversations SET updated_at = '{year}-01-01T00:00:00.000000'")
+    )
     bob = await somebody(database)
     assert await bring(importer, bob, await exported(exporter, ann, tmp_path / "x.zip")) == (1, 0, 0)
     assert await database.read(dump, bob) == await database.read(dump, ann)
@@ -777,13 +779,18 @@ async def test_a_long_import_and_its_removal_hold_up_nobody_and_show_nothing_in_
     his = await database.write(queries.conversations.add_conversation, bob, {})
     path = write(tmp_path / "x.json", long_conversation(count))
 
-    def seen(tx: sqlite3.Connection) -> list[Any]:
+    def seen(conn: sqlite3.Connection) -> list[Any]:
         """How much of the conversation each place shows that lists conversations."""
-        listed = queries.conversations.list_conversations(tx, ann) + queries.conversations.list_conversations(
-            tx, ann, "long"
+        listed = queries.conversations.list_conversations(conn, ann) + queries.conversations.list_conversations(
+            conn, ann, "long"
         )
-        days = sum(day["answers"] for day in queries.generations.list_usage(tx, ann))
-        return [len(listed), len(archive.list_conversation_ids(tx, ann)), len(search.find(tx, ann, "rivers", 9)), days]
+        days = sum(day["answers"] for day in queries.generations.list_usage(conn, ann))
+        return [
+            len(listed),
+            len(archive.list_conversation_ids(conn, ann)),
+            len(search.find(conn, ann, "rivers", 9)),
+            days,
+        ]
 
     async def wait_beside(work: Awaitable[Any]) -> tuple[float, list[list[Any]]]:
         """The longest wait of another user's writes, as a part of the whole time, and what was seen."""
@@ -859,8 +866,8 @@ async def test_a_child_that_dies_leaves_nothing_of_its_conversation(
         assert await database.read(dump, ann) == before
 
 
-def stored(tx: sqlite3.Connection, user_id: int) -> int:
-    return int(tx.execute("SELECT stored_bytes FROM users WHERE id = ?", (user_id,)).fetchone()[0])
+def stored(conn: sqlite3.Connection, user_id: int) -> int:
+    return int(conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (user_id,)).fetchone()[0])
 
 
 def stored_size(conversation: dict[str, Any]) -> int:

@@ -169,7 +169,7 @@ class World:
         await self._sql("UPDATE users SET status = 'disabled' WHERE username = 'dora'")
 
     async def _sql(self, sql: str, *values: Any) -> None:
-        await self.running.state.database.write(lambda tx: tx.execute(sql, values).rowcount)
+        await self.running.state.database.write(lambda conn: conn.execute(sql, values).rowcount)
 
     async def sign_in(self, name: str) -> Key:
         link = await self.running.state.auth.login_link(name)
@@ -190,14 +190,14 @@ class World:
         picture = queries.messages.Image("image/png", b"\x89PNG\r\n\x1a\n0000")
         album = await database.write(queries.conversations.add_conversation, self.users[name], {})
         await database.write(queries.messages.add_message, self.users[name], album.id, "This?", None, None, [picture])
-        made["image_id"] = await database.read(lambda tx: tx.execute("SELECT max(id) FROM images").fetchone()[0])
+        made["image_id"] = await database.read(lambda conn: conn.execute("SELECT max(id) FROM images").fetchone()[0])
         if not route or "/generations/" in route or "/cancel/" in route:
             running = "/generations/" not in route
             made["generation_id"] = await self._begin(self.users[name], conversation_id, running)
         if not route or "/sessions/" in route:
             await self.sign_in(name)
             made["session_id"] = await database.read(
-                lambda tx: tx.execute("SELECT max(id) FROM sessions").fetchone()[0]
+                lambda conn: conn.execute("SELECT max(id) FROM sessions").fetchone()[0]
             )
         if not route or "/invites/" in route:
             maker = await database.read(queries.accounts.get_user, self.users["ann"])
@@ -239,12 +239,12 @@ class World:
     async def fingerprint(self) -> str:
         """Of all that the database holds, but for when sessions were last seen and what is being written."""
 
-        def dump(tx: Any) -> str:
+        def dump(conn: Any) -> str:
             digest = hashlib.sha256()
             for table in ("users", "invites", "login_links", "conversations", "messages", "images", "generations"):
-                for row in tx.execute(f"SELECT * FROM {table} ORDER BY 1"):
+                for row in conn.execute(f"SELECT * FROM {table} ORDER BY 1"):
                     digest.update(repr(tuple(row)).encode())
-            for row in tx.execute("SELECT id, user_id, token_hash FROM sessions ORDER BY id"):
+            for row in conn.execute("SELECT id, user_id, token_hash FROM sessions ORDER BY id"):
                 digest.update(repr(tuple(row)).encode())
             return digest.hexdigest()
 

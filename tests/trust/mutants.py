@@ -182,12 +182,15 @@ MUTANTS = (
     ),
     Mutant(
         "queries/accounts.py",
-        'tx.execute("DELETE FROM sessions WHERE user_id = ? AND id IS NOT ?", (user_id, keep_session))',
+        'conn.execute("DELETE FROM sessions WHERE user_id = ? AND id IS NOT ?", (user_id, keep_session))',
         "pass",
         (QUERIES,),
     ),
     Mutant(
-        "queries/accounts.py", '    tx.execute("DELETE FROM sessions WHERE user_id = ?", (user_id,))\n', "", (QUERIES,)
+        "queries/accounts.py",
+        '    conn.execute("DELETE FROM sessions WHERE user_id = ?", (user_id,))\n',
+        "",
+        (QUERIES,),
     ),
     Mutant(
         "queries/accounts.py",
@@ -285,7 +288,7 @@ MUTANTS = (
         '        return path.read_text("utf-8")',
         (SECURITY,),
     ),
-    Mutant("queries/accounts.py", "    if count_users(tx):\n        raise BootstrapDisabled\n", "", (QUERIES,)),
+    Mutant("queries/accounts.py", "    if count_users(conn):\n        raise BootstrapDisabled\n", "", (QUERIES,)),
     Mutant("queries/accounts.py", "code_hash = ?2 AND used_at IS NULL AND", "code_hash = ?2 AND", (QUERIES,)),
     Mutant(
         "queries/accounts.py",
@@ -344,24 +347,24 @@ MUTANTS = (
     ),
     Mutant(
         "queries/messages.py",
-        '        owned(tx, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("image")',
-        '        owned(tx, user_id, row[0]) if not row else 0\n    except NotFound:\n        raise NotFound("image")',
+        '        owned(conn, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("image")',
+        '        owned(conn, user_id, row[0]) if not row else 0\n    except NotFound:\n        raise NotFound("image")',
         (AUTHZ,),
     ),
     Mutant(
         "queries/generations.py",
-        '        owned(tx, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("generation")',
-        '        row or owned(tx, user_id, 0)\n    except NotFound:\n        raise NotFound("generation")',
+        '        owned(conn, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("generation")',
+        '        row or owned(conn, user_id, 0)\n    except NotFound:\n        raise NotFound("generation")',
         (QUERIES, "tests/system/test_resume.py"),
     ),
     Mutant(
         "queries/messages.py",
-        "    owned(tx, user_id, conversation_id)\n    _message_of(tx, conversation_id, message_id)\n",
-        "    owned(tx, user_id, conversation_id)\n",
+        "    owned(conn, user_id, conversation_id)\n    _message_of(conn, conversation_id, message_id)\n",
+        "    owned(conn, user_id, conversation_id)\n",
         (QUERIES,),
     ),
     Mutant(
-        "queries/messages.py", "        _message_of(tx, conversation_id, parent_id)\n", "        pass\n", (QUERIES,)
+        "queries/messages.py", "        _message_of(conn, conversation_id, parent_id)\n", "        pass\n", (QUERIES,)
     ),
     Mutant(
         "chat/hub.py", "if generation is None or generation.user_id != user_id:", "if generation is None:", (AUTHZ,)

@@ -120,8 +120,8 @@ class Work:
                 assert row["role"] == "user" or row["content"] == self.answers[row["id"]]
 
 
-def _messages(tx: sqlite3.Connection, conversation_id: int) -> list[sqlite3.Row]:
-    return tx.execute("SELECT * FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,)).fetchall()
+def _messages(conn: sqlite3.Connection, conversation_id: int) -> list[sqlite3.Row]:
+    return conn.execute("SELECT * FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,)).fetchall()
 
 
 @contextlib.contextmanager

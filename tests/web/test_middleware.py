@@ -363,13 +363,13 @@ async def test_every_answer_has_the_headers(running: Running, ann: Person, upstr
 
 async def test_a_fault_of_ours_is_an_answer_like_any_other(running: Running, ann: Person) -> None:
     """A table that is gone stands for whatever nobody has thought of."""
-    await running.state.database.write(lambda tx: tx.execute("ALTER TABLE invites RENAME TO gone"))
+    await running.state.database.write(lambda conn: conn.execute("ALTER TABLE invites RENAME TO gone"))
     answer = await ann.get("/admin/invites")
     assert code(answer) == (500, "INTERNAL_ERROR")
     assert_guarded(answer.headers)
     for said in ("invites", "sqlite", "Traceback", "SELECT"):
         assert said not in answer.text
-    await running.state.database.write(lambda tx: tx.execute("ALTER TABLE gone RENAME TO invites"))
+    await running.state.database.write(lambda conn: conn.execute("ALTER TABLE gone RENAME TO invites"))
     good(await ann.get("/admin/invites"))
 
 
