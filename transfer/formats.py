@@ -20,19 +20,8 @@ import msgspec
 
 from ..db import timestamp
 from ..queries.conversations import title_from
-from .transcript import (
-    ANSWER_CHARACTERS,
-    QUESTION_CHARACTERS,
-    TITLE_CHARACTERS,
-    VERSION,
-    Conversation,
-    Image,
-    Message,
-    Unreadable,
-    clean,
-    image_type,
-    read,
-)
+from ..queries.types import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARACTERS, image_type
+from .transcript import VERSION, Conversation, Image, Message, Unreadable, clean, read
 
 FindImage = Callable[[str], Image | None]  # by the name or the id under which a message mentions it
 

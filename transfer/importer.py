@@ -22,6 +22,7 @@ import msgspec
 from .. import queries
 from ..db import Connection, Database
 from ..errors import FiresideError, NotFound
+from ..queries.types import image_type
 from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 from . import archive, source, transcript
@@ -291,7 +292,7 @@ class _Import:
     def _add_image(self, conn: Connection, picture: source.Picture) -> None:
         if self._message_id is None:  # it is here already
             return
-        kind = transcript.image_type(picture.data)
+        kind = image_type(picture.data)
         if kind is None:
             raise Unreadable(f"{picture.file} is not an image that can be shown (PNG, JPEG or WebP)")
         queries.messages.add_image(conn, self._message_id, self._position, queries.messages.Image(kind, picture.data))

@@ -21,8 +21,9 @@ from typing import IO, NamedTuple
 
 import msgspec
 
+from ..queries.types import image_type
 from . import formats
-from .transcript import Conversation, Image, Message, Unreadable, clean, image_type
+from .transcript import Conversation, Image, Message, Unreadable, clean
 
 CHUNK = 256 * 1024  # bytes read at a time
 MAX_CONVERSATION = 64 * 1024 * 1024  # bytes of JSON, without the images in it

@@ -11,20 +11,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from ..queries.types import QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, ImageType, Parameters, image_type
+
 VERSION = 1
-QUESTION_CHARACTERS = 200_000
-ANSWER_CHARACTERS = 2_000_000  # that come from elsewhere; one's own have config's answer_max_bytes
-TITLE_CHARACTERS = 200
 DETAILS_BYTES = 64 * 1024  # they do not count towards user_max_bytes
-FORMAT_BYTES = 64 * 1024  # of a response_format, which each list of conversations carries
 EVENT_BYTES = (
     1_000_000  # of the events in the log of an answer, besides its text: a ping every few seconds is 100 bytes
 )
 
 Time = Annotated[str, Meta(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\Z")]
-Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-ImageType = Literal["image/png", "image/jpeg", "image/webp"]
 
 
 class Unreadable(Exception):
@@ -106,35 +102,6 @@ class _Stats(msgspec.Struct):
 class _Failure(msgspec.Struct, forbid_unknown_fields=True):
     code: str
     message: str
-
-
-class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Generation parameters, in OpenAI's names. None is the same as absent: the provider decides."""
-
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=1000)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1, le=1048576)] | None = None
-    stop: (
-        Annotated[str, Meta(max_length=500)]
-        | Annotated[list[Annotated[str, Meta(max_length=500)]], Meta(max_length=16)]
-        | None
-    ) = None
-    seed: Annotated[int, Meta(ge=-(2**31), le=2**32)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    repeat_penalty: Annotated[float, Meta(ge=0, le=2)] | None = None
-    response_format: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        """Raise ValueError, which msgspec reports as a ValidationError."""
-        if self.response_format and len(msgspec.json.encode(self.response_format)) > FORMAT_BYTES:
-            raise ValueError(f"response_format must have at most {FORMAT_BYTES >> 10} KiB of JSON")
-
-    def given(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in Parameters.__struct_fields__}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 JSON_END = b"\n]}\n"  # after `json_head` and the messages, each on a line
@@ -231,15 +198,6 @@ def clean(text: str) -> str:
     except UnicodeEncodeError:
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def image_type(head: bytes) -> ImageType | None:
-    """What an image is by its first 12 bytes, whatever its name says."""
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    return "image/webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
 
 
 # ---------------------------------------------------------------------------------------------------- for people

@@ -28,8 +28,8 @@ from .. import __version__, db, queries
 from ..auth import Login
 from ..errors import FiresideError, Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from ..queries.search import find
+from ..queries.types import image_type
 from ..safety.logs import TERMINAL, audit
-from ..transfer.transcript import image_type
 from . import openapi, schemas
 from .endpoint import Call, State, answer, cookie_name, pieces, read_query, while_connected
 from .middleware import PAGE_POLICY

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..auth import INVITE_HOURS
-from ..transfer.transcript import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, ImageType, Parameters
+from ..queries.types import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, ImageType, Parameters
 
 IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
 

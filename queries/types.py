@@ -1,0 +1,53 @@
+"""Types and limits that the database, the API and imports share."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+QUESTION_CHARACTERS = 200_000
+ANSWER_CHARACTERS = 2_000_000  # of an imported answer; config.answer_max_bytes limits generated ones
+TITLE_CHARACTERS = 200
+RESPONSE_FORMAT_BYTES = 64 * 1024  # each list of conversations contains it
+
+Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
+ImageType = Literal["image/png", "image/jpeg", "image/webp"]
+
+
+class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Generation parameters with OpenAI's names. The provider decides on what is None."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1048576)] | None = None
+    stop: (
+        Annotated[str, Meta(max_length=500)]
+        | Annotated[list[Annotated[str, Meta(max_length=500)]], Meta(max_length=16)]
+        | None
+    ) = None
+    seed: Annotated[int, Meta(ge=-(2**31), le=2**32)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    repeat_penalty: Annotated[float, Meta(ge=0, le=2)] | None = None
+    response_format: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, which msgspec reports as a ValidationError."""
+        if self.response_format and len(msgspec.json.encode(self.response_format)) > RESPONSE_FORMAT_BYTES:
+            raise ValueError(f"response_format must have at most {RESPONSE_FORMAT_BYTES >> 10} KiB of JSON")
+
+    def given(self) -> dict[str, Any]:
+        """Return the parameters that are not None, without the fields of a subclass."""
+        fields = msgspec.structs.asdict(self)
+        return {name: fields[name] for name in Parameters.__struct_fields__ if fields[name] is not None}
+
+
+def image_type(head: bytes) -> ImageType | None:
+    """Return the type of an image by its first 12 bytes."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    return "image/webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
