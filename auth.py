@@ -171,7 +171,7 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
-def same(given: str, right: str) -> bool:
+def constant_time_equals(given: str, right: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "replace"), right.encode())
 
 
@@ -247,7 +247,7 @@ class Auth:
         return Identity(session.user, session.id, self._csrf(token))
 
     def check_csrf(self, identity: Identity, given: str | None) -> None:
-        if given is None or not same(given, identity.csrf_token):
+        if given is None or not constant_time_equals(given, identity.csrf_token):
             raise CsrfInvalid
 
     def _csrf(self, token: str) -> str:
@@ -303,7 +303,7 @@ class Auth:
         if not self.bootstrap_token:
             raise BootstrapDisabled
         with self.throttle.attempt(f"bootstrap {network(visitor.address)}"):
-            if not same(token, self.bootstrap_token):
+            if not constant_time_equals(token, self.bootstrap_token):
                 raise InvalidBootstrapToken
         name = clean_username(username)
         check_new_username(name)

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from ..auth import Auth, Identity, Visitor, same
+from ..auth import Auth, Identity, Visitor, constant_time_equals
 from ..chat.hub import Hub
 from ..config import Config
 from ..db import READERS, Database
@@ -187,7 +187,7 @@ async def _admit(call: Call, access: Access, csrf: str) -> None:
         return
     auth, headers = call.state.auth, call.request.headers
     if access is OWNER:
-        if not same(headers.get("authorization", ""), f"Bearer {call.state.secret}"):
+        if not constant_time_equals(headers.get("authorization", ""), f"Bearer {call.state.secret}"):
             raise AuthRequired
         if not is_local(call.request):
             raise AuthRequired

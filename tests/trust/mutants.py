@@ -92,7 +92,7 @@ MUTANTS = (
     # who may call what
     Mutant(
         "web/endpoint.py",
-        'if not same(headers.get("authorization", ""), f"Bearer {call.state.secret}"):',
+        'if not constant_time_equals(headers.get("authorization", ""), f"Bearer {call.state.secret}"):',
         "if False:",
         (AUTHZ,),
     ),
@@ -137,11 +137,11 @@ MUTANTS = (
         'return cookie.rpartition(".")[0] if cookie else None',
         (AUTH, "-k", "cookie_that_is_not_ours"),
     ),
-    Mutant("auth.py", "if given is None or not same(given, identity.csrf_token):", "if given is None:", (AUTHZ,)),
+    Mutant("auth.py", "if given is None or not constant_time_equals(given, identity.csrf_token):", "if given is None:", (AUTHZ,)),
     Mutant(
         "auth.py",
-        "if given is None or not same(given, identity.csrf_token):",
-        "if given is not None and not same(given, identity.csrf_token):",
+        "if given is None or not constant_time_equals(given, identity.csrf_token):",
+        "if given is not None and not constant_time_equals(given, identity.csrf_token):",
         (AUTHZ,),
     ),
     Mutant("auth.py", 'b"csrf:" + token.encode()', 'b"csrf:"', (AUTHZ,)),
@@ -263,7 +263,7 @@ MUTANTS = (
     Mutant(
         "queries/accounts.py", "name.translate(_LOOK_ALIKES) == looks", "name == username", (AUTH, "-k", "look_like")
     ),
-    Mutant("auth.py", "if not same(token, self.bootstrap_token):", "if False:", (AUTH, "-k", "guessing_the_bootstrap")),
+    Mutant("auth.py", "if not constant_time_equals(token, self.bootstrap_token):", "if False:", (AUTH, "-k", "guessing_the_bootstrap")),
     Mutant(
         "auth.py",
         "if found is None or not await self._verify(found[1], current):",
