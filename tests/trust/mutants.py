@@ -137,7 +137,12 @@ MUTANTS = (
         'return cookie.rpartition(".")[0] if cookie else None',
         (AUTH, "-k", "cookie_that_is_not_ours"),
     ),
-    Mutant("auth.py", "if given is None or not constant_time_equals(given, identity.csrf_token):", "if given is None:", (AUTHZ,)),
+    Mutant(
+        "auth.py",
+        "if given is None or not constant_time_equals(given, identity.csrf_token):",
+        "if given is None:",
+        (AUTHZ,),
+    ),
     Mutant(
         "auth.py",
         "if given is None or not constant_time_equals(given, identity.csrf_token):",
@@ -263,7 +268,12 @@ MUTANTS = (
     Mutant(
         "queries/accounts.py", "name.translate(_LOOK_ALIKES) == looks", "name == username", (AUTH, "-k", "look_like")
     ),
-    Mutant("auth.py", "if not constant_time_equals(token, self.bootstrap_token):", "if False:", (AUTH, "-k", "guessing_the_bootstrap")),
+    Mutant(
+        "auth.py",
+        "if not constant_time_equals(token, self.bootstrap_token):",
+        "if False:",
+        (AUTH, "-k", "guessing_the_bootstrap"),
+    ),
     Mutant(
         "auth.py",
         "if found is None or not await self._verify(found[1], current):",
