@@ -33,7 +33,7 @@ test:
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long' $(ARGS)
 
 long: .venv/dev chromium firefox
-	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/system/test_kill.py tests/system/test_faults.py tests/system/test_trust.py tests/system/test_bench.py tests/cli/test_salvage.py \
+	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/system/test_kill.py tests/system/faults tests/system/test_trust.py tests/system/test_bench.py tests/cli/test_salvage.py \
 		tests/system/test_dependencies.py tests/system/test_firefox.py tests/web/test_lexers.py
 
 trust: .venv/dev chromium
@@ -49,7 +49,7 @@ screenshots: .venv/test chromium
 	$(BIN)/python -m tests.screenshots
 
 faults: .venv/test
-	TRIALS=1000 $(BIN)/pytest -s tests/system/test_kill.py tests/system/test_faults.py $(ARGS)
+	TRIALS=1000 $(BIN)/pytest -s tests/system/test_kill.py tests/system/faults $(ARGS)
 
 check: .venv/dev
 	mkdir -p .venv/types && ln -sfn ../.. .venv/types/fireside

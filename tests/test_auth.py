@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from .conftest import Clock
 from .live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, code, good, until
-from .system.test_faults import held
+from .system.faults.steps import blocked_writer
 from .upstream import Gate, Upstream, pause
 from .upstream import text as says
 
@@ -587,7 +587,7 @@ async def test_what_is_under_way_when_the_password_is_reset_comes_to_nothing(
     ]
     if what == "link":  # which a reset takes away: it must have been redeemed
         begin.reverse()
-    async with held(running) as waiting:
+    async with blocked_writer(running) as waiting:
         tasks = []
         for number, beginning in enumerate(begin, 1):
             tasks.append(asyncio.create_task(beginning()))
@@ -603,7 +603,7 @@ async def test_two_logins_that_hash_the_password_anew_are_both_let_in(
 ) -> None:
     monkeypatch.setattr(auth, "_HASHER", argon2.PasswordHasher(time_cost=2, memory_cost=64, parallelism=1))
     body = {"username": "ann", "password": PASSWORD}
-    async with held(running) as waiting:
+    async with blocked_writer(running) as waiting:
         logins = [asyncio.create_task(running.anybody().post("/auth/login", json=body)) for _ in range(2)]
         await until(lambda: waiting(2), "both to be let in")
     assert [(await login).status_code for login in logins] == [200, 200]

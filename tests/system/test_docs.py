@@ -1,5 +1,6 @@
 """The documentation says what the program does: no more, no less."""
 
+import asyncio
 import json
 import re
 import tomllib
@@ -12,6 +13,7 @@ from fireside import config, errors
 from fireside.config import Config, Provider
 from fireside.server import ROUTES
 
+from ..live import PASSWORD, PATIENCE, Person, Running, parse_event, text
 from .test_imports import FILES, FLOORS
 
 ROOT = Path(fireside.__file__).parent
@@ -74,6 +76,20 @@ def test_the_examples_of_the_api_are_json() -> None:
     assert len(examples) >= 3
     for example in examples:
         json.loads(example.replace("{...}", "{}"))
+
+
+async def test_quick_start_of_the_api_gets_an_answer(running: Running, ann: Person, tmp_path: Path) -> None:
+    [commands] = re.findall(r"```sh\n(.*?)```", read("api.md"), re.DOTALL)
+    commands = commands.replace("http://127.0.0.1:8000", running.url).replace("correct horse battery", PASSWORD)
+    shell = await asyncio.create_subprocess_exec(
+        "bash", "-euo", "pipefail", "-c", commands, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await asyncio.wait_for(shell.communicate(), PATIENCE)
+    assert shell.returncode == 0
+    stream, messages = output[: output.index(b"[{")], json.loads(output[output.index(b"[{") :])
+    events = [parse_event(block) for block in stream.strip().split(b"\n\n")]
+    assert events[-1].data["status"] == "ok"
+    assert [message["content"] for message in messages] == ["Why is the sky blue?", text(events)]
 
 
 # ---- docs/configuration.md

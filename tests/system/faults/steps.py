@@ -1,0 +1,119 @@
+"""What the tests of faults share: scripts of the model server, and steps of a client."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from ...live import PATIENCE, Event, Person, Running, good, text, until
+from ...upstream import DONE, Gate, Step, Upstream, finish, pause, usage
+from ...upstream import text as content
+from ...witness import MODEL
+
+WORDS = [f"{number} " for number in range(20)]
+
+
+class Moment(Gate):
+    """A gate that opens by itself, so that what precedes and follows it is not read together."""
+
+    async def _pass(self) -> None:
+        await asyncio.sleep(0.001)
+
+
+WRITING: tuple[Step, ...] = tuple(step for word in WORDS for step in (content(word), pause(Moment())))
+SLOW_ANSWER: tuple[Step, ...] = (*WRITING, finish("stop"), usage(7, 20), DONE)
+WHOLE_ANSWER = content("one ", "two") + finish("stop") + usage(7, 2) + DONE
+
+
+def one_gate_two() -> tuple[Gate, tuple[Step, ...]]:
+    """An answer that stops after "one " until its gate is opened, then says "two" and ends."""
+    gate = Gate()
+    return gate, (content("one "), pause(gate), content("two"), finish("stop"), DONE)
+
+
+@contextlib.contextmanager
+def answering(upstream: Upstream, *script: Step) -> Iterator[None]:
+    """Answer every request with this script."""
+    usual, upstream.default = upstream.default, list(script)
+    try:
+        yield
+    finally:
+        upstream.default = usual
+
+
+async def retry(person: Person, conversation_id: int, **fields: Any) -> list[Event]:
+    """Ask for another version of the answer and return its events."""
+    made = good(await person.post("/chat/retry", json={"conversation_id": conversation_id, **MODEL, **fields}))
+    return await replay(person, made["generation_id"])
+
+
+async def replay(person: Person, generation_id: str) -> list[Event]:
+    async with person.resuming(generation_id) as events:
+        return [event async for event in events]
+
+
+async def newest_answer(person: Person, conversation_id: int) -> list[Event]:
+    """All events of the newest answer, once it has ended."""
+    return await replay(person, (await person.messages(conversation_id))[-1]["generation_id"])
+
+
+async def first(events: AsyncIterator[Event], count: int) -> list[Event]:
+    """The next `count` events, or all that there are."""
+    seen: list[Event] = []
+    while len(seen) < count:
+        try:
+            seen.append(await anext(events))
+        except StopAsyncIteration:
+            break
+    return seen
+
+
+async def first_words(events: AsyncIterator[Event], count: int) -> list[Event]:
+    """The events up to the word of that number. How many words an event brings depends on the load of the machine."""
+    seen: list[Event] = []
+    while len(text(seen).split()) < count:
+        seen.append(await anext(events))
+    return seen
+
+
+def error_codes(events: list[Event]) -> list[str]:
+    return [event.data["code"] for event in events if event.event == "error"]
+
+
+@contextlib.asynccontextmanager
+async def raw_post(person: Person, path: str, body: bytes, length: int | None = None) -> AsyncIterator[Any]:
+    """A request on a socket of its own. `length`: the Content-Length that it announces."""
+    url = person.base_url
+    reader, writer = await asyncio.open_connection(url.host, url.port, limit=2**20)
+    cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in person.cookies.jar)
+    head = f"POST {path} HTTP/1.1\r\nHost: {url.host}:{url.port}\r\nCookie: {cookies}\r\n"
+    head += f"X-CSRF-Token: {person.headers['X-CSRF-Token']}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def log_in_again(running: Running, person: Person, name: str) -> None:
+    again = await running.login(name)
+    person.cookies, person.headers["X-CSRF-Token"] = again.cookies, again.headers["X-CSRF-Token"]
+
+
+@contextlib.asynccontextmanager
+async def blocked_writer(running: Running) -> AsyncIterator[Callable[[int], bool]]:
+    """Block the database's writer. Yields whether so many transactions wait for it."""
+    database, begun, release = running.state.database, threading.Event(), threading.Event()
+
+    def block(_: object) -> bool:
+        begun.set()
+        return release.wait(PATIENCE)
+
+    blocking = asyncio.create_task(database.write(block))
+    await until(begun.is_set)
+    try:
+        yield lambda count: database._writer._tx.qsize() >= count
+    finally:
+        release.set()
+        assert await blocking
