@@ -1,9 +1,8 @@
-"""The database file: opened safely, migrated, read and written in whole transactions, copied.
+"""The SQLite file: connections, transactions, migrations, backups and restores.
 
-One connection writes, and it alone checkpoints: SQLite before 3.51.3 can corrupt a WAL that two connections checkpoint.
-A few others only read. A transaction is a function of a sqlite3.Connection that runs from BEGIN to COMMIT in one go on the
-connection's thread, so that a cancelled request cannot leave it half done (docs/decisions/0002-transactions.md).
-The functions themselves are in queries/ and transfer/archive.py.
+One connection writes, and it alone checkpoints: SQLite before 3.51.3 can corrupt a WAL that two connections checkpoint. The others
+only read. A transaction is a function of a sqlite3.Connection that runs from BEGIN to COMMIT on the connection's thread, so that a
+cancelled request cannot leave it half done (docs/decisions/0002-transactions.md). The functions are in queries/ and transfer/archive.py.
 """
 
 import asyncio
@@ -18,7 +17,9 @@ import sqlite3
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
@@ -36,23 +37,27 @@ Function: TypeAlias = Callable[Concatenate[Connection, P], T]
 log = logging.getLogger("fireside.db")
 
 READERS = 3
-BUSY_MS = 5_000
-PROGRESS_STEPS = 10_000  # of SQLite between two looks at the deadline: 0.1 s of a full-text search
+SLOW_READ_LOAD = 1_000  # a reader with a read_within counts as having this many reads, so that others avoid it
+BUSY_TIMEOUT_MS = 5_000
+DEADLINE_CHECK_STEPS = 10_000  # SQLite instructions between two checks of a deadline: 0.1 s of a full-text search
 LOCK_RETRY_SECONDS = 0.5  # lock_holder holds the lock for a moment, which must not keep a server from starting
-ROOM = 1_000_000  # free bytes, below which SQLite may not come to open a file: it says that the disk has an error
-PUT_AWAY = "before-restore-"  # how the names of old databases begin
-CHECK_AT_START_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
+MIN_FREE_BYTES = 1_000_000  # with less free space SQLite may report an I/O error instead of a full disk
+STARTUP_CHECK_MAX_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
+REPLACED_PREFIX = "before-restore-"  # of the names of the databases that a restore has replaced
 
-COUNT_STORED_BYTES = """
+# The UTF-8 of each user's messages and system prompts, and the bytes of their images.
+RECOUNT_STORED_BYTES = """
     UPDATE users SET stored_bytes = (
-        SELECT coalesce(sum(length(CAST(m.content AS BLOB)) + length(CAST(m.reasoning AS BLOB))
-            + (SELECT coalesce(sum(length(i.data)), 0) FROM images i WHERE i.message_id = m.id)), 0)
-        FROM conversations c JOIN messages m ON m.conversation_id = c.id WHERE c.user_id = users.id
+        SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (
+            SELECT coalesce(sum(length(CAST(m.content AS BLOB)) + length(CAST(m.reasoning AS BLOB))
+                + (SELECT coalesce(sum(length(i.data)), 0) FROM images i WHERE i.message_id = m.id)), 0)
+            FROM messages m WHERE m.conversation_id = c.id)), 0)
+        FROM conversations c WHERE c.user_id = users.id
     )
 """
 
-# One script a schema that somebody may have, in order: each takes a file of its version to the next, and carries its own
-# BEGIN IMMEDIATE; ...; PRAGMA user_version = N; COMMIT. schema.sql is always the newest; tests/schemas has the older ones.
+# One script for each older schema version, in order. Script n upgrades version n + 1 to n + 2 in a transaction of its own.
+# schema.sql is the newest version; tests/schemas has the older ones.
 MIGRATIONS: tuple[str, ...] = (
     """
     BEGIN IMMEDIATE;
@@ -60,7 +65,7 @@ MIGRATIONS: tuple[str, ...] = (
     PRAGMA user_version = 2;
     COMMIT;
     """,
-    f"""
+    """
     BEGIN IMMEDIATE;
     ALTER TABLE users ADD COLUMN stored_bytes INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE conversations ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0 CHECK (hidden IN (0, 1));
@@ -68,25 +73,42 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at, hidden)
         WHERE deleted_at IS NULL;
     CREATE INDEX conversations_hidden ON conversations (user_id) WHERE hidden = 1;
-    {COUNT_STORED_BYTES};
     PRAGMA user_version = 3;
+    COMMIT;
+    """,
+    f"""
+    BEGIN IMMEDIATE;
+    DROP TABLE title_letters;
+    {RECOUNT_STORED_BYTES};
+    PRAGMA user_version = 4;
     COMMIT;
     """,
 )
 VERSION: Final = 1 + len(MIGRATIONS)
-APPLICATION_ID: Final = 0x46697265  # in the file's header: "Fire", which tells it from the databases of other programs
+APPLICATION_ID: Final = 0x46697265  # "Fire" in the file's header tells it from the databases of other programs
+
+PROBLEMS: dict[str, str] = {
+    "SQLITE_FULL": "the disk is full; free some space",
+    "SQLITE_IOERR": "the disk cannot be read or written",
+    "SQLITE_READONLY": "the file is read-only",
+    "SQLITE_CANTOPEN": "the file cannot be opened",
+    "SQLITE_BUSY": "another program has locked the file; close that program",
+    "SQLITE_LOCKED": "another program has locked the file; close that program",
+    "SQLITE_CORRUPT": "the file is damaged",
+    "SQLITE_NOTADB": "the file is not an SQLite database",
+}
 
 
 class DatabaseUnusable(Exception):
-    """The file cannot be served. The message says which file, why, and what to do."""
+    """The database cannot be opened. The message names the file, the reason, and what to do."""
 
 
-class Unsound(sqlite3.DatabaseError):
-    """`check` or `examine` found damage; the message says what, and not in which file."""
+class DatabaseDamaged(sqlite3.DatabaseError):
+    """A check found damage. The message describes it without naming the file."""
 
 
 def now() -> str:
-    """The time as the database and the API write it: UTC, microseconds, no offset."""
+    """Return the time as the database and the API write it: UTC, microseconds, no offset."""
     return timestamp(datetime.datetime.now(datetime.UTC))
 
 
@@ -95,7 +117,7 @@ def timestamp(moment: datetime.datetime) -> str:
 
 
 def ago(**span: float) -> str:
-    """The time before now by, for example, days=30."""
+    """Return the time before now by, for example, days=30."""
     return timestamp(datetime.datetime.now(datetime.UTC) - datetime.timedelta(**span))
 
 
@@ -104,218 +126,176 @@ def create_private(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
 
 
+def insert(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
+    """Run an INSERT and return the id of the new row."""
+    row_id = conn.execute(sql, values).lastrowid
+    assert row_id is not None
+    return row_id
+
+
+# ---------------------------------------------------------------------------------------------------- transactions
+
+
 class Database:
-    """An open database. `write` and `read` are the only ways in."""
+    """An open database. Each method that takes a function runs `function(connection, *args)` as one transaction."""
 
     def __init__(
-        self, path: Path, writer: aiosqlite.Connection, readers: list[aiosqlite.Connection], here: sqlite3.Connection
+        self, path: Path, writer: aiosqlite.Connection, readers: list[aiosqlite.Connection], loop_reader: Connection
     ) -> None:
         self.path = path
-        self.damaged = False  # set for good once SQLite reports corruption: nothing is written any more
+        self.damaged = False  # set when SQLite reports damage; from then on every write is refused
         self._writer = writer
-        self._waiting = dict.fromkeys(readers, 0)  # reads that each reader has to run
-        self._slow: set[aiosqlite.Connection] = set()  # readers with a read_within
-        self._here = here
+        self._readers = readers
+        self._loop_reader = loop_reader  # used on the event loop's thread
+        self._load: Counter[aiosqlite.Connection] = Counter()  # transactions that wait or run on each connection
+        self._part_lock = asyncio.Lock()
         self._closing = False
-        self._part = asyncio.Lock()
 
     async def write(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
-        """Run `function(connection, *args)` as one transaction: all of it is on disk when this returns, or nothing is.
+        """Commit a transaction: when this returns, all of it is on disk. Raises StorageUnavailable, and nothing is changed.
 
-        A caller that is cancelled meanwhile does not stop it. Raises StorageUnavailable when the disk says no.
+        Cancelling the caller does not stop the transaction.
         """
-        return await self._run(self._writer, _transaction, "BEGIN IMMEDIATE", function, *args, **kw)
+        return await self._run(self._writer, lambda conn: _transaction(conn, "BEGIN IMMEDIATE", function, *args, **kw))
 
     async def write_unsynced(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
-        """`write`, for what nobody has been promised: a power cut may undo it until the next `write`, a crash does not."""
-        return await self._run(self._writer, _unsynced, "BEGIN IMMEDIATE", function, *args, **kw)
+        """Commit without fsync. Until the next `write` a power cut may lose the transaction; a crash does not."""
+
+        def unsynced(conn: Connection) -> T:
+            conn.execute("PRAGMA synchronous = NORMAL")
+            try:
+                return _transaction(conn, "BEGIN IMMEDIATE", function, *args, **kw)
+            finally:
+                conn.execute("PRAGMA synchronous = FULL")
+
+        return await self._run(self._writer, unsynced)
 
     async def write_part(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
-        """`write` for one part of long work. At most one part is in the writer's queue, so that other writes wait for one only."""
-        async with self._part:
+        """`write` one part of long work. At most one part is in the writer's queue, so other writes wait for one part only."""
+        async with self._part_lock:
             return await self.write(function, *args, **kw)
 
     async def read(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
-        """Run `function(connection, *args)` on one snapshot, with writing refused."""
-        return await self._read(self._next_reader(), function, *args, **kw)
+        """Read from one snapshot. Statements that write fail."""
+        return await self._run(self._least_busy(), lambda conn: _transaction(conn, "BEGIN", function, *args, **kw))
 
     async def read_within(self, seconds: float, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
-        """`read` with a time limit. Raises QueryTimeout. Cancelling the caller ends the query too.
+        """`read` with a time limit. Raises QueryTimeout. Cancelling the caller stops the query.
 
         The caller runs at most READERS - 1 of these at a time, so that a reader is always free for `read`.
         """
-        reader, canceled = self._next_reader(), threading.Event()
-        self._slow.add(reader)
-        reading = asyncio.ensure_future(self._read(reader, _limited, seconds, canceled, function, args, kw))
-        reading.add_done_callback(lambda _: self._slow.discard(reader))
+        canceled = threading.Event()
+
+        def limited(conn: Connection) -> T:
+            deadline = time.monotonic() + seconds
+            conn.set_progress_handler(lambda: canceled.is_set() or time.monotonic() > deadline, DEADLINE_CHECK_STEPS)
+            try:
+                return function(conn, *args, **kw)
+            except sqlite3.OperationalError as error:
+                if _code(error) == "SQLITE_INTERRUPT":
+                    raise QueryTimeout from None
+                raise
+            finally:
+                conn.set_progress_handler(None, 0)
+
+        reading = asyncio.ensure_future(
+            self._run(self._least_busy(), lambda conn: _transaction(conn, "BEGIN", limited), SLOW_READ_LOAD)
+        )
         try:
             return await asyncio.shield(reading)
         finally:
             canceled.set()
-            await asyncio.gather(reading, return_exceptions=True)  # else the next one would wait behind it
-
-    def _next_reader(self) -> aiosqlite.Connection:
-        """The reader with the fewest reads to run. One with a slow read comes last."""
-        return min(self._waiting, key=lambda reader: (reader in self._slow, self._waiting[reader]))
-
-    async def _read(self, reader: aiosqlite.Connection, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
-        self._waiting[reader] += 1
-        try:
-            return await self._run(reader, _transaction, "BEGIN", function, *args, **kw)
-        finally:
-            self._waiting[reader] -= 1
+            await asyncio.gather(
+                reading, return_exceptions=True
+            )  # the caller's next read must not wait behind this one
 
     def read_here(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
-        """`read` on the event loop's own thread, for a row or two by their keys: a fifth of what the way to another thread takes."""
+        """`read` on the event loop's thread. For a few rows by their keys: a fifth of the time that changing threads takes."""
         if self._closing:
             raise Stopping
-        with self._failing():
-            result: T = _transaction(self._here, "BEGIN", function, args, kw)
-        return result
+        try:
+            return _transaction(self._loop_reader, "BEGIN", function, *args, **kw)
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+            raise self._storage_error(error) from None
 
-    async def _run(
-        self,
-        connection: aiosqlite.Connection,
-        transaction: Callable[..., T],
-        begin: str,
-        function: Function[P, T],
-        *args: P.args,
-        **kw: P.kwargs,
-    ) -> T:
+    def _least_busy(self) -> aiosqlite.Connection:
+        return min(self._readers, key=self._load.__getitem__)
+
+    async def _run(self, connection: aiosqlite.Connection, function: Callable[[Connection], T], load: int = 1) -> T:
+        """Run a function on a connection's thread."""
         if self._closing:
             raise Stopping
         if self.damaged and connection is self._writer:
-            raise StorageUnavailable("The database is damaged and is not written any more. Run: fireside doctor")
-        with self._failing():
-            result: T = await _on_thread(connection, transaction, begin, function, args, kw)
-        return result
-
-    @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        """Says StorageUnavailable for what SQLite says."""
+            raise StorageUnavailable("The database is damaged, so nothing more is written. Run: fireside doctor")
+        # aiosqlite has no public method for this; pyproject.toml therefore pins its version.
+        execute: Callable[..., Awaitable[T]] = connection._execute
+        self._load[connection] += load
         try:
-            yield
-        except sqlite3.IntegrityError:
-            raise
-        except json.JSONDecodeError:
-            log.error("The database is damaged: what should be JSON in it is not")
-            raise StorageUnavailable("The database is damaged. Run: fireside doctor") from None
-        except sqlite3.DatabaseError as error:
-            if _name(error) in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
-                self.damaged = True
-            unavailable = _unavailable(error)
-            if unavailable is None:
-                raise
-            log.error("%s: %s", _name(error), error)
-            raise unavailable from error
+            return await execute(function, connection._conn)
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+            raise self._storage_error(error) from None
+        finally:
+            self._load[connection] -= load
+
+    def _storage_error(self, error: sqlite3.DatabaseError | json.JSONDecodeError) -> Exception:
+        """Return the StorageUnavailable to raise for an error, or the error itself when the file and the disk are not its cause."""
+        if isinstance(error, json.JSONDecodeError):
+            log.error("The database is damaged: a column that holds JSON has other text in it")
+            return StorageUnavailable("The database is damaged. Run: fireside doctor")
+        code = _code(error)
+        if code not in PROBLEMS:
+            return error
+        log.error("%s: %s", code, error)
+        if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+            self.damaged = True
+            return StorageUnavailable("The database is damaged. Run: fireside doctor")
+        return StorageUnavailable(
+            f"The database cannot be used: {PROBLEMS[code]}. Changes that were not confirmed are not saved."
+        )
 
     async def close(self) -> None:
-        """After what has been asked for so far; who comes later is told Stopping.
-
-        Readers first: the last connection to close checkpoints, and that must be the writer."""
+        """Finish the transactions that have been queued, then close. Later calls raise Stopping."""
         self._closing = True
-        self._here.close()
-        for connection in (*self._waiting, self._writer):
+        self._loop_reader.close()
+        # The writer last: the last connection to close checkpoints.
+        for connection in (*self._readers, self._writer):
             try:
                 await connection.close()
             except sqlite3.Error as error:
                 log.error("closing the database: %s", error)
 
 
-def insert(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
-    """The id of the new row."""
-    row = conn.execute(sql, values).lastrowid
-    assert row is not None
-    return row
-
-
-async def _on_thread(connection: aiosqlite.Connection, function: Callable[..., T], *args: object) -> T:
-    """aiosqlite has no public way to run a function on its thread; this private one is why its version is pinned."""
-    execute: Callable[..., Awaitable[T]] = connection._execute
-    return await execute(function, connection._conn, *args)
-
-
-def _transaction(
-    connection: sqlite3.Connection, begin: str, function: Callable[..., T], args: tuple[Any, ...], kw: dict[str, Any]
-) -> T:
-    while True:
+def _transaction(connection: Connection, begin: str, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
+    try:
         connection.execute(begin)
-        try:
-            result = function(connection, *args, **kw)
-            connection.execute("COMMIT")
-            return result
-        except BaseException as error:
-            if connection.in_transaction:  # SQLite rolls back by itself when the disk is full
-                connection.execute("ROLLBACK")
-            if connection.text_factory is not str or not _is_illegible(error):
-                raise
-        log.error("The database is damaged: a text in it is not UTF-8, and is shown with marks in the places")
-        connection.text_factory = _legible
+        result = function(connection, *args, **kw)
+        connection.execute("COMMIT")
+        return result
+    except BaseException as error:
+        if connection.in_transaction:  # SQLite rolls back by itself when the disk is full
+            connection.execute("ROLLBACK")
+        # Python's message quotes the text, which must not reach a log.
+        if connection.text_factory is not str or not str(error).startswith("Could not decode to UTF-8"):
+            raise
+    log.error("The database is damaged: it has text that is not UTF-8. The damaged characters are shown as U+FFFD")
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
+    return _transaction(connection, begin, function, *args, **kw)
 
 
-def _limited(
-    conn: Connection,
-    seconds: float,
-    canceled: threading.Event,
-    function: Callable[..., T],
-    args: tuple[Any, ...],
-    kw: dict[str, Any],
-) -> T:
-    """Run `function(conn, *args)`. Raise QueryTimeout after `seconds`, or when `canceled` is set."""
-    deadline = time.monotonic() + seconds
-    conn.set_progress_handler(lambda: canceled.is_set() or time.monotonic() > deadline, PROGRESS_STEPS)
-    try:
-        return function(conn, *args, **kw)
-    except sqlite3.OperationalError as error:
-        if _name(error) == "SQLITE_INTERRUPT":
-            raise QueryTimeout from None
-        raise
-    finally:
-        conn.set_progress_handler(None, 0)
-
-
-def _is_illegible(error: BaseException) -> bool:
-    """Python's own complaint about a text that is not UTF-8. It quotes the text, so it must get no further."""
-    return isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
-
-
-def _legible(text: bytes) -> str:
-    return text.decode("utf-8", "replace")
-
-
-def _unsynced(connection: sqlite3.Connection, *transaction: Any) -> Any:
-    connection.execute("PRAGMA synchronous = NORMAL")
-    try:
-        return _transaction(connection, *transaction)
-    finally:
-        connection.execute("PRAGMA synchronous = FULL")
-
-
-def _name(error: Exception) -> str:
-    """The primary result code, such as SQLITE_IOERR for SQLITE_IOERR_WRITE."""
+def _code(error: Exception) -> str:
+    """Return SQLite's primary result code, such as SQLITE_IOERR for SQLITE_IOERR_WRITE."""
     return "_".join(str(getattr(error, "sqlite_errorname", "")).split("_")[:2])
 
 
-def _unavailable(error: sqlite3.Error) -> StorageUnavailable | None:
-    reasons = {
-        "SQLITE_FULL": "The disk is full. Nothing was changed; free some space and try again.",
-        "SQLITE_IOERR": "The disk could not be written or read. Nothing was changed.",
-        "SQLITE_READONLY": "The database is read-only. Nothing was changed.",
-        "SQLITE_CANTOPEN": "The database cannot be opened. Nothing was changed.",
-        "SQLITE_BUSY": "Another program holds the database. Nothing was changed; try again.",
-        "SQLITE_LOCKED": "Another program holds the database. Nothing was changed; try again.",
-        "SQLITE_CORRUPT": "The database is damaged. Run: fireside doctor",
-        "SQLITE_NOTADB": "The database is damaged. Run: fireside doctor",
-    }
-    reason = reasons.get(_name(error))
-    return StorageUnavailable(reason) if reason else None
+# ---------------------------------------------------------------------------------------------------- the data directory's lock
 
 
 @contextlib.contextmanager
 def lock(data_dir: Path) -> Iterator[None]:
-    """Lock the data directory for this process; create it, private to its owner, if needed.
+    """Lock the data directory for this process. Create it, private to its owner, if needed.
 
-    Raises DatabaseUnusable when another process holds the lock for longer than LOCK_RETRY_SECONDS."""
+    Raises DatabaseUnusable when another process holds the lock for longer than LOCK_RETRY_SECONDS.
+    """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -329,7 +309,6 @@ def lock(data_dir: Path) -> Iterator[None]:
                 raise DatabaseUnusable(f"{data_dir}: is in use by another Fireside, process {holder}")
             time.sleep(0.01)
         os.ftruncate(descriptor, 0)
-        os.lseek(descriptor, 0, os.SEEK_SET)
         os.write(descriptor, str(os.getpid()).encode())
         yield
     finally:
@@ -350,7 +329,9 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock_now(descriptor: int) -> None:
-        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # beyond the text: a locked range cannot be read by others
+        os.lseek(
+            descriptor, 1 << 20, os.SEEK_SET
+        )  # after the process id: Windows lets no other process read a locked range
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
@@ -360,7 +341,7 @@ else:
 
 
 def _lock_file(descriptor: int) -> bool:
-    """Lock the open file without waiting. Returns whether that succeeded."""
+    """Lock the open file without waiting. Return whether that succeeded."""
     try:
         _lock_now(descriptor)
         return True
@@ -370,43 +351,45 @@ def _lock_file(descriptor: int) -> bool:
         os.lseek(descriptor, 0, os.SEEK_SET)
 
 
+# ---------------------------------------------------------------------------------------------------- opening
+
+
 async def open_database(path: Path) -> Database:
-    """Open the file, creating or migrating it. The caller holds the lock. Raises DatabaseUnusable."""
+    """Open the file; create or migrate it if needed. The caller holds the lock. Raises DatabaseUnusable."""
     await asyncio.to_thread(prepare, path)
-    connections: list[aiosqlite.Connection] = []
-    here = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+    opened: list[aiosqlite.Connection] = []
     try:
-        _configure(here, False)
         for number in range(1 + READERS):
-            connection = await aiosqlite.connect(path, isolation_level=None, cached_statements=256)
-            connections.append(connection)
-            await _on_thread(connection, _configure, number == 0)
+            opened.append(await aiosqlite.Connection(partial(_connect, path, writer=number == 0), iter_chunk_size=64))
+        return Database(path, opened[0], opened[1:], _connect(path, writer=False))
     except BaseException:
-        here.close()
-        for connection in reversed(connections):
+        for connection in reversed(opened):
             await connection.close()
         raise
-    return Database(path, connections[0], connections[1:], here)
 
 
 def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
-    """Create, check and migrate the file, with a copy beside it before a migration. Raises DatabaseUnusable."""
+    """Create, check and migrate the file. It is copied to backups/ before a migration. Raises DatabaseUnusable."""
     newest = 1 + len(migrations)
-    if _restored(path).exists():
-        _put_in_place(path)
+    if _pending_restore(path).exists():
+        _finish_restore(path)
     with contextlib.suppress(FileExistsError):
-        create_private(path).close()  # -wal and -shm take their modes from it
+        create_private(path).close()  # SQLite gives the -wal and -shm files the same mode
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
             version = _version(connection, path, newest)
-            if version and path.stat().st_size <= CHECK_AT_START_BYTES:
+            if version and path.stat().st_size <= STARTUP_CHECK_MAX_BYTES:
                 check(connection)
             _configure(connection, writer=True)
             if version == 0:
-                _refuse_to_forget(path)
+                # The daily backups of an empty database would replace those of the lost one.
+                if backup := newest_backup(path.parent):
+                    raise DatabaseUnusable(
+                        f"{path}: is empty, but there are backups. Run: fireside restore {backup} "
+                        "(or move the folder backups away to start with an empty database)"
+                    )
                 create(connection)
-                return
-            if version < newest:
+            elif version < newest:
                 copy(path, path.parent / "backups" / f"before-schema-{version + 1}-{now()[:19].replace(':', '')}.db")
                 for script in migrations[version - 1 :]:
                     connection.executescript(script)
@@ -414,22 +397,68 @@ def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
         raise DatabaseUnusable(explain(path, error)) from error
 
 
-def _refuse_to_forget(path: Path) -> None:
-    """No new database where one has been: its backups would be rotated away behind an empty one."""
-    backup = newest_backup(path.parent)
-    if backup:
-        raise DatabaseUnusable(
-            f"{path}: is empty, yet there are backups of it. Run: fireside restore {backup} "
-            "(or move the folder backups away, to begin anew)"
-        )
+def create(connection: Connection) -> None:
+    """Create the newest schema in an empty file."""
+    schema = resources.files("fireside").joinpath("schema.sql").read_text("utf-8")
+    pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
+    connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\n{pragmas}\nCOMMIT;")
 
 
-def _version(connection: sqlite3.Connection, path: Path, newest: int = VERSION) -> int:
-    """The file's schema version, 0 when it is empty. Changes nothing. Raises DatabaseUnusable when it is not ours to open."""
+def _connect(path: Path, writer: bool) -> Connection:
+    connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
+    try:
+        _configure(connection, writer)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _configure(connection: Connection, writer: bool) -> None:
+    connection.row_factory = sqlite3.Row
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")  # find a damaged page when it is read, before its content is used
+    connection.execute("PRAGMA temp_store = MEMORY")
+    if not writer:
+        connection.execute("PRAGMA query_only = ON")
+        return
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise DatabaseUnusable("the file system of the data directory does not support SQLite's write-ahead log")
+    connection.execute("PRAGMA synchronous = FULL")  # NORMAL may lose an acknowledged message in a power cut
+    connection.execute("PRAGMA fullfsync = ON")  # on macOS fsync alone does not reach the disk
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute("PRAGMA journal_size_limit = 67108864")
+
+
+def _open_to_read(path: Path) -> Connection:
+    posix = (
+        path.absolute().as_posix()
+    )  # as_uri() would make the server of a Windows share a host name, which SQLite refuses
+    address = f"file://{'' if posix.startswith('/') else '/'}{quote(posix, safe='/:')}?mode=ro"
+    return sqlite3.connect(address, uri=True, isolation_level=None)
+
+
+def open_damaged(path: Path) -> Connection:
+    """Open a damaged file to read what is readable. Raises DatabaseUnusable, sqlite3.Error."""
+    connection = _open_to_read(path)
+    connection.execute("PRAGMA writable_schema = ON")  # SQLite then also opens a file whose end is missing
+    _configure(connection, writer=False)
+    _version(connection, path)
+    return connection
+
+
+# ---------------------------------------------------------------------------------------------------- checks
+
+
+def _version(connection: Connection, path: Path, newest: int = VERSION) -> int:
+    """Return the file's schema version, 0 when it is empty. Raises DatabaseUnusable for a file that Fireside must not open."""
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     empty = version == 0 and not connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     if not empty and connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise DatabaseUnusable(f"{path}: is an SQLite file, but not one of Fireside's")
+        raise DatabaseUnusable(f"{path}: is the SQLite database of another program")
     if version > newest:
         raise DatabaseUnusable(
             f"{path}: was written by a newer Fireside (schema {version}; this one knows {newest}). "
@@ -438,120 +467,92 @@ def _version(connection: sqlite3.Connection, path: Path, newest: int = VERSION) 
     return version
 
 
-def create(connection: sqlite3.Connection) -> None:
-    """The newest schema, in an empty file."""
-    schema = resources.files("fireside").joinpath("schema.sql").read_text("utf-8")
-    pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
-    connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\n{pragmas}\nCOMMIT;")
-
-
-def check(connection: sqlite3.Connection) -> None:
-    """SQLite's own quick check and the foreign keys. Raises Unsound."""
-    found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise Unsound(found)
+def check(connection: Connection, pragma: str = "quick_check") -> None:
+    """Run an integrity check of SQLite, and check the foreign keys. Raises DatabaseDamaged."""
+    if connection.execute(f"PRAGMA {pragma}(1)").fetchone()[0] != "ok":
+        raise DatabaseDamaged("SQLite's integrity check found damage")
     orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
     if orphan is not None:
-        raise Unsound(f"a row of {orphan[0]} has lost what it belongs to")
+        raise DatabaseDamaged(f"a row of the table {orphan[0]} refers to a row that is missing")
 
 
-def explain(path: Path, error: Exception) -> str:
-    """What is wrong with the database of a data directory, in one line, and what to do."""
+def examine(path: Path) -> int:
+    """Return the schema version of a file that may be in use, after SQLite's full integrity check.
+
+    Raises sqlite3.Error (DatabaseDamaged when the check finds damage), or DatabaseUnusable for a file that Fireside must not open.
+    """
+    with contextlib.closing(_open_to_read(path)) as connection:
+        check(connection, "integrity_check")
+        return _version(connection, path)
+
+
+def describe(error: sqlite3.Error | DatabaseUnusable) -> str:
+    """Return what went wrong as a clause for people."""
+    if isinstance(error, DatabaseDamaged | DatabaseUnusable):
+        return str(error)
+    return PROBLEMS.get(_code(error), f"SQLite failed with {_code(error) or 'an unknown error'}")
+
+
+def explain(path: Path, error: sqlite3.Error | DatabaseUnusable) -> str:
+    """Return one line about the database of a data directory: what is wrong, and what to do."""
     if isinstance(error, DatabaseUnusable):
         return str(error)
-    unsure = _name(error) in ("SQLITE_IOERR", "SQLITE_CANTOPEN")
-    if _name(error) == "SQLITE_FULL" or (unsure and shutil.disk_usage(path.parent).free < ROOM):
+    code = _code(error)
+    disk_may_be_full = code in ("SQLITE_IOERR", "SQLITE_CANTOPEN")
+    if code == "SQLITE_FULL" or (disk_may_be_full and shutil.disk_usage(path.parent).free < MIN_FREE_BYTES):
         return f"{path}: the disk is full. Make room and start again."
     backup = newest_backup(path.parent)
-    newest = f"The newest backup is {backup}: fireside restore FILE." if backup else "There is no backup."
-    damaged = isinstance(error, Unsound) or _name(error) == "SQLITE_CORRUPT"
-    saved = " What can still be read of it: fireside salvage NEW." if damaged else ""
-    return f"{path}: cannot be used: {' '.join(str(error).split())}. The file was left as it is.{saved} {newest}"
+    restore = f"The newest backup is {backup}: fireside restore {backup}." if backup else "There is no backup."
+    damaged = isinstance(error, DatabaseDamaged) or code == "SQLITE_CORRUPT"
+    salvage = " To save what can still be read: fireside salvage NEW." if damaged else ""
+    return f"{path}: cannot be used: {describe(error)}. The file was left as it is.{salvage} {restore}"
 
 
-def newest_backup(data_dir: Path) -> Path | None:
-    """What a restore has put away there is no backup: it may be what had to be replaced."""
-    files = [file for file in (data_dir / "backups").glob("*.db") if file.is_file()]
-    backups = [file for file in files if not file.name.startswith(PUT_AWAY)]
-    return max(backups, key=lambda file: file.stat().st_mtime, default=None)
-
-
-def _configure(connection: sqlite3.Connection, writer: bool) -> None:
-    connection.row_factory = sqlite3.Row
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute("PRAGMA cell_size_check = ON")  # a damaged page is found when read, not when it has been used
-    connection.execute("PRAGMA temp_store = MEMORY")
-    if not writer:
-        connection.execute("PRAGMA query_only = ON")
-        return
-    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-    if mode != "wal":
-        raise sqlite3.OperationalError(f"the file system does not take SQLite's write-ahead log (it says {mode})")
-    connection.execute("PRAGMA synchronous = FULL")  # NORMAL may lose an acknowledged message to a power cut
-    connection.execute("PRAGMA fullfsync = ON")  # on macOS fsync alone does not reach the disk
-    connection.execute("PRAGMA secure_delete = ON")
-    connection.execute("PRAGMA journal_size_limit = 67108864")
-
-
-def _open_to_read(path: Path) -> sqlite3.Connection:
-    posix = path.absolute().as_posix()  # and not as_uri: SQLite takes a Windows share for the name of a host
-    address = f"file://{'' if posix.startswith('/') else '/'}{quote(posix, safe='/:')}?mode=ro"
-    return sqlite3.connect(address, uri=True, isolation_level=None)
-
-
-def open_damaged(path: Path) -> sqlite3.Connection:
-    """To read what can be read, also where the end is missing. Raises DatabaseUnusable, sqlite3.Error."""
-    connection = _open_to_read(path)
-    connection.execute("PRAGMA writable_schema = ON")  # else SQLite refuses a file that is shorter than it says
-    _configure(connection, writer=False)
-    _version(connection, path)
-    return connection
+# ---------------------------------------------------------------------------------------------------- backups
 
 
 def copy(source: Path, target: Path) -> None:
-    """A consistent, checked copy of a database that may be in use, private to its owner. Replaces `target` at once or not at all.
+    """Write a consistent, checked copy of a database that may be in use, private to its owner. Replaces `target` atomically.
 
-    Raises sqlite3.Error (Unsound when `source` is) or OSError, and leaves nothing behind then: FileExistsError when `target`
-    is there and is no earlier copy.
+    Raises sqlite3.Error (DatabaseDamaged when `source` is), or OSError (FileExistsError when `target` is not an earlier copy);
+    `target` is then unchanged.
     """
-    if target.exists() and (target.samefile(source) or not _is_ours(target)):
+    if target.exists() and (target.samefile(source) or not _is_fireside_database(target)):
         raise FileExistsError(errno.EEXIST, "is there already, and is no backup", str(target))
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    partial.unlink(missing_ok=True)
-    create_private(partial).close()
+    partial_copy = target.with_name(target.name + ".partial")
+    partial_copy.unlink(missing_ok=True)
+    create_private(partial_copy).close()
     try:
         with (
             contextlib.closing(_open_to_read(source)) as reader,
-            contextlib.closing(sqlite3.connect(partial)) as writer,
+            contextlib.closing(sqlite3.connect(partial_copy)) as writer,
         ):
             reader.backup(writer)
-            writer.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+            writer.execute("PRAGMA journal_mode = DELETE")  # one file, without -wal and -shm
             check(writer)
-        with partial.open("r+b") as file:
+        with partial_copy.open("r+b") as file:
             os.fsync(file.fileno())
-        partial.replace(target)
+        partial_copy.replace(target)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        partial_copy.unlink(missing_ok=True)
         raise
 
 
-def _is_ours(path: Path) -> bool:
-    """By the header of the file format (sqlite.org/fileformat.html, 1.3)."""
+def _is_fireside_database(path: Path) -> bool:
+    """Read the header of the file format (sqlite.org/fileformat.html, 1.3)."""
     with path.open("rb") as file:
         header = file.read(72)
     return header.startswith(b"SQLite format 3\0") and header[68:] == APPLICATION_ID.to_bytes(4, "big")
 
 
 def back_up_daily(path: Path, keep: int) -> None:
-    """A copy of today in `backups/` unless there is one, and of the earlier days the newest ones, `keep` in all."""
+    """Copy the database to `backups/` once a day, and keep the newest `keep` daily copies."""
     if keep == 0:
         return
     folder = path.parent / "backups"
-    for left in folder.glob("daily-*.partial*"):  # by a process that ended in the middle of it
-        left.unlink()
+    for leftover in folder.glob("daily-*.partial*"):  # of a process that was killed
+        leftover.unlink()
     today = folder / f"daily-{now()[:10]}.db"
     if not today.exists():
         copy(path, today)
@@ -559,49 +560,43 @@ def back_up_daily(path: Path, keep: int) -> None:
         old.unlink()
 
 
-def examine(path: Path) -> int:
-    """The schema version of a file that may be in use, after SQLite's full integrity check.
-
-    Raises sqlite3.Error (Unsound when it is damaged), or DatabaseUnusable when it is not ours to open.
-    """
-    with contextlib.closing(_open_to_read(path)) as connection:
-        for row in connection.execute("PRAGMA integrity_check(3)").fetchall():
-            if row[0] != "ok":
-                raise Unsound(row[0])
-        check(connection)
-        return _version(connection, path)
+def newest_backup(data_dir: Path) -> Path | None:
+    """Return the newest backup, or None. A database that a restore replaced may be damaged, so it is not a backup."""
+    files = [file for file in (data_dir / "backups").glob("*.db") if file.is_file()]
+    backups = [file for file in files if not file.name.startswith(REPLACED_PREFIX)]
+    return max(backups, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def restore(source: Path, path: Path) -> Path | None:
-    """Put a checked copy of `source` in the place of the database. Returns where the old one is kept, if there was one.
+    """Replace the database with a checked copy of `source`. Return where the old database is kept, or None if there was none.
 
-    The caller holds the lock. Raises DatabaseUnusable and leaves everything as it was when `source` is no good.
+    The caller holds the lock. Raises DatabaseUnusable when `source` cannot be restored; nothing is changed then.
     """
     try:
         version = examine(source)
     except sqlite3.Error as error:
-        raise DatabaseUnusable(f"{source}: cannot be restored: {error}") from None
+        raise DatabaseUnusable(f"{source}: cannot be restored: {describe(error)}") from None
     if version == 0:
         raise DatabaseUnusable(f"{source}: cannot be restored: it is empty")
-    copy(source, _restored(path))
-    return _put_in_place(path)
+    copy(source, _pending_restore(path))
+    return _finish_restore(path)
 
 
-def _restored(path: Path) -> Path:
-    """Where a restore puts the new database, whole, before it moves the old one away. Where it is, the restore is to be finished."""
+def _pending_restore(path: Path) -> Path:
+    """Return where a restore puts the whole new database first. While that file exists the restore is not finished."""
     return path.with_name(path.name + ".restored")
 
 
-def _put_in_place(path: Path) -> Path | None:
-    """Returns where the old database is kept, if there was one. Done again after a crash, it goes on where it was."""
-    fresh, kept = _restored(path), None
+def _finish_restore(path: Path) -> Path | None:
+    """Move the old database to backups/ and the new one into its place. Called again after a crash, it continues."""
+    restored, kept = _pending_restore(path), None
     if path.exists():
-        moment = timestamp(datetime.datetime.fromtimestamp(fresh.stat().st_mtime, datetime.UTC))
-        kept = path.parent / "backups" / f"{PUT_AWAY}{moment[:19].replace(':', '')}.db"
+        moment = timestamp(datetime.datetime.fromtimestamp(restored.stat().st_mtime, datetime.UTC))
+        kept = path.parent / "backups" / f"{REPLACED_PREFIX}{moment[:19].replace(':', '')}.db"
         kept.parent.mkdir(mode=0o700, exist_ok=True)
-        for ending in ("-wal", "-shm", ""):  # together they are the old database, whatever state it is in
-            part = path.with_name(path.name + ending)
+        for suffix in ("-wal", "-shm", ""):
+            part = path.with_name(path.name + suffix)
             if part.exists():
-                part.replace(kept.with_name(kept.name + ending))
-    fresh.replace(path)
+                part.replace(kept.with_name(kept.name + suffix))
+    restored.replace(path)
     return kept

@@ -177,7 +177,7 @@ async def _keep_house(config: Config, database: Database, auth: Auth, importer: 
         """Each by itself: one that fails keeps no other from being done."""
         try:
             await chore()
-        except (db.Unsound, db.DatabaseUnusable) as error:
+        except (db.DatabaseDamaged, db.DatabaseUnusable) as error:
             database.damaged = True
             log.critical("%s", db.explain(config.database, error))
         except (FiresideError, OSError, sqlite3.Error) as error:

@@ -122,7 +122,6 @@ def build(path: Path, conversations: int, long: int) -> None:
         )
         conn.execute("INSERT INTO message_words (rowid, owner, text) SELECT id, 'u1', words(content) FROM messages")
         conn.execute("INSERT INTO title_words (rowid, owner, text) SELECT id, 'u1', words(title) FROM conversations")
-        conn.execute("INSERT INTO title_letters (rowid, title_key) SELECT id, title_key FROM conversations")
         conn.execute("COMMIT")
         queries.conversations.optimize(conn)
         conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -107,7 +107,7 @@ def backup(options: dict[str, Any]) -> int:
         with db.lock(settings.data_dir):
             try:
                 db.copy(settings.database, target)
-            except db.Unsound as error:
+            except db.DatabaseDamaged as error:
                 raise Failed(db.explain(settings.database, error)) from None
     print(f"{target}: {target.stat().st_size:,} bytes, checked")
     return 0

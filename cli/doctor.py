@@ -115,7 +115,10 @@ def _examine_backup(data_dir: Path) -> tuple[str, str]:
     try:
         db.examine(backup)
     except (sqlite3.Error, DatabaseUnusable) as error:
-        return BAD, f"newest backup {backup} cannot be restored: {error}. Make another: fireside backup FILE"
+        return (
+            BAD,
+            f"newest backup {backup} cannot be restored: {db.describe(error)}. Make another: fireside backup FILE",
+        )
     return OK, f"newest backup {backup}, integrity check passed"
 
 

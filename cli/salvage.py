@@ -86,7 +86,7 @@ class _Salvage:
         self._give_owners()
         self._mend_trees()
         self._index()
-        self.new.execute(db.COUNT_STORED_BYTES)
+        self.new.execute(db.RECOUNT_STORED_BYTES)
         counted = (self.new.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES[:3])
         self.saved.users, self.saved.conversations, self.saved.messages = counted
         return self.saved
@@ -236,7 +236,7 @@ class _Salvage:
                 title = row["title"]
             key = queries.conversations.title_key(title)
             new.execute("UPDATE conversations SET title = ?, title_key = ? WHERE id = ?", (title, key, row["id"]))
-            search.index_title(new, row["user_id"], row["id"], title, key)
+            search.index_title(new, row["user_id"], row["id"], title)
         final = (
             "SELECT m.id, m.content, c.user_id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
             " WHERE m.status != 'generating' ORDER BY m.id"

@@ -3,7 +3,8 @@
 import json
 import sqlite3
 import uuid
-from collections.abc import Collection, Iterable
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Struct
@@ -11,8 +12,13 @@ from msgspec import Struct
 from ..db import Connection, insert, now
 from ..errors import AlreadyAnswered, GenerationActive, NotFound, NoUserMessage
 from . import search
-from .conversations import _newest_images, count_stored, owned
-from .messages import _PATH, Image, _message_of
+from .conversations import add_stored_bytes, owned
+from .messages import PATH, Image, get_message_row
+
+SENT_IMAGES = 32  # of a prompt: more fill the context of a local model, at several hundred tokens each
+SENT_IMAGE_BYTES = (
+    32 * 1024 * 1024
+)  # more than one request can add, so that the images of a new message are always sent
 
 
 class Turn(Struct):
@@ -123,7 +129,7 @@ def _question(conn: Connection, conversation: sqlite3.Row, message_id: int | Non
     if message_id is None:
         message = conn.execute(row_at, (conversation["active_message_id"],)).fetchone()
     else:
-        message = _message_of(conn, conversation["id"], message_id)
+        message = get_message_row(conn, conversation["id"], message_id)
     row = message
     while row is not None and row["role"] != "user":
         row = conn.execute(row_at, (row["parent_id"],)).fetchone()
@@ -208,7 +214,7 @@ def get_prompt(conn: Connection, question_id: int) -> Prompt:
     if conversation is None:  # purged meanwhile
         raise NotFound("conversation")
     rows = conn.execute(
-        _PATH + "SELECT m.id, m.role, m.content, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
+        PATH + "SELECT m.id, m.role, m.content, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
         " coalesce(json_extract(m.stats, '$.omitted_messages'), 0) AS omitted,"
         " json_extract(m.stats, '$.context_length') AS context_length,"
         " m.role = 'user' AND EXISTS (SELECT 1 FROM images i WHERE i.message_id = m.id) AS illustrated"
@@ -217,7 +223,7 @@ def get_prompt(conn: Connection, question_id: int) -> Prompt:
     ).fetchall()
     sizes = "SELECT id, length(data) FROM images WHERE message_id = ? ORDER BY position"
     stored = {row["id"]: conn.execute(sizes, (row["id"],)).fetchall() for row in rows if row["illustrated"]}
-    sent = _newest_images(stored.values())
+    sent = _choose_images(stored.values())
     select = "SELECT media_type, data FROM images WHERE id = ?"
     images = {
         message_id: [Image(*conn.execute(select, (image_id,)).fetchone()) for image_id, _ in found if image_id in sent]
@@ -238,6 +244,25 @@ def get_prompt(conn: Connection, question_id: int) -> Prompt:
             for row in rows
         ],
     )
+
+
+def _choose_images(messages: Iterable[Sequence[tuple[int, int]]]) -> set[int]:
+    """Return the ids of the images to send. `messages`: (id, bytes) of the images of each message of a path, oldest first.
+
+    Above a limit the oldest images are left out until half of it is free, so that the next prompts begin with the same bytes, which
+    the model server has cached. A message that is above a limit by itself keeps its last images.
+    """
+    sent: deque[tuple[int, int]] = deque()
+    used = 0
+    for images in messages:
+        sent.extend(images)
+        used += sum(size for _, size in images)
+        full = len(sent) > SENT_IMAGES or used > SENT_IMAGE_BYTES
+        while full and len(sent) > len(images) and (len(sent) > SENT_IMAGES / 2 or used > SENT_IMAGE_BYTES / 2):
+            used -= sent.popleft()[1]
+        while len(sent) > SENT_IMAGES or used > SENT_IMAGE_BYTES:
+            used -= sent.popleft()[1]
+    return {image_id for image_id, _ in sent}
 
 
 def add_parts(conn: Connection, parts: Iterable[SavedPart]) -> None:
@@ -295,7 +320,7 @@ def finish_generation(
     conn.execute("UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ?", (now(), row[0][0]))
     owner = conn.execute("SELECT user_id FROM conversations WHERE id = ?", (row[0][0],)).fetchone()[0]
     search.index_message(conn, owner, recording.message_id, recording.content)
-    count_stored(conn, owner, len(recording.content.encode()) + len(recording.reasoning.encode()))
+    add_stored_bytes(conn, owner, len(recording.content.encode()) + len(recording.reasoning.encode()))
 
 
 def get_recording(conn: Connection, user_id: int, generation_id: str) -> Recording:

@@ -1,4 +1,4 @@
-"""Queries of messages, their versions and their images."""
+"""Queries of messages, their versions and their images. See conversations.py for the first parameter."""
 
 import json
 import sqlite3
@@ -10,11 +10,19 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from ..db import Connection, insert, now
 from ..errors import NotFound
 from . import search
-from .conversations import Conversation, _set_title, add_conversation, count_stored, get_conversation, owned, title_from
+from .conversations import (
+    Conversation,
+    add_conversation,
+    add_stored_bytes,
+    get_conversation,
+    owned,
+    set_title,
+    title_from,
+)
 
 
 class Message(Struct):
-    """A message of the active path. What only answers have is UNSET on questions, and left out of the JSON."""
+    """A message of the active path. Fields that only answers have are UNSET in questions, so the JSON does not contain them."""
 
     id: int
     role: str
@@ -31,7 +39,7 @@ class Message(Struct):
     stats: Raw | None | UnsetType = UNSET
     error: Raw | None | UnsetType = UNSET
     images: list[dict[str, Any]] | UnsetType = UNSET
-    blocks: list[Any] | UnsetType = UNSET  # the content rendered, when a page asks for it
+    blocks: list[Any] | UnsetType = UNSET  # the rendered content, for a request that asks for it
 
 
 class Image(Struct):
@@ -48,24 +56,25 @@ def begin_conversation(
     images: Collection[Image],
     max_bytes: int = 0,
 ) -> Conversation:
-    """Add a conversation with its first message. A repeated `client_id` returns the conversation that it made before, if that is recent.
+    """Add a conversation with its first message, or return the recent one whose first message has this `client_id`.
 
     Raises QuotaExceeded as `add_message`.
     """
-    made = conn.execute(
+    known = conn.execute(
         "SELECT m.conversation_id FROM (SELECT id FROM conversations WHERE user_id = ? AND deleted_at IS NULL AND hidden = 0"
         " ORDER BY updated_at DESC LIMIT 20) c JOIN messages m ON m.conversation_id = c.id AND m.client_id = ?",
         (user_id, client_id),
     ).fetchone()
-    if made:
-        return get_conversation(conn, user_id, made[0])
-    conversation = add_conversation(conn, user_id, fields)
+    if known:
+        return get_conversation(conn, user_id, known["conversation_id"])
+    conversation = add_conversation(conn, user_id, fields, max_bytes)
     add_message(conn, user_id, conversation.id, content, client_id=client_id, images=images, max_bytes=max_bytes)
     return get_conversation(conn, user_id, conversation.id)
 
 
-# Not a join: for that SQLite may read all messages first, to make a Bloom filter of them. The NULL above a first message joins none.
-_PATH = """
+# The path from message :leaf to the first message, at most :limit messages. Subqueries and not a join: for a join SQLite may read
+# all messages to build a Bloom filter. The path ends with a NULL, the parent of the first message.
+PATH = """
 WITH RECURSIVE path (id, depth) AS (
     SELECT :leaf, 0 WHERE :leaf IS NOT NULL
     UNION ALL
@@ -73,7 +82,7 @@ WITH RECURSIVE path (id, depth) AS (
     LIMIT :limit
 )
 """
-_MESSAGE = """
+_SELECT = """
 SELECT m.id, m.role, m.content, m.created_at, m.parent_id, m.status, m.token_usage, m.provider_id, m.model, g.id AS generation_id,
     m.reasoning, m.stats, m.error,
     (SELECT json_group_array(id) FROM (
@@ -89,19 +98,14 @@ ORDER BY path.depth DESC
 
 def _message(row: sqlite3.Row) -> Message:
     siblings = json.loads(row["siblings"])
+    names = ("id", "role", "content", "created_at", "parent_id", "status")
     message = Message(
-        id=row["id"],
-        role=row["role"],
-        content=row["content"],
-        created_at=row["created_at"],
-        parent_id=row["parent_id"],
-        status=row["status"],
-        versions={"ids": siblings, "index": siblings.index(row["id"])},
+        **{name: row[name] for name in names}, versions={"ids": siblings, "index": siblings.index(row["id"])}
     )
     if row["role"] == "assistant":
+        for name in ("provider_id", "model", "generation_id", "reasoning"):
+            setattr(message, name, row[name])
         message.token_usage = Raw(row["token_usage"].encode()) if row["token_usage"] else UNSET
-        message.provider_id, message.model = row["provider_id"], row["model"]
-        message.generation_id, message.reasoning = row["generation_id"], row["reasoning"]
         message.stats = Raw(row["stats"].encode()) if row["stats"] else None
         message.error = Raw(row["error"].encode()) if row["error"] else None
     if row["images"] != "[]":
@@ -112,14 +116,14 @@ def _message(row: sqlite3.Row) -> Message:
 def list_messages(
     conn: Connection, user_id: int, conversation_id: int, limit: int = -1, before: int | None = None
 ) -> list[Message]:
-    """The active path, oldest first: its last `limit` messages, or the last before message `before`."""
+    """Return the last `limit` messages of the active path, oldest first; with `before`, of the path above that message."""
     leaf = owned(conn, user_id, conversation_id)["active_message_id"]
     if before is not None:
-        leaf = _message_of(conn, conversation_id, before)["parent_id"]
-    return [_message(row) for row in conn.execute(_PATH + _MESSAGE, {"leaf": leaf, "limit": limit})]
+        leaf = get_message_row(conn, conversation_id, before)["parent_id"]
+    return [_message(row) for row in conn.execute(PATH + _SELECT, {"leaf": leaf, "limit": limit})]
 
 
-def _message_of(conn: Connection, conversation_id: int, message_id: int) -> sqlite3.Row:
+def get_message_row(conn: Connection, conversation_id: int, message_id: int) -> sqlite3.Row:
     row: sqlite3.Row | None = conn.execute(
         "SELECT * FROM messages WHERE id = ? AND conversation_id = ?", (message_id, conversation_id)
     ).fetchone()
@@ -138,9 +142,9 @@ def add_message(
     images: Collection[Image] = (),
     max_bytes: int = 0,
 ) -> int:
-    """A question below `parent_id` (UNSET: the active leaf; None: a first message), which becomes the active leaf. Returns its id.
+    """Add a question, which becomes the active leaf, and return its id. A known `client_id` returns the id of that message.
 
-    Raises QuotaExceeded when the user's messages would take more than `max_bytes` (0: no limit).
+    `parent_id`: UNSET for the active leaf, None for a first message. Raises QuotaExceeded above `max_bytes` (0: no limit).
     """
     conversation = owned(conn, user_id, conversation_id)
     if client_id is not None:
@@ -148,11 +152,11 @@ def add_message(
             "SELECT id FROM messages WHERE conversation_id = ? AND client_id = ?", (conversation_id, client_id)
         ).fetchone()
         if known:
-            return int(known[0])
+            return int(known["id"])
     if parent_id is UNSET:
         parent_id = conversation["active_message_id"]
     elif parent_id is not None:
-        _message_of(conn, conversation_id, parent_id)
+        get_message_row(conn, conversation_id, parent_id)
     moment = now()
     message_id = insert(
         conn,
@@ -162,21 +166,21 @@ def add_message(
     )
     for position, image in enumerate(images):
         add_image(conn, message_id, position, image)
-    count_stored(conn, user_id, len(content.encode()) + sum(len(image.data) for image in images), max_bytes)
+    add_stored_bytes(conn, user_id, len(content.encode()) + sum(len(image.data) for image in images), max_bytes)
     conn.execute(
         "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?",
         (message_id, moment, conversation_id),
     )
     search.index_message(conn, user_id, message_id, content)
     if parent_id is None and not conversation["named"]:
-        _set_title(conn, conversation, title_from(content))
+        set_title(conn, conversation, title_from(content))
     return message_id
 
 
 def set_active(conn: Connection, user_id: int, conversation_id: int, message_id: int) -> int:
-    """Make the path through this message the active one, on to the newest message below it. Returns the leaf's id."""
+    """Activate the path through this message to the newest message below it. Return the id of that leaf."""
     owned(conn, user_id, conversation_id)
-    _message_of(conn, conversation_id, message_id)
+    get_message_row(conn, conversation_id, message_id)
     leaf = message_id
     newest_child = "SELECT max(id) FROM messages WHERE conversation_id = ? AND parent_id = ?"
     while child := conn.execute(newest_child, (conversation_id, leaf)).fetchone()[0]:
@@ -198,7 +202,7 @@ def get_image(conn: Connection, user_id: int, image_id: int) -> Image:
         (image_id,),
     ).fetchone()
     try:
-        owned(conn, user_id, row[0] if row else 0)
+        owned(conn, user_id, row["conversation_id"] if row else 0)
     except NotFound:
         raise NotFound("image") from None
-    return Image(row[1], row[2])
+    return Image(row["media_type"], row["data"])

@@ -125,21 +125,16 @@ def unindex_message(conn: sqlite3.Connection, user_id: int, message: sqlite3.Row
         )
 
 
-def index_title(conn: sqlite3.Connection, user_id: int, conversation_id: int, title: str, title_key: str) -> None:
+def index_title(conn: sqlite3.Connection, user_id: int, conversation_id: int, title: str) -> None:
     conn.execute(
         "INSERT INTO title_words (rowid, owner, text) VALUES (?, ?, ?)", (conversation_id, f"u{user_id}", words(title))
     )
-    conn.execute("INSERT INTO title_letters (rowid, title_key) VALUES (?, ?)", (conversation_id, title_key))
 
 
 def unindex_title(conn: sqlite3.Connection, conversation: sqlite3.Row) -> None:
     conn.execute(
         "INSERT INTO title_words (title_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)",
         (conversation["id"], f"u{conversation['user_id']}", words(conversation["title"])),
-    )
-    conn.execute(
-        "INSERT INTO title_letters (title_letters, rowid, title_key) VALUES ('delete', ?, ?)",
-        (conversation["id"], conversation["title_key"]),
     )
 
 

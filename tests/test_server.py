@@ -761,6 +761,12 @@ async def test_a_user_may_store_so_many_bytes_and_no_more(tmp_path: Path, upstre
         assert code(await ann.post(path, json={"content": "More"})) == refused
         good(await ann.delete(f"/conversations/{conversation_id}"))
         other = await ann.conversation()
+        prompt = {"system_prompt": "Be brief. " * 10_000}
+        for refusal in (
+            await ann.post("/conversations", json=prompt),
+            await ann.patch(f"/conversations/{other}", json=prompt),
+        ):
+            assert code(refusal) == refused
         full = await ann.post(f"/conversations/{other}/messages", json={"content": "More"})
         assert code(full) == refused, "the bin counts"
         assert "Delete some for good" in full.json()["message"]

@@ -46,15 +46,14 @@ def get_beginning(conn: Connection, conversation_id: int) -> sqlite3.Row | None:
 
 def add_conversation(conn: Connection, user_id: int, fields: dict[str, Any]) -> int:
     """Add a hidden conversation; `show_imported` ends it. `fields`: every other column but id, title_key, source and active_message_id."""
-    key = title_key(fields["title"])
     conversation_id = insert(
         conn,
         "INSERT INTO conversations (user_id, title, title_key, named, system_prompt, provider_id, model, settings,"
         " pinned, created_at, updated_at, deleted_at, hidden) VALUES (:user_id, :title, :title_key, :named,"
         " :system_prompt, :provider_id, :model, :settings, :pinned, :created_at, :updated_at, :deleted_at, 1)",
-        fields | {"user_id": user_id, "title_key": key},
+        fields | {"user_id": user_id, "title_key": title_key(fields["title"])},
     )
-    search.index_title(conn, user_id, conversation_id, fields["title"], key)
+    search.index_title(conn, user_id, conversation_id, fields["title"])
     return conversation_id
 
 

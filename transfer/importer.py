@@ -211,7 +211,7 @@ class _Import:
             done += 1
             if self.grows or self.undone or time.monotonic() > end:
                 break
-        queries.conversations.count_stored(conn, self.user_id, self._size, self._max_bytes)
+        queries.conversations.add_stored_bytes(conn, self.user_id, self._size, self._max_bytes)
         return done
 
     def _do(self, conn: Connection, step: source.Step) -> None:
@@ -263,6 +263,7 @@ class _Import:
 
     def _add_conversation(self, conn: Connection, conversation: Conversation) -> int:
         row = msgspec.structs.asdict(conversation) | {"settings": _encode(conversation.settings)}
+        self._size += len(conversation.system_prompt.encode())
         return archive.add_conversation(conn, self.user_id, row)
 
     def _add(self, conn: Connection, message: Message) -> None:

@@ -174,8 +174,11 @@ def _defaults(found: dict[str, Any]) -> dict[str, Any]:
 
 async def create_conversation(call: Call) -> Any:
     body: schemas.NewConversation = call.body
+    quota = call.state.config.user_max_bytes
     if not isinstance(body.message, schemas.NewMessage):
-        return await call.state.database.write(queries.conversations.add_conversation, call.user_id, body.given())
+        return await call.state.database.write(
+            queries.conversations.add_conversation, call.user_id, body.given(), quota
+        )
     images = _check_message(body.message, "message.")
     message = body.message
     return await call.state.database.write(
@@ -185,7 +188,7 @@ async def create_conversation(call: Call) -> Any:
         message.content,
         message.client_id,
         images,
-        call.state.config.user_max_bytes,
+        quota,
     )
 
 
@@ -234,7 +237,11 @@ async def change_conversation(call: Call) -> Any:
     if fields.get("title", "") is None:
         raise Invalid("title: must be a text")
     await call.state.database.write(
-        queries.conversations.set_conversation, call.user_id, call.path_id("conversation_id"), fields
+        queries.conversations.set_conversation,
+        call.user_id,
+        call.path_id("conversation_id"),
+        fields,
+        call.state.config.user_max_bytes,
     )
     return {"message": "Conversation renamed" if "title" in fields else "Conversation updated"}
 
@@ -515,7 +522,7 @@ async def control_backup(call: Call) -> Any:
     database = call.state.config.database
     try:
         await asyncio.to_thread(db.copy, database, Path(body.file))
-    except db.Unsound as error:
+    except db.DatabaseDamaged as error:
         raise StorageUnavailable(db.explain(database, error)) from None
     except (OSError, sqlite3.Error) as error:
         raise StorageUnavailable(f"{body.file}: {getattr(error, 'strerror', None) or error}") from None

@@ -235,8 +235,8 @@ def pictures(message: dict[str, Any]) -> list[bytes]:
 async def test_older_images_are_left_out_in_large_steps(
     ann: Person, running: Running, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, count: int, size: int
 ) -> None:
-    monkeypatch.setattr(queries.conversations, "SENT_IMAGES", count)
-    monkeypatch.setattr(queries.conversations, "SENT_IMAGE_BYTES", size * 32)
+    monkeypatch.setattr(queries.generations, "SENT_IMAGES", count)
+    monkeypatch.setattr(queries.generations, "SENT_IMAGE_BYTES", size * 32)
     conversation_id = await ann.conversation()
     stored: list[bytes] = []
     first: list[bytes] = []

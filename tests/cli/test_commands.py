@@ -601,7 +601,7 @@ def test_a_start_on_a_full_disk_says_so_and_not_that_a_backup_is_needed(tmp_path
 
 DAMAGES = {
     "the database is damaged": ("fireside.db", b"no database " * 1000, "fireside.db: cannot be used"),
-    "the database is another program's": ("fireside.db", None, "not one of Fireside's"),
+    "the database is another program's": ("fireside.db", None, "database of another program"),
     "a file is in the way": ("bootstrap-token/x", b"", "bootstrap-token"),
     "the log is not a file": ("fireside.log/x", b"", "fireside.log: "),
     "the commands cannot be told": ("service.json/x", b"", "service.json: "),
@@ -726,7 +726,7 @@ def test_what_a_damaged_database_still_has_is_saved_and_put_in_its_place(tmp_pat
 
     refused = run(*here, "--port", "0")  # which writes down what the kill had left in the log, as every start does
     before = database.read_bytes()
-    assert refused.returncode == 1 and "What can still be read of it: fireside salvage NEW." in refused.stderr
+    assert refused.returncode == 1 and "To save what can still be read: fireside salvage NEW." in refused.stderr
     assert "fireside salvage NEW" in run("doctor", *here).stdout
     salvaged = run("salvage", new, *here)
     assert (salvaged.returncode, salvaged.stderr) == (0, "")

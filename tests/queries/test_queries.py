@@ -73,10 +73,10 @@ def purge(conn: Connection, user_id: int, conversation_id: int) -> None:
 
 
 def remove(conn: Connection, conversation_id: int) -> None:
-    ids = queries.conversations._newest_first(conn, conversation_id)
+    ids = queries.conversations.list_message_ids(conn, conversation_id)
     while ids:
         ids = queries.conversations.remove_messages(conn, ids)
-    queries.conversations._remove_conversation(conn, conversation_id)
+    queries.conversations.remove_emptied(conn, conversation_id)
 
 
 def look(
@@ -511,7 +511,7 @@ def test_images_belong_to_their_message_in_order(conn: Connection) -> None:
 
 def test_images_that_are_not_sent_are_not_read(conn: Connection) -> None:
     conversation_id = conversation(conn)
-    big = Image("image/png", b"x" * (queries.conversations.SENT_IMAGE_BYTES // 2 + 1))
+    big = Image("image/png", b"x" * (queries.generations.SENT_IMAGE_BYTES // 2 + 1))
     for _ in range(3):
         question_id = queries.messages.add_message(conn, ANN, conversation_id, "look", images=[big])
     statements: list[str] = []
@@ -530,8 +530,8 @@ def test_message_with_too_many_images_keeps_its_last_ones(conn: Connection) -> N
     question_id = queries.messages.add_message(conn, ANN, conversation_id, "look", images=images)
     [turn] = queries.generations.get_prompt(conn, question_id).turns
     assert (
-        turn.images == images[-queries.conversations.SENT_IMAGES :]
-        and turn.omitted_images == 50 - queries.conversations.SENT_IMAGES
+        turn.images == images[-queries.generations.SENT_IMAGES :]
+        and turn.omitted_images == 50 - queries.generations.SENT_IMAGES
     )
 
 
@@ -692,7 +692,6 @@ WHAT_IS_HELD = {
     "message_words": "SELECT m.id, 'u' || c.user_id, words(m.content) FROM messages m"
     " JOIN conversations c ON c.id = m.conversation_id WHERE m.status <> 'generating' AND m.content <> ''",
     "title_words": "SELECT id, 'u' || user_id, words(title) FROM conversations",
-    "title_letters": "SELECT id, title_key FROM conversations",
 }
 words = st.text("abc äÉ日本語 x\n'\"", min_size=1, max_size=20).filter(str.strip)
 
@@ -708,8 +707,7 @@ def terms(conn: Connection, index: str) -> set[tuple[Any, ...]]:
 def rebuilt(conn: Connection, index: str) -> set[tuple[Any, ...]]:
     """What it would hold if it were made anew from the rows that are there."""
     made = conn.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (index,)).fetchone()[0]
-    made = made.replace(index, "rebuilt", 1).replace("content = 'conversations', content_rowid = 'id'", "content = ''")
-    conn.execute(made)
+    conn.execute(made.replace(index, "rebuilt", 1))
     conn.create_function("words", 1, search.words)
     columns = conn.execute("SELECT name FROM pragma_table_info('rebuilt')").fetchall()
     names = ", ".join(name for (name,) in columns)
@@ -752,8 +750,8 @@ class Indexes(RuleBasedStateMachine):
         return user, self.done(queries.conversations.add_conversation, user, {"title": title}).id
 
     @rule(at=conversations, title=words)
-    def rename(self, at: tuple[int, int], title: str) -> None:
-        self.done(queries.conversations.set_conversation, *at, {"title": title})
+    def change(self, at: tuple[int, int], title: str) -> None:
+        self.done(queries.conversations.set_conversation, *at, {"title": title, "system_prompt": title[1:]})
 
     @rule(at=conversations, text=words, first=st.booleans())
     def say(self, at: tuple[int, int], text: str, first: bool) -> None:
@@ -789,8 +787,8 @@ class Indexes(RuleBasedStateMachine):
     @invariant()
     def stored_bytes_are_those_of_the_messages(self) -> None:
         taken = (
-            "SELECT coalesce(sum(length(CAST(m.content AS BLOB))), 0) FROM conversations c"
-            " JOIN messages m ON m.conversation_id = c.id WHERE c.user_id = users.id"
+            "SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (SELECT coalesce(sum(length(CAST(content AS BLOB))), 0)"
+            " FROM messages WHERE conversation_id = c.id)), 0) FROM conversations c WHERE c.user_id = users.id"
         )
         for row in self.conn.execute(f"SELECT stored_bytes, ({taken}) FROM users").fetchall():
             assert row[0] == row[1]

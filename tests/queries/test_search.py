@@ -406,7 +406,7 @@ async def test_a_search_ends_when_its_client_leaves(
     monkeypatch.setattr(handlers, "SEARCH_SECONDS", 10 * PATIENCE)
     await add_long_messages(running, 1)
     left = [asyncio.create_task(ann.get("/search", params=LONG_PHRASE)) for _ in range(3)]
-    await until(lambda: running.state.database._slow)
+    await until(lambda: max(running.state.database._load.values()) >= db.SLOW_READ_LOAD)
     for request in left:
         request.cancel()
     assert good(await ann.get("/search", params={"q": "zebra"})) == {"results": []}

@@ -171,7 +171,7 @@ def test_a_copy_that_is_not_sound_is_not_kept(tmp_path: Path) -> None:
     path = made(tmp_path / "fireside.db")
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO login_links VALUES (x'00', 77, '')")
-    with pytest.raises(db.Unsound, match="login_links"):
+    with pytest.raises(db.DatabaseDamaged, match="login_links"):
         db.copy(path, tmp_path / "copy.db")
     assert [file.name for file in tmp_path.iterdir() if "copy" in file.name] == []
 
@@ -260,13 +260,16 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
     backup.chmod(0o644)
     status, said = doctor(data)
     assert status == 1
-    assert f"BAD  newest backup {backup} cannot be restored: file is not a database. Make another: " in said
+    assert f"BAD  newest backup {backup} cannot be restored: the file is not an SQLite database. Make another: " in said
     assert f"BAD  {backup} can be read by others: chmod 600 {backup}" in said
     path.write_bytes(b"nothing")
     data.chmod(0o755)
     status, said = doctor(data)
     assert f"BAD  {data} can be read by others: chmod 700 {data}" in said
-    assert f"BAD  {path}: cannot be used: file is not a database. The file was left as it is. The newest backup" in said
+    assert (
+        f"BAD  {path}: cannot be used: the file is not an SQLite database. The file was left as it is. The newest backup"
+        in said
+    )
     assert status == 1 and "Traceback" not in said
 
 
@@ -370,13 +373,13 @@ async def test_a_file_that_may_not_grow_is_a_full_disk(running: Running, ann: Pe
 async def test_a_database_that_another_program_holds_is_waited_for_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "BUSY_MS", 50)
+    monkeypatch.setattr(db, "BUSY_TIMEOUT_MS", 50)
     async with Running(tmp_path) as running:
         ann = await running.first()
         with contextlib.closing(sqlite3.connect(running.config.database, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             answer = await ann.post("/conversations", json={})
-            assert code(answer) == (503, "STORAGE_UNAVAILABLE") and "Another program" in answer.json()["message"]
+            assert code(answer) == (503, "STORAGE_UNAVAILABLE") and "another program" in answer.json()["message"]
             assert good(await ann.get("/conversations")) == []
             other.execute("ROLLBACK")
         good(await ann.post("/conversations", json={}))
@@ -410,7 +413,7 @@ async def test_a_text_that_rots_is_shown_with_marks_and_kept_out_of_the_log(
 
 async def test_damage_is_looked_for_while_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is too large to be checked before the start."""
-    monkeypatch.setattr(db, "CHECK_AT_START_BYTES", 0)
+    monkeypatch.setattr(db, "STARTUP_CHECK_MAX_BYTES", 0)
     path = made(tmp_path / "fireside.db", "ann")
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         row = "INSERT INTO invites (code_hash, role, created_by, created_at, expires_at) VALUES (randomblob(32), 'user', 1, '', '')"

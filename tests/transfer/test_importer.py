@@ -873,7 +873,9 @@ def stored(conn: sqlite3.Connection, user_id: int) -> int:
 def stored_size(conversation: dict[str, Any]) -> int:
     texts = [message[name] for message in conversation["messages"] for name in ("content", "reasoning")]
     images = [image[2] for message in conversation["messages"] for image in message["images"]]
-    return sum(len(text.encode()) for text in texts) + sum(map(len, images))
+    return (
+        len(conversation["system_prompt"].encode()) + sum(len(text.encode()) for text in texts) + sum(map(len, images))
+    )
 
 
 async def test_an_import_ends_where_the_user_has_no_more_room(database: Database, ann: int, tmp_path: Path) -> None:
