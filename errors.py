@@ -1,43 +1,13 @@
-"""Everything that Fireside says no with.
+"""The errors of Fireside, each with an HTTP status and an error code.
 
-    FiresideError                 500 INTERNAL_ERROR
-      Invalid                     400 VALIDATION_ERROR
-        InvalidInvite             400 INVALID_INVITE
-        NoUserMessage             400 NO_USER_MESSAGE
-      AuthRequired                401 AUTH_REQUIRED
-        InvalidCredentials        401 INVALID_CREDENTIALS
-      Forbidden                   403 FORBIDDEN
-        CsrfInvalid               403 CSRF_INVALID
-        HostNotAllowed            403 HOST_NOT_ALLOWED
-        OriginNotAllowed          403 ORIGIN_NOT_ALLOWED
-        BootstrapDisabled         403 BOOTSTRAP_DISABLED
-        InvalidBootstrapToken     403 INVALID_BOOTSTRAP_TOKEN
-      NotFound(thing)             404 <THING>_NOT_FOUND
-      MethodNotAllowed            405 METHOD_NOT_ALLOWED
-      Conflict                    409 CONFLICT
-        UsernameExists            409 USERNAME_EXISTS
-        GenerationActive          409 GENERATION_ACTIVE
-        AlreadyAnswered           409 ALREADY_ANSWERED
-        LastAdmin                 409 LAST_ADMIN
-      RequestTimeout              408 REQUEST_TIMEOUT
-      BodyTooLarge                413 BODY_TOO_LARGE
-      QuotaExceeded               413 QUOTA_EXCEEDED
-      UnsupportedMediaType        415 UNSUPPORTED_MEDIA_TYPE
-      RateLimited(seconds)        429 RATE_LIMITED
-      HeadersTooLarge             431 HEADERS_TOO_LARGE
-      ProviderFailed(code)        502 code: what a model server did wrong, also as an `error` event
-      StorageUnavailable          503 STORAGE_UNAVAILABLE
-        Stopping                  503 STORAGE_UNAVAILABLE
-      QueryTimeout                503 QUERY_TIMEOUT
-
-A message is written for the person who reads it. It never carries a secret or a stack trace.
+Messages are for people. They contain no secret, no stack trace and no text of a library.
 """
 
 
 class FiresideError(Exception):
     status = 500
     code = "INTERNAL_ERROR"
-    message = "Something went wrong inside Fireside. The server's log says what."
+    message = "Internal error. The cause is in Fireside's log."
 
     def __init__(self, message: str | None = None) -> None:
         if message is not None:
@@ -46,6 +16,7 @@ class FiresideError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
+        """The headers of the HTTP response."""
         return {}
 
 
@@ -57,7 +28,7 @@ class Invalid(FiresideError):
 
 class InvalidInvite(Invalid):
     code = "INVALID_INVITE"
-    message = "This invite is not valid: it was used, revoked, has expired, or never existed."
+    message = "This invite is not valid. It was used, was revoked, has expired or never existed."
 
 
 class NoUserMessage(Invalid):
@@ -84,27 +55,27 @@ class Forbidden(FiresideError):
 
 class CsrfInvalid(Forbidden):
     code = "CSRF_INVALID"
-    message = "The X-CSRF-Token header is missing or wrong. GET /auth/me gives the right one."
+    message = "The X-CSRF-Token header is missing or wrong. GET /auth/me returns the right one."
 
 
 class HostNotAllowed(Forbidden):
     code = "HOST_NOT_ALLOWED"
-    message = "Fireside does not answer to this host name. Add it to allowed_hosts in config.toml if it should."
+    message = "This host name is not allowed. To allow it, add it to allowed_hosts in config.toml."
 
 
 class OriginNotAllowed(Forbidden):
     code = "ORIGIN_NOT_ALLOWED"
-    message = "Requests from other sites are not accepted."
+    message = "Requests from this origin are not allowed. To allow them, add it to allowed_origins in config.toml."
 
 
 class BootstrapDisabled(Forbidden):
     code = "BOOTSTRAP_DISABLED"
-    message = "The first account exists already."
+    message = "The first account already exists. Sign in instead."
 
 
 class InvalidBootstrapToken(Forbidden):
     code = "INVALID_BOOTSTRAP_TOKEN"
-    message = "The bootstrap token is missing or wrong. The link that the server printed carries the right one."
+    message = "The bootstrap token is missing or wrong. Open the link that the server printed."
 
 
 class NotFound(FiresideError):
@@ -120,7 +91,7 @@ class NotFound(FiresideError):
 class MethodNotAllowed(FiresideError):
     status = 405
     code = "METHOD_NOT_ALLOWED"
-    message = "This path does not take this method."
+    message = "This path does not support this method."
 
 
 class Conflict(FiresideError):
@@ -130,22 +101,22 @@ class Conflict(FiresideError):
 
 class UsernameExists(Conflict):
     code = "USERNAME_EXISTS"
-    message = "This user name is taken, or looks like one that is. Choose another."
+    message = "This user name is taken, or looks like one that is taken. Choose another."
 
 
 class GenerationActive(Conflict):
     code = "GENERATION_ACTIVE"
-    message = "An answer is being written in this conversation. Wait for it, or cancel it."
+    message = "An answer is being generated in this conversation. Wait for it or cancel it."
 
 
 class AlreadyAnswered(Conflict):
     code = "ALREADY_ANSWERED"
-    message = "Another model has answered this message. POST /chat/retry asks for another version."
+    message = "Another model has answered this message. Use POST /chat/retry for another version."
 
 
 class LastAdmin(Conflict):
     code = "LAST_ADMIN"
-    message = "The last active administrator can be neither demoted nor disabled."
+    message = "The last active administrator cannot be demoted or disabled."
 
 
 class RequestTimeout(FiresideError):
@@ -157,7 +128,9 @@ class RequestTimeout(FiresideError):
 class BodyTooLarge(FiresideError):
     status = 413
     code = "BODY_TOO_LARGE"
-    message = "The request's body is too large."
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request body must be at most {limit:,} bytes.")
 
 
 class QuotaExceeded(FiresideError):
@@ -166,7 +139,7 @@ class QuotaExceeded(FiresideError):
 
     def __init__(self, used: int, limit: int) -> None:
         super().__init__(
-            f"Your conversations would take {used:,} bytes of the {limit:,} that each user may have."
+            f"Your conversations would use {used:,} bytes; each user may use {limit:,}."
             " Delete some for good, or ask the administrator to raise user_max_bytes."
         )
 
@@ -174,7 +147,7 @@ class QuotaExceeded(FiresideError):
 class UnsupportedMediaType(FiresideError):
     status = 415
     code = "UNSUPPORTED_MEDIA_TYPE"
-    message = "A request's body must be application/json."
+    message = "The request body must be application/json."
 
 
 class RateLimited(FiresideError):
@@ -194,13 +167,13 @@ class HeadersTooLarge(FiresideError):
     status = 431
     code = "HEADERS_TOO_LARGE"
     message = (
-        "The request's headers have more than 16 KiB. Delete the cookies that other programs on this host have set,"
+        "The request headers are larger than 16 KiB. Delete the cookies that other programs on this host have set,"
         " then try again."
     )
 
 
 class ProviderFailed(FiresideError):
-    """A model server failed, or said no. `code` says how, `message` says it to the person who asked.
+    """A model server failed or refused a request, with one of these codes:
 
     PROVIDER_UNREACHABLE, PROVIDER_TIMEOUT, PROVIDER_AUTH, PROVIDER_BUSY, PROVIDER_ERROR, MODEL_NOT_FOUND,
     MODEL_NOT_LOADED, MODEL_LOAD_FAILED, CONTEXT_OVERFLOW, EMPTY_ANSWER, ANSWER_CUT_SHORT, ANSWER_TOO_LARGE,
@@ -219,12 +192,12 @@ class ProviderFailed(FiresideError):
 class StorageUnavailable(FiresideError):
     status = 503
     code = "STORAGE_UNAVAILABLE"
-    message = "The database cannot be written just now. Nothing was changed."
+    message = "The database cannot be written at the moment. Nothing was changed."
 
 
 class Stopping(StorageUnavailable):
     code = StorageUnavailable.code
-    message = "Fireside is stopping. Try again when it runs."
+    message = "Fireside is stopping. Try again when it is running."
 
 
 class QueryTimeout(FiresideError):
@@ -234,4 +207,4 @@ class QueryTimeout(FiresideError):
 
 
 class ConfigError(Exception):
-    """A setting is wrong. The message names it; the command line prints it and exits with 2."""
+    """A setting is wrong. The message names it; the command line prints the message and exits with status 2."""

@@ -1,4 +1,4 @@
-"""The application: every route in one table, and what stands around them."""
+"""The application: its routes in one table, its start and end, housekeeping, and the uvicorn server."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from . import db, queries
@@ -27,16 +27,17 @@ from .transfer.exporter import Exporter
 from .transfer.importer import Importer
 from .web import handlers, schemas
 from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines, half_of_connections
-from .web.endpoint import ADMIN, OWNER, PUBLIC, USER, Endpoint, State
-from .web.middleware import Guard, error_answer
+from .web.endpoint import ADMIN, OWNER, PUBLIC, USER, AppState, Endpoint
+from .web.middleware import SecurityMiddleware, error_response
 from .web.renderer import PRELOAD, Renderer
 
 log = logging.getLogger("fireside.server")
 
-MESSAGE_BYTES = 32 * 1024 * 1024  # of a message with images
-HOUSE_SECONDS = 60.0  # after the start, which it must not slow down
+MESSAGE_BYTES = 32 * 1024 * 1024  # of a request with images
+HOUSEKEEPING_DELAY_SECONDS = 60.0  # it would slow down the start
+HOUSEKEEPING_INTERVAL_SECONDS = 3600
 LISTEN_BACKLOG = 2048
-GOODBYE_SECONDS = 3  # what open connections get after the generations have ended and said so
+SHUTDOWN_TIMEOUT_SECONDS = 3  # for open connections, after all generations have ended
 
 # fmt: off
 ROUTES: tuple[Endpoint, ...] = (
@@ -61,7 +62,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/conversations",                                 handlers.create_conversation,  USER,   schemas.NewConversation, limit=MESSAGE_BYTES),
     Endpoint("GET",    "/conversations",                                 handlers.list_conversations,   USER,   query=schemas.ConversationQuery),
     Endpoint("GET",    "/conversations/{conversation_id}",               handlers.get_conversation,     USER),
-    Endpoint("PATCH",  "/conversations/{conversation_id}",               handlers.change_conversation,  USER,   schemas.ConversationFields),
+    Endpoint("PATCH",  "/conversations/{conversation_id}",               handlers.change_conversation,  USER,   schemas.ConversationChange),
     Endpoint("DELETE", "/conversations/{conversation_id}",               handlers.delete_conversation,  USER,   query=schemas.DeleteQuery),
     Endpoint("POST",   "/conversations/{conversation_id}/restore",       handlers.restore_conversation, USER),
     Endpoint("GET",    "/search",                                        handlers.search,               USER,   query=schemas.SearchQuery),
@@ -89,38 +90,41 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET",    "/conversations/{conversation_id}/export",        handlers.export_one,           USER,   query=schemas.ExportQuery),
     Endpoint("GET",    "/usage",                                         handlers.usage,                USER),
 
-    Endpoint("POST",   "/control/link",                                  handlers.control_link,         OWNER,  schemas.Person),
+    Endpoint("POST",   "/control/link",                                  handlers.control_link,         OWNER,  schemas.OptionalUser),
     Endpoint("POST",   "/control/invite",                                handlers.control_invite,       OWNER),
-    Endpoint("POST",   "/control/password",                              handlers.control_password,     OWNER,  schemas.NewPassword),
+    Endpoint("POST",   "/control/password",                              handlers.control_password,     OWNER,  schemas.PasswordReset),
     Endpoint("POST",   "/control/backup",                                handlers.control_backup,       OWNER,  schemas.BackupTarget),
-    Endpoint("POST",   "/control/import",                                handlers.control_import,       OWNER,  schemas.Sources),
-    Endpoint("POST",   "/control/export",                                handlers.control_export,       OWNER,  schemas.Person),
+    Endpoint("POST",   "/control/import",                                handlers.control_import,       OWNER,  schemas.ImportSources),
+    Endpoint("POST",   "/control/export",                                handlers.control_export,       OWNER,  schemas.OptionalUser),
 
     Endpoint("GET",    "/openapi.json",                                  handlers.describe_api,         PUBLIC),
     Endpoint("GET",    "/health",                                        handlers.health,               PUBLIC),
     Endpoint("GET",    "/version",                                       handlers.version,              PUBLIC),
-    Endpoint("GET",    "/",                                              handlers.page,                 PUBLIC),
-    Endpoint("GET",    "/static/{name}",                                 handlers.static,               PUBLIC),
+    Endpoint("GET",    "/",                                              handlers.page,                 PUBLIC, gzip=True),
+    Endpoint("GET",    "/static/{name}",                                 handlers.static,               PUBLIC, gzip=True),
 )
 # fmt: on
 
 
-async def _say_error(request: Request, error: Exception) -> Response:
+async def _fireside_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FiresideError)
     request.state.code = error.code
-    status, headers, body = error_answer(error, request.state.request_id)
-    return Response(body, status, headers)
+    return error_response(error, request.state.request_id)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
     allowed = getattr(error, "headers", None) or {}
-    response = await _say_error(request, MethodNotAllowed() if "Allow" in allowed else NotFound("path"))
+    response = await _fireside_error(request, MethodNotAllowed() if "Allow" in allowed else NotFound("path"))
     response.headers.update(allowed)
     return response
 
 
+async def _client_disconnected(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's number for it, for the log: nothing is sent
+
+
 def create_app(config: Config) -> Starlette:
-    """The application; what it needs is opened when it starts and closed when it stops. The caller holds db.lock."""
+    """Return the application, which opens its parts when it starts and closes them when it stops. The caller holds db.lock."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -128,24 +132,28 @@ def create_app(config: Config) -> Starlette:
             try:
                 app.state.fireside = await _open(config, stack)
             except Exception as failure:
-                app.state.failure = failure  # uvicorn logs it, and tells nobody
+                app.state.failure = failure  # for __main__: uvicorn only logs it
                 raise
             yield
 
     app = Starlette(
         routes=list(ROUTES),
         lifespan=lifespan,
-        exception_handlers={FiresideError: _say_error, 404: _no_route, 405: _no_route},
+        exception_handlers={
+            FiresideError: _fireside_error,
+            ClientDisconnect: _client_disconnected,
+            404: _no_route,
+            405: _no_route,
+        },
     )
     app.router.redirect_slashes = False
     app.state.failure = None
-    app.state.files = handlers.read_files()
-    app.add_middleware(Guard, config=config)
+    app.add_middleware(SecurityMiddleware, config=config)
     return app
 
 
-async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
-    """What the application needs, which `stack` closes in the opposite order."""
+async def _open(config: Config, stack: contextlib.AsyncExitStack) -> AppState:
+    """Open the application's parts. `stack` closes them in reverse order."""
     handlers.make_upload_folder(config.data_dir)
     database = await db.open_database(config.database)
     stack.push_async_callback(database.close)
@@ -161,22 +169,23 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> State:
     sandbox, importer = Sandbox(preload=PRELOAD, spare=True), Importer(database, config.user_max_bytes)
     stack.push_async_callback(sandbox.aclose)
     stack.push_async_callback(importer.aclose)
-    housekeeping = asyncio.create_task(_keep_house(config, database, auth, importer), name="housekeeping")
-    stack.push_async_callback(_end, housekeeping)
+    housekeeping = asyncio.create_task(_run_housekeeping(config, database, auth, importer), name="housekeeping")
+    stack.push_async_callback(_cancel, housekeeping)
     secret, renderer, exporter = secrets.token_urlsafe(32), Renderer(sandbox), Exporter(database)
     waiting = half_of_connections() // 2
-    return State(config, database, providers, hub, auth, secret, renderer, importer, exporter, waiting)
+    return AppState(config, database, providers, hub, auth, secret, renderer, importer, exporter, waiting)
 
 
-async def _keep_house(config: Config, database: Database, auth: Auth, importer: Importer) -> None:
-    """Every hour make the day's backup, keep the newest `backups`, and remove what has expired.
+async def _run_housekeeping(config: Config, database: Database, auth: Auth, importer: Importer) -> None:
+    """Every hour make the day's backup, keep the newest `backups` of them, and delete expired rows.
 
-    At first, remove what a crash left hidden and examine the whole file. Once it is found damaged, nothing is written any more."""
+    Check the whole file once. If it is damaged, the database refuses all writes from then on.
+    """
 
-    async def done(chore: Callable[[], Awaitable[object]]) -> bool:
-        """Each by itself: one that fails keeps no other from being done."""
+    async def succeeds(task: Callable[[], Awaitable[object]]) -> bool:
+        """Run one task. Log its failure, so that the others still run."""
         try:
-            await chore()
+            await task()
         except (db.DatabaseDamaged, db.DatabaseUnusable) as error:
             database.damaged = True
             log.critical("%s", db.explain(config.database, error))
@@ -186,27 +195,26 @@ async def _keep_house(config: Config, database: Database, auth: Auth, importer: 
             return True
         return False
 
-    await done(importer.remove_leftovers)
-    await asyncio.sleep(HOUSE_SECONDS)
+    await succeeds(importer.remove_leftovers)
+    await asyncio.sleep(HOUSEKEEPING_DELAY_SECONDS)
     examined = False
     while True:
-        examined = examined or await done(lambda: asyncio.to_thread(db.examine, config.database))
-        await done(lambda: asyncio.to_thread(db.back_up_daily, config.database, config.backups))
-        await done(auth.clean_up)
-        await done(lambda: database.write(queries.conversations.hide_expired))
-        await done(importer.remove_leftovers)
-        await done(lambda: database.write(queries.conversations.optimize))
-        await asyncio.sleep(3600)
+        examined = examined or await succeeds(lambda: asyncio.to_thread(db.examine, config.database))
+        await succeeds(lambda: asyncio.to_thread(db.back_up_daily, config.database, config.backups))
+        await succeeds(auth.clean_up)
+        await succeeds(lambda: database.write(queries.conversations.hide_expired))
+        await succeeds(importer.remove_leftovers)
+        await succeeds(lambda: database.write(queries.conversations.optimize))
+        await asyncio.sleep(HOUSEKEEPING_INTERVAL_SECONDS)
 
 
-async def _end(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
 class Server(uvicorn.Server):
-    """uvicorn closes the lifespan only when all connections have ended, and an event stream would never: so the generations
-    end first, and their readers with them."""
+    """uvicorn with our connections. At its end it stops the generations first, because their streams keep connections open."""
 
     def __init__(self, app: Starlette, config: Config) -> None:
         self.app = app
@@ -222,7 +230,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=bool(config.trusted_proxies),
                 forwarded_allow_ips=",".join(config.trusted_proxies) or None,
-                timeout_graceful_shutdown=GOODBYE_SECONDS,
+                timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_SECONDS,
                 ws="none",
             )
         )
@@ -234,7 +242,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[Any] | None = None) -> None:
         await super().startup(sockets)
         for listener in sockets or ():
-            listener.listen(LISTEN_BACKLOG)  # asyncio has set it to the number of connections that it accepts at a time
+            listener.listen(LISTEN_BACKLOG)  # asyncio has set it to ACCEPTS_PER_TURN
         if self.started:
             try:
                 self.on_started()
@@ -243,7 +251,6 @@ class Server(uvicorn.Server):
                 raise
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
-        state: State | None = getattr(self.app.state, "fireside", None)
-        if state is not None:
+        if state := getattr(self.app.state, "fireside", None):
             await state.hub.aclose()
         await super().shutdown(sockets)

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from ..config import Config
 from ..errors import ConfigError, FiresideError, HeadersTooLarge, Invalid, RequestTimeout
 from ..safety.throttle import LOOPBACK_NETWORK, network
-from .middleware import SECURITY_HEADERS, error_answer
+from .middleware import SECURITY_HEADERS, error_response
 
 HEAD_BYTES = 16 * 1024  # as in Node.js: what other development servers on this host can set as cookies still fits
 HEAD_SECONDS = 10.0
@@ -212,15 +212,11 @@ class Connection(HttpToolsProtocol):
             self._socket.abort()
             return
         request_id = secrets.token_hex(8)
-        status, headers, body = error_answer(error, request_id)
-        lines = {name.encode(): value.encode() for name, value in headers.items()} | SECURITY_HEADERS
-        lines |= {
-            b"x-request-id": request_id.encode(),
-            b"content-length": str(len(body)).encode(),
-            b"connection": b"close",
-        }
-        head = [name + b": " + value for name, value in lines.items()]
-        self.transport.write(STATUS_LINE[status] + b"\r\n".join([*head, b"", body]))
+        response = error_response(error, request_id)
+        own = {b"x-request-id": request_id.encode(), b"connection": b"close"}
+        headers = dict(response.raw_headers) | SECURITY_HEADERS | own
+        lines = [name + b": " + value for name, value in headers.items()]
+        self.transport.write(STATUS_LINE[response.status_code] + b"\r\n".join([*lines, b"", response.body]))
         self.transport.close()
 
 

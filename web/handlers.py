@@ -1,37 +1,39 @@
-"""What each route does. A handler takes a Call, which has passed its route's guards, and returns what is sent as JSON, or a Response.
+"""The handlers of server.ROUTES.
 
-It parses nothing that a body's type can say, and holds no SQL: the functions it hands to the database are in queries/.
+A handler gets an authorized request and its validated body or query, and returns a Response or a value that is sent as JSON.
+The SQL is in queries/, whose functions the handlers pass to the database.
 """
 
 import asyncio
 import contextlib
-import gzip
-import hashlib
 import logging
+import mimetypes
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from importlib import resources
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
+from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from .. import __version__, db, queries
+from .. import __version__, db
 from ..auth import Login
 from ..errors import FiresideError, Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
+from ..queries import accounts, conversations, generations, messages
 from ..queries.search import find
 from ..queries.types import image_type
 from ..safety.logs import TERMINAL, audit
 from . import openapi, schemas
-from .endpoint import Call, State, answer, cookie_name, pieces, read_query, while_connected
+from .endpoint import AppState, JSONResponse, Request, read_query, while_connected
 from .middleware import PAGE_POLICY
 
 P = ParamSpec("P")
@@ -41,309 +43,277 @@ log = logging.getLogger("fireside.handlers")
 
 IMPORT_BYTES = 1024**3
 SEARCH_SECONDS = 2.0
-MESSAGE_PAGE = 200
-LIST_CHUNK = 100  # conversations, whose system prompts may have 100,000 characters each
-UPLOADS = "uploads"  # the folder in the data directory where an upload is kept while it is imported
+MESSAGES_PER_PAGE = 200
+CONVERSATIONS_PER_CHUNK = 100  # their system prompts may have 100,000 characters each
+UPLOADS = "uploads"  # the folder in the data directory that holds uploads while they are imported
 
-# ---------------------------------------------------------------------------------------------------- account
+# ---------------------------------------------------------------------------------------------------- accounts
 
 
-def _logged_in(call: Call, login: Login) -> Response:
-    user = login.user
-    call.request.scope["state"]["user_id"] = user.id  # for the log
-    body = {"user": {"id": user.id, "username": user.username, "role": user.role}, "csrf_token": login.csrf_token}
-    response = answer(body)
-    secure = call.request.scope["scheme"] == "https"
-    max_age = round(call.state.config.session_days * 86400)
-    response.set_cookie(
-        cookie_name(call.request.scope), login.cookie, max_age=max_age, httponly=True, samesite="strict", secure=secure
-    )
+def _logged_in(request: Request, login: Login) -> Response:
+    request.state.user_id = login.user.id  # for the log
+    response = JSONResponse({"user": _user(login.user), "csrf_token": login.csrf_token})
+    max_age = round(request.app_state.config.session_days * 86400)
+    response.set_cookie(request.cookie_name, login.cookie, max_age=max_age, **_cookie_attributes(request))
     return response
 
 
-async def login(call: Call) -> Response:
-    body: schemas.Credentials = call.body
-    return _logged_in(call, await call.state.auth.login(body.username, body.password, call.visitor))
+def _user(user: accounts.User) -> dict[str, Any]:
+    return {"id": user.id, "username": user.username, "role": user.role}
 
 
-async def logout(call: Call) -> Response:
-    state = call.state
-    await state.database.write(queries.accounts.delete_session, call.user_id, call.identity.session_id)
-    await _stop_without_sessions(state, call.user_id)
-    response = answer({"message": "Logged out successfully"}, {"Clear-Site-Data": '"cache"'})
-    secure = call.request.scope["scheme"] == "https"  # without it a browser keeps a __Host- cookie
-    response.delete_cookie(cookie_name(call.request.scope), httponly=True, samesite="strict", secure=secure)
+def _cookie_attributes(request: Request) -> Any:
+    """A browser ignores a change of a __Host- cookie, also its deletion, without Secure."""
+    return {"httponly": True, "samesite": "strict", "secure": request.scope["scheme"] == "https"}
+
+
+async def login(request: Request, body: schemas.Credentials) -> Response:
+    return _logged_in(request, await request.app_state.auth.login(body.username, body.password, request.visitor))
+
+
+async def logout(request: Request) -> Response:
+    await request.database.write(accounts.delete_session, request.user_id, request.identity.session_id)
+    await _cancel_without_sessions(request.app_state, request.user_id)
+    response = JSONResponse({"message": "Logged out successfully"}, headers={"Clear-Site-Data": '"cache"'})
+    response.delete_cookie(request.cookie_name, **_cookie_attributes(request))
     return response
 
 
-async def _stop_without_sessions(state: State, user_id: int) -> None:
-    """Whoever is signed in nowhere has nobody to write for."""
-    if not await state.database.read(queries.accounts.count_sessions, user_id):
+async def _cancel_without_sessions(state: AppState, user_id: int) -> None:
+    """Cancel the generations of a user who has no session left."""
+    if not await state.database.read(accounts.count_sessions, user_id):
         await state.hub.cancel_all(user_id)
 
 
-async def me(call: Call) -> Any:
-    user = call.identity.user
-    return {
-        "user": {"id": user.id, "username": user.username, "role": user.role},
-        "csrf_token": call.identity.csrf_token,
-    }
+async def me(request: Request) -> Any:
+    return {"user": _user(request.identity.user), "csrf_token": request.identity.csrf_token}
 
 
-async def register(call: Call) -> Response:
-    body: schemas.Registration = call.body
+async def register(request: Request, body: schemas.Registration) -> Response:
     return _logged_in(
-        call, await call.state.auth.register(body.invite_code, body.username, body.password, call.visitor)
+        request, await request.app_state.auth.register(body.invite_code, body.username, body.password, request.visitor)
     )
 
 
-async def change_password(call: Call) -> Any:
-    body: schemas.PasswordChange = call.body
-    await call.state.auth.change_password(call.identity, body.current_password, body.new_password, call.address)
+async def change_password(request: Request, body: schemas.PasswordChange) -> Any:
+    await request.app_state.auth.change_password(
+        request.identity, body.current_password, body.new_password, request.address
+    )
     return {"message": "Password changed"}
 
 
-async def redeem_link(call: Call) -> Response:
-    body: schemas.Link = call.body
-    return _logged_in(call, await call.state.auth.redeem_link(body.token, call.visitor))
+async def redeem_link(request: Request, body: schemas.Link) -> Response:
+    return _logged_in(request, await request.app_state.auth.redeem_link(body.token, request.visitor))
 
 
-async def list_sessions(call: Call) -> Any:
-    sessions = await call.state.database.read(queries.accounts.list_sessions, call.user_id)
-    return {"sessions": [{**session, "current": session["id"] == call.identity.session_id} for session in sessions]}
+async def list_sessions(request: Request) -> Any:
+    sessions = await request.database.read(accounts.list_sessions, request.user_id)
+    return {"sessions": [{**session, "current": session["id"] == request.identity.session_id} for session in sessions]}
 
 
-async def delete_session(call: Call) -> Any:
-    await call.state.database.write(queries.accounts.delete_session, call.user_id, call.path_id("session_id"))
-    await _stop_without_sessions(call.state, call.user_id)
+async def delete_session(request: Request, session_id: int) -> Any:
+    await request.database.write(accounts.delete_session, request.user_id, session_id)
+    await _cancel_without_sessions(request.app_state, request.user_id)
     return {"message": "Session ended"}
 
 
 # ---------------------------------------------------------------------------------------------------- administration
 
 
-async def bootstrap(call: Call) -> Response:
-    body: schemas.Bootstrap = call.body
-    token = call.request.headers.get("x-bootstrap-token", body.token)
-    return _logged_in(call, await call.state.auth.bootstrap(token, body.username, body.password, call.visitor))
+async def bootstrap(request: Request, body: schemas.Bootstrap) -> Response:
+    token = request.headers.get("x-bootstrap-token", body.token)
+    return _logged_in(
+        request, await request.app_state.auth.bootstrap(token, body.username, body.password, request.visitor)
+    )
 
 
-async def list_users(call: Call) -> Any:
-    return {"users": await call.state.database.read(queries.accounts.list_users)}
+async def list_users(request: Request) -> Any:
+    return {"users": await request.database.read(accounts.list_users)}
 
 
-async def change_user(call: Call) -> Any:
-    body: schemas.UserChange = call.body
-    user = await call.state.database.write(queries.accounts.set_user, call.path_id("user_id"), body.role, body.status)
-    audit("user changed", call.identity.user, call.address, about=user.username, role=user.role, status=user.status)
-    await _stop_without_sessions(call.state, user.id)
+async def change_user(request: Request, user_id: int, body: schemas.UserChange) -> Any:
+    user = await request.database.write(accounts.set_user, user_id, body.role, body.status)
+    audit(
+        "user changed", request.identity.user, request.address, about=user.username, role=user.role, status=user.status
+    )
+    await _cancel_without_sessions(request.app_state, user.id)
     return user
 
 
-async def create_invite(call: Call) -> Any:
-    body: schemas.InviteRequest = call.body
-    return await call.state.auth.invite(call.identity.user, body.role, body.expires_in_hours, call.address)
+async def create_invite(request: Request, body: schemas.InviteRequest) -> Any:
+    return await request.app_state.auth.invite(request.identity.user, body.role, body.expires_in_hours, request.address)
 
 
-async def list_invites(call: Call) -> Any:
-    return {"invites": await call.state.database.read(queries.accounts.list_invites)}
+async def list_invites(request: Request) -> Any:
+    return {"invites": await request.database.read(accounts.list_invites)}
 
 
-async def revoke_invite(call: Call) -> Any:
-    invite_id = call.path_id("invite_id")
-    await call.state.database.write(queries.accounts.revoke_invite, invite_id)
-    audit("invite revoked", call.identity.user, call.address, invite=invite_id)
+async def revoke_invite(request: Request, invite_id: int) -> Any:
+    await request.database.write(accounts.revoke_invite, invite_id)
+    audit("invite revoked", request.identity.user, request.address, invite=invite_id)
     return {"message": "Invite revoked"}
 
 
 # ---------------------------------------------------------------------------------------------------- conversations
 
 
-async def get_defaults(call: Call) -> Any:
-    return _defaults(await call.state.database.read(queries.conversations.get_defaults, call.user_id))
+NO_DEFAULTS: dict[str, Any] = {"system_prompt": "", "settings": {}}
 
 
-async def change_defaults(call: Call) -> Any:
-    fields: schemas.Defaults = call.body
-    return _defaults(await call.state.database.write(queries.conversations.set_defaults, call.user_id, fields.given()))
+async def get_defaults(request: Request) -> Any:
+    return NO_DEFAULTS | await request.database.read(conversations.get_defaults, request.user_id)
 
 
-def _defaults(found: dict[str, Any]) -> dict[str, Any]:
-    return {"system_prompt": "", "settings": {}} | found
+async def change_defaults(request: Request, body: schemas.Defaults) -> Any:
+    fields = msgspec.to_builtins(body)
+    return NO_DEFAULTS | await request.database.write(conversations.set_defaults, request.user_id, fields)
 
 
-async def create_conversation(call: Call) -> Any:
-    body: schemas.NewConversation = call.body
-    quota = call.state.config.user_max_bytes
-    if not isinstance(body.message, schemas.NewMessage):
-        return await call.state.database.write(
-            queries.conversations.add_conversation, call.user_id, body.given(), quota
-        )
-    images = _check_message(body.message, "message.")
-    message = body.message
-    return await call.state.database.write(
-        queries.messages.begin_conversation,
-        call.user_id,
-        body.given(),
+async def create_conversation(request: Request, body: schemas.NewConversation) -> Any:
+    message, fields = body.message, msgspec.to_builtins(msgspec.structs.replace(body, message=msgspec.UNSET))
+    quota = request.app_state.config.user_max_bytes
+    if not isinstance(message, schemas.NewMessage):
+        return await request.database.write(conversations.add_conversation, request.user_id, fields, quota)
+    return await request.database.write(
+        messages.begin_conversation,
+        request.user_id,
+        fields,
         message.content,
         message.client_id,
-        images,
+        _check_message(message, "message."),
         quota,
     )
 
 
-async def list_conversations(call: Call) -> Any:
-    query: schemas.ConversationQuery = call.query
-    database = call.state.database
+async def list_conversations(request: Request, query: schemas.ConversationQuery) -> Any:
     filters = (query.q, query.limit or -1, query.before or None, query.pinned, query.deleted)
     if query.limit and not query.q:
-        return await database.read(queries.conversations.list_conversations, call.user_id, *filters)
-    ids = await _search(call, queries.conversations.find_conversations, call.user_id, *filters)
-    return StreamingResponse(_conversations(database, ids or []), media_type="application/json")
+        return await request.database.read(conversations.list_conversations, request.user_id, *filters)
+    ids = await _search(request, conversations.find_conversations, request.user_id, *filters)
+    return StreamingResponse(_conversations(request.database, ids), media_type="application/json")
 
 
 async def _conversations(database: db.Database, ids: list[int]) -> AsyncIterator[bytes]:
-    """A JSON array in chunks, so that neither a reader nor the event loop is busy with all of them at once."""
+    """Yield a JSON array in chunks, so that a long list keeps neither a reader nor the event loop busy."""
     separator = b"["
-    for start in range(0, len(ids), LIST_CHUNK):
-        if found := await database.read(queries.conversations.get_conversations, ids[start : start + LIST_CHUNK]):
+    for start in range(0, len(ids), CONVERSATIONS_PER_CHUNK):
+        chunk = ids[start : start + CONVERSATIONS_PER_CHUNK]
+        if found := await database.read(conversations.get_conversations, chunk):
             yield separator + msgspec.json.encode(found)[1:-1]
             separator = b","
     yield b"[]" if separator == b"[" else b"]"
 
 
-async def _search(call: Call, function: db.Function[P, T], *args: P.args, **kw: P.kwargs) -> T | None:
-    """Run a read whose time depends on what the user typed: at most one of a user at a time, for SEARCH_SECONDS.
+async def _search(request: Request, function: db.Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
+    """Run a read whose time depends on what the user typed: one per user at a time, for at most SEARCH_SECONDS.
 
-    It ends when the client disconnects, and returns None then: the page drops a search at the next letter typed.
-    Other reads have no time limit: what they cost is bounded by what they return.
+    Cancel it when the client disconnects: the page does so at each letter typed. Other reads have no time limit, because
+    their cost is bounded by what they return.
     """
 
     async def search() -> T:
-        async with call.state.searching.slot(call.user_id):
-            return await call.state.database.read_within(SEARCH_SECONDS, function, *args, **kw)
+        async with request.app_state.searches.slot(request.user_id):
+            return await request.database.read_within(SEARCH_SECONDS, function, *args, **kw)
 
-    return await while_connected(call.request.receive, search())
-
-
-async def get_conversation(call: Call) -> Any:
-    return await call.state.database.read(
-        queries.conversations.get_conversation, call.user_id, call.path_id("conversation_id")
-    )
+    return await while_connected(request.receive, search())
 
 
-async def change_conversation(call: Call) -> Any:
-    fields = cast(schemas.ConversationFields, call.body).given()
-    if fields.get("title", "") is None:
-        raise Invalid("title: must be a text")
-    await call.state.database.write(
-        queries.conversations.set_conversation,
-        call.user_id,
-        call.path_id("conversation_id"),
-        fields,
-        call.state.config.user_max_bytes,
-    )
+async def get_conversation(request: Request, conversation_id: int) -> Any:
+    return await request.database.read(conversations.get_conversation, request.user_id, conversation_id)
+
+
+async def change_conversation(request: Request, conversation_id: int, body: schemas.ConversationChange) -> Any:
+    fields = msgspec.to_builtins(body)
+    quota = request.app_state.config.user_max_bytes
+    await request.database.write(conversations.set_conversation, request.user_id, conversation_id, fields, quota)
     return {"message": "Conversation renamed" if "title" in fields else "Conversation updated"}
 
 
-async def delete_conversation(call: Call) -> Any:
-    conversation_id = call.path_id("conversation_id")
-    query: schemas.DeleteQuery = call.query
-    delete = queries.conversations.hide_conversation if query.purge else queries.conversations.delete_conversation
-    await call.state.database.write(delete, call.user_id, conversation_id)
+async def delete_conversation(request: Request, conversation_id: int, query: schemas.DeleteQuery) -> Any:
+    delete = conversations.hide_conversation if query.purge else conversations.delete_conversation
+    await request.database.write(delete, request.user_id, conversation_id)
     if query.purge:
-        audit("conversations purged", call.identity.user, call.address, count=1)
-    await call.state.hub.cancel_all(call.user_id, conversation_id)  # after it: in between, nothing new can begin
+        audit("conversations purged", request.identity.user, request.address, count=1)
+    # After the deletion, so that no new generation can begin.
+    await request.app_state.hub.cancel_all(request.user_id, conversation_id)
     if query.purge:
-        await queries.conversations.remove_hidden(call.state.database, [conversation_id])
+        await conversations.remove_hidden(request.database, [conversation_id])
     return {"message": "Conversation deleted"}
 
 
-async def restore_conversation(call: Call) -> Any:
-    return await call.state.database.write(
-        queries.conversations.restore_conversation, call.user_id, call.path_id("conversation_id")
-    )
+async def restore_conversation(request: Request, conversation_id: int) -> Any:
+    return await request.database.write(conversations.restore_conversation, request.user_id, conversation_id)
 
 
-async def search(call: Call) -> Any:
-    query: schemas.SearchQuery = call.query
-    return {"results": await _search(call, find, call.user_id, query.q, query.limit)}
+async def search(request: Request, query: schemas.SearchQuery) -> Any:
+    return {"results": await _search(request, find, request.user_id, query.q, query.limit)}
 
 
 # ---------------------------------------------------------------------------------------------------- messages
 
 
-async def list_messages(call: Call) -> Any:
-    query: schemas.MessageQuery = call.query
+async def list_messages(request: Request, conversation_id: int, query: schemas.MessageQuery) -> Any:
+    before = query.before or None
     if query.limit:
-        return await _messages(call, query, query.limit, query.before or None)
-    pages, before = [], query.before or None
-    while page := await _messages(
-        call, query, MESSAGE_PAGE, before
-    ):  # else 50,000 messages would keep all others waiting
+        return await _messages(request, conversation_id, query.limit, before, query.render)
+    pages = []  # one query for 50,000 messages would keep other requests waiting
+    while page := await _messages(request, conversation_id, MESSAGES_PER_PAGE, before, query.render):
         pages.append(msgspec.json.encode(page)[1:-1])
         before = page[0].id
-        if len(page) < MESSAGE_PAGE:
+        if len(page) < MESSAGES_PER_PAGE:
             break
     return Response(b"[" + b",".join(reversed(pages)) + b"]", media_type="application/json")
 
 
 async def _messages(
-    call: Call, query: schemas.MessageQuery, limit: int, before: int | None
-) -> list[queries.messages.Message]:
-    messages = await call.state.hub.messages(call.user_id, call.path_id("conversation_id"), limit, before)
-    if query.render:
-        texts = ["" if message.status == "generating" else message.content for message in messages]
-        nodes = await while_connected(call.request.receive, call.state.renderer.nodes(call.user_id, texts)) or []
-        messages = messages[: len(nodes)]
-        for message, blocks in zip(messages, nodes, strict=True):
+    request: Request, conversation_id: int, limit: int, before: int | None, render: bool
+) -> list[messages.Message]:
+    state = request.app_state
+    page = await state.hub.messages(request.user_id, conversation_id, limit, before)
+    if render:
+        texts = ["" if message.status == "generating" else message.content for message in page]
+        rendered = await while_connected(request.receive, state.renderer.nodes(request.user_id, texts))
+        for message, blocks in zip(page, rendered, strict=True):
             message.blocks = blocks
-    return messages
+    return page
 
 
-async def add_message(call: Call) -> Any:
-    body: schemas.NewMessage = call.body
-    conversation_id = call.path_id("conversation_id")
-    images = _check_message(body)
-    message_id = await call.state.database.write(
-        queries.messages.add_message,
-        call.user_id,
+async def add_message(request: Request, conversation_id: int, body: schemas.NewMessage) -> Any:
+    message_id = await request.database.write(
+        messages.add_message,
+        request.user_id,
         conversation_id,
         body.content,
         body.parent_id,
         body.client_id,
-        images,
-        call.state.config.user_max_bytes,
+        _check_message(body),
+        request.app_state.config.user_max_bytes,
     )
     return {"message_id": message_id, "conversation_id": conversation_id}
 
 
-def _check_message(message: schemas.NewMessage, where: str = "") -> list[queries.messages.Image]:
+def _check_message(message: schemas.NewMessage, path: str = "") -> list[messages.Image]:
     """Return the images. Raises Invalid for an empty message, and for an image whose first bytes contradict its type."""
     if not message.content and not message.images:
-        raise Invalid(f"{where}content: must not be empty")
-    for place, image in enumerate(message.images):
+        raise Invalid(f"{path}content must not be empty.")
+    for index, image in enumerate(message.images):
         if image_type(image.data[:12]) != image.media_type:
-            raise Invalid(f"{where}images[{place}].data: is not {image.media_type}")
-    return [queries.messages.Image(image.media_type, image.data) for image in message.images]
+            raise Invalid(f"{path}images[{index}].data is not {image.media_type}.")
+    return [messages.Image(image.media_type, image.data) for image in message.images]
 
 
-async def get_image(call: Call) -> Response:
-    image = await call.state.database.read(queries.messages.get_image, call.user_id, call.path_id("image_id"))
+async def get_image(request: Request, image_id: int) -> Response:
+    image = await request.database.read(messages.get_image, request.user_id, image_id)
     return Response(image.data, media_type=image.media_type)
 
 
-async def select_version(call: Call) -> Any:
-    body: schemas.Selection = call.body
-    leaf = await call.state.database.write(
-        queries.messages.set_active, call.user_id, call.path_id("conversation_id"), body.message_id
-    )
+async def select_version(request: Request, conversation_id: int, body: schemas.Selection) -> Any:
+    leaf = await request.database.write(messages.set_active, request.user_id, conversation_id, body.message_id)
     return {"message": "Version selected", "active_message_id": leaf}
 
 
-async def render_markdown(call: Call) -> Any:
-    body: schemas.Markdown = call.body
-    blocks = await while_connected(call.request.receive, call.state.renderer.blocks(call.user_id, body.text)) or []
+async def render_markdown(request: Request, body: schemas.Markdown) -> Any:
+    blocks = await while_connected(request.receive, request.app_state.renderer.blocks(request.user_id, body.text))
     closed = [block for block in blocks if block.closed]
     return {
         "closed": closed[-1].end if closed else 0,
@@ -363,23 +333,20 @@ class EventStream(StreamingResponse):
         super().__init__(events, headers={"X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_connected(receive, self.stream_response(send))
+        with contextlib.suppress(ClientDisconnect):
+            await while_connected(receive, self.stream_response(send))
 
 
-async def stream(call: Call) -> Response:
-    body: schemas.AnswerRequest = call.body
-    state = call.state
-    wanted = queries.generations.Wanted(body.provider_id, body.model, body.given())
-    begun = await state.hub.answer(call.user_id, call.path_id("conversation_id"), wanted)
-    return EventStream(await state.hub.follow(call.user_id, begun.generation_id))
+async def stream(request: Request, conversation_id: int, body: schemas.AnswerRequest) -> Response:
+    state = request.app_state
+    wanted = generations.Wanted(body.provider_id, body.model, body.given())
+    begun = await state.hub.answer(request.user_id, conversation_id, wanted)
+    return EventStream(await state.hub.follow(request.user_id, begun.generation_id))
 
 
-async def retry(call: Call) -> Any:
-    body: schemas.RetryRequest = call.body
-    wanted = queries.generations.Wanted(
-        body.provider_id, body.model, body.given(), retry=True, message_id=body.message_id
-    )
-    begun = await call.state.hub.answer(call.user_id, body.conversation_id, wanted)
+async def retry(request: Request, body: schemas.RetryRequest) -> Any:
+    wanted = generations.Wanted(body.provider_id, body.model, body.given(), retry=True, message_id=body.message_id)
+    begun = await request.app_state.hub.answer(request.user_id, body.conversation_id, wanted)
     return {
         "message_id": begun.message_id,
         "conversation_id": body.conversation_id,
@@ -387,86 +354,82 @@ async def retry(call: Call) -> Any:
     }
 
 
-async def cancel(call: Call) -> Any:
-    await call.state.hub.cancel(call.user_id, call.request.path_params["generation_id"])
+async def cancel(request: Request, generation_id: str) -> Any:
+    await request.app_state.hub.cancel(request.user_id, generation_id)
     return {"message": "Generation canceled"}
 
 
-async def resume(call: Call) -> Response:
-    query: schemas.ResumeQuery = call.query
-    if (last := call.request.headers.get("last-event-id")) is not None:
+async def resume(request: Request, generation_id: str, query: schemas.ResumeQuery) -> Response:
+    if (last := request.headers.get("last-event-id")) is not None:
         query = read_query({"after": last}, schemas.ResumeQuery)
-    generation_id = call.request.path_params["generation_id"]
-    return EventStream(await call.state.hub.follow(call.user_id, generation_id, query.after))
+    return EventStream(await request.app_state.hub.follow(request.user_id, generation_id, query.after))
 
 
 # ---------------------------------------------------------------------------------------------------- providers
 
 
-def _sees_addresses(call: Call) -> bool:
-    return call.identity.user.role == "admin"
+def _sees_addresses(request: Request) -> bool:
+    return request.identity.user.role == "admin"
 
 
-async def list_providers(call: Call) -> Any:
-    return await call.state.providers.catalog(details=_sees_addresses(call))
+async def list_providers(request: Request) -> Any:
+    return await request.app_state.providers.catalog(details=_sees_addresses(request))
 
 
-async def list_models(call: Call) -> Any:
-    return {"models": await call.state.providers.models(call.request.path_params["provider_id"])}
+async def list_models(request: Request, provider_id: str) -> Any:
+    return {"models": await request.app_state.providers.models(provider_id)}
 
 
-async def provider_health(call: Call) -> Any:
-    entry = await call.state.providers.entry(call.request.path_params["provider_id"], details=_sees_addresses(call))
+async def provider_health(request: Request, provider_id: str) -> Any:
+    entry = await request.app_state.providers.entry(provider_id, details=_sees_addresses(request))
     return {"online": entry["online"], "error": entry["error"]}
 
 
-async def start_provider(call: Call) -> Any:
-    await call.state.providers.start(call.request.path_params["provider_id"])
+async def start_provider(request: Request, provider_id: str) -> Any:
+    await request.app_state.providers.start(provider_id)
     return {"message": "Server started"}
 
 
-async def load_model(call: Call) -> Any:
-    body: schemas.ModelLoad = call.body
-    await call.state.providers.load(call.request.path_params["provider_id"], body.model, body.context_length)
+async def load_model(request: Request, provider_id: str, body: schemas.ModelLoad) -> Any:
+    await request.app_state.providers.load(provider_id, body.model, body.context_length)
     return {"message": "Model loaded"}
 
 
-async def unload_model(call: Call) -> Any:
-    body: schemas.ModelChoice = call.body
-    await call.state.providers.unload(call.request.path_params["provider_id"], body.model)
+async def unload_model(request: Request, provider_id: str, body: schemas.ModelChoice) -> Any:
+    await request.app_state.providers.unload(provider_id, body.model)
     return {"message": "Model unloaded"}
 
 
-# ---------------------------------------------------------------------------------------------------- one's data
+# ---------------------------------------------------------------------------------------------------- import and export
 
 
-async def import_upload(call: Call) -> Any:
-    """Write the body to a file as it arrives, since it may be larger than the memory, and import that."""
-    content_type = call.request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type not in ("application/json", "application/zip"):
-        raise UnsupportedMediaType("An import is application/json or application/zip.")
-    importer, folder = call.state.importer, call.state.config.data_dir / UPLOADS
+async def import_upload(request: Request) -> Any:
+    """Write the body to a file as it arrives, because it may be larger than the memory, and import the file."""
+    suffix = {"application/json": ".json", "application/zip": ".zip"}.get(request.content_type)
+    if suffix is None:
+        raise UnsupportedMediaType("An import must be application/json or application/zip.")
+    importer = request.app_state.importer
     try:
-        async with importer.uploading[call.user_id]:
-            with tempfile.TemporaryDirectory(dir=folder) as own:
-                file = Path(own) / ("upload.zip" if content_type == "application/zip" else "upload.json")
+        async with importer.uploading[request.user_id]:
+            with tempfile.TemporaryDirectory(dir=request.app_state.config.data_dir / UPLOADS) as folder:
+                file = Path(folder) / f"upload{suffix}"
                 with file.open("wb") as upload:
-                    async for piece in pieces(call.request, IMPORT_BYTES):
-                        await asyncio.to_thread(upload.write, piece)
-                audit("import", call.identity.user, call.address)
-                return await importer.import_files(call.user_id, [file])
+                    async for chunk in request.chunks(IMPORT_BYTES):
+                        await asyncio.to_thread(upload.write, chunk)
+                audit("import", request.identity.user, request.address)
+                return await importer.import_files(request.user_id, [file])
     except OSError as error:
-        raise StorageUnavailable(f"The upload could not be kept: {error.strerror}.") from error
+        raise StorageUnavailable(f"The upload could not be saved: {error.strerror}.") from error
 
 
 def make_upload_folder(data_dir: Path) -> None:
-    """Make the folder for uploads, without what a killed server left there."""
+    """Create the folder for uploads, and delete those that a killed server has left."""
     shutil.rmtree(data_dir / UPLOADS, ignore_errors=True)
     (data_dir / UPLOADS).mkdir(mode=0o700, exist_ok=True)
 
 
 class Download(StreamingResponse):
-    """A file that is made while it is sent. When that fails, the connection ends without the end of the file."""
+    """A file that is produced while it is sent. On an error the connection is closed before the end of the file."""
 
     body_iterator: AsyncGenerator[bytes, None]
 
@@ -478,9 +441,9 @@ class Download(StreamingResponse):
             log.error("A download ended early: %s", error)
 
 
-async def export_all(call: Call) -> Response:
-    audit("export of all conversations", call.identity.user, call.address)
-    return _zip(call.state.exporter.export_zip(call.user_id))
+async def export_all(request: Request) -> Response:
+    audit("export of all conversations", request.identity.user, request.address)
+    return _zip(request.app_state.exporter.export_zip(request.user_id))
 
 
 def _zip(chunks: AsyncGenerator[bytes, None]) -> Response:
@@ -488,12 +451,9 @@ def _zip(chunks: AsyncGenerator[bytes, None]) -> Response:
     return Download(chunks, media_type="application/zip", headers=headers)
 
 
-async def export_one(call: Call) -> Response:
-    query: schemas.ExportQuery = call.query
-    name, chunks = await call.state.exporter.export_conversation(
-        call.user_id, call.path_id("conversation_id"), query.format
-    )
-    audit("export of one conversation", call.identity.user, call.address)
+async def export_one(request: Request, conversation_id: int, query: schemas.ExportQuery) -> Response:
+    name, chunks = await request.app_state.exporter.export_conversation(request.user_id, conversation_id, query.format)
+    audit("export of one conversation", request.identity.user, request.address)
     kind = "text/markdown; charset=utf-8" if query.format == "markdown" else "application/json"
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name)}", "Content-Type": kind}
     return Download(chunks, headers=headers)
@@ -502,24 +462,23 @@ async def export_one(call: Call) -> Response:
 # ---------------------------------------------------------------------------------------------------- the command line
 
 
-async def control_link(call: Call) -> Any:
-    return {"token": await call.state.auth.login_link(call.body.username)}
+async def control_link(request: Request, body: schemas.OptionalUser) -> Any:
+    return {"token": await request.app_state.auth.login_link(body.username)}
 
 
-async def control_invite(call: Call) -> Any:
-    user = await call.state.database.read(queries.accounts.get_user_named, None)
-    return await call.state.auth.invite(user, "user", 24)
+async def control_invite(request: Request) -> Any:
+    user = await request.database.read(accounts.get_user_named, None)
+    return await request.app_state.auth.invite(user, "user", 24)
 
 
-async def control_password(call: Call) -> Any:
-    user = await call.state.auth.reset_password(call.body.username, call.body.password)
-    await _stop_without_sessions(call.state, user.id)
+async def control_password(request: Request, body: schemas.PasswordReset) -> Any:
+    user = await request.app_state.auth.reset_password(body.username, body.password)
+    await _cancel_without_sessions(request.app_state, user.id)
     return {"username": user.username}
 
 
-async def control_backup(call: Call) -> Any:
-    body: schemas.BackupTarget = call.body
-    database = call.state.config.database
+async def control_backup(request: Request, body: schemas.BackupTarget) -> Any:
+    database = request.app_state.config.database
     try:
         await asyncio.to_thread(db.copy, database, Path(body.file))
     except db.DatabaseDamaged as error:
@@ -529,37 +488,36 @@ async def control_backup(call: Call) -> Any:
     return {"message": "Backup written"}
 
 
-async def control_import(call: Call) -> Response:
-    """A line of JSON for each step, the last with the report."""
-    database = call.state.database
-    user = await database.read(queries.accounts.get_user_named, call.body.username)
-    paths = [Path(path) for path in call.body.paths]
+async def control_import(request: Request, body: schemas.ImportSources) -> Response:
+    """Send a line of JSON for each step; the last has the report."""
+    user = await request.database.read(accounts.get_user_named, body.username)
+    paths = [Path(path) for path in body.paths]
     audit("import", user, TERMINAL)
-    return Download(call.state.importer.import_steps(user.id, paths), media_type="application/x-ndjson")
+    return Download(request.app_state.importer.import_steps(user.id, paths), media_type="application/x-ndjson")
 
 
-async def control_export(call: Call) -> Response:
-    user = await call.state.database.read(queries.accounts.get_user_named, call.body.username)
+async def control_export(request: Request, body: schemas.OptionalUser) -> Response:
+    user = await request.database.read(accounts.get_user_named, body.username)
     audit("export of all conversations", user, TERMINAL)
-    return _zip(call.state.exporter.export_zip(user.id))
+    return _zip(request.app_state.exporter.export_zip(user.id))
 
 
 # ---------------------------------------------------------------------------------------------------- the service
 
 
-async def usage(call: Call) -> Any:
-    return {"usage": await call.state.database.read(queries.generations.list_usage, call.user_id)}
+async def usage(request: Request) -> Any:
+    return {"usage": await request.database.read(generations.list_usage, request.user_id)}
 
 
-async def health(call: Call) -> Any:
-    await call.state.database.read(queries.accounts.count_users)
-    if call.state.database.damaged:
+async def health(request: Request) -> Any:
+    await request.database.read(accounts.count_users)
+    if request.database.damaged:
         raise StorageUnavailable("The database is damaged. Run: fireside doctor")
     return {"status": "healthy"}
 
 
-async def describe_api(call: Call) -> Any:
-    return Response(_openapi(call.request.app), media_type="application/json")
+async def describe_api(request: Request) -> Any:
+    return Response(_openapi(request.app), media_type="application/json")
 
 
 @lru_cache(maxsize=1)
@@ -567,65 +525,38 @@ def _openapi(app: Starlette) -> bytes:
     return msgspec.json.encode(openapi.document(app.routes))
 
 
-async def version(call: Call) -> Any:
+async def version(request: Request) -> Any:
     return {"version": __version__}
 
 
-@dataclass(frozen=True)
-class File:
-    """A file of the page, held in memory: there are few, they are small, and nothing can lead out of their folder."""
-
-    body: bytes
-    media_type: str
-    tag: str
-
-    @cached_property
-    def packed(self) -> bytes:
-        return gzip.compress(self.body, mtime=0)
-
-
-# Not from mimetypes: what it says is the computer's, and it reads files to say it.
-MEDIA_TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
+# StaticFiles takes types from the computer's settings: on Windows .js can be text/plain, which browsers do not run.
+for _suffix, _media_type in {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
     ".png": "image/png",
     ".svg": "image/svg+xml",
     ".webmanifest": "application/manifest+json",
-}
+}.items():
+    mimetypes.add_type(_media_type, _suffix)
+
+_files = StaticFiles(packages=[("fireside", "static")])
 
 
-def read_files() -> dict[str, File]:
-    files = {}
-    for entry in resources.files("fireside").joinpath("static").iterdir():
-        if entry.is_file():
-            body = entry.read_bytes()
-            tag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
-            files[entry.name] = File(body, MEDIA_TYPES[Path(entry.name).suffix], tag)
-    return files
+async def page(request: Request) -> Response:
+    return await _file(request, "index.html")
 
 
-async def page(call: Call) -> Response:
-    return _file(call, "index.html")
+async def static(request: Request, name: str) -> Response:
+    return await _file(request, name)
 
 
-async def static(call: Call) -> Response:
-    return _file(call, call.request.path_params["name"])
-
-
-def _file(call: Call, name: str) -> Response:
-    file: File | None = call.request.app.state.files.get(name)
-    if file is None:
+async def _file(request: Request, name: str) -> Response:
+    if name.startswith("."):
         raise NotFound("file")
-    headers = {
-        "Cache-Control": "no-cache",
-        "ETag": file.tag,
-        "Vary": "Accept-Encoding",
-        "Content-Security-Policy": PAGE_POLICY,
-        "Content-Type": file.media_type,
-    }
-    if call.request.headers.get("if-none-match") == file.tag:
-        return Response(status_code=304, headers=headers)
-    if "gzip" in call.request.headers.get("accept-encoding", ""):
-        return Response(file.packed, headers=headers | {"Content-Encoding": "gzip"})
-    return Response(file.body, headers=headers)
+    try:
+        response = await _files.get_response(name, request.scope)
+    except HTTPException:
+        raise NotFound("file") from None
+    response.headers.update({"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY})
+    return response

@@ -8,8 +8,8 @@ import msgspec
 from starlette.routing import BaseRoute
 
 from .. import __version__
-from .endpoint import Access, Endpoint
-from .schemas import Nothing
+from .endpoint import INTEGERS, Access, Endpoint
+from .schemas import Empty
 
 _ID = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
 _ANSWERS = {  # of those that are not JSON
@@ -37,7 +37,7 @@ _ERROR = {
 
 def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     table = [route for route in routes if isinstance(route, Endpoint)]
-    bodies = {route.name: route.body for route in table if route.method != "GET" and route.body not in (None, Nothing)}
+    bodies = {route.name: route.body for route in table if route.method != "GET" and route.body not in (None, Empty)}
     schemas, components = msgspec.json.schema_components(bodies.values(), ref_template="#/components/schemas/{name}")
     bodies = dict(zip(bodies, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -74,8 +74,7 @@ def _operation(route: Endpoint, body: dict[str, Any] | None) -> dict[str, Any]:
 
 def _parameters(route: Endpoint) -> Iterator[dict[str, Any]]:
     for name in re.findall(r"{(\w+)}", route.path):
-        number = name.endswith("_id") and name not in ("provider_id", "generation_id")
-        yield {"name": name, "in": "path", "required": True, "schema": _ID if number else {"type": "string"}}
+        yield {"name": name, "in": "path", "required": True, "schema": _ID if name in INTEGERS else {"type": "string"}}
     _, components = msgspec.json.schema_components([route.query])
     for name, schema in components[route.query.__name__]["properties"].items():
         yield {"name": name, "in": "query", "schema": schema}

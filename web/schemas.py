@@ -1,6 +1,6 @@
-"""What a request may say: a type for each body and for each query. Their constraints are all the validation that fields get."""
+"""The types of request bodies and queries, with all constraints on their fields."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -9,11 +9,20 @@ from ..queries.types import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARAC
 
 IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
 
-Text = Annotated[str, Meta(pattern=r"\A[^\0]*\Z")]
-Title = Annotated[str, Meta(min_length=1, max_length=TITLE_CHARACTERS, pattern=r"\A(?!\s*\Z)[^\0]*\Z")]
-Name = Annotated[str, Meta(min_length=1, max_length=300, pattern=r"\A[^\0]*\Z")]
+NO_NUL = r"\A[^\0]*\Z"  # SQLite's functions end a text at NUL
+NOT_BLANK = r"\A(?!\s*\Z)[^\0]*\Z"
+VISIBLE_ASCII = r"\A[\x21-\x7e]+\Z"
+PATTERNS = {  # with the messages for values that do not match
+    NO_NUL: "must not contain a NUL character",
+    NOT_BLANK: "must not be blank or contain a NUL character",
+    VISIBLE_ASCII: "must be visible ASCII characters without spaces",
+}
+
+Text = Annotated[str, Meta(pattern=NO_NUL)]
+Title = Annotated[str, Meta(min_length=1, max_length=TITLE_CHARACTERS, pattern=NOT_BLANK)]
+Name = Annotated[str, Meta(min_length=1, max_length=300, pattern=NO_NUL)]
 Role = Literal["user", "admin"]
-Secret = Annotated[str, Meta(max_length=1000)]  # a password or a token, and a user name before it is looked at
+Secret = Annotated[str, Meta(max_length=1000)]  # a password or a token, and any user name before auth.py checks it
 
 
 class Credentials(Struct):
@@ -27,9 +36,7 @@ class Registration(Struct):
     password: Secret
 
 
-class Bootstrap(Struct):
-    username: Secret
-    password: Secret
+class Bootstrap(Credentials):
     token: Secret = ""
 
 
@@ -63,23 +70,20 @@ class RetryRequest(AnswerRequest, kw_only=True):
 
 
 class Defaults(Struct):
+    """Fields that are not sent stay UNSET, and msgspec.to_builtins leaves them out."""
+
     system_prompt: Annotated[Text, Meta(max_length=100_000)] | UnsetType = UNSET
     settings: Parameters | UnsetType = UNSET
 
-    def given(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in self.__struct_fields__}
-        return {
-            name: value.given() if isinstance(value, Parameters) else value
-            for name, value in values.items()
-            if value is not UNSET
-        }
-
 
 class ConversationFields(Defaults):
-    title: Title | None | UnsetType = UNSET
     pinned: bool | UnsetType = UNSET
     provider_id: Name | None | UnsetType = UNSET
     model: Name | None | UnsetType = UNSET
+
+
+class ConversationChange(ConversationFields):
+    title: Title | UnsetType = UNSET
 
 
 class NewImage(Struct):
@@ -90,15 +94,13 @@ class NewImage(Struct):
 class NewMessage(Struct):
     content: Annotated[Text, Meta(max_length=QUESTION_CHARACTERS)]
     parent_id: Id | None | UnsetType = UNSET
-    client_id: Annotated[str, Meta(min_length=1, max_length=100, pattern=r"\A[\x21-\x7e]+\Z")] | None = None
+    client_id: Annotated[str, Meta(min_length=1, max_length=100, pattern=VISIBLE_ASCII)] | None = None
     images: Annotated[list[NewImage], Meta(max_length=IMAGES)] = []
 
 
 class NewConversation(ConversationFields):
+    title: Title | None | UnsetType = UNSET  # null is the same as no title
     message: NewMessage | UnsetType = UNSET  # the first question, stored together with the conversation
-
-    def given(self) -> dict[str, Any]:
-        return {name: value for name, value in super().given().items() if name != "message"}
 
 
 class Selection(Struct):
@@ -113,31 +115,30 @@ class ModelChoice(Struct):
     model: Name
 
 
-class ModelLoad(Struct):
-    model: Name
+class ModelLoad(ModelChoice):
     context_length: Annotated[int, Meta(ge=256, le=16 * 1024 * 1024)] | None = None
 
 
-class Person(Struct):
+class OptionalUser(Struct):
+    """The user whom the command line acts for; without a name, the first administrator."""
+
     username: str | None = None
 
 
-class NewPassword(Struct):
+class PasswordReset(OptionalUser, kw_only=True):
     password: str
-    username: str | None = None
+
+
+class ImportSources(OptionalUser, kw_only=True):
+    paths: list[str]
 
 
 class BackupTarget(Struct):
     file: str
 
 
-class Sources(Struct):
-    paths: list[str]
-    username: str | None = None
-
-
-class Nothing(Struct):
-    """For requests whose body or query, if there is one, says nothing."""
+class Empty(Struct):
+    """A body or a query without fields. Unknown ones are ignored."""
 
 
 # ---------------------------------------------------------------------------------------------------- queries
