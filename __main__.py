@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, config, db
 from .config import Config
 from .errors import ConfigError
-from .web.middleware import is_loopback
+from .safety.throttle import is_loopback
 
 if TYPE_CHECKING:
     from .server import Server
-    from .web.endpoint import State
+    from .web.endpoint import AppState
 
 WORKERS = "fireside-worker"
 WORKERS_SECONDS = 0.2  # that the idle ones may take to end
@@ -280,7 +280,7 @@ def _listen(settings: Config, ports: list[int]) -> socket.socket:
     raise ConfigError(f"--host {settings.host} --port {settings.port}: cannot be listened on: {failure.strerror}")
 
 
-def _say(settings: Config, local: str, state: "State") -> None:
+def _say(settings: Config, local: str, state: "AppState") -> None:
     """`local`: the address of the listener, as this computer reaches it."""
     from .cli.client import say_setup
 
@@ -296,7 +296,7 @@ def _say(settings: Config, local: str, state: "State") -> None:
     _open(settings, url, link)
 
 
-async def _say_lan(settings: Config, local: str, state: "State") -> None:
+async def _say_lan(settings: Config, local: str, state: "AppState") -> None:
     """What listening on the network means, where it is to be found, and a way in."""
     from .cli.client import EVERYWHERE
 

@@ -106,14 +106,14 @@ def clean_username(username: str) -> str:
     """The one form in which a name is stored and compared. Raises Invalid."""
     name = _folded(username)
     if not 1 <= len(name) <= 64 or not all(c.isalnum() or c in "._-" for c in name):
-        raise Invalid("username: must be 1 to 64 letters, digits, dots, underscores or hyphens")
+        raise Invalid("username must be 1 to 64 letters, digits, dots, underscores or hyphens.")
     return name
 
 
 def check_new_username(name: str) -> None:
     """Raise Invalid for a name that mixes scripts whose letters look alike. Names that have such a mix already stay valid."""
     if len({unicodedata.name(c, "").partition(" ")[0] for c in name} & {"LATIN", "GREEK", "CYRILLIC"}) > 1:
-        raise Invalid("username: must not mix Latin, Greek and Cyrillic letters")
+        raise Invalid("username must not mix Latin, Greek and Cyrillic letters.")
 
 
 def _folded(username: str) -> str:
@@ -124,7 +124,7 @@ def check_password(password: str, username: str, field: str = "password") -> Non
     """Raises Invalid for a password that is too short, too long, or among the first that anybody would try."""
     low, high = PASSWORD_LENGTH
     if not low <= len(password) <= high:
-        raise Invalid(f"{field}: must have {low} to {high} characters")
+        raise Invalid(f"{field} must have {low} to {high} characters.")
     folded = password.casefold()
     without_name = folded.replace(username, "") if len(username) >= 3 else folded
     if (
@@ -135,7 +135,7 @@ def check_password(password: str, username: str, field: str = "password") -> Non
         or len(_without_walks(folded)) < 3
         or hashlib.sha256(folded.encode("utf-8", "replace")).hexdigest()[:10] in _common_passwords()
     ):
-        raise Invalid(f"{field}: is too easy to guess; a few unrelated words make a good one")
+        raise Invalid(f"{field} is too easy to guess. Choose a few unrelated words.")
 
 
 @functools.cache

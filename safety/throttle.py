@@ -27,6 +27,10 @@ def network(address: str) -> str:
     return str(ip if ip.version == 4 else ipaddress.ip_network((int(ip), 64), strict=False))
 
 
+def is_loopback(host: str) -> bool:
+    return host == "localhost" or network(host.strip("[]")) == LOOPBACK_NETWORK
+
+
 class Queue:
     """A lock with a bounded queue, in which each key has few places."""
 

@@ -185,9 +185,9 @@ async function send(method, path, body, signal, again = true) {
   );
 }
 
-/** A field that is wrong stands first, as the API has it: "new_password: is too short". */
+/** Names the field of a validation error in words: "new_password must ..." becomes "New password must ...". */
 function readable(message) {
-  return message.replace(/^([a-z])([a-z_]*): (?=is |must )/, (_, first, rest) => `${first.toUpperCase()}${rest.replaceAll("_", " ")} `);
+  return message.replace(/^([a-z])([a-z_]*)(?= (is|must) )/, (_, first, rest) => first.toUpperCase() + rest.replaceAll("_", " "));
 }
 
 function lost(error, signal) {

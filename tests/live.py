@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import httpx
 from fireside import config, db
 from fireside.server import Server, create_app
-from fireside.web.endpoint import State
+from fireside.web.endpoint import AppState
 
 sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # httpcore looks for it at every connection, at length
 
@@ -148,8 +148,8 @@ class Running:
         await self.stop()
 
     @property
-    def state(self) -> State:
-        state: State = self.server.app.state.fireside
+    def state(self) -> AppState:
+        state: AppState = self.server.app.state.fireside
         return state
 
     def anybody(self) -> Person:

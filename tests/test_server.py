@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from fireside.server import ROUTES
-from fireside.web.endpoint import ADMIN, BODY_BYTES, OWNER, PUBLIC, PUBLIC_BYTES, USER, Endpoint
+from fireside.web.endpoint import ADMIN, BODY_BYTES, OWNER, PUBLIC, PUBLIC_BODY_BYTES, USER, Endpoint
 from msgspec import inspect
 
 from .live import NO_TLS, PATIENCE, Person, Running, code, good, until
@@ -291,7 +291,7 @@ async def test_what_is_not_json_is_said_so_by_every_route(ann: Person, running: 
             headers = JSON | credentials(running, route)
             for content in MALFORMED:
                 answer = await client.request(route.method, objects.path(route), content=content, headers=headers)
-                large = route.access is PUBLIC and len(content) > PUBLIC_BYTES
+                large = route.access is PUBLIC and len(content) > PUBLIC_BODY_BYTES
                 assert code(answer) == ((413, "BODY_TOO_LARGE") if large else INVALID), (route.name, content[:40])
                 assert len(answer.content) < 1000
     assert good(await ann.get("/health")) == {"status": "healthy"}
@@ -316,13 +316,13 @@ async def test_a_field_of_the_wrong_kind_is_named(ann: Person, running: Running)
                     content = replaced(least(route), name, value)
                     answer = await client.request(route.method, objects.path(route), content=content, headers=headers)
                     assert code(answer) == INVALID, (route.name, name, kind)
-                    assert kind in NOT_TEXT or answer.json()["message"].startswith(f"{name}: "), answer.text
+                    assert kind in NOT_TEXT or answer.json()["message"].startswith(f"{name} must "), answer.text
                     asked += 1
             for field in fields(route):
                 if field.required:
                     body = {other: value for other, value in least(route).items() if other != field.encode_name}
                     answer = await client.request(route.method, objects.path(route), json=body, headers=headers)
-                    assert code(answer) == INVALID and f"`{field.encode_name}`" in answer.json()["message"], answer.text
+                    assert code(answer) == INVALID and answer.json()["message"] == f"{field.encode_name} is missing."
     assert asked > 150
 
 
@@ -369,7 +369,7 @@ async def test_fields_that_are_not_known_count_only_among_parameters(ann: Person
     ]
     for path, body in unknown:
         answer = await ann.post(path, json=body)
-        assert code(answer) == INVALID and "unknown field" in answer.json()["message"]
+        assert code(answer) == INVALID and "is not a known field" in answer.json()["message"]
 
 
 PARAMETERS: list[tuple[str, list[Any], list[Any]]] = [
@@ -436,7 +436,7 @@ async def chunks(size: int) -> AsyncIterator[bytes]:
 
 async def test_a_body_that_is_too_large_is_refused_however_it_comes(ann: Person, running: Running) -> None:
     too_large = (413, "BODY_TOO_LARGE")
-    for path, limit in (("/render", BODY_BYTES), ("/chat/retry", BODY_BYTES), ("/auth/login", PUBLIC_BYTES)):
+    for path, limit in (("/render", BODY_BYTES), ("/chat/retry", BODY_BYTES), ("/auth/login", PUBLIC_BODY_BYTES)):
         assert code(await ann.post(path, content=b" " * (limit + 1), headers=JSON)) == too_large
         assert code(await ann.post(path, content=chunks(limit), headers=JSON)) == too_large
         assert code(await ann.post(path, content=b" " * (limit - 100), headers=JSON)) == INVALID
@@ -642,14 +642,13 @@ async def test_files_are_sent_once_and_then_only_when_they_changed(running: Runn
         assert whole.status_code == 200 and whole.headers["content-type"] == kind
         assert "content-encoding" not in whole.headers and int(whole.headers["content-length"]) == len(whole.content)
         packed = await client.get(path, headers={"Accept-Encoding": "br, gzip"})
-        assert packed.headers["content-encoding"] == "gzip" and packed.content == whole.content
-        assert packed.headers["vary"] == "Accept-Encoding"
+        assert packed.content == whole.content
+        if len(whole.content) >= 500:
+            assert packed.headers["content-encoding"] == "gzip" and packed.headers["vary"] == "Accept-Encoding"
         again = await client.get(path, headers={"If-None-Match": whole.headers["etag"]})
         assert again.status_code == 304 and again.content == b"" and again.headers["etag"] == whole.headers["etag"]
         other = await client.get(path, headers={"If-None-Match": '"other"'})
         assert other.status_code == 200
-        part = await client.get(path, headers={"Range": "bytes=0-1", "Accept-Encoding": "identity"})
-        assert part.status_code == 200 and part.content == whole.content
 
 
 async def test_nothing_leads_out_of_the_page_s_folder(running: Running) -> None:

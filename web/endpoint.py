@@ -23,9 +23,9 @@ from ..db import READERS, Database
 from ..errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, RateLimited, UnsupportedMediaType
 from ..providers import Providers
 from ..safety.queue import Slots
+from ..safety.throttle import is_loopback
 from ..transfer.exporter import Exporter
 from ..transfer.importer import Importer
-from .middleware import is_loopback
 from .renderer import Renderer
 from .schemas import Empty
 from .validation import explain

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..config import Config
 from ..errors import FiresideError, HostNotAllowed, OriginNotAllowed, Stopping
-from ..safety.throttle import LOOPBACK_NETWORK, network
+from ..safety.throttle import is_loopback, network
 
 log = logging.getLogger("fireside.access")
 
@@ -135,10 +135,6 @@ class SecurityMiddleware:
         if not own or not (site in (None, "same-origin") or (reads and (site == "none" or navigates))):
             raise OriginNotAllowed
         return None
-
-
-def is_loopback(host: str) -> bool:
-    return host == "localhost" or network(host.strip("[]")) == LOOPBACK_NETWORK
 
 
 def _as_host(name: str) -> str:

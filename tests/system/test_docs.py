@@ -49,7 +49,7 @@ def test_the_api_has_a_heading_for_each_route_and_none_besides() -> None:
 
 def test_the_api_names_every_error_code_and_none_besides() -> None:
     sources = "".join(file.read_text("utf-8") for file in FILES)
-    things = re.findall(r'NotFound\("(\w+)"\)', sources) + re.findall(r'path_id\("(\w+)_id"\)', sources)
+    things = re.findall(r'NotFound\("(\w+)"\)', sources)
     providers = set(CODE.findall(errors.ProviderFailed.__doc__ or ""))
     assert set(re.findall(r'ProviderFailed\(\s*"(\w+)"', sources)) <= providers
     own = set(re.findall(r'^    code = "(\w+)"', (ROOT / "errors.py").read_text("utf-8"), re.MULTILINE))
@@ -58,17 +58,6 @@ def test_the_api_names_every_error_code_and_none_besides() -> None:
     [event_codes] = re.findall(r"^`error` codes: (.*?)\n\n", api, re.MULTILINE | re.DOTALL)
     table = " ".join(codes for _, codes in rows(api, "status"))
     assert set(re.findall(r"`([A-Z_]+)`", table + event_codes)) == said
-
-
-def test_the_tree_of_errors_in_its_docstring_is_the_tree() -> None:
-    def tree(kind: type[errors.FiresideError], depth: int = 0) -> list[str]:
-        code = "<THING>_NOT_FOUND" if kind is errors.NotFound else kind.__dict__.get("code", "code:")
-        lines = [f"{'  ' * depth}{kind.__name__} {kind.status} {code}"]
-        children = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
-        return lines + [line for child in children for line in tree(child, depth + 1)]
-
-    told = re.findall(r"^    ( *\w+)(?:\(\w+\))? +(\d+) (\S+)", errors.__doc__ or "", re.MULTILINE)
-    assert [" ".join(line) for line in told] == tree(errors.FiresideError)
 
 
 def test_the_examples_of_the_api_are_json() -> None:

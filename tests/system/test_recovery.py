@@ -424,7 +424,7 @@ async def test_damage_is_looked_for_while_it_is_served(tmp_path: Path, monkeypat
     data = bytearray(path.read_bytes())
     data[(page - 1) * 4096 + 100 : page * 4096] = bytes(4096 - 100)
     path.write_bytes(data)
-    monkeypatch.setattr(server, "HOUSE_SECONDS", 0.0)
+    monkeypatch.setattr(server, "HOUSEKEEPING_DELAY_SECONDS", 0.0)
     async with Running(tmp_path) as running:
         await until(lambda: running.state.database.damaged)
         assert code(await running.anybody().get("/health")) == (503, "STORAGE_UNAVAILABLE")
@@ -440,7 +440,7 @@ async def test_a_chore_that_fails_keeps_no_other_from_being_done(
         connection.row_factory = sqlite3.Row
         old = queries.conversations.add_conversation(connection, 1, {})
         connection.execute("UPDATE conversations SET deleted_at = '2020-01-01T00:00:00.000000'")
-    monkeypatch.setattr(server, "HOUSE_SECONDS", 0.0)
+    monkeypatch.setattr(server, "HOUSEKEEPING_DELAY_SECONDS", 0.0)
     async with Running(tmp_path) as running:
 
         async def there() -> int:

@@ -8,7 +8,7 @@ import pytest
 from fireside.auth import check_password, private_file
 from fireside.errors import Invalid, RateLimited
 from fireside.safety.throttle import Throttle, network
-from fireside.web.middleware import RequestLog
+from fireside.web.middleware import AccessLog
 
 from ..conftest import Clock
 from ..live import PASSWORD, Person, Running, code, good
@@ -214,8 +214,8 @@ async def test_requests_without_a_user_have_one_line_per_minute_and_kind(
             headers = {"X-Forwarded-For": f"192.0.2.{number % 40}"}
             await running.anybody().get(f"/conversations/{number}", headers=headers)
         lines = len(caplog.records)
-        assert lines == RequestLog.KINDS + 1, "one for each of the first addresses, and one for all others"
-        clock.late += RequestLog.INTERVAL_SECONDS
+        assert lines == AccessLog.KINDS + 1, "one for each of the first addresses, and one for all others"
+        clock.late += AccessLog.INTERVAL_SECONDS
         await running.anybody().get("/auth/me")
         told = [vars(record) for record in caplog.records[lines:]]
         assert sum(line.get("count", 0) for line in told) == 200 - lines

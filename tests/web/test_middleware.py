@@ -13,7 +13,6 @@ import httpx
 import pytest
 from fireside import config
 from fireside.web import endpoint, handlers, middleware
-from starlette.requests import Request
 
 from ..live import PATIENCE, Person, Running, code, good, parse_event
 from ..upstream import Gate, Upstream, pause
@@ -210,7 +209,7 @@ async def admitted(method: str, headers: list[tuple[bytes, bytes]]) -> bool:
     async def nothing(*_: Any) -> Any:
         return None
 
-    guarded = middleware.Guard(app, config.load({"data_dir": "nowhere"}, {}))
+    guarded = middleware.SecurityMiddleware(app, config.load({"data_dir": "nowhere"}, {}))
     await guarded({"type": "http", "method": method, "scheme": "http", "headers": headers}, nothing, nothing)
     return reached
 
@@ -433,7 +432,7 @@ async def test_the_command_line_s_routes_answer_to_this_computer_only(running: R
 )
 def test_this_computer_is_its_loopback_and_the_address_it_was_reached_at(client: str, local: bool) -> None:
     scope = {"type": "http", "client": (client, 1), "server": ("10.0.0.1", 8000), "headers": []}
-    assert endpoint.is_local(Request(scope)) is local
+    assert endpoint.Request(scope).is_local is local
 
 
 async def test_the_description_of_the_api_is_built_once(running: Running) -> None:
