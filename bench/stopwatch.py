@@ -28,7 +28,7 @@ def timed(function: Callable[..., Any], when: Callable[..., bool]) -> Callable[.
 
 
 # On the loop's thread the texts and logs are put together; on the writer's they are committed.
-events.EventLog.part = timed(events.EventLog.part, lambda *_: True)  # type: ignore[method-assign]
+events.EventLog.unsaved_part = timed(events.EventLog.unsaved_part, lambda *_: True)  # type: ignore[method-assign]
 db._transaction = timed(
     db._transaction, lambda connection, begin, function, *_: function is queries.generations.add_parts
 )

@@ -1,286 +1,306 @@
-"""An answer being written: the model is asked, what comes is taken in, timed and bounded, and an end is put to it.
-
-When it may be written, by which task, and when it is saved is the hub's affair (hub.py).
-"""
+"""A generation: the task that writes one answer, from its place in the queue to its last event."""
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+import logging
 from typing import Any
 
 from msgspec import Raw
+from msgspec.structs import asdict
 
 from .. import queries
 from ..backends.listings import Model
 from ..backends.openai import Answering, Content, Finish, Part, Progress, Reasoning, Usage
 from ..config import Config
-from ..db import Connection
+from ..db import Connection, Database, now
 from ..errors import FiresideError, ProviderFailed, StorageUnavailable
 from ..providers import ChatRequest, Providers
-from ..queries.generations import Begun
+from ..queries.generations import Answer, Prompt
 from ..queries.messages import Message
-from . import prompt
+from ..safety.queue import Slots
+from . import prompt as prompts
 from .events import EventLog
 
-SLEEP_SECONDS = 5.0  # a timer that is later than this has slept with the computer
-LOOK_SECONDS = 1.5  # what an answer waits for news of its model
-LOOK_AGE_SECONDS = 30.0  # after which it wants news
+log = logging.getLogger("fireside.chat")
+
+SUSPENDED_SECONDS = 5.0  # a timer this late means that the computer was suspended
+LOOK_SECONDS = 1.5  # that an answer waits for the list of models
+LOOK_AGE_SECONDS = 30.0  # of a list of models that needs no new look
 LOADING_POLL_SECONDS = 1.0
-MEASURABLE_SECONDS = 0.02  # an answer that came within less has no speed that would mean anything
+MIN_MEASURED_SECONDS = 0.02  # an answer that arrived in less time has no meaningful speed
 
 
 class Generation:
-    """All times are the event loop's."""
+    """An answer that is written. Once it has ended it is kept until it is saved. All times are the event loop's."""
 
-    def __init__(self, config: Config, providers: Providers, user_id: int, conversation_id: int, begun: Begun) -> None:
-        self.id = begun.generation_id
-        self.user_id = user_id
-        self.conversation_id = conversation_id
-        self.begun = begun
-        self.log = EventLog(begun.generation_id)
-        self.status = "generating"  # then that of `done`
-        self.error: FiresideError | None = None
-        self.model: str | None = None  # that really answers
-        self.usage: dict[str, int] | None = None
-        self.stats: dict[str, Any] = {}
-        self.phase = ""
-        self.asked_at = self.spoke_at = asyncio.get_running_loop().time()  # spoke_at: the newest text
-        self.first_at: float | None = None  # the first text
-        self.task: asyncio.Task[None] | None = None
-        self.started = False
-        self.stopped: str | FiresideError | None = None  # "canceled", "interrupted", or what went wrong
-        self.ending = False  # nothing can stop it any more
-        self.unkept: StorageUnavailable | None = None  # why `done` says error, however good the answer is
-        self.ended = asyncio.Event()
+    task: asyncio.Task[None]
+
+    def __init__(self, config: Config, database: Database, providers: Providers, answer: Answer) -> None:
+        assert answer.job is not None
+        self.id = answer.generation_id
+        self.message_id = answer.message_id
+        self.job = answer.job
+        self.log = EventLog(self.id)
+        self.running = False  # can be stopped
+        self.status = "generating"  # at the end: ok, canceled, interrupted or error
+        self.save_error: StorageUnavailable | None = None  # set when the answer has ended and could not be saved
         self._config = config
+        self._database = database
         self._providers = providers
-        self._told: tuple[str, dict[str, int]] | None = None
+        self._stop_reason: str | FiresideError | None = None
+        self._error: FiresideError | None = None
+        self._model: str | None = None  # that answers, by the server's account
+        self._usage: dict[str, int] | None = None
+        self._stats: dict[str, Any] = {}
+        self._progress: dict[str, str | int] = {}  # the last event of this kind
+        self._started_at = self._text_at = asyncio.get_running_loop().time()  # _text_at: of the newest text
+        self._first_text_at: float | None = None
 
-    def progress(self, phase: str, **details: int) -> None:
-        """Tell the phase, unless that was told last."""
-        self.phase = phase
-        if self._told != (phase, details):
-            self._told = phase, details
-            self.log.add("progress", {"phase": phase, **details})
+    # ---- life
 
-    def queued(self, place: int) -> None:
-        self.progress("queued", place=place)
-        self.begun.history = None  # its images may be large, and the queue long
+    def start(self, slots: Slots) -> None:
+        """Start the task. It waits for one of the slots first."""
+        ids = {"message_id": self.message_id, "conversation_id": self.job.conversation_id}
+        self.log.add("ping", ids | {"ts": now()})
+        self.task = asyncio.create_task(self._run(slots), name=f"generation {self.id}")
 
     def stop(self, reason: str | FiresideError) -> None:
-        """Ask the task to end. Only the first reason counts."""
-        if self.stopped is None and not self.ending:
-            self.stopped = reason
-            if self.task is not None and self.started:  # a task that is cancelled before its first step never takes one
+        """Ask the task to end: "canceled", "interrupted" or an error. The first reason counts."""
+        if self._stop_reason is None:
+            self._stop_reason = reason
+            if self.running:  # a task that is canceled before its first step would not run at all
                 self.task.cancel()
 
-    def conclude(self, outcome: str | FiresideError) -> None:
-        """All that is told before `done`: "ok", "canceled", "interrupted", or what went wrong."""
+    async def _run(self, slots: Slots) -> None:
+        self.running = True
+        outcome: str | FiresideError = "ok"
+        try:
+            if self._stop_reason is None:
+                async with slots.slot(self.job.user_id, self._report_place):
+                    if self.job.prompt is None:
+                        read = queries.generations.get_prompt
+                        self.job.prompt = await self._database.read(read, self.job.question_id)
+                    await self._write(self.job.prompt)
+        except asyncio.CancelledError:
+            outcome = "interrupted"
+        except FiresideError as error:
+            outcome = error
+        except Exception:
+            log.exception("generation %s failed", self.id)
+            outcome = FiresideError()
+        self.running = False
+        await self._conclude(self._stop_reason or outcome)
+
+    async def _conclude(self, outcome: str | FiresideError) -> None:
+        """Save the answer, then end its log. Readers learn when it cannot be saved."""
+        if self._usage is not None:
+            self.log.add("usage", {"usage": self._usage})
         if isinstance(outcome, FiresideError):
-            self.status, self.error = "error", outcome
-            self.log.add("error", _told(outcome))
+            self.status, self._error = "error", outcome
+            self.log.add("error", _error_fields(outcome))
         else:
             self.status = outcome
-
-    def tell_unsaved(self) -> None:
-        """The disk does not take the end. Readers are told so once and for all; the answer is saved as what it is."""
-        self.unkept = StorageUnavailable("The disk does not take the answer. It is saved as soon as it does.")
-        if self.error is None:
-            self.log.add("error", _told(self.unkept))
-
-    def done(self) -> dict[str, Any]:
-        return {
-            "status": "error" if self.unkept else self.status,
-            "message_id": self.begun.message_id,
-            "stats": self.stats,
-        }
+        try:
+            await self._database.write(self.save)
+        except Exception as error:
+            log_save_error(error)
+            self.save_error = StorageUnavailable(
+                "The disk cannot be written. The answer is saved as soon as it can be."
+            )
+            if self._error is None:
+                self.log.add("error", _error_fields(self.save_error))
+        self.log.end(self._done())
 
     def save(self, conn: Connection) -> None:
-        status, error = "complete" if self.status == "ok" else self.status, _told(self.error) if self.error else None
-        recording = self.log.recording(self.begun.message_id, status, self.done())
+        """Save the ended answer. A `save_error` that its readers were told stays in its events, but not in its status."""
         queries.generations.finish_generation(
-            conn, self.id, recording, model=self.model, token_usage=self.usage, stats=self.stats, error=error
+            conn,
+            self.id,
+            self.log.recording(self.message_id, "complete" if self.status == "ok" else self.status, self._done()),
+            model=self._model,
+            token_usage=self._usage,
+            stats=self._stats,
+            error=_error_fields(self._error) if self._error else None,
         )
 
-    def show(self, message: Message) -> None:
-        """Put into its message what is not in its row yet."""
+    def _done(self) -> dict[str, Any]:
+        status = "error" if self.save_error else self.status
+        return {"status": status, "message_id": self.message_id, "stats": self._stats}
+
+    def complete(self, message: Message) -> None:
+        """Fill in what the row of its message does not have yet."""
         message.content, message.reasoning = self.log.content, self.log.reasoning
-        if self.unkept:
-            message.status, message.error = "error", Raw(json.dumps(_told(self.error or self.unkept)).encode())
-            message.stats = Raw(json.dumps(self.stats).encode())
-            if self.usage is not None:
-                message.token_usage = Raw(json.dumps(self.usage).encode())
+        if self.save_error:
+            message.status = "error"
+            message.error = Raw(json.dumps(_error_fields(self._error or self.save_error)).encode())
+            message.stats = Raw(json.dumps(self._stats).encode())
+            if self._usage is not None:
+                message.token_usage = Raw(json.dumps(self._usage).encode())
 
-    async def write(self, news: Callable[[], None]) -> None:
-        """Ask, and take the answer in; `news` is called when something has come. Raises ProviderFailed."""
-        self.spoke_at = sent_at = asyncio.get_running_loop().time()
-        if self.phase == "queued":
-            self.stats["queued_ms"] = _ms(sent_at - self.asked_at)
-        with self._deadlines():
+    # ---- progress
+
+    def _report_progress(self, phase: str, **details: int) -> None:
+        progress: dict[str, str | int] = {"phase": phase, **details}
+        if progress != self._progress:
+            self._progress = progress
+            self.log.add("progress", progress)
+
+    def _report_place(self, place: int) -> None:
+        self._report_progress("queued", place=place)
+        self.job.prompt = None  # read again at its turn: the images of a long queue would fill the memory
+
+    # ---- asking
+
+    async def _write(self, prompt: Prompt) -> None:
+        """Get the answer from the model server. Raises ProviderFailed."""
+        sent_at = self._text_at = asyncio.get_running_loop().time()
+        if self._progress:  # it was queued
+            self._stats["queued_ms"] = _ms(sent_at - self._started_at)
+        watchers = [asyncio.create_task(self._enforce_deadlines()), asyncio.create_task(self._watch_loading())]
+        try:
+            await self._ask(prompt)
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+            self._measure(sent_at)
+
+    async def _ask(self, prompt: Prompt) -> None:
+        """Ask, and ask again with fewer messages while the server refuses them as too many for the model's context."""
+        job = self.job
+        model = await self._look_up_model()
+        context_length = model.context_length if model is not None else None
+        omitted = prompts.omit(prompt, context_length, job.params.get("max_tokens"))
+        if model is not None and model.vision is False and any(turn.images for turn in prompt.turns[omitted:]):
+            raise ProviderFailed("VISION_UNSUPPORTED", f"{job.model} cannot see images. Choose a model that can.")
+        self._report_progress(self._first_phase())
+        while True:
+            self._stats["omitted_messages"] = omitted
+            self._stats["omitted_images"] = sum(turn.omitted_images for turn in prompt.turns[omitted:])
             try:
-                await self._ask(news)
-            finally:
-                self._measure(sent_at)
+                await self._read(ChatRequest(job.model, prompts.messages(prompt, omitted), job.params))
+                break
+            except ProviderFailed as failure:
+                more = prompts.omit_more(prompt, omitted)
+                if failure.code != "CONTEXT_OVERFLOW" or self._first_text_at is not None or more is None:
+                    raise
+                omitted = more
+        if self._first_phase() == "loading":
+            await self._look_up_model()  # this answer loaded it: `stats` gets its context length
 
-    async def _ask(self, news: Callable[[], None]) -> None:
-        """Ask with less history each time that the model says its context is too small before it has said anything else."""
-        begun, history = self.begun, self.begun.history
-        assert history is not None
-        offer = await self._offer(begun.provider_id, begun.model)
-        context = offer.context_length if offer is not None else None
-        omitted = prompt.omit(history, context, begun.params.get("max_tokens"))
-        if offer is not None and offer.vision is False and any(turn.images for turn in history.turns[omitted:]):
-            raise ProviderFailed("VISION_UNSUPPORTED", f"{begun.model} cannot see images. Choose a model that can.")
-        self.progress(_phase(offer))
-        async with self._watching_the_load():
-            while True:
-                self.stats["omitted_messages"] = omitted
-                self.stats["omitted_images"] = sum(turn.omitted_images for turn in history.turns[omitted:])
-                request = ChatRequest(begun.model, prompt.messages(history, omitted), begun.params)
-                try:
-                    await self._read(request, news)
-                    break
-                except ProviderFailed as failure:
-                    less = prompt.omit_more(history, omitted)
-                    if failure.code != "CONTEXT_OVERFLOW" or self.first_at is not None or less is None:
-                        raise
-                    omitted = less
-        if _phase(self._providers.known(begun.provider_id, begun.model)) == "loading":
-            # This answer has loaded it; `stats` says with what context.
-            await self._offer(begun.provider_id, begun.model)
+    async def _look_up_model(self) -> Model | None:
+        """Return what is known about the model, after a look at its server if that is old or shows the model as not loaded.
 
-    async def _offer(self, provider_id: str, model: str) -> Model | None:
-        """What is known of a model: not older than half a minute, unless its server is too slow to say. One that was not loaded
-        when it was looked at is looked at anew, for the last answer will have loaded it."""
-        age = 0.0 if _phase(self._providers.known(provider_id, model)) == "loading" else LOOK_AGE_SECONDS
+        A server that takes longer than LOOK_SECONDS is not waited for.
+        """
+        max_age = 0.0 if self._first_phase() == "loading" else LOOK_AGE_SECONDS
         with contextlib.suppress(ProviderFailed, TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):
-                await self._providers.models(provider_id, age)
-        return self._providers.known(provider_id, model)
+                await self._providers.models(self.job.provider_id, max_age)
+        return self._known_model()
 
-    async def _read(self, request: ChatRequest, news: Callable[[], None]) -> None:
-        """Take the answer in, a network read at a time."""
-        async with contextlib.aclosing(self._providers.chat(self.begun.provider_id, request)) as reads:
+    def _known_model(self) -> Model | None:
+        return self._providers.known(self.job.provider_id, self.job.model)
+
+    def _first_phase(self) -> str:
+        """Return the phase of an answer before its first token."""
+        model = self._known_model()
+        return "loading" if model is not None and model.state in ("loading", "not-loaded") else "prompt"
+
+    async def _read(self, request: ChatRequest) -> None:
+        async with contextlib.aclosing(self._providers.chat(self.job.provider_id, request)) as reads:
             async for parts in reads:
                 for part in parts:
-                    self._take(part)
+                    self._record(part)
                 self.log.publish()
-                news()
                 if self.log.size > self._config.answer_max_bytes:
                     raise ProviderFailed("ANSWER_TOO_LARGE", "The answer grew too large and was ended.")
 
-    def _take(self, part: Part) -> None:
+    def _record(self, part: Part) -> None:
         match part:
             case Content(text) | Reasoning(text):
-                self.spoke_at = asyncio.get_running_loop().time()
-                if self.first_at is None:
-                    self.first_at = self.spoke_at
-                    self.progress("generating")
+                self._text_at = asyncio.get_running_loop().time()
+                if self._first_text_at is None:
+                    self._first_text_at = self._text_at
+                    self._report_progress("generating")
                 if isinstance(part, Reasoning):
-                    self.log.think(text)
-                    self.stats["reasoning_ms"] = _ms(self.spoke_at - self.first_at)
+                    self.log.append_reasoning(text)
+                    self._stats["reasoning_ms"] = _ms(self._text_at - self._first_text_at)
                 else:
-                    self.log.say(text)
-            case Usage(prompt_tokens, completion_tokens, total_tokens):
-                self.usage = {
-                    "prompt_tokens": prompt_tokens,
-                    "completion_tokens": completion_tokens,
-                    "total_tokens": total_tokens,
-                }
+                    self.log.append_content(text)
+            case Usage():
+                self._usage = asdict(part)
             case Answering(model):
-                self.model = model
-            case Progress(done, total) if self.first_at is None:
-                self.progress("prompt", done=done, total=total)
+                self._model = model
+            case Progress(done, total) if self._first_text_at is None:
+                self._report_progress("prompt", done=done, total=total)
             case Finish(reason):
-                self.stats["finish_reason"] = reason
+                self._stats["finish_reason"] = reason
 
     def _measure(self, sent_at: float) -> None:
-        """Speed and times as seen from here: LM Studio's stream tells neither."""
-        begun, stats, usage = self.begun, self.stats, self.usage
+        """Add times and speed to the statistics. They are measured here, because LM Studio's stream has none."""
+        stats, usage = self._stats, self._usage
         stats["total_ms"] = _ms(asyncio.get_running_loop().time() - sent_at)
-        if self.first_at is not None:
-            stats["ttft_ms"] = _ms(self.first_at - sent_at)
-            spent = self.spoke_at - self.first_at
-            if usage is not None and usage["completion_tokens"] > 1 and spent >= MEASURABLE_SECONDS:
-                stats["generation_ms"] = _ms(spent)
+        if self._first_text_at is not None:
+            stats["ttft_ms"] = _ms(self._first_text_at - sent_at)
+            seconds = self._text_at - self._first_text_at
+            if usage is not None and usage["completion_tokens"] > 1 and seconds >= MIN_MEASURED_SECONDS:
+                stats["generation_ms"] = _ms(seconds)
                 stats["tokens_per_second"] = round((usage["completion_tokens"] - 1) * 1000 / stats["generation_ms"], 2)
-        offer = self._providers.known(begun.provider_id, begun.model)  # loaded meanwhile, perhaps
-        if offer is not None and offer.context_length is not None:
-            stats["context_length"] = offer.context_length
-        if self.model not in (None, begun.model):
-            stats["requested_model"] = begun.model
+        model = self._known_model()
+        if model is not None and model.context_length is not None:
+            stats["context_length"] = model.context_length
+        if self._model not in (None, self.job.model):
+            stats["requested_model"] = self.job.model
 
-    @contextlib.contextmanager
-    def _deadlines(self) -> Iterator[None]:
-        """Stop when it is silent or lasts for too long. One timer, set anew only when it fires: tokens cost nothing."""
+    # ---- watching
+
+    async def _enforce_deadlines(self) -> None:
+        """Stop the answer when the model server is silent or the answer takes too long."""
         loop, config = asyncio.get_running_loop(), self._config
         end = loop.time() + config.total_seconds
-        timer: asyncio.TimerHandle
-
-        def due() -> float:
-            patience = config.first_token_seconds if self.first_at is None else config.between_tokens_seconds
-            return min(self.spoke_at + patience, end)
-
-        def wait() -> None:  # for less than `due` when the first token may shorten it meanwhile
-            nonlocal timer
-            moment = min(due(), loop.time() + config.between_tokens_seconds)
-            timer = loop.call_at(moment, look, moment)
-
-        def look(expected: float) -> None:
-            nonlocal end
-            late = loop.time() - expected
-            if late > SLEEP_SECONDS:  # the computer slept, and the model with it: begin to wait anew
-                self.spoke_at += late
+        while True:
+            silence = config.first_token_seconds if self._first_text_at is None else config.between_tokens_seconds
+            deadline = min(self._text_at + silence, end)
+            if loop.time() >= deadline:
+                break
+            # The first token may bring the deadline forward. Tokens set no timer: there are too many.
+            wake_at = min(deadline, loop.time() + config.between_tokens_seconds)
+            await asyncio.sleep(wake_at - loop.time())
+            late = loop.time() - wake_at
+            if late > SUSPENDED_SECONDS:  # the model was suspended too
+                self._text_at += late
                 end += late
-            if loop.time() < due():
-                wait()
-                return
-            if loop.time() >= end:
-                what = f"The answer was not complete after {config.total_seconds:g} s and was ended."
-            elif self.first_at is not None:
-                what = f"The model server was silent for {config.between_tokens_seconds:g} s."
-            else:
-                what = f"The model server did not begin to answer within {config.first_token_seconds:g} s."
-            self.stop(ProviderFailed("PROVIDER_TIMEOUT", what))
+        if deadline == end:
+            message = f"The answer was not complete after {config.total_seconds:g} s and was ended."
+        elif self._first_text_at is not None:
+            message = f"The model server was silent for {config.between_tokens_seconds:g} s."
+        else:
+            message = f"The model server did not begin to answer within {config.first_token_seconds:g} s."
+        self.stop(ProviderFailed("PROVIDER_TIMEOUT", message))
 
-        wait()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    @contextlib.asynccontextmanager
-    async def _watching_the_load(self) -> AsyncIterator[None]:
-        """While nothing has come: say whether the model is being loaded, where the server can tell."""
-        provider_id, model = self.begun.provider_id, self.begun.model
-
-        async def watch() -> None:
-            while self.first_at is None:
-                await asyncio.sleep(LOADING_POLL_SECONDS)
-                with contextlib.suppress(ProviderFailed):
-                    await self._providers.models(provider_id, LOADING_POLL_SECONDS / 2)
-                phase = _phase(self._providers.known(provider_id, model))
-                if phase != self.phase and self.first_at is None:
-                    self.progress(phase)
-
-        if self._providers.get(provider_id).kind == "openai":  # whose servers do not tell
-            yield
+    async def _watch_loading(self) -> None:
+        """Until the first token, report whether the model is loading."""
+        if self._providers.get(self.job.provider_id).kind == "openai":  # these servers do not say
             return
-        watching = asyncio.create_task(watch())
-        try:
-            yield
-        finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+        while True:
+            await asyncio.sleep(LOADING_POLL_SECONDS)
+            if self._first_text_at is not None:
+                return
+            with contextlib.suppress(ProviderFailed):
+                await self._providers.models(self.job.provider_id, LOADING_POLL_SECONDS / 2)
+            phase = self._first_phase()
+            if phase != self._progress.get("phase") and self._first_text_at is None:
+                self._report_progress(phase)
 
 
-def _phase(offer: Model | None) -> str:
-    """Of an answer before its first token."""
-    return "loading" if offer is not None and offer.state in ("loading", "not-loaded") else "prompt"
+def log_save_error(error: Exception) -> None:
+    if not isinstance(error, StorageUnavailable):  # which the database has logged
+        log.error("answers could not be saved", exc_info=error)
 
 
-def _told(error: FiresideError) -> dict[str, str]:
+def _error_fields(error: FiresideError) -> dict[str, str]:
     return {"code": error.code, "message": error.message}
 
 

@@ -1,256 +1,209 @@
-"""The hub: answers being written, and their readers.
+"""The hub: all running generations, their queues, their readers, and their regular saves.
 
-A generation is a task of the hub, not of the HTTP response that asked for it. It writes to an event log; a reader is a cursor
-over that log, so there is no queue a reader, nothing to drop for a slow one, and no gap between replay and live. Texts are saved
-for all running generations together, at most SAVE_SECONDS behind. What a `done` event announces is on disk.
+A generation is a task of the hub, not of the request that asked for it, so a reader that leaves does not stop it. Readers are
+positions in its event log: there is no queue per reader, and no gap between replay and live events. All running generations are
+saved together every SAVE_SECONDS. An event `done` is sent only when the answer is on disk.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 from .. import queries
 from ..config import Config
-from ..db import Connection, Database, now
-from ..errors import AuthRequired, FiresideError, Invalid, NotFound, Stopping, StorageUnavailable
+from ..db import Connection, Database
+from ..errors import AuthRequired, NotFound, Stopping, StorageUnavailable
 from ..providers import Providers
-from ..queries.generations import Begun, Found, Wanted
+from ..queries.generations import Answer, AnswerRequest
 from ..queries.messages import Message
 from ..safety.queue import Slots
-from . import events as eventlog
-from .generation import Generation
+from .events import interrupted, replay
+from .generation import Generation, log_save_error
 
 log = logging.getLogger("fireside.chat")
 
-SAVE_SECONDS = 0.4  # between two commits of what running generations have made
-RETRY_SECONDS = 2.0  # between two of them when the disk does not take it
-CLOSING_SECONDS = 3.0  # what a stop waits for; what is not saved by then is what the last commit had
+SAVE_SECONDS = 0.4  # between two saves of the running answers
+RETRY_SECONDS = 2.0  # between two saves while the disk cannot be written
+CLOSING_SECONDS = 3.0  # that a stop of the server waits for the answers to be saved
+CATALOG_AGE_SECONDS = 5.0  # of a list of models that needs no new look
 
 
 class Hub:
-    """All generations of this process."""
-
     def __init__(self, config: Config, database: Database, providers: Providers) -> None:
         self.config = config
         self.database = database
         self.providers = providers
-        self.running: dict[str, Generation] = {}
-        self.unsaved: dict[str, Generation] = {}  # ended, and told so, but the disk has not taken them yet
-        self.slots = {provider.id: Slots(provider.concurrency) for provider in providers.settings.values()}
+        self.generations: dict[str, Generation] = {}  # by id: running, or ended and not saved yet
+        self._slots = {provider.id: Slots(provider.concurrency) for provider in providers.settings.values()}
         self.closing = False
-        self._dirty = asyncio.Event()
+        self._beginning: set[asyncio.Task[Answer]] = set()
+        self._begun = asyncio.Event()
         self._saver: asyncio.Task[None] | None = None
-        self._beginning: set[asyncio.Task[Found]] = set()
 
     async def start(self) -> None:
-        """End what a killed server left behind, with the text that was saved, and begin to save."""
-        count = await self.database.write(_recover)
+        """End the answers that a killed server left unfinished, with the text that was saved, and start saving."""
+        count = await self.database.write(_interrupt_unfinished)
         if count:
             log.warning("%d answers were interrupted when the server stopped; their text was kept", count)
         self._saver = asyncio.create_task(self._save_regularly(), name="saver")
 
     async def aclose(self) -> None:
-        """Interrupt every generation, save them, and tell their readers."""
+        """Interrupt all generations and save them."""
         self.closing = True
         await asyncio.gather(*self._beginning, return_exceptions=True)
-        running = list(self.running.values())
-        for generation in running:
-            generation.stop("interrupted")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_SECONDS):
-                await asyncio.gather(*(generation.ended.wait() for generation in running))
+                await self._stop(list(self.generations.values()), "interrupted")
         if self._saver is not None:
             self._saver.cancel()
             await asyncio.gather(self._saver, return_exceptions=True)
             self._saver = None
             with contextlib.suppress(StorageUnavailable):
-                await self._save_unsaved()
+                await self._save_ended()
 
-    # ------------------------------------------------------------------------------------------------ what is asked of it
+    # ---- answers
 
-    async def answer(self, user_id: int, conversation_id: int, wanted: Wanted) -> Found:
-        """Begin, or find, the answer to the last question (queries.begin_answer). It goes on whoever reads it, or nobody."""
+    async def answer(self, user_id: int, conversation_id: int, request: AnswerRequest) -> Answer:
+        """Begin an answer, or find the one that exists (queries.generations.begin_answer)."""
+        await self._save_ended(conversation_id)
+        provider_id, model = await self._choose_model(user_id, conversation_id, request)
+
+        def begin(conn: Connection) -> Answer:
+            if not queries.accounts.count_sessions(conn, user_id):  # the last one may have ended since the request came
+                raise AuthRequired
+            return queries.generations.begin_answer(conn, user_id, conversation_id, request, provider_id, model)
+
         if self.closing:
             raise Stopping
-        if wanted.provider_id is not None:
-            self.providers.get(wanted.provider_id)
-        if conversation_id in {generation.conversation_id for generation in self.unsaved.values()}:
-            await self._save_unsaved()
-        beginning = asyncio.create_task(self._begin(user_id, conversation_id, wanted))
+        beginning = asyncio.create_task(self._begin(begin))
         self._beginning.add(beginning)
         beginning.add_done_callback(self._beginning.discard)
-        return await asyncio.shield(beginning)  # a caller who is cancelled must leave no row that nobody writes
+        return await asyncio.shield(beginning)  # a canceled caller must not leave a row without its generation
 
-    async def _begin(self, user_id: int, conversation_id: int, wanted: Wanted) -> Found:
-        fallback: tuple[str, str] | None = None
-        for _ in range(2):
-            found = await self.database.write_unsynced(
-                _begin_answer, user_id, conversation_id, wanted, self.providers.settings, fallback
-            )
-            if isinstance(found, Begun):
-                self._run(Generation(self.config, self.providers, user_id, conversation_id, found))
-            if found is not None:
-                return found
-            last = await self.database.read(queries.conversations.get_conversation, user_id, conversation_id)
-            usual = last.provider_id if last.provider_id in self.providers.settings else None
-            named = last.model if last.provider_id is None and wanted.provider_id is None else None
-            fallback = await self._loaded_model(wanted.provider_id or usual, wanted.model or named)
-        raise Invalid("model: name one, since no model server that can be reached offers any")
+    async def _begin(self, begin: Callable[[Connection], Answer]) -> Answer:
+        answer = await self.database.write_unsynced(begin)
+        if answer.job is not None:
+            self._start(Generation(self.config, self.database, self.providers, answer))
+        return answer
 
-    def _run(self, generation: Generation) -> None:
-        self.running[generation.id] = generation
-        details = {"message_id": generation.begun.message_id, "conversation_id": generation.conversation_id}
-        generation.log.add("ping", details | {"ts": now()})
-        generation.task = asyncio.create_task(self._generate(generation), name=f"generation {generation.id}")
+    def _start(self, generation: Generation) -> None:
+        def remove(_: object) -> None:
+            if generation.save_error is None:
+                del self.generations[generation.id]
 
-    async def _loaded_model(self, provider_id: str | None, model: str | None) -> tuple[str, str] | None:
-        """A provider and model for a conversation that has had none: one that is loaded, if there is one."""
-        catalog = await self.providers.catalog(max_age=5.0)
+        self.generations[generation.id] = generation
+        generation.start(self._slots[generation.job.provider_id])
+        generation.task.add_done_callback(remove)
+        self._begun.set()
+
+    async def _choose_model(
+        self, user_id: int, conversation_id: int, request: AnswerRequest
+    ) -> tuple[str | None, str | None]:
+        """Return the provider and model for a new answer: as requested, else the conversation's, else a loaded one, else any.
+
+        The model is None when the servers that can be reached have none. Raises NotFound.
+        """
+        provider_id, model = request.provider_id, request.model
+        if provider_id is not None:
+            self.providers.get(provider_id)
+        if provider_id is None or model is None:
+            last = self.database.read_here(queries.conversations.get_conversation, user_id, conversation_id)
+            if provider_id is None and last.provider_id in self.providers.settings:
+                provider_id = last.provider_id
+            if model is None and provider_id == last.provider_id:
+                model = last.model or None
+        if provider_id and model:
+            return provider_id, model
+        catalog = await self.providers.catalog(CATALOG_AGE_SECONDS)
+        servers = [one for one in catalog if one["online"] and provider_id in (None, one["provider_id"])]
         offers = [
-            (entry["provider_id"], offer)
-            for entry in catalog
-            if entry["online"] and provider_id in (None, entry["provider_id"])
-            for offer in entry["models"]
+            (offer["state"] == "loaded", server["provider_id"], offer["id"])
+            for server in servers
+            for offer in server["models"]
             if model in (None, offer["id"])
         ]
-        offers.sort(key=lambda offer: offer[1]["state"] != "loaded")  # stable: the providers' own order otherwise
         if offers:
-            return offers[0][0], offers[0][1]["id"]
-        known = [entry["provider_id"] for entry in catalog if entry["online"]]
-        return (provider_id or known[0], model) if model and (provider_id or known) else None
+            return max(offers, key=lambda offer: offer[0])[1:]  # the first that is loaded, or the first
+        return servers[0]["provider_id"] if servers else provider_id, model
 
     async def follow(self, user_id: int, generation_id: str, position: int = 0) -> AsyncIterator[bytes]:
-        """A reader of a generation, from the event after `position`. Raises NotFound before the first event."""
-        generation = self.running.get(generation_id) or self.unsaved.get(generation_id)
-        if generation is not None and generation.user_id == user_id:
+        """Return the events after `position` of a generation, running or not. Raises NotFound."""
+        generation = self.generations.get(generation_id)
+        if generation is not None and generation.job.user_id == user_id:
             return generation.log.follow(position, self.config.ping_seconds)
         recording = await self.database.read(queries.generations.get_recording, user_id, generation_id)
-        return _readable(eventlog.replay(generation_id, recording, position))
+        return replay(generation_id, recording, position)
 
     async def messages(self, user_id: int, conversation_id: int, limit: int, before: int | None) -> list[Message]:
-        """queries.list_messages, with what has been written so far of an answer, whose row has no text before its end."""
-        writing = self.unsaved | self.running  # those that end while the rows are read too
+        """Return queries.messages.list_messages with the texts of running answers, whose rows have none yet."""
+        earlier = self.generations.copy()  # one may end while the rows are read
         messages = await self.database.read(queries.messages.list_messages, user_id, conversation_id, limit, before)
         for message in messages:
             if message.status == "generating" and isinstance(message.generation_id, str):
-                generation = writing.get(message.generation_id) or self.running.get(message.generation_id)
+                generation = earlier.get(message.generation_id) or self.generations.get(message.generation_id)
                 if generation is not None:
-                    generation.show(message)
+                    generation.complete(message)
         return messages
 
     async def cancel(self, user_id: int, generation_id: str) -> None:
-        """Returns when the upstream connection is closed and the text is saved."""
-        generation = self.running.get(generation_id)
-        if generation is None or generation.user_id != user_id:
+        """Return when the connection to the model server is closed and the text is saved. Raises NotFound, StorageUnavailable."""
+        generation = self.generations.get(generation_id)
+        if generation is None or generation.job.user_id != user_id or generation.log.ended:
             raise NotFound("generation")
-        await self._cancel(generation)
-        if generation.id in self.unsaved:
-            raise StorageUnavailable("The answer was stopped, but its text cannot be saved: the disk does not take it.")
+        await self._stop([generation], "canceled")
+        if generation.save_error:
+            raise StorageUnavailable(
+                "The answer was stopped, but the disk cannot be written. It is saved when it can be."
+            )
         if generation.status != "canceled":
             raise NotFound("generation")
 
     async def cancel_all(self, user_id: int, conversation_id: int | None = None) -> None:
-        """Cancel whatever is being written for a user, or in one conversation."""
-        mine = [
-            generation
-            for generation in self.running.values()
-            if generation.user_id == user_id and conversation_id in (None, generation.conversation_id)
-        ]
-        await asyncio.gather(*map(self._cancel, mine))
+        """Cancel all generations of a user, or those in one conversation."""
+        everything = [one for one in self.generations.values() if one.job.user_id == user_id]
+        await self._stop([one for one in everything if conversation_id in (None, one.job.conversation_id)], "canceled")
 
-    async def _cancel(self, generation: Generation) -> None:
-        generation.stop("canceled")
-        await generation.ended.wait()
+    async def _stop(self, generations: list[Generation], reason: str) -> None:
+        for generation in generations:
+            generation.stop(reason)
+        if generations:
+            await asyncio.wait([generation.task for generation in generations])
 
-    # ------------------------------------------------------------------------------------------------ a generation's life
-
-    async def _generate(self, generation: Generation) -> None:
-        """The task of a generation, from its first step to its last event."""
-        generation.started = True
-        outcome: str | FiresideError = "ok"
-        try:
-            if generation.stopped is None:
-                begun = generation.begun
-                async with self.slots[begun.provider_id].slot(generation.user_id, generation.queued):
-                    if begun.history is None:
-                        begun.history = await self.database.read(queries.generations.get_prompt, begun.question_id)
-                    await generation.write(self._dirty.set)
-        except asyncio.CancelledError:
-            outcome = "interrupted"  # whoever did it without `stop`
-        except FiresideError as failure:
-            outcome = failure
-        except Exception:
-            log.exception("generation %s failed", generation.id)
-            outcome = FiresideError()
-        generation.ending = True
-        await self._finish(generation, generation.stopped or outcome)
-
-    async def _finish(self, generation: Generation, outcome: str | FiresideError) -> None:
-        """Save, then tell. When the disk does not take it, tell that, and go on trying."""
-        if generation.usage is not None:
-            generation.log.add("usage", {"usage": generation.usage})
-        generation.conclude(outcome)
-        try:
-            await self.database.write(generation.save)
-        except Exception as failure:
-            _report(failure)
-            generation.tell_unsaved()
-            self.unsaved[generation.id] = generation
-            self._dirty.set()
-        del self.running[generation.id]
-        generation.log.end(generation.done())
-        generation.ended.set()
-
-    # ------------------------------------------------------------------------------------------------ saving
+    # ---- saving
 
     async def _save_regularly(self) -> None:
         while True:
-            await self._dirty.wait()
-            await asyncio.sleep(SAVE_SECONDS)
-            self._dirty.clear()
-            try:
-                await self._save_parts()
-                await self._save_unsaved()
-            except Exception as failure:
-                _report(failure)
-                self._dirty.set()
-                await asyncio.sleep(RETRY_SECONDS)
+            await self._begun.wait()
+            self._begun.clear()
+            while self.generations:
+                await asyncio.sleep(SAVE_SECONDS)
+                try:
+                    await self._save_parts()
+                    await self._save_ended()
+                except Exception as error:
+                    log_save_error(error)
+                    await asyncio.sleep(RETRY_SECONDS)
 
     async def _save_parts(self) -> None:
-        logs = [generation.log for generation in self.running.values() if not generation.ending]
-        news = [(events, events.mark, events.part()) for events in logs if events.mark != events.saved]
-        if news:
-            await self.database.write(queries.generations.add_parts, [part for _, _, part in news])
-        for events, mark, _ in news:
-            events.saved = mark
+        """Save what the running generations have added since the last save."""
+        logs = [generation.log for generation in self.generations.values() if generation.running]
+        unsaved = [(events, len(events), events.unsaved_part()) for events in logs if len(events) > events.saved]
+        if unsaved:
+            await self.database.write(queries.generations.add_parts, [part for _, _, part in unsaved])
+        for events, length, _ in unsaved:
+            events.saved = length
 
-    async def _save_unsaved(self) -> None:
-        for generation in list(self.unsaved.values()):
-            await self.database.write(generation.save)
-            self.unsaved.pop(generation.id, None)
-
-
-def _begin_answer(conn: Connection, user_id: int, *args: Any) -> Begun | Found | None:
-    """queries.begin_answer, unless the user was logged out for good after the request was let in."""
-    if not queries.accounts.count_sessions(conn, user_id):
-        raise AuthRequired
-    return queries.generations.begin_answer(conn, user_id, *args)
+    async def _save_ended(self, conversation_id: int | None = None) -> None:
+        """Save again what could not be saved at its end, in all conversations or in one. Raises StorageUnavailable."""
+        for generation in list(self.generations.values()):
+            if generation.save_error and conversation_id in (None, generation.job.conversation_id):
+                await self.database.write(generation.save)
+                self.generations.pop(generation.id, None)
 
 
-def _recover(conn: Connection) -> int:
+def _interrupt_unfinished(conn: Connection) -> int:
     unfinished = queries.generations.list_unfinished(conn)
     for generation_id, recording in unfinished:
-        queries.generations.finish_generation(conn, generation_id, eventlog.interrupted(recording))
+        queries.generations.finish_generation(conn, generation_id, interrupted(recording))
     return len(unfinished)
-
-
-def _report(failure: Exception) -> None:
-    if not isinstance(failure, StorageUnavailable):  # of which the database has spoken
-        log.error("answers could not be saved", exc_info=failure)
-
-
-async def _readable(events: Iterator[bytes]) -> AsyncIterator[bytes]:
-    for batch in events:
-        yield batch

@@ -1,36 +1,34 @@
-"""Queries of answers: how one begins, what is sent to the model, how it is saved."""
+"""Queries of answers: begin one, read its prompt, save it, read it again."""
 
 import json
 import sqlite3
 import uuid
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Struct
 
 from ..db import Connection, insert, now
-from ..errors import AlreadyAnswered, GenerationActive, NotFound, NoUserMessage
+from ..errors import AlreadyAnswered, GenerationActive, Invalid, NotFound, NoUserMessage
 from . import search
 from .conversations import add_stored_bytes, owned
 from .messages import PATH, Image, get_message_row
 
 SENT_IMAGES = 32  # of a prompt: more fill the context of a local model, at several hundred tokens each
-SENT_IMAGE_BYTES = (
-    32 * 1024 * 1024
-)  # more than one request can add, so that the images of a new message are always sent
+SENT_IMAGE_BYTES = 32 * 1024 * 1024  # more than one request can add, so that a new message's images are always sent
 
 
 class Turn(Struct):
-    """A message as the prompt needs it."""
+    """A message of a prompt."""
 
     role: str
     content: str
-    images: list[Image]  # that are sent
-    omitted_images: int  # older ones that are not, because of SENT_IMAGES or SENT_IMAGE_BYTES
-    total_tokens: int | None  # of an answer: the prompt that led to it and itself
-    omitted_messages: int
-    context_length: int | None  # of an answer: that the model was loaded with, in tokens
+    images: list[Image]  # those that are sent
+    omitted_images: int  # older ones, beyond SENT_IMAGES or SENT_IMAGE_BYTES
+    total_tokens: int | None  # of an answer with its prompt
+    omitted_messages: int  # of the prompt of an answer
+    context_length: int | None  # in tokens, of the model that answered
 
 
 class Prompt(Struct):
@@ -38,36 +36,38 @@ class Prompt(Struct):
     turns: list[Turn]
 
 
-class Wanted(Struct, frozen=True):
-    """What kind of answer is asked for. Without provider or model those of the conversation; `retry`: another version of it, or of
-    the one that is, or answers, the message named."""
+class AnswerRequest(Struct, frozen=True):
+    """What a client may choose about an answer."""
 
     provider_id: str | None = None
     model: str | None = None
-    params: dict[str, Any] = {}  # beyond the conversation's settings
-    retry: bool = False
-    message_id: int | None = None
+    params: dict[str, Any] = {}  # replace the conversation's settings of the same names
+    retry: bool = False  # begin a new version although there is an answer
+    message_id: int | None = None  # the question or one of its answers; None: the active leaf
 
 
-class Found(Struct):
-    """An answer that is there: it is being written, or complete."""
+class Job(Struct):
+    """What is needed to write a new answer."""
 
-    generation_id: str
-    message_id: int
-
-
-class Begun(Found):
-    """A new one, which is to be written."""
-
+    user_id: int
+    conversation_id: int
     provider_id: str
     model: str
     params: dict[str, Any]
     question_id: int
-    history: Prompt | None  # the path to the question; None while the answer waits for its turn
+    prompt: Prompt | None  # None while the answer is queued
+
+
+class Answer(Struct):
+    """An answer that already exists, or a new one with its job."""
+
+    generation_id: str
+    message_id: int
+    job: Job | None = None
 
 
 class Recording(Struct):
-    """An answer as it is kept: the two texts and the log that cuts them into events."""
+    """The two texts of an answer, and the log that cuts them into events."""
 
     message_id: int
     status: str
@@ -77,7 +77,7 @@ class Recording(Struct):
 
 
 class SavedPart(NamedTuple):
-    """What a running answer has made since it was last saved."""
+    """The events of a running answer since its last save, with their texts."""
 
     generation_id: str
     first_event: int
@@ -90,112 +90,88 @@ def begin_answer(
     conn: Connection,
     user_id: int,
     conversation_id: int,
-    wanted: Wanted,
-    providers: Collection[str],
-    fallback: tuple[str, str] | None = None,
-) -> Begun | Found | None:
-    """Answer the last question of the active path, or the one wanted; unless it is a retry, find the answer that it has or that is
-    being written.
+    request: AnswerRequest,
+    provider_id: str | None,
+    model: str | None,
+) -> Answer:
+    """Return the answer to the question if it is running or complete. Else, or for a retry, begin one with this provider and model.
 
-    `fallback` is the provider and model for a conversation that has had none. None: it is needed, and was not given.
+    Raises NoUserMessage, GenerationActive, AlreadyAnswered when the request names another model than the answer's, and Invalid
+    when a new answer has no provider or model.
     """
     conversation = owned(conn, user_id, conversation_id)
-    leaf, question = _question(conn, conversation, wanted.message_id)
+    leaf, question = _question(conn, conversation, request.message_id)
     running = conn.execute(
-        "SELECT m.id, m.parent_id, m.status, g.id AS generation_id, g.provider_id, g.model FROM messages m"
-        " JOIN generations g ON g.message_id = m.id WHERE m.conversation_id = ? AND m.status = 'generating'",
+        "SELECT m.id AS message_id, m.parent_id, g.* FROM messages m JOIN generations g ON g.message_id = m.id"
+        " WHERE m.conversation_id = ? AND m.status = 'generating'",
         (conversation_id,),
     ).fetchone()
     if running:
-        if wanted.retry or running["parent_id"] != question["id"] or _another(running, wanted):
+        if request.retry or running["parent_id"] != question["id"] or not _matches(running, request):
             raise GenerationActive
-        return Found(running["generation_id"], running["id"])
-    if not wanted.retry and leaf["role"] == "assistant" and leaf["status"] == "complete":
-        recorded = _recorded(conn, leaf)
-        if _another(recorded, wanted):
+        return Answer(running["id"], running["message_id"])
+    if not request.retry and leaf["role"] == "assistant" and leaf["status"] == "complete":
+        generation = _generation_of(conn, leaf)
+        if not _matches(generation, request):
             raise AlreadyAnswered
-        return Found(recorded["id"], leaf["id"])
-    chosen = _choose(conversation, wanted, providers, fallback)
-    if chosen is None:
-        return None
-    params = json.loads(conversation["settings"]) | wanted.params
-    generation_id, message_id = _add_answer(conn, conversation, question["id"], *chosen, params)
-    return Begun(generation_id, message_id, *chosen, params, question["id"], get_prompt(conn, question["id"]))
+        return Answer(generation["id"], leaf["id"])
+    if not provider_id or not model:
+        raise Invalid("model: choose one. No model server that can be reached offers any.")
+    params = json.loads(conversation["settings"]) | request.params
+    prompt = get_prompt(conn, question["id"])
+    return _add_answer(conn, Job(user_id, conversation_id, provider_id, model, params, question["id"], prompt))
 
 
 def _question(conn: Connection, conversation: sqlite3.Row, message_id: int | None) -> tuple[sqlite3.Row, sqlite3.Row]:
-    """This message, or the active leaf, and the question that it is or that it answers."""
-    row_at = "SELECT * FROM messages WHERE id = ?"
+    """Return this message, by default the active leaf, and the nearest question on the way up from it."""
+    select = "SELECT * FROM messages WHERE id = ?"
     if message_id is None:
-        message = conn.execute(row_at, (conversation["active_message_id"],)).fetchone()
+        message = conn.execute(select, (conversation["active_message_id"],)).fetchone()
     else:
         message = get_message_row(conn, conversation["id"], message_id)
-    row = message
-    while row is not None and row["role"] != "user":
-        row = conn.execute(row_at, (row["parent_id"],)).fetchone()
-    if row is None:
+    question = message
+    while question is not None and question["role"] != "user":
+        question = conn.execute(select, (question["parent_id"],)).fetchone()
+    if question is None:
         raise NoUserMessage
-    return message, row
+    return message, question
 
 
-def _another(generation: sqlite3.Row, wanted: Wanted) -> bool:
-    """Whether somebody else is asked for than this generation was asked of."""
-    asked = generation["provider_id"], generation["model"]
-    return (wanted.provider_id or asked[0], wanted.model or asked[1]) != asked
+def _matches(generation: sqlite3.Row, request: AnswerRequest) -> bool:
+    """Return whether the provider and model that the request names, if any, are those of the generation."""
+    return request.provider_id in (None, generation["provider_id"]) and request.model in (None, generation["model"])
 
 
-def _choose(
-    conversation: sqlite3.Row, wanted: Wanted, providers: Collection[str], fallback: tuple[str, str] | None
-) -> tuple[str, str] | None:
-    """Provider and model: as asked for, else as last in this conversation, else the fallback."""
-    provider_id, model = wanted.provider_id, wanted.model
-    if provider_id is None and (model is None or fallback is None) and conversation["provider_id"] in providers:
-        provider_id = conversation["provider_id"]
-    if model is None and provider_id == conversation["provider_id"]:
-        model = conversation["model"]
-    if fallback and (provider_id is None or model is None):
-        provider_id, model = provider_id or fallback[0], model or fallback[1]
-    return (provider_id, model) if provider_id and model else None
-
-
-def _add_answer(
-    conn: Connection, conversation: sqlite3.Row, question_id: int, provider_id: str, model: str, params: dict[str, Any]
-) -> tuple[str, int]:
-    moment = now()
+def _add_answer(conn: Connection, job: Job) -> Answer:
+    created_at = now()
     message_id = insert(
         conn,
         "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, created_at)"
         " VALUES (?, ?, 'assistant', '', 'generating', ?, ?, ?)",
-        (conversation["id"], question_id, provider_id, model, moment),
+        (job.conversation_id, job.question_id, job.provider_id, job.model, created_at),
     )
     generation_id = str(uuid.uuid4())
     conn.execute(
         "INSERT INTO generations (id, message_id, provider_id, model, params) VALUES (?, ?, ?, ?, ?)",
-        (generation_id, message_id, provider_id, model, json.dumps(params)),
+        (generation_id, message_id, job.provider_id, job.model, json.dumps(job.params)),
     )
     conn.execute(
         "UPDATE conversations SET active_message_id = ?, updated_at = ?, provider_id = ?, model = ? WHERE id = ?",
-        (message_id, moment, provider_id, model, conversation["id"]),
+        (message_id, created_at, job.provider_id, job.model, job.conversation_id),
     )
-    return generation_id, message_id
+    return Answer(generation_id, message_id, job)
 
 
-def _recorded(conn: Connection, message: sqlite3.Row) -> sqlite3.Row:
-    """The generation of a complete answer. An imported answer gets one here, so that it can be replayed like any other."""
-    select = "SELECT * FROM generations WHERE message_id = ?"
+def _generation_of(conn: Connection, message: sqlite3.Row) -> sqlite3.Row:
+    """Return the generation of a complete answer. An imported answer gets one first, so that it can be replayed."""
+    select = "SELECT id, provider_id, model FROM generations WHERE message_id = ?"
     row: sqlite3.Row | None = conn.execute(select, (message["id"],)).fetchone()
     if row is None:
         lengths = [length for length in (-len(message["reasoning"]), len(message["content"])) if length]
-        done = {"event": "done", "data": {"status": "ok", "message_id": message["id"]}}
+        log = [*lengths, {"event": "done", "data": {"status": "ok", "message_id": message["id"]}}]
         conn.execute(
             "INSERT INTO generations (id, message_id, provider_id, model, log) VALUES (?, ?, ?, ?, ?)",
-            (
-                str(uuid.uuid4()),
-                message["id"],
-                message["provider_id"] or "",
-                message["model"] or "",
-                json.dumps([*lengths, done]),
-            ),
+            (str(uuid.uuid4()), message["id"], message["provider_id"] or "", message["model"] or "", json.dumps(log)),
         )
         row = conn.execute(select, (message["id"],)).fetchone()
     assert row is not None
@@ -203,31 +179,31 @@ def _recorded(conn: Connection, message: sqlite3.Row) -> sqlite3.Row:
 
 
 def get_prompt(conn: Connection, question_id: int) -> Prompt:
-    """Return the path from the first message to this question, with the newest images of its user messages.
+    """Return the path from the first message to this question, with the newest images of its user messages. Raises NotFound.
 
-    Servers accept no images in answers, so those of imported answers are not read. Raises NotFound.
+    Servers accept no images in answers, so those of imported answers are not read.
     """
     conversation = conn.execute(
         "SELECT c.system_prompt FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
         (question_id,),
     ).fetchone()
-    if conversation is None:  # purged meanwhile
+    if conversation is None:
         raise NotFound("conversation")
     rows = conn.execute(
         PATH + "SELECT m.id, m.role, m.content, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
         " coalesce(json_extract(m.stats, '$.omitted_messages'), 0) AS omitted,"
         " json_extract(m.stats, '$.context_length') AS context_length,"
-        " m.role = 'user' AND EXISTS (SELECT 1 FROM images i WHERE i.message_id = m.id) AS illustrated"
+        " m.role = 'user' AND EXISTS (SELECT 1 FROM images i WHERE i.message_id = m.id) AS has_images"
         " FROM path JOIN messages m ON m.id = path.id ORDER BY path.depth DESC",
         {"leaf": question_id, "limit": -1},
     ).fetchall()
-    sizes = "SELECT id, length(data) FROM images WHERE message_id = ? ORDER BY position"
-    stored = {row["id"]: conn.execute(sizes, (row["id"],)).fetchall() for row in rows if row["illustrated"]}
+    select = "SELECT id, length(data) FROM images WHERE message_id = ? ORDER BY position"
+    stored = {row["id"]: conn.execute(select, (row["id"],)).fetchall() for row in rows if row["has_images"]}
     sent = _choose_images(stored.values())
     select = "SELECT media_type, data FROM images WHERE id = ?"
     images = {
-        message_id: [Image(*conn.execute(select, (image_id,)).fetchone()) for image_id, _ in found if image_id in sent]
-        for message_id, found in stored.items()
+        message_id: [Image(*conn.execute(select, (image_id,)).fetchone()) for image_id, _ in sizes if image_id in sent]
+        for message_id, sizes in stored.items()
     }
     return Prompt(
         conversation["system_prompt"],
@@ -266,17 +242,17 @@ def _choose_images(messages: Iterable[Sequence[tuple[int, int]]]) -> set[int]:
 
 
 def add_parts(conn: Connection, parts: Iterable[SavedPart]) -> None:
-    """Save them. One that begins where another did has that one's text too: it takes its place."""
+    """Save parts of running answers. A part replaces an earlier one with the same first event: it repeats that one's events."""
     conn.executemany(
         "INSERT OR REPLACE INTO generation_parts (generation_id, first_event, content, reasoning, log)"
-        " SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM generations WHERE id = ?1)",  # a purge may have come first
+        " SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM generations WHERE id = ?1)",  # the conversation may have been purged
         parts,
     )
 
 
 def list_unfinished(conn: Connection) -> list[tuple[str, Recording]]:
-    """The generations that a stopped server left behind, with what was saved of them."""
-    found = []
+    """Return the ids of the generations that a stopped server did not finish, with what it saved of them."""
+    unfinished = []
     for generation_id, message_id in conn.execute(
         "SELECT g.id, m.id FROM messages m JOIN generations g ON g.message_id = m.id WHERE m.status = 'generating'"
     ).fetchall():
@@ -284,10 +260,10 @@ def list_unfinished(conn: Connection) -> list[tuple[str, Recording]]:
             "SELECT content, reasoning, log FROM generation_parts WHERE generation_id = ? ORDER BY first_event",
             (generation_id,),
         ).fetchall()
-        log = [event for part in parts for event in json.loads(part["log"])]
-        content, reasoning = ("".join(part[key] for part in parts) for key in ("content", "reasoning"))
-        found.append((generation_id, Recording(message_id, "generating", content, reasoning, json.dumps(log))))
-    return found
+        log = [entry for part in parts for entry in json.loads(part["log"])]
+        content, reasoning = ("".join(part[name] for part in parts) for name in ("content", "reasoning"))
+        unfinished.append((generation_id, Recording(message_id, "generating", content, reasoning, json.dumps(log))))
+    return unfinished
 
 
 def finish_generation(
@@ -300,7 +276,7 @@ def finish_generation(
     stats: dict[str, Any] | None = None,
     error: dict[str, str] | None = None,
 ) -> None:
-    """The end of a generation, all of it at once. Does nothing if its message is gone or has ended already."""
+    """Save the whole answer with its end. Does nothing when its message has been deleted or has ended before."""
     row = conn.execute(
         "UPDATE messages SET content = ?, reasoning = ?, status = ?, model = coalesce(?, model), token_usage = ?, stats = ?, error = ?"
         " WHERE id = ? AND status = 'generating' RETURNING conversation_id",
@@ -312,32 +288,38 @@ def finish_generation(
             *(json.dumps(value) if value is not None else None for value in (token_usage, stats, error)),
             recording.message_id,
         ),
-    ).fetchall()
-    if not row:
+    ).fetchone()
+    if row is None:
         return
     conn.execute("UPDATE generations SET log = ? WHERE id = ?", (recording.log, generation_id))
     conn.execute("DELETE FROM generation_parts WHERE generation_id = ?", (generation_id,))
-    conn.execute("UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ?", (now(), row[0][0]))
-    owner = conn.execute("SELECT user_id FROM conversations WHERE id = ?", (row[0][0],)).fetchone()[0]
-    search.index_message(conn, owner, recording.message_id, recording.content)
-    add_stored_bytes(conn, owner, len(recording.content.encode()) + len(recording.reasoning.encode()))
+    (user_id,) = conn.execute(
+        "UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ? RETURNING user_id",
+        (now(), row["conversation_id"]),
+    ).fetchone()
+    search.index_message(conn, user_id, recording.message_id, recording.content)
+    add_stored_bytes(conn, user_id, len(recording.content.encode()) + len(recording.reasoning.encode()))
 
 
 def get_recording(conn: Connection, user_id: int, generation_id: str) -> Recording:
+    """Return what is stored of a generation. Raises NotFound."""
     row = conn.execute(
         "SELECT m.conversation_id, m.id, m.status, m.content, m.reasoning, g.log"
         " FROM generations g JOIN messages m ON m.id = g.message_id WHERE g.id = ?",
         (generation_id,),
     ).fetchone()
     try:
-        owned(conn, user_id, row[0] if row else 0)
+        owned(conn, user_id, row["conversation_id"] if row else 0)
     except NotFound:
         raise NotFound("generation") from None
-    return Recording(*row[1:])
+    return Recording(row["id"], row["status"], row["content"], row["reasoning"], row["log"])
 
 
 def list_usage(conn: Connection, user_id: int) -> list[dict[str, Any]]:
-    """Return answers by day (UTC) and model, newest first. The speed is that of the answers that have one, as each of them shows it."""
+    """Return the sums of the answers of each day (UTC) and model, newest day first.
+
+    Speed counts only answers that have one. Each answer's own statistics show the same speed.
+    """
     rows = conn.execute(
         """
         WITH answers AS (

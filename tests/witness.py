@@ -85,7 +85,7 @@ class Witness:
 
     async def nothing_lost(self, person: Person, conversation_id: int, *streams: list[Event]) -> None:
         """Checks the invariants, of this conversation in particular. `streams`: whole ones, each of one generation."""
-        await until(lambda: not self.running.state.hub.running, "the generations to end")
+        await until(lambda: not self.running.state.hub.generations, "the generations to end")
         for events in streams:
             well_formed(events)
             await self._same_again(person, events)

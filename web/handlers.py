@@ -339,14 +339,16 @@ class EventStream(StreamingResponse):
 
 async def stream(request: Request, conversation_id: int, body: schemas.AnswerRequest) -> Response:
     state = request.app_state
-    wanted = generations.Wanted(body.provider_id, body.model, body.given())
-    begun = await state.hub.answer(request.user_id, conversation_id, wanted)
-    return EventStream(await state.hub.follow(request.user_id, begun.generation_id))
+    options = generations.AnswerRequest(body.provider_id, body.model, body.given())
+    found = await state.hub.answer(request.user_id, conversation_id, options)
+    return EventStream(await state.hub.follow(request.user_id, found.generation_id))
 
 
 async def retry(request: Request, body: schemas.RetryRequest) -> Any:
-    wanted = generations.Wanted(body.provider_id, body.model, body.given(), retry=True, message_id=body.message_id)
-    begun = await request.app_state.hub.answer(request.user_id, body.conversation_id, wanted)
+    options = generations.AnswerRequest(
+        body.provider_id, body.model, body.given(), retry=True, message_id=body.message_id
+    )
+    begun = await request.app_state.hub.answer(request.user_id, body.conversation_id, options)
     return {
         "message_id": begun.message_id,
         "conversation_id": body.conversation_id,

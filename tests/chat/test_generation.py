@@ -410,7 +410,7 @@ async def test_waiting_in_the_queue_uses_up_no_deadline(tmp_path: Path, upstream
         first = asyncio.create_task(ask(ann))
         await gate.reached()
         second = asyncio.create_task(ask(ann))
-        await until(lambda: len(running.state.hub.running) == 2)
+        await until(lambda: len(running.state.hub.generations) == 2)
         await asyncio.sleep(0.5)  # longer than the deadline
         gate.open()
         assert text(await first) == "one" and text(await second) == "two"

@@ -1,5 +1,7 @@
+from pathlib import Path
+
 from ..live import Person, Running, code, good, text, until
-from ..upstream import DONE, Gate, LocalModel, Upstream, answer, finish, pause, usage
+from ..upstream import DONE, Gate, LocalModel, Upstream, answer, finish, pause, refused_url, usage
 from ..upstream import text as says
 
 MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
@@ -50,7 +52,7 @@ async def test_a_reader_who_leaves_does_not_stop_the_answer(ann: Person, upstrea
             if event.event == "delta":
                 break
     gate.open()
-    await until(lambda: not running.state.hub.running)
+    await until(lambda: not running.state.hub.generations)
     assert (await ann.messages(conversation_id))[-1]["content"] == "one two"
 
 
@@ -127,3 +129,25 @@ async def test_a_conversation_with_a_model_is_answered_by_a_server_that_has_it(a
     upstream.enqueue(answer("Here"))
     assert (await ann.answer(conversation_id))[-1].data["status"] == "ok"
     assert (await ann.messages(conversation_id))[-1]["provider_id"] == "lmstudio"
+
+
+async def test_without_a_model_server_an_answer_is_replayed_but_none_begins(tmp_path: Path, upstream: Upstream) -> None:
+    server = '[[providers]]\nid = "{}"\nkind = "openai"\nurl = "{}"\n'
+    offline = server.format("embedded", refused_url())
+    (tmp_path / "config.toml").write_text(offline + server.format("box", f"{upstream.url}/v1"), "utf-8")
+    async with Running(tmp_path, lmstudio_url=refused_url()) as running:
+        ann = await running.first()
+        conversation_id = await ann.conversation("Hello?")
+        upstream.enqueue(answer("Hi"))
+        events = await ann.answer(conversation_id)
+        assert text(events) == "Hi"
+    (tmp_path / "config.toml").write_text(offline, "utf-8")
+    retry = {"conversation_id": conversation_id}
+    async with Running(tmp_path, lmstudio_url=refused_url()) as running:
+        ann = await running.login("ann")
+        assert await ann.answer(conversation_id) == events
+        assert code(await ann.post("/chat/retry", json=retry)) == (400, "VALIDATION_ERROR")
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+        ann = await running.login("ann")
+        good(await ann.post("/chat/retry", json=retry))
+        assert (await ann.messages(conversation_id))[-1]["provider_id"] == "lmstudio"

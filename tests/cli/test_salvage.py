@@ -14,7 +14,7 @@ from fireside.cli import salvage
 from fireside.cli.salvage import LOST, Saved
 from fireside.db import DatabaseUnusable
 from fireside.queries import search
-from fireside.queries.generations import Recording, Wanted
+from fireside.queries.generations import AnswerRequest, Recording
 
 from ..exports import png
 from ..trials import some
@@ -57,10 +57,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _answer(conn: sqlite3.Connection, user_id: int, conversation_id: int, text: str) -> None:
-    begun = queries.generations.begin_answer(
-        conn, user_id, conversation_id, Wanted("lmstudio", "m", retry=True), ["lmstudio"]
-    )
-    assert isinstance(begun, queries.generations.Begun)
+    begun = queries.generations.begin_answer(conn, user_id, conversation_id, AnswerRequest(retry=True), "lmstudio", "m")
     log = json.dumps([len(text), {"event": "done", "data": {"message_id": begun.message_id}}])
     queries.generations.finish_generation(
         conn, begun.generation_id, Recording(begun.message_id, "complete", text, "", log)

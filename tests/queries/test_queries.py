@@ -14,6 +14,7 @@ from fireside.errors import (
     BootstrapDisabled,
     FiresideError,
     GenerationActive,
+    Invalid,
     InvalidCredentials,
     InvalidInvite,
     LastAdmin,
@@ -22,7 +23,7 @@ from fireside.errors import (
     UsernameExists,
 )
 from fireside.queries import search
-from fireside.queries.generations import Begun, Found, Recording, Wanted
+from fireside.queries.generations import Answer, AnswerRequest, Job, Recording
 from fireside.queries.messages import Image
 from fireside.transfer import archive
 from hypothesis import settings
@@ -31,7 +32,6 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 Connection = sqlite3.Connection
 
-PROVIDERS = {"lmstudio", "other"}
 ANN, BOB = 1, 2
 
 
@@ -79,20 +79,32 @@ def remove(conn: Connection, conversation_id: int) -> None:
     queries.conversations.remove_emptied(conn, conversation_id)
 
 
-def look(
+def answer(
     conn: Connection, conversation_id: int, provider: str | None = "lmstudio", model: str | None = "m", **more: Any
-) -> Begun | Found | None:
-    wanted = Wanted(provider, model, more.pop("params", {}), more.pop("retry", False))
-    return queries.generations.begin_answer(conn, ANN, conversation_id, wanted, PROVIDERS, **more)
+) -> Answer:
+    request = AnswerRequest(provider, model, **more)
+    return queries.generations.begin_answer(conn, ANN, conversation_id, request, provider or "lmstudio", model or "m")
 
 
-def begin(conn: Connection, conversation_id: int, *asked: str | None, **more: Any) -> Begun:
-    begun = look(conn, conversation_id, *asked, **more)
-    assert isinstance(begun, Begun)
+def begin(conn: Connection, conversation_id: int, *asked: str | None, **more: Any) -> Answer:
+    begun = answer(conn, conversation_id, *asked, **more)
+    assert begun.job is not None
     return begun
 
 
-def finish(conn: Connection, begun: Begun, content: str = "answer", status: str = "complete", **more: Any) -> None:
+def job(begun: Answer) -> Job:
+    assert begun.job is not None
+    return begun.job
+
+
+def prompt_of(begun: Answer) -> list[str]:
+    """The texts of the prompt."""
+    prompt = job(begun).prompt
+    assert prompt is not None
+    return [turn.content for turn in prompt.turns]
+
+
+def finish(conn: Connection, begun: Answer, content: str = "answer", status: str = "complete", **more: Any) -> None:
     log = json.dumps([len(content), {"event": "done", "data": {}}])
     queries.generations.finish_generation(
         conn, begun.generation_id, Recording(begun.message_id, status, content, "", log), **more
@@ -270,7 +282,7 @@ AS_BOB: dict[str, Callable[[Connection, dict[str, Any]], Any]] = {
     "get_image": lambda conn, at: queries.messages.get_image(conn, BOB, at["image"]),
     "get_recording": lambda conn, at: queries.generations.get_recording(conn, BOB, at["generation"]),
     "begin_answer": lambda conn, at: queries.generations.begin_answer(
-        conn, BOB, at["conversation"], Wanted(retry=True), PROVIDERS
+        conn, BOB, at["conversation"], AnswerRequest(retry=True), "lmstudio", "m"
     ),
     "delete_session": lambda conn, at: queries.accounts.delete_session(conn, BOB, at["session"]),
     "owned": lambda conn, at: queries.conversations.owned(conn, BOB, at["conversation"]),
@@ -542,7 +554,7 @@ def test_a_question_that_has_no_answer_gets_one(conn: Connection) -> None:
     made = conversation(conn)
     queries.messages.add_message(conn, ANN, made, "q")
     begun = begin(conn, made, params={"seed": 1})
-    assert begun.history and [turn.content for turn in begun.history.turns] == ["q"] and begun.params == {"seed": 1}
+    assert prompt_of(begun) == ["q"] and job(begun).params == {"seed": 1}
     assert queries.conversations.get_conversation(conn, ANN, made).generation_id == begun.generation_id
     running = queries.messages.list_messages(conn, ANN, made)[-1]
     assert (running.id, running.status, running.content) == (begun.message_id, "generating", "")
@@ -553,7 +565,7 @@ def test_an_answer_that_is_running_is_found_and_another_is_refused(conn: Connect
     queries.messages.add_message(conn, ANN, made, "q")
     begun = begin(conn, made)
     for provider, model in (("lmstudio", "m"), (None, None), ("lmstudio", None), (None, "m")):
-        assert look(conn, made, provider, model) == Found(begun.generation_id, begun.message_id)
+        assert answer(conn, made, provider, model) == Answer(begun.generation_id, begun.message_id)
     for more in ({"model": "other"}, {"provider": "other"}, {"retry": True}):
         with pytest.raises(GenerationActive):
             begin(conn, made, **more)
@@ -563,13 +575,13 @@ def test_an_answer_that_is_running_is_found_and_another_is_refused(conn: Connect
 
 
 def test_an_answer_that_is_complete_is_found_and_another_model_s_is_refused(conn: Connection) -> None:
-    made, _, answer = answered(conn)
-    found = look(conn, made, None, None)
-    assert type(found) is Found and found.message_id == answer
+    made, _, message_id = answered(conn)
+    found = answer(conn, made, None, None)
+    assert found.job is None and found.message_id == message_id
     for more in ({"model": "other"}, {"provider": "other"}):
         with pytest.raises(AlreadyAnswered):
             begin(conn, made, **more)
-    assert begin(conn, made, model="other", retry=True).message_id != answer
+    assert begin(conn, made, model="other", retry=True).message_id != message_id
 
 
 def test_what_was_requested_counts_not_what_answered(conn: Connection) -> None:
@@ -577,7 +589,7 @@ def test_what_was_requested_counts_not_what_answered(conn: Connection) -> None:
     queries.messages.add_message(conn, ANN, made, "q")
     finish(conn, begin(conn, made), model="m-q4-instruct")
     assert queries.messages.list_messages(conn, ANN, made)[-1].model == "m-q4-instruct"
-    assert type(look(conn, made, model="m")) is Found
+    assert answer(conn, made, model="m").job is None
     with pytest.raises(AlreadyAnswered):
         begin(conn, made, model="m-q4-instruct")
 
@@ -589,7 +601,7 @@ def test_a_try_that_failed_is_tried_again(conn: Connection, status: str) -> None
     failed = begin(conn, made)
     finish(conn, failed, "half", status)
     again = begin(conn, made)
-    assert again.history and [turn.content for turn in again.history.turns] == ["q"]
+    assert prompt_of(again) == ["q"]
     assert queries.messages.list_messages(conn, ANN, made)[-1].versions == {
         "ids": [failed.message_id, again.message_id],
         "index": 1,
@@ -610,28 +622,20 @@ def test_without_a_question_there_is_nothing_to_answer(conn: Connection, said: s
             begin(conn, made, retry=retry)
 
 
-def test_provider_and_model_are_those_asked_for_then_the_last_then_the_fallback(conn: Connection) -> None:
+def test_a_new_answer_needs_a_provider_and_a_model(conn: Connection) -> None:
     made = conversation(conn)
     queries.messages.add_message(conn, ANN, made, "q")
-    for wanted in (Wanted(), Wanted("other"), Wanted(model="m")):
-        assert queries.generations.begin_answer(conn, ANN, made, wanted, PROVIDERS) is None
-    begun = begin(conn, made, None, None, fallback=("lmstudio", "loaded"))
-    assert (begun.provider_id, begun.model) == ("lmstudio", "loaded")
-    finish(conn, begun)
-    queries.messages.add_message(conn, ANN, made, "q2")
-    begun = begin(conn, made, None, None, fallback=("other", "x"))
-    assert (begun.provider_id, begun.model) == ("lmstudio", "loaded"), "the conversation's last"
-    finish(conn, begun)
-    queries.messages.add_message(conn, ANN, made, "q3")
-    conn.execute("UPDATE conversations SET provider_id = 'removed' WHERE id = ?", (made,))
-    begun = begin(conn, made, None, None, fallback=("other", "x"))
-    assert begun.provider_id == "other", "the last one's server is not there any more"
+    for chosen in ((None, None), ("lmstudio", None), (None, "m")):
+        with pytest.raises(Invalid):
+            queries.generations.begin_answer(conn, ANN, made, AnswerRequest(), *chosen)
+    finish(conn, begin(conn, made))
+    assert queries.generations.begin_answer(conn, ANN, made, AnswerRequest(), None, None).job is None
 
 
 def test_the_settings_of_a_conversation_hold_unless_others_are_given(conn: Connection) -> None:
     made = conversation(conn, settings={"temperature": 0.1, "seed": 1})
     queries.messages.add_message(conn, ANN, made, "q")
-    assert begin(conn, made, params={"seed": 2}).params == {"temperature": 0.1, "seed": 2}
+    assert job(begin(conn, made, params={"seed": 2})).params == {"temperature": 0.1, "seed": 2}
 
 
 def test_the_end_comes_once(conn: Connection) -> None:
@@ -758,14 +762,14 @@ class Indexes(RuleBasedStateMachine):
         self.done(queries.messages.add_message, *at, text, *([None] if first else []))
 
     @rule(target=running, at=conversations, retry=st.booleans())
-    def begin(self, at: tuple[int, int], retry: bool) -> Begun | None:
-        begun: Begun | None = self.done(
-            queries.generations.begin_answer, *at, Wanted("lmstudio", "m", retry=retry), PROVIDERS
+    def begin(self, at: tuple[int, int], retry: bool) -> Answer | None:
+        begun: Answer | None = self.done(
+            queries.generations.begin_answer, *at, AnswerRequest(retry=retry), "lmstudio", "m"
         )
         return begun
 
     @rule(begun=consumes(running), text=st.just("") | words, status=st.sampled_from(["complete", "canceled"]))
-    def end(self, begun: Begun | None, text: str, status: str) -> None:
+    def end(self, begun: Answer | None, text: str, status: str) -> None:
         if begun is not None:
             self.done(finish, begun, text, status)
 

@@ -286,7 +286,7 @@ async def test_there_must_be_something_to_answer(
     ):
         assert code(await ann.post("/chat/retry", json=body | MODEL)) == refusal
         assert code(await ann.post(f"/conversations/{body['conversation_id']}/stream", json=MODEL)) == refusal
-    assert not upstream.chats and not running.state.hub.running
+    assert not upstream.chats and not running.state.hub.generations
 
 
 async def test_the_model_is_the_last_one_then_one_that_is_loaded(ann: Person, upstream: Upstream) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import httpx
 from fireside import queries
 from fireside.db import ago
-from fireside.queries.generations import Wanted
+from fireside.queries.generations import AnswerRequest
 from fireside.server import ROUTES
 from fireside.web.endpoint import ADMIN, OWNER, PUBLIC, Endpoint
 
@@ -211,11 +211,11 @@ class World:
         gate, hub = Gate(), self.running.state.hub
         if running:
             self.upstream.enqueue(says("one "), pause(gate))
-        begun = await hub.answer(user_id, conversation_id, Wanted("lmstudio", MODEL, retry=True))
+        begun = await hub.answer(user_id, conversation_id, AnswerRequest("lmstudio", MODEL, retry=True))
         if running:
             await gate.reached()
         else:
-            await until(lambda: begun.generation_id not in hub.running)
+            await until(lambda: begun.generation_id not in hub.generations)
         return begun.generation_id
 
     def request(self, cell: Cell, key: Key, objects: dict[str, Any]) -> httpx.Request:
@@ -305,7 +305,7 @@ async def _refused(world: World, asked: list[Cell], figures: Figures) -> None:
         if "user on none" in told and "user on another's" in told:
             same = told["user on none"] == told["user on another's"]
             figures.expect(same, f"{where}: another's object is answered differently from none")
-    running = world.running.state.hub.running
+    running = world.running.state.hub.generations
     for whose in ("own", "another's"):
         figures.expect(world.objects[whose]["generation_id"] in running, f"{whose} answer was stopped")
 

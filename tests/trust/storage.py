@@ -26,7 +26,7 @@ from fireside import db, queries
 from fireside.cli import salvage
 from fireside.db import Database, DatabaseUnusable
 from fireside.errors import StorageUnavailable
-from fireside.queries.generations import Recording, Wanted
+from fireside.queries.generations import AnswerRequest, Recording
 
 from ..live import Running, good
 from . import Figures, fireside
@@ -94,10 +94,10 @@ class Work:
             queries.generations.begin_answer,
             1,
             conversation_id,
-            Wanted("lmstudio", "a model", retry=True),
-            ["lmstudio"],
+            AnswerRequest(retry=True),
+            "lmstudio",
+            "a model",
         )
-        assert isinstance(begun, queries.generations.Begun)
         text = f"Answer {number} " + "and so on " * (number * 53 % 300)
         recording = Recording(begun.message_id, "complete", text, "", f"[{len(text)}]")
         try:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from fireside import queries
 from fireside.chat.generation import Generation
-from fireside.queries.generations import Wanted
+from fireside.queries.generations import AnswerRequest
 from fireside.web import connection
 
 from ...live import PATIENCE, Event, Person, code, good, text, until
@@ -180,7 +180,7 @@ async def stops_reading(witness: Witness, ann: Person, conversation_id: int, num
     async with raw_post(ann, *stream_request(conversation_id)) as (reader, writer):
         await reader.readuntil(b"event: ping")
         writer.transport.pause_reading()
-        await until(lambda: not witness.running.state.hub.running, "the answer to end")
+        await until(lambda: not witness.running.state.hub.generations, "the answer to end")
         events = await newest_answer(ann, conversation_id)
     assert len(text(events)) == 1_000_000
     return events
@@ -347,7 +347,7 @@ async def test_no_generation_survives_an_end_that_was_acknowledged(
                 await until(partial(waiting, number), "both to wait for the database")
         answer, end = tasks if answer_first else reversed(tasks)
         good(await end)
-        assert not running.state.hub.running
+        assert not running.state.hub.generations
         refused = await answer
         assert refused.status_code in (401, 404) or b'"status": "canceled"' in refused.content
     if ending == "logout":
@@ -376,7 +376,7 @@ async def test_cancelled_caller_leaves_no_orphaned_generation(witness: Witness) 
     for steps in range(12):
         conversation_id = await witness.question(ann)
         asking = asyncio.create_task(
-            hub.answer(user["id"], conversation_id, Wanted(MODEL["provider_id"], MODEL["model"]))
+            hub.answer(user["id"], conversation_id, AnswerRequest(MODEL["provider_id"], MODEL["model"]))
         )
         for _ in range(steps):
             await asyncio.sleep(0)
@@ -394,11 +394,10 @@ async def test_generation_can_be_stopped_before_its_first_step(witness: Witness)
         lambda conn: conn.execute("SELECT id FROM users WHERE username = 'ann'").fetchone()[0]
     )
     begun = await state.database.write(
-        queries.generations.begin_answer, user_id, conversation_id, Wanted("lmstudio", "m"), ["lmstudio"]
+        queries.generations.begin_answer, user_id, conversation_id, AnswerRequest(), "lmstudio", "m"
     )
-    assert isinstance(begun, queries.generations.Begun)
-    generation = Generation(state.config, state.providers, user_id, conversation_id, begun)
-    state.hub._run(generation)
+    generation = Generation(state.config, state.database, state.providers, begun)
+    state.hub._start(generation)
     generation.stop("canceled")  # in the same step of the event loop
     events = await newest_answer(ann, conversation_id)
     assert [event.event for event in events] == ["ping", "done"] and events[-1].data["status"] == "canceled"

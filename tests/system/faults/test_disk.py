@@ -48,7 +48,7 @@ async def test_disk_full_for_a_while_costs_nothing(
         reader = asyncio.create_task(ann.answer(conversation_id, **MODEL))
         await until(lambda: "SQLITE_FULL" in caplog.text)
         await database.write(free)
-        await until(lambda: all(one.log.saved == one.log.mark for one in running.state.hub.running.values()))
+        await until(lambda: all(one.log.saved == len(one.log) for one in running.state.hub.generations.values()))
         gate.open()
         events = await reader
         assert (text(events), events[-1].data["status"]) == (f"{LONG}the end", "ok")
@@ -82,14 +82,14 @@ async def test_answer_that_could_not_be_saved_is_reported_and_saved_later(
                 return [event async for event in replayed], (await ann.messages(conversation_id))[-1]
 
         kept, shown = await again()
-        assert kept == events and hub.unsaved
+        assert kept == events and hub.generations
         assert (shown["content"], shown["status"], shown["error"]["code"]) == (LONG, "error", "STORAGE_UNAVAILABLE")
         assert code(await ann.post(f"/conversations/{conversation_id}/stream", json=MODEL)) == (
             503,
             "STORAGE_UNAVAILABLE",
         )
         await database.write(free)
-        await until(lambda: not hub.unsaved)
+        await until(lambda: not hub.generations)
         saved, stored = await again()
         assert saved == events
         assert (stored["content"], stored["error"]) == (LONG, None)
@@ -107,7 +107,7 @@ async def test_answer_never_saved_is_that_of_the_last_commit_after_a_restart(
         upstream.enqueue(content("one "), pause(gate), content(LONG), hang())
         async with ann.streaming(conversation_id, **MODEL) as stream:
             events = await first(stream, 4)
-            await until(lambda: all(one.log.saved == one.log.mark for one in running.state.hub.running.values()))
+            await until(lambda: all(one.log.saved == len(one.log) for one in running.state.hub.generations.values()))
             await database.write(fill)
             gate.open()
             events += await first(stream, 1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fireside.chat.events import EVENT_BYTES
+from fireside.chat.events import MIN_EVENT_BYTES
 
 from ...live import Event, text
 from ...trials import some
@@ -399,5 +399,5 @@ async def test_endless_answer_is_ended(tmp_path: Path, upstream: Upstream, flood
         events = await ann.answer(conversation_id, **MODEL)
         assert error_codes(events) == ["ANSWER_TOO_LARGE"]
         assert len(text(events)) < limit + 6000  # one read of the network more
-        assert len(events) < limit / EVENT_BYTES + 300
+        assert len(events) < limit / MIN_EVENT_BYTES + 300
         await witness.nothing_lost(ann, conversation_id, events)
