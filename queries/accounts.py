@@ -1,13 +1,15 @@
-"""Who may come in: the queries on users, sessions, login links and invites. Run them as conversations.py says."""
+"""Queries of users, sessions, login links and invites. See conversations.py for the first parameter."""
 
+import sqlite3
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from ..db import Connection, insert, now
 from ..errors import BootstrapDisabled, InvalidCredentials, InvalidInvite, LastAdmin, NotFound, UsernameExists
 
-SESSIONS_A_USER = 20
+MAX_SESSIONS = 20  # of a user
 
 
 class User(Struct):
@@ -25,9 +27,6 @@ class Session(Struct):
     last_seen: str
 
 
-# ---------------------------------------------------------------------------------------------------- users
-
-
 def count_users(conn: Connection) -> int:
     count: int = conn.execute("SELECT count(*) FROM users").fetchone()[0]
     return count
@@ -39,7 +38,7 @@ def add_first_user(conn: Connection, username: str, password_hash: str) -> User:
     return _add_user(conn, username, password_hash, "admin")
 
 
-# Cyrillic and Greek small letters, and the Latin ones that they look like. Names are stored in small letters.
+# Cyrillic and Greek small letters, and the Latin letters that they look like. User names are stored in small letters.
 _LOOK_ALIKES = str.maketrans(
     "авсԁеԍнһіјкӏмпорԛѕтуѵԝхьαβγεηικνορστυχωıɑɡ",
     "abcdeghhijklmnopqstyvwxbabyenikvopotuxwiag",
@@ -47,54 +46,55 @@ _LOOK_ALIKES = str.maketrans(
 
 
 def _add_user(conn: Connection, username: str, password_hash: str, role: str) -> User:
-    """Raise UsernameExists for a name that is taken or looks like one that is."""
-    looks = username.translate(_LOOK_ALIKES)
-    if any(name.translate(_LOOK_ALIKES) == looks for (name,) in conn.execute("SELECT username FROM users")):
+    """Add a user. Raises UsernameExists for a name that is taken or looks like one that is."""
+    rows = conn.execute("SELECT username FROM users")
+    if any(row["username"].translate(_LOOK_ALIKES) == username.translate(_LOOK_ALIKES) for row in rows):
         raise UsernameExists
-    user_id = insert(
-        conn,
-        "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, ?, ?, ?)",
-        (username, password_hash, role, now()),
-    )
-    return get_user(conn, user_id)
+    sql = "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, ?, ?, ?)"
+    return get_user(conn, insert(conn, sql, (username, password_hash, role, now())))
 
 
-_USER = "id, username, role, status, created_at, last_login"
+_USER = "u.id, u.username, u.role, u.status, u.created_at, u.last_login"
+
+
+def _user(row: sqlite3.Row) -> User:
+    return User(**{name: row[name] for name in User.__struct_fields__})
 
 
 def get_user(conn: Connection, user_id: int) -> User:
-    row = conn.execute(f"SELECT {_USER} FROM users WHERE id = ?", (user_id,)).fetchone()
+    row = conn.execute(f"SELECT {_USER} FROM users u WHERE id = ?", (user_id,)).fetchone()
     if row is None:
         raise NotFound("user")
-    return User(*row)
+    return _user(row)
 
 
 def get_user_named(conn: Connection, username: str | None) -> User:
-    """The user of that name; without one, the first active administrator."""
-    row = conn.execute(
-        f"SELECT {_USER} FROM users WHERE CASE WHEN ?1 IS NULL THEN role = 'admin' AND status = 'active' ELSE username = ?1 END"
-        " ORDER BY id LIMIT 1",
-        (username,),
-    ).fetchone()
+    """Return the user of that name; for None, the first active administrator. Raises NotFound."""
+    condition = "role = 'admin' AND status = 'active' AND ? IS NULL" if username is None else "username = ?"
+    sql = f"SELECT {_USER} FROM users u WHERE {condition} ORDER BY id LIMIT 1"
+    row = conn.execute(sql, (username,)).fetchone()
     if row is None:
         raise NotFound("user")
-    return User(*row)
+    return _user(row)
 
 
 def get_password(conn: Connection, username: str) -> tuple[User, str] | None:
-    row = conn.execute(f"SELECT {_USER}, password_hash FROM users WHERE username = ?", (username,)).fetchone()
-    return (User(*row[:6]), row[6]) if row else None
+    """Return the user and the password's hash."""
+    row = conn.execute("SELECT * FROM users WHERE username = ?", (username,)).fetchone()
+    return (_user(row), row["password_hash"]) if row else None
 
 
 def list_users(conn: Connection) -> list[User]:
-    return [User(*row) for row in conn.execute(f"SELECT {_USER} FROM users ORDER BY id")]
+    return [_user(row) for row in conn.execute(f"SELECT {_USER} FROM users u ORDER BY id")]
 
 
 def set_user(conn: Connection, user_id: int, role: str | None, status: str | None) -> User:
-    """Change role or status. If that changed anything it ends the user's sessions, and what one who was an administrator has
-    handed out: login links and open invites."""
+    """Change role or status. A change ends the user's sessions and login links, and revokes the open invites that the user made.
+
+    Raises LastAdmin when no active administrator would remain.
+    """
     user = get_user(conn, user_id)
-    changed = User(user.id, user.username, role or user.role, status or user.status, user.created_at, user.last_login)
+    changed = replace(user, role=role or user.role, status=status or user.status)
     if changed == user:
         return user
     conn.execute("UPDATE users SET role = ?, status = ? WHERE id = ?", (changed.role, changed.status, user_id))
@@ -103,70 +103,62 @@ def set_user(conn: Connection, user_id: int, role: str | None, status: str | Non
         raise LastAdmin  # rolls the transaction back
     conn.execute("DELETE FROM sessions WHERE user_id = ?", (user_id,))
     conn.execute("DELETE FROM login_links WHERE user_id = ?", (user_id,))
-    conn.execute(
-        "UPDATE invites SET revoked_at = ? WHERE created_by = ? AND used_at IS NULL AND revoked_at IS NULL",
-        (now(), user_id),
-    )
+    sql = "UPDATE invites SET revoked_at = ? WHERE created_by = ? AND used_at IS NULL AND revoked_at IS NULL"
+    conn.execute(sql, (now(), user_id))
     return changed
 
 
 def set_password(
     conn: Connection, user_id: int, password_hash: str, keep_session: int | None = None, verified: str | None = None
 ) -> None:
-    """All sessions but one end, and all links. `verified`: the hash that the old password was checked against, where one was
-    asked for; raises InvalidCredentials when another has taken its place."""
-    if not conn.execute(
-        "UPDATE users SET password_hash = ?1 WHERE id = ?2 AND password_hash = coalesce(?3, password_hash)",
-        (password_hash, user_id, verified),
-    ).rowcount:
+    """Change the password. End all sessions but one, and all login links.
+
+    `verified`: the hash that the old password was checked against. Raises InvalidCredentials when it is no longer the stored one.
+    """
+    sql = "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = coalesce(?, password_hash)"
+    if not conn.execute(sql, (password_hash, user_id, verified)).rowcount:
         raise InvalidCredentials("The current password is wrong.")
     conn.execute("DELETE FROM sessions WHERE user_id = ? AND id IS NOT ?", (user_id, keep_session))
     conn.execute("DELETE FROM login_links WHERE user_id = ?", (user_id,))
 
 
 def set_password_hash(conn: Connection, user_id: int, old_hash: str, new_hash: str) -> bool:
-    """The same password hashed anew, with today's parameters; False, and nothing is done, if it was changed meanwhile."""
+    """Store a new hash of the same password. Return False, and change nothing, if the password has been changed since."""
     sql = "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?"
     return conn.execute(sql, (new_hash, user_id, old_hash)).rowcount > 0
-
-
-# ---------------------------------------------------------------------------------------------------- sessions
 
 
 def add_session(
     conn: Connection, user_id: int, token_hash: bytes, client: str, verified: str, replaces: bytes | None = None
 ) -> int:
-    """A new session; the one of the token that the browser held before ends. A user keeps the newest SESSIONS_A_USER.
+    """Add a session, and end the one of the token `replaces`. A user keeps the newest MAX_SESSIONS.
 
-    `verified` is the password's hash as it was when this user was let in. Raises InvalidCredentials when it is another by now,
-    or the user disabled: what ends all sessions must end those that are being made."""
+    `verified`: the hash that the password was checked against. Raises InvalidCredentials when it is no longer the stored one or the
+    user is disabled: a change that ends all sessions must end those that are being added, too.
+    """
     sql = "SELECT 1 FROM users WHERE id = ? AND password_hash = ? AND status = 'active'"
     if conn.execute(sql, (user_id, verified)).fetchone() is None:
         raise InvalidCredentials
     conn.execute("DELETE FROM sessions WHERE token_hash = ?", (replaces,))
-    session_id = insert(
-        conn,
-        "INSERT INTO sessions (user_id, token_hash, client, created_at, last_seen) VALUES (?, ?, ?, ?4, ?4)",
-        (user_id, token_hash, client, now()),
-    )
+    sql = "INSERT INTO sessions (user_id, token_hash, client, created_at, last_seen) VALUES (?, ?, ?, ?4, ?4)"
+    session_id = insert(conn, sql, (user_id, token_hash, client, now()))
     conn.execute("UPDATE users SET last_login = ? WHERE id = ?", (now(), user_id))
     conn.execute(
         "DELETE FROM sessions WHERE user_id = ?1 AND id NOT IN"
         " (SELECT id FROM sessions WHERE user_id = ?1 ORDER BY last_seen DESC, id DESC LIMIT ?2)",
-        (user_id, SESSIONS_A_USER),
+        (user_id, MAX_SESSIONS),
     )
     return session_id
 
 
 def get_session(conn: Connection, token_hash: bytes, seen_after: str, created_after: str) -> Session | None:
-    """The live session of this token, with its user as of now; None when it ended, is too old, or the user is disabled."""
+    """Return the session of this token with its user, or None when it has ended, is too old, or the user is disabled."""
     row = conn.execute(
-        "SELECT s.id, s.last_seen, u.id, u.username, u.role, u.status, u.created_at, u.last_login"
-        " FROM sessions s JOIN users u ON u.id = s.user_id"
+        f"SELECT s.id AS session_id, s.last_seen, {_USER} FROM sessions s JOIN users u ON u.id = s.user_id"
         " WHERE s.token_hash = ? AND s.last_seen > ? AND s.created_at > ? AND u.status = 'active'",
         (token_hash, seen_after, created_after),
     ).fetchone()
-    return Session(row[0], User(*row[2:]), row[1]) if row else None
+    return Session(row["session_id"], _user(row), row["last_seen"]) if row else None
 
 
 def set_session_seen(conn: Connection, session_id: int) -> None:
@@ -174,11 +166,8 @@ def set_session_seen(conn: Connection, session_id: int) -> None:
 
 
 def list_sessions(conn: Connection, user_id: int) -> list[dict[str, Any]]:
-    rows = conn.execute(
-        "SELECT id, client, created_at, last_seen FROM sessions WHERE user_id = ? ORDER BY last_seen DESC, id DESC",
-        (user_id,),
-    )
-    return [dict(row) for row in rows]
+    sql = "SELECT id, client, created_at, last_seen FROM sessions WHERE user_id = ? ORDER BY last_seen DESC, id DESC"
+    return [dict(row) for row in conn.execute(sql, (user_id,))]
 
 
 def count_sessions(conn: Connection, user_id: int) -> int:
@@ -192,38 +181,32 @@ def delete_session(conn: Connection, user_id: int, session_id: int) -> None:
 
 
 def delete_stale(conn: Connection, seen_before: str, created_before: str) -> None:
-    """What time has ended: old sessions and login links."""
+    """Delete expired sessions and login links."""
     conn.execute("DELETE FROM sessions WHERE last_seen <= ? OR created_at <= ?", (seen_before, created_before))
     conn.execute("DELETE FROM login_links WHERE expires_at <= ?", (now(),))
 
 
 def add_login_link(conn: Connection, user_id: int, token_hash: bytes, expires_at: str) -> None:
-    conn.execute(
-        "INSERT INTO login_links (token_hash, user_id, expires_at) VALUES (?, ?, ?)", (token_hash, user_id, expires_at)
-    )
+    sql = "INSERT INTO login_links (token_hash, user_id, expires_at) VALUES (?, ?, ?)"
+    conn.execute(sql, (token_hash, user_id, expires_at))
 
 
 def redeem_login_link(conn: Connection, token_hash: bytes) -> tuple[User, str] | None:
-    """The user whose link this is, with the password's hash; the link is gone afterwards."""
-    row = conn.execute(
-        "DELETE FROM login_links WHERE token_hash = ? RETURNING user_id, expires_at", (token_hash,)
-    ).fetchone()
-    if row is None or row[1] <= now():
+    """Delete a login link and return its user with the password's hash, or None when it has expired or the user is disabled."""
+    sql = "DELETE FROM login_links WHERE token_hash = ? RETURNING user_id, expires_at"
+    row = conn.execute(sql, (token_hash,)).fetchone()
+    if row is None or row["expires_at"] <= now():
         return None
-    sql = f"SELECT {_USER}, password_hash FROM users WHERE id = ? AND status = 'active'"
-    found = conn.execute(sql, (row[0],)).fetchone()
-    return (User(*found[:6]), found[6]) if found else None
+    user = conn.execute("SELECT * FROM users WHERE id = ? AND status = 'active'", (row["user_id"],)).fetchone()
+    return (_user(user), user["password_hash"]) if user else None
 
 
-# ---------------------------------------------------------------------------------------------------- invites
+_OPEN_INVITE = "code_hash = :code AND used_at IS NULL AND revoked_at IS NULL AND expires_at > :now"
 
 
 def add_invite(conn: Connection, code_hash: bytes, role: str, created_by: int, expires_at: str) -> int:
-    return insert(
-        conn,
-        "INSERT INTO invites (code_hash, role, created_by, created_at, expires_at) VALUES (?, ?, ?, ?, ?)",
-        (code_hash, role, created_by, now(), expires_at),
-    )
+    sql = "INSERT INTO invites (code_hash, role, created_by, created_at, expires_at) VALUES (?, ?, ?, ?, ?)"
+    return insert(conn, sql, (code_hash, role, created_by, now(), expires_at))
 
 
 def list_invites(conn: Connection) -> list[dict[str, Any]]:
@@ -238,32 +221,25 @@ def list_invites(conn: Connection) -> list[dict[str, Any]]:
 
 
 def revoke_invite(conn: Connection, invite_id: int) -> None:
-    """Used and expired ones too: nothing is left to revoke there, and the answer is the same."""
-    if not conn.execute(
-        "UPDATE invites SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?", (now(), invite_id)
-    ).rowcount:
+    """Revoke an invite. Revoking one that is used or expired has no effect. Raises NotFound."""
+    sql = "UPDATE invites SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?"
+    if not conn.execute(sql, (now(), invite_id)).rowcount:
         raise NotFound("invite")
 
 
 def redeem_invite(conn: Connection, code_hash: bytes, username: str, password_hash: str) -> User:
-    """The new user. One redemption wins; a name that is taken leaves the invite as it was."""
-    row = conn.execute(
-        "UPDATE invites SET used_at = ?1 WHERE code_hash = ?2 AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1"
-        " RETURNING id, role",
-        (now(), code_hash),
-    ).fetchone()
+    """Add a user by an invite, which works once. Raises InvalidInvite, and UsernameExists, after which the invite still works."""
+    sql = f"UPDATE invites SET used_at = :now WHERE {_OPEN_INVITE} RETURNING id, role"
+    row = conn.execute(sql, {"code": code_hash, "now": now()}).fetchone()
     if row is None:
         raise InvalidInvite
-    user = _add_user(conn, username, password_hash, row[1])
-    conn.execute("UPDATE invites SET used_by = ? WHERE id = ?", (user.id, row[0]))
+    user = _add_user(conn, username, password_hash, row["role"])
+    conn.execute("UPDATE invites SET used_by = ? WHERE id = ?", (user.id, row["id"]))
     return user
 
 
 def check_invite(conn: Connection, code_hash: bytes) -> None:
-    """Raises InvalidInvite. Asked before a password is hashed; `redeem_invite` has the last word."""
-    row = conn.execute(
-        "SELECT 1 FROM invites WHERE code_hash = ? AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?",
-        (code_hash, now()),
-    ).fetchone()
-    if row is None:
+    """Raise InvalidInvite. A check before the slow hashing of a password; `redeem_invite` checks again."""
+    values = {"code": code_hash, "now": now()}
+    if conn.execute(f"SELECT 1 FROM invites WHERE {_OPEN_INVITE}", values).fetchone() is None:
         raise InvalidInvite

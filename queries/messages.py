@@ -147,12 +147,9 @@ def add_message(
     `parent_id`: UNSET for the active leaf, None for a first message. Raises QuotaExceeded above `max_bytes` (0: no limit).
     """
     conversation = owned(conn, user_id, conversation_id)
-    if client_id is not None:
-        known = conn.execute(
-            "SELECT id FROM messages WHERE conversation_id = ? AND client_id = ?", (conversation_id, client_id)
-        ).fetchone()
-        if known:
-            return int(known["id"])
+    sql = "SELECT id FROM messages WHERE conversation_id = ? AND client_id = ?"  # no row for NULL
+    if known := conn.execute(sql, (conversation_id, client_id)).fetchone():
+        return int(known["id"])
     if parent_id is UNSET:
         parent_id = conversation["active_message_id"]
     elif parent_id is not None:
@@ -167,10 +164,8 @@ def add_message(
     for position, image in enumerate(images):
         add_image(conn, message_id, position, image)
     add_stored_bytes(conn, user_id, len(content.encode()) + sum(len(image.data) for image in images), max_bytes)
-    conn.execute(
-        "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?",
-        (message_id, moment, conversation_id),
-    )
+    sql = "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?"
+    conn.execute(sql, (message_id, moment, conversation_id))
     search.index_message(conn, user_id, message_id, content)
     if parent_id is None and not conversation["named"]:
         set_title(conn, conversation, title_from(content))
@@ -190,10 +185,8 @@ def set_active(conn: Connection, user_id: int, conversation_id: int, message_id:
 
 
 def add_image(conn: Connection, message_id: int, position: int, image: Image) -> None:
-    conn.execute(
-        "INSERT INTO images (message_id, position, media_type, data) VALUES (?, ?, ?, ?)",
-        (message_id, position, image.media_type, image.data),
-    )
+    sql = "INSERT INTO images (message_id, position, media_type, data) VALUES (?, ?, ?, ?)"
+    conn.execute(sql, (message_id, position, image.media_type, image.data))
 
 
 def get_image(conn: Connection, user_id: int, image_id: int) -> Image:

@@ -182,10 +182,10 @@ def test_what_an_administrator_has_handed_out_ends_with_the_role(conn: Connectio
 
 
 def test_a_user_keeps_the_newest_sessions(conn: Connection) -> None:
-    for number in range(queries.accounts.SESSIONS_A_USER + 5):
+    for number in range(queries.accounts.MAX_SESSIONS + 5):
         queries.accounts.add_session(conn, ANN, bytes([number]), f"browser {number}", "hash of ann")
     clients = [session["client"] for session in queries.accounts.list_sessions(conn, ANN)]
-    assert clients == [f"browser {number}" for number in range(queries.accounts.SESSIONS_A_USER + 4, 4, -1)]
+    assert clients == [f"browser {number}" for number in range(queries.accounts.MAX_SESSIONS + 4, 4, -1)]
 
 
 def test_a_new_session_replaces_the_one_that_the_browser_had(conn: Connection) -> None:
