@@ -1,11 +1,11 @@
 """The embedded engine: llama.cpp's own HTTP server, from the PyPI package xllamacpp, in a child process.
 
-There is one child at a time. It is started when a model is wanted, shared by all who want the same one, replaced when
-nobody uses it and somebody wants another, and ended when nobody has used it for a while. It listens on a free loopback
-port and answers only to a key that is made anew for each start.
+There is at most one child. It is started when a model is requested, shared by all requests for that model, replaced when
+it is unused and another model is requested, and stopped after an idle time. It listens on a free loopback port and
+requires an API key that is generated for each start.
 
-llama_server.py is the program that runs in the child. It ends when its standard input closes, which the operating system sees
-to however Fireside ends, so nothing of it outlives us.
+The child runs llama_server.py. It exits when its standard input closes, which the operating system ensures however
+Fireside ends.
 """
 
 import asyncio
@@ -18,35 +18,78 @@ import re
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ..config import Config
+from ..config import Config, Provider
 from ..errors import ProviderFailed
 from . import gguf, llama_server
+from .answer import Part
 from .gguf import ModelFile, Skipped
+from .openai import Model, OpenAI, stream_answer
 
-END_SECONDS = 3.0  # until a child that was asked to end is killed
-REMEMBERED = 16 * 1024  # bytes of what a child wrote to its standard error
-SAID = 200  # characters of it in a message
+STOP_SECONDS = 3.0  # between asking a child to exit and killing it
+STDERR_BYTES = 16 * 1024  # that are kept of a child's standard error
+REASON_CHARACTERS = 200
 
 log = logging.getLogger(__name__)
 
 
+class Embedded(OpenAI):
+    """The embedded engine as a model server."""
+
+    def __init__(self, provider: Provider, engine: "Engine") -> None:
+        super().__init__(provider)
+        self._engine = engine
+
+    async def models(self) -> list[Model]:
+        models = []
+        for file in await self._engine.models():
+            state = self._engine.state(file.id)
+            models.append(
+                Model(
+                    id=file.id,
+                    label=file.label,
+                    state=state,
+                    context_length=self._engine.context_length if state == "loaded" else None,
+                    max_context_length=file.max_context_length,
+                    vision=False,
+                    quantization=file.quantization,
+                    size_bytes=file.size_bytes,
+                )
+            )
+        return models
+
+    async def load(self, model: str, context_length: int | None) -> None:
+        await self._engine.load(model, context_length)
+
+    async def unload(self, model: str) -> None:
+        if self._engine.state(model) != "not-loaded":
+            await self._engine.unload()
+
+    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
+        async with self._engine.use(body["model"]) as endpoint:
+            server = replace(self.provider, url=endpoint.url, api_key=endpoint.api_key)
+            body = body | {"model": endpoint.model_id, "return_progress": True}
+            async with contextlib.aclosing(stream_answer(server, body)) as answer:
+                async for parts in answer:
+                    yield parts
+
+
 @dataclass(frozen=True)
 class Endpoint:
-    url: str  # http://127.0.0.1:port, before /v1
+    url: str  # http://127.0.0.1:port
     api_key: str = field(repr=False)
     model_id: str
     context_length: int
 
 
 class Engine:
-    """The models of this computer, and the child that runs one of them.
+    """The model files on this computer, and the child process that runs one of them.
 
-    Whatever goes wrong is ProviderFailed: MODEL_NOT_FOUND, MODEL_LOAD_FAILED, PROVIDER_BUSY, PROVIDER_UNREACHABLE.
+    Raises ProviderFailed with MODEL_NOT_FOUND, MODEL_LOAD_FAILED, PROVIDER_BUSY or PROVIDER_UNREACHABLE.
     """
 
     def __init__(self, config: Config) -> None:
@@ -54,15 +97,15 @@ class Engine:
         self._library = gguf.Library(config.models_dir)
         self._scan: asyncio.Future[tuple[list[ModelFile], list[Skipped]]] | None = None
         self._child: _Child | None = None
-        self._turn = asyncio.Lock()  # who holds it decides about the child; it is given in the order of asking
-        self._waiting: list[str] = []  # the ids of the models that are wanted and not yet had
+        self._lock = asyncio.Lock()  # held while a child is started or replaced; fair
+        self._requested: list[str] = []  # ids of models that requests wait for
         self._closed = False
 
     async def models(self) -> list[ModelFile]:
-        return (await self._scanned())[0]
+        return (await self._scan_files())[0]
 
     async def skipped(self) -> list[Skipped]:
-        return (await self._scanned())[1]
+        return (await self._scan_files())[1]
 
     def state(self, model_id: str) -> Literal["loaded", "loading", "not-loaded"]:
         child = self._child
@@ -72,13 +115,13 @@ class Engine:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that the running child has room for."""
+        """The context length of the loaded model, in tokens."""
         child = self._child
         return child.context_length if child and child.alive and child.endpoint else None
 
     @contextlib.asynccontextmanager
     async def use(self, model_id: str) -> AsyncIterator[Endpoint]:
-        """The model, loaded, and kept loaded until the block ends. Waits while others use another one."""
+        """Load the model and keep it loaded until the block ends. Wait while another model is in use."""
         child, endpoint = await self._acquire(model_id, None)
         try:
             yield endpoint
@@ -86,27 +129,27 @@ class Engine:
             self._release(child)
 
     async def load(self, model_id: str, context_length: int | None = None) -> None:
-        """Loads the model, with room for that many tokens or as many as it can have. It stays until it idles."""
+        """Load the model with this context length, or with as much of it as the model supports."""
         child, _ = await self._acquire(model_id, context_length)
         self._release(child)
 
     async def unload(self) -> None:
-        """Ends the child if nobody uses it or waits for its model, else PROVIDER_BUSY."""
+        """Stop the child. Raises PROVIDER_BUSY while it is in use or requested."""
         child = self._child
         if child is None or not child.alive:
             return
-        if child.users or child.model.id in self._waiting:
+        if child.users or child.model.id in self._requested:
             raise ProviderFailed("PROVIDER_BUSY", "The model is in use. Stop its answers, then unload it.")
-        await child.end()
+        await child.stop()
 
     async def aclose(self) -> None:
-        """Ends the child, whoever uses it. From then on there is none."""
+        """Stop the child, even if it is in use, and start no other."""
         self._closed = True
         if self._child:
-            await self._child.end()
+            await self._child.stop()
 
-    async def _scanned(self) -> tuple[list[ModelFile], list[Skipped]]:
-        # One scan at a time: a network drive that hangs must not take every thread of the pool.
+    async def _scan_files(self) -> tuple[list[ModelFile], list[Skipped]]:
+        # One scan at a time: scans of a network drive that hangs must not occupy every thread of the pool.
         if self._scan is None or self._scan.done():
             self._scan = asyncio.get_running_loop().run_in_executor(None, self._library.scan)
         return await asyncio.shield(self._scan)
@@ -114,101 +157,98 @@ class Engine:
     async def _find(self, model_id: str) -> ModelFile:
         if self._child and self._child.alive and model_id in self._child.model.names:
             return self._child.model
-        models, skipped = await self._scanned()
-        exact = (model for model in models if model.id == model_id)
-        former = (model for model in models if model_id in model.names)
-        model = next(exact, None) or next(former, None)
-        if model is None:
-            reasons = (skip.reason for skip in skipped if skip.is_called(model_id))
-            raise ProviderFailed("MODEL_NOT_FOUND", next(reasons, "The embedded engine has no such model."))
-        return model
+        models, skipped = await self._scan_files()
+        exact = [model for model in models if model.id == model_id]
+        for model in exact or [model for model in models if model_id in model.names]:
+            return model
+        reasons = (skip.reason for skip in skipped if skip.has_name(model_id))
+        raise ProviderFailed("MODEL_NOT_FOUND", next(reasons, "The embedded engine does not have this model."))
 
     async def _acquire(self, model_id: str, context_length: int | None) -> tuple["_Child", Endpoint]:
-        """The child that runs the model, with one more user, to be given back with `_release`."""
+        """Return the child that runs the model, with one more user. Each call needs a `_release`."""
         model = await self._find(model_id)
-        self._waiting.append(model.id)
+        self._requested.append(model.id)
         try:
-            async with self._turn:
+            async with self._lock:
                 child = await self._child_for(model, context_length)
-                endpoint = await child.loaded()
-                child.hold()
+                endpoint = await child.wait_loaded()
+                child.acquire()
                 return child, endpoint
         finally:
-            self._waiting.remove(model.id)
+            self._requested.remove(model.id)
             if self._child:
-                self._settle(self._child)
-                if self._child.ending:
-                    await self._child.end()
+                self._stop_unused(self._child)
+                if self._child.stopping:
+                    await self._child.stop()
 
     def _release(self, child: "_Child") -> None:
         child.release()
-        self._settle(child)
+        self._stop_unused(child)
 
     async def _child_for(self, model: ModelFile, context_length: int | None) -> "_Child":
-        room = min(context_length or self._config.engine_context, model.max_context_length or sys.maxsize)
+        length = min(context_length or self._config.engine_context, model.max_context_length or sys.maxsize)
         child = self._child
-        fits = child and child.model == model and (context_length is None or child.context_length == room)
-        if child and fits and await child.answers():
+        fits = child and child.model == model and (context_length is None or child.context_length == length)
+        if child and fits and await child.responds():
             return child
-        if child and child.alive:
-            await child.unused()
         if child:
-            await child.end()
+            if child.alive:
+                await child.unused.wait()
+            await child.stop()
         if self._closed:
             raise ProviderFailed("PROVIDER_UNREACHABLE", "The embedded engine is shutting down.")
         if importlib.util.find_spec("xllamacpp") is None:
             raise ProviderFailed("PROVIDER_UNREACHABLE", "The embedded engine is not installed (PyPI: xllamacpp).")
-        self._child = _Child(model, room, self._config.engine_threads)
+        self._child = _Child(model, length, self._config.engine_threads)
         return self._child
 
-    def _settle(self, child: "_Child") -> None:
-        """What becomes of a child that nobody uses: it ends after a while, or at once if it only loads for nobody."""
+    def _stop_unused(self, child: "_Child") -> None:
+        """Stop a loaded child after the idle time, and at once one that loads a model that is no longer requested."""
         if child.users or not child.alive:
             return
         if child.endpoint:
-            child.end_after(self._config.engine_idle_seconds)
-        elif child.model.id not in self._waiting:
-            child.stop()
+            child.stop_after(self._config.engine_idle_seconds)
+        elif child.model.id not in self._requested:
+            child.request_stop()
 
 
 class _Child:
-    """One child, from its start until nothing of it is left."""
+    """One child process, from its start until it and its server have exited."""
 
     def __init__(self, model: ModelFile, context_length: int, threads: int) -> None:
         self.model = model
         self.context_length = context_length
         self.users = 0
+        self.unused = asyncio.Event()
+        self.unused.set()
         self.endpoint: Endpoint | None = None  # once the model is loaded
-        self.ending = False  # because we want it
-        self._api_key = secrets.token_urlsafe(32)
+        self.stopping = False
         self._threads = threads
-        self._settled = asyncio.Event()  # loaded, or over
-        self._unused = asyncio.Event()
-        self._unused.set()
-        self._said = b""
+        self._loaded_or_exited = asyncio.Event()
+        self._stderr = b""
         self._process: asyncio.subprocess.Process | None = None
         self._timers: list[asyncio.TimerHandle] = []
-        self._life = asyncio.create_task(self._live())
+        self._task = asyncio.create_task(self._run())
 
     @property
     def alive(self) -> bool:
-        return not self.ending and not self._life.done()
+        return not self.stopping and not self._task.done()
 
-    def hold(self) -> None:
+    def acquire(self) -> None:
         self.users += 1
-        self._unused.clear()
-        self._forget_timers()
+        self.unused.clear()
+        self._cancel_timers()
 
     def release(self) -> None:
         self.users -= 1
         if self.users == 0:
-            self._unused.set()
+            self.unused.set()
 
-    async def answers(self) -> bool:
-        """Whether it lives, and its server with it: that a server was killed is told only a moment later."""
+    async def responds(self) -> bool:
+        """Return whether its server accepts requests: the keeper reports the death of the server a moment late."""
         if self.endpoint:
             try:
-                async with asyncio.timeout(END_SECONDS):
+                async with asyncio.timeout(STOP_SECONDS):
                     reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(self.endpoint.url).port)
                     with contextlib.closing(writer):
                         writer.write(b"GET /health HTTP/1.0\r\n\r\n")
@@ -217,105 +257,96 @@ class _Child:
             except ConnectionError:
                 return False
             except OSError:
-                pass  # it is busy, or we are: the question will tell
+                pass  # the machine is busy; the request itself will show it
         return self.alive
 
-    async def unused(self) -> None:
-        await self._unused.wait()
-
-    async def loaded(self) -> Endpoint:
-        await self._settled.wait()
+    async def wait_loaded(self) -> Endpoint:
+        await self._loaded_or_exited.wait()
         if self.endpoint and self.alive:
             return self.endpoint
-        if self.ending:
+        if self.stopping:
             raise ProviderFailed("PROVIDER_UNREACHABLE", "The embedded engine was stopped while it loaded the model.")
-        said = self._said.decode("utf-8", "replace").replace(str(self.model.path), self.model.path.name)
-        raise ProviderFailed("MODEL_LOAD_FAILED", f"{self.model.label} could not be loaded: {_complaint(said)}.")
+        stderr = self._stderr.decode("utf-8", "replace").replace(str(self.model.path), self.model.path.name)
+        raise ProviderFailed("MODEL_LOAD_FAILED", f"{self.model.label} could not be loaded: {_reason(stderr)}.")
 
-    def end_after(self, seconds: float) -> None:
+    def stop_after(self, seconds: float) -> None:
         if not self._timers:
-            self._timers.append(asyncio.get_running_loop().call_later(seconds, self.stop))
+            self._timers.append(asyncio.get_running_loop().call_later(seconds, self.request_stop))
 
-    def stop(self) -> None:
-        """Begins the end, and does not wait for it."""
-        if not self.ending:
-            self.ending = True
-            self._forget_timers()
+    def request_stop(self) -> None:
+        """Ask the child to exit, without waiting."""
+        if not self.stopping:
+            self.stopping = True
+            self._cancel_timers()
             if self._process:
-                self._close(self._process)
+                self._close_stdin(self._process)
 
-    async def end(self) -> None:
-        self.stop()
-        await asyncio.wait({self._life}, timeout=2 * END_SECONDS)
+    async def stop(self) -> None:
+        self.request_stop()
+        await asyncio.wait({self._task}, timeout=2 * STOP_SECONDS)
 
-    def _close(self, process: asyncio.subprocess.Process) -> None:
+    def _close_stdin(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin
         process.stdin.close()
-        self._timers.append(asyncio.get_running_loop().call_later(END_SECONDS, _kill, process))
+        self._timers.append(asyncio.get_running_loop().call_later(STOP_SECONDS, _kill, process))
 
-    def _forget_timers(self) -> None:
+    def _cancel_timers(self) -> None:
         while self._timers:
             self._timers.pop().cancel()
 
-    async def _live(self) -> None:
-        try:
-            await self._run()
-        except OSError as error:
-            self._said = f"its process cannot be started: {error.strerror}".encode()
-        finally:
-            self._forget_timers()
-            self._settled.set()
-        if self.endpoint and not self.ending:
-            log.warning("llama.cpp ended by itself: %s", _complaint(self._said.decode("utf-8", "replace")))
-
     async def _run(self) -> None:
-        process = self._process = await _start()
         try:
-            if self.ending:
-                self._close(process)
-            else:
-                self._ask(process)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._listen(process))
-                group.create_task(self._drain(process))
-            await process.wait()
+            process = self._process = await _start_process()
+            try:
+                if self.stopping:
+                    self._close_stdin(process)
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._load(process))
+                    group.create_task(self._read_stderr(process))
+                await process.wait()
+            finally:
+                if process.returncode is None:  # the event loop is closing
+                    self._close_stdin(process)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(process.wait(), 2 * STOP_SECONDS)
+        except OSError as error:
+            self._stderr = f"its process cannot be started: {error.strerror}".encode()
         finally:
-            if process.returncode is None:  # the event loop is being closed under us
-                self._close(process)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), 2 * END_SECONDS)
+            self._cancel_timers()
+            self._loaded_or_exited.set()
+        if self.endpoint and not self.stopping:
+            log.warning("llama.cpp exited: %s", _reason(self._stderr.decode("utf-8", "replace")))
 
-    def _ask(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdin
+    async def _load(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin and process.stdout
+        api_key = secrets.token_urlsafe(32)
         request = {
             "path": str(self.model.path),
             "model_id": self.model.id,
             "context_length": self.context_length,
             "threads": self._threads,
-            "api_key": self._api_key,
+            "api_key": api_key,
         }
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-
-    async def _listen(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdin and process.stdout
+        if not self.stopping:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
         try:
             url = json.loads(await process.stdout.readline())["url"]
-        except ValueError:  # it has ended, or speaks nonsense
+        except ValueError:  # it has exited
             process.stdin.close()
             return
-        self.endpoint = Endpoint(url, self._api_key, self.model.id, self.context_length)
-        self._settled.set()
+        self.endpoint = Endpoint(url, api_key, self.model.id, self.context_length)
+        self._loaded_or_exited.set()
 
-    async def _drain(self, process: asyncio.subprocess.Process) -> None:
+    async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr
-        while said := await process.stderr.read(4096):
-            self._said = (self._said + said)[-REMEMBERED:]
+        while data := await process.stderr.read(4096):
+            self._stderr = (self._stderr + data)[-STDERR_BYTES:]
 
 
-async def _start() -> asyncio.subprocess.Process:
-    """The child, out of reach of the terminal's Ctrl-C, and without Fireside's own secrets in its environment."""
+async def _start_process() -> asyncio.subprocess.Process:
+    """Start the child where Ctrl-C in the terminal does not reach it, without Fireside's secrets in its environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
-    environment["GGML_NO_BACKTRACE"] = "1"  # else llama.cpp runs a debugger when it aborts
+    environment["GGML_NO_BACKTRACE"] = "1"  # otherwise llama.cpp starts a debugger when it aborts
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
         *llama_server.command("keep"),
@@ -323,7 +354,7 @@ async def _start() -> asyncio.subprocess.Process:
         stdout=pipe,
         stderr=pipe,
         env=environment,
-        start_new_session=True,  # on Windows it means nothing, and the next line does it
+        start_new_session=True,  # ignored on Windows, where the next line does the same
         creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )
 
@@ -333,10 +364,10 @@ def _kill(process: asyncio.subprocess.Process) -> None:
         process.kill()
 
 
-def _complaint(said: str) -> str:
-    """The line that says most of what a failed child wrote. llama.cpp's errors look like `0.00.004.986 E what: why`."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _reason(stderr: str) -> str:
+    """Return the most informative line of a failed child's stderr. llama.cpp's errors look like `0.00.004.986 E what: why`."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"[\d.]+ E ", line)]
     reasons = [line for line in errors if "error loading model:" in line and "llama_model_loader: failed" not in line]
-    line = next(iter(reasons + errors + lines[-1:]), "it ended without a word")
-    return re.sub(r"^[\d.]+ E +(\w+ +)?\w+: *(error loading model[\w ]*: )*", "", line)[:SAID].rstrip(".")
+    line = next(iter(reasons + errors + lines[-1:]), "it exited without an error message")
+    return re.sub(r"^[\d.]+ E +(\w+ +)?\w+: *(error loading model[\w ]*: )*", "", line)[:REASON_CHARACTERS].rstrip(".")

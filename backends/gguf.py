@@ -84,7 +84,7 @@ class Skipped:
     path: Path
     reason: str
 
-    def is_called(self, name: str) -> bool:
+    def has_name(self, name: str) -> bool:
         """Whether it would go by this name, were it offered; also with its folder in front, as LM Studio names models."""
         stem = self.path.stem if self.path.suffix.lower() == ".gguf" else self.path.name
         called = (stem, _QUANTIZATION.sub("", stem), f"{self.path.parent.name}-{stem}")

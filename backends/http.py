@@ -1,172 +1,208 @@
-"""A transport for httpx: each request has a connection of its own, parsed by httptools.
+"""HTTP/1.1 requests to model servers, with an httpx transport that opens one connection for each request.
 
-httpx's own transport keeps a pool. Its slots leak when a request is cancelled twice (encode/httpx#3782, measured: 20 of
-20), it hands out one HTTP chunk at a time though fifty came in one read, and it arms a timeout for each: a token costs
-three times as much through it. Here a read is what the network gave, and the end of a request is the abort of a
-socket, which is no coroutine, so that nothing can interrupt it.
+httpx's own transport leaks connections when a request is cancelled twice (encode/httpx#3782, measured: 20 of 20) and makes
+a token three times as expensive (docs/decisions/0004). This one ends a request by aborting its socket, which cannot be
+interrupted, and yields all that one read from the socket brought.
 
-The only timeout is that of connecting. No proxy, no redirect, no cookie, no cache, no decoding.
+The only timeout is the one for connecting. No proxies, redirects, cookies, caching or compression.
 """
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
-from functools import cached_property
-from typing import Any, cast
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from functools import cache
+from typing import Any
 
 import httptools
 import httpx
+import msgspec
+
+from .. import __version__
+from ..config import Provider
+from ..errors import ProviderFailed
+from .failures import connection_error
 
 CONNECT_SECONDS = 5.0
-HEAD_LIMIT = 64 * 1024  # bytes without a body: of the heads, between two pieces of the body, and after it
-BUFFER = 256 * 1024  # bytes of the body that wait for the reader; then reading from the socket pauses
-READ_BYTES = 32 * 1024  # that the reader gets at a time: hostile ones take it up to 10 ms
-TURN_SECONDS = 0.005  # that the reader may take, as other tasks may then; usual tokens of 256 KiB take 3 ms
+OVERHEAD_BYTES = 64 * 1024  # of headers and trailers, and between two pieces of the body
+BUFFER_BYTES = 256 * 1024  # of the body that wait for the reader before reading from the socket pauses
+CHUNK_BYTES = 32 * 1024  # given to the reader at a time: hostile ones keep it busy for up to 10 ms
+BUSY_SECONDS = (
+    0.005  # after which the reader sleeps for as long, so that other tasks run; 256 KiB of usual tokens take 3 ms
+)
+HEADERS = {
+    "accept": "*/*",
+    "accept-encoding": "identity",
+    "connection": "close",
+    "user-agent": f"fireside/{__version__}",
+}
+
+
+@asynccontextmanager
+async def open_response(provider: Provider, method: str, url: str, body: Any = None) -> AsyncIterator[httpx.Response]:
+    """Send a request, with `body` as JSON, and yield the response once its headers have arrived. Raises ProviderFailed.
+
+    Leaving the block closes the connection. This bypasses httpx.Client, whose cookies, redirects and authentication
+    cost 0.1 ms and are not wanted.
+    """
+    headers = dict(HEADERS)
+    if provider.api_key:
+        headers["authorization"] = f"Bearer {provider.api_key}"
+    if body is not None:
+        headers["content-type"] = "application/json"
+    content = None if body is None else msgspec.json.encode(body)
+    request = httpx.Request(method, url, headers=headers, content=content)
+    response = None
+    try:
+        try:
+            response = await Transport().handle_async_request(request)
+        except httpx.ConnectError:  # nothing was sent, and a server that restarts may be back
+            response = await Transport().handle_async_request(request)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise ProviderFailed(
+                "PROVIDER_ERROR", f"{provider.name} sent a compressed response, which is not supported."
+            )
+        yield response
+    except httpx.TransportError as error:
+        raise connection_error(provider, error) from error
+    finally:
+        if response is not None:
+            await response.aclose()
+
+
+def body_chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Return the transport's generator of the body. response.aiter_raw() adds two generators to it, which each token passes."""
+    assert isinstance(response.stream, AsyncIterable)
+    chunks = aiter(response.stream)
+    assert isinstance(chunks, AsyncGenerator)
+    return chunks
+
+
+async def read_body(response: httpx.Response, limit: int) -> bytes:
+    """Read the body, at most `limit` bytes of it."""
+    data = bytearray()
+    async with aclosing(body_chunks(response)) as chunks:
+        async for chunk in chunks:
+            data += chunk
+            if len(data) > limit:
+                break
+    return bytes(data[:limit])
+
+
+async def fetch(provider: Provider, method: str, url: str, limit: int, body: Any = None) -> tuple[int, bytes]:
+    """Return the status and at most `limit` bytes of the body. Raises ProviderFailed."""
+    async with open_response(provider, method, url, body) as response:
+        return response.status_code, await read_body(response, limit)
+
+
+@cache
+def _ssl_context() -> ssl.SSLContext:
+    context = httpx.create_ssl_context(trust_env=False)  # takes 0.1 s
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises ConnectError, ConnectTimeout, ReadError, RemoteProtocolError."""
         body = await request.aread()
-        exchange = await self._connect(request.url)
+        exchange = _Exchange(*await _connect(request.url))
         try:
             exchange.send(request, body)
-            await exchange.head()
+            while not exchange.status:
+                await exchange.receive()
         except BaseException:
             await exchange.aclose()
             raise
         return httpx.Response(exchange.status, headers=exchange.headers, stream=exchange)
 
-    async def _connect(self, url: httpx.URL) -> "_Exchange":
-        loop = asyncio.get_running_loop()
-        host, secure = url.raw_host.decode("ascii"), url.scheme == "https"
-        options: dict[str, Any] = {"ssl": self._ssl} if secure else {}
-        if isinstance(loop, asyncio.BaseEventLoop) and not host.endswith(tuple("0123456789")):
-            options["happy_eyeballs_delay"] = 0.25  # Windows takes 2 s to refuse ::1; uvloop has no such option
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                port = url.port or (443 if secure else 80)
-                _, exchange = await loop.create_connection(_Exchange, host, port, **options)
-        except TimeoutError:
-            raise httpx.ConnectTimeout("the connection was not made in time") from None
-        except ConnectionRefusedError as error:
-            raise httpx.ConnectError("the connection was refused") from error
-        except OSError as error:
-            raise httpx.ConnectError(error.strerror or str(error)) from error
-        return exchange
 
-    @cached_property
-    def _ssl(self) -> ssl.SSLContext:
-        context = httpx.create_ssl_context(trust_env=False)  # takes 0.1 s, hence one for all
-        context.set_alpn_protocols(["http/1.1"])
-        return context
+async def _connect(url: httpx.URL) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, secure = url.raw_host.decode("ascii"), url.scheme == "https"
+    options: dict[str, Any] = {"ssl": _ssl_context()} if secure else {}
+    if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop) and not host.endswith(tuple("0123456789")):
+        options["happy_eyeballs_delay"] = 0.25  # Windows takes 2 s to refuse ::1; uvloop has no such option
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            port = url.port or (443 if secure else 80)
+            return await asyncio.open_connection(host, port, limit=BUFFER_BYTES // 2, **options)
+    except TimeoutError:
+        raise httpx.ConnectTimeout("the connection was not made in time") from None
+    except ConnectionRefusedError as error:
+        raise httpx.ConnectError("the connection was refused") from error
+    except OSError as error:
+        raise httpx.ConnectError(error.strerror or str(error)) from error
 
 
-class _Exchange(asyncio.Protocol, httpx.AsyncByteStream):
-    """One request and its answer: asyncio brings the bytes, httptools takes them apart, httpx reads the body."""
+class _Exchange(httpx.AsyncByteStream):
+    """One request and its response: asyncio reads the bytes, httptools parses them."""
 
-    _transport: asyncio.Transport
-
-    def __init__(self) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
+        self._reader = reader
+        self._writer = writer
         self._parser = httptools.HttpResponseParser(self)
-        self._bodiless = 0  # bytes since the last piece of the body
+        self._overhead = 0  # bytes since the last piece of the body
         self._body: list[bytes] = []
-        self._size = 0
-        self._ended = False
-        self._failure: httpx.TransportError | None = None
-        self._paused = False
-        self._news: asyncio.Future[None] | None = None
-        self._lost = asyncio.get_running_loop().create_future()
-
-    # what Transport and httpx ask for
+        self._complete = False
+        self._more_waiting = False
+        self._failure: httpx.RemoteProtocolError | None = None
 
     def send(self, request: httpx.Request, body: bytes) -> None:
         lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
         lines += [b"%s: %s" % field for field in request.headers.raw]
-        self._transport.write(b"\r\n".join([*lines, b"", body]))
+        self._writer.write(b"\r\n".join([*lines, b"", body]))
 
-    async def head(self) -> None:
-        while not self.status:
-            await self._wait()
+    async def receive(self) -> None:
+        """Read from the socket once, and parse what arrived. An error that follows a piece of the body waits until the next call."""
+        if self._failure:
+            raise self._failure
+        try:
+            data = await self._reader.read(CHUNK_BYTES)
+        except OSError as error:
+            raise httpx.ReadError(error.strerror or str(error)) from error
+        if not data:
+            names = {name.lower() for name, _ in self.headers}
+            if not self.status or names & {b"content-length", b"transfer-encoding"}:
+                raise httpx.RemoteProtocolError("the connection was closed")
+            self._complete = True
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._failure = httpx.RemoteProtocolError("the response is not HTTP/1.1")
+        self._more_waiting = len(data) == CHUNK_BYTES
+        self._overhead = 0 if self._body else self._overhead + len(data)
+        if self._overhead > OVERHEAD_BYTES and not self._complete:
+            raise httpx.RemoteProtocolError("the headers or trailers are too long")
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield what has arrived since the last read, READ_BYTES of it at a time."""
+        """Yield the body as it arrives. A reader that is slower than the server yields to other tasks."""
         time = asyncio.get_running_loop().time
+        busy = 0.0
         while True:
             if self._body:
                 data = b"".join(self._body)
                 self._body.clear()
-                self._size = 0
-                self._resume()
-                began = time()
-                for start in range(0, len(data), READ_BYTES):
-                    yield data[start : start + READ_BYTES]
-                    taken = time() - began
-                    if taken > TURN_SECONDS:
-                        await asyncio.sleep(taken)
-                        began = time()
-            elif self._ended:
+                started = time()
+                yield data
+                busy = busy + time() - started if self._more_waiting else 0.0
+                if busy > BUSY_SECONDS:
+                    await asyncio.sleep(busy)
+                    busy = 0.0
+            elif self._complete:
                 return
             else:
-                await self._wait()
+                await self.receive()
 
     async def aclose(self) -> None:
-        """Returns when the socket is closed; it is closed even if this is cancelled at once."""
-        self._transport.abort()
-        await asyncio.shield(self._lost)
+        """Close the socket, also when this is cancelled at once. Return when it is closed."""
+        self._writer.transport.abort()
+        with suppress(OSError):
+            await self._writer.wait_closed()
 
-    async def _wait(self) -> None:
-        if self._failure:
-            raise self._failure
-        self._news = asyncio.get_running_loop().create_future()
-        await self._news
-
-    def _resume(self) -> None:
-        if self._paused and not self._transport.is_closing():
-            self._transport.resume_reading()
-        self._paused = False
-
-    # what asyncio says
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none, but does as one
-
-    def data_received(self, data: bytes) -> None:
-        waiting = self._size
-        try:
-            if not self._ended:
-                self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(httpx.RemoteProtocolError(f"what came is not HTTP/1.1: {error}"))
-        self._bodiless = 0 if self._size > waiting else self._bodiless + len(data)
-        if self._bodiless > HEAD_LIMIT and not self._ended:
-            self._fail(httpx.RemoteProtocolError("the answer's head or trailer is too long"))
-        if self._size > BUFFER and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
-        self._tell()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        names = {name.lower() for name, _ in self.headers}
-        if self.status and not error and not names & {b"content-length", b"transfer-encoding"}:
-            self._ended = True
-        if not self._ended:
-            what = (getattr(error, "strerror", None) or str(error)) if error else "the connection was closed"
-            self._fail(httpx.ReadError(what) if error else httpx.RemoteProtocolError(what))
-        self._lost.set_result(None)
-        self._tell()
-
-    def _fail(self, failure: httpx.TransportError) -> None:
-        self._failure = self._failure or failure
-        self._transport.abort()
-
-    def _tell(self) -> None:
-        if self._news and not self._news.done():
-            self._news.set_result(None)
-
-    # what httptools finds: perhaps messages with a status below 200, then the answer; what follows that is ignored
+    # ---- called by httptools: informational responses first, then the response; anything after it is ignored
 
     def on_message_begin(self) -> None:
         if not self.status:
@@ -181,9 +217,8 @@ class _Exchange(asyncio.Protocol, httpx.AsyncByteStream):
             self.status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        if not self._ended:
+        if not self._complete:
             self._body.append(body)
-            self._size += len(body)
 
     def on_message_complete(self) -> None:
-        self._ended = self.status != 0
+        self._complete = self.status != 0

@@ -1,102 +1,190 @@
-"""LM Studio as it is installed on this computer: where it keeps its files, where its server listens, and how to start it.
+"""LM Studio: its own API for models (https://lmstudio.ai/docs/developer/rest), and its installation on this computer.
 
-Read from LM Studio's own files, which it documents nowhere and may change: whatever is missing or odd counts as not there.
+Answers come from its OpenAI-compatible API, because its own takes no history. Its files are not documented and may
+change, so a missing or unusable value counts as absent.
 """
 
 import asyncio
-import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from ..config import Provider
 from ..errors import ProviderFailed
+from .failures import unexpected_response
+from .http import fetch
+from .loose import array_at, at, boolean_at, count_at, decode, decode_small
+from .openai import ERROR_BYTES, Model, OpenAI, fetch_entries, name_at, parse_models
 
-PORT = 1234  # its default in all its documentation
-START_SECONDS = 60.0  # the app has to start first when it does not run
+DEFAULT_PORT = 1234
+START_SECONDS = 60.0  # the app itself may have to start first
+
+
+class LMStudio(OpenAI):
+    """LM Studio 0.4 or newer. Without a url in the settings it is looked for on this computer at each `models`."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._follows_port = not provider.url
+        super().__init__(replace(provider, url=provider.url or server_url()))
+
+    async def models(self) -> list[Model]:
+        if self._follows_port:
+            self.provider = replace(self.provider, url=await asyncio.to_thread(server_url))
+        try:
+            return parse_models(await self._entries(), _model)
+        except ProviderFailed as failure:
+            if "Unexpected endpoint" not in failure.message:
+                raise
+            return await super().models()  # before 0.4
+
+    async def load(self, model: str, context_length: int | None) -> None:
+        instances = await self._instances(model)
+        if instances and context_length in (None, *instances.values()):
+            return  # LM Studio would load a second instance
+        for instance in instances:
+            await self._post("unload", {"instance_id": instance})
+        options = {"context_length": context_length} if context_length else {}
+        await self._post("load", {"model": model, **options})
+
+    async def unload(self, model: str) -> None:
+        for instance in await self._instances(model):
+            await self._post("unload", {"instance_id": instance})
+
+    async def can_start(self) -> bool:
+        is_local = urlsplit(self.provider.url).hostname in ("127.0.0.1", "localhost", "::1")
+        return is_local and await asyncio.to_thread(command) is not None
+
+    async def start(self) -> None:
+        if not await self.can_start():
+            await super().start()
+        await start_server()
+
+    @property
+    def _url(self) -> str:
+        return f"{self.provider.url.removesuffix('/v1')}/api/v1/models"
+
+    async def _entries(self) -> list[Any]:
+        return await fetch_entries(self.provider, self._url, "models")
+
+    async def _instances(self, model: str) -> dict[str, int | None]:
+        """Return the context lengths of a model's loaded instances, or of the instance with this id, by instance id."""
+        return {
+            identity: count_at(instance, "config", "context_length")
+            for entry in await self._entries()
+            for instance in array_at(entry, "loaded_instances")
+            if (identity := at(instance, "id")) and isinstance(identity, str) and model in (identity, at(entry, "key"))
+        }
+
+    async def _post(self, action: str, body: dict[str, Any]) -> None:
+        status, response = await fetch(self.provider, "POST", f"{self._url}/{action}", ERROR_BYTES, body)
+        if status != 200 or not at(decode_small(response), "instance_id"):
+            raise unexpected_response(self.provider, status, response, f"the result of the {action}")
+
+
+def _model(entry: Any) -> Model | None:
+    identity = name_at(entry, "key")
+    if identity is None or at(entry, "type") == "embedding":
+        return None
+    instance = next(iter(array_at(entry, "loaded_instances")), None)
+    return Model(
+        id=identity,
+        label=name_at(entry, "display_name") or identity,
+        state="loaded" if instance else "not-loaded",
+        context_length=count_at(instance, "config", "context_length") or None,
+        max_context_length=count_at(entry, "max_context_length") or None,
+        vision=boolean_at(entry, "capabilities", "vision"),
+        tools=boolean_at(entry, "capabilities", "trained_for_tool_use"),
+        quantization=name_at(entry, "quantization", "name"),
+        size_bytes=count_at(entry, "size_bytes") or None,
+    )
+
+
+# ---- LM Studio on this computer
 
 
 def homes() -> list[Path]:
-    """The folders in which LM Studio may keep its files, the likeliest first. They need not exist.
+    """Return the folders in which LM Studio may keep its files, the likeliest first. They need not exist.
 
-    The pointer file and the order are those of its own command line tool (github.com/lmstudio-ai/lms).
+    The pointer file and the order are those of its command-line tool (github.com/lmstudio-ai/lms).
     """
     try:
         home = Path.home()
     except RuntimeError:
         return []
-    pointed = _absolute(_read_small(home / ".lmstudio-home-pointer").strip())
+    pointed = _absolute(_read(home / ".lmstudio-home-pointer").decode("utf-8", "replace").strip())
     return list(dict.fromkeys([*pointed, home / ".lmstudio", home / ".cache" / "lm-studio"]))
 
 
 def model_folders() -> list[Path]:
-    """`settings.json` names the models folder if the user has moved it."""
+    """Return the folders of models. `settings.json` names one if the user has moved it."""
     return [
         folder
         for home in homes()
-        for folder in (*_absolute(_read_json(home / "settings.json").get("downloadsFolder")), home / "models")
+        for folder in (*_absolute(_read_json(home / "settings.json", "downloadsFolder")), home / "models")
     ]
 
 
 def conversation_folders() -> list[Path]:
-    """Those that exist."""
+    """Return the folders of conversations that exist."""
     folders = [home.resolve() / "conversations" for home in homes()]
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def server_url() -> str:
-    """Where its server listens, or would: the port stays in a file when the user changes it."""
-    ports = [_read_json(home / ".internal" / "http-server-config.json").get("port") for home in homes()]
-    good = [port for port in ports if isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536]
-    return f"http://127.0.0.1:{good[0] if good else PORT}"
+    """Return the address of its server, from the file that keeps the port when the user changes it."""
+    ports = [_read_json(home / ".internal" / "http-server-config.json", "port") for home in homes()]
+    usable = [port for port in ports if type(port) is int and 0 < port < 65536]
+    return f"http://127.0.0.1:{usable[0] if usable else DEFAULT_PORT}"
 
 
 def command() -> Path | None:
-    """LM Studio's command line tool, which comes with it."""
+    """Return the path of its command-line tool, or None."""
     name = "lms.exe" if sys.platform == "win32" else "lms"
     found = [home / "bin" / name for home in homes()]
     return next((path for path in found if path.is_file()), None)
 
 
 async def start_server() -> None:
-    """What `lms server start` does. Raises ProviderFailed."""
+    """Run `lms server start`. Raises ProviderFailed."""
     lms = command()
     if lms is None:
-        raise ProviderFailed("PROVIDER_UNREACHABLE", "LM Studio's command line tool was not found on this computer.")
+        raise ProviderFailed("PROVIDER_UNREACHABLE", "LM Studio's command-line tool was not found on this computer.")
     try:
-        starting = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             lms, "server", "start", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
     except OSError as error:
         raise ProviderFailed("PROVIDER_UNREACHABLE", f"{lms.name} could not be run: {error.strerror}") from None
     try:
         async with asyncio.timeout(START_SECONDS):
-            said, _ = await starting.communicate()
+            output, _ = await process.communicate()
     except TimeoutError:
         raise ProviderFailed("PROVIDER_TIMEOUT", f"LM Studio did not start within {START_SECONDS:.0f} s.") from None
     finally:
-        if starting.returncode is None:
-            starting.kill()
-            await starting.wait()
-    if starting.returncode:
-        words = " ".join(said.decode("utf-8", "replace").split())[:300]
-        raise ProviderFailed("PROVIDER_UNREACHABLE", f"LM Studio's server did not start: {words}")
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        reason = " ".join(output.decode("utf-8", "replace").split())[:300]
+        raise ProviderFailed("PROVIDER_UNREACHABLE", f"LM Studio's server did not start: {reason}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, key: str) -> Any:
     try:
-        found = json.loads(_read_small(path))
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return at(decode(_read(path)), key)
+    except ValueError:
+        return None
 
 
-def _read_small(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(1024 * 1024).decode("utf-8", "replace")
+            return file.read(1024 * 1024)
     except OSError:
-        return ""
+        return b""
 
 
 def _absolute(text: object) -> list[Path]:

@@ -10,8 +10,8 @@ from msgspec import Raw
 from msgspec.structs import asdict
 
 from .. import queries
-from ..backends.listings import Model
-from ..backends.openai import Answering, Content, Finish, Part, Progress, Reasoning, Usage
+from ..backends.answer import ActualModel, Content, Finish, Part, Progress, Reasoning, Usage
+from ..backends.openai import Model
 from ..config import Config
 from ..db import Connection, Database, now
 from ..errors import FiresideError, ProviderFailed, StorageUnavailable
@@ -231,7 +231,7 @@ class Generation:
                     self.log.append_content(text)
             case Usage():
                 self._usage = asdict(part)
-            case Answering(model):
+            case ActualModel(model):
                 self._model = model
             case Progress(done, total) if self._first_text_at is None:
                 self._report_progress("prompt", done=done, total=total)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from fireside import providers as module
+from fireside.backends import openai as wire_format
+from fireside.backends.answer import ActualModel, Content, Finish, Part, Progress, Reasoning, Usage
 from fireside.backends.engine import Engine
-from fireside.backends.listings import Model
-from fireside.backends.openai import Answering, Content, Finish, Part, Progress, Reasoning, Usage
+from fireside.backends.openai import LIST_BYTES, Model
 from fireside.config import Config, Provider
 from fireside.errors import Invalid, NotFound, ProviderFailed
-from fireside.providers import LISTING_LIMIT, ChatRequest, Providers
+from fireside.providers import ChatRequest, Providers
 
 from .upstream import (
     DONE,
@@ -97,7 +98,7 @@ async def test_answer_is_streamed_in_parts(providers: Providers, upstream: Upstr
     upstream.enqueue(reasoning("Hm"), text("Hel", "lo"), finish("stop"), usage(5, 2), DONE)
     parts, failure = await ask(providers)
     assert failure is None
-    assert parts == [Answering(MODEL), Reasoning("Hm"), Content("Hello"), Usage(5, 2, 7), Finish("stop")]
+    assert parts == [ActualModel(MODEL), Reasoning("Hm"), Content("Hello"), Usage(5, 2, 7), Finish("stop")]
 
 
 async def test_request_carries_what_was_given_and_nothing_else(providers: Providers, upstream: Upstream) -> None:
@@ -184,7 +185,7 @@ async def test_missing_key_is_told_in_lmstudios_words_and_with_the_setting(
         assert failure.code == "PROVIDER_AUTH"
         assert "An LM Studio API token is required" in failure.message
         assert "FIRESIDE_LMSTUDIO_API_KEY" in failure.message
-    assert upstream.count("/api/v0/models") == 0  # a refusal is no reason to ask elsewhere
+    assert upstream.count("/v1/models") == 0  # an authentication error is no reason to try the other list
 
 
 async def test_wrong_key_is_told_without_showing_any_of_it(upstream: Upstream) -> None:
@@ -212,10 +213,10 @@ HTML = "<!DOCTYPE html><html><body>It works!</body></html>"
     ("steps", "code", "hint"),
     [
         pytest.param([close()], "PROVIDER_ERROR", "the connection was closed", id="closed"),
-        pytest.param([reset()], "PROVIDER_ERROR", "broke the connection off", id="reset"),
+        pytest.param([reset()], "PROVIDER_ERROR", "broke off the connection", id="reset"),
         pytest.param([wire(b"SSH-2.0-OpenSSH_9.2\r\n")], "PROVIDER_ERROR", "not HTTP", id="another protocol"),
         pytest.param([wire(b"HTTP/1.1 200 OK\r\nX: "), close()], "PROVIDER_ERROR", "was closed", id="half a head"),
-        pytest.param([headers(x="y" * 200_000), hang()], "PROVIDER_ERROR", "head or trailer is too long", id="huge head"),
+        pytest.param([headers(x="y" * 200_000), hang()], "PROVIDER_ERROR", "headers or trailers are too long", id="huge head"),
         pytest.param([headers(101, upgrade="x", connection="upgrade"), hang()], "PROVIDER_ERROR", "not HTTP", id="101"),
         pytest.param([status(500)], "PROVIDER_ERROR", "HTTP status 500", id="500"),
         pytest.param([status(500, {"error": {"message": "Boom."}})], "PROVIDER_ERROR", "said: Boom.", id="500 JSON"),
@@ -235,11 +236,11 @@ HTML = "<!DOCTYPE html><html><body>It works!</body></html>"
         pytest.param([status(200, HTML, "text/html")], "PROVIDER_ERROR", "a web page", id="200 HTML"),
         pytest.param([status(200, "hello", "text/plain")], "PROVIDER_ERROR", "a stream of events", id="200 text"),
         pytest.param([status(204)], "PROVIDER_ERROR", "HTTP status 204", id="204"),
-        pytest.param([headers(content_encoding="gzip"), answer("Hi")], "PROVIDER_ERROR", "compresses", id="gzip"),
+        pytest.param([headers(content_encoding="gzip"), answer("Hi")], "PROVIDER_ERROR", "a compressed response", id="gzip"),
         pytest.param([status(400, {"error": "n_keep: 9 >= n_ctx: 4"})], "CONTEXT_OVERFLOW", "larger", id="overflow"),
-        pytest.param([headers(), DONE], "EMPTY_ANSWER", "answered nothing", id="nothing"),
-        pytest.param([headers()], "EMPTY_ANSWER", "answered nothing", id="not even [DONE]"),
-        pytest.param([headers(framing="close")], "EMPTY_ANSWER", "answered nothing", id="not even a byte"),
+        pytest.param([headers(), DONE], "EMPTY_ANSWER", "an empty answer", id="nothing"),
+        pytest.param([headers()], "EMPTY_ANSWER", "an empty answer", id="not even [DONE]"),
+        pytest.param([headers(framing="close")], "EMPTY_ANSWER", "an empty answer", id="not even a byte"),
         pytest.param([headers(), close()], "ANSWER_CUT_SHORT", "broke off", id="closed after the head"),
         pytest.param([error("Boom.")], "PROVIDER_ERROR", "said: Boom.", id="error event"),
     ],
@@ -316,7 +317,7 @@ async def test_connection_lost_in_the_middle_keeps_what_came_and_says_so(
             parts += read
             gate.open()
     assert caught.value.code == "ANSWER_CUT_SHORT"
-    assert parts == [Answering(MODEL), Content("Hello")]
+    assert parts == [ActualModel(MODEL), Content("Hello")]
     await upstream.closed()
 
 
@@ -330,13 +331,13 @@ async def test_connection_lost_after_the_finish_spoils_nothing(
     async for read in providers.chat("lmstudio", ASKED):
         parts += read
         gate.open()
-    assert parts == [Answering(MODEL), Content("Hi"), Finish("stop")]
+    assert parts == [ActualModel(MODEL), Content("Hi"), Finish("stop")]
 
 
 async def test_error_in_the_middle_keeps_what_came(providers: Providers, upstream: Upstream) -> None:
     upstream.enqueue(text("Hi"), error("The model has crashed without additional information. (Exit code: 11)"), hang())
     parts, failure = await ask(providers)
-    assert parts == [Answering(MODEL), Content("Hi")]
+    assert parts == [ActualModel(MODEL), Content("Hi")]
     assert failure is not None and failure.code == "MODEL_LOAD_FAILED"
     await upstream.closed()
 
@@ -344,7 +345,7 @@ async def test_error_in_the_middle_keeps_what_came(providers: Providers, upstrea
 async def test_answer_cut_into_single_bytes_is_the_same(providers: Providers, upstream: Upstream) -> None:
     upstream.enqueue(split(), answer("Grüße ", "\U0001f600\u2028!"))
     parts, failure = await ask(providers)
-    assert (parts[:2], failure) == ([Answering(MODEL), Content("Grüße \U0001f600\u2028!")], None)
+    assert (parts[:2], failure) == ([ActualModel(MODEL), Content("Grüße \U0001f600\u2028!")], None)
 
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])
@@ -361,7 +362,7 @@ async def test_many_chunks_in_one_read_are_one_part(providers: Providers, upstre
         headers(), wire(b"".join(b"%x\r\n%s\r\n" % (len(text(x)), text(x)) for x in "abcdef")), pause(gate)
     )
     async with aclosing(providers.chat("lmstudio", ASKED)) as reads:
-        assert await anext(reads) == [Answering(MODEL), Content("abcdef")]
+        assert await anext(reads) == [ActualModel(MODEL), Content("abcdef")]
     gate.open()
 
 
@@ -382,7 +383,7 @@ async def test_usage_after_the_finish_is_waited_for(providers: Providers, upstre
 async def test_server_that_does_not_end_what_it_finished_is_left(
     providers: Providers, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, last: bytes
 ) -> None:
-    monkeypatch.setattr(module, "USAGE_SECONDS", 0.05)
+    monkeypatch.setattr(wire_format, "USAGE_SECONDS", 0.05)
     upstream.enqueue(text("Hi"), last, hang())
     async with asyncio.timeout(5):
         parts, failure = await ask(providers)
@@ -393,7 +394,7 @@ async def test_server_that_does_not_end_what_it_finished_is_left(
 async def test_end_of_the_body_is_read_so_that_the_server_does_not_believe_it_was_left(
     providers: Providers, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LINGER_SECONDS", 5.0)
+    monkeypatch.setattr(wire_format, "END_SECONDS", 5.0)
     gate = Gate()
     upstream.enqueue(text("Hi"), finish(), DONE, pause(gate), text("late"))
     async for read in providers.chat("lmstudio", ASKED):
@@ -488,16 +489,8 @@ async def test_models_of_lmstudio_come_with_states_and_without_embedding_models(
     assert [request.path for request in upstream.requests] == ["/api/v1/models"]
 
 
-async def test_models_of_lmstudio_before_0_4_come_from_its_older_api(providers: Providers, upstream: Upstream) -> None:
+async def test_models_of_lmstudio_before_0_4_have_names_only(providers: Providers, upstream: Upstream) -> None:
     upstream.without = ("/api/v1",)
-    assert await providers.models("lmstudio") == [
-        Model(MODEL, MODEL, "loaded", 4096, 131_072, False, True, "Q4_K_M"),
-        Model("qwen2.5-vl-7b-instruct", "qwen2.5-vl-7b-instruct", "not-loaded", None, 131_072, True, True, "Q4_K_M"),
-    ]
-
-
-async def test_models_of_the_oldest_lmstudio_are_names_only(providers: Providers, upstream: Upstream) -> None:
-    upstream.without = ("/api/",)
     assert await providers.models("lmstudio") == [
         Model(MODEL, MODEL),
         Model("qwen2.5-vl-7b-instruct", "qwen2.5-vl-7b-instruct"),
@@ -528,26 +521,24 @@ async def test_models_of_llama_cpp_and_vllm_tell_their_context_length(providers:
 NONSENSE: list[Any] = [None, True, 7, -1, 1.5, 2**70, "x", [], [None], {}, {"id": 7}]
 
 
-async def test_nothing_that_a_list_of_models_says_is_believed(providers: Providers, upstream: Upstream) -> None:
-    for path, key in (("/api/v1/models", "models"), ("/api/v0/models", "data"), ("/v1/models", "data")):
-        entry = (LocalModel(instances={MODEL: 4096}).native_v1() if "v1/" in path else LocalModel().native_v0()) | {
-            "id": "m"
-        }
-        wrong = [*NONSENSE, *({**entry, name: value} for name in entry for value in NONSENSE)]
-        upstream.without = tuple(other for other in ("/api/v1", "/api/v0") if not path.startswith(other))
-        upstream.enqueue(status(200, {key: wrong}), path=path)
-        for model in await providers.models("lmstudio"):
-            assert (
-                isinstance(model.id, str)
-                and isinstance(model.label, str)
-                and (model.vision is None or isinstance(model.vision, bool))
-            )
-            sizes = (model.context_length, model.max_context_length, model.size_bytes)
-            assert all(size is None or (type(size) is int and 0 < size < 2**53) for size in sizes)
-        for body in (*NONSENSE, {key: {}}, {key: 7}):
-            upstream.enqueue(status(200, body), path=path)
-            if path == "/v1/models":
-                assert (await offline(providers)).code == "PROVIDER_ERROR"
+@pytest.mark.parametrize(("path", "key"), [("/api/v1/models", "models"), ("/v1/models", "data")])
+async def test_models_are_valid_whatever_a_list_of_models_contains(
+    providers: Providers, upstream: Upstream, path: str, key: str
+) -> None:
+    name = "lmstudio" if key == "models" else "box"
+    entry = LocalModel(instances={MODEL: 4096}).native_v1() | {"id": "m", "max_model_len": 1, "meta": {"n_ctx": 1}}
+    upstream.enqueue(
+        status(200, {key: [*NONSENSE, *({**entry, field: value} for field in entry for value in NONSENSE)]}), path=path
+    )
+    models = await providers.models(name)
+    assert len(models) > 100
+    for model in models:
+        assert isinstance(model.id, str) and isinstance(model.label, str) and model.vision in (None, True, False)
+        sizes = (model.context_length, model.max_context_length, model.size_bytes)
+        assert all(size is None or (type(size) is int and 0 < size < 2**53) for size in sizes)
+    for body in (*NONSENSE, {key: {}}, {key: 7}):
+        upstream.enqueue(status(200, body), path=path)
+        assert (await offline(providers, name)).code == "PROVIDER_ERROR"
 
 
 async def test_list_of_models_is_bounded(providers: Providers, upstream: Upstream) -> None:
@@ -558,7 +549,7 @@ async def test_list_of_models_is_bounded(providers: Providers, upstream: Upstrea
     assert [model.id for model in await providers.models("box")] == [str(number) for number in range(999)]
     upstream.enqueue(listing("huge" * 20_000, "other"), path="/v1/models")
     assert [model.id for model in await providers.models("box")] == ["other"]
-    upstream.enqueue(headers(content_type="application/json"), b"[" * (LISTING_LIMIT + 1), hang(), path="/v1/models")
+    upstream.enqueue(headers(content_type="application/json"), b"[" * (LIST_BYTES + 1), hang(), path="/v1/models")
     assert (await offline(providers, "box")).message == "The box sent a list of models of over 2 MiB."
     await upstream.closed()
 
@@ -707,12 +698,12 @@ async def test_loading_tells_what_went_wrong(providers: Providers, upstream: Ups
     with pytest.raises(ProviderFailed, match="Unexpected endpoint"):
         await providers.load("lmstudio", QWEN.id)
     await providers.models("lmstudio", max_age=60)
-    assert upstream.count("/api/v0/models") == 1  # what was known before is not trusted after a failure
+    assert upstream.count("/v1/models") == 1  # the list from before the failure is not used
 
 
 async def test_other_servers_are_not_told_what_to_load(providers: Providers) -> None:
     for verb in (providers.load, providers.unload):
-        with pytest.raises(Invalid, match="The box loads its models by itself"):
+        with pytest.raises(Invalid, match="The box loads and unloads models by itself"):
             await verb("box", MODEL)
 
 
@@ -758,7 +749,7 @@ async def test_embedded_engine_answers(tmp_path: Path, monkeypatch: pytest.Monke
         assert "Tokyo" in said
         [counts] = [part for part in parts if isinstance(part, Usage)]
         assert counts.completion_tokens <= 12 and counts.prompt_tokens + counts.completion_tokens == counts.total_tokens
-        assert Answering(SMOLLM) in parts and parts[-1] in (Finish("stop"), Finish("length"))
+        assert ActualModel(SMOLLM) in parts and parts[-1] in (Finish("stop"), Finish("length"))
 
         await providers.models("embedded")
         loaded = providers.known("embedded", SMOLLM)

@@ -200,7 +200,7 @@ async def test_another_model_waits_its_turn_and_then_replaces_the_first(engine: 
 
     async with asyncio.TaskGroup() as group, engine.use(MODEL) as endpoint:
         group.create_task(use("other"))
-        await until(lambda: "other" in engine._waiting)
+        await until(lambda: "other" in engine._requested)
         group.create_task(use(MODEL))
         assert "Tokyo" in await answer(endpoint)
         assert (engine.state(MODEL), engine.state("other"), served) == ("loaded", "not-loaded", [])
@@ -364,7 +364,7 @@ async def test_cancelled_load_goes_on_for_another_who_wants_the_model(engine: En
     first = asyncio.create_task(engine.load(MODEL))
     pid = await frozen_server()
     second = asyncio.create_task(engine.load(MODEL))
-    await until(lambda: len(engine._waiting) == 2)
+    await until(lambda: len(engine._requested) == 2)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first

@@ -1,18 +1,24 @@
-"""HTTP/1.1 from a raw socket: what is part of the answer, what is not, and how much of it waits in memory."""
+"""HTTP/1.1 responses from a raw socket: what belongs to the response, and how much of it waits in memory."""
 
 import asyncio
 import time
+from typing import Any
 
 import httpx
 import pytest
-from fireside.backends.http import BUFFER, READ_BYTES, TURN_SECONDS, Transport, _Exchange
+from fireside.backends.http import BUFFER_BYTES, BUSY_SECONDS, CHUNK_BYTES, Transport
 
 from ..upstream import CHAT, Step, Upstream, close, eventually, hang, headers, status, wire
 
-PLAIN = b"Content-Type: text/plain\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-async def answer_to(upstream: Upstream, *steps: Step) -> httpx.Response:
+async def send(upstream: Upstream, content: bytes = b"") -> httpx.Response:
+    return await Transport().handle_async_request(httpx.Request("POST", upstream.url + CHAT, content=content))
+
+
+async def response_to(upstream: Upstream, *steps: Step) -> httpx.Response:
     upstream.enqueue(*steps)
     async with httpx.AsyncClient(transport=Transport()) as client:
         response = await client.get(upstream.url + CHAT)
@@ -23,28 +29,29 @@ async def answer_to(upstream: Upstream, *steps: Step) -> httpx.Response:
 @pytest.mark.parametrize(
     "sent",
     [
-        pytest.param(b"HTTP/1.1 200 OK\r\n%sContent-Length: 5\r\n\r\nhello", id="with its length"),
-        pytest.param(b"HTTP/1.1 200 OK\r\n%sContent-Length: 5\r\n\r\nhello, and more", id="with more than its length"),
-        pytest.param(b"HTTP/1.1 200 OK\r\n%sTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", id="chunked"),
+        pytest.param(HEAD + b"Content-Length: 5\r\n\r\nhello", id="content length"),
+        pytest.param(HEAD + b"Content-Length: 5\r\n\r\nhello, and more", id="more than the content length"),
+        pytest.param(CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", id="chunked"),
         pytest.param(
-            b"HTTP/1.1 200 OK\r\n%sTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nX-Late: 1\r\n\r\n"
+            CHUNKED + b"2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nX-Late: 1\r\n\r\n"
             b"HTTP/1.1 500 Another\r\nX: y\r\nContent-Length: 1\r\n\r\nz",
-            id="chunked, with extensions, trailers, and another answer behind it",
+            id="chunk extensions, trailers, and a second response",
         ),
-        pytest.param(b"HTTP/1.1 200 OK\r\n%s\r\nhello", id="until the connection is closed"),
-        pytest.param(b"HTTP/1.0 200 OK\r\n%s\r\nhello", id="HTTP/1.0"),
+        pytest.param(HEAD + b"\r\nhello", id="until the connection is closed"),
+        pytest.param(HEAD.replace(b"1.1", b"1.0") + b"\r\nhello", id="HTTP/1.0"),
         pytest.param(
             b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nX-Hint: 1\r\n\r\n"
-            b"HTTP/1.1 200 OK\r\n%sContent-Length: 5\r\n\r\nhello",
-            id="after provisional ones",
+            + HEAD + b"Content-Length: 5\r\n\r\nhello",
+            id="after informational responses",
         ),
     ],
-)
-async def test_answer_is_its_status_its_head_and_its_body(upstream: Upstream, sent: bytes) -> None:
-    response = await answer_to(upstream, wire(sent % PLAIN), close())
-    assert (response.status_code, response.text) == (200, "hello")
-    assert response.headers["content-type"] == "text/plain"
-    assert not {"x-late", "x-hint", "x"} & set(response.headers)
+)  # fmt: skip
+async def test_response_has_its_status_headers_and_body(upstream: Upstream, sent: bytes) -> None:
+    for steps in ([wire(sent)], [wire(bytes([byte])) for byte in sent]):
+        response = await response_to(upstream, *steps, close())
+        assert (response.status_code, response.text) == (200, "hello")
+        assert response.headers["content-type"] == "text/plain"
+        assert not {"x-late", "x-hint", "x"} & set(response.headers)
 
 
 @pytest.mark.parametrize(
@@ -52,45 +59,47 @@ async def test_answer_is_its_status_its_head_and_its_body(upstream: Upstream, se
     [
         b"",
         b"\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nhello",
+        HEAD + b"Content-Length: 9\r\n\r\nhello",
+        CHUNKED + b"5\r\nhello",
+        CHUNKED + b"5\r\nhello\r\n",
+        HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nhello",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nhello",
         b"HTTP/2 200 OK\r\n\r\nhello",
     ],
 )
-async def test_answer_that_is_not_whole_is_an_error(upstream: Upstream, sent: bytes) -> None:
+async def test_incomplete_or_invalid_response_is_an_error(upstream: Upstream, sent: bytes) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
-        await answer_to(upstream, wire(sent), close())
+        await response_to(upstream, wire(sent), close())
     await upstream.closed()
-
-
-async def test_head_that_arrives_bit_by_bit_is_a_head(upstream: Upstream) -> None:
-    letters = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
-    assert (await answer_to(upstream, *(wire(bytes([letter])) for letter in letters))).text == "hi"
-
-
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(
     ("before", "endless"),
     [
         pytest.param(b"", b"HTTP/1.1 103 Early Hints\r\nX-Hint: 1\r\n\r\n", id="informational responses"),
-        pytest.param(CHUNKED + b"2\r\nhi\r\n0\r\n", b"X-Late: 1\r\n", id="fields of the trailer"),
-        pytest.param(CHUNKED + b"2\r\nhi\r\n0\r\nX-Late: ", b"y" * 1000, id="one field of the trailer"),
-        pytest.param(CHUNKED + b"2;", b"y" * 1000, id="extension of a chunk"),
+        pytest.param(CHUNKED + b"2\r\nhi\r\n0\r\n", b"X-Late: 1\r\n", id="trailers"),
+        pytest.param(CHUNKED + b"2\r\nhi\r\n0\r\nX-Late: ", b"y" * 1000, id="one trailer"),
+        pytest.param(CHUNKED + b"2;", b"y" * 1000, id="a chunk extension"),
     ],
 )
-async def test_endless_head_or_trailer_is_an_error(upstream: Upstream, before: bytes, endless: bytes) -> None:
-    with pytest.raises(httpx.RemoteProtocolError, match="head or trailer is too long"):
-        await answer_to(upstream, wire(before), *[wire(endless * 100)] * 1000, hang())
+async def test_endless_headers_or_trailers_are_an_error(upstream: Upstream, before: bytes, endless: bytes) -> None:
+    with pytest.raises(httpx.RemoteProtocolError, match="headers or trailers are too long"):
+        await response_to(upstream, wire(before), *[wire(endless * 100)] * 1000, hang())
     await upstream.closed()
 
 
-async def test_reader_that_takes_long_leaves_time_to_other_tasks(upstream: Upstream) -> None:
+async def test_body_before_an_error_is_read_first(upstream: Upstream) -> None:
+    upstream.enqueue(wire(CHUNKED + b"5\r\nhello\r\n!\r\n"), hang())
+    response = await send(upstream)
+    chunks = response.aiter_raw()
+    assert await anext(chunks) == b"hello"
+    with pytest.raises(httpx.RemoteProtocolError):
+        await anext(chunks)
+    await response.aclose()
+
+
+async def test_slow_reader_lets_other_tasks_run(upstream: Upstream) -> None:
     turns = 0
 
     async def others() -> None:
@@ -99,60 +108,47 @@ async def test_reader_that_takes_long_leaves_time_to_other_tasks(upstream: Upstr
             turns += 1
             await asyncio.sleep(0)
 
-    upstream.enqueue(headers(framing="close"), b"x" * 40 * READ_BYTES)
-    response = await Transport().handle_async_request(httpx.Request("GET", upstream.url + CHAT))
+    upstream.enqueue(headers(framing="close"), b"x" * 40 * CHUNK_BYTES)
+    response = await send(upstream)
     task = asyncio.create_task(others())
     received = before = 0
     async for read in response.aiter_raw():
-        assert 0 < len(read) <= READ_BYTES
+        assert 0 < len(read) <= CHUNK_BYTES
         assert turns > before or not received, "no other task has run since the last read"
         received, before = received + len(read), turns
-        time.sleep(1.2 * TURN_SECONDS)  # noqa: ASYNC251
-    assert received == 40 * READ_BYTES
+        time.sleep(1.2 * BUSY_SECONDS)  # noqa: ASYNC251
+    assert received == 40 * CHUNK_BYTES
     task.cancel()
     await response.aclose()
 
 
-async def test_server_has_to_wait_for_a_reader_that_does_not_read(upstream: Upstream) -> None:
-    size = 64 * BUFFER
+@pytest.mark.parametrize("reads", [True, False])
+async def test_server_waits_for_a_reader_that_does_not_read(upstream: Upstream, reads: bool) -> None:
+    size = 64 * BUFFER_BYTES
     upstream.enqueue(headers(framing="close"), b"x" * size)
-    response = await Transport().handle_async_request(httpx.Request("GET", upstream.url + CHAT))
-    exchange = response.stream
-    assert isinstance(exchange, _Exchange)
-    await eventually(lambda: exchange._paused)
-    assert exchange._size <= 2 * BUFFER
-    received = 0
-    async for read in response.aiter_raw():
-        received += len(read)
-        assert len(read) <= 2 * BUFFER
-    assert received == size
-    await response.aclose()
-
-
-async def test_closing_while_the_server_waits_closes(upstream: Upstream) -> None:
-    upstream.enqueue(headers(framing="close"), b"x" * 64 * BUFFER)
-    response = await Transport().handle_async_request(httpx.Request("GET", upstream.url + CHAT))
-    exchange = response.stream
-    assert isinstance(exchange, _Exchange)
-    await eventually(lambda: exchange._paused)
+    response = await send(upstream)
+    exchange: Any = response.stream
+    await eventually(lambda: not exchange._writer.transport.is_reading())
+    assert len(exchange._reader._buffer) <= 2 * BUFFER_BYTES
+    if reads:
+        assert sum([len(read) async for read in response.aiter_raw()]) == size
     await response.aclose()
     await upstream.closed()
 
 
 async def test_large_request_is_sent_whole(upstream: Upstream) -> None:
     upstream.enqueue(status(200, "thanks"))
-    async with httpx.AsyncClient(transport=Transport()) as client:
-        response = await client.post(upstream.url + CHAT, content=b"y" * 20_000_000)
-    assert response.text == "thanks"
+    response = await send(upstream, b"y" * 20_000_000)
+    assert await response.aread() == b"thanks"
     assert len(upstream.requests[0].body) == 20_000_000
+    await response.aclose()
 
 
-async def test_connecting_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connecting_has_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*args: object, **options: object) -> None:
         await asyncio.Event().wait()
 
     monkeypatch.setattr("fireside.backends.http.CONNECT_SECONDS", 0.05)
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", never)
-    async with httpx.AsyncClient(transport=Transport()) as client:
-        with pytest.raises(httpx.ConnectTimeout):
-            await client.get("http://127.0.0.1:9")
+    with pytest.raises(httpx.ConnectTimeout):
+        await Transport().handle_async_request(httpx.Request("GET", "http://127.0.0.1:9"))

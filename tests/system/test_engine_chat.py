@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from fireside.backends.engine import Embedded
 
 from ..backends.test_engine import MODEL as SMALL
 from ..backends.test_engine import children, gone, server_of, with_proc
@@ -38,9 +39,9 @@ async def ann(running: Running) -> Person:
 
 async def slots(running: Running) -> list[dict[str, Any]]:
     """What the engine says of its slots."""
-    engine = running.state.providers._engine
-    assert engine is not None
-    async with engine.use(SMALL) as endpoint, httpx.AsyncClient(trust_env=False) as client:
+    server = running.state.providers._servers["embedded"]
+    assert isinstance(server, Embedded)
+    async with server._engine.use(SMALL) as endpoint, httpx.AsyncClient(trust_env=False) as client:
         answer = await client.get(f"{endpoint.url}/slots", headers={"Authorization": f"Bearer {endpoint.api_key}"})
         found: list[dict[str, Any]] = good(answer)
         return found

@@ -1153,7 +1153,7 @@ async def _(a: Attacker) -> Attacking:
 
 def _catalogue(body: Callable[[Attacker], bytes]) -> Attack:
     async def run(a: Attacker) -> Attacking:
-        for path in ("/api/v1/models", "/api/v0/models", "/v1/models"):
+        for path in ("/api/v1/models", "/v1/models"):
             for _ in range(100):
                 a.upstream.enqueue(status(200, body(a)), path=path)
         paths = ("/providers", "/providers/lmstudio/models", "/providers/lmstudio/health")

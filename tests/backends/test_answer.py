@@ -6,20 +6,21 @@ import time
 from typing import Any
 
 import pytest
-from fireside.backends import openai as wire
-from fireside.backends.openai import (
-    LIMIT,
+from fireside.backends import answer as wire
+from fireside.backends import failures
+from fireside.backends.answer import (
+    EVENT_BYTES,
     OVERHEAD_BYTES,
-    Answering,
+    ActualModel,
+    AnswerParser,
     Content,
     Finish,
     Part,
     Progress,
     Reasoning,
     Usage,
-    Wire,
-    shown,
 )
+from fireside.backends.failures import MESSAGE_CHARACTERS, display_text
 from fireside.config import Provider
 from fireside.errors import ProviderFailed
 
@@ -31,7 +32,7 @@ OTHER = Provider("box", "openai", "The box", api_key="sk-secret-0123456789")
 
 def parse(*reads: bytes, broken: bool = False) -> tuple[list[Part], ProviderFailed | None]:
     """All parts, with texts that only the cut between two reads had parted joined again, and the failure."""
-    wire = Wire(LMSTUDIO)
+    wire = AnswerParser(LMSTUDIO)
     parts = [part for read in reads for part in wire.feed(read)] + wire.end(broken)
     joined: list[Part] = []
     for part in parts:
@@ -57,7 +58,7 @@ def failure_of(*reads: bytes) -> ProviderFailed:
 
 
 def refusal(provider: Provider, payload: Any, status: int) -> ProviderFailed:
-    return wire.refusal(
+    return failures.reported_error(
         provider, payload.encode() if isinstance(payload, str) else json.dumps(payload).encode(), status
     )
 
@@ -71,20 +72,20 @@ def bytewise(stream: bytes) -> list[bytes]:
 
 def test_answer_of_lmstudio_is_its_model_its_text_its_usage_and_its_finish() -> None:
     assert parse(answer("Hel", "lo")) == (
-        [Answering(MODEL), Content("Hello"), Usage(12, 2, 14), Finish("stop")],
+        [ActualModel(MODEL), Content("Hello"), Usage(12, 2, 14), Finish("stop")],
         None,
     )
 
 
 def test_one_read_gives_one_part_of_each_run_of_a_kind() -> None:
-    wire = Wire(LMSTUDIO)
-    assert wire.feed(reasoning("a", "b") + text("c", "d")) == [Answering(MODEL), Reasoning("ab"), Content("cd")]
+    wire = AnswerParser(LMSTUDIO)
+    assert wire.feed(reasoning("a", "b") + text("c", "d")) == [ActualModel(MODEL), Reasoning("ab"), Content("cd")]
     assert wire.feed(text("e") + text("f")) == [Content("ef")]
 
 
 def test_model_is_named_again_when_another_one_goes_on() -> None:
     parts, _ = parse(text("a", model="small"), text("b", model="large"), finish(model="large"))
-    assert parts[:4] == [Answering("small"), Content("a"), Answering("large"), Content("b")]
+    assert parts[:4] == [ActualModel("small"), Content("a"), ActualModel("large"), Content("b")]
 
 
 @pytest.mark.parametrize(
@@ -166,13 +167,13 @@ def test_usage_is_found_wherever_it_stands_and_comes_once(stream: bytes) -> None
 )
 def test_usage_that_makes_no_sense_is_left_out(wrong: Any) -> None:
     parts, failure = parse(text("Hi") + finish() + chunk(usage=wrong) + DONE)
-    assert (parts, failure) == ([Answering(MODEL), Content("Hi"), Finish("stop")], None)
+    assert (parts, failure) == ([ActualModel(MODEL), Content("Hi"), Finish("stop")], None)
 
 
 def test_progress_of_llama_cpp_is_passed_on() -> None:
     progress = {"total": 900, "cache": 0, "processed": 512, "time_ms": 1034}
     parts, _ = parse(chunk({"role": "assistant", "content": None}, prompt_progress=progress), answer("Hi"))
-    assert parts[:3] == [Answering(MODEL), Progress(512, 900), Content("Hi")]
+    assert parts[:3] == [ActualModel(MODEL), Progress(512, 900), Content("Hi")]
 
 
 # ---- reasoning
@@ -215,7 +216,7 @@ def test_think_tags_are_reasoning_at_the_very_beginning_only(said: str, thought:
 
 
 def test_white_space_is_not_held_back_for_ever() -> None:
-    wire = Wire(LMSTUDIO)
+    wire = AnswerParser(LMSTUDIO)
     assert Content(" " * 2000) in wire.feed(text(" " * 2000))
 
 
@@ -270,13 +271,13 @@ def test_a_reason_to_finish_is_a_short_text() -> None:
     end = b'data: {"choices":[{"delta":{},"finish_reason":"%s"}]}\n\n' % reason
     parts, _ = parse(text("Hi"), end)
     [told] = [part.reason for part in parts if isinstance(part, Finish)]
-    assert told.encode() and 0 < len(told) <= wire.SHOWN
+    assert told.encode() and 0 < len(told) <= MESSAGE_CHARACTERS
 
 
 def test_half_of_a_pair_does_not_reach_over_into_another_kind() -> None:
     half = b'data: {"choices":[{"delta":{"reasoning":"\\ud83d"}}]}\n\n'
     parts, _ = parse(half, text("a") + finish())
-    assert parts == [Answering(MODEL), Reasoning("\ufffd"), Content("a"), Finish("stop")]
+    assert parts == [ActualModel(MODEL), Reasoning("\ufffd"), Content("a"), Finish("stop")]
 
 
 @pytest.mark.parametrize("broken", [b"\xff", b"\xc3", b"\xed\xa0\xbd", b"\xf0\x9f\x98"])
@@ -292,13 +293,13 @@ def test_bytes_that_are_not_utf8_become_replacement_characters(broken: bytes) ->
 
 def test_stream_that_just_ends_was_cut_short() -> None:
     parts, failure = parse(text("Hi"))
-    assert parts == [Answering(MODEL), Content("Hi")]
+    assert parts == [ActualModel(MODEL), Content("Hi")]
     assert failure is not None and failure.code == "ANSWER_CUT_SHORT"
 
 
 def test_text_that_was_held_back_is_not_lost_when_the_stream_ends() -> None:
     parts, failure = parse(text("Hi <thi", "<think>")[:-40], broken=True)
-    assert parts == [Answering(MODEL), Content("Hi <thi")]
+    assert parts == [ActualModel(MODEL), Content("Hi <thi")]
     assert failure is not None and failure.code == "ANSWER_CUT_SHORT"
 
 
@@ -329,7 +330,7 @@ def test_connection_that_breaks_before_the_first_word_is_not_called_an_empty_ans
 
 
 def test_connection_that_breaks_after_the_finish_breaks_nothing() -> None:
-    assert parse(text("Hi") + finish(), broken=True) == ([Answering(MODEL), Content("Hi"), Finish("stop")], None)
+    assert parse(text("Hi") + finish(), broken=True) == ([ActualModel(MODEL), Content("Hi"), Finish("stop")], None)
 
 
 def test_four_events_that_are_not_json_are_a_failure() -> None:
@@ -340,29 +341,29 @@ def test_four_events_that_are_not_json_are_a_failure() -> None:
 @pytest.mark.parametrize(
     "stream",
     [
-        pytest.param(b"data: " + b"x" * LIMIT, id="a line"),
-        pytest.param(b": " + b"x" * LIMIT + b"\n\n", id="a comment"),
+        pytest.param(b"data: " + b"x" * EVENT_BYTES, id="a line"),
+        pytest.param(b": " + b"x" * EVENT_BYTES + b"\n\n", id="a comment"),
         pytest.param((b"data: " + b"x" * 1000 + b"\n") * 1100, id="an event of many lines"),
     ],
 )
 def test_line_and_event_are_bounded(stream: bytes) -> None:
-    wire = Wire(LMSTUDIO)
+    wire = AnswerParser(LMSTUDIO)
     reads = 0
-    for place in range(0, 13 * LIMIT, 65536):
+    for place in range(0, 13 * EVENT_BYTES, 65536):
         reads += 1
         wire.feed((stream * 13)[place : place + 65536])
-        if wire.over:
+        if wire.finished:
             break
-    assert reads <= LIMIT // 65536 + 2
+    assert reads <= EVENT_BYTES // 65536 + 2
     assert wire.failure is not None and wire.failure.code == "PROVIDER_ERROR"
 
 
 def test_a_server_that_only_keeps_the_connection_alive_does_so_for_as_long_as_it_likes() -> None:
-    wire = Wire(LMSTUDIO)
+    wire = AnswerParser(LMSTUDIO)
     for _ in range(3):
-        wire.feed((b": " + b" " * 2000 + b"\n\n") * (LIMIT // 4000))
+        wire.feed((b": " + b" " * 2000 + b"\n\n") * (EVENT_BYTES // 4000))
     wire.feed(text("Hi") + finish())
-    assert wire.failure is None and wire.finish == "stop"
+    assert wire.failure is None and wire.finish_reason == "stop"
 
 
 def test_a_hundred_thousand_tiny_deltas_are_one_text() -> None:
@@ -540,13 +541,13 @@ def test_key_is_never_shown_not_even_its_beginning(words: str) -> None:
 
 
 def test_words_are_shown_short_on_one_line_and_without_control_characters() -> None:
-    assert shown("a\x1b[31m\r\n\tb \u202ec\x00 d\ud800") == "a [31m b c d"
-    assert len(shown("wörd " * 1000)) == 300
+    assert display_text("a\x1b[31m\r\n\tb \u202ec\x00 d\ud800") == "a [31m b c d"
+    assert len(display_text("wörd " * 1000)) == 300
     assert len(refusal(OTHER, {"error": "y" * 100_000}, 500).message) < 400
     refusal(OTHER, {"error": "\ud800" * 400}, 500).message.encode()
 
 
-def test_address_of_the_server_is_never_shown() -> None:
+def test_address_of_the_server_is_never_display_text() -> None:
     provider = Provider("box", "openai", "The box", "http://10.0.0.5:1234/v1")
     words = {"error": "Cannot POST http://10.0.0.5:1234/v1/chat"}
     assert refusal(provider, words, 500).message == "The box said: Cannot POST http://[address]/v1/chat"
@@ -567,7 +568,7 @@ def test_error_of_a_mebibyte_is_understood_at_once(words: str) -> None:
 def test_repairing_an_event_takes_little_longer_than_reading_it(delta: str) -> None:
     def spent(event: bytes) -> float:
         began = time.thread_time()
-        Wire(LMSTUDIO).feed(event * 10_000)
+        AnswerParser(LMSTUDIO).feed(event * 10_000)
         return time.thread_time() - began
 
     assert spent(f"data:{{{delta}}}\n\n".encode()) < 22 * spent(b'data:{"choices":[{"delta":{"content":"x"}}]}\n\n')
@@ -578,9 +579,9 @@ def test_repairing_an_event_takes_little_longer_than_reading_it(delta: str) -> N
 )
 def test_answer_with_too_much_around_its_text_is_ended(flood: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "OVERHEAD_BYTES", 500_000)
-    answer, fed = Wire(LMSTUDIO), 0
+    answer, fed = AnswerParser(LMSTUDIO), 0
     read = flood * (50_000 // len(flood))
-    while not answer.over:
+    while not answer.finished:
         answer.feed(read)
         fed += len(read)
     assert answer.failure is not None and answer.failure.message == "LM Studio sent too much data with too little text."
@@ -588,10 +589,10 @@ def test_answer_with_too_much_around_its_text_is_ended(flood: bytes, monkeypatch
 
 
 def test_answer_of_one_character_per_event_is_not_ended() -> None:
-    answer, event = Wire(LMSTUDIO), text("x", model="y" * 300)
+    answer, event = AnswerParser(LMSTUDIO), text("x", model="y" * 300)
     for _ in range(2 * OVERHEAD_BYTES // len(event) // 1000):
         answer.feed(event * 1000)
-    assert not answer.over
+    assert not answer.finished
 
 
 # ---- bytes that make no sense

@@ -1,0 +1,363 @@
+"""One streamed answer of an OpenAI-compatible server: bytes in, parts out.
+
+LM Studio, Ollama, llama.cpp and vLLM write the same server-sent events with differences: usage in a chunk with or without
+choices, reasoning under two names or between <think> tags, errors in five shapes, the end with or without [DONE].
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from ..config import Provider
+from ..errors import ProviderFailed
+from .failures import display_text, reported_error
+from .loose import decode_small
+
+EVENT_BYTES = 1024 * 1024  # of one line, and of one event
+UNDECODABLE_EVENTS = 3  # are ignored; one more is an error
+# Bytes of an answer besides its text: comments, empty events and JSON. Usual chunks have 50 to 150 bytes per character.
+OVERHEAD_BYTES = 16 * 1024 * 1024
+OVERHEAD_BYTES_PER_CHARACTER = 1024
+THINK_TAG_CHARACTERS = 1000  # of white space, after which a <think> no longer counts
+
+
+class Content(msgspec.Struct, frozen=True):
+    text: str
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    text: str
+
+
+class ActualModel(msgspec.Struct, frozen=True):
+    """The model that answers. It need not be the requested one (lmstudio-bug-tracker#1217)."""
+
+    model: str
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Tokens of the prompt: processed so far, and in total."""
+
+    done: int
+    total: int
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """The end of a complete answer. The server's reason: stop, length, tool_calls; "" if it sent only [DONE]."""
+
+    reason: str
+
+
+Part = Content | Reasoning | ActualModel | Progress | Usage | Finish
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Counts(msgspec.Struct):
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
+    total_tokens: _Count = 0
+
+
+class _PromptProgress(msgspec.Struct):
+    processed: _Count
+    total: _Count
+
+
+class _Chunk(msgspec.Struct):
+    model: str | None = None
+    choices: list[_Choice] | None = None
+    usage: _Counts | None = None
+    prompt_progress: _PromptProgress | None = None
+    object: str | None = None
+    error: Any = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_FIELDS: dict[Any, tuple[msgspec.structs.FieldInfo, ...]] = {
+    kind: msgspec.structs.fields(kind) for kind in (_Chunk, _Choice, _Delta)
+}
+
+
+def _parse_chunk(data: bytes) -> _Chunk | None:
+    """Decode an event, without fields of a wrong type. Return None for what is not a JSON object."""
+    try:
+        return _decode_chunk(data)
+    except (ValueError, RecursionError):
+        value = decode_small(data)
+    if not isinstance(value, dict):
+        return None
+    choices = value.get("choices")
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        value["choices"] = [_convert(_Choice, choices[0] | {"delta": _convert(_Delta, choices[0].get("delta"))})]
+    return _convert(_Chunk, value)
+
+
+def _convert(kind: type[_Struct], value: Any) -> _Struct:
+    """Return `kind` with those fields of `value` that have the right type."""
+    fields = {}
+    for field in _FIELDS[kind] if isinstance(value, dict) else ():
+        if field.name in value:
+            with suppress(ValueError):
+                fields[field.name] = msgspec.convert(value[field.name], field.type)
+    return kind(**fields)
+
+
+class _EventSplitter:
+    """Split bytes into server-sent events, wherever the reads have cut them.
+
+    Lines end with \\n, \\r\\n or \\r only: U+2028 and similar characters may stand inside JSON strings.
+    """
+
+    def __init__(self) -> None:
+        self._rest = bytearray()  # an incomplete line
+        self._after_cr = False
+        self._first_line = True
+        self._name = b""
+        self._data: list[bytes] = []
+        self._size = 0
+
+    def split(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (name, data) of each event that ends in these bytes. Raises OverflowError beyond EVENT_BYTES."""
+        for line in self._lines(data):
+            if line:
+                self._add_field(line)
+            elif self._size:
+                name, values = self._name, self._data
+                self._name, self._data, self._size = b"", [], 0
+                if name or values:
+                    yield name, b"\n".join(values)
+
+    def _lines(self, data: bytes) -> list[bytes]:
+        if self._after_cr and data:
+            self._after_cr = False
+            data = data.removeprefix(b"\n")
+        if not data:
+            return []
+        self._after_cr = data.endswith(b"\r")
+        complete = data.endswith((b"\n", b"\r"))
+        lines = data.splitlines()
+        if self._rest or not complete:
+            self._rest += lines[0]
+            if len(self._rest) > EVENT_BYTES:
+                raise OverflowError
+            if len(lines) == 1 and not complete:
+                return []
+            lines[0] = bytes(self._rest)
+            self._rest = bytearray() if complete else bytearray(lines.pop())
+        return lines
+
+    def _add_field(self, line: bytes) -> None:
+        if self._first_line:
+            self._first_line = False
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        self._size += len(line)
+        if self._size > EVENT_BYTES:
+            raise OverflowError
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"event":
+            self._name = value
+        elif name == b"error":  # older llama.cpp servers
+            self._name = name
+            self._data.append(value)
+
+
+class _ThinkTags:
+    """Split content into reasoning and answer. A <think> counts only at the beginning, after white space at most."""
+
+    def __init__(self) -> None:
+        self.stage = "start"  # start, opened, reasoning, closed, answer
+        self.held = ""  # what may be the beginning of a tag
+
+    def split(self, text: str) -> tuple[str, str]:
+        """Return (reasoning, answer)."""
+        text, self.held, reasoning = self.held + text, "", ""
+        if self.stage == "start":
+            stripped = text.lstrip()
+            if "<think>".startswith(stripped) and len(text) < THINK_TAG_CHARACTERS:
+                self.held = text
+                return "", ""
+            is_tag = stripped.startswith("<think>")
+            self.stage, text = ("opened", stripped.removeprefix("<think>")) if is_tag else ("answer", text)
+        if self.stage == "opened" and (text := text.lstrip()):
+            self.stage = "reasoning"
+        if self.stage == "reasoning":
+            reasoning, closed, text = text.partition("</think>")
+            if closed:
+                self.stage = "closed"
+            else:
+                held = next((size for size in range(7, 0, -1) if reasoning.endswith("</think>"[:size])), 0)
+                reasoning, self.held = reasoning[: len(reasoning) - held], reasoning[len(reasoning) - held :]
+        if self.stage == "closed" and (text := text.lstrip()):
+            self.stage = "answer"
+        return reasoning, text
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class AnswerParser:
+    """Parse one streamed answer: bytes in, parts out.
+
+    An answer is complete when it has a finish_reason or [DONE], and at least one word.
+    """
+
+    def __init__(self, provider: Provider) -> None:
+        self.finished = False  # nothing more is expected
+        self.finish_reason: str | None = None
+        self.failure: ProviderFailed | None = None  # final after `end`
+        self._provider = provider
+        self._events = _EventSplitter()
+        self._think_tags = _ThinkTags()
+        self._undecodable_events = 0
+        self._done = self._has_words = False
+        self._model = ""
+        self._usage: Usage | None = None
+        self._parts: list[Part] = []
+        self._texts: list[str] = []  # not yet a part, all of this kind:
+        self._kind: type[Content] | type[Reasoning] = Content
+        self._high_surrogate = ""  # whose other half may follow
+        self._overhead_left = OVERHEAD_BYTES
+
+    def feed(self, data: bytes) -> list[Part]:
+        """Return the parts that these bytes complete. Adjacent texts of one kind become one part."""
+        self._overhead_left -= len(data)
+        try:
+            if not self.finished:
+                for name, event in self._events.split(data):
+                    self._add_event(name, event)
+                    if self.finished:
+                        break
+        except ProviderFailed as failure:
+            self.finished, self.failure = True, failure
+        except OverflowError:
+            self.finished, self.failure = True, self._error("PROVIDER_ERROR", "sent a line or an event of over 1 MiB.")
+        self._flush()
+        if self._overhead_left < 0 and not self.finished:
+            self.finished, self.failure = (
+                True,
+                self._error("PROVIDER_ERROR", "sent too much data with too little text."),
+            )
+        parts, self._parts = self._parts, []
+        return parts
+
+    def end(self, disconnected: bool = False) -> list[Part]:
+        """Return the last parts: text that was held back, Usage if known, Finish if the answer is complete.
+
+        `disconnected`: the connection was lost, not closed by the server.
+        """
+        parts = self.feed(b"\n\n")  # the blank line after the last event may be missing
+        if (held := self._think_tags.held) and not held.isspace():
+            self._add_text(Reasoning if self._think_tags.stage == "reasoning" else Content, held)
+        self._flush(last=True)
+        self.finished = True
+        self.failure = self.failure or self._incompleteness(disconnected)
+        parts += self._parts
+        if self._usage:
+            parts.append(self._usage)
+        if not self.failure:
+            parts.append(Finish(self.finish_reason or ""))
+        return parts
+
+    def _error(self, code: str, what: str) -> ProviderFailed:
+        return ProviderFailed(code, f"{self._provider.name} {what}")
+
+    def _incompleteness(self, disconnected: bool) -> ProviderFailed | None:
+        if not self._done and self.finish_reason is None and (disconnected or self._has_words):
+            return self._error("ANSWER_CUT_SHORT", "broke off before its answer was complete.")
+        if self._has_words:
+            return None
+        if self.finish_reason == "length":
+            return self._error("EMPTY_ANSWER", "ran out of tokens before the first word. Increase max_tokens.")
+        if self.finish_reason in ("tool_calls", "function_call"):
+            return self._error("EMPTY_ANSWER", "called a tool instead of answering. Fireside does not support tools.")
+        return self._error("EMPTY_ANSWER", "sent an empty answer. The conversation may be too long for its context.")
+
+    def _add_event(self, name: bytes, data: bytes) -> None:
+        if name == b"error":
+            raise reported_error(self._provider, data)
+        if data == b"[DONE]":
+            self._done = self.finished = True
+        elif data:
+            chunk = _parse_chunk(data)
+            if chunk is None:
+                self._undecodable_events += 1
+                if self._undecodable_events > UNDECODABLE_EVENTS:
+                    raise self._error("PROVIDER_ERROR", "sent events that are not JSON.")
+            elif chunk.error or chunk.object == "error":
+                raise reported_error(self._provider, data)
+            else:
+                self._add_chunk(chunk)
+
+    def _add_chunk(self, chunk: _Chunk) -> None:
+        if chunk.model and chunk.model != self._model:
+            self._model = chunk.model
+            self._add_part(ActualModel(display_text(chunk.model)))
+        if counts := chunk.usage:
+            total = counts.total_tokens or counts.prompt_tokens + counts.completion_tokens
+            self._usage = Usage(counts.prompt_tokens, counts.completion_tokens, total) if total else self._usage
+        if chunk.prompt_progress:
+            self._add_part(Progress(chunk.prompt_progress.processed, chunk.prompt_progress.total))
+        if not chunk.choices:
+            return
+        choice = chunk.choices[0]
+        if choice.finish_reason:
+            self.finish_reason = display_text(choice.finish_reason)
+        if delta := choice.delta:
+            if reasoning := delta.reasoning_content or delta.reasoning:
+                self._add_text(Reasoning, reasoning)
+            if delta.content and self._think_tags.stage == "answer":
+                self._add_text(Content, delta.content)
+            elif delta.content:
+                thought, answer = self._think_tags.split(delta.content)
+                self._add_text(Reasoning, thought)
+                self._add_text(Content, answer)
+
+    def _add_part(self, part: Part) -> None:
+        self._flush()
+        self._parts.append(part)
+
+    def _add_text(self, kind: type[Content] | type[Reasoning], text: str) -> None:
+        if kind is not self._kind and text:
+            self._flush(last=True)
+            self._kind = kind
+        self._texts.append(text)
+
+    def _flush(self, last: bool = False) -> None:
+        """Make one part of the texts. The halves of a surrogate pair are joined, also across reads."""
+        text = self._high_surrogate + "".join(self._texts)
+        self._texts.clear()
+        self._high_surrogate = ""
+        if not text.isascii() and _SURROGATE.search(text):
+            if not last and "\ud800" <= text[-1] <= "\udbff":
+                text, self._high_surrogate = text[:-1], text[-1]
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if text:
+            self._overhead_left += OVERHEAD_BYTES_PER_CHARACTER * len(text)
+            self._has_words = self._has_words or not text.isspace()
+            self._parts.append(self._kind(text))
