@@ -1,188 +1,172 @@
-"""The command line."""
+"""The `fireside` command: its table of commands, and the one that runs the service."""
 
 import argparse
 import asyncio
 import contextlib
-import difflib
 import errno
-import html
 import logging
 import os
 import re
 import signal
 import socket
-import subprocess
+import sqlite3
 import sys
-import threading
-import time
-import webbrowser
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import httpx
 
 from . import __version__, config, db
 from .config import Config
-from .errors import ConfigError
+from .errors import ConfigError, FiresideError
 from .safety.throttle import is_loopback
 
 if TYPE_CHECKING:
     from .server import Server
     from .web.endpoint import AppState
 
-WORKERS = "fireside-worker"
-WORKERS_SECONDS = 0.2  # that the idle ones may take to end
+Argument: TypeAlias = tuple[str, dict[str, Any]]
+
+
+def _argument(name: str, text: str, **settings: Any) -> Argument:
+    return name, {"help": text, **settings}
+
+
+# Options that may stand before or after the command have no default, so that one place does not overwrite the other.
+DATA_DIR = _argument(
+    "--data-dir",
+    f"where Fireside keeps its data (default: {config.default_data_dir()})",
+    metavar="DIR",
+    default=SUPPRESS,
+)
+YES_OR_NO = argparse.BooleanOptionalAction
+SERVE = (
+    _argument("--host", "address to listen on (default: 127.0.0.1)", metavar="ADDRESS", default=SUPPRESS),
+    _argument("--port", "port to listen on; 0 for any free port (default: 8000)", default=SUPPRESS),
+    _argument("--lan", "let other devices connect; print an invite", action="store_true", default=SUPPRESS),
+    _argument("--open", "open the page in a browser (default: --open)", action=YES_OR_NO, default=SUPPRESS),
+)
+USER = _argument("--user", "user to act for (default: the first administrator)", metavar="NAME")
+FILE = _argument("file", "file to write")
+SALVAGE = (_argument("new", "file to write"), _argument("damaged", "file to read (default: the database)", nargs="?"))
+PATHS = _argument("paths", "files and folders (default: the conversations of LM Studio)", nargs="*")
+SERVICE = (
+    _argument("action", "install or remove", choices=("install", "remove")),
+    _argument("--dry-run", "only print what would be done", action="store_true"),
+)
+COMMANDS: tuple[tuple[str, str, tuple[Argument, ...]], ...] = (
+    ("serve", "run the service, as fireside does without a command", SERVE),
+    ("backup", "write a copy of the database, also while the service runs", (FILE,)),
+    ("restore", "restore the database from a backup", (_argument("file", "the backup"),)),
+    ("salvage", "copy what is readable in a damaged database to a new file", SALVAGE),
+    ("doctor", "check the installation and say what to do about problems", ()),
+    ("import", "import conversations from LM Studio, ChatGPT, Open WebUI or Fireside", (PATHS, USER)),
+    ("export", "write all conversations of a user to a zip file", (FILE, USER)),
+    ("login-link", "print a link that signs a browser in once", (USER,)),
+    ("reset-password", "set a new password", (USER,)),
+    ("service", "start Fireside when you log in, or stop doing so", SERVICE),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed with one line that says why, 2 a wrong setting or argument."""
+    """Run a command. Returns 0 for success, 1 for a failure, 2 for a wrong setting or argument; prints one line about an error."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # under pythonw
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         with contextlib.suppress(AttributeError, ValueError):
-            getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")  # consoles on Windows are not
-    os.umask(0o077)  # whatever is written is its owner's alone
+            getattr(sys, name).reconfigure(encoding="utf-8", errors="replace")  # Windows consoles have other encodings
+    os.umask(0o077)  # create files for the owner only
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         command = options.pop("command", "serve")
         if command == "serve":
             return serve(options)
-        from .cli import commands as commands
+        from .cli.commands import FUNCTIONS
 
-        try:
-            return int(getattr(commands, command)(options))
-        except commands.ERRORS as error:
-            print(f"fireside: {_told(error)}", file=sys.stderr)
-            return 1
-    except ConfigError as error:
-        print(f"fireside: {error}", file=sys.stderr)
-        return 2
-    except db.DatabaseUnusable as error:
-        print(f"fireside: {error}", file=sys.stderr)
-        return 1
+        return FUNCTIONS[command](options)
     except KeyboardInterrupt:
         return 130
+    except ConfigError as error:
+        code, message = 2, str(error)
+    except (FiresideError, db.DatabaseUnusable) as error:
+        code, message = 1, str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        code, message = 1, f"{error.filename}: {reason}" if error.filename else reason
+    except sqlite3.Error:
+        code, message = 1, "The database cannot be used. Run: fireside doctor"
+    except httpx.HTTPError:
+        code, message = 1, "The running Fireside does not answer. Run: fireside doctor"
+    print(f"fireside: {message}", file=sys.stderr)
+    return code
 
 
-def _told(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        message = message.replace("unrecognized arguments:", "unknown argument")
+        command = re.match(r"argument COMMAND: invalid choice: (\S+)", message)
+        if command:  # argparse takes the value of an unknown option for the command
+            message = f"unknown command {command[1]}, or an unknown option before it"
+        raise ConfigError(f"{message}. See {self.prog} --help.")
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, Any]:
-    """Exits with a line on what is wrong. Raises ConfigError for an option that there is not: argparse would take the next word,
-    the value that was meant for it, for the command."""
-    parser, commands = _parser()
-    try:
-        found, unknown = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        without_commands = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-        without_commands.add_argument("--help", "-h", "--version", action="store_true")
-        _options(without_commands)
-        with contextlib.suppress(argparse.ArgumentError):
-            _, unknown = without_commands.parse_known_args(arguments)
-            if unknown[0].startswith("-"):
-                raise _no_such_option(unknown[0], parser) from None
-        parser.error(str(error))
-    chosen = next((commands[word] for word in arguments if word in commands), parser)
-    for word in unknown:
-        if word.startswith("-"):
-            raise _no_such_option(word, chosen)
-    if unknown:
-        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return vars(found)
-
-
-def _no_such_option(word: str, parser: argparse.ArgumentParser) -> ConfigError:
-    name = word.partition("=")[0]
-    near = difflib.get_close_matches(name, re.findall(r"--[a-z-]+", parser.format_help()), 1)
-    return ConfigError(
-        f"{name}: there is no such option. " + (f"Did you mean {near[0]}?" if near else f"Run: {parser.prog} --help")
+    """Return the options given. Exits after --help and --version. Raises ConfigError."""
+    description = (
+        "Chat in the browser with the language models on your own computer."
+        " Without a command, fireside starts the service and opens the page."
     )
-
-
-def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The whole one, and those of the commands by their names."""
-    parser = argparse.ArgumentParser(
-        prog="fireside",
-        description="Chat with the models on your own computer. Without a command: serve.",
-        exit_on_error=False,
-    )
+    parser = _Parser(prog="fireside", usage="fireside [OPTIONS] [COMMAND]", description=description)
     parser.add_argument("--version", action="version", version=f"fireside {__version__}")
-    _options(parser)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-
-    def command(name: str, function: str, text: str, *, user: bool = False) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        made.set_defaults(command=function)
-        made.add_argument("--data-dir", default=argparse.SUPPRESS, help="where the conversations are kept")
-        if user:
-            made.add_argument("--user", help="whose; without it, the first administrator")
-        return made
-
-    _serve_options(command("serve", "serve", "run the service (also without a command)"), argparse.SUPPRESS)
-    command("backup", "backup", "write a copy of the database").add_argument("file")
-    command("restore", "restore", "put a backup in the database's place").add_argument("file")
-    salvaging = command("salvage", "salvage", "write what can still be read of a damaged database to a new one")
-    salvaging.add_argument("new", help="the file to write")
-    salvaging.add_argument("damaged", nargs="?", help="the file to read; without it, the database")
-    command("doctor", "doctor", "look for what is wrong, and say what to do")
-    command("import", "import_", "add conversations from other programs", user=True).add_argument(
-        "paths", nargs="*", help="files and folders; without any, LM Studio's conversations"
-    )
-    command("export", "export", "write all conversations as a zip", user=True).add_argument("file")
-    command("login-link", "login_link", "print a link that signs a browser in", user=True)
-    command("reset-password", "reset_password", "set a new password", user=True)
-    managing = command("service", "manage_service", "start Fireside with the computer")
-    managing.add_argument("action", choices=("install", "remove"))
-    managing.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    return parser, dict(commands.choices)
-
-
-def _options(parser: argparse.ArgumentParser) -> None:
-    """What may stand before a command."""
-    parser.add_argument("--data-dir", help="where the conversations are kept")
-    _serve_options(parser, None)
-
-
-def _serve_options(parser: argparse.ArgumentParser, default: Any) -> None:
-    add = parser.add_argument
-    add("--host", default=default, help="address to listen on (127.0.0.1)")
-    add("--port", default=default, help="port to listen on (8000); 0 for a free one")
-    add("--lan", action="store_true", default=default, help="let other devices on this network in, and print an invite")
-    add("--open", action=argparse.BooleanOptionalAction, default=default, help="open the page in a browser")
+    for name, settings in (DATA_DIR, *SERVE):
+        parser.add_argument(name, **settings)
+    commands = parser.add_subparsers(prog="fireside", title="commands", metavar="COMMAND")
+    for command, text, command_arguments in COMMANDS:
+        subparser = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        subparser.set_defaults(command=command)
+        for name, settings in (*command_arguments, DATA_DIR):
+            subparser.add_argument(name, **settings)
+    return vars(parser.parse_args(arguments))
 
 
 def serve(options: dict[str, Any]) -> int:
-    """Run until told to stop. The first line printed is the address."""
+    """Run the service until a signal stops it. The first line printed is its address."""
     settings = config.load(options)
     if settings.lan and is_loopback(settings.host):
         settings = replace(settings, host="0.0.0.0")
-    from .cli.client import SERVICE_FILE, find_service, ports, say_setup
+    from .cli import browser, client
 
     try:
         with db.lock(settings.data_dir):
-            (settings.data_dir / SERVICE_FILE).unlink(missing_ok=True)  # of a service that was killed
-            code = _serve(settings, ports(settings, options))
-            _leave_behind_workers(code)
-            return code
-    except OSError as error:  # a full disk, or a file in the way
+            (settings.data_dir / client.SERVICE_FILE).unlink(missing_ok=True)  # left by a service that was killed
+            code = _run_service(settings, client.ports_to_try(settings, options))
+    except OSError as error:  # such as a full disk, or a folder where a file should be
         print(f"fireside: {error.filename or settings.data_dir}: {error.strerror or error}", file=sys.stderr)
         return 1
     except db.DatabaseUnusable:
-        running = find_service(settings)
+        running = client.find_service(settings)
         if running is None:
             raise
-        print(f"Fireside runs already, at {running.url}")
-        _open(settings, running.url, say_setup(settings, running.url), wait=True)
+        print(f"Fireside is already running at {running.url}")
+        opening = browser.open_page(settings, running.url, client.print_setup_link(settings, running.url))
+        if opening:
+            opening.join()
         return 0
+    # Python would wait for threads that still work, and checking a large database or reading a network drive may take minutes.
+    # Nothing is lost: the database is closed.
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
-def _serve(settings: Config, ports: list[int]) -> int:
-    from .cli.autostart import warnings
-    from .cli.client import address, announced, remember
+def _run_service(settings: Config, ports: list[int]) -> int:
+    from .cli.client import SERVICE_FILE, local_url, remember_port, write_service_file
+    from .cli.doctor import readable_by_others
     from .safety.logs import open_logs
     from .server import Server, create_app
 
@@ -190,67 +174,43 @@ def _serve(settings: Config, ports: list[int]) -> int:
         open_logs(settings.data_dir)
         app = create_app(settings)
         host, port = listener.getsockname()[:2]
-        server, local = Server(app, settings), address(settings, host, port)
-        with announced(settings, local, lambda: app.state.fireside.secret) as announce:
+        server, url = Server(app, settings), local_url(settings, host, port)
 
-            def started() -> None:
-                announce()
-                remember(settings, port)
-                for warning in warnings(settings.data_dir):
-                    print(f"Warning: {warning}", file=sys.stderr)
-                _say(settings, local, app.state.fireside)
+        def started() -> None:
+            write_service_file(settings, url, app.state.fireside.secret)
+            remember_port(settings, port)
+            for line in readable_by_others([settings.data_dir.resolve()]):
+                print(f"Warning: {line}", file=sys.stderr)
+            _print_address(settings, url, app.state.fireside)
 
-            server.on_started = started
-            _stop_quietly(server)
-            try:
-                asyncio.run(_run(server, listener))
-            except SystemExit as stop:  # uvicorn's word for a start that failed
-                failure = app.state.failure
-                if failure is None:
-                    return int(stop.code or 1)
-                if isinstance(failure, (db.DatabaseUnusable, OSError)):
-                    raise failure from None
-                print(
-                    f"fireside: could not start: {failure}. {settings.data_dir / 'fireside.log'} says more.",
-                    file=sys.stderr,
-                )
-            return 0 if server.started else 1
+        server.on_started = started
+        _keep_signals_from_ending(server)
+        try:
+            asyncio.run(_serve(server, listener))
+        except SystemExit as stop:  # raised by uvicorn when the start failed
+            failure = app.state.failure
+            if failure is None:
+                return int(stop.code or 1)
+            if isinstance(failure, (db.DatabaseUnusable, OSError)):
+                raise failure from None
+            log = settings.data_dir / "fireside.log"
+            print(f"fireside: could not start because of an error in Fireside. See {log}.", file=sys.stderr)
+        finally:
+            (settings.data_dir / SERVICE_FILE).unlink(missing_ok=True)
+        return 0 if server.started else 1
 
 
-async def _run(server: "Server", listener: socket.socket) -> None:
-    asyncio.get_running_loop().set_default_executor(_Workers(thread_name_prefix=WORKERS))
+async def _serve(server: "Server", listener: socket.socket) -> None:
     await server.serve(sockets=[listener])
+    # asyncio.run waits for the threads of the default executor, so give it one without threads: see the end of serve().
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
 
 
-class _Workers(ThreadPoolExecutor):
-    """The threads of asyncio.to_thread, which the end of the event loop does not wait for."""
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        super().shutdown(wait=False, cancel_futures=True)
-
-
-def _leave_behind_workers(code: int) -> None:
-    """Ends the process here, if a thread still works: Python would wait for it, and a large text or a drive that hangs takes long.
-
-    Nothing is lost by that: whatever is written for good has been, when the database is closed.
-    """
-    workers = [thread for thread in threading.enumerate() if thread.name.startswith(WORKERS)]
-    end = time.monotonic() + WORKERS_SECONDS
-    for thread in workers:
-        thread.join(max(0.0, end - time.monotonic()))
-    if any(thread.is_alive() for thread in workers):
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-
-
-def _stop_quietly(server: "Server") -> None:
-    """uvicorn raises the signal that stopped it once more, after it has stopped: that must not end us before we have cleaned up."""
+def _keep_signals_from_ending(server: "Server") -> None:
+    """Let the process clean up after uvicorn has stopped: uvicorn then raises the signal that stopped it a second time."""
 
     def handle(number: int, _: object) -> None:
-        if not server.should_exit:  # before uvicorn listens to signals
+        if not server.should_exit:  # uvicorn does not handle signals yet
             sys.exit(128 + number)
 
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
@@ -259,115 +219,76 @@ def _stop_quietly(server: "Server") -> None:
 
 
 def _listen(settings: Config, ports: list[int]) -> socket.socket:
-    """A listening socket, on the first of the ports that is free."""
+    """Return a socket that listens on the first free port. Raises ConfigError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     failure: OSError | None = None
     for port in ports:
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio looks: else Nagle's 40 ms
+        # With the protocol named, asyncio sets TCP_NODELAY. Nagle's algorithm would delay small writes by 40 ms.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
-            if os.name == "posix":  # on Windows it would let two programs have one port
+            if os.name == "posix":  # on Windows it would let two programs share a port
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((settings.host.strip("[]"), port))
             listener.listen(2048)
         except OSError as error:
             listener.close()
             failure = error
-            if error.errno not in (errno.EADDRINUSE, errno.EACCES, 10013, 10048):
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES, 10013, 10048):  # the last two are those of Windows
                 break
         else:
             return listener
     assert failure is not None
-    raise ConfigError(f"--host {settings.host} --port {settings.port}: cannot be listened on: {failure.strerror}")
+    raise ConfigError(f"cannot listen on --host {settings.host} --port {settings.port}: {failure.strerror}")
 
 
-def _say(settings: Config, local: str, state: "AppState") -> None:
-    """`local`: the address of the listener, as this computer reaches it."""
-    from .cli.client import say_setup
+def _print_address(settings: Config, local_url: str, state: "AppState") -> None:
+    """Print where the page is and how to sign in for the first time, and open it."""
+    from .cli.browser import open_page
+    from .cli.client import print_setup_link
 
-    url = settings.public_url or local
+    url = settings.public_url or local_url
     print(f"Fireside is at {url}", flush=True)
-    link = say_setup(settings, url)
+    link = print_setup_link(settings, url)
     if state.auth.bootstrap_token and settings.bootstrap_token:
         print("Create the first account there with the token from FIRESIDE_BOOTSTRAP_TOKEN or config.toml.", flush=True)
     if not is_loopback(settings.host):
-        asyncio.get_running_loop().create_task(_say_lan(settings, local, state)).add_done_callback(
-            lambda task: task.result()
-        )
-    _open(settings, url, link)
+        printing = asyncio.get_running_loop().create_task(print_network_address(settings, local_url, state))
+        printing.add_done_callback(lambda task: task.result())
+    open_page(settings, url, link)
 
 
-async def _say_lan(settings: Config, local: str, state: "AppState") -> None:
-    """What listening on the network means, where it is to be found, and a way in."""
-    from .cli.client import EVERYWHERE
+async def print_network_address(settings: Config, local_url: str, state: "AppState") -> None:
+    """Print the address for other devices, what to know about it and, with `lan`, an invite."""
+    from .cli.client import ANY_ADDRESS
 
-    port = local.rpartition(":")[2]
-    there = f"{settings.scheme}://{_lan_address()}:{port}" if settings.host.strip("[]") in EVERYWHERE else local
-    print(f"On this network it is at {there}", flush=True)
-    print("Whoever is on the network can see the sign-in page; only who has an account gets further.", flush=True)
+    port, url = local_url.rpartition(":")[2], local_url
+    if settings.host.strip("[]") in ANY_ADDRESS:
+        url = f"{settings.scheme}://{_lan_address()}:{port}"
+    lines = [
+        f"Other devices on this network can open {url}",
+        "Everyone on the network can see the sign-in page. Only people with an account can sign in.",
+    ]
     if settings.tls_certificate is None:
-        print("The connection is not encrypted: use it on a network that you trust.", flush=True)
+        lines.append("Connections are not encrypted. Use this only on a network that you trust.")
     if sys.platform == "win32":
-        print("If Windows asks, allow Python on private networks only.", flush=True)
+        lines.append("If Windows asks, allow Python on private networks only.")
     elif sys.platform == "darwin":
-        print("If macOS asks, allow incoming connections for Python.", flush=True)
+        lines.append("If macOS asks, allow incoming connections for Python.")
     else:
-        print(f"If a firewall is on, allow the port, for example: sudo ufw allow {port}/tcp", flush=True)
+        lines.append(f"If a firewall is active, allow the port, for example: sudo ufw allow {port}/tcp")
     if settings.lan and not state.auth.bootstrap_token:
-        link = f"{settings.public_url or there}/#invite={await state.auth.lan_invite()}"
-        print(f"Invite one person (works once, for a day at most): {link}", flush=True)
+        link = f"{settings.public_url or url}/#invite={await state.auth.lan_invite()}"
+        lines.append(f"Invite for one person (works once, within 24 hours): {link}")
+    print("\n".join(lines), flush=True)
 
 
 def _lan_address() -> str:
-    """The address that other devices reach this one at. Connecting a UDP socket sends nothing; it only picks the interface."""
+    """Return the address by which other devices reach this computer. Connecting a UDP socket sends nothing, but picks the
+    network interface."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.connect(("192.0.2.1", 9))
         return str(probe.getsockname()[0])
     return f"{socket.gethostname().split('.')[0]}.local"
-
-
-_REDIRECT = """\
-<!doctype html>
-<meta charset="utf-8">
-<meta http-equiv="refresh" content="0;url={link}">
-<title>Fireside</title>
-<p><a href="{link}">Open Fireside</a></p>
-"""
-
-
-def _open(settings: Config, url: str, link: str | None, *, wait: bool = False) -> None:
-    """Open the page in a browser; `link` is the set-up link, if there is one. `wait` for the browser's command to end."""
-
-    def run() -> None:
-        webbrowser.open(_without_token(settings, url, link))
-
-    if settings.open and sys.stdout.isatty():
-        opening = threading.Thread(target=run, daemon=True)
-        opening.start()
-        if wait:
-            opening.join()
-
-
-def _without_token(settings: Config, url: str, link: str | None) -> str:
-    """Return an address for the browser's command line, which all users of the computer can read: a private file that leads
-    to the link or, where the browser could not read that file, `url`, whose page says where to find the link."""
-    from .auth import write_private
-
-    if link is None or _default_browser_is_snap():
-        return url
-    try:
-        write_private(settings.setup_page, _REDIRECT.format(link=html.escape(link)))
-    except OSError:
-        return url
-    return settings.setup_page.as_uri()
-
-
-def _default_browser_is_snap() -> bool:
-    """Snaps cannot read hidden folders such as ~/.local, where the data directory is."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ["xdg-settings", "get", "default-web-browser"]
-        name = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-        return Path("/var/lib/snapd/desktop/applications", name).is_file()
-    return False
 
 
 if __name__ == "__main__":

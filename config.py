@@ -1,7 +1,7 @@
-"""Settings, read once at start: flags over environment over config.toml over defaults.
+"""Settings, read once at the start: command-line flags over environment over config.toml over defaults.
 
-Every setting is a field of `Config`. Its key in config.toml is the field's name, its environment variable
-FIRESIDE_ and the name in capitals. docs/configuration.md lists them all; a test holds the two together.
+Every setting is a field of `Config`. Its key in config.toml is the field's name; its environment variable is FIRESIDE_ and the name
+in capitals. A test compares docs/configuration.md with the fields.
 """
 
 import importlib.util
@@ -21,14 +21,16 @@ import platformdirs
 
 from .errors import ConfigError
 
-LMSTUDIO_CONCURRENCY = 4  # its "Max Concurrent Predictions"; more would wait inside LM Studio, unseen
+LMSTUDIO_CONCURRENCY = 4  # LM Studio's "Max Concurrent Predictions"; further requests would wait in its own queue
 KINDS = ("lmstudio", "openai", "embedded")
 
 
 @dataclass(frozen=True)
 class Provider:
-    """A model server. `url` has no path for lmstudio (empty: wherever LM Studio on this computer listens), and is whatever
-    precedes /chat/completions for openai."""
+    """A model server.
+
+    `url` has no path for lmstudio; empty means LM Studio on this computer, on the port that it listens on. For openai it is the
+    part before /chat/completions."""
 
     id: str
     kind: str  # one of KINDS
@@ -38,12 +40,10 @@ class Provider:
     concurrency: int = 4  # generations at a time; more wait in Fireside's queue
 
 
-# ---- what a value must look like; each returns the value or raises ValueError with what is wanted
+# ---- Parsers: each takes a value from any source and returns it converted, or raises ValueError with what it must be.
 
 
 def _number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]:
-    what = "a whole number" if kind is int else "a number"
-
     def parse(value: Any) -> Any:
         try:
             number = kind(value) if isinstance(value, str) else value
@@ -51,7 +51,7 @@ def _number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]
             number = None
         right_type = isinstance(number, int) or (kind is float and isinstance(number, float))
         if isinstance(number, bool) or not right_type or not low <= number <= high:
-            raise ValueError(f"{what} from {low} to {high}")
+            raise ValueError(f"{'a whole number' if kind is int else 'a number'} from {low} to {high}")
         return number
 
     return parse
@@ -59,7 +59,7 @@ def _number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("a text that is not empty")
+        raise ValueError("text that is not empty")
     return value.strip()
 
 
@@ -80,7 +80,7 @@ def _flag(value: Any) -> bool:
 def _texts(value: Any) -> tuple[str, ...]:
     items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) and item for item in items):
-        raise ValueError("a list of texts (comma-separated in the environment)")
+        raise ValueError("a list of strings (separated by commas in the environment)")
     return tuple(items)
 
 
@@ -100,20 +100,20 @@ _HOST = r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])"
 
 
 def _url(value: Any) -> str:
-    """In the form that browsers send: small letters, other scripts in punycode, no port where it is the scheme's own."""
-    wanted = ValueError("a URL such as http://127.0.0.1:1234")
+    """Return the URL as browsers send it: lower case, punycode, without the scheme's default port."""
+    invalid = ValueError("a URL such as http://127.0.0.1:1234")
     text = value.strip() if isinstance(value, str) else ""
     try:
         url = httpx.URL(text)
-        host = url.netloc.decode().lower()  # in brackets if it is IPv6, and with the port
-        form = httpx.URL(f"{url.scheme}://{host}{url.raw_path.decode()}")  # httpx drops no :443 of HTTPS://
+        host = url.netloc.decode().lower()  # with the port; IPv6 in brackets
+        normal = httpx.URL(f"{url.scheme}://{host}{url.raw_path.decode()}")  # httpx keeps the :443 of HTTPS://
     except (httpx.InvalidURL, ValueError):
-        raise wanted from None
+        raise invalid from None
     port = 80 if url.port is None else url.port
-    good = url.scheme in ("http", "https") and re.fullmatch(rf"{_HOST}(?::\d+)?", host) and 0 < port < 65536
-    if not good or url.userinfo or set("?#") & set(text):
-        raise wanted
-    return str(form).rstrip("/")
+    valid = url.scheme in ("http", "https") and re.fullmatch(rf"{_HOST}(?::\d+)?", host) and 0 < port < 65536
+    if not valid or url.userinfo or set("?#") & set(text):
+        raise invalid
+    return str(normal).rstrip("/")
 
 
 def _origins(value: Any) -> tuple[str, ...]:
@@ -131,8 +131,7 @@ def _hosts(value: Any) -> tuple[str, ...]:
 
 
 def _networks(value: Any) -> tuple[str, ...]:
-    """In a form that uvicorn takes: whatever else it is given it keeps, and never meets. One of IPv4 also as it is seen where
-    `host` is of IPv6, such as ::."""
+    """Return the networks as uvicorn compares them, those of IPv4 also IPv4-mapped, as a listener on IPv6 sees them."""
     items = _texts(value)
     try:
         networks = [ipaddress.ip_network(item.strip("[]"), strict=False) for item in items]
@@ -148,6 +147,8 @@ def _setting(parse: Callable[[Any], Any], default: Any) -> Any:
 
 @dataclass(frozen=True)
 class Config:
+    """All settings. docs/configuration.md describes them."""
+
     data_dir: Path = _setting(_path, Path())
     host: str = _setting(_text, "127.0.0.1")
     port: int = _setting(_number(0, 65535, int), 8000)
@@ -185,12 +186,12 @@ class Config:
 
     @property
     def bootstrap_file(self) -> Path:
-        """Holds the token that was made at a start, until there is an account."""
+        """The file with the generated bootstrap token. It exists until there is an account."""
         return self.data_dir / "bootstrap-token"
 
     @property
     def setup_page(self) -> Path:
-        """Leads a browser to the set-up link, until there is an account."""
+        """The page that redirects a browser to the setup link. It exists until there is an account."""
         return self.data_dir / "setup.html"
 
 
@@ -199,7 +200,7 @@ def default_data_dir() -> Path:
 
 
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Config:
-    """The settings in force. `flags` holds those given on the command line, by field name. Raises ConfigError."""
+    """Return the settings. `flags` are those of the command line, by field name. Raises ConfigError."""
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     variables = {name: value for name, value in environ.items() if name.startswith("FIRESIDE_") and value != ""}
     data_dir = _checked("--data-dir", _path, given.pop("data_dir", None))
@@ -210,7 +211,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os
 
     values: dict[str, Any] = {"data_dir": data_dir}
     for setting in fields(Config):
-        if setting.name in ("data_dir", "providers"):
+        if setting.name == "data_dir" or not setting.metadata:
             continue
         sources = (
             (f"--{setting.name.replace('_', '-')}", given.get(setting.name)),
@@ -219,21 +220,18 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os
         )
         checked = [_checked(source, setting.metadata["parse"], value) for source, value in sources]
         values[setting.name] = next((value for value in checked if value is not None), setting.default)
-    for name, other in (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")):
-        if values[name] is not None and values[other] is None:
-            raise ConfigError(f"{other}: must be set too, because {name} is")
+    if (values["tls_certificate"] is None) != (values["tls_key"] is None):
+        raise ConfigError("tls_certificate and tls_key: set both or neither")
     values["providers"] = _providers(table.pop("providers", []), variables, file)
     if table:
-        raise ConfigError(f"{file}: {min(table)}: there is no such setting")
+        raise ConfigError(f"{file}: {min(table)}: unknown setting")
     if unknown := variables.keys() - _VARIABLES:
-        raise ConfigError(f"{min(unknown)}: there is no such setting")
+        raise ConfigError(f"{min(unknown)}: unknown setting")
     return Config(**values)
 
 
-_OF_LMSTUDIO = {f"FIRESIDE_LMSTUDIO_{key.upper()}": key for key in ("url", "api_key", "concurrency")}
-_VARIABLES = {f"FIRESIDE_{setting.name.upper()}" for setting in fields(Config) if setting.name != "providers"} | {
-    *_OF_LMSTUDIO
-}
+_LMSTUDIO_VARIABLES = {f"FIRESIDE_LMSTUDIO_{key.upper()}": key for key in ("url", "api_key", "concurrency")}
+_VARIABLES = _LMSTUDIO_VARIABLES.keys() | {f"FIRESIDE_{each.name.upper()}" for each in fields(Config) if each.metadata}
 
 
 def _checked(source: str, parse: Callable[[Any], Any], value: Any) -> Any:
@@ -251,56 +249,52 @@ def _read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, a number of thousands of digits
-        raise ConfigError(f"{file}: is not valid TOML: {error}") from None
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError, or a number with too many digits for int()
+        line = re.search(r"line \d+", str(error))
+        raise ConfigError(f"{file} is not valid TOML{f', see {line[0]}' if line else ''}") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[Provider, ...]:
-    """LM Studio and, where it is installed, the embedded engine, always; then those that config.toml adds.
+    """Return LM Studio, the embedded engine if it is installed, and the servers that config.toml adds.
 
-    An entry with the id of one of the two changes that one. The environment has the last word on LM Studio. Whoever removes
-    the engine need not change the file: its entry is left out, and a line on the console says so.
+    An entry with the id lmstudio or embedded changes that one; environment variables override it for LM Studio. An entry for an
+    engine that is not installed is left out with a warning, so that uninstalling the engine does not break the start.
     """
     tables: dict[str, dict[str, Any]] = {
         "lmstudio": {"kind": "lmstudio", "name": "LM Studio", "concurrency": LMSTUDIO_CONCURRENCY},
         "embedded": {"kind": "embedded", "name": "On this computer", "concurrency": 1},
     }
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ConfigError(f"{file}: providers: must be tables, each headed [[providers]]")
+        raise ConfigError(f"{file}: providers: must be tables that begin with [[providers]]")
     for number, entry in enumerate(entries, 1):
         identity = entry.get("id")
         if not isinstance(identity, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", identity):
-            raise ConfigError(f"{file}: providers[{number}].id: must be small letters, digits, - and _, at most 64")
+            raise ConfigError(f"{file}: providers[{number}].id: must be 1 to 64 lower-case letters, digits, - and _")
         tables[identity] = tables.get(identity, {}) | entry
-    for variable, key in _OF_LMSTUDIO.items():
+    for variable, key in _LMSTUDIO_VARIABLES.items():
         if variable in variables:
             tables["lmstudio"][key] = _checked(variable, _PROVIDER_KEYS[key], variables[variable])
     providers = {identity: _provider(identity, table, file) for identity, table in tables.items()}
     if providers["embedded"].kind == "embedded" and importlib.util.find_spec("xllamacpp") is None:
         del providers["embedded"]
         if any(entry["id"] == "embedded" for entry in entries):
-            line = f"{file}: provider embedded: is not installed (pipx install 'fireside[embedded]'), and left out"
-            print(f"Warning: {line}", file=sys.stderr)
+            advice = "left out, because fireside[embedded] is not installed"
+            print(f"Warning: {file}: provider embedded: {advice}", file=sys.stderr)
     return tuple(providers.values())
 
 
 _PROVIDER_KEYS: dict[str, Callable[[Any], Any]] = {
-    "id": _text,
-    "kind": _text,
-    "name": _text,
-    "url": _url,
-    "api_key": _key,
-    "concurrency": _number(1, 1000, int),
-}
+    "id": _text, "kind": _text, "name": _text, "url": _url, "api_key": _key, "concurrency": _number(1, 1000, int)
+}  # fmt: skip
 
 
 def _provider(identity: str, table: dict[str, Any], file: Path) -> Provider:
     where = f"{file}: provider {identity}"
     for key in table:
         if key not in _PROVIDER_KEYS:
-            raise ConfigError(f"{where}: {key}: there is no such setting")
+            raise ConfigError(f"{where}: {key}: unknown setting")
     values = {key: _checked(f"{where}: {key}", parse, table.get(key)) for key, parse in _PROVIDER_KEYS.items()}
     values = {key: value for key, value in values.items() if value is not None} | {"id": identity}
     values.setdefault("kind", "openai")
@@ -308,11 +302,9 @@ def _provider(identity: str, table: dict[str, Any], file: Path) -> Provider:
     if values["kind"] not in KINDS:
         raise ConfigError(f"{where}: kind: must be one of {', '.join(KINDS)}")
     if values["kind"] == "openai" and "url" not in values:
-        raise ConfigError(f"{where}: url: is missing")
+        raise ConfigError(f"{where}: url: is required")
     if values["kind"] == "embedded" and identity != "embedded":
         raise ConfigError(f"{where}: kind: only the provider with the id embedded may be embedded")
-    if (
-        values["kind"] == "embedded" and values["concurrency"] != 1
-    ):  # more would wait in llama.cpp, without a place in line
-        raise ConfigError(f"{where}: concurrency: must be 1: the embedded engine gives one answer at a time")
+    if values["kind"] == "embedded" and values["concurrency"] != 1:
+        raise ConfigError(f"{where}: concurrency: must be 1, because the embedded engine gives one answer at a time")
     return Provider(**values)

@@ -1,8 +1,8 @@
-"""Saves what can be read of a damaged database into a sound one.
+"""Copy what is readable in a damaged database to a new one.
 
-SQLite keeps a table in pages. A damaged one costs the rows on it, or of a long row that goes on there its last columns. So rows are
-read by their ids, and where one cannot be read whole, column by column; no index is asked. A value that makes no sense is as good
-as lost. What a row needs to stay in its place is made up, and says so; never whose it is.
+SQLite stores a table in pages. A damaged page costs the rows on it; a damaged overflow page costs the last columns of one long row.
+So each table is read by row id, without its indexes, and a row that cannot be read whole is read column by column. A value that its
+column cannot hold counts as lost. Lost values that a row needs get a default; a lost owner is never guessed.
 """
 
 import contextlib
@@ -19,105 +19,109 @@ from .. import db, queries
 from ..db import DatabaseUnusable
 from ..queries import search
 
-LOST = "(This text was on a damaged part of the database and could not be read any more.)"
-TITLE = "Recovered"
-STRETCH = 100  # ids that are asked for one by one after a damaged place, before the rest is read in one go again
-MOST = 50_000  # ids that are tried in vain, before a table is taken to have no more
+LOST_TEXT = "(This text was on a damaged part of the database and could not be read.)"
+RECOVERED_TITLE = "Recovered"
+PROBED_ROWS = 100  # row ids read one by one after an error, before reading the rest of the table at once again
+MAX_UNREADABLE_ROWS = 50_000  # row ids in succession; after so many the table is taken to have ended
 
-# Sessions, invites and login links are made anew.
-TABLES = ("users", "conversations", "messages", "images", "generations", "generation_parts")
-JSON = {"defaults", "settings", "token_usage", "stats", "error", "params", "log"}
-WORDS = {
+TABLES = ("users", "conversations", "messages", "images", "generations", "generation_parts")  # no sessions, no invites
+JSON_COLUMNS = {"defaults", "settings", "token_usage", "stats", "error", "params", "log"}
+ALLOWED_VALUES = {
     ("users", "role"): {"user", "admin"},
     ("users", "status"): {"active", "disabled"},
     ("messages", "role"): {"user", "assistant"},
     ("messages", "status"): {"complete", "generating", "canceled", "interrupted", "error"},
 }
-KINDS: dict[str, type] = {"TEXT": str, "INTEGER": int, "BLOB": bytes}
-ZEROS = "\0" * 64  # the last page of a long text that was overwritten with zeros is as long as it was
+PYTHON_TYPES: dict[str, type] = {"TEXT": str, "INTEGER": int, "BLOB": bytes}
+ZEROS = "\0" * 64  # an overflow page overwritten with zeros is read without an error
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}", re.ASCII)
 
 
-@dataclass
-class Saved:
-    """How many there are in the new database, and in how many places something was lost: a row, a part of one, or several in a row."""
+@dataclass(frozen=True)
+class Salvaged:
+    """The numbers of rows in the new database. `damaged` counts lost rows, rows with a lost value, and gaps between rows."""
 
-    users: int = 0
-    conversations: int = 0
-    messages: int = 0
-    damaged: int = 0
+    users: int
+    conversations: int
+    messages: int
+    damaged: int
 
 
-def salvage(source: Path, target: Path) -> Saved:
+def salvage(source: Path, target: Path) -> Salvaged:
     """Write a new database to `target`; `source` is not changed. The caller holds the lock of its data directory.
 
-    Raises DatabaseUnusable when `source` cannot be asked at all, FileExistsError when `target` is there.
+    Raises DatabaseUnusable when no message can be read, and FileExistsError when `target` exists.
     """
     db.create_private(target).close()
     try:
         with contextlib.closing(db.open_damaged(source)) as old, contextlib.closing(sqlite3.connect(target)) as new:
             db.create(new)
             new.row_factory = sqlite3.Row
-            saved = _Salvage(old, new).run()
-            if not saved.messages:
-                raise sqlite3.DatabaseError("there is no message in what is left")
+            result = _Salvage(old, new).run()
             new.commit()
             db.check(new)
-        return saved
-    except BaseException as error:
+        if not result.messages:
+            raise DatabaseUnusable(f"{source}: no message can be read.")
+        return result
+    except sqlite3.DatabaseError:
         target.unlink()
-        if isinstance(error, sqlite3.DatabaseError):
-            raise DatabaseUnusable(f"{source}: nothing of it can be read: {error}") from None
+        raise DatabaseUnusable(f"{source}: nothing can be read. It may not be a database of Fireside.") from None
+    except BaseException:
+        target.unlink()
         raise
 
 
 class _Salvage:
     def __init__(self, old: sqlite3.Connection, new: sqlite3.Connection) -> None:
         self.old = old
-        self.old.text_factory = self._text
+        self.old.text_factory = self._decode
         self.new = new
-        self.saved = Saved()
-        self.illegible = 0
-        self.nobody: int | None = None
+        self.damaged = 0
+        self.invalid_texts = 0
+        self.recovered_user_id: int | None = None
 
-    def run(self) -> Saved:
+    def run(self) -> Salvaged:
         for table in TABLES:
             self._copy(table)
-        self._give_owners()
-        self._mend_trees()
+        self._restore_conversations()
+        self._restore_owners()
+        self._repair_references()
         self._index()
         self.new.execute(db.RECOUNT_STORED_BYTES)
-        counted = (self.new.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES[:3])
-        self.saved.users, self.saved.conversations, self.saved.messages = counted
-        return self.saved
+        users, conversations, messages = (
+            self.new.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES[:3]
+        )
+        return Salvaged(users, conversations, messages, self.damaged)
 
     # ---- rows
 
     def _copy(self, table: str) -> None:
         declared = {row["name"]: row for row in self.new.execute(f"PRAGMA table_info({table})")}
-        there = {row["name"] for row in self.old.execute(f"PRAGMA table_info({table})")}
-        columns = [name for name in declared if name in there]
+        existing = {row["name"] for row in self.old.execute(f"PRAGMA table_info({table})")}
+        columns = [name for name in declared if name in existing]  # an older schema has fewer
         if not columns:
-            self.saved.damaged += 1
+            self.damaged += 1
             return
-        last = self._last(table)
-        illegible = self.illegible
-        for rowid, row in self._rows(table, columns, MOST if last is None else last):
-            sound = {name: value for name, value in row.items() if _makes_sense(table, declared[name], value)}
-            whole = len(sound) == len(columns) and illegible == self.illegible
-            illegible = self.illegible
-            needed = _made_up(table, rowid) | sound
-            names, marks = ", ".join(needed), ", ".join("?" * len(needed))
+        last = self._last_id(table)
+        invalid_texts = self.invalid_texts
+        for rowid, row in self._rows(table, columns, MAX_UNREADABLE_ROWS if last is None else last):
+            valid = {name: value for name, value in row.items() if _is_valid(table, declared[name], value)}
+            complete = len(valid) == len(columns) and self.invalid_texts == invalid_texts
+            invalid_texts = self.invalid_texts
             try:
-                self.new.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", [*needed.values()])
-            except sqlite3.IntegrityError:  # something else that it needs is lost, or it is there twice
-                whole = False
-            self.saved.damaged += not whole
+                self._insert(table, _defaults(table, rowid) | valid)
+            except sqlite3.IntegrityError:  # another required value is lost, or the row exists twice
+                complete = False
+            self.damaged += not complete
         if last and self.new.execute("SELECT 1 FROM sqlite_sequence WHERE name = ?", (table,)).fetchone():
             self.new.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", (last, table))
 
-    def _last(self, table: str) -> int | None:
-        """The id of the last row that there is or was."""
+    def _insert(self, table: str, row: dict[str, Any]) -> int:
+        sql = f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})"
+        return db.insert(self.new, sql, [*row.values()])
+
+    def _last_id(self, table: str) -> int | None:
+        """Return the highest row id that was ever used, or None if it cannot be read."""
         found = []
         for sql in (f"SELECT seq FROM sqlite_sequence WHERE name = '{table}'", f"SELECT max(rowid) FROM {table}"):
             with contextlib.suppress(sqlite3.DatabaseError):
@@ -125,33 +129,26 @@ class _Salvage:
         return max(found, default=None)
 
     def _rows(self, table: str, columns: list[str], last: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """By their rowids. Of a damaged one, the columns that can be read."""
-        at, vain, gap, names = 0, 0, False, ", ".join(columns)
-        while at < last and vain < MOST:
+        """Yield row ids and rows up to the id `last`; of a damaged row, the columns that can be read."""
+        at, unreadable, in_gap = 0, 0, False
+        while at < last and unreadable < MAX_UNREADABLE_ROWS:
             try:
-                sql = f"SELECT rowid AS at, {names} FROM {table} WHERE rowid > ? ORDER BY rowid"
+                sql = f"SELECT rowid AS at, {', '.join(columns)} FROM {table} WHERE rowid > ? ORDER BY rowid"
                 for row in self.old.execute(sql, (at,)):
-                    at, vain = row["at"], 0
+                    at, unreadable = row["at"], 0
                     yield at, {name: row[name] for name in columns}
                 return
             except sqlite3.DatabaseError:
-                for rowid in range(at + 1, min(at + STRETCH, last) + 1):
-                    found = self._columns(table, columns, rowid)
-                    self.saved.damaged += found is None and not gap
-                    gap, vain = found is None, 0 if found else vain + 1
+                for rowid in range(at + 1, min(at + PROBED_ROWS, last) + 1):
+                    found = self._readable_columns(table, columns, rowid)
+                    self.damaged += found is None and not in_gap
+                    in_gap, unreadable = found is None, 0 if found else unreadable + 1
                     if found:
                         yield rowid, found
-                at += STRETCH
+                at += PROBED_ROWS
 
-    def _text(self, data: bytes) -> str:
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            self.illegible += 1
-            return data.decode("utf-8", "replace")
-
-    def _columns(self, table: str, columns: list[str], rowid: int) -> dict[str, Any] | None:
-        """Those that can be read; none where there is no such row; None where nobody can tell."""
+    def _readable_columns(self, table: str, columns: list[str], rowid: int) -> dict[str, Any] | None:
+        """Return the readable columns of a row, {} if there is no such row, or None if that cannot be read."""
         found: dict[str, Any] = {}
         for name in ("rowid", *columns):
             try:
@@ -165,118 +162,117 @@ class _Salvage:
             found[name] = row[0]
         return {name: found[name] for name in columns if name in found}
 
-    # ---- what belongs to what
+    def _decode(self, data: bytes) -> str:
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            self.invalid_texts += 1
+            return data.decode("utf-8", "replace")
 
-    def _give_owners(self) -> None:
-        """A conversation whose owner is lost is the only user's that there ever was; or a new one's, who has to be let in first."""
-        new = self.new
-        orphans = "SELECT DISTINCT conversation_id FROM messages EXCEPT SELECT id FROM conversations"
-        for (conversation_id,) in new.execute(orphans).fetchall():
-            fields = _made_up("conversations", conversation_id) | {"user_id": 0}
-            new.execute(
-                f"INSERT INTO conversations (id, {', '.join(fields)}) VALUES (?{', ?' * len(fields)})",
-                (conversation_id, *fields.values()),
-            )
-            self.saved.damaged += 1
-        for (user_id,) in new.execute(
-            "SELECT DISTINCT user_id FROM conversations EXCEPT SELECT id FROM users"
-        ).fetchall():
-            if user_id:
-                self._add_user(user_id)
-        for (conversation_id,) in new.execute("SELECT id FROM conversations WHERE user_id = 0").fetchall():
-            owner = self._somebody()
-            new.execute("UPDATE conversations SET user_id = ?, source = NULL WHERE id = ?", (owner, conversation_id))
-        admin = "SELECT 1 FROM users WHERE role = 'admin' AND status = 'active'"
-        if not new.execute(admin).fetchone():
-            new.execute("UPDATE users SET role = 'admin', status = 'active' WHERE id = (SELECT min(id) FROM users)")
+    # ---- references between rows
+
+    def _restore_conversations(self) -> None:
+        """Add the conversations of which only messages are left."""
+        lost = "SELECT DISTINCT conversation_id FROM messages EXCEPT SELECT id FROM conversations"
+        for (conversation_id,) in self.new.execute(lost).fetchall():
+            self._insert("conversations", _defaults("conversations", conversation_id) | {"id": conversation_id})
+            self.damaged += 1
+
+    def _restore_owners(self) -> None:
+        """Add lost users. A conversation whose owner is unknown (user_id 0) goes to the only user that ever existed, or else to a
+        new, disabled user. Make sure that there is an administrator."""
+        lost = "SELECT DISTINCT user_id FROM conversations WHERE user_id != 0 EXCEPT SELECT id FROM users"
+        for (user_id,) in self.new.execute(lost).fetchall():
+            self._add_user(user_id)
+        for (conversation_id,) in self.new.execute("SELECT id FROM conversations WHERE user_id = 0").fetchall():
+            sql = "UPDATE conversations SET user_id = ?, source = NULL WHERE id = ?"
+            self.new.execute(sql, (self._recovered_user(), conversation_id))
+        if not self.new.execute("SELECT 1 FROM users WHERE role = 'admin' AND status = 'active'").fetchone():
+            first = "SELECT min(id) FROM users"
+            self.new.execute(f"UPDATE users SET role = 'admin', status = 'active' WHERE id = ({first})")
+
+    def _recovered_user(self) -> int:
+        if self.recovered_user_id is None:
+            ids = [row[0] for row in self.new.execute("SELECT id FROM users")]
+            only_user = ids == [1] and self._last_id("users") == 1
+            self.recovered_user_id = 1 if only_user else self._add_user(None)
+        return self.recovered_user_id
 
     def _add_user(self, user_id: int | None) -> int:
-        fields = _made_up("users", user_id or 0)
-        if self.new.execute("SELECT 1 FROM users WHERE username = ?", (fields["username"],)).fetchone():
-            fields["username"] += f"-{secrets.token_hex(4)}"
-        names = ", ".join(fields)
-        sql = f"INSERT INTO users (id, {names}) VALUES (?{', ?' * len(fields)})"
-        return db.insert(self.new, sql, (user_id, *fields.values()))
+        row = _defaults("users", user_id or 0) | {"id": user_id}
+        if self.new.execute("SELECT 1 FROM users WHERE username = ?", (row["username"],)).fetchone():
+            row["username"] += f"-{secrets.token_hex(4)}"
+        return self._insert("users", row)
 
-    def _somebody(self) -> int:
-        if self.nobody is None:
-            alone = [row[0] for row in self.new.execute("SELECT id FROM users")] == [self._last("users")] == [1]
-            self.nobody = 1 if alone else self._add_user(None)
-        return self.nobody
-
-    def _mend_trees(self) -> None:
-        """A message whose parent is lost follows the one before it."""
-        new = self.new
-        for table, key, owner in (
+    def _repair_references(self) -> None:
+        """Delete rows whose message is lost, and let a message whose parent is lost follow the message before it."""
+        for table, key, parent in (
             ("images", "message_id", "messages"),
             ("generations", "message_id", "messages"),
             ("generation_parts", "generation_id", "generations"),
         ):
-            lost = new.execute(f"DELETE FROM {table} WHERE {key} NOT IN (SELECT id FROM {owner})").rowcount
-            self.saved.damaged += lost
-        before = "SELECT {0} FROM messages p WHERE p.conversation_id = messages.conversation_id AND p.id < messages.id"
-        new.execute(
-            f"UPDATE messages SET parent_id = ({before.format('max(p.id)')}) WHERE parent_id IS NOT NULL"
-            f" AND NOT EXISTS ({before.format(1)} AND p.id = messages.parent_id)"
+            orphans = self.new.execute(f"DELETE FROM {table} WHERE {key} NOT IN (SELECT id FROM {parent})")
+            self.damaged += orphans.rowcount
+        earlier = "SELECT {0} FROM messages p WHERE p.conversation_id = messages.conversation_id AND p.id < messages.id"
+        self.new.execute(
+            f"UPDATE messages SET parent_id = ({earlier.format('max(p.id)')}) WHERE parent_id IS NOT NULL"
+            f" AND NOT EXISTS ({earlier.format(1)} AND p.id = messages.parent_id)"
         )
         own = "SELECT {0} FROM messages m WHERE m.conversation_id = conversations.id"
-        new.execute(
+        self.new.execute(
             f"UPDATE conversations SET active_message_id = ({own.format('max(m.id)')})"
             f" WHERE NOT EXISTS ({own.format(1)} AND m.id = active_message_id)"
         )
 
     def _index(self) -> None:
+        """Fill the search indexes, and name recovered conversations after their first message."""
         new = self.new
         for row in new.execute("SELECT id, user_id, title FROM conversations").fetchall():
-            if row["title"] == TITLE:
+            title = row["title"]
+            if title == RECOVERED_TITLE:
                 first = "SELECT content FROM messages WHERE conversation_id = ? ORDER BY id LIMIT 1"
-                said = new.execute(first, (row["id"],)).fetchone()
-                title = queries.conversations.title_from(said[0]) if said else TITLE
-            else:
-                title = row["title"]
+                message = new.execute(first, (row["id"],)).fetchone()
+                title = queries.conversations.title_from(message[0]) if message else title
             key = queries.conversations.title_key(title)
             new.execute("UPDATE conversations SET title = ?, title_key = ? WHERE id = ?", (title, key, row["id"]))
             search.index_title(new, row["user_id"], row["id"], title)
-        final = (
+        messages = (
             "SELECT m.id, m.content, c.user_id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
             " WHERE m.status != 'generating' ORDER BY m.id"
         )
-        reader = new.cursor()
-        for row in reader.execute(final):
+        for row in new.cursor().execute(messages):
             search.index_message(new, row["user_id"], row["id"], row["content"])
 
 
-def _makes_sense(table: str, column: sqlite3.Row, value: Any) -> bool:
-    """Whether the column may hold that."""
+def _is_valid(table: str, column: sqlite3.Row, value: Any) -> bool:
+    """Return whether the column may hold the value."""
+    name = column["name"]
     if value is None:
         return not column["notnull"]
-    if not isinstance(value, KINDS[column["type"]]):
+    if not isinstance(value, PYTHON_TYPES[column["type"]]):
         return False
     if not isinstance(value, str):
         return True
-    name = column["name"]
-    if (table, name) in WORDS:
-        return value in WORDS[table, name]
-    if ZEROS in value:
-        return False
+    if (table, name) in ALLOWED_VALUES:
+        return value in ALLOWED_VALUES[table, name]
     if name.endswith("_at") or name == "last_login":
         return TIME.fullmatch(value) is not None
-    if name in JSON:
-        try:
+    if name in JSON_COLUMNS:
+        with contextlib.suppress(ValueError):
             json.loads(value)
-        except ValueError:
-            return False
-    return True
+            return True
+        return False
+    return ZEROS not in value
 
 
-def _made_up(table: str, rowid: int) -> dict[str, Any]:
-    """What a row of it cannot be without, where it can be without the truth of that."""
+def _defaults(table: str, rowid: int) -> dict[str, Any]:
+    """Return values for the columns that a row needs and whose true values may be lost."""
     now = db.now()
-    if table == "users":  # nobody gets in until `fireside reset-password` has given a password
+    if table == "users":  # cannot sign in until `fireside reset-password` sets a password
         name = f"user-{rowid or 'recovered'}"
         return {"username": name, "password_hash": "", "role": "user", "status": "disabled", "created_at": now}
     if table == "conversations":
-        return {"user_id": 0, "title": TITLE, "title_key": "", "created_at": now, "updated_at": now}
+        return {"user_id": 0, "title": RECOVERED_TITLE, "title_key": "", "created_at": now, "updated_at": now}
     if table == "messages":
-        return {"created_at": now, "role": "user", "content": LOST, "status": "complete"}
+        return {"created_at": now, "role": "user", "content": LOST_TEXT, "status": "complete"}
     return {}

@@ -1,4 +1,4 @@
-"""Settings: where they come from, what they may be, and the one line that a wrong one gets."""
+"""Settings: sources, valid values, and the error line for a wrong value."""
 
 import sys
 from collections.abc import Mapping
@@ -34,71 +34,51 @@ def provider(loaded: Config, identity: str) -> Provider:
     return next(provider for provider in loaded.providers if provider.id == identity)
 
 
-def test_nothing_needs_to_be_set(tmp_path: Path) -> None:
+def test_every_setting_has_a_default(tmp_path: Path) -> None:
     loaded = load(tmp_path)
     assert (loaded.host, loaded.port, loaded.ping_seconds) == ("127.0.0.1", 8000, 15.0)
     assert loaded.database == tmp_path / "fireside.db"
-    assert provider(loaded, "lmstudio") == Provider("lmstudio", "lmstudio", "LM Studio")  # no url: wherever it listens
-
-
-def test_flags_go_before_the_environment_before_the_file_before_the_default(tmp_path: Path) -> None:
-    toml = "port = 1001\nhost = '10.0.0.1'\nping_seconds = 3"
-    loaded = load(tmp_path, toml, {"port": "3003"}, FIRESIDE_PORT="2002", FIRESIDE_HOST="10.0.0.2")
-    assert (loaded.port, loaded.host, loaded.ping_seconds, loaded.backups) == (3003, "10.0.0.2", 3, 7)
-
-
-def test_an_empty_variable_is_none(tmp_path: Path) -> None:
-    assert load(tmp_path, "port = 1001", FIRESIDE_PORT="").port == 1001
-
-
-def test_a_flag_that_was_not_given_is_none(tmp_path: Path) -> None:
-    assert load(tmp_path, flags={"port": None, "open": False}).open is False
-
-
-@pytest.mark.parametrize("given", ["flag", "variable"])
-def test_the_data_directory_decides_which_file_is_read(
-    tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "config.toml").write_text("port = 1001", "utf-8")
-    flags = {"data_dir": "here"} if given == "flag" else {"data_dir": None}
-    environ = {"FIRESIDE_DATA_DIR": "here"} if given == "variable" else {"FIRESIDE_DATA_DIR": "/nowhere"}
-    loaded = config.load(flags, environ)
-    assert loaded.data_dir == tmp_path / "here" and loaded.port == 1001
-
-
-def test_without_a_data_directory_it_is_the_system_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert provider(loaded, "lmstudio") == Provider("lmstudio", "lmstudio", "LM Studio")
     assert config.load({}, {}).data_dir == config.default_data_dir()
     assert config.default_data_dir().is_absolute() and config.default_data_dir().name == "fireside"
 
 
-def test_settings_are_frozen(tmp_path: Path) -> None:
-    with pytest.raises(AttributeError):
-        load(tmp_path).port = 1  # type: ignore[misc]
+def test_flags_override_environment_overrides_file_overrides_defaults(tmp_path: Path) -> None:
+    toml = "port = 1001\nhost = '10.0.0.1'\nping_seconds = 3"
+    loaded = load(tmp_path, toml, {"port": "3003"}, FIRESIDE_PORT="2002", FIRESIDE_HOST="10.0.0.2")
+    assert (loaded.port, loaded.host, loaded.ping_seconds, loaded.backups) == (3003, "10.0.0.2", 3, 7)
+    absent = load(tmp_path, toml, {"port": None, "open": False}, FIRESIDE_PORT="")
+    assert (absent.port, absent.open) == (1001, False)
 
 
+@pytest.mark.parametrize("source", ["flag", "variable"])
+def test_data_directory_is_where_the_file_is_read(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "config.toml").write_text("port = 1001", "utf-8")
+    flags = {"data_dir": "here"} if source == "flag" else {"data_dir": None}
+    environ = {"FIRESIDE_DATA_DIR": "here"} if source == "variable" else {"FIRESIDE_DATA_DIR": "/nowhere"}
+    loaded = config.load(flags, environ)
+    assert loaded.data_dir == tmp_path / "here" and loaded.port == 1001
+
+
+# Setting, invalid value in config.toml, an invalid value in the environment ("" if the environment cannot express it).
 WRONG: list[tuple[str, Any, str]] = [
-    # setting, a value in the file, the same wrong in the environment ("" where it cannot be written there)
     ("port", 65536, "65536"),
     ("port", -1, "-1"),
     ("port", True, "true"),
-    ("port", 8000.5, "8000.5"),
-    ("port", "x", "x"),
+    ("port", 8000.5, "x"),
     ("host", "  ", "  "),
     ("host", 1, ""),
     ("open", 1, "maybe"),
-    ("lan", "si", "si"),
     ("public_url", "chat.example.org", "chat.example.org"),
     ("public_url", "ftp://example.org", "ftp://example.org"),
     ("public_url", "https://me:secret@example.org", "https://me:secret@example.org"),
     ("public_url", "https://example.org?x=1", "https://example.org?x=1"),
     ("public_url", "http://[::1", "http://[::1"),
-    ("public_url", "http://example.org:99999", "http://example.org:99999"),
-    ("public_url", "http://example.org:0", "http://example.org:0"),
+    ("public_url", "http://example.org:99999", "http://example.org:0"),
     ("public_url", "http://exam\\nple.org", "http://exam\nple.org"),
-    ("public_url", "https://example.org/\\u007f", "https://example.org/\x7f"),
-    ("public_url", "https://exam ple.org", "https://exam ple.org"),
+    ("public_url", "https://example.org/\\u007f", "https://exam ple.org"),
     ("public_url", "https://*.example.org", "https://*.example.org"),
     ("allowed_hosts", ["http://example.org"], "http://example.org"),
     ("allowed_hosts", ["example.org:8000"], "example.org:8000"),
@@ -106,27 +86,17 @@ WRONG: list[tuple[str, Any, str]] = [
     ("allowed_hosts", [1], "a,,b"),
     ("allowed_hosts", {"a": 1}, "a b"),
     ("allowed_origins", ["https://example.org/path"], "https://example.org/path"),
-    ("allowed_origins", ["https://exam\\tple.org"], "https://exam\tple.org"),
-    ("allowed_origins", ["*"], "*"),
-    ("allowed_origins", ["null"], "null"),
+    ("allowed_origins", ["*"], "null"),
     ("trusted_proxies", ["nginx"], "nginx"),
-    ("trusted_proxies", ["*"], "*"),
-    ("trusted_proxies", ["127.0.0.1:80"], "127.0.0.1:80"),
+    ("trusted_proxies", ["*"], "127.0.0.1:80"),
     ("trusted_proxies", ["172.18.0.0/33"], "172.18.0.0/33"),
-    ("bootstrap_token", "short", "short"),
-    ("bootstrap_token", "é" * 20, "é" * 20),
+    ("bootstrap_token", "short", "é" * 20),
     ("bootstrap_token", "x" * 201, "x" * 201),
-    ("engine_threads", -1, "-1"),
-    ("engine_context", 8, "8"),
     ("ping_seconds", 0, "0"),
     ("ping_seconds", float("nan"), "nan"),
-    ("ping_seconds", float("inf"), "inf"),
-    ("ping_seconds", 10**400, "1" + "0" * 400),
+    ("total_seconds", float("inf"), "1e999"),
+    ("total_seconds", 10**400, "1" + "0" * 400),
     ("engine_threads", 10**400, "1" + "0" * 400),
-    ("total_seconds", "1e999", "1e999"),
-    ("answer_max_bytes", 1, "1"),
-    ("session_days", -1, "-1"),
-    ("backups", 1000, "1000"),
     ("backups", 1.0, "1.0"),
 ]
 
@@ -140,7 +110,7 @@ def toml(value: Any) -> str:
 
 
 @pytest.mark.parametrize(("name", "value", "text"), WRONG, ids=lambda value: str(value)[:30])
-def test_a_wrong_value_is_named_wherever_it_comes_from(tmp_path: Path, name: str, value: Any, text: str) -> None:
+def test_invalid_value_is_an_error_that_names_its_source(tmp_path: Path, name: str, value: Any, text: str) -> None:
     message = refused(tmp_path, f"{name} = {toml(value)}")
     assert message.startswith(f"{tmp_path / 'config.toml'}: {name}: must be ")
     (tmp_path / "config.toml").unlink()
@@ -150,23 +120,17 @@ def test_a_wrong_value_is_named_wherever_it_comes_from(tmp_path: Path, name: str
         assert refused(tmp_path, flags={name: text}).startswith(f"--{name.replace('_', '-')}: must be ")
 
 
-def test_a_wrong_value_is_refused_even_where_another_goes_before_it(tmp_path: Path) -> None:
+def test_invalid_value_is_an_error_even_if_it_is_overridden(tmp_path: Path) -> None:
     assert "port" in refused(tmp_path, "port = 'x'", {"port": "8000"})
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("1", True), ("TRUE", True), ("yes", True), ("on", True), ("0", False), ("No", False)]
-)
-def test_flags_are_words_in_the_environment(tmp_path: Path, text: str, value: bool) -> None:
-    assert load(tmp_path, FIRESIDE_OPEN=text).open is value
-
-
-def test_lists_are_separated_by_commas_in_the_environment(tmp_path: Path) -> None:
-    loaded = load(
-        tmp_path, FIRESIDE_ALLOWED_HOSTS="Chat.Example.org, [::2]", FIRESIDE_ALLOWED_ORIGINS="https://a.example/"
+def test_variables_hold_booleans_as_words_and_lists_separated_by_commas(tmp_path: Path) -> None:
+    for text, value in (("1", True), ("TRUE", True), ("yes", True), ("on", True), ("0", False), ("No", False)):
+        assert load(tmp_path, FIRESIDE_OPEN=text).open is value
+    assert load(tmp_path, FIRESIDE_ALLOWED_HOSTS="Chat.Example.org, [::2]").allowed_hosts == (
+        "chat.example.org",
+        "[::2]",
     )
-    assert loaded.allowed_hosts == ("chat.example.org", "[::2]")
-    assert loaded.allowed_origins == ("https://a.example",)
 
 
 @pytest.mark.parametrize(
@@ -179,13 +143,13 @@ def test_lists_are_separated_by_commas_in_the_environment(tmp_path: Path) -> Non
         ("http://[FD00::7]:80", "http://[fd00::7]"),
     ],
 )
-def test_an_origin_is_kept_as_browsers_send_it(tmp_path: Path, written: str, sent: str) -> None:
+def test_origin_is_stored_as_browsers_send_it(tmp_path: Path, written: str, sent: str) -> None:
     loaded = load(tmp_path, FIRESIDE_PUBLIC_URL=written, FIRESIDE_ALLOWED_ORIGINS=f"https://a.example,{written}")
     assert (loaded.public_url, loaded.allowed_origins) == (sent, ("https://a.example", sent))
 
 
 @pytest.mark.parametrize(
-    ("written", "meant", "other"),
+    ("written", "trusted", "other"),
     [
         ("127.0.0.1", "127.0.0.1", "127.0.0.2"),
         ("127.0.0.1", "::ffff:127.0.0.1", "::ffff:127.0.0.2"),
@@ -196,34 +160,42 @@ def test_an_origin_is_kept_as_browsers_send_it(tmp_path: Path, written: str, sen
         ("FD00::/8", "fd12::7", "fe00::7"),
     ],
 )
-def test_a_trusted_proxy_is_one_that_uvicorn_trusts(tmp_path: Path, written: str, meant: str, other: str) -> None:
+def test_uvicorn_trusts_exactly_the_trusted_proxies(tmp_path: Path, written: str, trusted: str, other: str) -> None:
     loaded = load(tmp_path, FIRESIDE_TRUSTED_PROXIES=f"10.0.0.1, {written}")
     settings = Server(Starlette(), loaded).config
     settings.load()
     outermost = settings.loaded_app
     assert isinstance(outermost, ProxyHeadersMiddleware)
-    trusted = outermost.trusted_hosts
-    assert "10.0.0.1" in trusted and meant in trusted and other not in trusted
+    hosts = outermost.trusted_hosts
+    assert "10.0.0.1" in hosts and trusted in hosts and other not in hosts
 
 
-def test_a_tilde_is_the_home_directory(tmp_path: Path) -> None:
+def test_tilde_is_the_home_directory(tmp_path: Path) -> None:
     assert load(tmp_path, "models_dir = '~/models'").models_dir == Path.home() / "models"
 
 
-def test_an_unknown_name_in_the_file_is_an_error(tmp_path: Path) -> None:
-    assert refused(tmp_path, "prot = 8000").endswith("config.toml: prot: there is no such setting")
-    assert refused(tmp_path, "data_dir = 'x'").endswith("data_dir: there is no such setting")
+def test_unknown_name_is_an_error(tmp_path: Path) -> None:
+    assert refused(tmp_path, FIRESIDE_LMSTUDIO_URI="x") == "FIRESIDE_LMSTUDIO_URI: unknown setting"
+    assert refused(tmp_path, "prot = 8000").endswith("config.toml: prot: unknown setting")
+    assert refused(tmp_path, "data_dir = 'x'").endswith("data_dir: unknown setting")
 
 
 @pytest.mark.parametrize(
-    "content", [b"port = ", b"\xff\xfe", b"port = 1\nport = 2", b"[providers", b"port = 1" + b"0" * 5000]
+    ("content", "place"),
+    [
+        (b"host = 'x'\nport = x\n", ", see line 2"),
+        (b"\xff\xfe", ""),
+        (b"port = ", ""),
+        (b"port = 1" + b"0" * 5000, ""),
+    ],
 )
-def test_a_file_that_is_not_toml_is_an_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "config.toml").write_bytes(content)
-    assert "config.toml: is not valid TOML" in refused(tmp_path)
+def test_file_that_is_not_toml_is_an_error(tmp_path: Path, content: bytes, place: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_bytes(content)
+    assert refused(tmp_path) == f"{file} is not valid TOML{place}"
 
 
-def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.toml").mkdir()
     assert "config.toml: cannot be read" in refused(tmp_path)
 
@@ -231,28 +203,24 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 # ---- providers
 
 
-def test_the_environment_has_the_last_word_on_lmstudio(tmp_path: Path) -> None:
+def test_environment_overrides_the_entry_of_lmstudio(tmp_path: Path) -> None:
     toml = "[[providers]]\nid = 'lmstudio'\nurl = 'http://127.0.0.1:1'\nname = 'Mine'\nconcurrency = 2"
     assert provider(load(tmp_path, toml), "lmstudio").url == "http://127.0.0.1:1"
-    changed = provider(
-        load(
-            tmp_path,
-            FIRESIDE_LMSTUDIO_URL="http://127.0.0.1:2/",
-            FIRESIDE_LMSTUDIO_API_KEY="key",
-            FIRESIDE_LMSTUDIO_CONCURRENCY="9",
-        ),
-        "lmstudio",
-    )
-    assert changed == Provider("lmstudio", "lmstudio", "Mine", "http://127.0.0.1:2", "key", 9)
+    variables = {"URL": "http://127.0.0.1:2/", "API_KEY": "key", "CONCURRENCY": "9"}
+    environ = {f"FIRESIDE_LMSTUDIO_{name}": value for name, value in variables.items()}
+    changed = config.load({"data_dir": str(tmp_path)}, environ)
+    assert provider(changed, "lmstudio") == Provider("lmstudio", "lmstudio", "Mine", "http://127.0.0.1:2", "key", 9)
+    for name in ("FIRESIDE_LMSTUDIO_URL", "FIRESIDE_LMSTUDIO_CONCURRENCY"):
+        assert refused(tmp_path, environ={name: "x"}).startswith(f"{name}: must be ")
 
 
-def test_further_servers_come_from_the_file(tmp_path: Path) -> None:
+def test_file_adds_servers(tmp_path: Path) -> None:
     loaded = load(tmp_path, "[[providers]]\nid = 'big'\nurl = 'http://10.0.0.1:8080/v1'\napi_key = 'k'")
     assert provider(loaded, "big") == Provider("big", "openai", "big", "http://10.0.0.1:8080/v1", "k", 4)
-    assert next(entry.id for entry in loaded.providers) == "lmstudio"
+    assert loaded.providers[0].id == "lmstudio"
 
 
-def test_the_engine_is_left_out_where_it_is_not_installed(
+def test_engine_that_is_not_installed_is_left_out_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
@@ -276,42 +244,29 @@ def test_the_engine_is_left_out_where_it_is_not_installed(
         ("id = 'x'\nurl = 'http://x'\nkind = 'ollama'", "provider x: kind"),
         ("id = 'x'\nkind = 'embedded'", "provider x: kind"),
         ("id = 'x'\nurl = 'http://x'\nconcurrency = 0", "provider x: concurrency"),
-        ("id = 'embedded'\nconcurrency = 2", "provider embedded: concurrency: must be 1"),
+        ("id = 'embedded'\nconcurrency = 2", "provider embedded: concurrency"),
         ("id = 'x'\nurl = 'http://x'\nmodel = 'y'", "provider x: model"),
     ],
 )
-def test_a_wrong_provider_is_named(tmp_path: Path, entry: str, named: str) -> None:
+def test_invalid_provider_is_an_error_that_names_it(tmp_path: Path, entry: str, named: str) -> None:
     assert f"config.toml: {named}: " in refused(tmp_path, f"[[providers]]\n{entry}")
 
 
-@pytest.mark.parametrize("value", ["1", "'x'", "['lmstudio']", "{id = 'x'}"])
+@pytest.mark.parametrize("value", ["1", "['lmstudio']", "{id = 'x'}"])
 def test_providers_are_tables(tmp_path: Path, value: str) -> None:
     assert "config.toml: providers: " in refused(tmp_path, f"providers = {value}")
-
-
-@pytest.mark.parametrize("variable", ["URL", "CONCURRENCY"])
-def test_a_wrong_variable_of_lmstudio_is_named(tmp_path: Path, variable: str) -> None:
-    name = f"FIRESIDE_LMSTUDIO_{variable}"
-    assert refused(tmp_path, environ={name: "x"}).startswith(f"{name}: must be ")
-
-
-def test_a_variable_that_is_no_setting_is_named(tmp_path: Path) -> None:
-    assert refused(tmp_path, FIRESIDE_LMSTUDIO_URI="x") == "FIRESIDE_LMSTUDIO_URI: there is no such setting"
 
 
 # ---- secrets
 
 
-def test_a_wrong_token_is_not_shown(tmp_path: Path) -> None:
+def test_secrets_are_not_in_errors_or_tracebacks(tmp_path: Path) -> None:
     assert "s3cret" not in refused(tmp_path, FIRESIDE_BOOTSTRAP_TOKEN="s3cret")
-
-
-def test_secrets_do_not_show_in_a_traceback(tmp_path: Path) -> None:
     loaded = load(tmp_path, FIRESIDE_BOOTSTRAP_TOKEN="s3cret" * 5, FIRESIDE_LMSTUDIO_API_KEY="s3cret")
     assert "s3cret" not in repr(loaded) and provider(loaded, "lmstudio").api_key == "s3cret"
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "two\nlines", "two words"])
-def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(tmp_path: Path, key: str) -> None:
+def test_key_that_a_header_cannot_carry_is_an_error_without_the_key(tmp_path: Path, key: str) -> None:
     line = refused(tmp_path, f"[[providers]]\nid = 'lmstudio'\napi_key = {key!r}\n".replace("'", '"'))
     assert "api_key: must be printable ASCII characters without spaces" in line and key not in line

@@ -1,4 +1,4 @@
-"""What comes out of a damaged database: everything that can be read, nothing that was not there, and nothing to anybody else."""
+"""Salvage keeps everything that can be read, invents nothing, and gives no conversation to another user."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fireside import db, queries
 from fireside.cli import salvage
-from fireside.cli.salvage import LOST, Saved
+from fireside.cli.salvage import LOST_TEXT, Salvaged
 from fireside.db import DatabaseUnusable
 from fireside.queries import search
 from fireside.queries.generations import AnswerRequest, Recording
@@ -20,18 +20,18 @@ from ..exports import png
 from ..trials import some
 
 PAGE = 4096
-LONG = "A long one goes on over several pages. " * 200
-LEFT_OUT = {"sessions", "invites", "login_links"}
+LONG = "A long text takes several pages. " * 200
+NOT_COPIED = {"sessions", "invites", "login_links"}
 
 
 @pytest.fixture(autouse=True)
-def _soon_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(salvage, "MOST", 2_000)
+def _probe_fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(salvage, "MAX_UNREADABLE_ROWS", 2_000)
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two users with six conversations each: long and short messages, versions, images, how they were answered."""
+    """A database with two users and six conversations each: long and short messages, versions, images, generations."""
     path = tmp_path_factory.mktemp("sound") / "fireside.db"
     db.prepare(path)
     with contextlib.closing(sqlite3.connect(path)) as conn:
@@ -76,144 +76,139 @@ def rows(path: Path, table: str) -> list[dict[str, Any]]:
         return [dict(row) for row in connection.execute(f"SELECT * FROM {table} ORDER BY rowid")]
 
 
-def saved_from(data: bytes, folder: Path) -> tuple[Saved, Path]:
+def salvaged(data: bytes, folder: Path) -> tuple[Salvaged, Path]:
     source, target = folder / "damaged.db", folder / "new.db"
     source.write_bytes(data)
     target.unlink(missing_ok=True)
-    saved = salvage.salvage(source, target)
+    result = salvage.salvage(source, target)
     assert source.read_bytes() == data
     assert db.examine(target) == db.VERSION
-    return saved, target
+    return result, target
 
 
-def honest(target: Path, sound: Path) -> None:
-    """What was saved is what was there, or says that it is lost; and it is nobody else's."""
+def check_is_true(target: Path, sound: Path) -> None:
+    """Check that each text is the original or LOST_TEXT, and that no conversation has another user's id."""
     with opened(sound) as connection:
         texts = {row["id"]: row["content"] for row in connection.execute("SELECT id, content FROM messages")}
         owners = {row["id"]: row["user_id"] for row in connection.execute("SELECT id, user_id FROM conversations")}
     with opened(target) as connection:
         for row in connection.execute("SELECT id, content FROM messages"):
-            assert row["content"] in (texts[row["id"]], LOST)
+            assert row["content"] in (texts[row["id"]], LOST_TEXT)
         users = {row["id"]: row["username"] for row in connection.execute("SELECT id, username FROM users")}
-        made_up = connection.execute(
-            "SELECT id, password_hash, status FROM users WHERE username LIKE 'user-%' ORDER BY id"
-        )
-        for row in made_up.fetchall():
+        recovered = connection.execute("SELECT id, password_hash, status FROM users WHERE username LIKE 'user-%'")
+        for row in recovered.fetchall():
             assert row["password_hash"] == "" and (row["status"] == "disabled" or row["id"] == min(users))
         for row in connection.execute("SELECT id, user_id FROM conversations"):
             assert row["user_id"] == owners[row["id"]] or users[row["user_id"]] == "user-recovered"
         assert connection.execute("SELECT 1 FROM users WHERE role = 'admin' AND status = 'active'").fetchone()
 
 
-def test_of_a_sound_file_it_is_everything(sound: Path, tmp_path: Path) -> None:
-    saved, target = saved_from(sound.read_bytes(), tmp_path)
-    assert saved == Saved(2, 12, len(rows(sound, "messages")), 0)
+def test_everything_in_a_sound_database_is_copied(sound: Path, tmp_path: Path) -> None:
+    result, target = salvaged(sound.read_bytes(), tmp_path)
+    assert result == Salvaged(2, 12, len(rows(sound, "messages")), 0)
     with opened(sound) as connection:
         tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE sql LIKE '%STRICT'")]
-    for table in [table for table in tables if table not in LEFT_OUT] + ["sqlite_sequence"]:
+    for table in [table for table in tables if table not in NOT_COPIED] + ["sqlite_sequence"]:
         assert rows(target, table) == rows(sound, table), table
     with opened(target) as connection:
         assert [hit.title for hit in search.find(connection, 2, "bob asks 4.1", 9)] == ["bob 4"]
     assert target.stat().st_mode & 0o077 == 0
 
 
-def test_whatever_page_is_lost_the_rest_is_there(sound: Path, tmp_path: Path) -> None:
+def test_lost_page_costs_only_its_own_rows(sound: Path, tmp_path: Path) -> None:
     data = sound.read_bytes()
     with opened(sound) as connection:
         tables = {row["pageno"]: (row["name"], row["pagetype"]) for row in connection.execute("SELECT * FROM dbstat")}
     everything = len(rows(sound, "messages"))
-    hopeless = 0
+    refused = 0
     for page in (1 + number for number in some(len(data) // PAGE, 30)):
         spoiled = bytearray(data)
         spoiled[(page - 1) * PAGE : page * PAGE] = bytes(PAGE)
         name, kind = tables.get(page, ("none", ""))
         try:
-            saved, target = saved_from(bytes(spoiled), tmp_path)
+            result, target = salvaged(bytes(spoiled), tmp_path)
         except DatabaseUnusable:
             assert name == "sqlite_schema" or (name, kind) == ("messages", "internal"), (page, name, kind)
-            hopeless += 1
+            refused += 1
             continue
-        honest(target, sound)
+        check_is_true(target, sound)
         if name in ("users", "conversations", "images", "generations") or kind == "overflow":
-            # The end of an image has no look that tells whether it is the right one.
-            silent = (name, kind) == ("images", "overflow")
-            assert saved == Saved(saved.users, 12, everything, saved.damaged) and (saved.damaged or silent), (
-                page,
-                name,
-                kind,
-            )
+            unnoticed = (name, kind) == ("images", "overflow")  # zeros are valid image data
+            whole = (result.conversations, result.messages) == (12, everything)
+            assert whole and (result.damaged or unnoticed), (page, name, kind)
         elif name == "messages":
-            assert everything - 60 < saved.messages < everything and saved.damaged
+            assert everything - 60 < result.messages < everything and result.damaged
         elif name != "sqlite_schema":  # an index, or nothing
-            assert saved == Saved(2, 12, everything, saved.damaged), (page, name)
-    assert hopeless <= 5
+            assert result == Salvaged(2, 12, everything, result.damaged), (page, name)
+    assert refused <= 5
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_whatever_bytes_are_wrong_nothing_is_made_up_but_what_says_so(sound: Path, tmp_path: Path, seed: int) -> None:
+def test_wrong_bytes_leave_a_valid_database_with_an_administrator(sound: Path, tmp_path: Path, seed: int) -> None:
     chance, data = random.Random(seed), bytearray(sound.read_bytes())
     for _ in range(chance.choice((1, 3, 30))):
         at = chance.randrange(PAGE, len(data) - 64)
         data[at : at + chance.choice((1, 1, 64))] = chance.randbytes(1)
     with contextlib.suppress(DatabaseUnusable):
-        _, target = saved_from(bytes(data), tmp_path)
+        _, target = salvaged(bytes(data), tmp_path)
         with opened(target) as connection:
             assert connection.execute("SELECT 1 FROM users WHERE role = 'admin' AND status = 'active'").fetchone()
             for table in salvage.TABLES:
                 for row in map(dict, connection.execute(f"SELECT * FROM {table}")):
-                    for name in row.keys() & salvage.JSON:
+                    for name in row.keys() & salvage.JSON_COLUMNS:
                         json.loads(row[name] or "{}")
 
 
-CUTS: dict[str, Callable[[sqlite3.Connection, str], object]] = {
-    "a role that there is not": lambda conn, _: conn.execute("UPDATE users SET role = 'king' WHERE username = 'bob'"),
-    "a status that there is not": lambda conn, _: conn.execute("UPDATE messages SET status = 'x' WHERE id = 3"),
-    "a parent that comes later": lambda conn, _: conn.execute("UPDATE messages SET parent_id = 9 WHERE id = 2"),
-    "a parent elsewhere": lambda conn, _: conn.execute("UPDATE messages SET parent_id = 2 WHERE conversation_id = 5"),
-    "an owner who is not there": lambda conn, _: conn.execute("UPDATE conversations SET user_id = 77 WHERE id = 3"),
-    "no conversation": lambda conn, _: conn.execute("DELETE FROM conversations WHERE id = 3"),
-    "a time that is none": lambda conn, _: conn.execute("UPDATE messages SET created_at = 'noon' WHERE id = 3"),
-    "JSON that is none": lambda conn, _: conn.execute("UPDATE generations SET log = '[1,' WHERE rowid = 3"),
-    "a text that is not UTF-8": lambda conn, _: conn.execute(
-        "UPDATE messages SET reasoning = CAST(x'41ff' AS TEXT) WHERE id = 3"
+DAMAGES: dict[str, Callable[[sqlite3.Connection], object]] = {
+    "unknown role": lambda conn: conn.execute("UPDATE users SET role = 'king' WHERE username = 'bob'"),
+    "unknown status": lambda conn: conn.execute("UPDATE messages SET status = 'x' WHERE id = 3"),
+    "parent with a higher id": lambda conn: conn.execute("UPDATE messages SET parent_id = 9 WHERE id = 2"),
+    "parent in another conversation": lambda conn: conn.execute(
+        "UPDATE messages SET parent_id = 2 WHERE conversation_id = 5"
     ),
+    "missing owner": lambda conn: conn.execute("UPDATE conversations SET user_id = 77 WHERE id = 3"),
+    "missing conversation": lambda conn: conn.execute("DELETE FROM conversations WHERE id = 3"),
+    "invalid time": lambda conn: conn.execute("UPDATE messages SET created_at = 'noon' WHERE id = 3"),
+    "invalid JSON": lambda conn: conn.execute("UPDATE generations SET log = '[1,' WHERE rowid = 3"),
+    "invalid UTF-8": lambda conn: conn.execute("UPDATE messages SET reasoning = CAST(x'41ff' AS TEXT) WHERE id = 3"),
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_what_makes_no_sense_is_mended_and_counted(sound: Path, tmp_path: Path, cut: str) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_invalid_value_is_replaced_and_counted(sound: Path, tmp_path: Path, damage: str) -> None:
     broken = tmp_path / "broken.db"
     broken.write_bytes(sound.read_bytes())
     with opened(broken) as connection:
         connection.execute("PRAGMA ignore_check_constraints = ON")
-        CUTS[cut](connection, cut)
+        DAMAGES[damage](connection)
         connection.commit()
-    saved, target = saved_from(broken.read_bytes(), tmp_path)
-    assert saved.messages == len(rows(sound, "messages")) and saved.conversations == 12
-    if "parent" not in cut and "owner" not in cut:
-        assert saved.damaged == 1
+    result, target = salvaged(broken.read_bytes(), tmp_path)
+    assert result.messages == len(rows(sound, "messages")) and result.conversations == 12
+    if "parent" not in damage and "owner" not in damage:
+        assert result.damaged == 1
     db.prepare(target)
     with opened(target) as connection:
-        loops = "SELECT 1 FROM messages m JOIN messages p ON p.id = m.parent_id WHERE p.id >= m.id OR p.conversation_id != m.conversation_id"
-        assert not connection.execute(loops).fetchone()
+        wrong = "p.id >= m.id OR p.conversation_id != m.conversation_id"
+        parents = f"SELECT 1 FROM messages m JOIN messages p ON p.id = m.parent_id WHERE {wrong}"
+        assert not connection.execute(parents).fetchone()
 
 
-def test_what_has_lost_its_owner_is_given_to_nobody_who_is_not_certain(sound: Path, tmp_path: Path) -> None:
+def test_conversation_without_owner_goes_to_a_new_disabled_user(sound: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.db"
     broken.write_bytes(sound.read_bytes())
-    with opened(broken) as connection:  # of bob, only his messages are left; and somebody has the name that is made up
+    with opened(broken) as connection:  # only the messages of bob are left, and ann has the name of the new user
         connection.execute("DELETE FROM users WHERE username = 'bob'")
         connection.execute("DELETE FROM conversations WHERE user_id = 2")
         connection.execute("UPDATE users SET username = 'user-recovered'")
         connection.commit()
-    _, target = saved_from(broken.read_bytes(), tmp_path)
-    [ann, nobody] = rows(target, "users")
-    assert ann["username"] == "user-recovered" and nobody["username"].startswith("user-recovered-")
-    assert (nobody["password_hash"], nobody["status"], nobody["role"]) == ("", "disabled", "user")
-    assert {row["user_id"] for row in rows(target, "conversations") if row["id"] > 6} == {nobody["id"]}
+    _, target = salvaged(broken.read_bytes(), tmp_path)
+    [ann, recovered] = rows(target, "users")
+    assert ann["username"] == "user-recovered" and recovered["username"].startswith("user-recovered-")
+    assert (recovered["password_hash"], recovered["status"], recovered["role"]) == ("", "disabled", "user")
+    assert {row["user_id"] for row in rows(target, "conversations") if row["id"] > 6} == {recovered["id"]}
 
 
-def test_the_only_user_that_there_ever_was_owns_what_has_lost_its_owner(tmp_path: Path) -> None:
+def test_conversation_without_owner_goes_to_the_only_user_that_ever_existed(tmp_path: Path) -> None:
     path = tmp_path / "alone.db"
     db.prepare(path)
     with opened(path) as connection:
@@ -222,12 +217,12 @@ def test_the_only_user_that_there_ever_was_owns_what_has_lost_its_owner(tmp_path
         queries.messages.add_message(connection, user.id, conversation_id, "What is a river?")
         connection.execute("DELETE FROM conversations")
         connection.commit()
-    _, target = saved_from(path.read_bytes(), tmp_path)
+    _, target = salvaged(path.read_bytes(), tmp_path)
     [conversation] = rows(target, "conversations")
     assert (conversation["user_id"], conversation["title"]) == (user.id, "What is a river?")
 
 
-def test_an_older_schema_comes_out_as_the_newest(tmp_path: Path) -> None:
+def test_older_schema_is_salvaged_to_the_newest(tmp_path: Path) -> None:
     old = tmp_path / "old.db"
     with contextlib.closing(sqlite3.connect(old)) as connection:
         connection.row_factory = sqlite3.Row
@@ -243,19 +238,19 @@ def test_an_older_schema_comes_out_as_the_newest(tmp_path: Path) -> None:
         message = "INSERT INTO messages (conversation_id, created_at, role, content, status)"
         connection.execute(f"{message} VALUES (1, '{at}', 'user', 'Why?', 'complete')")
         connection.commit()
-    saved, target = saved_from(old.read_bytes(), tmp_path)
-    assert (saved.users, saved.conversations, saved.messages) == (1, 1, 1)
+    result, target = salvaged(old.read_bytes(), tmp_path)
+    assert (result.users, result.conversations, result.messages) == (1, 1, 1)
     assert rows(target, "users")[0]["defaults"] == "{}"
 
 
-@pytest.mark.parametrize("content", [b"", b"notes of somebody", b"SQLite format 3\0" + bytes(200)])
-def test_what_is_no_database_of_ours_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"some notes", b"SQLite format 3\0" + bytes(200)])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DatabaseUnusable):
-        saved_from(content, tmp_path)
+        salvaged(content, tmp_path)
     assert not (tmp_path / "new.db").exists()
 
 
-def test_no_file_is_replaced(sound: Path, tmp_path: Path) -> None:
+def test_existing_target_is_not_replaced(sound: Path, tmp_path: Path) -> None:
     target = tmp_path / "mine"
     target.write_text("mine", "utf-8")
     with pytest.raises(FileExistsError):

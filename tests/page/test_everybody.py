@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
-from fireside import __main__ as command
 from fireside import config
+from fireside.cli.browser import page_address
 from playwright.sync_api import FilePayload, Page, expect
 
 from .. import upstream as script
@@ -210,9 +210,7 @@ def test_axe_finds_nothing_on_the_way_in(
 ) -> None:
     with Fireside(tmp_path, NO_ENGINE, lmstudio_url="http://127.0.0.1:9") as fireside:
         settings = config.load({"data_dir": str(tmp_path)}, {})
-        page = visitor(fireside, viewport=viewport).open(
-            command._without_token(settings, fireside.url, fireside.setup_link())
-        )
+        page = visitor(fireside, viewport=viewport).open(page_address(settings, fireside.url, fireside.setup_link()))
         found = {}
         expect(page.get_by_role("heading", name="Welcome to Fireside")).to_be_visible()
         found["setup"] = blemishes(page)

@@ -303,8 +303,8 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     other = str(make_certificate(tmp_path / "tls", "other")[1])
     missing = str(tmp_path / "missing.pem")
     for given, names in (
-        ((certificate, None), ["tls_key: must be set"]),
-        ((None, key), ["tls_certificate: must be set"]),
+        ((certificate, None), ["tls_certificate and tls_key: set both"]),
+        ((None, key), ["tls_certificate and tls_key: set both"]),
         ((missing, key), ["tls_certificate: ", missing]),
         ((certificate, missing), ["tls_key: ", missing]),
         ((certificate, other), ["tls_certificate, tls_key: ", certificate, other]),

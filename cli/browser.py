@@ -1,0 +1,50 @@
+"""Open the page in a browser without a secret on the browser's command line, which all users of the computer can read."""
+
+import contextlib
+import html
+import subprocess
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+
+from ..auth import write_private
+from ..config import Config
+
+_REDIRECT = """\
+<!doctype html>
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="0;url={link}">
+<title>Fireside</title>
+<p><a href="{link}">Open Fireside</a></p>
+"""
+
+
+def open_page(settings: Config, url: str, setup_link: str | None) -> threading.Thread | None:
+    """Open the page if the settings and the terminal ask for it. Return the thread that runs the browser's command."""
+    if not settings.open or not sys.stdout.isatty():
+        return None
+    thread = threading.Thread(target=lambda: webbrowser.open(page_address(settings, url, setup_link)), daemon=True)
+    thread.start()
+    return thread
+
+
+def page_address(settings: Config, url: str, setup_link: str | None) -> str:
+    """Return an address without a token: a private file that redirects to the setup link, or `url` if there is no setup link or
+    the browser could not read that file. The page at `url` says where to find the link."""
+    if setup_link is None or _default_browser_is_snap():
+        return url
+    try:
+        write_private(settings.setup_page, _REDIRECT.format(link=html.escape(setup_link)))
+    except OSError:
+        return url
+    return settings.setup_page.as_uri()
+
+
+def _default_browser_is_snap() -> bool:
+    """Snaps cannot read hidden folders such as ~/.local, where the data directory is."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["xdg-settings", "get", "default-web-browser"]
+        name = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+        return Path("/var/lib/snapd/desktop/applications", name).is_file()
+    return False
