@@ -8,16 +8,12 @@ class FiresideError(Exception):
     status = 500
     code = "INTERNAL_ERROR"
     message = "Internal error. The cause is in Fireside's log."
+    headers: dict[str, str] = {}  # noqa: RUF012 (replaced, never changed)
 
     def __init__(self, message: str | None = None) -> None:
         if message is not None:
             self.message = message
         super().__init__(self.message)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers of the HTTP response."""
-        return {}
 
 
 class Invalid(FiresideError):
@@ -156,11 +152,8 @@ class RateLimited(FiresideError):
 
     def __init__(self, seconds: int) -> None:
         self.seconds = seconds
+        self.headers = {"Retry-After": str(seconds)}
         super().__init__(f"Too many attempts. Try again in {seconds} s.")
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(self.seconds)}
 
 
 class HeadersTooLarge(FiresideError):
@@ -196,7 +189,6 @@ class StorageUnavailable(FiresideError):
 
 
 class Stopping(StorageUnavailable):
-    code = StorageUnavailable.code
     message = "Fireside is stopping. Try again when it is running."
 
 

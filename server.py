@@ -100,8 +100,8 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET",    "/openapi.json",                                  handlers.describe_api,         PUBLIC),
     Endpoint("GET",    "/health",                                        handlers.health,               PUBLIC),
     Endpoint("GET",    "/version",                                       handlers.version,              PUBLIC),
-    Endpoint("GET",    "/",                                              handlers.page,                 PUBLIC, gzip=True),
-    Endpoint("GET",    "/static/{name}",                                 handlers.static,               PUBLIC, gzip=True),
+    Endpoint("GET",    "/",                                              handlers.page,                 PUBLIC),
+    Endpoint("GET",    "/static/{name}",                                 handlers.static,               PUBLIC),
 )
 # fmt: on
 

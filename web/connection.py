@@ -1,6 +1,6 @@
-"""uvicorn's side of a connection: one deadline, limits on how many there are, and optional TLS.
+"""HTTP connections: uvicorn's protocol with a deadline in every state, limits on the number of connections, and TLS.
 
-uvicorn's own keep-alive timer is cancelled by any byte that arrives, and is not set again while no request begins.
+uvicorn has only a keep-alive timer, which any received byte cancels.
 """
 
 import asyncio
@@ -19,28 +19,29 @@ from ..errors import ConfigError, FiresideError, HeadersTooLarge, Invalid, Reque
 from ..safety.throttle import LOOPBACK_NETWORK, network
 from .middleware import SECURITY_HEADERS, error_response
 
-HEAD_BYTES = 16 * 1024  # as in Node.js: what other development servers on this host can set as cookies still fits
+HEAD_BYTES = 16 * 1024  # as in Node.js, so that the cookies of other development servers on this host still fit
 HEAD_SECONDS = 10.0
 BODY_SECONDS = 10.0
-BODY_RATE = 10_000  # bytes a second: the slowest upload that is accepted
+BODY_BYTES_PER_SECOND = 10_000  # the slowest upload that is accepted
 KEEP_ALIVE_SECONDS = 5.0
 STALL_SECONDS = 60.0
 NEVER = math.inf
 
-CONNECTIONS_PER_ADDRESS = 64  # an address on the network; a browser opens six
+CONNECTIONS_PER_ADDRESS = 64  # from the network; a browser opens six
 MAX_CONNECTIONS = 2048
-DESCRIPTORS = 4096  # enough for these and everything else, and below macOS' limit for a process
-RESERVED_DESCRIPTORS = 128  # database, backups, model servers, and what is accepted before others are closed
-PIPELINED = 16  # requests that one connection may send ahead; browsers send none
-PARSED_BYTES = 4 * 1024  # at a time, so that a read full of small requests is cut off early
-ACCEPTS_PER_TURN = 16  # of the event loop, so that a burst of connections stays within the reserve
+DESCRIPTORS = 4096  # below OPEN_MAX of macOS, 10,240
+RESERVED_DESCRIPTORS = (
+    128  # for the database, backups, model servers, and connections accepted before others are closed
+)
+PIPELINED_REQUESTS = 16  # per connection; browsers send none
+PARSER_BYTES = 4 * 1024  # given to the parser at once, so that many small requests in one read are noticed early
+ACCEPTS_PER_TURN = 16  # of the event loop, so that a burst of connections stays within RESERVED_DESCRIPTORS
 
 
 class Limits:
-    """What all connections share: how many there may be, the proxies that are trusted, and the certificate.
+    """The limits on the number of connections, and the TLS context. Raises ConfigError for an unusable certificate.
 
-    Half of the connections are for this computer and half for the network, so neither can use up the other's.
-    Raises ConfigError for a certificate that cannot be used.
+    Half of the connections are reserved for this computer and half for the network.
     """
 
     def __init__(self, config: Config) -> None:
@@ -48,8 +49,8 @@ class Limits:
         self.half = half_of_connections()
         self._proxies = [ipaddress.ip_network(proxy) for proxy in config.trusted_proxies]
 
-    def crowd(self, address: str, connections: Iterable["Connection"]) -> list["Connection"]:
-        """Return the connections one of which must end before this address can have another, or an empty list."""
+    def full_group(self, address: str, connections: Iterable["Connection"]) -> list["Connection"]:
+        """Return the connections, one of which must close before this address can open another, or an empty list."""
         place = network(address)
         half = [other for other in connections if (other.network == LOOPBACK_NETWORK) == (place == LOOPBACK_NETWORK)]
         same = [other for other in half if other.network == place]
@@ -63,26 +64,24 @@ class Connection(HttpToolsProtocol):
     """A connection with one deadline, which the server checks several times a second.
 
         state                              deadline
-        waiting for a request, its head    HEAD_SECONDS after the connection or the head began
-        receiving a body                   BODY_SECONDS ahead at most; n bytes move it by n / BODY_RATE
-        answering                          none: the application has its own timeouts
-        response waits for the reader      STALL_SECONDS after the reader last took some of it
+        waiting for a request or its head  HEAD_SECONDS after the connection or the head began
+        receiving a body                   at most BODY_SECONDS from now; n bytes move it by n / BODY_BYTES_PER_SECOND
+        responding                         none: the application has its own timeouts
+        client reads the response slowly   STALL_SECONDS after it last read something
         response complete                  KEEP_ALIVE_SECONDS, unless another request begins
 
-    When there are too many connections, a new one takes the place of the one that is nearest to its deadline.
+    At the limit, a new connection replaces the one that is nearest to its deadline.
     """
 
     def __init__(self, limits: Limits, **settings: Any) -> None:
         super().__init__(**settings)
         self.deadline = NEVER
-        self.network = ""  # what the limits count by
+        self.network = ""  # the limits count by it
         self._limits = limits
-        self._socket: asyncio.Transport  # below TLS
-        self._unsent = 0  # bytes that waited for the reader at the last check
-        self._unparsed = 0  # bytes since a head or a piece of a body was complete
-        self._early = b""  # received before TLS told that it is established
-
-    # ---- the life of a connection
+        self._socket: asyncio.Transport  # without TLS
+        self._unsent = 0  # bytes that the client had not read at the last check
+        self._unparsed = 0  # bytes since the last complete head or part of a body
+        self._early = b""  # received after the TLS handshake, before start_tls returned
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._socket = self.transport = transport
@@ -99,116 +98,112 @@ class Connection(HttpToolsProtocol):
             self._handshake = self.loop.create_task(self._start_tls(self._limits.tls))
 
     async def _start_tls(self, context: ssl.SSLContext) -> None:
-        """Done here and not by uvicorn, so that the limits and the deadline hold before the handshake too."""
+        """Start TLS here instead of in uvicorn, so that the limits and the deadline also hold during the handshake."""
         try:
             encrypted = await self.loop.start_tls(self._socket, self, context, server_side=True)
         except OSError:
             encrypted = None
         if encrypted is None or self.parser is None:
-            self.close_now()
+            self.abort()
             return
         super().connection_made(encrypted)
         self.data_received(self._early)
 
-    def close_now(self) -> None:
+    def abort(self) -> None:
         self.connections.discard(self)
         self._socket.abort()
 
     def _make_room(self, address: str) -> bool:
-        """Close a connection if there are too many. Return False if all of them are being answered."""
-        crowd = self._limits.crowd(address, cast("set[Connection]", self.connections))
-        nearest = min(crowd, key=lambda other: other.deadline, default=None)
+        """Close a connection if the limit is reached. Return False if all are responding."""
+        full = self._limits.full_group(address, cast("set[Connection]", self.connections))
+        nearest = min(full, key=lambda other: other.deadline, default=None)
         if nearest is not None and nearest.deadline < NEVER:
-            nearest.close_now()
+            nearest.abort()
         return nearest is None or nearest.deadline < NEVER
-
-    # ---- the deadline
 
     def _set_deadline(self, seconds: float) -> None:
         self.deadline = self.loop.time() + seconds
 
-    def _set_deadline_of_state(self) -> None:
-        if not self._is_answering():
+    def _set_deadline_by_state(self) -> None:
+        if not self._is_responding():
             self._set_deadline(KEEP_ALIVE_SECONDS)
         elif self.cycle.more_body:
             self._set_deadline(BODY_SECONDS)
         else:
             self.deadline = NEVER
 
-    def _is_answering(self) -> bool:
+    def _is_responding(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if not self._is_answering():  # else it is a pipelined request
+        if not self._is_responding():  # else it is a pipelined request
             self._set_deadline(HEAD_SECONDS)
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         self._unparsed = 0
-        self._set_deadline_of_state()
+        self._set_deadline_by_state()
 
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
         self._unparsed = 0
-        if self._is_answering():
-            self.deadline = min(self.deadline + len(body) / BODY_RATE, self.loop.time() + BODY_SECONDS)
+        if self._is_responding():
+            self.deadline = min(self.deadline + len(body) / BODY_BYTES_PER_SECOND, self.loop.time() + BODY_SECONDS)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._unparsed = 0
-        if self._is_answering():
-            self._set_deadline_of_state()
+        if self._is_responding():
+            self._set_deadline_by_state()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._unsent = 0  # what still waits for the reader gets a deadline of its own at the next check
-        if not self._is_answering():  # else a pipelined request begins
-            self._set_deadline_of_state()
+        self._unsent = 0  # if the client still has to read, the next check sets STALL_SECONDS
+        if not self._is_responding():  # else a pipelined request begins
+            self._set_deadline_by_state()
 
     def timeout_keep_alive_handler(self) -> None:
         """Do nothing: the deadline replaces uvicorn's timer."""
 
-    def check(self, now: float) -> None:
-        """Close the connection if it is beyond its deadline."""
+    def check_deadline(self, now: float) -> None:
+        """Update the deadline by what the client has read, and close the connection if it has passed."""
         unsent = self._socket.get_write_buffer_size() + self.transport.get_write_buffer_size()
         if unsent and (unsent < self._unsent or not self._unsent):
             self.deadline = now + STALL_SECONDS
         elif self._unsent and not unsent:
-            self._set_deadline_of_state()
+            self._set_deadline_by_state()
         elif not unsent and self.flow is not None and self.flow.read_paused:
             self.deadline = max(self.deadline, now + BODY_SECONDS)  # the application is slower than the sender
         self._unsent = unsent
         if now <= self.deadline:
             return
-        if self._is_answering() and not unsent and not self.transport.is_closing():
+        if self._is_responding() and not unsent and not self.transport.is_closing():
             self._refuse(RequestTimeout())
         else:
             self._socket.abort()
 
-    # ---- what is no request
-
     def data_received(self, data: bytes) -> None:
-        if self.flow is None:  # TLS is established, and `start_tls` has not returned yet
+        if self.flow is None:  # start_tls has not returned yet
             self._early += data
             return
         rest = memoryview(data)
         while rest and not self.transport.is_closing():
-            count = min(PARSED_BYTES, HEAD_BYTES - self._unparsed)
+            count = min(PARSER_BYTES, HEAD_BYTES - self._unparsed)
             self._unparsed += len(rest[:count])
             super().data_received(rest[:count])  # type: ignore[arg-type]
             rest = rest[count:]
             if self._unparsed >= HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(HeadersTooLarge())
-            if len(self.pipeline) > PIPELINED:
+            if len(self.pipeline) > PIPELINED_REQUESTS:
                 self._socket.abort()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(Invalid("The request is not HTTP."))
+        self._refuse(Invalid("The request is not valid HTTP."))
 
     def _refuse(self, error: FiresideError) -> None:
-        """Send an error that no handler sends, with the headers that all responses have, and close the connection."""
-        if self._is_answering() and self.cycle.response_started:
+        """Send an error outside of the application, with the headers of all responses, and close the connection."""
+        if self._is_responding() and self.cycle.response_started:
             self._socket.abort()
             return
         request_id = secrets.token_hex(8)
@@ -223,18 +218,18 @@ class Connection(HttpToolsProtocol):
 def check_deadlines(connections: Iterable[Any]) -> None:
     now = asyncio.get_running_loop().time()
     for connection in list(connections):
-        connection.check(now)
+        connection.check_deadline(now)
 
 
 def half_of_connections() -> int:
-    """Return how many connections this computer, or the network, may have."""
+    """Return the number of connections that this computer, or the network, may open."""
     return min(MAX_CONNECTIONS, _raise_descriptor_limit() - RESERVED_DESCRIPTORS) // 2
 
 
 def _raise_descriptor_limit() -> int:
-    """How many files and sockets this process may open, after raising the soft limit, often 256 or 1,024, if possible."""
+    """Return the number of files and sockets that this process may open. Raise the soft limit, often 256 or 1,024, first."""
     if os.name != "posix":
-        return DESCRIPTORS  # Windows limits no sockets
+        return DESCRIPTORS  # Windows has no such limit
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -249,7 +244,7 @@ def _raise_descriptor_limit() -> int:
 
 
 def _tls_context(config: Config) -> ssl.SSLContext | None:
-    """None without a certificate. Raises ConfigError."""
+    """Return None without a certificate. Raises ConfigError."""
     certificate, key = config.tls_certificate, config.tls_key
     if certificate is None or key is None:
         return None
@@ -261,7 +256,7 @@ def _tls_context(config: Config) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
     try:
-        context.load_cert_chain(certificate, key, password="")  # without one OpenSSL would ask at the terminal
+        context.load_cert_chain(certificate, key, password="")  # else OpenSSL asks for one at the terminal
     except ssl.SSLError:
         raise ConfigError(
             f"tls_certificate, tls_key: {certificate} and {key} must be a certificate and its private key in PEM,"

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette import requests
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -165,7 +164,6 @@ class Endpoint(Route):
     csrf      "required" for requests that change something; "lenient" checks only a token that is sent, as the contract
               has it for /stream; "none" where there is no session yet
     limit     bytes that the body may have
-    gzip      compress the response
     """
 
     def __init__(
@@ -179,14 +177,13 @@ class Endpoint(Route):
         query: type[msgspec.Struct] = Empty,
         csrf: str = "required",
         limit: int | None = None,
-        gzip: bool = False,
     ) -> None:
         super().__init__(path, handler, methods=[method], name=f"{method} {path}")
         self.method, self.handler, self.access, self.body, self.query = method, handler, access, body, query
         self.csrf = "none" if method == "GET" else csrf
         self._limit = limit or (PUBLIC_BODY_BYTES if access is PUBLIC else BODY_BYTES)
         self._decoder = None if method == "GET" or body is None else msgspec.json.Decoder(body)
-        self.app = GZipMiddleware(self._respond) if gzip else self._respond
+        self.app = self._respond
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

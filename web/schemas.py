@@ -9,9 +9,10 @@ from ..queries.types import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARAC
 
 IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
 
-NO_NUL = r"\A[^\0]*\Z"  # SQLite's functions end a text at NUL
-NOT_BLANK = r"\A(?!\s*\Z)[^\0]*\Z"
-VISIBLE_ASCII = r"\A[\x21-\x7e]+\Z"
+# In the syntax that Python shares with JSON Schema; (?!\n) because Python's $ also matches before a final line feed.
+NO_NUL = r"^[^\0]*$"  # SQLite's functions end a text at NUL
+NOT_BLANK = r"^(?!\s*$)[^\0]*$"
+VISIBLE_ASCII = r"^[\x21-\x7e]+(?!\n)$"
 PATTERNS = {  # with the messages for values that do not match
     NO_NUL: "must not contain a NUL character",
     NOT_BLANK: "must not be blank or contain a NUL character",

@@ -140,7 +140,7 @@ async def test_a_body_that_arrives_at_the_allowed_rate_is_read(
     running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "BODY_SECONDS", 0.5)
-    monkeypatch.setattr(connection, "BODY_RATE", 10)
+    monkeypatch.setattr(connection, "BODY_BYTES_PER_SECOND", 10)
     conversation_id = await ann.conversation()
 
     async def body() -> AsyncIterator[bytes]:
@@ -200,7 +200,7 @@ def test_connections_are_counted_by_address_and_each_half_by_itself(tmp_path: Pa
     limits = Limits(config.load({"data_dir": str(tmp_path)}, {"FIRESIDE_TRUSTED_PROXIES": "10.0.0.2"}))
 
     def crowd(address: str, held: list[Held]) -> Any:
-        return limits.crowd(address, held)  # type: ignore[arg-type]
+        return limits.full_group(address, held)  # type: ignore[arg-type]
 
     own = [Held("10.0.0.1")] * CONNECTIONS_PER_ADDRESS
     assert crowd("10.0.0.1", own) == own and crowd("10.0.0.1", own[1:]) == []
