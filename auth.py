@@ -36,17 +36,22 @@ from .errors import (
     InvalidBootstrapToken,
     InvalidCredentials,
     InvalidInvite,
+    RateLimited,
     StorageUnavailable,
 )
 from .queries.accounts import User
 from .safety.logs import TERMINAL, audit
-from .safety.throttle import Queue, Throttle, network
+from .safety.queue import Slots
+from .safety.throttle import Throttle, network
 
 LINK_MINUTES = 10
 INVITE_HOURS = (1, 720)
 PASSWORD_LENGTH = (12, 256)
 SESSION_SEEN_SECONDS = 60  # between two updates of a session's last_seen
 REFUSAL_LOG_SECONDS = 600  # between two lines in audit.log about refused passwords of one account
+HASH_QUEUE_LENGTH = 64  # at 76 ms for a hash the last one waits for 5 s
+HASH_QUEUE_LENGTH_PER_KEY = 24
+HASH_QUEUE_RETRY_SECONDS = 5
 
 # OWASP's second recommended set for Argon2id: 46 MiB, one pass, one lane; 76 ms where the library's default takes 297.
 _HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=47104, parallelism=1)
@@ -182,7 +187,7 @@ class Auth:
         self._key = key.encode()
         self._signer = itsdangerous.Signer(key, salt="fireside.session", digest_method=hashlib.sha256)
         # Each hash takes 46 MiB and a core, so two run at a time: one for known users and one for strangers.
-        self._known_users, self._strangers = Queue(), Queue()
+        self._known_users, self._strangers = Slots(1), Slots(1)
 
     async def start(self) -> None:
         """Delete expired sessions. While there is no user, read or create the bootstrap token."""
@@ -364,15 +369,22 @@ class Auth:
         audit("password changed", identity.user, address)
 
     @contextlib.asynccontextmanager
-    async def _attempt(self, queue: Queue, *keys: str) -> AsyncIterator[None]:
+    async def _attempt(self, queue: Slots, *keys: str) -> AsyncIterator[None]:
         """Wait for a turn to hash a password, and count a failure of the block. Raises RateLimited."""
         self.throttle.check(*keys)  # before waiting, so that the queue is free for others
-        async with queue.turn(keys[0]):
+        async with self._turn(queue, keys[0]):
             with self.throttle.attempt(*keys):
                 yield
 
+    @staticmethod
+    def _turn(queue: Slots, key: str) -> contextlib.AbstractAsyncContextManager[None]:
+        """Return the context of a turn in the queue. Raises RateLimited when too many wait, in all or with this key."""
+        if queue.waiting() >= HASH_QUEUE_LENGTH or queue.waiting(key) >= HASH_QUEUE_LENGTH_PER_KEY:
+            raise RateLimited(HASH_QUEUE_RETRY_SECONDS)
+        return queue.slot(key)
+
     async def _hash(self, password: str, name: str) -> str:
-        async with self._known_users.turn(f"hash for {name}"):
+        async with self._turn(self._known_users, f"hash for {name}"):
             return await asyncio.to_thread(_HASHER.hash, password)
 
     async def _verify(self, stored: str, password: str) -> bool:

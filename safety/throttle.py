@@ -1,17 +1,13 @@
-"""Limits on signing in: failures by account and by address, and bounded queues for hashing passwords."""
+"""Limits on signing in: failures by account and by address."""
 
-import asyncio
 import contextlib
 import ipaddress
 import time
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 
 from ..errors import RateLimited, StorageUnavailable
 
-QUEUE_LENGTH = 64  # requests that wait in one queue; at 76 ms for a hash the last of them waits for 5 s
-QUEUE_RETRY_SECONDS = 5
-PLACES_PER_KEY = 24
 LOOPBACK_NETWORK = "loopback"
 
 
@@ -29,27 +25,6 @@ def network(address: str) -> str:
 
 def is_loopback(host: str) -> bool:
     return host == "localhost" or network(host.strip("[]")) == LOOPBACK_NETWORK
-
-
-class Queue:
-    """A lock with a bounded queue, in which each key has few places."""
-
-    def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._requests: Counter[str] = Counter()  # by key
-
-    @contextlib.asynccontextmanager
-    async def turn(self, key: str) -> AsyncIterator[None]:
-        """Wait for the lock and hold it. Raises RateLimited when the queue, or the places of the key, are full."""
-        if self._requests.total() > QUEUE_LENGTH or self._requests[key] >= PLACES_PER_KEY:
-            raise RateLimited(QUEUE_RETRY_SECONDS)
-        self._requests[key] += 1
-        try:
-            async with self._lock:
-                yield
-        finally:
-            self._requests[key] -= 1
-            self._requests += Counter()  # drops the keys that have none
 
 
 class Throttle:
@@ -94,7 +69,7 @@ class Throttle:
     def attempt(self, *keys: str) -> Iterator[None]:
         """Count an exception in the block as a failure of each key. A success clears the first key. Raises as `check`.
 
-        Attempts with the same key must not overlap if the number of guesses matters: Queue.turn keeps those apart that hash.
+        Attempts with the same key must not overlap if the number of guesses matters: Auth._attempt waits for a slot first.
         """
         self.check(*keys)
         try:

@@ -14,10 +14,11 @@ import argon2
 import httpx
 import pytest
 from fireside import auth
-from fireside.auth import Visitor, check_password, clean_username
+from fireside.auth import HASH_QUEUE_LENGTH, HASH_QUEUE_LENGTH_PER_KEY, Auth, Visitor, check_password, clean_username
 from fireside.db import ago
 from fireside.errors import Invalid, RateLimited, StorageUnavailable
-from fireside.safety.throttle import PLACES_PER_KEY, QUEUE_LENGTH, Queue, Throttle
+from fireside.safety.queue import Slots
+from fireside.safety.throttle import Throttle
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -190,7 +191,7 @@ async def test_known_address_is_not_delayed_by_a_thousand_strangers(running: Run
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     waiting = [task for task in strangers if not task.done()]
-    assert len(waiting) <= QUEUE_LENGTH + 1, "the others were refused immediately"
+    assert len(waiting) <= HASH_QUEUE_LENGTH + 1, "the others were refused immediately"
     assert all(isinstance(task.exception(), RateLimited) for task in strangers if task.done())
     await log_in("ann", PASSWORD, home)
     assert sum(task.done() for task in waiting) <= 10, "Ann's hash did not wait for theirs"
@@ -672,14 +673,14 @@ async def test_generated_bootstrap_token_is_deleted_after_use(tmp_path: Path) ->
 
 
 async def test_one_account_cannot_fill_the_password_queue() -> None:
-    queue = Queue()
+    queue = Slots(1)
     release = asyncio.Event()
 
     async def attempt(key: str) -> None:
-        async with queue.turn(key):
+        async with Auth._turn(queue, key):
             await release.wait()
 
-    attempts = [asyncio.create_task(attempt("bob")) for _ in range(PLACES_PER_KEY)]
+    attempts = [asyncio.create_task(attempt("bob")) for _ in range(1 + HASH_QUEUE_LENGTH_PER_KEY)]
     await asyncio.sleep(0)
     with pytest.raises(RateLimited):
         await attempt("bob")

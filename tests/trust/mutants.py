@@ -240,13 +240,13 @@ MUTANTS = (
     Mutant(
         "auth.py",
         'self._attempt(self._known_users, f"password {identity.user.id}")',
-        "self._known_users.turn()",
+        'self._turn(self._known_users, "")',
         (SECURITY,),
     ),
     Mutant(
         "auth.py",
         'self._attempt(self._known_users, f"names for invite {digest(code).hex()}")',
-        "self._known_users.turn()",
+        'self._turn(self._known_users, "")',
         (AUTH, "-k", "few_names"),
     ),
     Mutant(
@@ -255,9 +255,7 @@ MUTANTS = (
         "",
         (AUTH, "-k", "thousand_strangers"),
     ),
-    Mutant(
-        "safety/throttle.py", "if self._requests.total() > QUEUE_LENGTH or", "if", (AUTH, "-k", "thousand_strangers")
-    ),
+    Mutant("auth.py", "if queue.waiting() >= HASH_QUEUE_LENGTH or", "if", (AUTH, "-k", "thousand_strangers")),
     Mutant("safety/throttle.py", "if self.is_known(name, address):", "if False:", (SECURITY,)),
     Mutant("safety/throttle.py", "if wait > 0:", "if False:", (AUTH, "-k", "five_failures")),
     Mutant("safety/throttle.py", "        self.check(*keys)\n        try:", "        try:", (AUTH, "-k", "at_once")),
@@ -363,7 +361,7 @@ MUTANTS = (
     ),
     Mutant(
         "queries/generations.py",
-        '        owned(conn, user_id, row[0] if row else 0)\n    except NotFound:\n        raise NotFound("generation")',
+        '        owned(conn, user_id, row["conversation_id"] if row else 0)\n    except NotFound:\n        raise NotFound("generation")',
         '        row or owned(conn, user_id, 0)\n    except NotFound:\n        raise NotFound("generation")',
         (QUERIES, "tests/system/test_resume.py"),
     ),
@@ -377,11 +375,11 @@ MUTANTS = (
         "queries/messages.py", "        _message_of(conn, conversation_id, parent_id)\n", "        pass\n", (QUERIES,)
     ),
     Mutant(
-        "chat/hub.py", "if generation is None or generation.user_id != user_id:", "if generation is None:", (AUTHZ,)
+        "chat/hub.py", "generation is None or generation.job.user_id != user_id or", "generation is None or", (AUTHZ,)
     ),
     Mutant(
         "chat/hub.py",
-        "if generation is not None and generation.user_id == user_id:",
+        "if generation is not None and generation.job.user_id == user_id:",
         "if generation is not None:",
         (AUTHZ, "tests/system/test_resume.py", "tests/chat/test_hub.py"),
     ),
