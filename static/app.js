@@ -1,17 +1,22 @@
-// The page: who is signed in, which conversation the address names, the keyboard, and the theme.
+// The page: signing in, the conversation in the address, the account's menu, the keyboard, the theme.
 
-import { changed, get, onChange, post, session, signIn } from "./api.js";
+import { get, post, session, signIn } from "./api.js";
 import { Chat } from "./chat.js";
 import { forgetDrafts } from "./composer.js";
-import { h, icon, openMenu, toast } from "./dom.js";
+import { Conversation } from "./conversation.js";
+import { h } from "./dom.js";
+import { broadcast, on } from "./events.js";
+import { icon } from "./icons.js";
+import { ConversationList } from "./list.js";
 import { refreshModels } from "./models.js";
+import { openMenu, toast } from "./popups.js";
 import { Sidebar } from "./sidebar.js";
 
 const page = document.getElementById("page");
 const narrow = matchMedia("(max-width: 820px)");
-const THEME = "fireside.theme"; // "light", "dark" or absent: as the system has it
+const THEME = "fireside.theme"; // in localStorage: "light" or "dark"; absent: as the system
 
-export const theme = {
+const theme = {
   get current() {
     return localStorage.getItem(THEME) ?? "system";
   },
@@ -28,107 +33,110 @@ export const theme = {
 theme.apply();
 window.addEventListener("storage", (event) => event.key === THEME && theme.apply());
 
-let shell = null; // {chat, sidebar, node}, from the first sign-in on
+// ---- signing in
 
-/** The secret of a link, `#setup=...`, which is taken out of the address before anything else. */
+let shell = null; // from the first sign-in on
+
+/** Remove the secret of a link such as `#setup=...` from the address. Returns {kind, secret}, both null without one. */
 function takeSecret() {
-  const [, kind, secret] = /^#(setup|invite|login)=(.+)$/.exec(location.hash) ?? [];
+  const [, kind = null, secret = null] = /^#(setup|invite|login)=(.+)$/.exec(location.hash) ?? [];
   if (kind) history.replaceState(null, "", "/");
-  return { kind: kind ?? null, secret: secret ? decoded(secret) : null };
-}
-
-/** Of a link that was damaged on its way the secret is what is written there: the server says that it is none. */
-function decoded(secret) {
   try {
-    return decodeURIComponent(secret);
+    return { kind, secret: secret && decodeURIComponent(secret) };
   } catch {
-    return secret;
+    return { kind, secret }; // a damaged link: the server refuses it
   }
 }
 
-async function begin() {
+async function start() {
   const { kind, secret } = takeSecret();
   if (kind === null || kind === "login") {
     try {
       signIn(await get("/auth/me"));
-      return enter();
+      return showShell();
     } catch (error) {
-      if (error.status === 0) return whenBack(begin);
+      if (error.status === 0) return waitForServer();
     }
   }
-  await knock(kind, secret);
+  await showSignIn(kind, secret);
 }
 
-/** Asks who is there, then enters. */
-async function knock(kind = null, secret = null) {
+async function showSignIn(kind = null, secret = null) {
   session.user = null;
   document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
   document.title = "Fireside";
-  const { signInScreen } = await import("./account.js");
+  const { signInScreen } = await import("./signin.js");
   await signInScreen(page, kind, secret);
-  changed("session");
-  enter();
+  broadcast("session");
+  showShell();
 }
 
-function whenBack(again) {
+function waitForServer() {
   page.replaceChildren(h("main", { class: "welcome", role: "status" }, icon("flame"),
-    h("h1", {}, "Fireside is not running"), h("p", {}, "Start it, and this page goes on by itself.")));
-  const stop = onChange("online", () => {
-    stop();
-    again();
+    h("h1", {}, "Fireside is not running"), h("p", {}, "Start it. This page then continues by itself.")));
+  const stopListening = on("online", () => {
+    stopListening();
+    start();
   });
 }
 
-function enter() {
-  if (shell && shell.user !== session.user.id) return location.reload(); // nothing of the one before stays
-  shell ??= buildShell();
+function showShell() {
+  if (shell && shell.userId !== session.user.id) return location.reload(); // nothing of the previous user stays in memory
+  shell ??= new Shell();
   page.replaceChildren(shell.node);
-  shell.sidebar.refresh();
-  refreshModels().catch(() => {}); // the page says by itself that the server is gone
-  route();
+  shell.sidebar.showAccount();
+  shell.list.refresh();
+  refreshModels().catch(() => {}); // the banner shows that the server cannot be reached
+  followAddress();
 }
 
-function buildShell() {
-  const openList = (open) => {
-    shell.node.classList.toggle("list-open", open);
-    shell.sidebar.node.inert = narrow.matches && !open;
-    if (open) shell.sidebar.node.focus();
-  };
-  const created = (id) => {
-    history.replaceState(null, "", `#/c/${id}`);
-    sidebar.current = id;
-  };
-  const chat = new Chat({ openMenu: () => openList(true), created });
-  const sidebar = new Sidebar({
-    open: (id) => {
-      sidebar.current = id; // at once: the address is followed a moment later
+on("signed-out", () => session.user && showSignIn());
+on("session", ({ elsewhere }) => elsewhere && location.reload());
+
+// ---- the page of a signed-in user
+
+class Shell {
+  userId = session.user.id;
+  conversation = new Conversation();
+  list = new ConversationList();
+
+  constructor() {
+    const openConversation = (id) => {
+      this.list.currentId = id; // at once: the address is followed a moment later
       location.hash = id === null ? "#/" : `#/c/${id}`;
-    },
-    account: openAccount,
-    close: () => openList(false),
-  });
-  narrow.addEventListener("change", () => openList(false));
-  sidebar.node.inert = narrow.matches;
-  sidebar.node.addEventListener("keydown", (event) => event.key === "Escape" && narrow.matches && openList(false));
-  const scrim = h("div", { class: "scrim", onclick: () => openList(false) });
-  return { chat, sidebar, user: session.user.id, openList, node: h("div", { class: "shell" }, sidebar.node, scrim, chat.node) };
+    };
+    this.chat = new Chat(this.conversation, { openList: () => this.showList(true) });
+    this.sidebar = new Sidebar(this.list, { open: openConversation, openAccount, close: () => this.showList(false) });
+    this.node = h("div", { class: "shell" },
+      this.sidebar.node, h("div", { class: "scrim", onclick: () => this.showList(false) }), this.chat.node);
+    this.conversation.on("created", (id) => {
+      history.replaceState(null, "", `#/c/${id}`);
+      this.list.currentId = id;
+    });
+    this.sidebar.node.inert = narrow.matches;
+    narrow.addEventListener("change", () => this.showList(false));
+    this.sidebar.node.addEventListener("keydown", (event) => event.key === "Escape" && narrow.matches && this.showList(false));
+  }
+
+  /** Show or hide the list on a narrow page, where it covers the chat. */
+  showList(shown) {
+    this.node.classList.toggle("list-open", shown);
+    this.sidebar.node.inert = narrow.matches && !shown;
+    if (shown) this.sidebar.node.focus();
+  }
 }
 
-function route() {
+function followAddress() {
   if (!shell || !session.user) return;
   const [, id, messageId] = /^#\/c\/(\d+)(?:\/m\/(\d+))?$/.exec(location.hash) ?? [];
-  shell.sidebar.current = id ? Number(id) : null;
+  shell.list.currentId = id ? Number(id) : null;
   shell.chat.open(id ? Number(id) : null, messageId ? Number(messageId) : null);
 }
 
-window.addEventListener("hashchange", () => (/^#(setup|invite|login)=/.test(location.hash) ? begin() : route()));
-onChange("signed-out", () => session.user && knock());
-onChange("session", ({ elsewhere }) => elsewhere && location.reload());
+window.addEventListener("hashchange", () => (/^#(setup|invite|login)=/.test(location.hash) ? start() : followAddress()));
 
-// ---- the account's menu
-
-function openAccount(button) {
-  openMenu(button, [
+function openAccount(anchor) {
+  openMenu(anchor, [
     { icon: "gear", label: "Settings", act: () => openSettings("general") },
     { icon: "trash", label: "Bin", act: () => openSettings("bin") },
     { icon: "keys", label: "Keyboard shortcuts", act: openShortcuts },
@@ -136,10 +144,8 @@ function openAccount(button) {
   ]);
 }
 
-async function openSettings(section) {
-  const { openSettings: open } = await import("./settings.js");
-  open(section, { theme });
-}
+const openSettings = async (section) => (await import("./settings.js")).openSettings(section, { theme });
+const openShortcuts = async () => (await import("./shortcuts.js")).openShortcuts();
 
 async function signOut() {
   try {
@@ -149,34 +155,31 @@ async function signOut() {
   }
   forgetDrafts();
   session.user = null;
-  changed("session");
+  broadcast("session");
   location.assign("/");
 }
 
-// ---- the keyboard
-
-async function openShortcuts() {
-  const { showShortcuts } = await import("./shortcuts.js");
-  showShortcuts();
-}
+// ---- the keyboard; shortcuts.js lists it for the user
 
 function shortcut(event) {
-  const { chat, sidebar, openList } = shell;
-  const mod = (event.ctrlKey || event.metaKey) && !event.altKey;
-  const writing = event.target.closest("input, textarea, select, [contenteditable]");
+  const { chat, conversation, sidebar } = shell;
+  const command = (event.ctrlKey || event.metaKey) && !event.altKey;
+  const isTyping = event.target.closest("input, textarea, select, [contenteditable]");
   const key = event.key.toLowerCase();
-  if (mod && !event.shiftKey && key === "k") {
-    openList(true);
-    return () => sidebar.search.focus();
+  if (command && !event.shiftKey && key === "k") {
+    return () => {
+      shell.showList(true);
+      sidebar.search.focus();
+    };
   }
-  if (mod && event.shiftKey && key === "o") return () => { sidebar.open(null); };
-  if (mod && event.shiftKey && key === "enter") return () => chat.retry();
-  if (mod && event.shiftKey && key === "c" && !String(getSelection())) return () => chat.copyLast();
-  if (mod && !event.shiftKey && key === ".") return () => chat.head.pickModel();
-  if (event.altKey && !mod && key === "arrowup") return () => sidebar.step(-1);
-  if (event.altKey && !mod && key === "arrowdown") return () => sidebar.step(1);
-  if (key === "escape" && chat.busy) return () => chat.stop();
-  if (key === "?" && !writing) return openShortcuts;
+  if (command && event.shiftKey && key === "o") return () => sidebar.open(null);
+  if (command && event.shiftKey && key === "enter") return () => conversation.retry();
+  if (command && event.shiftKey && key === "c" && !String(getSelection())) return () => chat.copyLast();
+  if (command && !event.shiftKey && key === ".") return () => chat.head.pickModel();
+  if (event.altKey && !command && key === "arrowup") return () => sidebar.step(-1);
+  if (event.altKey && !command && key === "arrowdown") return () => sidebar.step(1);
+  if (key === "escape" && conversation.busy) return () => conversation.stop();
+  if (key === "?" && !isTyping) return openShortcuts;
   return null;
 }
 
@@ -188,4 +191,4 @@ document.addEventListener("keydown", (event) => {
   act();
 });
 
-begin();
+start();

@@ -1,13 +1,16 @@
-// Where one writes: the box that grows, what is attached, the draft that survives, and how full the context is.
+// The box to write a message in: the draft, the attached files, the button to send or stop, and how full the context is.
 
 import { session } from "./api.js";
-import { announce, debounce, h, icon, iconButton, number, toast } from "./dom.js";
+import { h } from "./dom.js";
+import { debounce } from "./events.js";
+import { number } from "./format.js";
+import { icon, iconButton } from "./icons.js";
+import { announce, toast } from "./popups.js";
 
-// A draft lives in localStorage, under the user's id, until it is sent or the user signs out: a closed tab, a crash or an
-// expired session loses nothing, and the next user of this browser does not see it. It never leaves the browser.
+// A draft stays in localStorage until it is sent or the user signs out: it survives a crash and an expired session.
 const draftKey = (userId, conversationId) => `fireside.draft.${userId}.${conversationId ?? "new"}`;
 
-/** Removes the drafts of the user who is signed in. */
+/** Remove the drafts of the signed-in user. */
 export function forgetDrafts() {
   const prefix = draftKey(session.user.id, "");
   for (const key of Object.keys(localStorage)) {
@@ -15,84 +18,69 @@ export function forgetDrafts() {
   }
 }
 
-// What the server takes with a message.
+// Limits of the server for one message.
 const MAX_IMAGES = 8;
 const MAX_CHARACTERS = 200_000;
 
 const touch = matchMedia("(hover: none) and (pointer: coarse)");
 
-/** `send(text, images)` resolves to whether it was sent, having said why not; `stop()` stops the answer; `editLast()` opens the last question. */
 export class Composer {
-  #userId = session.user.id; // kept: when a session has ended, what is typed next is still saved
+  #userId = session.user.id; // also after the session has ended
   #conversationId = null;
-  #attached = []; // images {name, media_type, data} and texts {name, block}
-  #elsewhere = new Map(); // what is attached in other conversations, by their ids, as long as the page lives
-  #attaching = null; // the promise of those that are being read
-  #sees = true; // whether images may be attached: false only for a model that is known to see none
+  #files = []; // attached images {name, media_type, data} and texts {name, block}
+  #otherFiles = new Map(); // those of other conversations by id
+  #reading = null; // the promise of files that are being read
+  #acceptsImages = true;
   #busy = false;
-  #sending = null; // {id}: the conversation whose text is on its way
+  #sending = null; // {id}: the conversation whose message is being sent
 
-  /** `toEnd`: the button that leads to the end of what lies above, where it would cover what is read. */
+  /** `send(text, images)` resolves to whether it was sent. `toEnd` is the button that scrolls to the end: here it covers no text. */
   constructor({ send, stop, editLast }, toEnd) {
     this.send = send;
-    this.stop = stop;
     this.editLast = editLast;
     this.area = h("textarea", {
       rows: "1", placeholder: "Write a message", "aria-label": "Message", dir: "auto", enterkeyhint: touch.matches ? "enter" : "send",
-      oninput: () => this.#edited(), onkeydown: (event) => this.#key(event),
-      onpaste: (event) => {
-        const { files, types } = event.clipboardData;
-        if (!(types.includes("text/plain") && types.includes("text/html"))) this.#attach(files, event); // an office program adds a picture of it
-      },
+      oninput: () => this.#edited(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event),
     });
     this.chips = h("div", { class: "chips" });
-    this.file = h("input", {
+    const input = h("input", {
       type: "file", multiple: true, hidden: true, "aria-label": "Files to attach",
       onchange: () => {
-        this.#attach([...this.file.files]);
-        this.file.value = "";
+        this.#attach([...input.files]);
+        input.value = "";
       },
     });
-    this.attachButton = iconButton("clip", "Attach files", () => this.file.click());
     this.meter = h("div", { class: "meter", role: "meter", "aria-label": "Context used", "aria-valuemin": "0", hidden: true },
       h("span", { class: "bar" }, h("span", {})), h("span", { class: "amount" }));
     this.button = h("button", { type: "submit", class: "send" });
     this.hint = h("p", { class: "hint" });
     const onsubmit = (event) => {
       event.preventDefault();
-      if (this.#busy) this.stop();
+      if (this.#busy) stop();
       else this.#send();
     };
     this.node = h("form", { class: "composer", onsubmit },
       h("div", { class: "box", onclick: (event) => event.target === event.currentTarget && this.area.focus() },
         this.chips, this.area,
-        h("div", { class: "row" }, this.attachButton, this.file, this.meter, toEnd, this.button)),
+        h("div", { class: "row" }, iconButton("clip", "Attach files", () => input.click()), input, this.meter, toEnd, this.button)),
       this.hint);
+    this.#acceptDrops();
     window.addEventListener("storage", (event) => this.#followDraft(event));
-    const settled = debounce(200, () => this.node.classList.remove("dropping"));
-    window.addEventListener("dragover", (event) => {
-      if (!event.dataTransfer.types.includes("Files")) return;
-      event.preventDefault(); // else the browser leaves the page for the file
-      if (!this.#present) return;
-      this.node.classList.add("dropping");
-      settled();
-    });
-    window.addEventListener("drop", (event) => this.#present && this.#attach(event.dataTransfer.files, event));
     this.#draw();
   }
 
-  /** Shows the draft of this conversation (null: of a new one). */
+  /** Show the draft of a conversation; null: of a new one. */
   open(conversationId) {
-    this.#elsewhere.set(this.#conversationId, this.#attached);
-    this.#attached = this.#elsewhere.get(conversationId) ?? [];
-    this.#elsewhere.delete(conversationId);
+    this.#otherFiles.set(this.#conversationId, this.#files);
+    this.#files = this.#otherFiles.get(conversationId) ?? [];
+    this.#otherFiles.delete(conversationId);
     this.#conversationId = conversationId;
     this.area.value = localStorage.getItem(draftKey(this.#userId, conversationId)) ?? "";
-    this.#grow();
+    this.#resize();
     this.#draw();
   }
 
-  /** A new conversation got its id: its draft goes with it. */
+  /** The new conversation was created: its draft goes with it. */
   adopt(conversationId) {
     localStorage.removeItem(draftKey(this.#userId, null));
     this.#conversationId = conversationId;
@@ -100,7 +88,7 @@ export class Composer {
     this.#save();
   }
 
-  /** On a phone the keyboard would cover the page: there one taps. */
+  /** Not on a touch screen, where the keyboard would cover the page. */
   focus() {
     if (!touch.matches) this.area.focus({ preventScroll: true });
   }
@@ -110,13 +98,12 @@ export class Composer {
     this.#draw();
   }
 
-  /** Whether the model sees images; null or undefined where that is not known. */
-  set vision(sees) {
-    this.#sees = sees !== false;
-    if (sees === false && this.#images.length) {
-      this.#attached = this.#attached.filter(({ data }) => !data);
-      toast("This model sees no images: they were taken out.");
-    }
+  /** Whether the model sees images; null or undefined if that is unknown. */
+  set vision(seesImages) {
+    this.#acceptsImages = seesImages !== false;
+    if (this.#acceptsImages || !this.#images.length) return;
+    this.#files = this.#files.filter(({ data }) => !data);
+    toast("This model cannot see images, so they were not sent.");
     this.#draw();
   }
 
@@ -124,72 +111,62 @@ export class Composer {
     this.hint.textContent = text;
   }
 
-  /** How many tokens of how many the conversation took last; null where that is not known. */
+  /** In tokens; undefined if unknown. */
   showContext(used, size) {
     this.meter.hidden = !(used && size);
     if (this.meter.hidden) return;
     const share = Math.min(used / size, 1);
-    const told = `${number(used)} of ${number(size)} tokens`;
+    const amount = `${number(used)} of ${number(size)} tokens`;
     this.meter.classList.toggle("full", share > 0.85);
     this.meter.firstChild.firstChild.style.width = `${share * 100}%`;
     this.meter.lastChild.textContent = `${number(used)} / ${number(size)}`;
-    this.meter.title = `Context: ${told}. When it is full, the oldest messages are left out.`;
+    this.meter.title = `Context: ${amount}. When it is full, the oldest messages are left out.`;
     this.meter.setAttribute("aria-valuenow", Math.min(used, size));
     this.meter.setAttribute("aria-valuemax", size);
-    this.meter.setAttribute("aria-valuetext", told);
+    this.meter.setAttribute("aria-valuetext", amount);
   }
 
-  insert(text) {
-    this.area.value = text;
-    this.#edited();
-    this.focus();
-  }
-
-  /** The message, as it would be sent now. */
-  #content(attached = this.#attached) {
-    return [this.area.value.trim(), ...attached.map(({ block }) => block)].filter(Boolean).join("\n\n");
+  #content(files = this.#files) {
+    return [this.area.value.trim(), ...files.map(({ block }) => block)].filter(Boolean).join("\n\n");
   }
 
   get #images() {
-    return this.#attached.filter(({ data }) => data);
+    return this.#files.filter(({ data }) => data);
   }
 
   get #empty() {
     return !this.#content() && !this.#images.length;
   }
 
-  /** Whether this is what one has before oneself. */
-  get #present() {
-    return this.node.isConnected && !document.querySelector("dialog[open]");
-  }
-
   async #send() {
     if (this.#sending) return;
     const sending = (this.#sending = { id: this.#conversationId });
     this.area.readOnly = true;
-    await this.#attaching;
+    await this.#reading;
     const sent = sending.id === this.#conversationId && await this.#sendContent();
     this.#sending = null;
     this.area.readOnly = false;
     if (!sent) return;
-    if (sending.id !== this.#conversationId) { // the box is another's by now
+    if (sending.id !== this.#conversationId) { // another one was opened meanwhile
       localStorage.removeItem(draftKey(this.#userId, sending.id));
-      return this.#elsewhere.delete(sending.id);
+      return this.#otherFiles.delete(sending.id);
     }
     this.area.value = "";
-    this.#attached = [];
+    this.#files = [];
     this.#edited();
   }
 
   async #sendContent() {
     const content = this.#content();
-    const fits = content.length <= MAX_CHARACTERS;
-    if (!fits) toast(`Too long: ${number(content.length)} characters, and a message takes ${number(MAX_CHARACTERS)}.`);
-    return fits && !this.#empty && this.send(content, this.#images);
+    if (content.length > MAX_CHARACTERS) {
+      toast(`The message has ${number(content.length)} characters. At most ${number(MAX_CHARACTERS)} can be sent.`);
+      return false;
+    }
+    return !this.#empty && this.send(content, this.#images);
   }
 
   #key(event) {
-    if (event.isComposing || event.keyCode === 229) return; // Enter ends what an input method composes
+    if (event.isComposing || event.keyCode === 229) return; // Enter belongs to the input method
     const command = event.ctrlKey || event.metaKey;
     if (event.key === "Enter" && !event.shiftKey && (command || (!event.altKey && !touch.matches))) {
       event.preventDefault();
@@ -202,7 +179,7 @@ export class Composer {
 
   #edited() {
     this.#save();
-    this.#grow();
+    this.#resize();
     this.#draw();
   }
 
@@ -212,19 +189,19 @@ export class Composer {
       if (this.area.value) localStorage.setItem(key, this.area.value);
       else localStorage.removeItem(key);
     } catch {
-      // The storage is full: this draft lives as long as the page.
+      // The storage is full: the draft is lost when the page is closed.
     }
   }
 
-  /** Another tab sent what this one still shows as a draft. */
+  /** Empty the box if another tab sent the same draft. */
   #followDraft({ key, oldValue, newValue }) {
     if (!session.user || key !== draftKey(this.#userId, this.#conversationId) || newValue !== null || this.area.value !== oldValue) return;
     this.area.value = "";
-    this.#grow();
+    this.#resize();
     this.#draw();
   }
 
-  #grow() {
+  #resize() {
     this.area.style.height = "auto";
     this.area.style.height = `${this.area.scrollHeight}px`;
   }
@@ -237,34 +214,55 @@ export class Composer {
       this.button.title = this.#busy ? "Stop (Esc)" : "Send (Enter)";
     }
     this.button.disabled = !this.#busy && this.#empty;
-    this.chips.replaceChildren(...this.#attached.map((one) => h("span", { class: "chip" },
-      icon(one.data ? "image" : "file"), h("span", {}, one.name),
-      iconButton("close", `Remove ${one.name}`, () => {
-        this.#attached.splice(this.#attached.indexOf(one), 1);
+    this.chips.replaceChildren(...this.#files.map((file) => h("span", { class: "chip" },
+      icon(file.data ? "image" : "file"), h("span", {}, file.name),
+      iconButton("close", `Remove ${file.name}`, () => {
+        this.#files.splice(this.#files.indexOf(file), 1);
         this.#draw();
         this.focus();
       }))));
   }
 
+  // ---- attaching files
+
+  #acceptDrops() {
+    const isUsable = () => this.node.isConnected && !document.querySelector("dialog[open]");
+    const leave = debounce(200, () => this.node.classList.remove("dropping"));
+    window.addEventListener("dragover", (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
+      event.preventDefault(); // otherwise the browser opens a dropped file in place of the page
+      if (!isUsable()) return;
+      this.node.classList.add("dropping");
+      leave();
+    });
+    window.addEventListener("drop", (event) => isUsable() && this.#attach(event.dataTransfer.files, event));
+  }
+
+  #paste(event) {
+    const { files, types } = event.clipboardData;
+    const isOfficeText = types.includes("text/plain") && types.includes("text/html"); // it comes with a picture of the text
+    if (!isOfficeText) this.#attach(files, event);
+  }
+
   #attach(files, event = null) {
     if (!files.length) return;
     event?.preventDefault();
-    this.#attaching = Promise.all([this.#attaching, this.#read([...files])]);
+    this.#reading = Promise.all([this.#reading, this.#readFiles([...files])]);
   }
 
-  async #read(files) {
-    const attached = this.#attached; // to this message, whichever is written once they are read
+  async #readFiles(files) {
+    const attached = this.#files; // also if another conversation is opened meanwhile
     const reader = await import("./files.js").catch(() => null);
     if (!reader) return toast("Not attached: Fireside cannot be reached.");
     for (const file of files) {
       try {
-        const unfit = () => new Error(`${file.name} does not fit: a message takes ${number(MAX_CHARACTERS)} characters.`);
-        if (!reader.isImage(file) && file.size > MAX_CHARACTERS * 4) throw unfit(); // bytes: not worth reading
+        const tooLong = () => new Error(`${file.name} is too long: a message can have at most ${number(MAX_CHARACTERS)} characters.`);
+        if (!reader.isImage(file) && file.size > MAX_CHARACTERS * 4) throw tooLong(); // a character has at most 4 bytes
         const one = await reader.attachment(file);
-        const together = [...attached, one];
-        if (one.data && !this.#sees) throw new Error("This model sees no images.");
-        if (together.filter(({ data }) => data).length > MAX_IMAGES) throw new Error(`At most ${MAX_IMAGES} images fit in one message.`);
-        if (this.#content(together).length > MAX_CHARACTERS) throw unfit();
+        const all = [...attached, one];
+        if (one.data && !this.#acceptsImages) throw new Error("This model cannot see images.");
+        if (all.filter(({ data }) => data).length > MAX_IMAGES) throw new Error(`A message can have at most ${MAX_IMAGES} images.`);
+        if (this.#content(all).length > MAX_CHARACTERS) throw tooLong();
         attached.push(one);
         announce(`${one.name} attached`);
       } catch (refusal) {

@@ -1,29 +1,41 @@
-// The bar above the messages: the title, which model is asked, and the way to the conversation's settings.
+// The bar above the messages: the title, the model, and the button of the conversation's settings.
 
 import { get } from "./api.js";
-import { button, h, icon, iconButton, renameInPlace, toast } from "./dom.js";
-import { asked, chosen, label, providers, remember, stateDot } from "./models.js";
+import { button, h } from "./dom.js";
+import { icon, iconButton } from "./icons.js";
+import { chosenModel, modelFields, modelName, providers, rememberModel } from "./models.js";
+import { renameInPlace, toast } from "./popups.js";
+
+export const MODEL_STATES = { loaded: "Loaded", loading: "Loading", "not-loaded": "Not loaded" };
+
+export function stateDot(model, online = true) {
+  const state = online ? model?.state ?? "unknown" : "offline";
+  return h("span", { class: `dot ${state}`, title: online ? MODEL_STATES[state] : "Offline" });
+}
 
 export class Head {
-  closePanel = null; // while the side panel is open
+  #closePanel = null; // while the side panel is open
 
-  constructor(chat, openMenu) {
-    this.chat = chat;
-    this.title = button("", () => this.rename(), { class: "title", title: "Rename" });
+  /** `openList` shows the list on a narrow page. `onPick` is called when a model was chosen. */
+  constructor(conversation, { openList, onPick }) {
+    this.conversation = conversation;
+    this.onPick = onPick;
+    this.title = button("", () => this.#rename(), { class: "title", title: "Rename" });
     this.model = button("", () => this.pickModel(), { class: "pill", "aria-haspopup": "dialog" });
-    this.settings = iconButton("sliders", "Conversation settings", () => this.openPanel(), { "aria-expanded": "false" });
+    this.settings = iconButton("sliders", "Conversation settings", () => this.#togglePanel(), { "aria-expanded": "false" });
     this.node = h("header", { class: "top" },
-      iconButton("menu", "Conversations", openMenu, { class: "quiet narrow" }), h("h1", {}, this.title), this.model, this.settings);
+      iconButton("menu", "Conversations", openList, { class: "quiet narrow" }), h("h1", {}, this.title), this.model, this.settings);
+    conversation.on("leaving", () => this.#saveEdits());
   }
 
   draw() {
-    const { id, conversation } = this.chat;
-    this.title.textContent = conversation?.title ?? (id === null ? "New chat" : "");
-    this.title.disabled = !conversation;
-    this.settings.disabled = id !== null && !conversation; // they would be shown empty, and saved so
-    document.title = conversation?.title ?? "Fireside";
-    const choice = chosen(conversation);
-    const name = label(choice) || (providers ? "No model" : "Models");
+    const { id, details } = this.conversation;
+    this.title.textContent = details?.title ?? (id === null ? "New chat" : "");
+    this.title.disabled = !details;
+    this.settings.disabled = id !== null && !details; // they would be shown empty, and saved so
+    document.title = details?.title ?? "Fireside";
+    const choice = chosenModel(details);
+    const name = modelName(choice) || (providers ? "No model" : "Models");
     const offline = choice && !choice.provider?.online;
     const dot = stateDot(choice?.model, !offline);
     this.model.replaceChildren(dot, h("span", {}, name), icon("down"));
@@ -31,31 +43,37 @@ export class Head {
     this.model.setAttribute("aria-label", `Model: ${name}`);
   }
 
-  rename() {
-    renameInPlace(this.title, this.chat.conversation.title, (title) => this.chat.change({ title }));
-  }
-
-  /** Saves what is being changed, before another conversation is shown. */
-  leave() {
-    this.node.querySelector(".rename")?.blur();
-    this.closePanel?.();
-  }
-
   async pickModel() {
     const { openPicker } = await import("./picker.js");
-    openPicker(chosen(this.chat.conversation), async (choice) => {
-      remember(choice);
-      if (this.chat.conversation) await this.chat.change(asked(choice));
-      else this.chat.drawAround();
-      this.chat.composer.focus();
+    openPicker(chosenModel(this.conversation.details), async (choice) => {
+      rememberModel(choice);
+      if (this.conversation.details) await this.conversation.change(modelFields(choice));
+      this.onPick();
     });
   }
 
-  async openPanel() {
-    const fresh = this.chat.id === null && !this.closePanel;
+  #rename() {
+    renameInPlace(this.title, this.conversation.details.title, (title) => this.conversation.change({ title }));
+  }
+
+  #saveEdits() {
+    this.node.querySelector(".rename")?.blur();
+    this.#closePanel?.();
+  }
+
+  async #togglePanel() {
+    if (this.#closePanel) return this.#closePanel();
+    const { conversation, settings } = this;
     try {
-      const [{ togglePanel }, defaults] = await Promise.all([import("./panel.js"), fresh ? get("/defaults") : {}]);
-      if (!this.settings.disabled) togglePanel(this, defaults); // else another conversation was opened meanwhile
+      const [{ openPanel }, defaults] = await Promise.all([import("./panel.js"), conversation.id === null ? get("/defaults") : {}]);
+      if (settings.disabled || this.#closePanel) return; // meanwhile another conversation was opened, or this panel
+      const close = openPanel(conversation, defaults, this.node.parentElement, () => {
+        this.#closePanel = null;
+        settings.setAttribute("aria-expanded", "false");
+        settings.focus();
+      });
+      this.#closePanel = close;
+      settings.setAttribute("aria-expanded", "true");
     } catch (error) {
       toast(error.message);
     }

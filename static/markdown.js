@@ -1,7 +1,9 @@
 // Rendered Markdown. The server makes the tree (web/markdown.py), this makes the nodes: from an allow-list, with createElement.
 
 import { post } from "./api.js";
-import { copyButton, h, iconButton } from "./dom.js";
+import { copyButton } from "./clipboard.js";
+import { h } from "./dom.js";
+import { iconButton } from "./icons.js";
 
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 const words = (text) => new Set(text.split(" "));

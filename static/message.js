@@ -1,14 +1,14 @@
-// One message: a question as it was typed, or an answer with its reasoning, its state and its figures.
+// The view of a message: a question as it was typed, or an answer with its reasoning, its state and its figures.
 
-import { arrange, button, copyButton, counted, h, icon, iconButton, number, seconds, timeNode } from "./dom.js";
+import { copyButton } from "./clipboard.js";
+import { arrange, button, h } from "./dom.js";
+import { counted, duration, number, timeNode } from "./format.js";
+import { icon, iconButton } from "./icons.js";
 import { Markdown } from "./markdown.js";
 
-const LONG_QUESTION = 1500; // characters; a longer one is folded
+const FOLDED_QUESTION_LENGTH = 1500; // characters
 
-/**
- * `actions`: what a message can ask of the conversation: `select(id)` another version, `edit(message, text)`, `retry(message)`,
- * `goOn()`. A message that has changed comes to `update` as another object: for the same one nothing is drawn anew.
- */
+/** `actions`: `select(id)` another version, `edit(message, text)`, `retry(message)`, `continueAnswer()`. */
 export function messageView(message, actions) {
   return message.role === "user" ? new Question(message, actions) : new Answer(message, actions);
 }
@@ -19,9 +19,9 @@ class Question {
 
   constructor(message, actions) {
     this.#actions = actions;
-    const { own, files } = parts(message.content);
+    const { typed, files } = splitContent(message.content);
     this.bubble = h("div", { class: "bubble", dir: "auto" },
-      message.images?.map(imageNode), own !== "" && questionText(own), files.map(fileNode));
+      message.images?.map(imageNode), typed !== "" && questionText(typed), files.map(fileNode));
     this.editButton = iconButton("edit", "Edit question", () => this.edit());
     this.foot = h("footer", {},
       timeNode(message.created_at),
@@ -39,10 +39,7 @@ class Question {
     arrange(this.#versions, versionSwitch(message, this.#actions.select));
   }
 
-  /**
-   * Puts a text box in the question's place. Sending it makes a branch: the old question stays as a version. Who leaves it is
-   * `back` where they came from.
-   */
+  /** Put a text box in the question's place. Sending it makes a branch: the old question stays as a version. Cancelling focuses `back`. */
   edit(back = this.editButton) {
     if (this.editor) return this.editor.querySelector("textarea").focus();
     const area = h("textarea", { "aria-label": "Edited question", rows: "3" }, this.message.content);
@@ -50,7 +47,7 @@ class Question {
       this.editor = null;
       this.node.replaceChildren(this.bubble, this.foot);
     };
-    const leave = () => {
+    const cancel = () => {
       close();
       back.focus();
     };
@@ -62,7 +59,7 @@ class Question {
       if (event.isComposing) return;
       if (event.key === "Escape") {
         event.stopPropagation();
-        leave();
+        cancel();
       } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
         event.preventDefault();
         send();
@@ -70,7 +67,7 @@ class Question {
     };
     this.editor = h("div", { class: "editor", onkeydown }, area,
       h("div", { class: "row" }, h("small", {}, "The first version is kept."),
-        button("Cancel", leave), button("Send", send, { class: "primary" })));
+        button("Cancel", cancel), button("Send", send, { class: "primary" })));
     this.node.replaceChildren(this.editor);
     area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight / 2)}px`;
     area.focus();
@@ -78,10 +75,7 @@ class Question {
   }
 }
 
-/**
- * A text file as it stands in a message: headed by its name, in a fence that nothing in it closes. The fence always names a
- * language, so that what somebody heads with a word and fences themselves is not taken for a file.
- */
+/** A text file as a part of a message. Its fence always names a language, unlike most code blocks that a person types below a heading. */
 export function block(name, text) {
   const longest = (text.match(/`{3,}/g) ?? []).reduce((most, { length }) => Math.max(most, length), 2);
   const fence = "`".repeat(longest + 1);
@@ -89,22 +83,22 @@ export function block(name, text) {
   return `${name}:\n${fence}${language}\n${text}\n${fence}`;
 }
 
-/** What somebody wrote, and the files {name, text} whose blocks follow it. */
-function parts(content) {
+/** Split a message into what the person typed and the files {name, text} that follow. */
+function splitContent(content) {
   const files = [];
-  let own = content;
+  let typed = content;
   for (;;) {
-    const end = own.lastIndexOf("\n");
-    const fence = own.slice(end + 1);
-    const named = /^`{3,}$/.test(fence) ? own.lastIndexOf(`:\n${fence}`, end - 2) : -1;
-    if (named < 0) return { own, files };
-    const head = own.lastIndexOf("\n", named) + 1;
-    const name = own.slice(head, named);
-    const text = own.slice(own.indexOf("\n", named + 2) + 1, end);
-    const apart = head === 0 || own.slice(0, head).endsWith("\n\n");
-    if (!name || !apart || own.slice(head) !== block(name, text)) return { own, files };
+    const end = typed.lastIndexOf("\n");
+    const fence = typed.slice(end + 1);
+    const named = /^`{3,}$/.test(fence) ? typed.lastIndexOf(`:\n${fence}`, end - 2) : -1;
+    if (named < 0) return { typed, files };
+    const head = typed.lastIndexOf("\n", named) + 1;
+    const name = typed.slice(head, named);
+    const text = typed.slice(typed.indexOf("\n", named + 2) + 1, end);
+    const apart = head === 0 || typed.slice(0, head).endsWith("\n\n");
+    if (!name || !apart || typed.slice(head) !== block(name, text)) return { typed, files };
     files.unshift({ name, text });
-    own = own.slice(0, Math.max(0, head - 2));
+    typed = typed.slice(0, Math.max(0, head - 2));
   }
 }
 
@@ -118,7 +112,7 @@ function fileNode({ name, text }) {
 
 function questionText(content) {
   const text = h("div", { class: "text" }, content);
-  if (content.length < LONG_QUESTION) return text;
+  if (content.length < FOLDED_QUESTION_LENGTH) return text;
   text.classList.add("folded");
   const unfold = button("Show all", () => {
     unfold.textContent = text.classList.toggle("folded") ? "Show all" : "Show less";
@@ -138,8 +132,8 @@ class Answer {
   #phase = new Phase();
   #note = h("div", { class: "note" });
   #foot = h("footer", {});
-  #live = false; // it comes with a stream
-  #content = null; // of the finished text that is shown
+  #streaming = false; // its text comes from the stream
+  #content = null; // the finished text that is shown
   #last = false;
 
   constructor(message, actions) {
@@ -149,13 +143,13 @@ class Answer {
     this.update(message);
   }
 
-  /** What a screen reader says when the answer is done. */
-  get spoken() {
+  /** What a screen reader says at the end. */
+  get announcement() {
     if (this.message.status !== "complete") return `The answer ended. ${this.#note.querySelector("p")?.textContent ?? ""}`;
     return `Answer finished. ${this.#markdown.node.textContent.slice(0, 2000)}`;
   }
 
-  /** `last`: whether it is the path's last message, which alone can be gone on with. */
+  /** `last`: whether it is the path's last message. Only that one can be continued. */
   update(message, last = false) {
     if (message === this.message && last === this.#last) return;
     this.message = message;
@@ -164,11 +158,11 @@ class Answer {
     this.node.classList.toggle("generating", generating);
     this.node.setAttribute("aria-busy", String(generating));
     if (generating) {
-      const begins = !this.#live;
-      this.#live = true;
-      if (begins) this.restart(); // its text comes with the stream
-    } else if (this.#live || message.content !== this.#content) {
-      this.#live = false;
+      const begins = !this.#streaming;
+      this.#streaming = true;
+      if (begins) this.clear();
+    } else if (this.#streaming || message.content !== this.#content) {
+      this.#streaming = false;
       this.#content = message.content;
       this.#markdown.show(message.content, message.blocks ?? [["p", {}, message.content]]);
       this.#reasoning.show(message.reasoning ?? "", message.stats?.reasoning_ms);
@@ -179,33 +173,25 @@ class Answer {
     arrange(this.#foot, generating ? [] : this.#footer(message));
   }
 
-  /** Forgets what a stream has brought: the whole of it follows. */
-  restart() {
-    if (!this.#live) return;
+  /** Remove the streamed text: all of it follows again. */
+  clear() {
+    if (!this.#streaming) return;
     this.#markdown.clear();
     this.#reasoning.show("");
     this.#phase.show({ phase: "waiting" });
   }
 
-  // What still comes of a stream after its message was read whole is in it already.
-
-  progress(data) {
-    if (!this.#live) return;
-    if (data.phase === "generating") this.#phase.hide();
-    else this.#phase.show(data);
-  }
-
-  think(delta) {
-    if (!this.#live) return;
-    this.#phase.hide();
-    this.#reasoning.append(delta);
-  }
-
-  append(delta) {
-    if (!this.#live) return;
-    this.#phase.hide();
-    this.#reasoning.end();
-    this.#markdown.append(delta);
+  /** Show an event of the stream. Late ones change nothing once the finished message is shown. */
+  receive(event, data) {
+    if (!this.#streaming) return;
+    if (event === "reset") this.clear();
+    else if (event === "progress" && data.phase !== "generating") this.#phase.show(data);
+    else this.#phase.hide();
+    if (event === "reasoning") this.#reasoning.append(data.delta);
+    if (event === "delta") {
+      this.#reasoning.end();
+      this.#markdown.append(data.delta);
+    }
   }
 
   #notes(message, last) {
@@ -213,16 +199,16 @@ class Answer {
     const text = {
       error: error?.message ?? "The answer failed.",
       canceled: "Stopped.",
-      interrupted: "Fireside was stopped while this was written. What was there is kept.",
-    }[status] ?? (stats?.finish_reason === "length" && "The limit of tokens was reached.");
+      interrupted: "Fireside was stopped while this answer was written. The text so far was saved.",
+    }[status] ?? (stats?.finish_reason === "length" && "The token limit was reached.");
     if (!text) return [];
-    const goOn = last && message.content && button([icon("go-on"), "Continue"], () => this.#actions.goOn());
+    const resume = last && message.content && button([icon("continue"), "Continue"], () => this.#actions.continueAnswer());
     const retry = last && status !== "complete" && button([icon("retry"), "Try again"], () => this.#actions.retry(message));
     const failed = status === "error";
     return [h("div", { class: failed ? "failed" : "halted" },
       failed && icon("alert"),
       h("p", {}, text, failed && HELP[error?.code] && h("small", {}, HELP[error.code])),
-      h("span", { class: "row" }, goOn, retry))];
+      h("span", { class: "row" }, resume, retry))];
   }
 
   #footer(message) {
@@ -237,27 +223,27 @@ class Answer {
 
 const HELP = {
   PROVIDER_UNREACHABLE: "In LM Studio: Developer, then Start server.",
-  MODEL_NOT_LOADED: "Load it from the list of models, or let LM Studio load models as they are asked for.",
+  MODEL_NOT_LOADED: "Load it in the list of models, or let LM Studio load models when they are used.",
   CONTEXT_OVERFLOW: "Load the model with a larger context, or begin a new chat.",
 };
 
-/** What is said under an answer: each a text and its explanation. */
+/** The figures below an answer, each with its explanation. */
 function figures({ model, stats, token_usage: usage }) {
-  const found = [];
+  const shown = [];
   if (model) {
-    const asked = stats?.requested_model;
-    found.push([model, asked && asked !== model ? `Asked for ${asked}` : "The model that answered"]);
+    const requested = stats?.requested_model;
+    shown.push([model, requested && requested !== model ? `Requested: ${requested}` : "The model that answered"]);
   }
   if (stats?.omitted_images) {
-    found.push([`${counted(stats.omitted_images, "older image")} not sent`, "Only the newest images are sent: at most 32, of 32 MiB together"]);
+    shown.push([`${counted(stats.omitted_images, "older image")} not sent`, "Only the newest images are sent: at most 32 images, and at most 32 MiB in all"]);
   }
-  if (usage) found.push([counted(usage.completion_tokens, "token"), `${counted(usage.prompt_tokens, "token")} read`]);
-  if (stats?.tokens_per_second) found.push([`${number(stats.tokens_per_second, 1)} tok/s`, "Tokens a second, while it wrote"]);
+  if (usage) shown.push([counted(usage.completion_tokens, "token"), `${counted(usage.prompt_tokens, "token")} read`]);
+  if (stats?.tokens_per_second) shown.push([`${number(stats.tokens_per_second, 1)} tok/s`, "Tokens per second"]);
   if (stats?.ttft_ms != null) {
-    const first = stats.ttft_ms < 100 ? seconds(stats.ttft_ms) : `${number(stats.ttft_ms / 1000, 2)} s`;
-    found.push([`${first} to first token`, stats.total_ms ? `${seconds(stats.total_ms)} in all` : ""]);
+    const first = stats.ttft_ms < 100 ? duration(stats.ttft_ms) : `${number(stats.ttft_ms / 1000, 2)} s`;
+    shown.push([`${first} to first token`, stats.total_ms ? `${duration(stats.total_ms)} in all` : ""]);
   }
-  return found;
+  return shown;
 }
 
 function versionSwitch({ versions }, select) {
@@ -270,7 +256,7 @@ function versionSwitch({ versions }, select) {
     step("right", "Next version", index + 1))];
 }
 
-/** What a model thought aloud: folded, as plain text, with the time that it took. */
+/** The reasoning of a model, folded, as plain text, with the time that it took. */
 class Reasoning {
   #summary = h("span", {});
   #text = document.createTextNode("");
@@ -308,11 +294,11 @@ class Reasoning {
   #end(took) {
     this.#ended = true;
     this.node.classList.remove("thinking");
-    this.#summary.textContent = took == null ? "Thoughts" : `Thought for ${took < 100 ? "a moment" : seconds(took)}`;
+    this.#summary.textContent = took == null ? "Thoughts" : `Thought for ${took < 100 ? "a moment" : duration(took)}`;
   }
 }
 
-/** What goes on before the first token, with a bar. */
+/** What happens before the first token, with a progress bar. */
 class Phase {
   #label = h("span", {});
   #bar = h("progress", { "aria-label": "Progress" });
@@ -325,7 +311,7 @@ class Phase {
       queued: `Waiting in the queue${place ? `, place ${place}` : ""}`,
       loading: "Loading the model",
       prompt: share === null ? "Reading the conversation" : `Reading the conversation, ${number(share * 100)} %`,
-    }[phase] ?? "Asking the model";
+    }[phase] ?? "Waiting for the model";
     if (share === null) this.#bar.removeAttribute("value");
     else this.#bar.value = share;
   }

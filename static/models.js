@@ -1,58 +1,59 @@
-// Which models there are, which one is asked, and what to do while there is none.
+// The model servers and their models, and the model that a conversation asks.
 
-import { get, post, session, tell } from "./api.js";
-import { button, copyButton, h, icon, toast } from "./dom.js";
+import { get, Latest, post, session } from "./api.js";
+import { emit } from "./events.js";
 
-const CHOICE = "fireside.model"; // the last model picked in this browser, for new conversations
-const LOOK_EVERY = 3000; // ms, while there is no model, one is loading, or the server of one does not answer
-const LOOK_SELDOM = 15_000; // ms, while another server does not answer
+const CHOICE = "fireside.model"; // in localStorage: the model chosen last in this browser, for new conversations
+const POLL_MS = 3000; // while there is no model, one is loading, or a server with models does not answer
+const SLOW_POLL_MS = 15_000; // while another server does not answer
 
-/** As GET /providers last told; null until it has. */
+/** As GET /providers returned it last, or null. */
 export let providers = null;
-let asking = null;
+/** Whether LM Studio's server is being started from the page. */
+export let starting = false;
+const reads = new Latest();
 let timer = 0;
-let starting = false; // LM Studio's server, by the button
-let busy = null; // the id of a model that an answer is asked of
+let loadingId = null; // the model that is being loaded for an answer
 
-/** Asks anew, and again while the answer may soon be another one. Dispatches "models". */
-export function refreshModels() {
-  asking ??= ask().finally(() => {
-    asking = null;
-  });
-  return asking;
-}
-
-/** Of a model that an answer is asked of, until it is told as loaded; null: the answer is over. */
-export function followModel(id) {
-  busy = id;
-  if (id) refreshModels().catch(() => {});
-}
-
-async function ask() {
+/** Read the models again, and poll while they may soon change. */
+export async function refreshModels() {
   clearTimeout(timer);
+  const read = reads.begin();
   try {
-    const told = await get("/providers");
-    const news = JSON.stringify(told) !== JSON.stringify(providers);
-    providers = told;
-    if (news) tell("models");
+    const current = await get("/providers");
+    if (!read.accept()) return;
+    const changed = JSON.stringify(current) !== JSON.stringify(providers);
+    providers = current;
+    if (changed) emit("models");
   } finally {
-    const changing = ({ id, state }) => state === "loading" || (id === busy && state === "not-loaded");
-    const unsure = ({ online, models }) => models.some((model) => !online || changing(model));
-    const soon = !anyModel() || providers?.some(unsure);
-    const waiting = soon || providers?.some(({ online }) => !online);
-    if (waiting && session.user) timer = setTimeout(look, soon ? LOOK_EVERY : LOOK_SELDOM);
+    schedulePoll();
   }
 }
 
-function look() {
-  if (document.hidden) timer = setTimeout(look, LOOK_EVERY);
+function schedulePoll() {
+  clearTimeout(timer);
+  if (!session.user) return;
+  const isLoading = ({ id, state }) => state === "loading" || (id === loadingId && state === "not-loaded");
+  const mayChange = ({ online, models }) => models.some((model) => !online || isLoading(model));
+  if (!hasModels() || providers.some(mayChange)) timer = setTimeout(poll, POLL_MS);
+  else if (providers.some(({ online }) => !online)) timer = setTimeout(poll, SLOW_POLL_MS);
+}
+
+function poll() {
+  if (document.hidden) timer = setTimeout(poll, POLL_MS);
   else refreshModels().catch(() => {});
 }
 
-export const anyModel = () => Boolean(providers?.some((provider) => provider.models.length));
+/** Poll until this model is loaded for an answer; null: no answer needs it any more. */
+export function watchLoading(id) {
+  loadingId = id;
+  if (id) refreshModels().catch(() => {});
+}
 
-/** What would be asked in this conversation: {provider, model}, `model` being null where the list does not hold it. */
-export function chosen(conversation) {
+export const hasModels = () => Boolean(providers?.some((provider) => provider.models.length));
+
+/** The model that a conversation asks, as {provider, model, id}, or null. `model` is null if no server has it. */
+export function chosenModel(conversation) {
   if (conversation?.model) return find(conversation) ?? { provider: null, model: null, id: conversation.model };
   let last = null;
   try {
@@ -61,8 +62,8 @@ export function chosen(conversation) {
     localStorage.removeItem(CHOICE);
   }
   const all = (providers ?? []).flatMap((provider) => provider.models.map((model) => ({ provider, model, id: model.id })));
-  const there = all.filter(({ provider }) => provider.online);
-  return (last && find(last)) ?? there.find(({ model }) => model.state === "loaded") ?? there[0] ?? all[0] ?? null;
+  const online = all.filter(({ provider }) => provider.online);
+  return (last && find(last)) ?? online.find(({ model }) => model.state === "loaded") ?? online[0] ?? all[0] ?? null;
 }
 
 function find({ provider_id, model: id }) {
@@ -71,83 +72,28 @@ function find({ provider_id, model: id }) {
   return model ? { provider, model, id } : null;
 }
 
-/** The fields of a request that name what is chosen. */
-export function asked(choice) {
+/** The fields of a request that name the model. */
+export function modelFields(choice) {
   return choice?.model ? { provider_id: choice.provider.provider_id, model: choice.id } : {};
 }
 
-export function remember(choice) {
-  localStorage.setItem(CHOICE, JSON.stringify(asked(choice)));
+/** Choose a model for new conversations. */
+export function rememberModel(choice) {
+  localStorage.setItem(CHOICE, JSON.stringify(modelFields(choice)));
+  emit("models");
 }
 
-export const label = (choice) => choice?.model?.label || choice?.model?.id || choice?.id || "";
+export const modelName = (choice) => choice?.model?.label || choice?.model?.id || choice?.id || "";
 
-export const STATES = { loaded: "Loaded", loading: "Loading", "not-loaded": "Not loaded" };
-
-export function stateDot(model, online = true) {
-  const state = online ? model?.state ?? "unknown" : "offline";
-  return h("span", { class: `dot ${state}`, title: online ? STATES[state] : "Offline" });
-}
-
-/** What a new conversation shows in the place of messages. */
-export function welcome() {
-  if (providers && !anyModel()) return noModelScreen();
-  const hour = new Date().getHours();
-  const greeting = hour < 5 || hour >= 18 ? "Good evening" : hour < 12 ? "Good morning" : "Good afternoon";
-  return h("section", { class: "welcome" }, icon("flame"), h("h2", {}, `${greeting}, ${session.user.username}`),
-    h("p", {}, readiness(chosen(null))));
-}
-
-function readiness(choice) {
-  if (!choice) return "Looking for a model.";
-  if (!choice.provider.online) return `${choice.provider.name} does not answer now.`;
-  if (choice.model.state === "not-loaded") return `${label(choice)} is loaded when you send the first message.`;
-  return `${label(choice)} is ready.`;
-}
-
-/** It goes by itself when a model server appears. */
-function noModelScreen() {
-  const running = providers?.filter((provider) => provider.online) ?? [];
-  const start = "lms server start";
-  const steps = running.length
-    ? h("ol", {},
-      h("li", {}, h("strong", {}, "Download a model in LM Studio."), " Its Discover tab suggests what fits your computer."),
-      h("li", {}, h("strong", {}, "That is all."), " This page goes on by itself."))
-    : h("ol", {},
-      h("li", {}, h("strong", {}, "Open LM Studio."), " Download a model there if you have none yet."),
-      h("li", {}, h("strong", {}, "Start its server:"), " the Developer tab, then Start server. Or in a terminal:",
-        h("span", { class: "command" }, h("code", {}, start), copyButton("Copy command", () => start))),
-      h("li", {}, h("strong", {}, "That is all."), " This page goes on by itself."));
-  return h("section", { class: "welcome no-model" },
-    icon("flame"),
-    h("h2", {}, running.length ? "No model yet" : "No model server yet"),
-    h("p", {}, running.length
-      ? `${running[0].name} is running, but has no model that could answer.`
-      : "Fireside talks to the models in LM Studio, whose server is off until you start it."),
-    steps,
-    startButton(),
-    h("p", { class: "looking" }, h("span", { class: "pulse" }), "Looking for it"),
-    providers?.length > 0 && h("details", { class: "faint" }, h("summary", {}, "Where it looks"),
-      h("ul", {}, providers.map(({ name, online, error }) => h("li", {}, online ? `${name} is running` : error || `${name} does not answer`)))));
-}
-
-/** For administrators, where LM Studio is on the computer that runs Fireside. */
-function startButton() {
-  const provider = session.user.role === "admin" && providers?.find(({ can_start }) => can_start);
-  const label = starting ? "Starting LM Studio…" : "Start it for me";
-  return provider && button(label, () => startServer(provider), { class: "primary", disabled: starting });
-}
-
-async function startServer({ provider_id }) {
+/** Start LM Studio's server on the computer that runs Fireside. */
+export async function startServer({ provider_id }) {
   starting = true;
-  tell("models");
+  emit("models");
   try {
     await post(`/providers/${provider_id}/start`);
-  } catch (error) {
-    toast(error.message);
   } finally {
     starting = false;
-    await refreshModels();
-    tell("models");
+    await refreshModels().catch(() => {});
+    emit("models");
   }
 }

@@ -1,44 +1,44 @@
-// Instructions for the model and how answers are made: of a conversation in the side panel, of new ones in the settings.
+// Instructions and answer settings: of a conversation in the side panel, and of new chats in the settings.
 
-import { counter, debounce, h, iconButton, number, styles } from "./dom.js";
+import { styles, h } from "./dom.js";
+import { debounce } from "./events.js";
+import { field } from "./fields.js";
+import { number } from "./format.js";
+import { iconButton } from "./icons.js";
 
 await styles("more.css");
 
 const PARAMETERS = [
   { name: "temperature", label: "Temperature", help: "Low is predictable, high is playful.", min: 0, max: 2, step: "any" },
-  { name: "top_p", label: "Top P", help: "Only the likeliest words, up to this share.", min: 0, max: 1, step: "any" },
-  { name: "top_k", label: "Top K", help: "Only this many of the likeliest words.", min: 0, max: 1000, step: 1 },
-  { name: "min_p", label: "Min P", help: "Only words at least this likely, against the likeliest.", min: 0, max: 1, step: "any" },
+  { name: "top_p", label: "Top P", help: "Choose among the likeliest tokens up to this total probability.", min: 0, max: 1, step: "any" },
+  { name: "top_k", label: "Top K", help: "Choose among this many of the likeliest tokens.", min: 0, max: 1000, step: 1 },
+  { name: "min_p", label: "Min P", help: "Lowest probability of a token, relative to the likeliest.", min: 0, max: 1, step: "any" },
   { name: "repeat_penalty", label: "Repeat penalty", help: "Above 1 discourages repetition.", min: 0, max: 2, step: "any" },
   { name: "max_tokens", label: "Longest answer", help: "In tokens.", min: 1, max: 1048576, step: 1 },
-  { name: "seed", label: "Seed", help: "The same seed, the same answer.", min: -2147483648, max: 4294967296, step: 1 },
+  { name: "seed", label: "Seed", help: "The same seed gives the same answer.", min: -2147483648, max: 4294967296, step: 1 },
 ];
 
-/** Opens the panel beside the chat, or closes it. What is changed is saved as it is typed. `defaults` are those of a new chat. */
-export function togglePanel(head, defaults) {
-  if (head.closePanel) return head.closePanel();
-  const { chat, settings: opener } = head;
-  const { nodes, flush } = answerFields(chat.conversation ?? { ...defaults, ...chat.fields }, (fields) => chat.change(fields));
+/** Open the panel after `neighbour`. Changes are saved as they are typed. `defaults` apply to a new chat. Returns a function that closes it. */
+export function openPanel(conversation, defaults, neighbour, onclose) {
+  const { nodes, flush } = answerFields(conversation.details ?? { ...defaults, ...conversation.fields }, (fields) => conversation.change(fields));
+  const close = () => {
+    flush();
+    panel.remove();
+    onclose();
+  };
   const panel = h("aside", { class: "panel", "aria-label": "Conversation settings" },
-    h("header", {}, h("h2", {}, "This conversation"), iconButton("close", "Close", () => head.closePanel())), nodes);
+    h("header", {}, h("h2", {}, "This conversation"), iconButton("close", "Close", close)), nodes);
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     event.stopPropagation();
-    head.closePanel();
+    close();
   });
-  head.closePanel = () => {
-    flush();
-    panel.remove();
-    head.closePanel = null;
-    opener.setAttribute("aria-expanded", "false");
-    opener.focus();
-  };
-  opener.setAttribute("aria-expanded", "true");
-  chat.node.after(panel);
+  neighbour.after(panel);
   panel.querySelector("textarea").focus();
+  return close;
 }
 
-/** Instructions and parameters, each saved as it is typed by `save(fields)`, which resolves to whether that was done. */
+/** Fields for instructions and parameters. `save(fields)` is called as they are typed, and resolves to whether it worked. */
 export function answerFields({ system_prompt = "", settings = {} }, save) {
   const saved = h("small", { class: "faint", role: "status" });
   let unsaved = {};
@@ -50,49 +50,51 @@ export function answerFields({ system_prompt = "", settings = {} }, save) {
     const all = !Object.keys(unsaved).length && nodes.every((node) => !node.querySelector("[aria-invalid=true]"));
     saved.textContent = done && all ? "Saved" : "";
   };
-  const later = debounce(400, flush);
-  const note = (fields) => {
+  const flushLater = debounce(400, flush);
+  const change = (fields) => {
     Object.assign(unsaved, fields);
     saved.textContent = "";
-    later();
+    flushLater();
   };
-  const id = `field-${counter()}`;
-  const prompt = h("textarea", {
-    id, rows: "7", placeholder: "For example: Answer briefly. I know Python well.",
-    oninput: () => note({ system_prompt: prompt.value }),
-  }, system_prompt);
   const values = { ...settings };
-  const change = (name, value) => {
+  const changeParameter = (name, value) => {
     if (value === null) delete values[name];
     else values[name] = value;
-    note({ settings: { ...values } });
+    change({ settings: { ...values } });
   };
+  const prompt = field("Instructions for the model", h("textarea", {
+    rows: "7", placeholder: "For example: Answer briefly. I know Python well.",
+    oninput: () => change({ system_prompt: prompt.control.value }),
+  }, system_prompt));
   const nodes = [
-    h("div", { class: "field" }, h("label", { for: id }, "Instructions for the model"), prompt),
-    h("h3", {}, "How answers are made"),
-    h("p", { class: "faint" }, "What is left empty is up to the model server."),
-    ...PARAMETERS.map((parameter) => parameterField(parameter, values[parameter.name], change)),
+    prompt.node,
+    h("h3", {}, "Answer settings"),
+    h("p", { class: "faint" }, "Empty fields use the model server's defaults."),
+    ...PARAMETERS.map((parameter) => parameterField(parameter, values[parameter.name], changeParameter)),
     saved,
   ];
-  for (const node of nodes) node.addEventListener("change", flush); // a field that is left: before a question is asked
+  for (const node of nodes) node.addEventListener("change", flush); // on leaving a field, so that a question uses the new value
   return { nodes, flush };
 }
 
-/** What is out of range is not saved, nor what one typed on the way to it: the setting stays as it was. */
+/** A value out of range is not saved, and the values typed on the way to it are undone. */
 function parameterField({ name, label, help, min, max, step }, value, change) {
-  const id = `field-${counter()}`;
-  const wrong = h("small", { id: `${id}-wrong`, class: "error", role: "alert" });
-  const entered = () => (field.value === "" ? null : Number(field.value));
+  const description = h("small", {}, help);
+  const error = h("small", { class: "error", role: "alert" });
   let before = value ?? null;
+  const entered = () => (control.value === "" ? null : Number(control.value));
   const oninput = () => {
-    const { valid } = field.validity;
-    field.setAttribute("aria-invalid", String(!valid));
-    wrong.textContent = valid ? "" : `Not saved: ${step === 1 ? "a whole number" : "a number"} from ${number(min)} to ${number(max)}, please.`;
+    const { valid } = control.validity;
+    control.setAttribute("aria-invalid", String(!valid));
+    error.textContent = valid ? "" : `Not saved. Enter ${step === 1 ? "a whole number" : "a number"} from ${number(min)} to ${number(max)}.`;
     change(name, valid ? entered() : before);
   };
-  const field = h("input", {
-    id, type: "number", min, max, step, value: value ?? "", placeholder: "default", inputmode: "decimal",
-    "aria-describedby": `${id}-help ${wrong.id}`, oninput, onfocus: () => { if (field.validity.valid) before = entered(); },
-  });
-  return h("div", { class: "field inline" }, h("label", { for: id }, label), field, h("small", { id: `${id}-help` }, help), wrong);
+  const { control, node } = field(label, h("input", {
+    type: "number", min, max, step, value: value ?? "", placeholder: "default", inputmode: "decimal",
+    oninput, onfocus: () => { if (control.validity.valid) before = entered(); },
+  }), { className: "field inline" }, description, error);
+  description.id = `${control.id}-help`;
+  error.id = `${control.id}-error`;
+  control.setAttribute("aria-describedby", `${description.id} ${error.id}`);
+  return node;
 }

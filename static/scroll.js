@@ -1,12 +1,13 @@
-// The scroll of a conversation: it keeps the end in sight while it is in sight, and never moves for who reads further up.
+// The scroll position of a conversation: follows the end while it is visible, and stays where the reader scrolled up.
 
-import { h, icon } from "./dom.js";
+import { h } from "./dom.js";
+import { icon } from "./icons.js";
 
 export class Scroller {
   #following = true;
-  #at = 0;
-  #height = 0; // of the content, at the last look
-  #finger = Infinity; // where it was
+  #top = 0; // the scroll position and the height of the content, as seen last
+  #height = 0;
+  #touchY = Infinity;
 
   constructor(column) {
     this.node = h("section", { class: "scroller", "aria-label": "Messages", tabindex: "0" }, column);
@@ -14,11 +15,11 @@ export class Scroller {
       type: "button", class: "to-end", hidden: true, "aria-label": "To the end", title: "To the end", onclick: () => this.toEnd(),
     }, icon("bottom"));
     this.node.addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    this.node.addEventListener("wheel", (event) => event.deltaY < 0 && this.#up(), { passive: true });
+    this.node.addEventListener("wheel", (event) => event.deltaY < 0 && this.#scrollUp(), { passive: true });
     this.node.addEventListener("touchmove", (event) => this.#touched(event), { passive: true });
-    this.node.addEventListener("touchstart", () => { this.#finger = Infinity; }, { passive: true });
-    this.node.addEventListener("keydown", (event) => isUp(event) && this.#up());
-    this.node.addEventListener("pointerdown", (event) => event.target === this.node && event.offsetX >= this.node.clientWidth && this.#up()); // the bar
+    this.node.addEventListener("touchstart", () => { this.#touchY = Infinity; }, { passive: true });
+    this.node.addEventListener("keydown", (event) => scrollsUp(event) && this.#scrollUp());
+    this.node.addEventListener("pointerdown", (event) => event.target === this.node && event.offsetX >= this.node.clientWidth && this.#scrollUp()); // on the scroll bar
     const sizes = new ResizeObserver(() => this.#resized());
     sizes.observe(column);
     sizes.observe(this.node);
@@ -29,13 +30,13 @@ export class Scroller {
     this.#resized();
   }
 
-  /** Stays where it is, whatever comes. */
+  /** Follow the end no longer. */
   hold() {
     this.#following = false;
   }
 
-  /** What lies in sight stays there while `change` adds something above. */
-  keeping(change) {
+  /** Keep the visible messages in place while `change` adds some above. */
+  keepPlace(change) {
     const below = this.node.scrollHeight - this.node.scrollTop;
     this.node.style.overflowAnchor = "none";
     change();
@@ -43,41 +44,41 @@ export class Scroller {
     this.node.style.overflowAnchor = "";
   }
 
-  #up() {
+  #scrollUp() {
     if (this.node.scrollTop > 0) this.#following = false;
   }
 
   #touched({ touches: [{ clientY }] }) {
-    if (clientY > this.#finger) this.#up();
-    this.#finger = clientY;
+    if (clientY > this.#touchY) this.#scrollUp();
+    this.#touchY = clientY;
   }
 
-  /** Also a search of the browser's or the focus may go up. While the content changes, it may be the browser that does. */
+  /** Moving up at an unchanged height is the reader, or the browser's search or focus; otherwise it is the layout. */
   #scrolled() {
     const { scrollTop, scrollHeight } = this.node;
-    if (scrollTop < this.#at - 1 && scrollHeight === this.#height) this.#following = false;
-    else if (scrollTop > this.#at && this.#rest() < 24) this.#following = true;
-    this.#at = scrollTop;
+    if (scrollTop < this.#top - 1 && scrollHeight === this.#height) this.#following = false;
+    else if (scrollTop > this.#top && this.#below() < 24) this.#following = true;
+    this.#top = scrollTop;
     this.#height = scrollHeight;
     this.#drawButton();
   }
 
   #resized() {
     if (this.#following) this.node.scrollTop = this.node.scrollHeight;
-    this.#at = this.node.scrollTop;
+    this.#top = this.node.scrollTop;
     this.#height = this.node.scrollHeight;
     this.#drawButton();
   }
 
   #drawButton() {
-    this.button.hidden = this.#following || this.#rest() < 80;
+    this.button.hidden = this.#following || this.#below() < 80;
   }
 
-  #rest() {
+  #below() {
     return this.node.scrollHeight - this.node.clientHeight - this.node.scrollTop;
   }
 }
 
-function isUp({ key, shiftKey, target }) {
+function scrollsUp({ key, shiftKey, target }) {
   return (["ArrowUp", "PageUp", "Home"].includes(key) || (key === " " && shiftKey)) && !target.closest("textarea");
 }

@@ -1,9 +1,8 @@
-// The sheet of keyboard shortcuts; app.js holds what they do.
+// The dialog of keyboard shortcuts. app.js runs them.
 
-import { h, openDialog, styles } from "./dom.js";
+import { openDialog } from "./dialogs.js";
+import { h } from "./dom.js";
 import { modifier } from "./sidebar.js";
-
-await styles("more.css");
 
 const SHORTCUTS = [
   [`${modifier} K`, "Search"],
@@ -17,12 +16,12 @@ const SHORTCUTS = [
   ["↑", "In an empty box: edit the last question"],
   ["Alt ↑ ↓", "Previous or next conversation"],
   [`${modifier} .`, "Choose a model"],
-  ["?", "This list"],
+  ["?", "Show this list"],
 ];
 
-export function showShortcuts() {
+export function openShortcuts() {
   openDialog("Keyboard shortcuts", { className: "small" },
-    h("dl", { class: "keys" }, SHORTCUTS.flatMap(([keys, what]) => [
-      h("dt", {}, keys.split(" ").map((key) => h("kbd", {}, key))), h("dd", {}, what),
+    h("dl", { class: "keys" }, SHORTCUTS.flatMap(([keys, action]) => [
+      h("dt", {}, keys.split(" ").map((key) => h("kbd", {}, key))), h("dd", {}, action),
     ])));
 }

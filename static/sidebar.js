@@ -1,169 +1,91 @@
-// The list of conversations, newest first and by day, and the search over titles and texts.
+// The sidebar: the conversations by day, the search in titles and messages, the account.
 
-import { changed, get, onChange, patch, post, remove, session, tell } from "./api.js";
-import {
-  arrange, button, counter, dayGroup, debounce, h, icon, iconButton, openMenu, parseTime, renameInPlace, stepFocus, timeNode, toast,
-} from "./dom.js";
+import { get, session } from "./api.js";
+import { arrange, button, download, h, stepFocus, uniqueId } from "./dom.js";
+import { debounce, on } from "./events.js";
+import { dayGroup, parseTime, timeNode } from "./format.js";
+import { icon, iconButton } from "./icons.js";
+import { openMenu, renameInPlace, toast } from "./popups.js";
 
-const PAGE = 60; // conversations
-const POLL = 30_000; // ms between quiet looks for what another device has changed
-const MARKED = /\uE000([^\uE001]*)\uE001/; // a match in a snippet
+const TOAST_TITLE_LENGTH = 40;
+const MAX_RESULTS = 50;
 
 export class Sidebar {
-  #items = new Map(); // the loaded conversations by id
-  #rows = new Map(); // their rows by id
+  #rows = new Map(); // by conversation id
   #groups = new Map(); // sections by heading
-  #undo = new Map(); // by id of what was deleted here: what takes the offer of its return away
-  #stale = new Set(); // ids of those that have changed, which may lie beyond the newest
-  #more = false;
-  #current = null;
-  #refreshed = 0; // how often that was begun
-  #shown = 0; // the number of the one that is shown
-  #searching = null; // AbortController of the search under way
+  #undo = new Map(); // functions that remove the toast with Undo, by the id of the deleted conversation
 
-  /** `open(id)` shows a conversation; `account(button)` opens the menu of the account. */
-  constructor({ open, account, close }) {
+  /** `open(id)` opens a conversation, `openAccount(button)` the account's menu; `close()` hides the sidebar on a narrow page. */
+  constructor(list, { open, openAccount, close }) {
+    this.list = list;
     this.open = open;
-    this.search = h("input", {
-      type: "search", placeholder: "Search", "aria-label": "Search conversations",
-      autocomplete: "off", spellcheck: "false", maxlength: "200",
-      oninput: debounce(120, () => this.#search()), onkeydown: (event) => this.#searchKey(event),
-    });
-    this.results = h("div", { class: "results", hidden: true, "aria-label": "Search results", role: "region" });
     this.end = h("div", { class: "sentinel" });
-    this.list = h("div", { class: "list" });
-    this.account = button("", () => account(this.account), { class: "account", "aria-haspopup": "menu" });
+    this.listNode = h("div", { class: "list" });
+    this.search = new Search((searching) => { this.listNode.hidden = searching; });
+    this.account = button("", () => openAccount(this.account), { class: "account", "aria-haspopup": "menu" });
     this.node = h("nav", { class: "sidebar", "aria-label": "Conversations", tabindex: "-1" },
       h("header", {},
         h("a", { class: "brand", href: "#/", "aria-label": "Fireside" }, icon("flame"), "Fireside"),
         iconButton("close", "Close the list", close, { class: "quiet narrow" })),
-      h("a", { class: "new", href: "#/", onclick: close }, icon("new"), "New chat", h("kbd", {}, shortcutName)),
-      h("div", { class: "search" }, icon("search"), this.search),
-      this.results, this.list, this.account);
-    this.list.addEventListener("keydown", (event) => stepFocus(event, [...this.list.querySelectorAll("a")]));
-    this.list.addEventListener("click", (event) => event.target.closest("a") && close());
-    this.results.addEventListener("keydown", (event) => stepFocus(event, [this.search, ...this.results.querySelectorAll("a")]));
-    this.results.addEventListener("click", (event) => event.target.closest("a") && close());
-    const near = { root: this.list, rootMargin: "600px" };
-    new IntersectionObserver(([entry]) => entry.isIntersecting && this.#loadMore(), near).observe(this.end);
-    const refresh = debounce(50, () => this.refresh());
-    onChange("list", ({ id }) => {
-      this.#stale.add(id);
-      refresh();
-    });
-    onChange("conversation", refresh);
-    onChange("bin", ({ id }) => this.#undo.get(id)?.());
-    onChange("online", refresh);
-    const look = () => document.hidden || this.refresh();
-    document.addEventListener("visibilitychange", look);
-    window.addEventListener("focus", look);
-    setInterval(look, POLL);
+      h("a", { class: "new", href: "#/", onclick: close }, icon("new"), "New chat", h("kbd", {}, isApple ? "⇧⌘O" : "Ctrl ⇧ O")),
+      this.search.box, this.search.results, this.listNode, this.account);
+    this.listNode.addEventListener("keydown", (event) => stepFocus(event, [...this.listNode.querySelectorAll("a")]));
+    for (const links of [this.listNode, this.search.results]) links.addEventListener("click", (event) => event.target.closest("a") && close());
+    const near = { root: this.listNode, rootMargin: "600px" };
+    new IntersectionObserver(([entry]) => entry.isIntersecting && list.loadMore(), near).observe(this.end);
+    list.on("changed", () => this.#draw());
+    list.on("current", () => this.#rows.forEach((row, id) => markCurrent(row, id === list.currentId)));
+    list.on("problem", (text) => toast(text));
+    on("bin", ({ id }) => this.#undo.get(id)?.());
   }
 
-  set current(id) {
-    this.#current = id;
-    for (const [rowId, row] of this.#rows) markCurrent(row, rowId === id);
+  showAccount() {
+    const { username } = session.user;
+    this.account.replaceChildren(h("span", { class: "avatar", "aria-hidden": "true" }, [...username][0].toUpperCase()),
+      h("span", {}, username), icon("more"));
   }
 
-  /** Reads the newest again, and what has changed; what else lies beyond them stays as it was loaded. */
-  async refresh() {
-    if (!session.user) return;
-    this.account.replaceChildren(h("span", { class: "avatar", "aria-hidden": "true" }, [...session.user.username][0].toUpperCase()),
-      h("span", {}, session.user.username), icon("more"));
-    const turn = ++this.#refreshed;
-    try {
-      const [newest, pinned] = await Promise.all([get(`/conversations?limit=${PAGE}`), get("/conversations?pinned=true&limit=1000")]);
-      if (turn < this.#shown) return; // one that began later was quicker
-      this.#shown = turn;
-      const last = newest.at(-1);
-      const full = newest.length === PAGE;
-      for (const [id, item] of this.#items) {
-        if (!full || item.updated_at >= last.updated_at || item.pinned) this.#items.delete(id);
-      }
-      if (!this.#items.size) this.#more = full;
-      for (const item of [...newest, ...pinned]) {
-        this.#items.set(item.id, item);
-        this.#stale.delete(item.id);
-      }
-      await Promise.all([...this.#stale].map((id) => this.#reread(id)));
-      this.#draw();
-      const current = this.#items.get(this.#current);
-      if (current) tell("listed", current);
-    } catch (error) {
-      if (error.status !== 0 && error.status !== 401) toast(error.message);
-    }
-  }
-
-  async #reread(id) {
-    this.#stale.delete(id);
-    if (id === undefined) return;
-    try {
-      const item = await get(`/conversations/${id}`);
-      const oldest = this.#ordered().findLast(({ pinned }) => !pinned);
-      const loaded = this.#items.has(id) || !this.#more || item.updated_at >= oldest?.updated_at;
-      if (loaded) this.#items.set(id, item);
-    } catch (error) {
-      if (error.status !== 404) {
-        this.#stale.add(id);
-        throw error;
-      }
-      this.#items.delete(id);
-    }
-  }
-
-  async #loadMore() {
-    const oldest = this.#ordered().findLast((item) => !item.pinned) ?? this.#ordered().at(-1);
-    if (!this.#more || this.loading || !oldest) return;
-    this.loading = true;
-    try {
-      const page = await get(`/conversations?limit=${PAGE}&before=${oldest.id}`);
-      this.#more = page.length === PAGE;
-      for (const item of page) this.#items.set(item.id, item);
-      this.#draw();
-    } catch (error) {
-      if (error.status === 404) this.refresh(); // the oldest one is gone
-    } finally {
-      this.loading = false;
-    }
-  }
-
-  #ordered() {
-    return [...this.#items.values()].sort((a, b) => (a.updated_at < b.updated_at ? 1 : a.updated_at > b.updated_at ? -1 : b.id - a.id));
+  /** Open the conversation above (-1) or below (1) the current one. */
+  step(by) {
+    const ids = [...this.listNode.querySelectorAll("li a")].map((link) => Number(link.hash.split("/")[2]));
+    const index = ids.indexOf(this.list.currentId);
+    const next = ids[index < 0 ? 0 : index + by];
+    if (next !== undefined) this.open(next);
   }
 
   #draw() {
-    const sections = new Map();
-    for (const item of this.#ordered()) {
+    const groups = new Map();
+    for (const item of this.list.items) {
       const heading = item.pinned ? "Pinned" : dayGroup(parseTime(item.updated_at));
-      if (!sections.has(heading)) sections.set(heading, []);
-      sections.get(heading).push(this.#row(item));
+      if (!groups.has(heading)) groups.set(heading, []);
+      groups.get(heading).push(this.#row(item));
     }
-    for (const id of this.#rows.keys()) if (!this.#items.has(id)) this.#rows.delete(id);
-    const order = [...sections.keys()].sort((a, b) => (b === "Pinned") - (a === "Pinned"));
-    arrange(this.list, [...order.map((heading) => {
-      const group = this.#group(heading);
-      arrange(group.lastChild, sections.get(heading));
-      return group;
-    }), !sections.size && h("p", { class: "faint" }, "Your conversations will be listed here."), this.end].filter(Boolean));
+    for (const id of this.#rows.keys()) if (!this.list.get(id)) this.#rows.delete(id);
+    const headings = [...groups.keys()].sort((a, b) => (b === "Pinned") - (a === "Pinned"));
+    const sections = headings.map((heading) => this.#group(heading, groups.get(heading)));
+    if (!sections.length) sections.push(h("p", { class: "faint" }, "Your conversations appear here."));
+    arrange(this.listNode, [...sections, this.end]);
   }
 
-  #group(heading) {
+  #group(heading, rows) {
     if (!this.#groups.has(heading)) {
-      const id = `group-${counter()}`;
+      const id = uniqueId("group");
       this.#groups.set(heading, h("section", { "aria-labelledby": id }, h("h2", { id }, heading), h("ul", {})));
     }
-    return this.#groups.get(heading);
+    const section = this.#groups.get(heading);
+    arrange(section.lastChild, rows);
+    return section;
   }
 
   #row(item) {
     let row = this.#rows.get(item.id);
     if (!row) {
-      row = h("li", {}, h("a", { href: `#/c/${item.id}` }),
-        iconButton("more", "More", (event) => this.#menu(this.#items.get(item.id), event.currentTarget), { "aria-haspopup": "menu" }));
-      markCurrent(row, item.id === this.#current);
+      const openRowMenu = (event) => this.#openMenu(this.list.get(item.id), event.currentTarget);
+      row = h("li", {}, h("a", { href: `#/c/${item.id}` }), iconButton("more", "More", openRowMenu, { "aria-haspopup": "menu" }));
+      markCurrent(row, item.id === this.list.currentId);
       this.#rows.set(item.id, row);
     }
-    const link = row.querySelector("a");
+    const link = row.querySelector("a"); // null while the title is being edited
     if (link && link.textContent !== item.title) {
       link.textContent = item.title;
       row.lastChild.setAttribute("aria-label", `More about ${item.title}`);
@@ -172,92 +94,30 @@ export class Sidebar {
     return row;
   }
 
-  #menu(item, button) {
-    const change = (fields) => this.#change(item.id, fields);
-    const rename = () => renameInPlace(this.#rows.get(item.id).querySelector("a"), item.title, (title) => change({ title }));
-    openMenu(button, [
+  #openMenu({ id, title, pinned }, anchor) {
+    const change = (fields) => this.list.change(id, fields);
+    const rename = () => renameInPlace(this.#rows.get(id).querySelector("a"), title, (newTitle) => change({ title: newTitle }));
+    openMenu(anchor, [
       { icon: "edit", label: "Rename", act: rename },
-      { icon: "pin", label: item.pinned ? "Unpin" : "Pin", act: () => change({ pinned: !item.pinned }) },
-      { icon: "download", label: "Save as Markdown", act: () => saveAs(`/conversations/${item.id}/export?format=markdown`) },
-      { icon: "trash", label: "Delete", danger: true, act: () => this.remove(item) },
+      { icon: "pin", label: pinned ? "Unpin" : "Pin", act: () => change({ pinned: !pinned }) },
+      { icon: "download", label: "Save as Markdown", act: () => download(`/conversations/${id}/export?format=markdown`) },
+      { icon: "trash", label: "Delete", danger: true, act: () => this.#remove(id, title) },
     ]);
   }
 
-  async #change(id, fields) {
-    try {
-      await patch(`/conversations/${id}`, fields);
-    } catch (error) {
-      toast(error.message);
-    }
-    changed("list", { id });
-    changed("conversation", { id });
-  }
-
-  /** To the bin, with a way back. */
-  async remove({ id, title }) {
-    try {
-      await remove(`/conversations/${id}`);
-    } catch (error) {
-      return toast(error.message);
-    }
-    const open = this.#current === id;
-    if (open) this.open(null);
-    changed("list", { id });
-    changed("conversation", { id });
-    this.#undo.set(id, toast(`Deleted “${title.length > 40 ? `${title.slice(0, 40)}…` : title}”`, "Undo", async () => {
-      try {
-        await post(`/conversations/${id}/restore`);
-        changed("list", { id });
-        if (open) this.open(id);
-      } catch (error) {
-        toast(error.message);
-      }
+  async #remove(id, title) {
+    const isCurrent = id === this.list.currentId;
+    if (!await this.list.remove(id)) return;
+    if (isCurrent) this.open(null);
+    const short = title.length > TOAST_TITLE_LENGTH ? `${title.slice(0, TOAST_TITLE_LENGTH)}…` : title;
+    this.#undo.set(id, toast(`Deleted “${short}”`, "Undo", async () => {
+      if (await this.list.restore(id) && isCurrent) this.open(id);
     }));
-  }
-
-  /** The conversation before (-1) or after (1) the current one, as the list shows them. */
-  step(by) {
-    const shown = [...this.list.querySelectorAll("li a")].map((link) => Number(link.hash.split("/")[2]));
-    const at = shown.indexOf(this.#current);
-    const to = shown[at < 0 ? 0 : at + by];
-    if (to !== undefined) this.open(to);
-  }
-
-  async #search() {
-    const query = this.search.value.trim();
-    this.#searching?.abort();
-    this.results.hidden = !query;
-    this.list.hidden = Boolean(query);
-    if (!query) return this.results.replaceChildren();
-    const search = (this.#searching = new AbortController());
-    try {
-      const { results } = await get(`/search?q=${encodeURIComponent(query)}&limit=50`, { signal: search.signal });
-      const count = results.length === 50 ? "The first 50 found" : results.length ? `${results.length} found` : "Nothing found";
-      this.results.replaceChildren(
-        h("p", { class: "faint", role: "status" }, count),
-        h("ul", {}, results.map(resultRow)));
-    } catch (error) {
-      if (!search.signal.aborted) this.results.replaceChildren(h("p", { class: "faint", role: "status" }, error.message));
-    }
-  }
-
-  #searchKey(event) {
-    const first = this.results.querySelector("a");
-    if (event.key === "Escape" && this.search.value) {
-      event.stopPropagation();
-      this.search.value = "";
-      this.#search();
-    } else if (event.key === "Enter" && !event.isComposing) first?.click();
-    else if (event.key === "ArrowDown" && first) {
-      event.preventDefault();
-      first.focus();
-    }
   }
 }
 
-const apple = /Mac|iP(hone|ad|od)/.test(navigator.platform);
-export const modifier = apple ? "⌘" : "Ctrl";
-const shortcutName = apple ? "⇧⌘O" : "Ctrl ⇧ O";
+const isApple = /Mac|iP(hone|ad|od)/.test(navigator.platform);
+export const modifier = isApple ? "⌘" : "Ctrl";
 
 function markCurrent(row, current) {
   row.classList.toggle("current", current);
@@ -266,21 +126,68 @@ function markCurrent(row, current) {
   else link?.removeAttribute("aria-current");
 }
 
+// ---- the search
+
+const MATCH = /\uE000([^\uE001]*)\uE001/; // the server's marks around a match in a snippet
+
+class Search {
+  #request = null; // the AbortController of the request that is under way
+
+  /** `onsearch(searching)` is called when the results appear or disappear. */
+  constructor(onsearch) {
+    this.onsearch = onsearch;
+    this.input = h("input", {
+      type: "search", placeholder: "Search", "aria-label": "Search conversations",
+      autocomplete: "off", spellcheck: "false", maxlength: "200",
+      oninput: debounce(120, () => this.#search()), onkeydown: (event) => this.#key(event),
+    });
+    this.box = h("div", { class: "search" }, icon("search"), this.input);
+    this.results = h("div", {
+      class: "results", hidden: true, "aria-label": "Search results", role: "region",
+      onkeydown: (event) => stepFocus(event, [this.input, ...this.results.querySelectorAll("a")]),
+    });
+  }
+
+  focus() {
+    this.input.focus();
+  }
+
+  async #search() {
+    const query = this.input.value.trim();
+    this.#request?.abort();
+    this.results.hidden = !query;
+    this.onsearch(Boolean(query));
+    if (!query) return this.results.replaceChildren();
+    const { signal } = (this.#request = new AbortController());
+    try {
+      const { results } = await get(`/search?q=${encodeURIComponent(query)}&limit=${MAX_RESULTS}`, { signal });
+      const count = results.length === MAX_RESULTS ? `The first ${MAX_RESULTS} results` : results.length ? `${results.length} found` : "Nothing found";
+      this.results.replaceChildren(h("p", { class: "faint", role: "status" }, count), h("ul", {}, results.map(resultRow)));
+    } catch (error) {
+      if (!signal.aborted) this.results.replaceChildren(h("p", { class: "faint", role: "status" }, error.message));
+    }
+  }
+
+  #key(event) {
+    const first = this.results.querySelector("a");
+    if (event.key === "Escape" && this.input.value) {
+      event.stopPropagation();
+      this.input.value = "";
+      this.#search();
+    } else if (event.key === "Enter" && !event.isComposing) {
+      first?.click();
+    } else if (event.key === "ArrowDown" && first) {
+      event.preventDefault();
+      first.focus();
+    }
+  }
+}
+
 function resultRow({ conversation_id, message_id, title, role, snippet, created_at }) {
   return h("li", {}, h("a", { href: `#/c/${conversation_id}${message_id === null ? "" : `/m/${message_id}`}` },
-    h("strong", {}, message_id === null ? marked(snippet || title) : title),
-    message_id !== null && h("span", { class: "snippet" }, marked(snippet)),
+    h("strong", {}, message_id === null ? withMatches(snippet || title) : title),
+    message_id !== null && h("span", { class: "snippet" }, withMatches(snippet)),
     h("small", {}, timeNode(created_at), role === "user" ? " · you" : role ? " · answer" : "")));
 }
 
-function marked(snippet) {
-  return snippet.split(MARKED).map((text, index) => (index % 2 ? h("mark", {}, text) : text));
-}
-
-/** Has the browser download a file of the server's. */
-export function saveAs(path) {
-  const link = h("a", { href: path, download: "" });
-  document.body.append(link);
-  link.click();
-  link.remove();
-}
+const withMatches = (snippet) => snippet.split(MATCH).map((text, index) => (index % 2 ? h("mark", {}, text) : text));

@@ -1,31 +1,32 @@
-// How much was answered, by model and day: a plot in SVG, and the same as a table.
+// Settings: the tokens generated, as a plot by day and as a table by model.
 
 import { get } from "./api.js";
-import { h, number, svg } from "./dom.js";
+import { h, svg } from "./dom.js";
+import { number } from "./format.js";
 
 const DAYS = 30;
-const SERIES = 5; // models with a colour of their own; the rest is one
+const SERIES = 5; // models with a colour of their own; all others share one
 const WIDTH = innerWidth < 820 ? 360 : 600;
 const [HEIGHT, LEFT, BOTTOM, TOP] = [200, 44, 22, 8];
 
-export async function showUsage(place) {
-  const usage = (await get("/usage")).usage.map((row) => ({ ...row, model: row.model || "Unknown model" })); // imported ones
+export async function show(place) {
+  const usage = (await get("/usage")).usage.map((row) => ({ ...row, model: row.model || "Unknown model" })); // of imported answers
   const from = day(DAYS - 1);
   const recent = usage.filter((row) => row.day >= from);
-  if (!usage.length) return place.append(h("p", { class: "faint" }, "Nothing has been answered yet."));
+  if (!usage.length) return place.append(h("p", { class: "faint" }, "There are no answers yet."));
   const models = totals(usage);
   place.append(
-    h("h3", {}, `Tokens answered, last ${DAYS} days`),
+    h("h3", {}, `Tokens generated in the last ${DAYS} days`),
     plot(recent, models.map(({ model }) => model)),
     legend(models),
-    h("h3", {}, "In all"),
+    h("h3", {}, "Total"),
     h("div", { class: "table", role: "region", tabindex: "0", "aria-label": "Usage by model" }, table(models)),
-    h("p", { class: "faint" }, "Counted here, on this server, and told nobody."));
+    h("p", { class: "faint" }, "Counted on this computer only."));
 }
 
 const day = (ago) => new Date(Date.now() - ago * 86_400_000).toISOString().slice(0, 10);
 
-/** One row a model, the most used first. */
+/** One row for each model, the most used first. */
 function totals(usage) {
   const found = new Map();
   for (const { model, answers, prompt_tokens, completion_tokens, tokens_per_second } of usage) {
@@ -71,12 +72,12 @@ function plot(usage, models) {
   },
     new Date(`${days[index]}T12:00:00Z`).toLocaleDateString(undefined, { day: "numeric", month: "short" })));
   const total = sums.reduce((sum, value) => sum + value, 0);
-  const told = `${number(total)} tokens answered in the last ${DAYS} days`;
-  return svg("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": told },
+  const label = `${number(total)} tokens generated in the last ${DAYS} days`;
+  return svg("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label },
     ...marks.flat(), ...bars.flat(), ...dates);
 }
 
-/** 1, 2 or 5 times a power of ten, and not less than the value. */
+/** The smallest of 1, 2 or 5 times a power of ten that is not below the value. */
 function niceCeiling(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= value);
@@ -86,7 +87,7 @@ const short = (value) => value.toLocaleString(undefined, { notation: "compact" }
 
 function legend(models) {
   const named = models.slice(0, SERIES).map(({ model }, index) => h("li", {}, h("span", { class: `key series-${index}` }), model));
-  const rest = models.length > SERIES && h("li", {}, h("span", { class: `key series-${SERIES}` }), "others");
+  const rest = models.length > SERIES && h("li", {}, h("span", { class: `key series-${SERIES}` }), "Others");
   return h("ul", { class: "legend" }, named, rest);
 }
 

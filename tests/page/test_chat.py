@@ -53,7 +53,7 @@ def test_the_phases_before_the_first_token_are_told(
     lmstudio.enqueue(pause(gate), *[answer("Done")])
     page = visit.open()
     ask(page, "Hi")
-    expect(page.locator(".phase")).to_contain_text(re.compile("Reading the conversation|Asking the model"))
+    expect(page.locator(".phase")).to_contain_text(re.compile("Reading the conversation|Waiting for the model"))
     expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
     gate.open()
     expect(answered(page)).to_contain_text("Done")
@@ -151,7 +151,7 @@ def test_what_is_written_while_a_stop_waits_for_the_connection_is_not_sent_and_s
     toast.get_by_role("button").click()
     visit.context.set_offline(True)
     page.get_by_role("button", name="Stop").click()
-    expect(toast).to_contain_text("It is stopped as soon as Fireside can be reached.")
+    expect(toast).to_contain_text("The answer will be stopped as soon as Fireside can be reached.")
     toast.get_by_role("button").click()
     for key in ("Enter", "Control+Enter"):
         box.press(key)
@@ -555,7 +555,7 @@ def test_what_was_not_sent_any_more_is_marked_by_a_line(at_studio: tuple[Watched
             wait(page, lambda: held)
             look_again()
             held[0].continue_()
-        expect(page.locator(".divider")).to_contain_text("Not sent above here")
+        expect(page.locator(".divider")).to_contain_text("Messages above were not sent")
         expect(below_the_line).to_have_text(f"Text {omitted}")
     look_again()
     page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
@@ -592,13 +592,13 @@ def test_an_image_is_sent_shown_and_kept_when_its_question_is_edited(
     page.evaluate("() => localStorage.clear()")
     expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
     page.get_by_label("Files to attach").set_input_files(picture)
-    expect(page.locator(".toast")).to_have_text("This model sees no images.")
+    expect(page.locator(".toast")).to_have_text("This model cannot see images.")
     page.get_by_role("button", name="Dismiss").click()
     page.get_by_role("button", name="Model: Llama 3.2 3B Instruct").click()
     expect(page.locator(".model-pick", has_text="Qwen")).not_to_contain_text("sees images")
     page.locator(".model-pick", has_text="Qwen").click()
     page.get_by_label("Files to attach").set_input_files([picture] * 9)
-    expect(page.locator(".toast")).to_have_text("At most 8 images fit in one message.")
+    expect(page.locator(".toast")).to_have_text("A message can have at most 8 images.")
     expect(page.locator(".chip")).to_have_text(["dot.png"] * 8)
     for _ in range(7):
         page.get_by_role("button", name="Remove dot.png").first.click()
@@ -706,9 +706,9 @@ def test_texts_are_attached_as_blocks_headed_by_their_names(
     (tmp_path / "long.txt").write_text("x" * 199_995, "utf-8")
     (tmp_path / "huge.log").write_text("x" * 900_000, "utf-8")
     for name, why in {
-        "paper.pdf": "paper.pdf is neither a text nor an image.",
-        "long.txt": "long.txt does not fit: a message takes 200,000 characters.",
-        "huge.log": "huge.log does not fit: a message takes 200,000 characters.",
+        "paper.pdf": "paper.pdf is neither a text file nor an image.",
+        "long.txt": "long.txt is too long: a message can have at most 200,000 characters.",
+        "huge.log": "huge.log is too long: a message can have at most 200,000 characters.",
     }.items():
         files.set_input_files(tmp_path / name)
         expect(toast).to_have_text(why)
@@ -755,7 +755,7 @@ def test_texts_are_attached_as_blocks_headed_by_their_names(
     assert lmstudio.chats[-1]["messages"][-1]["content"] == "LICENSE:\n```text\nFree\n```"
     page.get_by_role("textbox", name="Message").fill("x" * 200_001)
     page.keyboard.press("Enter")
-    expect(toast).to_have_text("Too long: 200,001 characters, and a message takes 200,000.")
+    expect(toast).to_have_text("The message has 200,001 characters. At most 200,000 can be sent.")
 
 
 def test_an_image_alone_is_a_message(

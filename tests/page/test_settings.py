@@ -65,17 +65,17 @@ def test_lm_studio_on_this_computer_is_started_by_a_click(
     with Fireside(tmp_path / "data", NO_ENGINE, lmstudio_url=f"http://127.0.0.1:{port}") as fireside:
         admin = fireside.first()
         page = visitor(fireside, admin).open()
-        page.get_by_role("button", name="Start it for me").click()
+        page.get_by_role("button", name="Start LM Studio's server").click()
         expect(page.get_by_role("button", name="Starting LM Studio…")).to_be_disabled()
         answers.write_text("The app is not installed\n", "utf-8")
         expect(page.locator(".toast")).to_contain_text("did not start: The app is not installed: server start")
-        page.get_by_role("button", name="Start it for me").click()
+        page.get_by_role("button", name="Start LM Studio's server").click()
         with Upstream(port=port):
             answers.write_text("Started\n", "utf-8")
             expect(page.get_by_role("button", name="Model: Llama 3.2 3B Instruct")).to_be_visible()
         another = visitor(fireside, fireside.join(admin, "guest")).open()
         expect(another.get_by_role("heading", name="No model server yet")).to_be_visible()
-        expect(another.get_by_role("button", name="Start it for me")).to_have_count(0)
+        expect(another.get_by_role("button", name="Start LM Studio's server")).to_have_count(0)
 
 
 def test_models_are_loaded_and_chosen(
@@ -121,7 +121,7 @@ def test_models_are_loaded_and_chosen(
     expect(section.locator(".load")).to_have_count(0)
     expect(section).not_to_contain_text("Loaded")
     expect(page.locator(".pill .dot.offline")).to_have_count(1)
-    expect(page.locator(".welcome")).to_contain_text("LM Studio does not answer now.")
+    expect(page.locator(".welcome")).to_contain_text("LM Studio does not respond.")
     gate.open()
     expect(section.locator(".load")).to_have_count(2)
     expect(page.locator(".welcome")).to_contain_text("Llama 3.2 3B Instruct is ready.")
@@ -187,7 +187,7 @@ def test_conversations_come_in_and_go_out_through_the_settings(
         whole = text_of | {"updated_at": text_of["created_at"], "active_message_id": 1, "messages": messages}
         (tmp_path / f"{name}.json").write_text(json.dumps(whole), "utf-8")
     files.set_input_files([tmp_path / f"{name}" for name in ("one.json", "shopping.json", "two.json", "all.zip")])
-    expect(told).to_contain_text("2 conversations and 2 messages were added; 1 was here already.")
+    expect(told).to_contain_text("2 conversations and 2 messages were added; 1 already existed.")
     expect(told.locator("li")).to_contain_text("shopping.json: is not valid JSON")
     page.keyboard.press("Escape")
     for title in ("one", "two", "To be exported"):
@@ -255,7 +255,7 @@ def test_a_link_invites_somebody_into_the_household(
     page.get_by_role("button", name="Make an invite").click()
     command = page.locator(".command code")
     link = command.inner_text()
-    expect(page.locator(".advice")).to_contain_text("Other devices need Fireside started with fireside serve --lan")
+    expect(page.locator(".advice")).to_contain_text("For other devices, start Fireside with fireside serve --lan")
     revoke = page.get_by_role("button", name="Revoke")
     expect(revoke).to_have_count(1)
     page.get_by_role("button", name="Make an invite").click()
@@ -299,7 +299,7 @@ def test_a_number_out_of_range_says_so_and_is_not_saved(at_studio: tuple[Watched
     with page.expect_response(re.compile(rf"/conversations/{chat}$")):
         page.keyboard.type("15")  # the 1 on the way to it would have been fine
         expect(warm).to_have_attribute("aria-invalid", "true")
-    expect(warm).to_have_accessible_description(re.compile(r"playful\. Not saved: a number from 0 to 2, please\.$"))
+    expect(warm).to_have_accessible_description(re.compile(r"playful\. Not saved\. Enter a number from 0 to 2\.$"))
     expect(page.get_by_role("alert").filter(has_text="Not saved")).to_have_count(1)
     assert settings() == {"temperature": 0.5}
     warm.fill("1.5")
@@ -307,7 +307,7 @@ def test_a_number_out_of_range_says_so_and_is_not_saved(at_studio: tuple[Watched
     expect(page.get_by_role("status").filter(has_text="Saved")).to_be_visible()
     assert settings() == {"temperature": 1.5}
     seed.fill("1.5")
-    expect(seed).to_have_accessible_description(re.compile("Not saved: a whole number from -2,147,483,648 to"))
+    expect(seed).to_have_accessible_description(re.compile(r"Not saved\. Enter a whole number from -2,147,483,648 to"))
     warm.fill("-1")
     page.get_by_role("button", name="Close", exact=True).click()
     page.get_by_role("button", name="Conversation settings").click()

@@ -1,0 +1,368 @@
+// The open conversation: its messages, and what can be done to them. It draws nothing.
+
+import { get, isOnline, Latest, patch, post } from "./api.js";
+import { broadcast, debounce, emit, Emitter, on } from "./events.js";
+import { chosenModel, modelFields, refreshModels, watchLoading } from "./models.js";
+import { AnswerReader, startAnswer } from "./stream.js";
+
+const PAGE = 60; // messages
+const MAX_PAGE = 1000; // messages that the server returns at most
+const UNREACHABLE = "Not sent: Fireside cannot be reached. Your text is still here.";
+
+/**
+ * Its events:
+ *
+ * leaving                    another conversation is opened next: save what is being edited
+ * opened                     `id` is another conversation, of which nothing is loaded yet
+ * created       id           the new conversation was created
+ * changed, older             `path` or `details` changed; messages were added above
+ * reveal        messageId    show this message of `path`
+ * asked                      the server accepted a question, or the wish for another answer
+ * busy                       `busy` changed
+ * begun         {messageId, generationId, isNew}  an answer begins; its whole text follows
+ * part          {messageId, event, data}          an event of the answer's stream
+ * ended         {messageId, generationId}         the stream ended
+ * ended-hidden               the answer ended while the tab is hidden
+ * finished      messageId    `path` has the answer as it was saved
+ * failed        error        the stream could not be read
+ * problem       text         something else failed
+ * gone                       the conversation does not exist
+ */
+export class Conversation extends Emitter {
+  id; // null: a new conversation, which its first message creates
+  details = null; // as GET /conversations/{id} returns it
+  path = []; // the loaded part of the active path, oldest message first
+  #newFields = {}; // of the new conversation
+  #hasOlder = false;
+  #loadingOlder = null; // a promise
+  #counted = null; // {id, above}: a message, and how many lie above it
+  #counting = null; // the id of such a message
+  #sending = false;
+  #unaccepted = { content: null, clientId: "" }; // the message that was sent last
+  #endedGeneration = null; // the one that ended last
+  #phase = null; // of the answer
+  #visits = new Latest();
+  #reads = new Latest();
+  #reader = new AnswerReader(this);
+
+  constructor() {
+    super();
+    this.on("busy", () => this.busy || watchLoading(null));
+    this.on("begun", (answer) => this.#begin(answer));
+    this.on("part", ({ event, data }) => event === "progress" && this.#followLoading(data.phase));
+    this.on("ended", (answer) => this.#finish(answer));
+    this.on("failed", (error) => {
+      this.emit("changed");
+      this.#report(error);
+      if (error.code === "GENERATION_ACTIVE") this.refresh();
+    });
+    const refresh = debounce(50, () => document.hidden || this.refresh());
+    on("online", () => {
+      this.#reader.retryStop();
+      refresh();
+    });
+    on("listed", (listed) => this.#differsFrom(listed) && refresh());
+    on("conversation", ({ id, elsewhere }) => elsewhere && id === this.id && refresh());
+    window.addEventListener("focus", refresh);
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.#reader.hide() : refresh()));
+  }
+
+  get busy() {
+    return this.#reader.busy;
+  }
+
+  get unanswered() {
+    return this.path.at(-1)?.role === "user" && !this.busy && !this.#sending && !this.details?.generation_id;
+  }
+
+  /** The fields of the conversation, or of the one to be created. */
+  get fields() {
+    return this.details ?? this.#newFields;
+  }
+
+  // ---- reading
+
+  /** Open a conversation, at one of its messages if that is named. */
+  async open(id, messageId = null) {
+    const visit = this.#visits.begin();
+    if (id !== this.id) this.#leave(id);
+    if (await this.refresh() && messageId && visit.isNewest()) await this.#reveal(messageId);
+  }
+
+  #leave(id) {
+    this.emit("leaving");
+    this.#reader.forget();
+    Object.assign(this, { id, details: null, path: [] });
+    this.#newFields = {};
+    this.#hasOlder = false;
+    this.emit("opened");
+  }
+
+  /** Read the conversation again, and follow the answer that is being written. Resolves to whether the conversation exists. */
+  async refresh() {
+    const { id } = this;
+    if (id === null) return false;
+    const read = this.#reads.begin();
+    const limit = Math.min(MAX_PAGE, Math.max(PAGE, this.path.length + 10));
+    try {
+      const [details, path] = await Promise.all([
+        get(`/conversations/${id}`), get(`/conversations/${id}/messages?render=true&limit=${limit}`),
+      ]);
+      if (id !== this.id) return false;
+      if (!read.accept()) return true;
+      const renamed = this.details?.title !== details.title;
+      this.details = details;
+      const above = this.path.slice(0, Math.max(0, this.path.findIndex((message) => message.id === path[0]?.id)));
+      this.path = [...above, ...path]; // above a message, all branches are alike
+      if (!above.length) this.#hasOlder = path.length === limit;
+      this.emit("changed");
+      this.#countAbove();
+      if (renamed) emit("list", { id });
+    } catch (error) {
+      if (id !== this.id) return false;
+      if (!read.accept()) return true;
+      if (error.status === 404) this.emit("gone");
+      else this.#report(error);
+      return false;
+    }
+    // The requests are no snapshot: either may name an answer that has ended, and the path may lack a new one.
+    const unfinished = this.path.find(({ status }) => status === "generating")?.generation_id;
+    const generationId = [unfinished, this.details.generation_id].find((one) => one && one !== this.#endedGeneration);
+    if (generationId) this.#reader.follow(generationId);
+    return true;
+  }
+
+  /** Whether another device has changed the conversation. */
+  #differsFrom(listed) {
+    if (listed.id !== this.id || !this.details || this.busy) return false;
+    return ["title", "updated_at", "generation_id"].some((field) => listed[field] !== this.details[field]);
+  }
+
+  /** Resolves to whether there were older messages. */
+  loadOlder(limit = PAGE) {
+    this.#loadingOlder ??= this.#readOlder(limit).finally(() => { this.#loadingOlder = null; });
+    return this.#loadingOlder;
+  }
+
+  async #readOlder(limit) {
+    if (!this.#hasOlder) return false;
+    const { id } = this;
+    try {
+      const older = await get(`/conversations/${id}/messages?render=true&limit=${limit}&before=${this.path[0].id}`);
+      if (id !== this.id) return false;
+      this.path.unshift(...older);
+      this.#hasOlder = older.length === limit;
+      this.emit("older");
+      return true;
+    } catch (error) {
+      this.#report(error);
+      return false;
+    }
+  }
+
+  /** The message may lie above what is loaded, or on another branch. Each request doubles what is loaded. */
+  async #reveal(messageId) {
+    const { id } = this;
+    const isLoaded = () => this.path.some((message) => message.id === messageId);
+    const load = async () => {
+      while (!isLoaded() && await this.loadOlder(Math.min(MAX_PAGE, this.path.length)));
+      return isLoaded();
+    };
+    if (!await load()) {
+      if (id !== this.id) return;
+      try {
+        await post(`/conversations/${id}/active`, { message_id: messageId });
+      } catch {
+        return this.emit("problem", "This message no longer exists.");
+      }
+      if (!await this.refresh() || !await load()) return;
+    }
+    this.emit("reveal", messageId);
+  }
+
+  // ---- the messages that did not fit the context
+
+  /** The index in `path` of the first message that was sent for the last answer; NaN if unknown. */
+  get firstSentIndex() {
+    return this.#omitted() - this.#above();
+  }
+
+  #omitted() {
+    return this.path.findLast(({ stats }) => stats)?.stats.omitted_messages ?? 0;
+  }
+
+  /** How many messages lie above `path`; NaN if they were not counted. */
+  #above() {
+    if (!this.#hasOlder) return 0;
+    const index = this.path.findIndex(({ id }) => id === this.#counted?.id);
+    return index < 0 ? NaN : this.#counted.above - index;
+  }
+
+  async #countAbove() {
+    if (!this.#omitted() || !isNaN(this.#above())) return;
+    if (this.path.some(({ id }) => id === this.#counting)) return;
+    const [{ id }] = this.path;
+    this.#counting = id;
+    try {
+      const { length } = await get(`/conversations/${this.id}/messages?before=${id}`);
+      this.#counted = { id, above: length };
+      this.emit("changed");
+    } catch {
+      // The next refresh tries again.
+    } finally {
+      if (id === this.#counting) this.#counting = null;
+    }
+  }
+
+  // ---- writing
+
+  /** Add a question below `parentId`, else at the end, and have it answered. `images()` may be async. Resolves to whether it was sent. */
+  async ask(text, images, parentId) {
+    if (this.busy || this.#sending) return this.#refuse();
+    this.#sending = true;
+    try {
+      const attached = await images();
+      // A message that is sent again after a lost connection keeps its client_id: the server stores it once.
+      const content = JSON.stringify([text, ...attached.map(({ data }) => data)]);
+      if (this.#unaccepted.content !== content) this.#unaccepted = { content, clientId: randomId() };
+      if (this.id !== null && !this.details && !await this.refresh()) return false;
+      if (this.busy) return this.#refuse();
+      const choice = chosenModel(this.details);
+      if (parentId === undefined) parentId = this.path.at(-1)?.id ?? null;
+      const message = { content: text, client_id: this.#unaccepted.clientId };
+      if (attached.length) message.images = attached.map(({ media_type, data }) => ({ media_type, data }));
+      const isNew = this.id === null;
+      const id = isNew ? await this.#create(choice, message) : this.id;
+      if (!isNew) await post(`/conversations/${id}/messages`, { ...message, parent_id: parentId });
+      this.#unaccepted = { content: null, clientId: "" };
+      const source = { path: `/conversations/${id}/stream`, body: modelFields(choice) };
+      await this.#showAsked(id);
+      if (id !== this.id) await startAnswer(source);
+      else if (!this.busy) this.#reader.read(source);
+      broadcast("list", { id });
+      return true;
+    } catch (error) {
+      this.emit("problem", error.status === 0 ? UNREACHABLE : error.message);
+      return false;
+    } finally {
+      this.#sending = false;
+    }
+  }
+
+  #refuse() {
+    this.emit("problem", isOnline() ? "Wait for the answer, or stop it first. Your text is still here." : UNREACHABLE);
+    return false;
+  }
+
+  async #showAsked(id) {
+    if (id !== this.id) return;
+    this.emit("asked");
+    await this.refresh();
+  }
+
+  /** Create the conversation, and open it unless another was opened meanwhile. Resolves to its id. */
+  async #create(choice, message) {
+    const visit = this.#visits.begin();
+    const details = await post("/conversations", { ...modelFields(choice), ...this.#newFields, message });
+    if (visit.isNewest()) {
+      Object.assign(this, { id: details.id, details });
+      this.emit("created", details.id);
+    }
+    return details.id;
+  }
+
+  /** Have a version of an answer written by the chosen model. */
+  async retry(answer = this.path.at(-1)) {
+    if (!answer || this.busy || this.#sending) return;
+    const { id } = this;
+    const model = modelFields(chosenModel(this.details));
+    if (answer.role === "user") return this.#reader.read({ path: `/conversations/${id}/stream`, body: model });
+    this.#sending = true;
+    try {
+      await post("/chat/retry", { conversation_id: id, message_id: answer.id, ...model });
+      await this.#showAsked(id);
+      broadcast("conversation", { id });
+    } catch (error) {
+      this.emit("problem", error.message);
+    } finally {
+      this.#sending = false;
+    }
+  }
+
+  stop() {
+    return this.#reader.stop();
+  }
+
+  /** Make this message's branch the active one. Resolves to whether that worked. */
+  async select(messageId) {
+    const { id } = this;
+    try {
+      await post(`/conversations/${id}/active`, { message_id: messageId });
+    } catch (error) {
+      this.emit("problem", error.message);
+      return false;
+    }
+    broadcast("conversation", { id });
+    return this.refresh();
+  }
+
+  /** Change fields of the conversation, or of the one to be created. Resolves to whether they were saved. */
+  async change(fields) {
+    const { id } = this;
+    if (id === null) return Boolean(Object.assign(this.#newFields, fields));
+    try {
+      await patch(`/conversations/${id}`, fields);
+    } catch (error) {
+      this.emit("problem", error.message);
+      return false;
+    }
+    if (id === this.id && this.details) {
+      Object.assign(this.details, fields);
+      this.emit("changed");
+    }
+    broadcast("list", { id });
+    broadcast("conversation", { id });
+    return true;
+  }
+
+  // ---- the answer
+
+  /** An answer that began earlier and is not in the path is newer than the path, or on another branch: a refresh shows which. */
+  #begin({ messageId: id, generationId, isNew }) {
+    const isShown = this.path.some((message) => message.id === id);
+    if (!isShown && isNew) {
+      this.#reads.discard(); // reads that began earlier do not have this answer
+      this.path.push({ id, role: "assistant", status: "generating", content: "", generation_id: generationId });
+      this.emit("changed");
+    } else if (!isShown) {
+      this.refresh();
+    }
+    if (isNew) broadcast("conversation", { id: this.id });
+  }
+
+  #followLoading(phase) {
+    if (phase === this.#phase) return;
+    this.#phase = phase;
+    const model = chosenModel(this.details)?.model;
+    if (model?.state === "not-loaded") watchLoading(model.id);
+  }
+
+  async #finish({ messageId, generationId }) {
+    const { id } = this;
+    this.#endedGeneration = generationId ?? this.#endedGeneration;
+    await this.refresh();
+    if (this.path.some((message) => message.id === messageId)) this.emit("finished", messageId);
+    broadcast("conversation", { id });
+    broadcast("list", { id });
+    refreshModels().catch(() => {}); // the model may have been loaded, or another one unloaded
+  }
+
+  #report(error) {
+    if (error.status && error.status !== 401) this.emit("problem", error.message); // the page shows those two itself
+  }
+}
+
+/** A random id. `crypto.randomUUID` is missing on a page that came over plain http. */
+function randomId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

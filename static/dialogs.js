@@ -1,0 +1,40 @@
+// Dialogs. They are loaded with the modules that open one.
+
+import { button, h, styles, uniqueId } from "./dom.js";
+import { iconButton } from "./icons.js";
+
+await styles("more.css");
+
+/** Open a modal dialog with a title and a close button. It is removed when it closes. */
+export function openDialog(title, { className = "", onclose } = {}, ...content) {
+  const heading = h("h2", { id: uniqueId("dialog") }, title);
+  const dialog = h(
+    "dialog", { class: className, "aria-labelledby": heading.id },
+    h("header", {}, heading, iconButton("close", "Close", () => dialog.close())),
+    ...content,
+  );
+  dialog.addEventListener("pointerdown", (event) => event.target === dialog && dialog.close());
+  dialog.addEventListener("close", () => {
+    dialog.remove();
+    onclose?.();
+  });
+  document.body.append(dialog);
+  dialog.showModal();
+  return dialog;
+}
+
+/** Ask before an action that cannot be undone. Resolves to the answer. */
+export function confirm(question, explanation, verb) {
+  return new Promise((resolve) => {
+    let confirmed = false;
+    const act = () => {
+      confirmed = true;
+      dialog.close();
+    };
+    const dialog = openDialog(
+      question, { className: "small", onclose: () => resolve(confirmed) },
+      h("p", {}, explanation),
+      h("footer", {}, button("Cancel", () => dialog.close()), button(verb, act, { class: "danger" })),
+    );
+  });
+}
