@@ -1,7 +1,7 @@
-"""The SQL of imports and exports, one function each: whole rows, and what identifies them.
+"""The SQL of imports and exports, a function each: whole rows, and what identifies them.
 
-As in queries/, the first parameter is the connection of a transaction that is already open. Functions that take only a
-conversation's id expect that the caller has checked its owner (`queries.owned`).
+As in queries/, the first parameter is the connection of an open transaction. Functions that take only the id of a conversation or a
+message expect that the caller has checked its owner (`queries.conversations.owned`).
 """
 
 import sqlite3
@@ -13,39 +13,45 @@ from ..queries import search
 from ..queries.conversations import title_key
 from .transcript import Unreadable
 
-# ---------------------------------------------------------------------------------------------------- in
+INCONSISTENT = "has messages that do not fit together"
+
+
+def _row(conn: Connection, select: str, *values: Any) -> sqlite3.Row | None:
+    row: sqlite3.Row | None = conn.execute(select, values).fetchone()
+    return row
+
+
+# ---------------------------------------------------------------------------------------------------- import
 
 
 def list_made_here(conn: Connection, user_id: int) -> dict[str, list[int]]:
-    """Return the ids of the conversations that were not imported from another program, in the bin or not, by their created_at."""
+    """Return the ids of the conversations without a source, also of those in the bin, by created_at."""
     found: dict[str, list[int]] = {}
-    mine = "SELECT created_at, id FROM conversations WHERE user_id = ? AND source IS NULL AND hidden = 0"
-    for created_at, conversation_id in conn.execute(mine, (user_id,)):
-        found.setdefault(created_at, []).append(conversation_id)
+    made_here = "SELECT created_at, id FROM conversations WHERE user_id = ? AND source IS NULL AND hidden = 0"
+    for row in conn.execute(made_here, (user_id,)):
+        found.setdefault(row["created_at"], []).append(row["id"])
     return found
 
 
 def get_imported(conn: Connection, user_id: int, source: str) -> sqlite3.Row | None:
     """Return id and deleted_at of the conversation from this source, in the bin or not."""
-    row: sqlite3.Row | None = conn.execute(
-        "SELECT id, deleted_at FROM conversations WHERE user_id = ? AND source = ?", (user_id, source)
-    ).fetchone()
-    return row
+    select = "SELECT id, deleted_at FROM conversations WHERE user_id = ? AND source = ?"
+    return _row(conn, select, user_id, source)
 
 
 def get_beginning(conn: Connection, conversation_id: int) -> sqlite3.Row | None:
-    """Return id, deleted_at and question, the content of the oldest first message, unless the conversation is hidden or gone."""
-    row: sqlite3.Row | None = conn.execute(
+    """Return id, deleted_at and question, the oldest first message, of a conversation that is not hidden."""
+    return _row(
+        conn,
         "SELECT c.id, c.deleted_at,"
         " (SELECT content FROM messages WHERE conversation_id = c.id AND parent_id IS NULL ORDER BY id LIMIT 1) AS question"
         " FROM conversations c WHERE c.id = ? AND c.hidden = 0",
-        (conversation_id,),
-    ).fetchone()
-    return row
+        conversation_id,
+    )
 
 
 def add_conversation(conn: Connection, user_id: int, fields: dict[str, Any]) -> int:
-    """Add a hidden conversation; `show_imported` ends it. `fields`: every other column but id, title_key, source and active_message_id."""
+    """Add a hidden conversation, which `show_imported` shows. `fields`: every column but id, title_key, source and active_message_id."""
     conversation_id = insert(
         conn,
         "INSERT INTO conversations (user_id, title, title_key, named, system_prompt, provider_id, model, settings,"
@@ -58,47 +64,45 @@ def add_conversation(conn: Connection, user_id: int, fields: dict[str, Any]) -> 
 
 
 def add_message(conn: Connection, user_id: int, conversation_id: int, fields: dict[str, Any]) -> int:
-    """`fields`: every column but id and conversation_id. Raises Unreadable when client_id or source is that of another message."""
-    row = conn.execute(
+    """`fields`: every column but id and conversation_id. Raises Unreadable when another message has its client_id or source."""
+    rows = conn.execute(
         "INSERT INTO messages (conversation_id, parent_id, role, content, reasoning, status, provider_id, model,"
         " token_usage, stats, error, client_id, source, created_at) VALUES (:conversation_id, :parent_id, :role, :content,"
         " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at)"
         " ON CONFLICT DO NOTHING RETURNING id",
         fields | {"conversation_id": conversation_id},
     ).fetchall()
-    if not row:
-        raise Unreadable("has messages that do not fit together")
-    search.index_message(conn, user_id, row[0][0], fields["content"])
-    return int(row[0][0])
+    if not rows:
+        raise Unreadable(INCONSISTENT)
+    message_id: int = rows[0]["id"]
+    search.index_message(conn, user_id, message_id, fields["content"])
+    return message_id
 
 
-def add_generation(conn: Connection, generation_id: str, message_id: int, fields: dict[str, Any]) -> None:
-    """`fields`: provider_id, model, params, log. Where the id is somebody's already, it gets another one."""
-    taken = conn.execute("SELECT 1 FROM generations WHERE id = ?", (generation_id,)).fetchone()
+def add_generation(conn: Connection, message_id: int, fields: dict[str, Any]) -> None:
+    """`fields`: every column but message_id. An id that another generation has is replaced."""
+    if _row(conn, "SELECT 1 FROM generations WHERE id = ?", fields["id"]):
+        fields = fields | {"id": str(uuid.uuid4())}
     conn.execute(
         "INSERT INTO generations (id, message_id, provider_id, model, params, log)"
         " VALUES (:id, :message_id, :provider_id, :model, :params, :log)",
-        fields | {"id": str(uuid.uuid4()) if taken else generation_id, "message_id": message_id},
+        fields | {"message_id": message_id},
     )
 
 
-def list_message_origins(conn: Connection, conversation_id: int) -> list[tuple[int, tuple[str | None, str, str]]]:
-    """Return the id of each message, oldest first, and what tells it from others: (source, created_at, role)."""
-    rows = conn.execute(
-        "SELECT id, source, created_at, role FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,)
-    )
-    return [(row["id"], (row["source"], row["created_at"], row["role"])) for row in rows]
+def list_message_origins(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
+    """Return id, source, created_at and role of each message, oldest first."""
+    select = "SELECT id, source, created_at, role FROM messages WHERE conversation_id = ? ORDER BY id"
+    return conn.execute(select, (conversation_id,)).fetchall()
 
 
 def count_messages(conn: Connection, conversation_id: int) -> int:
-    count: int = conn.execute("SELECT count(*) FROM messages WHERE conversation_id = ?", (conversation_id,)).fetchone()[
-        0
-    ]
-    return count
+    row = _row(conn, "SELECT count(*) AS count FROM messages WHERE conversation_id = ?", conversation_id)
+    return row["count"] if row else 0
 
 
 def show_imported(conn: Connection, conversation_id: int, source: str | None, active_message_id: int | None) -> None:
-    """Show a conversation whose messages are all there."""
+    """Show a conversation whose messages are all stored."""
     conn.execute(
         "UPDATE conversations SET hidden = 0, source = ?, active_message_id = ? WHERE id = ?",
         (source, active_message_id, conversation_id),
@@ -106,7 +110,7 @@ def show_imported(conn: Connection, conversation_id: int, source: str | None, ac
 
 
 def set_imported(conn: Connection, conversation_id: int, updated_at: str, active_message_id: int | None) -> None:
-    """After an import into it. The active leaf stays where None is given, and while an answer is being written."""
+    """Update a conversation that gained messages. The active message stays when None is given or an answer is being generated."""
     conn.execute(
         "UPDATE conversations SET updated_at = max(updated_at, ?1), active_message_id = CASE WHEN ?2 IS NULL OR EXISTS"
         " (SELECT 1 FROM messages WHERE conversation_id = ?3 AND status = 'generating') THEN active_message_id ELSE ?2 END"
@@ -115,20 +119,19 @@ def set_imported(conn: Connection, conversation_id: int, updated_at: str, active
     )
 
 
-# ---------------------------------------------------------------------------------------------------- out
+# ---------------------------------------------------------------------------------------------------- export
 
 
-def list_conversation_ids(conn: Connection, user_id: int) -> list[tuple[int, bool]]:
-    """All of them, oldest first, and whether they are in the bin."""
-    mine = "SELECT id, deleted_at IS NOT NULL FROM conversations WHERE user_id = ? AND hidden = 0 ORDER BY id"
-    rows = conn.execute(mine, (user_id,))
-    return [(row[0], bool(row[1])) for row in rows]
+def list_conversations(conn: Connection, user_id: int) -> list[sqlite3.Row]:
+    """Return id and deleted_at of each conversation, also of those in the bin, oldest first."""
+    select = "SELECT id, deleted_at FROM conversations WHERE user_id = ? AND hidden = 0 ORDER BY id"
+    return conn.execute(select, (user_id,)).fetchall()
 
 
-def list_tree(conn: Connection, conversation_id: int) -> list[tuple[int, int | None]]:
-    """Return (id, parent_id) of every message, oldest first."""
+def list_parents(conn: Connection, conversation_id: int) -> dict[int, int | None]:
+    """Return the parent_id of each message by its id, oldest first."""
     rows = conn.execute("SELECT id, parent_id FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
-    return [tuple(row) for row in rows]
+    return {row["id"]: row["parent_id"] for row in rows}
 
 
 _PARTS = (
@@ -146,13 +149,12 @@ _WHOLE_MESSAGE = (
 
 
 def get_whole_message(conn: Connection, message_id: int) -> sqlite3.Row | None:
-    """Return a message, or None when it is gone. One that is being written is `interrupted`, with the text that was saved so far."""
-    row: sqlite3.Row | None = conn.execute(_WHOLE_MESSAGE, (message_id,)).fetchone()
-    return row
+    """Return a message, or None when it was removed. One being generated is `interrupted` and has the text saved so far."""
+    return _row(conn, _WHOLE_MESSAGE, message_id)
 
 
 def list_images(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
-    """Return the images of a conversation in order, without their bytes: id, message_id, position, media_type."""
+    """Return id, message_id, position and media_type of each image of a conversation, in order."""
     return conn.execute(
         "SELECT i.id, i.message_id, i.position, i.media_type FROM messages m JOIN images i ON i.message_id = m.id"
         " WHERE m.conversation_id = ? ORDER BY i.message_id, i.position",
@@ -161,15 +163,15 @@ def list_images(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
 
 
 def get_image_data(conn: Connection, image_id: int) -> bytes:
-    """Return the bytes of an image, none when it is gone."""
-    row = conn.execute("SELECT data FROM images WHERE id = ?", (image_id,)).fetchone()
-    return row[0] if row else b""
+    """Return the bytes of an image; none when it was removed."""
+    row = _row(conn, "SELECT data FROM images WHERE id = ?", image_id)
+    return row["data"] if row else b""
 
 
 def get_generation(conn: Connection, message_id: int) -> sqlite3.Row | None:
-    """Return how an answer that has ended was made: every column."""
-    row: sqlite3.Row | None = conn.execute(
+    """Return the generation of an answer that has ended: every column."""
+    return _row(
+        conn,
         "SELECT g.* FROM messages m JOIN generations g ON g.message_id = m.id WHERE m.id = ? AND m.status <> 'generating'",
-        (message_id,),
-    ).fetchone()
-    return row
+        message_id,
+    )

@@ -1,6 +1,6 @@
 """Export: conversations as JSON and Markdown, one as a file or all in a zip.
 
-A file is made while it is sent: some messages or one image are in memory at a time.
+A file is made while it is sent. At most CHUNK_BYTES of messages or one image are in memory.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from ..safety.queue import Slots
 from . import archive, transcript
 from .transcript import Conversation, Generation, Image, Message
 
-CHUNK = 256 * 1024  # bytes
-MESSAGE_BYTES = 200  # that a message takes besides its texts
+CHUNK_BYTES = 256 * 1024
+MESSAGE_BYTES = 200  # of a message besides its texts
 COMPRESSIONS = 2  # at a time
 
 
@@ -55,15 +55,16 @@ class Exporter:
         return name, in_turn()
 
     async def export_zip(self, user_id: int) -> AsyncGenerator[bytes, None]:
-        """All of a user's conversations, also those in the bin."""
+        """Yield a zip of all of a user's conversations, also of those in the bin."""
         async with self._exporting[user_id]:
             pipe = _Pipe()
             zipped = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
             zipped.writestr(_entry("README.txt", now()), README)
-            for conversation_id, deleted in await self._database.read(archive.list_conversation_ids, user_id):
+            for row in await self._database.read(archive.list_conversations, user_id):
+                deleted = row["deleted_at"] is not None
                 try:
-                    outline = await self._database.read(_outline, user_id, conversation_id, deleted)
-                except NotFound:  # it was purged, restored or deleted during the export
+                    outline = await self._database.read(_outline, user_id, row["id"], deleted)
+                except NotFound:  # it was removed, restored or deleted during the export
                     continue
                 conversation = outline.conversation
                 for image, image_id in chain.from_iterable(outline.images.values()):
@@ -72,13 +73,13 @@ class Exporter:
                     await self._compress(user_id, zipped.writestr, entry, data)
                     yield pipe.take()
                 folder = "bin" if deleted else "conversations"
-                name = f"{folder}/{transcript.file_name(conversation, f' {conversation_id}')}"
+                name = transcript.file_name(conversation, f" {row['id']}")
                 for ending, pieces in ((".md", self._markdown(outline, "../")), (".json", self._json(outline))):
-                    with zipped.open(_entry(name + ending, conversation.updated_at), "w") as file:
+                    with zipped.open(_entry(f"{folder}/{name}{ending}", conversation.updated_at), "w") as file:
                         async with contextlib.aclosing(_join(pieces)) as chunks:
                             async for chunk in chunks:
                                 await self._compress(user_id, file.write, chunk)
-                                if pipe.size >= CHUNK:
+                                if pipe.size >= CHUNK_BYTES:
                                     yield pipe.take()
             zipped.close()
             yield pipe.take()
@@ -88,10 +89,10 @@ class Exporter:
             await asyncio.to_thread(function, *args)
 
     async def _json(self, outline: "_Outline") -> AsyncGenerator[bytes, None]:
-        """The JSON form. Images that have no file are in it, one at a time."""
+        """Yield the JSON form. An image without a file is in it as base64, read when its turn comes."""
         yield transcript.json_head(outline.conversation)
         comma = b""
-        async for message in self._messages(outline, [message_id for message_id, _ in outline.tree]):
+        async for message in self._messages(outline, list(outline.parents)):
             inline = [pair for pair in outline.images.get(message.id, ()) if not pair[0].file]
             if inline:
                 message.images = []
@@ -106,24 +107,23 @@ class Exporter:
         yield transcript.JSON_END
 
     async def _markdown(self, outline: "_Outline", images: str = "") -> AsyncGenerator[bytes, None]:
-        """The active path. `images` is what precedes an image's file name in a link."""
+        """Yield the active path. `images` precedes the file name of an image in a link."""
         yield transcript.markdown_head(outline.conversation).encode()
-        parents = dict(outline.tree)
-        versions: dict[int | None, list[int]] = {}
-        for message_id, parent_id in outline.tree:
-            versions.setdefault(parent_id, []).append(message_id)
+        versions = defaultdict[int | None, list[int]](list)
+        for message_id, parent_id in outline.parents.items():
+            versions[parent_id].append(message_id)
         path: list[int] = []
         leaf = outline.conversation.active_message_id
         while leaf is not None:
             path.append(leaf)
-            leaf = parents[leaf]
+            leaf = outline.parents[leaf]
         async for message in self._messages(outline, path[::-1]):
             siblings = versions[message.parent_id]
             pieces = transcript.markdown(message, siblings.index(message.id) + 1, len(siblings), images)
             yield "".join(pieces).encode()
 
     async def _messages(self, outline: "_Outline", ids: list[int]) -> AsyncGenerator[Message, None]:
-        """These messages without the bytes of their images, read a part at a time. Those that were removed since are left out."""
+        """Yield these messages without the bytes of their images. Those removed since are left out."""
         while ids:
             messages, count = await self._database.read(_read_messages, outline, ids)
             ids = ids[count:]
@@ -132,31 +132,28 @@ class Exporter:
 
 
 README = """\
-These are conversations from Fireside.
+Conversations from Fireside.
 
-conversations/  Each conversation twice. The .md file is for reading: what was last shown of it. The .json file is all
-                of it, with every version of every message.
-bin/            The same of conversations that were deleted in the last 30 days.
-images/         The images in them; the files name them.
+conversations/  Each conversation as .md (the path that was last shown, for reading) and as .json (every version of every message).
+bin/            The same of conversations deleted in the last 30 days.
+images/         The images; the other files name them.
 
-A .json file is UTF-8. It has a conversation's title, its times (ISO 8601, UTC), its system_prompt, the model and the
-provider_id that were used last, the settings of the generation, and its messages, oldest first.
-A message has an id, the parent_id of the message that it follows (null: it begins the conversation), a role (user or
-assistant), content, the reasoning that preceded it, its status, its images, and for answers the model that gave it,
-token_usage, stats, error and generation: how it was made, and in log how it arrived (a number n is a piece of n
-characters of the content, -n one of n characters of the reasoning). Messages with the same parent_id are versions of
-each other. active_message_id is the end of the path that was shown. What is missing was empty.
+The .json files are UTF-8. A conversation has a title, times (ISO 8601, UTC), system_prompt, the model and provider_id used last, settings
+of the generation, and messages, oldest first. A message has an id, the parent_id of the message before it (null for a first one), a role
+(user or assistant), content, reasoning, status and images. An answer also has model, token_usage, stats, error and generation: its
+parameters, and a log of how it arrived (n: n characters of the content, -n: n of the reasoning). Messages with the same parent_id are
+versions of each other. active_message_id is the last message of the path that was shown. Empty fields are left out.
 
-`fireside import` reads this zip, or the folder it unpacks to, and adds what is not there yet.
+`fireside import` reads this zip, or the folder it unpacks to, and adds what is missing.
 """
 
 
 @dataclass
 class _Outline:
-    """A conversation as it is in this moment, without its messages."""
+    """A conversation without its messages, read in one transaction."""
 
     conversation: Conversation
-    tree: list[tuple[int, int | None]]  # (id, parent_id) of each message, oldest first
+    parents: dict[int, int | None]  # the parent_id of each message by its id, oldest first
     images: dict[int, list[tuple[Image, int]]]  # with their ids, by message
 
 
@@ -165,7 +162,7 @@ def _outline(conn: Connection, user_id: int, conversation_id: int, deleted: bool
     columns = {name: row[name] for name in dict(row) if name in Conversation.__struct_fields__}
     columns |= {"named": bool(row["named"]), "pinned": bool(row["pinned"]), "settings": json.loads(row["settings"])}
     conversation = Conversation(fireside=transcript.VERSION, messages=[], **columns)
-    outline = _Outline(conversation, archive.list_tree(conn, conversation_id), {})
+    outline = _Outline(conversation, archive.list_parents(conn, conversation_id), {})
     for found in archive.list_images(conn, conversation_id):
         file = f"images/{found['message_id']}-{found['position']}.{found['media_type'].removeprefix('image/')}"
         outline.images.setdefault(found["message_id"], []).append((Image(found["media_type"], file=file), found["id"]))
@@ -173,7 +170,7 @@ def _outline(conn: Connection, user_id: int, conversation_id: int, deleted: bool
 
 
 def _read_messages(conn: Connection, outline: _Outline, ids: list[int]) -> tuple[list[Message], int]:
-    """Return the first of these messages, up to CHUNK characters, and how many of the ids that are."""
+    """Return the first of these messages, about CHUNK_BYTES of them, and how many of the ids were done."""
     messages: list[Message] = []
     done = size = 0
     for message_id in ids:
@@ -182,7 +179,7 @@ def _read_messages(conn: Connection, outline: _Outline, ids: list[int]) -> tuple
             messages.append(_message(row, archive.get_generation(conn, message_id), outline))
             size += len(row["content"]) + len(row["reasoning"]) + MESSAGE_BYTES
         done += 1
-        if size >= CHUNK:
+        if size >= CHUNK_BYTES:
             break
     return messages, done
 
@@ -203,28 +200,26 @@ def _encode_image(conn: Connection, image: Image, image_id: int) -> bytes:
 
 
 def _entry(name: str, moment: str, deflate: bool = True) -> zipfile.ZipInfo:
-    time = datetime.fromisoformat(
-        min(max(moment, "1980-01-01T00:00:00"), "2107-12-31T23:59:59")
-    )  # a zip knows no other
-    info = zipfile.ZipInfo(name, time.timetuple()[:6])
+    in_range = min(max(moment, "1980-01-01T00:00:00"), "2107-12-31T23:59:59")  # the times that a zip can have
+    info = zipfile.ZipInfo(name, datetime.fromisoformat(in_range).timetuple()[:6])
     info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
     info.external_attr = 0o600 << 16
     return info
 
 
 async def _join(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Join small pieces to chunks of CHUNK."""
+    """Join small pieces to chunks of CHUNK_BYTES."""
     async with contextlib.aclosing(pieces):
         pipe = _Pipe()
         async for piece in pieces:
             pipe.write(piece)
-            if pipe.size >= CHUNK:
+            if pipe.size >= CHUNK_BYTES:
                 yield pipe.take()
         yield pipe.take()
 
 
 class _Pipe:
-    """Collects what is written to it until `take`. Not an io.RawIOBase, which is closed before a ZipFile that was left unfinished."""
+    """Collects what is written to it until `take`. Not an io.RawIOBase, which would be closed before an unfinished ZipFile."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []

@@ -1,8 +1,8 @@
 """Import: conversations from files into the database.
 
-A sandbox child reads the files, and the database takes what it read in short transactions. A new conversation is hidden until all of
-it is there. What is here already is never changed: a conversation that has grown since gains its new messages, unless it is in the
-bin. What cannot be read is skipped and named, and the rest goes in.
+A sandbox child reads the files, and the database stores what it read in short transactions. A new conversation is hidden until all of it is
+stored. What is in the database is never changed: a conversation that has grown since gains its new messages, unless it is in the bin. What
+cannot be read is skipped and reported.
 """
 
 import asyncio
@@ -13,32 +13,33 @@ import os
 import sqlite3
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from .. import queries
+from ..backends.loose import clean
 from ..db import Connection, Database
-from ..errors import FiresideError, NotFound
+from ..errors import FiresideError, NotFound, StorageUnavailable
 from ..queries.types import image_type
 from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
-from . import archive, source, transcript
+from . import archive, source
 from .source import Skipped
 from .transcript import Conversation, Message, Unreadable
 
 log = logging.getLogger("fireside.importer")
 
 IMPORTS = 2  # at a time
-READING_BYTES = 2 * 1024**3  # of memory that a child may have: a conversation may be 64 MB of JSON
+READING_BYTES = 2 * 1024**3  # of memory for a child, which decodes one conversation at a time
 SILENT_SECONDS = 60.0  # without anything read
 FILE_SECONDS = 3600.0  # for one file, folder or zip
 
 
 class Report(msgspec.Struct):
-    """What an import did: conversations and messages added, conversations that had nothing new, and what was left out."""
+    """What an import did. `unchanged` counts the conversations that had nothing new."""
 
     conversations: int = 0
     messages: int = 0
@@ -50,9 +51,7 @@ class Importer:
     """The imports of a service: one at a time for each user, IMPORTS in all, users in turn."""
 
     def __init__(self, database: Database, user_max_bytes: int = 0) -> None:
-        self.uploading: defaultdict[int, asyncio.Lock] = defaultdict(
-            asyncio.Lock
-        )  # by user: one file is kept at a time
+        self.uploading: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # by user
         self._database = database
         self._user_max_bytes = user_max_bytes
         self._sandbox = Sandbox(READING_BYTES)
@@ -63,22 +62,36 @@ class Importer:
         await self._sandbox.aclose()
 
     async def remove_leftovers(self) -> None:
-        """Remove what a crash left hidden, unless an import is running."""
+        """Remove the hidden conversations of an import that a crash ended, unless an import is running."""
         if not self._running:
-            await queries.conversations.remove_hidden(
-                self._database, self._database.read_here(queries.conversations.list_hidden)
-            )
+            hidden = self._database.read_here(queries.conversations.list_hidden)
+            await queries.conversations.remove_hidden(self._database, hidden)
 
-    async def import_files(
-        self,
-        user_id: int,
-        paths: list[Path],
-        on_progress: Callable[[Report, float], None] = lambda report, done: None,
-    ) -> Report:
-        """Add what is new in these files, folders and zips. `on_progress` gets the report so far and the fraction that is done.
+    async def import_files(self, user_id: int, paths: list[Path]) -> Report:
+        """Import as `iterate` does and return the report."""
+        async with contextlib.aclosing(self.iterate(user_id, paths)) as steps:
+            return [report async for _, report in steps][-1]
 
-        Raises StorageUnavailable when the disk is full and QuotaExceeded when the user's messages take too much; what was added
-        before stays, and the next import goes on from there.
+    async def import_steps(self, user_id: int, paths: list[Path]) -> AsyncGenerator[bytes, None]:
+        """Import and yield a line of JSON for each step: {"done": fraction, "report": {...}}, or {"error": "..."} when it failed."""
+        line: dict[str, Any]
+        try:
+            async with contextlib.aclosing(self.iterate(user_id, paths)) as steps:
+                async for done, report in steps:
+                    yield msgspec.json.encode({"done": done, "report": report}) + b"\n"
+            return
+        except FiresideError as error:
+            line = {"error": error.message}
+        except Exception:
+            log.exception("an import failed")
+            line = {"error": FiresideError.message}
+        yield msgspec.json.encode(line) + b"\n"
+
+    async def iterate(self, user_id: int, paths: list[Path]) -> AsyncGenerator[tuple[float, Report], None]:
+        """Add what is new in these files, folders and zips. Yield the fraction that is done and the report so far.
+
+        Raises StorageUnavailable and QuotaExceeded (the user's messages take too much). What was added before stays, and the next
+        import adds the rest.
         """
         async with self._queue.slot(user_id):
             self._running += 1
@@ -86,41 +99,38 @@ class Importer:
                 made_here = await self._database.read(archive.list_made_here, user_id)
                 importing = _Import(user_id, self._user_max_bytes, made_here)
                 for number, path in enumerate(paths):
-
-                    def tell(done: float, number: int = number) -> None:
-                        on_progress(importing.report, (number + done) / len(paths))
-
-                    await self._import_file(importing, path, tell)
-                return importing.report
+                    async with contextlib.aclosing(self._import_file(importing, path)) as fractions:
+                        async for done in fractions:
+                            yield (number + done) / len(paths), importing.report
+                yield 1.0, importing.report
+            except StorageUnavailable as error:
+                raise type(error)(f"{error.message} What was imported before stays.") from error
             finally:
                 self._running -= 1
-                hidden = await self._database.write(
-                    queries.conversations.list_hidden, user_id
-                )  # after a write that was cancelled
+                # `write`, not `read`: it waits for a transaction whose caller was cancelled.
+                hidden = await self._database.write(queries.conversations.list_hidden, user_id)
                 await queries.conversations.remove_hidden(self._database, hidden)
 
-    async def _import_file(self, importing: "_Import", path: Path, on_progress: Callable[[float], None]) -> None:
+    async def _import_file(self, importing: "_Import", path: Path) -> AsyncGenerator[float, None]:
         end = time.monotonic() + FILE_SECONDS
-        pieces = self._sandbox.iterate(source.read, os.fsencode(path), seconds=SILENT_SECONDS)
         try:
+            pieces = self._sandbox.iterate(source.read, os.fsencode(path), seconds=SILENT_SECONDS)
             async with contextlib.aclosing(pieces):
                 async for encoded in pieces:
                     piece = _decode(encoded)
                     await self._store(importing, piece.steps)
-                    on_progress(piece.done)
+                    yield piece.done
                     if time.monotonic() > end:
-                        raise Unreadable(f"takes more than {FILE_SECONDS / 60:.0f} minutes; the rest was left out")
+                        raise WorkTooLong
             return
-        except Unreadable as error:
-            reason = str(error)
         except WorkTooLong:
-            reason = f"takes more than {SILENT_SECONDS:.0f} s to read at one place; the rest was left out"
+            reason = f"takes more than {FILE_SECONDS / 60:.0f} minutes, or {SILENT_SECONDS:.0f} s at one place"
         except WorkTooLarge:
-            reason = f"needs more than {READING_BYTES >> 30} GB of memory; the rest was left out"
+            reason = f"needs more than {READING_BYTES >> 30} GB of memory"
         except (WorkFailed, msgspec.DecodeError) as error:
             log.error("an import ended early: %s", error)
-            reason = "cannot be read to its end; the rest was left out"
-        await self._store(importing, [source.Skip(Skipped(transcript.clean(path.name), reason))])
+            reason = "cannot be read to its end"
+        await self._store(importing, [source.Skip(Skipped(clean(path.name), f"{reason}; the rest was left out"))])
 
     async def _store(self, importing: "_Import", steps: list[source.Step]) -> None:
         while steps:
@@ -133,67 +143,40 @@ class Importer:
                     queries.conversations.remove_messages, importing.undone
                 )
 
-    async def import_steps(self, user_id: int, paths: list[Path]) -> AsyncGenerator[bytes, None]:
-        """Import and yield a line of JSON for each step: {"done": fraction, "report": {...}}, or {"error": "..."} when it failed."""
-        found: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-
-        async def run() -> None:
-            try:
-                report = await self.import_files(
-                    user_id, paths, lambda report, done: found.put_nowait({"done": done, "report": report})
-                )
-                found.put_nowait({"done": 1.0, "report": report})
-            except FiresideError as error:
-                found.put_nowait({"error": error.message})
-            except Exception:
-                log.exception("an import failed")
-                found.put_nowait({"error": FiresideError().message})
-            finally:
-                found.put_nowait(None)
-
-        importing = asyncio.create_task(run())
-        try:
-            while (step := await found.get()) is not None:
-                yield msgspec.json.encode(step) + b"\n"
-        finally:  # of a reader who leaves too: what was stored stays
-            importing.cancel()
-            await asyncio.wait([importing])
-
 
 _decode = msgspec.msgpack.Decoder(source.Piece).decode
-Key = str | tuple[str, str, int]  # by which a message is known in its conversation
+Key = str | tuple[str, str, int]  # identifies a message in its conversation
 
 
 class _Keys:
-    """The key of each message, in order: its id where it came from, or when it was written, by whom, and which of several it is."""
+    """Makes the key of each message, in order: its source, or its time and role and which of several with these it is."""
 
     def __init__(self) -> None:
-        self._several: Counter[tuple[str, str]] = Counter()
+        self._repeats: Counter[tuple[str, str]] = Counter()
 
     def next(self, source: str | None, created_at: str, role: str) -> Key:
-        self._several[created_at, role] += 1
-        return source or (created_at, role, self._several[created_at, role])
+        self._repeats[created_at, role] += 1
+        return source or (created_at, role, self._repeats[created_at, role])
 
 
 def _list_keys(conn: Connection, conversation_id: int) -> dict[Key, int]:
     keys = _Keys()
-    return {keys.next(*origin): id for id, origin in archive.list_message_origins(conn, conversation_id)}
+    rows = archive.list_message_origins(conn, conversation_id)
+    return {keys.next(row["source"], row["created_at"], row["role"]): row["id"] for row in rows}
 
 
 class _Import:
-    """Stores what a child has read, step by step, and knows how far it is within a conversation."""
+    """Stores the steps that a child sends. `_conversation` is the one being stored; None between two, and after one that was given up."""
 
     def __init__(self, user_id: int, max_bytes: int, made_here: dict[str, list[int]]) -> None:
         self.user_id = user_id
         self.report = Report()
-        self.grows = False  # the conversation is known: `here` is needed before its messages are stored
-        self.here: dict[Key, int] = {}  # its messages in the database
-        self.undone: list[int] = []  # messages that are to be removed again
+        self.grows = False  # the conversation is in the database: `here` must be read before its messages are stored
+        self.here: dict[Key, int] = {}  # the ids of its messages in the database
+        self.undone: list[int] = []  # ids of messages to remove again
         self._max_bytes = max_bytes
         self._made_here = made_here
-        self._conversation: Conversation | None = (
-            None  # that is being stored; None between two, and after one that was given up
-        )
+        self._conversation: Conversation | None = None
 
     def store(self, conn: Connection, steps: list[source.Step]) -> int:
         """Do the first of these steps, for PART_SECONDS, and return how many. Raises QuotaExceeded."""
@@ -218,7 +201,7 @@ class _Import:
         if isinstance(step, source.Begin):
             self._begin(conn, step)
         elif isinstance(step, source.Skip):
-            self._give_up("")
+            self._give_up()
             self.report.skipped.append(step.skipped)
         elif self._conversation is None:
             return
@@ -229,8 +212,8 @@ class _Import:
         else:
             self._end(conn, self._conversation)
 
-    def _give_up(self, reason: str) -> None:
-        """Leave nothing of the conversation that is being stored. A new one stays hidden, and is removed when the import ends."""
+    def _give_up(self, reason: str = "") -> None:
+        """Keep nothing of the conversation being stored. A new one stays hidden until the import ends and removes it."""
         if self._conversation is None:
             return
         if reason:
@@ -240,18 +223,22 @@ class _Import:
         self._conversation = None
 
     def _begin(self, conn: Connection, step: source.Begin) -> None:
-        conversation = step.conversation
         known = self._find(conn, step)
         if known is not None and known["deleted_at"]:
             self.report.unchanged += 1
             return
-        self._conversation, self._new, self.grows = conversation, known is None, known is not None
-        self.conversation_id = known["id"] if known else self._add_conversation(conn, conversation)
+        self._conversation, self._new, self.grows = step.conversation, known is None, known is not None
+        fields = msgspec.structs.asdict(step.conversation) | {"settings": json.dumps(step.conversation.settings)}
+        if known is None:
+            self.conversation_id = archive.add_conversation(conn, self.user_id, fields)
+            self._size += len(step.conversation.system_prompt.encode())
+        else:
+            self.conversation_id = known["id"]
         self.here = {}
         self._keys, self._key_of, self._added = _Keys(), dict[int, Key](), list[int]()
 
     def _find(self, conn: Connection, step: source.Begin) -> sqlite3.Row | None:
-        """The conversation that this one is, if it is here. One that was begun in Fireside is known by when and how it began."""
+        """Find the conversation in the database. One that began in Fireside is known by its time and its first message."""
         conversation = step.conversation
         if conversation.source is not None:
             return archive.get_imported(conn, self.user_id, conversation.source)
@@ -261,25 +248,20 @@ class _Import:
                 return row
         return None
 
-    def _add_conversation(self, conn: Connection, conversation: Conversation) -> int:
-        row = msgspec.structs.asdict(conversation) | {"settings": _encode(conversation.settings)}
-        self._size += len(conversation.system_prompt.encode())
-        return archive.add_conversation(conn, self.user_id, row)
-
     def _add(self, conn: Connection, message: Message) -> None:
         key = self._keys.next(message.source, message.created_at, message.role)
         self._key_of[message.id] = key
-        self._message_id: int | None = None
+        self._message_id: int | None = None  # None: it is in the database already
         if key in self.here:
             return
-        row = msgspec.structs.asdict(message)
+        fields = msgspec.structs.asdict(message)
         try:
-            row["parent_id"] = None if message.parent_id is None else self.here[self._key_of[message.parent_id]]
+            fields["parent_id"] = None if message.parent_id is None else self.here[self._key_of[message.parent_id]]
         except KeyError:
-            raise Unreadable("has messages that do not fit together") from None
+            raise Unreadable(archive.INCONSISTENT) from None
         for column in ("token_usage", "stats", "error"):
-            row[column] = None if row[column] is None else _encode(row[column])
-        self._message_id = self.here[key] = archive.add_message(conn, self.user_id, self.conversation_id, row)
+            fields[column] = None if fields[column] is None else json.dumps(fields[column])
+        self._message_id = self.here[key] = archive.add_message(conn, self.user_id, self.conversation_id, fields)
         self._position = 0
         self._added.append(self._message_id)
         self._size += len(message.content.encode()) + len(message.reasoning.encode())
@@ -287,11 +269,11 @@ class _Import:
             ids = {"message_id": self._message_id, "conversation_id": self.conversation_id}
             entries = [_with_ids(entry, ids) if isinstance(entry, dict) else entry for entry in message.generation.log]
             fields = msgspec.structs.asdict(message.generation)
-            fields |= {"params": _encode(message.generation.params), "log": _encode(entries)}
-            archive.add_generation(conn, message.generation.id, self._message_id, fields)
+            fields |= {"params": json.dumps(message.generation.params), "log": json.dumps(entries)}
+            archive.add_generation(conn, self._message_id, fields)
 
     def _add_image(self, conn: Connection, picture: source.Picture) -> None:
-        if self._message_id is None:  # it is here already
+        if self._message_id is None:
             return
         kind = image_type(picture.data)
         if kind is None:
@@ -301,10 +283,10 @@ class _Import:
         self._size += len(picture.data)
 
     def _end(self, conn: Connection, conversation: Conversation) -> None:
-        """Show what was added, and the new path unless something was written here."""
-        written_here = archive.count_messages(conn, self.conversation_id) > len(set(self._key_of.values()))
+        """Show what was added, and the new path unless somebody has continued the conversation in Fireside."""
+        continued = archive.count_messages(conn, self.conversation_id) > len(set(self._key_of.values()))
         key = self._key_of.get(conversation.active_message_id or 0)
-        leaf = None if written_here or key is None else self.here[key]
+        leaf = None if continued or key is None else self.here[key]
         if self._new:
             archive.show_imported(conn, self.conversation_id, conversation.source, leaf)
             if conversation.source is None:
@@ -317,14 +299,7 @@ class _Import:
         self._conversation = None
 
 
-def _encode(value: Any) -> str:
-    try:
-        return json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        raise Unreadable("has messages that do not fit together") from None
-
-
 def _with_ids(event: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
-    """An event of a log, with the ids that hold in this database."""
+    """Return an event of a log with the ids that are valid in this database."""
     data = event["data"]
     return event | {"data": data | {name: id for name, id in ids.items() if name in data}}

@@ -61,7 +61,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     rest = {name.removeprefix(info) for name in names if not name.startswith("fireside/")}
     assert rest == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
     modules = {file.name for file in ROOT.glob("*.py")}
-    folders = {file.relative_to(ROOT).as_posix() for folder in FOLDERS for file in (ROOT / folder).glob("*.py")}
+    folders = {file.relative_to(ROOT).as_posix() for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")}
     static = {f"static/{file.name}" for file in (ROOT / "static").iterdir()}
     assert package == modules | folders | static | {"schema.sql", "passwords.txt", "py.typed"}
     assert {"__main__.py", "server.py"} <= modules and {"static/index.html", "static/app.js"} <= static

@@ -277,7 +277,8 @@ async def test_two_imports_at_once_add_everything_once(
 async def test_progress_goes_up_to_the_end(importer: Importer, ann: int, tmp_path: Path) -> None:
     heard: list[float] = []
     paths = [write(tmp_path / "a.json", bridges(250)), tmp_path / "missing.json", write(tmp_path / "b.json", rivers())]
-    report = await importer.import_files(ann, paths, lambda report, done: heard.append(done))
+    async for done, report in importer.iterate(ann, paths):  # noqa: B007
+        heard.append(done)
     assert heard == sorted(heard)
     assert heard[-1] == 1
     assert [skipped.file for skipped in report.skipped] == ["missing.json"]
@@ -352,7 +353,7 @@ async def test_a_full_disk_keeps_whole_conversations_and_the_next_import_goes_on
 ) -> None:
     path = write(tmp_path / "x.json", bridges(700))
     await database.write(limit_pages, 60)
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(StorageUnavailable, match=r"the disk is full.* What was imported before stays\.$"):
         await importer.import_files(ann, [path])
     await database.write(limit_pages, None)
     there = await database.read(dump, ann)
@@ -366,7 +367,12 @@ async def test_an_import_that_is_cancelled_leaves_whole_conversations(
 ) -> None:
     path = write(tmp_path / "x.json", bridges(1000))
     started = asyncio.Event()
-    task = asyncio.create_task(importer.import_files(ann, [path], lambda report, done: started.set()))
+
+    async def run() -> None:
+        async for _ in importer.iterate(ann, [path]):
+            started.set()
+
+    task = asyncio.create_task(run())
     await started.wait()
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -783,7 +789,7 @@ async def test_a_long_import_and_its_removal_hold_up_nobody_and_show_nothing_in_
         days = sum(day["answers"] for day in queries.generations.list_usage(conn, ann))
         return [
             len(listed),
-            len(archive.list_conversation_ids(conn, ann)),
+            len(archive.list_conversations(conn, ann)),
             len(search.find(conn, ann, "rivers", 9)),
             days,
         ]
@@ -851,12 +857,10 @@ async def test_a_child_that_dies_leaves_nothing_of_its_conversation(
     await bring(importer, ann, write(path, long_conversation(10)))
     before = await database.read(dump, ann)
 
-    def kill(report: Report, done: float) -> None:
-        for worker in importer._sandbox._workers:
-            worker.kill()
-
     for source in ("test:1", "test:2"):  # one that has grown, and a new one
-        report = await importer.import_files(ann, [write(path, long_conversation(6000, source=source))], kill)
+        async for _, report in importer.iterate(ann, [write(path, long_conversation(6000, source=source))]):  # noqa: B007
+            for worker in importer._sandbox._workers:
+                worker.kill()
         lost = Skipped("x.json", "cannot be read to its end; the rest was left out")
         assert report == Report(skipped=[lost])
         assert await database.read(dump, ann) == before

@@ -1,0 +1,120 @@
+"""Fireside's own form, as an export writes it. The file may have been changed since, or made by anybody."""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, NoReturn
+
+import msgspec
+from msgspec import Meta
+
+from ...backends.loose import clean
+from ...queries.conversations import title_from
+from ...queries.types import QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, Parameters, image_type
+from ..transcript import VERSION, Conversation, Count, Generation, Message, Unreadable
+from .common import FindImage, first_question
+
+DETAILS_BYTES = 64 * 1024  # of token_usage, of stats and of error, which do not count towards user_max_bytes
+EVENT_BYTES = (
+    1_000_000  # of the events in the log of an answer, besides its text; a ping every few seconds is 100 bytes
+)
+
+
+def matches(row: dict[str, Any]) -> bool:
+    return "fireside" in row
+
+
+def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+    """Images have the names of their files, so `find_image` is not used."""
+    if isinstance(row["fireside"], int) and row["fireside"] > VERSION:
+        raise Unreadable("was written by a newer Fireside; install that first")
+    try:
+        msgspec.msgpack.encode(row)  # raises for a half of a surrogate pair or a too large number anywhere
+        conversation = msgspec.convert(row, Conversation)
+        _check(conversation)
+    except UnicodeEncodeError:
+        raise Unreadable("has a text that is not Unicode") from None
+    except (ValueError, RecursionError, OverflowError) as error:
+        field = re.search(r"`\$\.([^`]*)`\Z", str(error))
+        _refuse(f"{field[1]} is missing or wrong" if field else "a field is missing or wrong")
+    for struct in (conversation, *conversation.messages):
+        for name in struct.__struct_fields__:
+            if isinstance(text := getattr(struct, name), str):
+                setattr(struct, name, clean(text))
+    conversation.title = conversation.title[:TITLE_CHARACTERS]
+    if not conversation.title.strip():
+        conversation.title = title_from(first_question(conversation.messages))
+    return conversation
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise Unreadable(f"is not as Fireside writes it: {reason}"[:200])
+
+
+# ---- what must hold in the fields that the types leave open, because the program relies on it
+
+
+class _Settings(msgspec.Struct):
+    settings: Parameters
+
+
+class _Stats(msgspec.Struct):
+    ttft_ms: float | None = None
+    total_ms: float | None = None
+    context_length: Count | None = None
+    omitted_messages: Count | None = None
+
+
+def _check(conversation: Conversation) -> None:
+    """Raises Unreadable and ValueError."""
+    for time in (conversation.created_at, conversation.updated_at, conversation.deleted_at):
+        datetime.fromisoformat(time or conversation.created_at)
+    msgspec.convert({"settings": conversation.settings}, _Settings)
+    if None in conversation.settings.values():
+        _refuse("a setting is empty")
+    known: set[int | None] = {None}
+    for message in conversation.messages:
+        if message.id in known or message.parent_id not in known:
+            _refuse("its messages do not form a tree")
+        known.add(message.id)
+        _check_message(message)
+    if conversation.active_message_id not in known:
+        _refuse("its active message is missing")
+    if conversation.active_message_id is None and conversation.messages:
+        conversation.active_message_id = conversation.messages[-1].id
+
+
+def _check_message(message: Message) -> None:
+    datetime.fromisoformat(message.created_at)
+    msgspec.convert(message.stats or {}, _Stats)
+    details = (message.token_usage, message.stats, message.error)
+    if any(len(msgspec.json.encode(detail)) > DETAILS_BYTES for detail in details):
+        _refuse(f"token_usage, stats and error must have at most {DETAILS_BYTES >> 10} KiB each")
+    if message.role == "user" and len(message.content) > QUESTION_CHARACTERS:
+        _refuse(f"a question has more than {QUESTION_CHARACTERS:,} characters")
+    if any(not image.file and image_type(image.data) != image.media_type for image in message.images):
+        _refuse("the data of an image does not fit its media_type")
+    if message.generation and not _replays(message, message.generation):
+        message.generation = None  # the answer stays, and is replayed like one from another program
+
+
+class _Event(msgspec.Struct):
+    event: Annotated[str, Meta(pattern=r"\A[a-z]+\Z")]
+    data: dict[str, Any]
+    id: Id = 1
+
+
+def _replays(message: Message, generation: Generation) -> bool:
+    """Return whether the log divides both texts completely, and ends."""
+    lengths = [entry for entry in generation.log if isinstance(entry, int)]
+    try:
+        events = msgspec.convert([entry for entry in generation.log if isinstance(entry, dict)], list[_Event])
+    except msgspec.ValidationError:
+        return False
+    return (
+        len(msgspec.json.encode(events)) <= EVENT_BYTES
+        and 0 not in lengths
+        and sum(n for n in lengths if n > 0) == len(message.content)
+        and -sum(n for n in lengths if n < 0) == len(message.reasoning)
+        and bool(events)
+        and events[-1].event == "done"
+    )
