@@ -29,6 +29,11 @@ import aiosqlite
 
 from .errors import QueryTimeout, Stopping, StorageUnavailable
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -205,9 +210,8 @@ class Database:
             return await asyncio.shield(reading)
         finally:
             canceled.set()
-            await asyncio.gather(
-                reading, return_exceptions=True
-            )  # the caller's next read must not wait behind this one
+            # The caller's next read must not wait behind this one.
+            await asyncio.gather(reading, return_exceptions=True)
 
     def read_here(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """`read` on the event loop's thread. For a few rows by their keys: a fifth of the time that changing threads takes."""
@@ -287,9 +291,6 @@ def _code(error: Exception) -> str:
     return "_".join(str(getattr(error, "sqlite_errorname", "")).split("_")[:2])
 
 
-# ---------------------------------------------------------------------------------------------------- the data directory's lock
-
-
 @contextlib.contextmanager
 def lock(data_dir: Path) -> Iterator[None]:
     """Lock the data directory for this process. Create it, private to its owner, if needed.
@@ -325,25 +326,14 @@ def lock_holder(data_dir: Path) -> int | None:
         os.close(descriptor)
 
 
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock_now(descriptor: int) -> None:
-        os.lseek(
-            descriptor, 1 << 20, os.SEEK_SET
-        )  # after the process id: Windows lets no other process read a locked range
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _lock_now(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def _lock_file(descriptor: int) -> bool:
     """Lock the open file without waiting. Return whether that succeeded."""
     try:
-        _lock_now(descriptor)
+        if sys.platform == "win32":
+            os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # after the process id, since others cannot read a locked range
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except OSError:
         return False
@@ -406,11 +396,7 @@ def create(connection: Connection) -> None:
 
 def _connect(path: Path, writer: bool) -> Connection:
     connection = sqlite3.connect(path, isolation_level=None, cached_statements=256)
-    try:
-        _configure(connection, writer)
-    except BaseException:
-        connection.close()
-        raise
+    _configure(connection, writer)
     return connection
 
 
@@ -448,9 +434,6 @@ def open_damaged(path: Path) -> Connection:
     _configure(connection, writer=False)
     _version(connection, path)
     return connection
-
-
-# ---------------------------------------------------------------------------------------------------- checks
 
 
 def _version(connection: Connection, path: Path, newest: int = VERSION) -> int:
