@@ -1,4 +1,4 @@
-"""Backups, restores and disks: what doctor, backup and restore promise, and what a service does whose disk fails it."""
+"""Backups, restores, doctor, and a service whose disk or database fails."""
 
 import asyncio
 import contextlib
@@ -32,60 +32,63 @@ posix = pytest.mark.skipif(os.name != "posix", reason="modes and limits of POSIX
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits the files of another process")
 
 
-def names(path: Path) -> list[str]:
-    """The users in a database, in order."""
-    with contextlib.closing(sqlite3.connect(path)) as connection:
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database and commit at the end."""
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.row_factory = sqlite3.Row
+        yield connection
+
+
+def users(path: Path) -> list[str]:
+    with opened(path) as connection:
         return [row[0] for row in connection.execute("SELECT username FROM users ORDER BY id")]
 
 
-def add(path: Path, *users: str) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        for name in users:
-            connection.execute(
-                "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, '', 'user', '')", (name,)
-            )
+def add(path: Path, *names: str) -> None:
+    with opened(path) as connection:
+        sql = "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, '', 'user', '')"
+        connection.executemany(sql, [(name,) for name in names])
 
 
-def made(path: Path, *users: str) -> Path:
+def created(path: Path, *names: str) -> Path:
     path.parent.mkdir(mode=0o700, exist_ok=True)
     db.prepare(path)
-    add(path, *users)
+    add(path, *names)
     return path
 
 
-@contextlib.contextmanager
-def in_the_log(path: Path, *users: str) -> Iterator[None]:
-    """These users are in the write-ahead log alone: a service was killed before it came to a checkpoint."""
-    with contextlib.closing(sqlite3.connect(path)) as connection:
+def add_to_log(path: Path, *names: str) -> None:
+    """Add users to the write-ahead log only, as when a service is killed before a checkpoint."""
+    with opened(path) as connection:
         connection.execute(
             "SELECT count(*) FROM users"
-        ).fetchone()  # as long as this one is open nobody comes to a checkpoint
-        add(path, *users)
-        saved = {ending: path.with_name(path.name + ending).read_bytes() for ending in ("", "-wal", "-shm")}
-    for ending, data in saved.items():
-        path.with_name(path.name + ending).write_bytes(data)
-    yield
+        ).fetchone()  # while a connection is open, none checkpoints on closing
+        add(path, *names)
+        saved = {suffix: path.with_name(path.name + suffix).read_bytes() for suffix in ("", "-wal", "-shm")}
+    for suffix, data in saved.items():
+        path.with_name(path.name + suffix).write_bytes(data)
 
 
 # ---- restore
 
 
-def test_a_restore_keeps_what_was_there_to_its_last_word(tmp_path: Path) -> None:
-    backup, path = made(tmp_path / "backup.db", "old"), made(tmp_path / "data" / "fireside.db", "new")
-    with in_the_log(path, "newest"):
-        kept = db.restore(backup, path)
+def test_restore_keeps_the_old_database_with_its_log(tmp_path: Path) -> None:
+    backup, path = created(tmp_path / "backup.db", "old"), created(tmp_path / "data" / "fireside.db", "new")
+    add_to_log(path, "newest")
+    kept = db.restore(backup, path)
     assert kept is not None
-    assert names(path) == ["old"] and names(kept) == ["new", "newest"]
+    assert users(path) == ["old"] and users(kept) == ["new", "newest"]
     assert not path.with_name(path.name + "-wal").exists()
 
 
 def fake_database(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
+    with opened(path) as connection:
         connection.execute("CREATE TABLE users (username)")
 
 
 def broken(path: Path) -> None:
-    data = bytearray(made(path, "old").read_bytes())
+    data = bytearray(created(path, "old").read_bytes())
     data[4096 * 3 : 4096 * 6] = os.urandom(4096 * 3)
     path.write_bytes(data)
 
@@ -93,10 +96,10 @@ def broken(path: Path) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [lambda path: path.write_bytes(b"no database at all"), Path.touch, fake_database, broken, lambda path: None],
-    ids=["text", "empty", "somebody else's", "damaged", "not there"],
+    ids=["text", "empty", "another program's", "damaged", "missing"],
 )
-def test_what_cannot_be_restored_changes_nothing(tmp_path: Path, spoil: Callable[[Path], Any]) -> None:
-    backup, path = tmp_path / "backup.db", made(tmp_path / "data" / "fireside.db", "new")
+def test_unusable_backup_changes_nothing(tmp_path: Path, spoil: Callable[[Path], Any]) -> None:
+    backup, path = tmp_path / "backup.db", created(tmp_path / "data" / "fireside.db", "new")
     spoil(backup)
     before = path.read_bytes()
     with pytest.raises(DatabaseUnusable):
@@ -105,11 +108,10 @@ def test_what_cannot_be_restored_changes_nothing(tmp_path: Path, spoil: Callable
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2, 3])
-def test_a_restore_that_was_killed_is_finished_at_the_next_start(tmp_path: Path, moved: int) -> None:
-    """`moved`: how many of the three files of the old database had been put away."""
-    backup, path = made(tmp_path / "backup.db", "old"), made(tmp_path / "fireside.db", "new")
-    with in_the_log(path, "newest"):
-        pass
+def test_killed_restore_is_finished_at_the_next_start(tmp_path: Path, moved: int) -> None:
+    """`moved`: how many of the three files of the old database had been moved."""
+    backup, path = created(tmp_path / "backup.db", "old"), created(tmp_path / "fireside.db", "new")
+    add_to_log(path, "newest")
     db.copy(backup, path.with_name("fireside.db.restored"))
     stamp = db.timestamp(
         datetime.datetime.fromtimestamp(path.with_name("fireside.db.restored").stat().st_mtime, datetime.UTC)
@@ -119,67 +121,40 @@ def test_a_restore_that_was_killed_is_finished_at_the_next_start(tmp_path: Path,
     for ending in ("-wal", "-shm", "")[:moved]:
         path.with_name(path.name + ending).replace(kept.with_name(kept.name + ending))
     db.prepare(path)
-    assert names(path) == ["old"] and names(kept) == ["new", "newest"]
+    assert users(path) == ["old"] and users(kept) == ["new", "newest"]
     assert not path.with_name("fireside.db.restored").exists()
 
 
 # ---- backups
 
 
-def test_the_newest_daily_backups_stay(tmp_path: Path) -> None:
-    path = made(tmp_path / "fireside.db", "ann")
+def test_newest_daily_backups_are_kept(tmp_path: Path) -> None:
+    path = created(tmp_path / "fireside.db", "ann")
     folder = tmp_path / "backups"
     folder.mkdir()
     for day in range(1, 6):
         (folder / f"daily-2020-01-0{day}.db").write_bytes(b"")
+    others = {"before-schema-2-2020.db", "daily-2020-01-04.db", "daily-2020-01-05.db"}
     (folder / "before-schema-2-2020.db").write_bytes(b"")
-    for ending in ("", "-journal"):
-        (folder / f"daily-2020-01-05.db.partial{ending}").write_bytes(b"of a process that was killed")
+    for suffix in ("", "-journal"):
+        (folder / f"daily-2020-01-05.db.partial{suffix}").write_bytes(b"of a process that was killed")
     db.back_up_daily(path, 3)
     today = f"daily-{db.now()[:10]}.db"
-    assert {file.name for file in folder.iterdir()} == {
-        "before-schema-2-2020.db",
-        "daily-2020-01-04.db",
-        "daily-2020-01-05.db",
-        today,
-    }
-    assert names(folder / today) == ["ann"]
+    assert {file.name for file in folder.iterdir()} == {*others, today}
+    assert users(folder / today) == ["ann"]
     add(path, "bob")
     db.back_up_daily(path, 3)
-    assert names(folder / today) == ["ann"], "one a day"
+    assert users(folder / today) == ["ann"], "there is one backup a day"
+    db.back_up_daily(created(tmp_path / "other" / "fireside.db"), 0)
+    assert not (tmp_path / "other" / "backups").exists()
 
 
-def test_no_backups_are_made_where_none_are_wanted(tmp_path: Path) -> None:
-    db.back_up_daily(made(tmp_path / "fireside.db"), 0)
-    assert not (tmp_path / "backups").exists()
-
-
-@posix
-def test_a_copy_is_its_owner_s_alone(tmp_path: Path) -> None:
-    mask = os.umask(0o000)
-    try:
-        path = made(tmp_path / "data" / "fireside.db", "ann")
-        db.copy(path, tmp_path / "new" / "copy.db")
-    finally:
-        os.umask(mask)
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
-    assert (tmp_path / "new" / "copy.db").stat().st_mode & 0o777 == 0o600
-
-
-def test_a_copy_that_is_not_sound_is_not_kept(tmp_path: Path) -> None:
-    """The pages are copied as they are: only a check of the copy sees that a row lost what it belongs to."""
-    path = made(tmp_path / "fireside.db")
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("INSERT INTO login_links VALUES (x'00', 77, '')")
-    with pytest.raises(db.DatabaseDamaged, match="login_links"):
-        db.copy(path, tmp_path / "copy.db")
-    assert [file.name for file in tmp_path.iterdir() if "copy" in file.name] == []
-
-
-def test_what_a_restore_put_away_is_not_the_newest_backup(tmp_path: Path) -> None:
-    path = made(tmp_path / "fireside.db", "ann")
+def test_database_that_a_restore_replaced_is_not_a_backup(tmp_path: Path) -> None:
+    path = created(tmp_path / "fireside.db", "ann")
     db.back_up_daily(path, 7)
     [backup] = (tmp_path / "backups").iterdir()
+    db.copy(path, tmp_path / "backups" / "older.db")
+    os.utime(tmp_path / "backups" / "older.db", (1e9, 1e9))
     path.write_bytes(b"nothing")
     kept = db.restore(backup, path)
     assert kept is not None and kept.parent == backup.parent
@@ -198,7 +173,7 @@ def test_what_a_restore_put_away_is_not_the_newest_backup(tmp_path: Path) -> Non
 
 
 class Impostor(BaseHTTPRequestHandler):
-    """Whoever listens where a killed service did."""
+    """Another program on the port of a killed service."""
 
     heard: ClassVar[list[str]] = []
 
@@ -217,7 +192,7 @@ class Impostor(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_command_talks_only_to_the_process_that_holds_the_lock(tmp_path: Path) -> None:
+def test_command_talks_only_to_the_process_that_holds_the_lock(tmp_path: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Impostor) as impostor:
         thread = threading.Thread(target=impostor.serve_forever)
         thread.start()
@@ -246,15 +221,17 @@ def doctor(data_dir: Path) -> tuple[int, str]:
 
 
 @posix
-def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
+def test_doctor_finds_problems_and_says_what_to_do(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with db.lock(data):
-        path = made(data / "fireside.db", "ann")
+        path = created(data / "fireside.db", "ann")
         db.back_up_daily(path, 7)
-    assert doctor(data)[0] == 0, doctor(data)[1]
+    status, said = doctor(data)
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert status == 0 and f" Python {python}" in said and f" SQLite {sqlite3.sqlite_version}" in said, said
     [backup] = (data / "backups").iterdir()
-    for place in (data, data / "backups"):
-        (place / "gone.db").symlink_to(tmp_path / "nowhere")
+    for folder in (data, data / "backups"):
+        (folder / "gone.db").symlink_to(tmp_path / "nowhere")
     assert doctor(data)[0] == 0, doctor(data)[1]
     backup.write_bytes(b"nothing")
     backup.chmod(0o644)
@@ -274,7 +251,7 @@ def test_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path: Path) -> None:
 
 
 @posix
-def test_doctor_reads_what_a_killed_service_left(tmp_path: Path, upstream: Upstream) -> None:
+def test_doctor_examines_the_files_of_a_killed_service(tmp_path: Path, upstream: Upstream) -> None:
     with Fireside(tmp_path, NO_ENGINE, lmstudio_url=upstream.url) as fireside:
         (tmp_path / "config.toml").chmod(0o600)
         fireside.first()
@@ -304,12 +281,6 @@ def test_doctor_knows_the_security_holes_of_a_version(program: str, version: tup
     assert len(lines) == max(1, len(holes)), "one line when there is none"
 
 
-def test_doctor_names_the_versions_of_python_and_sqlite(tmp_path: Path) -> None:
-    said = doctor(tmp_path)[1]
-    python = ".".join(map(str, sys.version_info[:3]))
-    assert f" Python {python}" in said and f" SQLite {sqlite3.sqlite_version}" in said
-
-
 def test_doctor_says_why_a_model_is_not_offered(tmp_path: Path) -> None:
     model = tmp_path / "models" / "mlx-community" / "Llama-3.2-1B-4bit"
     model.mkdir(parents=True)
@@ -325,17 +296,17 @@ def test_doctor_says_why_a_model_is_not_offered(tmp_path: Path) -> None:
     assert status == 0 and f"note {model} is not offered: {gguf.MLX}\n" in said
 
 
-def test_what_is_written_is_its_owner_s_alone(tmp_path: Path) -> None:
+def test_commands_create_private_files(tmp_path: Path) -> None:
     script = "import os, sys; os.umask(0o022); from fireside.__main__ import main; main(sys.argv[1:]); print(oct(os.umask(0)))"
     command = [sys.executable, "-c", script, "doctor", "--data-dir", str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True).stdout.endswith("0o77\n")
 
 
-# ---- a service whose disk fails it
+# ---- a service whose disk or database fails
 
 
 @linux
-def test_on_a_full_disk_what_is_there_is_read_and_nothing_is_half_done(tmp_path: Path, upstream: Upstream) -> None:
+def test_full_disk_refuses_writes_and_still_reads(tmp_path: Path, upstream: Upstream) -> None:
     import resource
 
     with Fireside(tmp_path, NO_ENGINE, lmstudio_url=upstream.url) as fireside:
@@ -357,12 +328,10 @@ def test_on_a_full_disk_what_is_there_is_read_and_nothing_is_half_done(tmp_path:
         good(ann.post(f"/conversations/{conversation_id}/messages", json={"content": "Hello?"}))
 
 
-async def test_a_file_that_may_not_grow_is_a_full_disk(running: Running, ann: Person) -> None:
+async def test_writing_goes_on_when_a_full_disk_has_room_again(running: Running, ann: Person) -> None:
     conversation_id = await ann.conversation("before")
     database = running.state.database
-    await database.write(
-        lambda conn: conn.execute("PRAGMA max_page_count = 1").fetchone()
-    )  # SQLite takes what there is for the least
+    await database.write(lambda conn: conn.execute("PRAGMA max_page_count = 1").fetchone())  # the file cannot grow
     answer = await ann.post(f"/conversations/{conversation_id}/messages", json={"content": "long " * 20_000})
     assert code(answer) == (503, "STORAGE_UNAVAILABLE") and "full" in answer.json()["message"]
     await database.write(lambda conn: conn.execute("PRAGMA max_page_count = 1000000").fetchone())
@@ -370,9 +339,7 @@ async def test_a_file_that_may_not_grow_is_a_full_disk(running: Running, ann: Pe
     assert [len(message["content"]) for message in await ann.messages(conversation_id)] == [6, 100_000]
 
 
-async def test_a_database_that_another_program_holds_is_waited_for_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_database_locked_by_another_program_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db, "BUSY_TIMEOUT_MS", 50)
     async with Running(tmp_path) as running:
         ann = await running.first()
@@ -385,7 +352,7 @@ async def test_a_database_that_another_program_holds_is_waited_for_and_told(
         good(await ann.post("/conversations", json={}))
 
 
-async def test_a_session_is_used_though_its_use_cannot_be_noted(running: Running, ann: Person) -> None:
+async def test_damaged_database_is_read_and_not_written(running: Running, ann: Person) -> None:
     await running.state.database.write(
         lambda conn: conn.execute("UPDATE sessions SET last_seen = ?", (db.ago(days=1),)).rowcount
     )
@@ -395,12 +362,7 @@ async def test_a_session_is_used_though_its_use_cannot_be_noted(running: Running
     assert code(await ann.get("/health")) == (503, "STORAGE_UNAVAILABLE")
 
 
-async def test_a_damaged_page_is_found_when_it_is_read(running: Running) -> None:
-    checked = await running.state.database.read(lambda conn: conn.execute("PRAGMA cell_size_check").fetchone()[0])
-    assert checked == 1
-
-
-async def test_a_text_that_rots_is_shown_with_marks_and_kept_out_of_the_log(
+async def test_text_that_is_not_utf8_is_shown_with_u_fffd_and_not_logged(
     running: Running, ann: Person, caplog: pytest.LogCaptureFixture
 ) -> None:
     conversation_id = await ann.conversation("private: ae")
@@ -411,11 +373,12 @@ async def test_a_text_that_rots_is_shown_with_marks_and_kept_out_of_the_log(
     assert "damaged" in caplog.text and "private" not in caplog.text
 
 
-async def test_damage_is_looked_for_while_it_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is too large to be checked before the start."""
+async def test_damage_of_a_large_file_is_found_while_it_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(db, "STARTUP_CHECK_MAX_BYTES", 0)
-    path = made(tmp_path / "fireside.db", "ann")
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+    path = created(tmp_path / "fireside.db", "ann")
+    with opened(path) as connection:
         row = "INSERT INTO invites (code_hash, role, created_by, created_at, expires_at) VALUES (randomblob(32), 'user', 1, '', '')"
         for _ in range(300):
             connection.execute(row)
@@ -430,14 +393,12 @@ async def test_damage_is_looked_for_while_it_is_served(tmp_path: Path, monkeypat
         assert code(await running.anybody().get("/health")) == (503, "STORAGE_UNAVAILABLE")
 
 
-async def test_a_chore_that_fails_keeps_no_other_from_being_done(
+async def test_failed_backup_does_not_stop_the_other_housekeeping(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No backup can be made here; the bin is emptied all the same."""
-    path = made(tmp_path / "fireside.db", "ann")
+    path = created(tmp_path / "fireside.db", "ann")
     (tmp_path / "backups").write_bytes(b"in the way")
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.row_factory = sqlite3.Row
+    with opened(path) as connection:
         old = queries.conversations.add_conversation(connection, 1, {})
         connection.execute("UPDATE conversations SET deleted_at = '2020-01-01T00:00:00.000000'")
     monkeypatch.setattr(server, "HOUSEKEEPING_DELAY_SECONDS", 0.0)
@@ -448,11 +409,11 @@ async def test_a_chore_that_fails_keeps_no_other_from_being_done(
             return int(await running.state.database.read(lambda conn: conn.execute(sql, (old.id,)).fetchone()[0]))
 
         async with asyncio.timeout(PATIENCE):
-            while await there():  # noqa: ASYNC110 (nobody tells)
+            while await there():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
-async def test_uploads_that_a_killed_server_was_reading_are_gone_and_nothing_else(tmp_path: Path) -> None:
+async def test_uploads_of_a_killed_server_are_removed_and_nothing_else(tmp_path: Path) -> None:
     left, mine = tmp_path / handlers.UPLOADS / "tmpabc", tmp_path / "import-2024"
     for folder in (left, mine):
         folder.mkdir(parents=True)
@@ -461,10 +422,9 @@ async def test_uploads_that_a_killed_server_was_reading_are_gone_and_nothing_els
         assert not left.exists() and (mine / "upload.zip").exists()
 
 
-async def test_what_a_kill_left_hidden_is_removed_at_the_next_start(tmp_path: Path) -> None:
-    path = made(tmp_path / "fireside.db", "ann")
-    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
-        connection.row_factory = sqlite3.Row
+async def test_conversation_that_a_kill_left_hidden_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    path = created(tmp_path / "fireside.db", "ann")
+    with opened(path) as connection:
         for hide in (False, True):
             conversation = queries.conversations.add_conversation(connection, 1, {"title": f"hidden: {hide}"})
             for number in range(30):
