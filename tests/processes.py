@@ -1,4 +1,4 @@
-"""Fireside in processes of its own: the real command, started often and cheaply, and killed when a test likes to."""
+"""Run the `fireside` command in processes of its own, quickly."""
 
 import asyncio
 import atexit
@@ -24,13 +24,13 @@ from .live import BOOTSTRAP_TOKEN, NO_TLS, PASSWORD, PATIENCE, Person, good
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """Ours, with these settings of Fireside and no others."""
+    """Return the environment of the tests with these settings of Fireside and no others."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
     return inherited | {f"FIRESIDE_{name.upper()}": value for name, value in settings.items()}
 
 
 def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-    """The command, to its end."""
+    """Run the command to its end."""
     process = start(*arguments, environ=environment(**settings))
     try:
         out, err = process.communicate(timeout=PATIENCE)
@@ -47,11 +47,10 @@ def start(
     stderr: int = PIPE,
     fresh: bool = False,
 ) -> "subprocess.Popen[str]":
-    """`fireside` with these arguments, in this environment and no other, under a umask that protects nothing.
+    """Start `fireside` with these arguments, this environment and umask 0.
 
-    It is forked from the nursery, which saves the imports: most of what a start takes. `fresh`, and where nothing can be forked, it is
-    `python -m fireside`: then it is so in the list of processes too, and Python itself has met the environment.
-    """
+    It is forked from the nursery, a process that has imported everything, because the imports take most of a start. With `fresh`, and
+    without fork(), it is `python -m fireside`."""
     if hasattr(os, "fork") and not fresh:
         return Forked(arguments, environ, stdin, stdout, stderr)
     return subprocess.Popen(
@@ -66,7 +65,7 @@ def start(
 
 
 class Forked(subprocess.Popen[str]):
-    """A grandchild, to be used as a child: of Popen it has what needs no more than poll and wait. `communicate` is for once."""
+    """A forked service with the interface of Popen. It is not our child, so wait() reads its exit code from a socket."""
 
     def __init__(
         self, arguments: tuple[str, ...], environ: Mapping[str, str], stdin: int, stdout: int, stderr: int
@@ -82,7 +81,7 @@ class Forked(subprocess.Popen[str]):
             self._line.settimeout(PATIENCE)
             self._line.sendall(json.dumps(order).encode())
             self._line.shutdown(socket.SHUT_WR)
-            self.pid = _number(self._line.recv(4))  # only now may what was sent be closed: macOS would lose it
+            self.pid = _number(self._line.recv(4))  # macOS loses descriptors that are closed before they have arrived
             self._line.setblocking(False)
         for pipe, theirs in ((self.stdin, source), (self.stdout, out), (self.stderr, err)):
             if pipe is not None:
@@ -92,7 +91,7 @@ class Forked(subprocess.Popen[str]):
         self._line.close()
 
     def poll(self) -> int | None:
-        with contextlib.suppress(BlockingIOError):  # it is only looked at, so that several threads may
+        with contextlib.suppress(BlockingIOError):  # peek, so that several threads can read it
             self.returncode = _number(self._line.recv(4, socket.MSG_PEEK))
         return self.returncode
 
@@ -115,7 +114,7 @@ class Forked(subprocess.Popen[str]):
             with contextlib.suppress(BrokenPipeError), self.stdin:
                 self.stdin.write(input or "")
         self.wait(timeout)
-        out, err = (said and said.result(PATIENCE) for said in reading)
+        out, err = (read and read.result(PATIENCE) for read in reading)
         for stream in (self.stdout, self.stderr):
             if stream:
                 stream.close()
@@ -123,7 +122,7 @@ class Forked(subprocess.Popen[str]):
 
 
 def _piped(wanted: int, mode: str) -> tuple[IO[str] | None, int]:
-    """Our end, if a pipe is wanted, and what the child is given."""
+    """Return our end of the pipe, if one is wanted, and the descriptor for the child."""
     if wanted != PIPE:
         return None, wanted
     reading, writing = os.pipe()
@@ -131,14 +130,14 @@ def _piped(wanted: int, mode: str) -> tuple[IO[str] | None, int]:
     return open(ours, mode, encoding="utf-8"), theirs
 
 
-def _number(told: bytes) -> int:
-    assert len(told) == 4, "the nursery or a keeper has died"
-    return int.from_bytes(told, "little", signed=True)
+def _number(data: bytes) -> int:
+    assert len(data) == 4, "the nursery has ended"
+    return int.from_bytes(data, "little", signed=True)
 
 
 @functools.cache
 def _nursery() -> socket.socket:
-    """That of this process, and no child of it. It ends when its socket is closed, so also when we are killed."""
+    """Start the nursery, and return the socket to it. It ends when the socket is closed, also when this process is killed."""
     ours, theirs = socket.socketpair()
     with theirs:
         command = [sys.executable, "-m", "tests.nursery"]
@@ -148,7 +147,7 @@ def _nursery() -> socket.socket:
 
 
 class Killable:
-    """A Fireside on one data directory and one port, again and again, with one user who stays signed in all the time."""
+    """A service that is started and killed again and again, on one data directory and port, and its first user."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
@@ -182,7 +181,7 @@ class Killable:
         await self.end(signal.SIGKILL)
 
     async def start(self) -> None:
-        """Returns when it answers."""
+        """Start the service and wait until it answers."""
         arguments = ("serve", "--no-open", "--port", str(self.port), "--data-dir", str(self.folder))
         with (self.folder / "output").open("a") as output:
             both = output.fileno()
@@ -198,13 +197,13 @@ class Killable:
         return False
 
     async def end(self, number: signal.Signals) -> None:
-        """Returns when nothing of it is left."""
+        """Send a signal and wait until the process has ended."""
         self.process.send_signal(number)
         await asyncio.to_thread(self.process.wait, PATIENCE)
 
 
 def free_port() -> int:
-    """A port that no outgoing connection of anybody is given, so that it stays free while nobody listens on it."""
+    """Return a free port below the range of outgoing connections, so that it stays free between two starts."""
     while True:
         port = random.randint(12_000, 30_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):

@@ -43,15 +43,12 @@ async def execute(running: Running, sql: str, *values: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("given", "name"),
     [
-        ("Ann", "ann"),
-        ("  ann ", "ann"),
-        ("ＡＮＮ", "ann"),  # noqa: RUF001 (fullwidth letters)
-        ("Ä", "ä"),
+        ("  Ann ", "ann"),
+        ("\uff21\uff2e\uff2e", "ann"),  # full width
         ("A\u0308", "ä"),
         ("STRASSE", "strasse"),
         ("a.b_c-9", "a.b_c-9"),
         ("李雷", "李雷"),
-        ("x" * 64, "x" * 64),
     ],
 )
 def test_user_name_is_normalized(given: str, name: str) -> None:
@@ -64,41 +61,32 @@ def test_invalid_user_name_is_refused(name: str) -> None:
         clean_username(name)
 
 
-@pytest.mark.parametrize(
-    "password",
-    [
-        "",
-        "eleven char",
-        "x" * 257,
-        "password1234",
-        "Password123!",
-        "123456789012",
-        "letmeinletmein",
-        "administrator1",
-        "correcthorsebatterystaple",
-        "lovelovelove",  # from passwords.txt, like the next two
-        "sonyericsson",
-        "1qaz2wsx3edc4rfv",
-        "annannannann",
-        "Ann-2026-ann",
-    ],
-)
+COMMON = [
+    "password1234",
+    "Password123!",
+    "123456789012",
+    "letmeinletmein",
+    "administrator1",
+    "correcthorsebatterystaple",
+]
+LISTED = ["lovelovelove", "sonyericsson", "Manchesterunited", "1qaz2wsx3edc4rfv"]  # in passwords.txt
+GOOD = [
+    PASSWORD,
+    "Kettle drum 9 rivers",
+    "pässwörter sind geheim",
+    "9f2c7a1be04d",
+    "我的密码很长很安全真的是的",
+    "bartholomew77x",
+]
+
+
+@pytest.mark.parametrize("password", ["", "eleven char", "x" * 257, "annannannann", "Ann-2026-ann", *COMMON, *LISTED])
 def test_weak_password_is_refused(password: str) -> None:
     with pytest.raises(Invalid, match="password"):
         check_password(password, "ann")
 
 
-@pytest.mark.parametrize(
-    "password",
-    [
-        PASSWORD,
-        "Kettle drum 9 rivers",
-        "pässwörter sind geheim",
-        "9f2c7a1be04d",
-        "我的密码很长很安全真的是的",
-        "bartholomew77x",
-    ],
-)
+@pytest.mark.parametrize("password", GOOD)
 def test_good_password_is_accepted(password: str) -> None:
     check_password(password, "ann")
 
@@ -461,8 +449,8 @@ async def test_streaming_needs_no_csrf_token_but_the_right_origin(
 # ---- what ends sessions and answers
 
 
-async def test_new_password_ends_all_other_sessions(running: Running, ann: Person) -> None:
-    phone = await running.login("ann")
+async def test_new_password_ends_all_other_sessions_and_login_links(running: Running, ann: Person) -> None:
+    phone, link = await running.login("ann"), await running.state.auth.login_link(None)
     wrong = {"current_password": WRONG["password"], "new_password": NEW}
     assert code(await ann.post("/auth/password", json=wrong)) == (401, "INVALID_CREDENTIALS")
     weak = {"current_password": PASSWORD, "new_password": "password1234"}
@@ -472,27 +460,23 @@ async def test_new_password_ends_all_other_sessions(running: Running, ann: Perso
     assert good(await ann.post("/auth/password", json=right)) == {"message": "Password changed"}
     good(await ann.get("/auth/me"))
     assert code(await phone.get("/auth/me"))[0] == 401
-    old = await running.anybody().post("/auth/login", json={"username": "ann", "password": PASSWORD})
-    assert code(old) == (401, "INVALID_CREDENTIALS")
+    for path, body in (("/auth/login", {"username": "ann", "password": PASSWORD}), ("/auth/link", {"token": link})):
+        assert code(await running.anybody().post(path, json=body)) == (401, "INVALID_CREDENTIALS")
     await running.login("ann", NEW)
 
 
 async def test_new_role_or_status_takes_effect_immediately(running: Running, ann: Person, bob: Person) -> None:
-    path = f"/admin/users/{good(await bob.get('/auth/me'))['user']['id']}"
-    changed = good(await ann.patch(path, json={"role": "admin"}))
+    changed = good(await ann.patch("/admin/users/2", json={"role": "admin"}))
     assert (changed["username"], changed["role"], changed["status"]) == ("bob", "admin", "active")
     assert code(await bob.get("/auth/me"))[0] == 401
     bob = await running.login("bob")
     good(await bob.get("/admin/users"))
-    good(await ann.patch(path, json={"role": "user"}))
-    bob = await running.login("bob")
-    assert code(await bob.get("/admin/users")) == (403, "FORBIDDEN")
-    good(await ann.patch(path, json={"status": "disabled"}))
+    good(await ann.patch("/admin/users/2", json={"status": "disabled"}))
     assert code(await bob.get("/auth/me"))[0] == 401
     refused = await running.anybody().post("/auth/login", json={"username": "bob", "password": PASSWORD})
     assert code(refused) == (401, "INVALID_CREDENTIALS")
-    good(await ann.patch(path, json={"status": "active"}))
-    await running.login("bob")
+    good(await ann.patch("/admin/users/2", json={"role": "user", "status": "active"}))
+    assert code(await (await running.login("bob")).get("/admin/users")) == (403, "FORBIDDEN")
 
 
 @pytest.mark.parametrize("how", ["disabled", "logged out"])
@@ -505,8 +489,7 @@ async def test_end_of_the_last_session_cancels_generations(
     good(await bob.post("/chat/retry", json=body))
     await upstream.received()
     if how == "disabled":
-        user_id = good(await bob.get("/auth/me"))["user"]["id"]
-        good(await ann.patch(f"/admin/users/{user_id}", json={"status": "disabled"}))
+        good(await ann.patch("/admin/users/2", json={"status": "disabled"}))
     else:
         phone = await running.login("bob")
         good(await bob.post("/auth/logout"))
@@ -563,9 +546,8 @@ async def test_two_simultaneous_logins_that_rehash_the_password_both_succeed(
 
 
 async def test_last_administrator_cannot_be_demoted_or_disabled(ann: Person) -> None:
-    path = f"/admin/users/{good(await ann.get('/auth/me'))['user']['id']}"
     for change in ({"role": "user"}, {"status": "disabled"}, {"role": "user", "status": "disabled"}):
-        assert code(await ann.patch(path, json=change)) == (409, "LAST_ADMIN")
+        assert code(await ann.patch("/admin/users/1", json=change)) == (409, "LAST_ADMIN")
     good(await ann.get("/admin/users"))
 
 
@@ -642,11 +624,17 @@ async def test_login_link_signs_in_once(running: Running, ann: Person) -> None:
         assert code(refused) == (401, "INVALID_CREDENTIALS")
 
 
-async def test_new_password_revokes_login_links(running: Running, ann: Person) -> None:
-    token = await running.state.auth.login_link(None)
-    good(await ann.post("/auth/password", json={"current_password": PASSWORD, "new_password": NEW}))
-    refused = await running.anybody().post("/auth/link", json={"token": token})
-    assert code(refused) == (401, "INVALID_CREDENTIALS")
+async def test_generated_bootstrap_token_is_deleted_after_use(tmp_path: Path) -> None:
+    file = tmp_path / "bootstrap-token"
+    async with Running(tmp_path, bootstrap_token="") as running:
+        token = file.read_text("utf-8")
+        assert len(token) >= 32 and running.state.auth.bootstrap_token == token
+        body = {"username": "a b", "password": PASSWORD, "token": token}
+        assert code(await running.anybody().post("/admin/bootstrap", json=body)) == (400, "VALIDATION_ERROR")
+        good(await running.anybody().post("/admin/bootstrap", json=body | {"username": "ann"}))
+        assert not file.exists()
+    async with Running(tmp_path, bootstrap_token="") as running:
+        assert running.state.auth.bootstrap_token == "" and not file.exists()
 
 
 async def test_configured_bootstrap_token_replaces_the_generated_one(tmp_path: Path) -> None:
@@ -655,21 +643,6 @@ async def test_configured_bootstrap_token_replaces_the_generated_one(tmp_path: P
     async with Running(tmp_path) as running:
         assert not (tmp_path / "bootstrap-token").exists()
         await running.first()
-
-
-async def test_generated_bootstrap_token_is_deleted_after_use(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    async with Running(data, bootstrap_token="") as running:
-        token = (data / "bootstrap-token").read_text("utf-8")
-        assert len(token) >= 32 and running.state.auth.bootstrap_token == token
-        bad = {"username": "a b", "password": PASSWORD, "token": token}
-        assert code(await running.anybody().post("/admin/bootstrap", json=bad)) == (400, "VALIDATION_ERROR")
-        body = {"username": "ann", "password": PASSWORD, "token": token}
-        good(await running.anybody().post("/admin/bootstrap", json=body))
-        assert not (data / "bootstrap-token").exists()
-    async with Running(data) as running:
-        assert running.state.auth.bootstrap_token == ""
-        await until(lambda: not (data / "bootstrap-token").exists())
 
 
 async def test_one_account_cannot_fill_the_password_queue() -> None:

@@ -1,4 +1,4 @@
-"""What is built is the package and nothing else, and it runs where there is nothing else."""
+"""The wheel holds the package and nothing else, and runs in an environment with nothing but its dependencies."""
 
 import ast
 import importlib.metadata
@@ -27,33 +27,23 @@ NOT_SOURCES = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build",
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that nothing is left in the checkout. The tests are in the copy, and must not be in the wheel."""
+    """A wheel built from a copy of the checkout, tests included."""
     folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, folder / "any name", ignore=NOT_SOURCES)
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(folder / "any name"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    done = subprocess.run([*command, str(folder / "any name")], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     [built] = folder.glob("*.whl")
     return built
 
 
-@pytest.fixture(scope="module")
-def metadata(wheel: Path) -> Message:
+def read_metadata(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         return Parser().parsestr(archive.read(name).decode())
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = f"fireside-{fireside.__version__}.dist-info/"
@@ -67,20 +57,18 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {"__main__.py", "server.py"} <= modules and {"static/index.html", "static/app.js"} <= static
 
 
-def test_it_is_pure_python_for_any_system(wheel: Path) -> None:
+def test_wheel_is_pure_python_with_the_right_metadata(wheel: Path) -> None:
     assert wheel.name == f"fireside-{fireside.__version__}-py3-none-any.whl"
-
-
-def test_its_metadata_says_what_it_is(metadata: Message) -> None:
+    metadata = read_metadata(wheel)
     assert (metadata["Name"], metadata["Version"]) == ("fireside", fireside.__version__)
     assert (metadata["License-Expression"], metadata["Requires-Python"]) == ("MIT", ">=3.11")
 
 
-def test_what_it_imports_is_what_it_depends_on(metadata: Message) -> None:
-    """An import that some other dependency happens to bring breaks on the day that that one lets go of it."""
+def test_every_import_is_a_declared_dependency(wheel: Path) -> None:
+    """A package that is only installed as another's dependency may disappear with an update of that one."""
     declared = {
         normal(re.split(r"[^\w.-]", entry)[0])
-        for entry in metadata.get_all("Requires-Dist", [])
+        for entry in read_metadata(wheel).get_all("Requires-Dist", [])
         if "extra ==" not in entry
     }
     providers = importlib.metadata.packages_distributions()
@@ -94,14 +82,14 @@ def test_what_it_imports_is_what_it_depends_on(metadata: Message) -> None:
     imported -= {*sys.stdlib_module_names, "fireside"}
     needed = {normal(providers[name][0]) for name in imported}
     assert needed - declared - {"xllamacpp"} == set()
-    assert declared - needed == set(), "nobody imports it"
+    assert declared - needed == set(), "not imported"
 
 
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_checkout_is_tested_and_not_a_folder_named_fireside_beside_it(tmp_path: Path) -> None:
+def test_folder_named_fireside_beside_the_checkout_is_not_tested(tmp_path: Path) -> None:
     (tmp_path / "fireside").mkdir()
     (tmp_path / "fireside" / "__init__.py").write_text("raise RuntimeError('the wrong folder')", "utf-8")
     shutil.copytree(ROOT, tmp_path / "checkout", ignore=NOT_SOURCES)
@@ -115,7 +103,7 @@ def test_the_checkout_is_tested_and_not_a_folder_named_fireside_beside_it(tmp_pa
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of an environment in which the wheel and what it depends on are all there is."""
+    """The scripts folder of an environment with the wheel and its dependencies only."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=os.name == "posix")
     programs = folder / ("Scripts" if sys.platform == "win32" else "bin")
@@ -127,28 +115,15 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return programs
 
 
-def environment(**settings: str) -> dict[str, str]:
-    names = ("PATH", "HOME", "SYSTEMROOT", "USERPROFILE", "LOCALAPPDATA", "TEMP")
-    return {name: os.environ[name] for name in names if name in os.environ} | settings
-
-
-def test_installed_it_says_what_it_can_do(installed: Path, tmp_path: Path) -> None:
-    for arguments, said in ((["--help"], "usage: fireside"), (["--version"], f"fireside {fireside.__version__}\n")):
-        done = subprocess.run(
-            [str(installed / "fireside"), *arguments],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-        assert done.returncode == 0 and done.stdout.startswith(said), done.stderr
-
-
-def test_installed_it_holds_a_chat(installed: Path, tmp_path: Path, upstream: Upstream) -> None:
+def test_installed_command_answers_a_chat(installed: Path, tmp_path: Path, upstream: Upstream) -> None:
     upstream.enqueue(answer("The capital is", " Tokyo."))
-    command = [str(installed / "fireside"), "--port", "0", "--no-open", "--data-dir", str(tmp_path / "data")]
-    settings = environment(FIRESIDE_BOOTSTRAP_TOKEN=BOOTSTRAP_TOKEN, FIRESIDE_LMSTUDIO_URL=upstream.url)
+    names = ("PATH", "HOME", "SYSTEMROOT", "USERPROFILE", "LOCALAPPDATA", "TEMP")
+    settings = {name: os.environ[name] for name in names if name in os.environ}
+    settings |= {"FIRESIDE_BOOTSTRAP_TOKEN": BOOTSTRAP_TOKEN, "FIRESIDE_LMSTUDIO_URL": upstream.url}
+    program = str(installed / "fireside")
+    version = subprocess.run([program, "--version"], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert version.stdout == f"fireside {fireside.__version__}\n", version.stderr
+    command = [program, "--port", "0", "--no-open", "--data-dir", str(tmp_path / "data")]
     with subprocess.Popen(command, cwd=tmp_path, env=settings, stdout=subprocess.PIPE, text=True) as service:
         try:
             assert service.stdout is not None

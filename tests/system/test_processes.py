@@ -1,4 +1,4 @@
-"""What is forked from the nursery meets what a fresh one meets."""
+"""A process forked by tests/nursery.py has the same surroundings as a fresh one."""
 
 import os
 import re
@@ -16,8 +16,8 @@ from ..processes import environment, start
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at other processes in /proc")
 
 
-def seen(data_dir: Path, fresh: bool) -> dict[str, Any]:
-    """Of one that serves until it is killed."""
+def describe(data_dir: Path, fresh: bool) -> dict[str, Any]:
+    """Start a service, describe its process, and kill it."""
     process = start("--port", "0", "--data-dir", str(data_dir), environ=environment(), fresh=fresh)
     assert process.stdout is not None
     said = [process.stdout.readline().rpartition(":")[0] for _ in range(2)]
@@ -35,18 +35,15 @@ def seen(data_dir: Path, fresh: bool) -> dict[str, Any]:
     return found | {"said": said, "rest": rest, "code": process.returncode, "poll": process.poll()}
 
 
-def test_a_forked_one_is_as_a_fresh_one(tmp_path: Path) -> None:
-    forked = seen(tmp_path, fresh=False)
-    assert forked == seen(tmp_path, fresh=True)
+def test_forked_process_is_like_a_fresh_one(tmp_path: Path) -> None:
+    forked = describe(tmp_path, fresh=False)
+    assert forked == describe(tmp_path, fresh=True)
     assert forked["code"] == -signal.SIGKILL
 
 
-def test_its_environment_and_its_folder_are_those_that_are_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forked_process_has_the_given_environment_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for settings in ({"port": "x"}, {}):
-        process = start("doctor", "--data-dir", "here", environ=environment(**settings))
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = start("doctor", "--data-dir", "here", environ=environment(**settings)).communicate(timeout=PATIENCE)
         assert ("FIRESIDE_PORT" in err) == bool(settings)
     assert str(tmp_path / "here") in out

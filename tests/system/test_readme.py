@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there."""
+"""The commands in README.md work as written."""
 
 import json
 import os
@@ -18,7 +18,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """`fireside` as a newcomer starts it, with the small model of its own; BASE and TOKEN as the terminal shows them."""
+    """A service with the small model, as `make run` starts it. Returns the variables that the commands use."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
     environ |= {"FIRESIDE_LMSTUDIO_URL": "http://127.0.0.1:9", "FIRESIDE_ENGINE_THREADS": "1"}
     command = [sys.executable, "-m", "fireside", "--port", "0", "--no-open", "--data-dir", str(tmp_path / "data")]
@@ -31,7 +31,7 @@ def served(tmp_path: Path) -> Iterator[dict[str, str]]:
         assert service.wait(30) == 0
 
 
-def test_the_curl_commands_get_an_answer_from_the_real_model(served: dict[str, str], tmp_path: Path) -> None:
+def test_curl_commands_get_an_answer_from_the_real_model(served: dict[str, str], tmp_path: Path) -> None:
     section = README.partition("## Over HTTP")[2]
     found = re.search(r"```sh\n(.*?)```", section, re.S)
     assert found is not None
