@@ -90,10 +90,14 @@ def add_generation(conn: Connection, message_id: int, fields: dict[str, Any]) ->
     )
 
 
-def list_message_origins(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
-    """Return id, source, created_at and role of each message, oldest first."""
-    select = "SELECT id, source, created_at, role FROM messages WHERE conversation_id = ? ORDER BY id"
-    return conn.execute(select, (conversation_id,)).fetchall()
+def list_message_keys(conn: Connection, conversation_id: int) -> dict[str, int]:
+    """Return the id of each message by its key: its source, or its time and role and which of several with these it is."""
+    rows = conn.execute(
+        "SELECT id, coalesce(nullif(source, ''), created_at || ' ' || role || ' ' ||"
+        " row_number() OVER (PARTITION BY created_at, role ORDER BY id)) AS key FROM messages WHERE conversation_id = ?",
+        (conversation_id,),
+    )
+    return {row["key"]: row["id"] for row in rows}
 
 
 def count_messages(conn: Connection, conversation_id: int) -> int:

@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,11 @@ from .. import queries
 from ..backends.loose import clean
 from ..db import Connection, Database
 from ..errors import FiresideError, NotFound, StorageUnavailable
-from ..queries.types import image_type
 from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 from . import archive, source
 from .source import Skipped
-from .transcript import Conversation, Message, Unreadable
+from .transcript import Conversation, Unreadable
 
 log = logging.getLogger("fireside.importer")
 
@@ -136,7 +135,7 @@ class Importer:
         while steps:
             steps = steps[await self._database.write_part(importing.store, steps) :]
             if importing.grows:
-                importing.here = await self._database.read(_list_keys, importing.conversation_id)
+                importing.here = await self._database.read(archive.list_message_keys, importing.conversation_id)
                 importing.grows = False
             while importing.undone:
                 importing.undone = await self._database.write_part(
@@ -145,24 +144,6 @@ class Importer:
 
 
 _decode = msgspec.msgpack.Decoder(source.Piece).decode
-Key = str | tuple[str, str, int]  # identifies a message in its conversation
-
-
-class _Keys:
-    """Makes the key of each message, in order: its source, or its time and role and which of several with these it is."""
-
-    def __init__(self) -> None:
-        self._repeats: Counter[tuple[str, str]] = Counter()
-
-    def next(self, source: str | None, created_at: str, role: str) -> Key:
-        self._repeats[created_at, role] += 1
-        return source or (created_at, role, self._repeats[created_at, role])
-
-
-def _list_keys(conn: Connection, conversation_id: int) -> dict[Key, int]:
-    keys = _Keys()
-    rows = archive.list_message_origins(conn, conversation_id)
-    return {keys.next(row["source"], row["created_at"], row["role"]): row["id"] for row in rows}
 
 
 class _Import:
@@ -172,7 +153,7 @@ class _Import:
         self.user_id = user_id
         self.report = Report()
         self.grows = False  # the conversation is in the database: `here` must be read before its messages are stored
-        self.here: dict[Key, int] = {}  # the ids of its messages in the database
+        self.here: dict[str, int] = {}  # the ids of its messages in the database, by key
         self.undone: list[int] = []  # ids of messages to remove again
         self._max_bytes = max_bytes
         self._made_here = made_here
@@ -206,11 +187,11 @@ class _Import:
         elif self._conversation is None:
             return
         elif isinstance(step, source.Add):
-            self._add(conn, step.message)
+            self._add(conn, step)
         elif isinstance(step, source.Picture):
             self._add_image(conn, step)
         else:
-            self._end(conn, self._conversation)
+            self._end(conn, self._conversation, step)
 
     def _give_up(self, reason: str = "") -> None:
         """Keep nothing of the conversation being stored. A new one stays hidden until the import ends and removes it."""
@@ -235,7 +216,7 @@ class _Import:
         else:
             self.conversation_id = known["id"]
         self.here = {}
-        self._keys, self._key_of, self._added = _Keys(), dict[int, Key](), list[int]()
+        self._keys, self._added = set[str](), list[int]()
 
     def _find(self, conn: Connection, step: source.Begin) -> sqlite3.Row | None:
         """Find the conversation in the database. One that began in Fireside is known by its time and its first message."""
@@ -248,20 +229,17 @@ class _Import:
                 return row
         return None
 
-    def _add(self, conn: Connection, message: Message) -> None:
-        key = self._keys.next(message.source, message.created_at, message.role)
-        self._key_of[message.id] = key
+    def _add(self, conn: Connection, step: source.Add) -> None:
+        message = step.message
+        self._keys.add(step.key)
         self._message_id: int | None = None  # None: it is in the database already
-        if key in self.here:
+        if step.key in self.here:
             return
         fields = msgspec.structs.asdict(message)
-        try:
-            fields["parent_id"] = None if message.parent_id is None else self.here[self._key_of[message.parent_id]]
-        except KeyError:
-            raise Unreadable(archive.INCONSISTENT) from None
+        fields["parent_id"] = None if step.parent_key is None else self.here[step.parent_key]
         for column in ("token_usage", "stats", "error"):
             fields[column] = None if fields[column] is None else json.dumps(fields[column])
-        self._message_id = self.here[key] = archive.add_message(conn, self.user_id, self.conversation_id, fields)
+        self._message_id = self.here[step.key] = archive.add_message(conn, self.user_id, self.conversation_id, fields)
         self._position = 0
         self._added.append(self._message_id)
         self._size += len(message.content.encode()) + len(message.reasoning.encode())
@@ -275,18 +253,15 @@ class _Import:
     def _add_image(self, conn: Connection, picture: source.Picture) -> None:
         if self._message_id is None:
             return
-        kind = image_type(picture.data)
-        if kind is None:
-            raise Unreadable(f"{picture.file} is not an image that can be shown (PNG, JPEG or WebP)")
-        queries.messages.add_image(conn, self._message_id, self._position, queries.messages.Image(kind, picture.data))
+        image = queries.messages.Image(picture.media_type, picture.data)
+        queries.messages.add_image(conn, self._message_id, self._position, image)
         self._position += 1
         self._size += len(picture.data)
 
-    def _end(self, conn: Connection, conversation: Conversation) -> None:
+    def _end(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         """Show what was added, and the new path unless somebody has continued the conversation in Fireside."""
-        continued = archive.count_messages(conn, self.conversation_id) > len(set(self._key_of.values()))
-        key = self._key_of.get(conversation.active_message_id or 0)
-        leaf = None if continued or key is None else self.here[key]
+        continued = archive.count_messages(conn, self.conversation_id) > len(self._keys)
+        leaf = None if continued or step.active_key is None else self.here[step.active_key]
         if self._new:
             archive.show_imported(conn, self.conversation_id, conversation.source, leaf)
             if conversation.source is None:

@@ -14,6 +14,7 @@ import re
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
@@ -21,7 +22,7 @@ from typing import IO, NamedTuple
 import msgspec
 
 from ..backends.loose import clean, decode
-from ..queries.types import image_type
+from ..queries.types import ImageType, image_type
 from . import formats
 from .split import ELEMENT_BYTES, lift, split
 from .transcript import Conversation, Image, Message, Unreadable
@@ -65,15 +66,17 @@ class Begin(msgspec.Struct, tag=True):
 
 class Add(msgspec.Struct, tag=True):
     message: Message  # without its images
+    key: str  # as archive.list_message_keys makes it
+    parent_key: str | None
 
 
 class Picture(msgspec.Struct, tag=True):
-    file: str
+    media_type: ImageType
     data: bytes
 
 
 class End(msgspec.Struct, tag=True):
-    pass
+    active_key: str | None
 
 
 class Skip(msgspec.Struct, tag=True):
@@ -167,13 +170,18 @@ class Source:
             question = next((message.content for message in item.messages if message.parent_id is None), None)
             messages, item.messages = item.messages, []
             yield Begin(item, question)
+            keys: dict[int | None, str | None] = {None: None}
+            repeats = Counter[str]()
             try:
                 for message in messages:
                     images, message.images = message.images, []
-                    yield Add(message)
+                    moment = f"{message.created_at} {message.role}"
+                    repeats[moment] += 1
+                    key = keys[message.id] = message.source or f"{moment} {repeats[moment]}"
+                    yield Add(message, key, keys[message.parent_id])
                     for image in images:
-                        yield Picture(clean(image.file[:100]), image.data or self.image(image.file))
-                yield End()
+                        yield self._read_image(image)
+                yield End(keys[item.active_message_id])
             except Unreadable as error:
                 yield Skip(Skipped(item.title, str(error)))
 
@@ -213,17 +221,25 @@ class Source:
                 title = formats.title_of(row)
                 yield Skipped(f"{name}: {title}" if title else where, str(error))
 
+    def _read_image(self, image: Image) -> Picture:
+        data = image.data or self.image(image.file)
+        kind = image_type(data)
+        if kind is None:
+            raise Unreadable(f"its image {clean(image.file[:100])} is not a PNG, JPEG or WebP")
+        return Picture(kind, data)
+
     def image(self, file: str) -> bytes:
         """Return the bytes of an image that a conversation names. Raises Unreadable."""
         member = self._members.get(file) or self._members.get(self._by_reference.get(PurePosixPath(file).name, ""))
+        name = clean(file[:100])
         if member is None or member.size > MAX_IMAGE_BYTES:
-            raise Unreadable(f"its image {file[:100]} is missing or larger than {MAX_IMAGE_BYTES >> 20} MB")
+            raise Unreadable(f"its image {name} is missing or larger than {MAX_IMAGE_BYTES >> 20} MB")
         self._take(member.size)
         try:
             with member.open() as opened:
                 return opened.read(MAX_IMAGE_BYTES)
         except _UNREADABLE as error:
-            raise Unreadable(f"its image {file[:100]} cannot be read") from error
+            raise Unreadable(f"its image {name} cannot be read") from error
 
     def _find_image(self, reference: str) -> Image | None:
         """Find an image by the name or the id with which a message of another program refers to it."""
