@@ -233,7 +233,7 @@ def _listen(settings: Config, ports: list[int]) -> socket.socket:
         except OSError as error:
             listener.close()
             failure = error
-            if error.errno not in (errno.EADDRINUSE, errno.EACCES, 10013, 10048):  # the last two are those of Windows
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 break
         else:
             return listener

@@ -55,7 +55,6 @@ HASH_QUEUE_RETRY_SECONDS = 5
 # OWASP's second recommended set for Argon2id: 46 MiB, one pass, one lane; 76 ms where the library's default takes 297.
 _HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=47104, parallelism=1)
 
-
 # The hash of no known password. Verifying against it takes as long as for a known user, so timing does not tell who has an account.
 _DUMMY = f"$argon2id$v=19$m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}${'A' * 22}${'A' * 43}"
 
@@ -172,9 +171,8 @@ class Auth:
         self.database = database
         self._known_file = config.data_dir / "known-addresses"
         self.throttle = Throttle(_read_known(self._known_file))
-        self._refusals: dict[
-            int, tuple[int, float]
-        ] = {}  # by user id: refusals not yet logged, time of the last log line
+        # By user id: the number of refusals not yet logged, and the time of the last line in the log.
+        self._refusals: dict[int, tuple[int, float]] = {}
         self.bootstrap_token = ""  # empty once there is a user
         key = private_file(config.data_dir / "session-key", lambda: secrets.token_urlsafe(32))
         self._key = key.encode()
