@@ -201,9 +201,6 @@ def redeem_login_link(conn: Connection, token_hash: bytes) -> tuple[User, str] |
     return (_user(user), user["password_hash"]) if user else None
 
 
-_OPEN_INVITE = "code_hash = :code AND used_at IS NULL AND revoked_at IS NULL AND expires_at > :now"
-
-
 def add_invite(conn: Connection, code_hash: bytes, role: str, created_by: int, expires_at: str) -> int:
     sql = "INSERT INTO invites (code_hash, role, created_by, created_at, expires_at) VALUES (?, ?, ?, ?, ?)"
     return insert(conn, sql, (code_hash, role, created_by, now(), expires_at))
@@ -229,8 +226,9 @@ def revoke_invite(conn: Connection, invite_id: int) -> None:
 
 def redeem_invite(conn: Connection, code_hash: bytes, username: str, password_hash: str) -> User:
     """Add a user by an invite, which works once. Raises InvalidInvite, and UsernameExists, after which the invite still works."""
-    sql = f"UPDATE invites SET used_at = :now WHERE {_OPEN_INVITE} RETURNING id, role"
-    row = conn.execute(sql, {"code": code_hash, "now": now()}).fetchone()
+    open_invite = "code_hash = ?2 AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1"
+    sql = f"UPDATE invites SET used_at = ?1 WHERE {open_invite} RETURNING id, role"
+    row = conn.execute(sql, (now(), code_hash)).fetchone()
     if row is None:
         raise InvalidInvite
     user = _add_user(conn, username, password_hash, row["role"])
@@ -240,6 +238,6 @@ def redeem_invite(conn: Connection, code_hash: bytes, username: str, password_ha
 
 def check_invite(conn: Connection, code_hash: bytes) -> None:
     """Raise InvalidInvite. A check before the slow hashing of a password; `redeem_invite` checks again."""
-    values = {"code": code_hash, "now": now()}
-    if conn.execute(f"SELECT 1 FROM invites WHERE {_OPEN_INVITE}", values).fetchone() is None:
+    open_invite = "code_hash = ? AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?"
+    if conn.execute(f"SELECT 1 FROM invites WHERE {open_invite}", (code_hash, now())).fetchone() is None:
         raise InvalidInvite

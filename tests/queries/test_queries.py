@@ -1,4 +1,4 @@
-"""The queries: whose a thing is, how messages grow as a tree, which answer is begun, and indexes that hold what is there."""
+"""The queries: owners, accounts, conversations, the tree of messages, answers, and the indexes."""
 
 import json
 import sqlite3
@@ -8,7 +8,8 @@ from typing import Any
 
 import fireside
 import pytest
-from fireside import db, queries
+from fireside import db
+from fireside.db import Connection
 from fireside.errors import (
     AlreadyAnswered,
     BootstrapDisabled,
@@ -22,7 +23,7 @@ from fireside.errors import (
     NoUserMessage,
     UsernameExists,
 )
-from fireside.queries import search
+from fireside.queries import accounts, conversations, generations, messages, search
 from fireside.queries.generations import Answer, AnswerRequest, Job, Recording
 from fireside.queries.messages import Image
 from fireside.transfer import archive
@@ -30,20 +31,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-Connection = sqlite3.Connection
-
 ANN, BOB = 1, 2
 
 
 def fresh() -> Connection:
-    """A database in memory with two users, Ann (an administrator) and Bob."""
+    """Return a database in memory with two users, Ann (an administrator) and Bob."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.row_factory = sqlite3.Row
     connection.executescript((Path(fireside.__file__).parent / "schema.sql").read_text("utf-8"))
     connection.execute("PRAGMA foreign_keys = ON")
-    queries.accounts.add_first_user(connection, "ann", "hash of ann")
-    queries.accounts.add_invite(connection, b"code", "user", ANN, "9999")
-    queries.accounts.redeem_invite(connection, b"code", "bob", "hash of bob")
+    accounts.add_first_user(connection, "ann", "hash of ann")
+    accounts.add_invite(connection, b"code", "user", ANN, "9999")
+    accounts.redeem_invite(connection, b"code", "bob", "hash of bob")
     return connection
 
 
@@ -56,294 +55,265 @@ def connection() -> Iterator[Connection]:
 
 @pytest.fixture
 def conn(connection: Connection) -> Iterator[Connection]:
-    """A transaction, undone after the test."""
+    """A transaction that is rolled back after the test."""
     connection.execute("BEGIN")
     yield connection
     connection.execute("ROLLBACK")
 
 
 def conversation(conn: Connection, user_id: int = ANN, **fields: Any) -> int:
-    return queries.conversations.add_conversation(conn, user_id, fields).id
+    return conversations.add_conversation(conn, user_id, fields).id
+
+
+def say(conn: Connection, conversation_id: int, content: str, *parent_id: int | None, **more: Any) -> int:
+    return messages.add_message(conn, ANN, conversation_id, content, *parent_id, **more)
+
+
+def asked(conn: Connection, question: str = "q", **fields: Any) -> int:
+    """Return a conversation with a question."""
+    conversation_id = conversation(conn, **fields)
+    say(conn, conversation_id, question)
+    return conversation_id
 
 
 def purge(conn: Connection, user_id: int, conversation_id: int) -> None:
-    """What `remove_hidden` does, in one transaction."""
-    queries.conversations.hide_conversation(conn, user_id, conversation_id)
-    remove(conn, conversation_id)
-
-
-def remove(conn: Connection, conversation_id: int) -> None:
-    ids = queries.conversations.list_message_ids(conn, conversation_id)
+    """Do what `remove_hidden` does, in one transaction."""
+    conversations.hide_conversation(conn, user_id, conversation_id)
+    ids = conversations.list_message_ids(conn, conversation_id)
     while ids:
-        ids = queries.conversations.remove_messages(conn, ids)
-    queries.conversations.remove_emptied(conn, conversation_id)
+        ids = conversations.remove_messages(conn, ids)
+    conversations.remove_emptied(conn, conversation_id)
 
 
 def answer(
     conn: Connection, conversation_id: int, provider: str | None = "lmstudio", model: str | None = "m", **more: Any
 ) -> Answer:
     request = AnswerRequest(provider, model, **more)
-    return queries.generations.begin_answer(conn, ANN, conversation_id, request, provider or "lmstudio", model or "m")
+    return generations.begin_answer(conn, ANN, conversation_id, request, provider or "lmstudio", model or "m")
 
 
-def begin(conn: Connection, conversation_id: int, *asked: str | None, **more: Any) -> Answer:
-    begun = answer(conn, conversation_id, *asked, **more)
+def begin(conn: Connection, conversation_id: int, **more: Any) -> tuple[Answer, Job]:
+    begun = answer(conn, conversation_id, **more)
     assert begun.job is not None
-    return begun
+    return begun, begun.job
 
 
-def job(begun: Answer) -> Job:
-    assert begun.job is not None
-    return begun.job
-
-
-def prompt_of(begun: Answer) -> list[str]:
-    """The texts of the prompt."""
-    prompt = job(begun).prompt
-    assert prompt is not None
-    return [turn.content for turn in prompt.turns]
+def questions(job: Job) -> list[str]:
+    assert job.prompt is not None
+    return [turn.content for turn in job.prompt.turns]
 
 
 def finish(conn: Connection, begun: Answer, content: str = "answer", status: str = "complete", **more: Any) -> None:
     log = json.dumps([len(content), {"event": "done", "data": {}}])
-    queries.generations.finish_generation(
-        conn, begun.generation_id, Recording(begun.message_id, status, content, "", log), **more
-    )
+    recording = Recording(begun.message_id, status, content, "", log)
+    generations.finish_generation(conn, begun.generation_id, recording, **more)
 
 
-def answered(conn: Connection, question: str = "question", answer: str = "answer") -> tuple[int, int, int]:
-    """A conversation with a question and its answer: the three ids."""
-    conversation_id = conversation(conn)
-    question_id = queries.messages.add_message(conn, ANN, conversation_id, question)
-    begun = begin(conn, conversation_id)
-    finish(conn, begun, answer)
-    return conversation_id, question_id, begun.message_id
+def answered(conn: Connection) -> tuple[int, int]:
+    """Return a conversation with a question and an answer, and the answer."""
+    conversation_id = asked(conn, "question")
+    begun, _ = begin(conn, conversation_id)
+    finish(conn, begun)
+    return conversation_id, begun.message_id
 
 
 def path(conn: Connection, conversation_id: int, **more: Any) -> list[str]:
-    return [message.content for message in queries.messages.list_messages(conn, ANN, conversation_id, **more)]
+    return [message.content for message in messages.list_messages(conn, ANN, conversation_id, **more)]
 
 
 # ---- accounts
 
 
-def test_the_first_account_is_an_administrator_s_and_the_only_one_made_so(conn: Connection) -> None:
-    assert queries.accounts.get_user(conn, ANN).role == "admin"
+def test_only_the_first_account_is_created_without_an_invite(conn: Connection) -> None:
+    assert accounts.get_user(conn, ANN).role == "admin"
     with pytest.raises(BootstrapDisabled):
-        queries.accounts.add_first_user(conn, "eve", "")
+        accounts.add_first_user(conn, "eve", "")
 
 
-def test_a_user_name_is_somebody_s(conn: Connection) -> None:
-    queries.accounts.add_invite(conn, b"other", "user", ANN, "9999")
-    with pytest.raises(UsernameExists):
-        queries.accounts.redeem_invite(conn, b"other", "bob", "")
-
-
-def test_without_a_name_the_first_active_administrator_is_meant(conn: Connection) -> None:
-    assert queries.accounts.get_user_named(conn, None).username == "ann"
-    queries.accounts.set_user(conn, BOB, "admin", None)
-    queries.accounts.set_user(conn, ANN, None, "disabled")
-    assert queries.accounts.get_user_named(conn, None).username == "bob"
-    assert queries.accounts.get_user_named(conn, "ann").status == "disabled"
+def test_missing_user_name_means_the_first_active_administrator(conn: Connection) -> None:
+    assert accounts.get_user_named(conn, None).username == "ann"
+    accounts.set_user(conn, BOB, "admin", None)
+    accounts.set_user(conn, ANN, None, "disabled")
+    assert accounts.get_user_named(conn, None).username == "bob"
+    assert accounts.get_user_named(conn, "ann").status == "disabled"
     with pytest.raises(NotFound):
-        queries.accounts.get_user_named(conn, "eve")
+        accounts.get_user_named(conn, "eve")
 
 
 @pytest.mark.parametrize(("role", "status"), [("user", None), (None, "disabled"), ("user", "disabled")])
-def test_the_last_administrator_stays_one(conn: Connection, role: str | None, status: str | None) -> None:
-    conn.execute("SAVEPOINT before")
+def test_last_administrator_stays_one(conn: Connection, role: str | None, status: str | None) -> None:
     with pytest.raises(LastAdmin):
-        queries.accounts.set_user(conn, ANN, role, status)
-    conn.execute("ROLLBACK TO before")
-    queries.accounts.set_user(conn, BOB, "admin", None)
-    assert queries.accounts.set_user(conn, ANN, role, status).id == ANN
+        accounts.set_user(conn, ANN, role, status)
 
 
-def test_a_changed_role_ends_the_sessions_and_the_same_role_does_not(conn: Connection) -> None:
-    queries.accounts.add_session(conn, BOB, b"1", "", "hash of bob")
-    queries.accounts.set_user(conn, BOB, "user", "active")
-    assert queries.accounts.count_sessions(conn, BOB) == 1
-    queries.accounts.set_user(conn, BOB, "admin", None)
-    assert queries.accounts.count_sessions(conn, BOB) == 0
-
-
-def test_what_an_administrator_has_handed_out_ends_with_the_role(conn: Connection) -> None:
-    queries.accounts.set_user(conn, BOB, "admin", None)
+def test_changed_role_ends_sessions_login_links_and_invites(conn: Connection) -> None:
+    accounts.set_user(conn, BOB, "admin", None)
+    accounts.add_session(conn, BOB, b"1", "", "hash of bob")
     for code, maker in ((b"of bob", BOB), (b"of ann", ANN)):
-        queries.accounts.add_invite(conn, code, "user", maker, "9999")
-        queries.accounts.add_login_link(conn, maker, code, "9999")
-    queries.accounts.set_user(conn, BOB, "user", None)
+        accounts.add_invite(conn, code, "user", maker, "9999")
+        accounts.add_login_link(conn, maker, code, "9999")
+    accounts.set_user(conn, BOB, "admin", "active")
+    assert accounts.count_sessions(conn, BOB) == 1
+    accounts.set_user(conn, BOB, "user", None)
+    assert accounts.count_sessions(conn, BOB) == 0
     with pytest.raises(InvalidInvite):
-        queries.accounts.redeem_invite(conn, b"of bob", "eve", "")
-    assert queries.accounts.redeem_login_link(conn, b"of bob") is None
-    assert queries.accounts.redeem_invite(conn, b"of ann", "eve", "").username == "eve"
-    assert queries.accounts.redeem_login_link(conn, b"of ann") is not None
-    assert [invite["status"] for invite in queries.accounts.list_invites(conn)] == ["used", "revoked", "used"]
+        accounts.redeem_invite(conn, b"of bob", "eve", "")
+    assert accounts.redeem_login_link(conn, b"of bob") is None
+    assert accounts.redeem_invite(conn, b"of ann", "eve", "").username == "eve"
+    assert accounts.redeem_login_link(conn, b"of ann") is not None
+    assert [invite["status"] for invite in accounts.list_invites(conn)] == ["used", "revoked", "used"]
 
 
-def test_a_user_keeps_the_newest_sessions(conn: Connection) -> None:
-    for number in range(queries.accounts.MAX_SESSIONS + 5):
-        queries.accounts.add_session(conn, ANN, bytes([number]), f"browser {number}", "hash of ann")
-    clients = [session["client"] for session in queries.accounts.list_sessions(conn, ANN)]
-    assert clients == [f"browser {number}" for number in range(queries.accounts.MAX_SESSIONS + 4, 4, -1)]
+def test_user_keeps_the_newest_sessions(conn: Connection) -> None:
+    for number in range(accounts.MAX_SESSIONS + 5):
+        accounts.add_session(conn, ANN, bytes([number]), f"browser {number}", "hash of ann")
+    clients = [session["client"] for session in accounts.list_sessions(conn, ANN)]
+    assert clients == [f"browser {number}" for number in range(accounts.MAX_SESSIONS + 4, 4, -1)]
 
 
-def test_a_new_session_replaces_the_one_that_the_browser_had(conn: Connection) -> None:
-    queries.accounts.add_session(conn, ANN, b"old", "", "hash of ann")
-    queries.accounts.add_session(conn, ANN, b"new", "", "hash of ann", replaces=b"old")
-    assert queries.accounts.get_session(conn, b"old", "", "") is None
-    assert queries.accounts.get_session(conn, b"new", "", "") is not None
-
-
-def test_a_session_lives_until_it_is_too_old_or_its_user_disabled(conn: Connection) -> None:
-    queries.accounts.add_session(conn, BOB, b"1", "", "hash of bob")
-    assert queries.accounts.get_session(conn, b"1", db.ago(days=1), db.ago(days=1)) is not None
-    assert queries.accounts.get_session(conn, b"1", "9999", "") is None
-    assert queries.accounts.get_session(conn, b"1", "", "9999") is None
+def test_session_is_found_until_it_is_replaced_or_too_old_or_its_user_disabled(conn: Connection) -> None:
+    accounts.add_session(conn, BOB, b"0", "", "hash of bob")
+    accounts.add_session(conn, BOB, b"1", "", "hash of bob", replaces=b"0")
+    assert accounts.get_session(conn, b"0", "", "") is None
+    assert accounts.get_session(conn, b"1", db.ago(days=1), db.ago(days=1)) is not None
+    assert accounts.get_session(conn, b"1", "9999", "") is None
+    assert accounts.get_session(conn, b"1", "", "9999") is None
     conn.execute("UPDATE users SET status = 'disabled' WHERE id = ?", (BOB,))
-    assert queries.accounts.get_session(conn, b"1", "", "") is None
+    assert accounts.get_session(conn, b"1", "", "") is None
     with pytest.raises(InvalidCredentials):
-        queries.accounts.add_session(conn, BOB, b"2", "", "hash of bob")
+        accounts.add_session(conn, BOB, b"2", "", "hash of bob")
 
 
-def test_a_new_password_ends_all_sessions_but_one_and_all_links(conn: Connection) -> None:
-    kept = [queries.accounts.add_session(conn, BOB, bytes([number]), "", "hash of bob") for number in range(3)][1]
-    others = queries.accounts.add_session(conn, ANN, b"ann", "", "hash of ann")
-    queries.accounts.add_login_link(conn, BOB, b"link", "9999")
-    queries.accounts.set_password(conn, BOB, "new", kept)
-    assert [session["id"] for session in queries.accounts.list_sessions(conn, BOB)] == [kept]
-    assert [session["id"] for session in queries.accounts.list_sessions(conn, ANN)] == [others]
-    assert queries.accounts.redeem_login_link(conn, b"link") is None
+def test_new_password_ends_login_links_and_all_sessions_but_one(conn: Connection) -> None:
+    kept = [accounts.add_session(conn, BOB, bytes([number]), "", "hash of bob") for number in range(3)][1]
+    others = accounts.add_session(conn, ANN, b"ann", "", "hash of ann")
+    accounts.add_login_link(conn, BOB, b"link", "9999")
+    accounts.set_password(conn, BOB, "new", kept)
+    assert [session["id"] for session in accounts.list_sessions(conn, BOB)] == [kept]
+    assert [session["id"] for session in accounts.list_sessions(conn, ANN)] == [others]
+    assert accounts.redeem_login_link(conn, b"link") is None
 
 
-def test_what_was_let_in_by_another_password_gets_no_session_and_sets_none(conn: Connection) -> None:
-    queries.accounts.set_password(conn, BOB, "new", verified="hash of bob")
+def test_check_of_an_old_password_adds_no_session_and_sets_no_password(conn: Connection) -> None:
+    accounts.set_password(conn, BOB, "new", verified="hash of bob")
     with pytest.raises(InvalidCredentials):
-        queries.accounts.set_password(conn, BOB, "newer", verified="hash of bob")
+        accounts.set_password(conn, BOB, "newer", verified="hash of bob")
     with pytest.raises(InvalidCredentials):
-        queries.accounts.add_session(conn, BOB, b"1", "", "hash of bob")
-    assert not queries.accounts.set_password_hash(conn, BOB, "hash of bob", "anew")
-    queries.accounts.add_session(conn, BOB, b"1", "", "new")
+        accounts.add_session(conn, BOB, b"1", "", "hash of bob")
+    assert not accounts.set_password_hash(conn, BOB, "hash of bob", "again")
+    accounts.add_session(conn, BOB, b"1", "", "new")
 
 
-def test_a_login_link_works_once_and_in_time(conn: Connection) -> None:
-    queries.accounts.add_login_link(conn, BOB, b"1", "9999")
-    queries.accounts.add_login_link(conn, BOB, b"2", db.ago(seconds=1))
-    found = queries.accounts.redeem_login_link(conn, b"1")
+def test_login_link_works_once_before_it_expires(conn: Connection) -> None:
+    accounts.add_login_link(conn, BOB, b"1", "9999")
+    accounts.add_login_link(conn, BOB, b"2", db.ago(seconds=1))
+    found = accounts.redeem_login_link(conn, b"1")
     assert found is not None and (found[0].username, found[1]) == ("bob", "hash of bob")
-    assert queries.accounts.redeem_login_link(conn, b"1") is None
-    assert queries.accounts.redeem_login_link(conn, b"2") is None
-    queries.accounts.set_user(conn, BOB, None, "disabled")
-    queries.accounts.add_login_link(conn, BOB, b"3", "9999")
-    assert queries.accounts.redeem_login_link(conn, b"3") is None
+    assert accounts.redeem_login_link(conn, b"1") is None
+    assert accounts.redeem_login_link(conn, b"2") is None
+    accounts.set_user(conn, BOB, None, "disabled")
+    accounts.add_login_link(conn, BOB, b"3", "9999")
+    assert accounts.redeem_login_link(conn, b"3") is None
 
 
-def test_invites_are_open_used_revoked_or_expired(conn: Connection) -> None:
+def test_only_an_open_invite_adds_a_user(conn: Connection) -> None:
     for code, expires_at in ((b"open", "9999"), (b"revoked", "9999"), (b"expired", db.ago(seconds=1))):
-        queries.accounts.add_invite(conn, code, "admin", ANN, expires_at)
-    queries.accounts.revoke_invite(conn, 3)
-    told = [(invite["status"], invite["role"], invite["used_by"]) for invite in queries.accounts.list_invites(conn)]
-    assert told == [
-        ("expired", "admin", None),
-        ("revoked", "admin", None),
-        ("open", "admin", None),
-        ("used", "user", "bob"),
-    ]
+        accounts.add_invite(conn, code, "admin", ANN, expires_at)
+    accounts.revoke_invite(conn, 3)
+    listed = [(invite["status"], invite["role"], invite["used_by"]) for invite in accounts.list_invites(conn)]
+    assert listed == [
+        ("expired", "admin", None), ("revoked", "admin", None), ("open", "admin", None), ("used", "user", "bob"),
+    ]  # fmt: skip
     for code in (b"code", b"revoked", b"expired", b"unknown"):
-        with pytest.raises(InvalidInvite):
-            queries.accounts.check_invite(conn, code)
-        with pytest.raises(InvalidInvite):
-            queries.accounts.redeem_invite(conn, code, "eve", "")
-    assert queries.accounts.redeem_invite(conn, b"open", "eve", "").role == "admin"
+        for call in (accounts.check_invite, lambda *at: accounts.redeem_invite(*at, "eve", "")):
+            with pytest.raises(InvalidInvite):
+                call(conn, code)
+    with pytest.raises(UsernameExists):
+        accounts.redeem_invite(conn, b"open", "bob", "")
     with pytest.raises(NotFound):
-        queries.accounts.revoke_invite(conn, 99)
+        accounts.revoke_invite(conn, 99)
 
 
-# ---- whose it is
+# ---- owners
 
-AS_BOB: dict[str, Callable[[Connection, dict[str, Any]], Any]] = {
-    "get_conversation": lambda conn, at: queries.conversations.get_conversation(conn, BOB, at["conversation"]),
-    "set_conversation": lambda conn, at: queries.conversations.set_conversation(
-        conn, BOB, at["conversation"], {"title": "mine"}
-    ),
-    "delete_conversation": lambda conn, at: queries.conversations.delete_conversation(conn, BOB, at["conversation"]),
-    "restore_conversation": lambda conn, at: queries.conversations.restore_conversation(conn, BOB, at["binned"]),
-    "hide_conversation": lambda conn, at: queries.conversations.hide_conversation(conn, BOB, at["conversation"]),
-    "hide_conversation in the bin": lambda conn, at: queries.conversations.hide_conversation(conn, BOB, at["binned"]),
-    "list_conversations before": lambda conn, at: queries.conversations.list_conversations(
-        conn, BOB, before=at["conversation"]
-    ),
-    "list_messages": lambda conn, at: queries.messages.list_messages(conn, BOB, at["conversation"]),
-    "list_messages before": lambda conn, at: queries.messages.list_messages(conn, BOB, at["own"], before=at["message"]),
-    "add_message": lambda conn, at: queries.messages.add_message(conn, BOB, at["conversation"], "hello"),
-    "add_message below": lambda conn, at: queries.messages.add_message(conn, BOB, at["own"], "hello", at["message"]),
-    "set_active": lambda conn, at: queries.messages.set_active(conn, BOB, at["conversation"], at["message"]),
-    "set_active to another's": lambda conn, at: queries.messages.set_active(conn, BOB, at["own"], at["message"]),
-    "get_image": lambda conn, at: queries.messages.get_image(conn, BOB, at["image"]),
-    "get_recording": lambda conn, at: queries.generations.get_recording(conn, BOB, at["generation"]),
-    "begin_answer": lambda conn, at: queries.generations.begin_answer(
-        conn, BOB, at["conversation"], AnswerRequest(retry=True), "lmstudio", "m"
-    ),
-    "delete_session": lambda conn, at: queries.accounts.delete_session(conn, BOB, at["session"]),
-    "owned": lambda conn, at: queries.conversations.owned(conn, BOB, at["conversation"]),
+HELLO = {"title": "Hello"}
+OWNED: dict[str, tuple[Any, ...]] = {  # a query, and the arguments after the user; names of objects stand for their ids
+    "get_conversation": (conversations.get_conversation, "conversation"),
+    "set_conversation": (conversations.set_conversation, "conversation", HELLO),
+    "delete_conversation": (conversations.delete_conversation, "conversation"),
+    "restore_conversation": (conversations.restore_conversation, "in bin"),
+    "hide_conversation": (conversations.hide_conversation, "conversation"),
+    "hide_conversation in the bin": (conversations.hide_conversation, "in bin"),
+    "list_conversations before": (conversations.list_conversations, "", -1, "conversation"),
+    "list_messages": (messages.list_messages, "conversation"),
+    "list_messages before": (messages.list_messages, "own", -1, "message"),
+    "add_message": (messages.add_message, "conversation", "hello"),
+    "add_message below": (messages.add_message, "own", "hello", "message"),
+    "set_active": (messages.set_active, "conversation", "message"),
+    "set_active to another's": (messages.set_active, "own", "message"),
+    "get_image": (messages.get_image, "image"),
+    "get_recording": (generations.get_recording, "generation"),
+    "begin_answer": (generations.begin_answer, "conversation", AnswerRequest(retry=True), "lmstudio", "m"),
+    "delete_session": (accounts.delete_session, "session"),
+    "owned": (conversations.owned, "conversation"),
 }
 
 
-@pytest.mark.parametrize("what", ["another's", "hidden"])
-@pytest.mark.parametrize("name", AS_BOB)
-def test_another_s_and_what_is_hidden_are_as_missing_as_what_never_was(conn: Connection, name: str, what: str) -> None:
-    conversation_id, question_id, _ = answered(conn)
-    binned = conversation(conn)
-    queries.conversations.delete_conversation(conn, ANN, binned)
-    queries.messages.add_message(conn, ANN, conversation_id, "look", images=[Image("image/png", b"...")])
+@pytest.mark.parametrize("kind", ["another user's", "hidden"])
+@pytest.mark.parametrize("name", OWNED)
+def test_object_of_another_user_or_hidden_is_like_a_missing_one(conn: Connection, name: str, kind: str) -> None:
+    conversation_id, message_id = answered(conn)
+    in_bin = conversation(conn)
+    conversations.delete_conversation(conn, ANN, in_bin)
+    say(conn, conversation_id, "look", images=[Image("image/png", b"...")])
     objects: dict[str, Any] = {
         "conversation": conversation_id,
-        "binned": binned,
-        "message": question_id,
+        "in bin": in_bin,
+        "message": message_id,
         "own": conversation(conn, BOB),
         "image": conn.execute("SELECT id FROM images").fetchone()[0],
         "generation": conn.execute("SELECT id FROM generations").fetchone()[0],
-        "session": queries.accounts.add_session(conn, ANN, b"1", "", "hash of ann"),
+        "session": accounts.add_session(conn, ANN, b"1", "", "hash of ann"),
     }
-    if what == "hidden":
+    if kind == "hidden":
         conn.execute("UPDATE conversations SET user_id = ?, hidden = 1 WHERE id <> ?", (BOB, objects["own"]))
-    nothing = {**dict.fromkeys(objects, 10**6), "generation": "none", "own": objects["own"]}
-    before = conn.total_changes
-    with pytest.raises(FiresideError) as another:
-        AS_BOB[name](conn, objects)
-    assert conn.total_changes == before
-    with pytest.raises(FiresideError) as none:
-        AS_BOB[name](conn, nothing)
-    assert (another.value.status, another.value.code) == (none.value.status, none.value.code)
-    assert another.value.status == 404 and str(another.value) == str(none.value)
+    missing = {**dict.fromkeys(objects, 10**6), "generation": "none", "own": objects["own"]}
+    before, errors = conn.total_changes, []
+    function, *arguments = OWNED[name]
+    for ids in (objects, missing):
+        with pytest.raises(NotFound) as caught:
+            function(conn, BOB, *(ids.get(value, value) if isinstance(value, str) else value for value in arguments))
+        errors.append((caught.value.code, str(caught.value)))
+    assert conn.total_changes == before and errors[0] == errors[1]
 
 
-def test_lists_have_one_s_own_only(conn: Connection) -> None:
+def test_lists_contain_only_the_user_s_own(conn: Connection) -> None:
     answered(conn)
-    assert queries.conversations.list_conversations(conn, BOB) == [] and queries.generations.list_usage(conn, BOB) == []
-    assert queries.conversations.list_conversations(conn, BOB, q="question") == []
-    assert len(queries.conversations.list_conversations(conn, ANN, q="question")) == 1
+    assert conversations.list_conversations(conn, BOB) == [] and generations.list_usage(conn, BOB) == []
+    assert conversations.list_conversations(conn, BOB, q="question") == []
+    assert len(conversations.list_conversations(conn, ANN, q="question")) == 1
 
 
 # ---- conversations
 
 
 def titles(conn: Connection, **more: Any) -> list[str]:
-    return [found.title for found in queries.conversations.list_conversations(conn, ANN, **more)]
+    return [found.title for found in conversations.list_conversations(conn, ANN, **more)]
 
 
-def test_a_title_follows_the_first_message_until_somebody_names_it(conn: Connection) -> None:
+def test_title_follows_the_first_message_until_a_user_sets_it(conn: Connection) -> None:
     conversation_id = conversation(conn)
-    assert titles(conn) == [queries.conversations.UNTITLED]
-    first = queries.messages.add_message(conn, ANN, conversation_id, "  Why is\nthe sky blue?  ")
-    assert titles(conn) == ["Why is the sky blue?"]
-    queries.messages.add_message(conn, ANN, conversation_id, "second")
-    assert titles(conn) == ["Why is the sky blue?"]
-    queries.messages.add_message(conn, ANN, conversation_id, "Why is grass green?", None)
-    assert titles(conn) == ["Why is grass green?"]
-    queries.conversations.set_conversation(conn, ANN, conversation_id, {"title": "Colours"})
-    queries.messages.add_message(conn, ANN, conversation_id, "Why is snow white?", None)
-    assert titles(conn) == ["Colours"] and first
+    assert titles(conn) == [conversations.UNTITLED]
+    for content, parent, title in (
+        ("  Why is\nthe sky blue?  ", (), "Why is the sky blue?"),
+        ("second", (), "Why is the sky blue?"),
+        ("Why is grass green?", (None,), "Why is grass green?"),
+    ):
+        say(conn, conversation_id, content, *parent)
+        assert titles(conn) == [title]
+    conversations.set_conversation(conn, ANN, conversation_id, {"title": "Colours"})
+    say(conn, conversation_id, "Why is snow white?", None)
+    assert titles(conn) == ["Colours"]
 
 
 @pytest.mark.parametrize(
@@ -351,7 +321,7 @@ def test_a_title_follows_the_first_message_until_somebody_names_it(conn: Connect
     [
         ("word " * 100, "word word word word word word word word word word word word…"),
         ("x" * 100, "x" * 59 + "…"),
-        ("\n \t", queries.conversations.UNTITLED),
+        ("\n \t", conversations.UNTITLED),
         ("Hello, " + "y" * 100, "Hello, " + "y" * 52 + "…"),
         ("日本" * 50, "日本" * 29 + "日…"),
         ("What is in it?\n\nmy notes.md:\n```md\nmilk\n```", "What is in it?"),
@@ -360,331 +330,266 @@ def test_a_title_follows_the_first_message_until_somebody_names_it(conn: Connect
         ("```\nprint(1/0)", "print(1/0)"),
     ],
 )
-def test_a_title_is_the_beginning_of_a_text(text: str, title: str) -> None:
-    assert queries.conversations.title_from(text) == title and len(title) <= 60
+def test_title_is_the_beginning_of_a_text(text: str, title: str) -> None:
+    assert conversations.title_from(text) == title and len(title) <= 60
 
 
-def test_the_newest_activity_comes_first(conn: Connection) -> None:
+def test_newest_activity_comes_first(conn: Connection) -> None:
     ids = [conversation(conn, title=str(number)) for number in range(3)]
-    queries.messages.add_message(conn, ANN, ids[1], "hello")
-    queries.conversations.set_conversation(conn, ANN, ids[0], {"title": "renamed", "pinned": True})
-    assert titles(conn) == ["1", "2", "renamed"], "renaming is no activity"
+    say(conn, ids[1], "hello")
+    conversations.set_conversation(conn, ANN, ids[0], {"title": "renamed", "pinned": True})
+    assert titles(conn) == ["1", "2", "renamed"], "renaming is not activity"
     assert titles(conn, pinned=True) == ["renamed"]
-
-
-ODD_TITLES = ["100%", "a_b", "a*b", "[x]", "what?", "Straße", "ÄRGER", "İstanbul", "日本語", "tab\there", "Öl"]
 
 
 @pytest.mark.parametrize(
     ("q", "found"),
     [
-        ("%", ["100%"]),
-        ("_", ["a_b"]),
         ("0%", ["100%"]),
-        ("100%", ["100%"]),
+        ("_", ["a_b"]),
         ("a*b", ["a*b"]),
-        ("a_b", ["a_b"]),
-        ("[x]", ["[x]"]),
         ("[a-z]", []),
         ("at?", ["what?"]),
-        ("***", []),
         ("STRASSE", ["Straße"]),
         ("straß", ["Straße"]),
         ("ärg", ["ÄRGER"]),
         ("A\u0308RG", ["ÄRGER"]),
-        ("öl", ["Öl"]),
         ("本", ["日本語"]),
-        ("日本語", ["日本語"]),
         ("b\th", ["tab\there"]),
-        ("xyz", []),
         ("' OR 1", []),
     ],
 )
-@pytest.mark.parametrize("limit", [-1, 50])
-def test_the_filter_is_literal_and_blind_to_case(conn: Connection, q: str, found: list[str], limit: int) -> None:
-    for title in ODD_TITLES:
+def test_title_filter_is_literal_and_case_insensitive(conn: Connection, q: str, found: list[str]) -> None:
+    for title in ("100%", "a_b", "a*b", "[x]", "what?", "Straße", "ÄRGER", "İstanbul", "日本語", "tab\there", "Öl"):
         conversation(conn, title=title)
-    assert titles(conn, q=q, limit=limit) == found
+    assert titles(conn, q=q) == found
 
 
-@pytest.mark.parametrize("more", [{}, {"q": "1"}, {"q": "e 1"}, {"pinned": True}, {"deleted": True}])
+@pytest.mark.parametrize("more", [{}, {"q": "1"}, {"pinned": True}, {"deleted": True}])
 def test_pages_make_up_the_list(conn: Connection, more: dict[str, Any]) -> None:
     for number in range(30):
-        made = conversation(conn, title=f"title {number} the 1st", pinned=number % 3 == 0)
+        conversation_id = conversation(conn, title=f"title {number}", pinned=number % 3 == 0)
         if number % 4 == 0:
-            queries.conversations.delete_conversation(conn, ANN, made)
+            conversations.delete_conversation(conn, ANN, conversation_id)
     conn.execute("UPDATE conversations SET updated_at = 'same' WHERE id % 5 = 0")
-    whole = queries.conversations.list_conversations(conn, ANN, **more)
+    whole = conversations.list_conversations(conn, ANN, **more)
     assert len(whole) >= 7
-    paged: list[queries.conversations.Conversation] = []
-    while page := queries.conversations.list_conversations(
-        conn, ANN, limit=4, before=paged[-1].id if paged else None, **more
-    ):
+    paged: list[conversations.Conversation] = []
+    while page := conversations.list_conversations(conn, ANN, limit=4, before=paged[-1].id if paged else None, **more):
         assert len(page) <= 4
         paged += page
     assert paged == whole
 
 
-def test_a_filter_finds_what_is_old_among_thousands(conn: Connection) -> None:
-    for number in range(4100):
-        conversation(conn, title=f"{'rare' if number % 2000 == 50 else 'common'} {number}")
-    assert titles(conn, q="rare", limit=50) == ["rare 4050", "rare 2050", "rare 50"]
-    assert titles(conn, q="rare", limit=1) == ["rare 4050"]
-    assert titles(conn, q="common", limit=2) == ["common 4099", "common 4098"]
-
-
-def test_the_bin_gives_back_and_forgets_after_its_days(conn: Connection) -> None:
+def test_conversation_stays_in_the_bin_for_its_days(conn: Connection) -> None:
     kept, old, gone = (conversation(conn, title=title) for title in ("kept", "old", "gone"))
-    for made in (kept, old, gone):
-        queries.conversations.delete_conversation(conn, ANN, made)
+    for conversation_id in (kept, old, gone):
+        conversations.delete_conversation(conn, ANN, conversation_id)
     assert titles(conn) == [] and set(titles(conn, deleted=True)) == {"kept", "old", "gone"}
-    assert queries.conversations.list_conversations(conn, ANN, deleted=True)[0].deleted_at
-    conn.execute(
-        "UPDATE conversations SET deleted_at = ? WHERE id = ?",
-        (db.ago(days=queries.conversations.BIN_DAYS, hours=1), gone),
-    )
-    conn.execute(
-        "UPDATE conversations SET deleted_at = ? WHERE id = ?", (db.ago(days=queries.conversations.BIN_DAYS - 1), old)
-    )
-    queries.conversations.hide_expired(conn)
+    assert conversations.list_conversations(conn, ANN, deleted=True)[0].deleted_at
+    days = conversations.BIN_DAYS
+    for conversation_id, deleted_at in ((gone, db.ago(days=days, hours=1)), (old, db.ago(days=days - 1))):
+        conn.execute("UPDATE conversations SET deleted_at = ? WHERE id = ?", (deleted_at, conversation_id))
+    conversations.hide_expired(conn)
     assert titles(conn, deleted=True) == ["kept", "old"]
-    assert queries.conversations.list_hidden(conn) == [gone]
-    assert queries.conversations.restore_conversation(conn, ANN, kept).title == "kept"
+    assert conversations.list_hidden(conn) == [gone]
+    assert conversations.restore_conversation(conn, ANN, kept).title == "kept"
     assert titles(conn) == ["kept"]
     with pytest.raises(NotFound):
-        queries.conversations.restore_conversation(conn, ANN, kept)
+        conversations.restore_conversation(conn, ANN, kept)
 
 
-def test_fields_change_alone(conn: Connection) -> None:
-    made = conversation(conn, title="t", settings={"temperature": 0.5}, system_prompt="s")
-    queries.conversations.set_conversation(conn, ANN, made, {"model": "m"})
-    found = queries.conversations.get_conversation(conn, ANN, made)
+def test_change_of_one_field_leaves_the_others(conn: Connection) -> None:
+    conversation_id = conversation(conn, title="t", settings={"temperature": 0.5}, system_prompt="s")
+    conversations.set_conversation(conn, ANN, conversation_id, {"model": "m"})
+    found = conversations.get_conversation(conn, ANN, conversation_id)
     assert (found.title, found.system_prompt, found.model, found.provider_id) == ("t", "s", "m", None)
     assert json.loads(bytes(found.settings)) == {"temperature": 0.5}
-    queries.conversations.set_conversation(conn, ANN, made, {"model": None, "settings": {}})
-    assert queries.conversations.get_conversation(conn, ANN, made).model is None
+    conversations.set_conversation(conn, ANN, conversation_id, {"model": None, "settings": {}})
+    assert conversations.get_conversation(conn, ANN, conversation_id).model is None
 
 
 # ---- messages
 
 
-def test_messages_grow_as_a_tree_and_nothing_is_overwritten(conn: Connection) -> None:
-    made = conversation(conn)
-    one = queries.messages.add_message(conn, ANN, made, "one")
-    two = queries.messages.add_message(conn, ANN, made, "two")
-    edited = queries.messages.add_message(conn, ANN, made, "two, edited", one)
-    assert path(conn, made) == ["one", "two, edited"]
-    other = queries.messages.add_message(conn, ANN, made, "another beginning", None)
-    assert path(conn, made) == ["another beginning"]
-    assert queries.messages.set_active(conn, ANN, made, one) == edited, "on to its newest leaf"
-    assert path(conn, made) == ["one", "two, edited"]
-    assert queries.messages.set_active(conn, ANN, made, two) == two
-    first, second = queries.messages.list_messages(conn, ANN, made)
+def test_messages_are_a_tree_and_nothing_is_overwritten(conn: Connection) -> None:
+    conversation_id = conversation(conn)
+    one = say(conn, conversation_id, "one")
+    two = say(conn, conversation_id, "two")
+    edited = say(conn, conversation_id, "two, edited", one)
+    assert path(conn, conversation_id) == ["one", "two, edited"]
+    other = say(conn, conversation_id, "another beginning", None)
+    assert path(conn, conversation_id) == ["another beginning"]
+    assert messages.set_active(conn, ANN, conversation_id, one) == edited, "the path continues to the newest leaf"
+    assert path(conn, conversation_id) == ["one", "two, edited"]
+    assert messages.set_active(conn, ANN, conversation_id, two) == two
+    first, second = messages.list_messages(conn, ANN, conversation_id)
     assert first.versions == {"ids": [one, other], "index": 0}
     assert second.versions == {"ids": [two, edited], "index": 0}
     assert (first.parent_id, second.parent_id) == (None, one)
 
 
-def test_messages_page_from_the_end(conn: Connection) -> None:
-    made = conversation(conn)
-    ids = [queries.messages.add_message(conn, ANN, made, str(number)) for number in range(10)]
-    assert path(conn, made, limit=3) == ["7", "8", "9"]
-    assert path(conn, made, limit=3, before=ids[7]) == ["4", "5", "6"]
-    assert path(conn, made, limit=30, before=ids[1]) == ["0"]
-    assert path(conn, made, before=ids[0]) == []
+def test_long_path_is_read_whole_or_in_pages_and_purged(conn: Connection) -> None:
+    """SQLite limits cascades to 1,000 levels."""
+    conversation_id = conversation(conn)
+    ids = [say(conn, conversation_id, str(number)) for number in range(3000)]
+    assert path(conn, conversation_id) == [str(number) for number in range(3000)]
+    assert path(conn, conversation_id, limit=3) == ["2997", "2998", "2999"]
+    assert path(conn, conversation_id, limit=3, before=ids[7]) == ["4", "5", "6"]
+    assert path(conn, conversation_id, limit=30, before=ids[1]) == ["0"]
+    assert path(conn, conversation_id, before=ids[0]) == []
+    purge(conn, ANN, conversation_id)
+    assert conn.execute("SELECT count(*) FROM messages").fetchone()[0] == 0
 
 
-def test_a_long_path_is_read_whole(conn: Connection) -> None:
-    made = conversation(conn)
-    for number in range(3000):
-        queries.messages.add_message(conn, ANN, made, str(number))
-    assert path(conn, made) == [str(number) for number in range(3000)]
-
-
-def test_the_same_client_id_adds_nothing(conn: Connection) -> None:
-    made, other = conversation(conn), conversation(conn)
-    first = queries.messages.add_message(conn, ANN, made, "hello", client_id="a")
-    assert queries.messages.add_message(conn, ANN, made, "hello again", client_id="a") == first
-    assert path(conn, made) == ["hello"]
-    assert queries.messages.add_message(conn, ANN, other, "hello", client_id="a") != first
+def test_repeated_client_id_adds_nothing(conn: Connection) -> None:
+    conversation_id = conversation(conn)
+    first = say(conn, conversation_id, "hello", client_id="a")
+    assert say(conn, conversation_id, "hello again", client_id="a") == first
+    assert path(conn, conversation_id) == ["hello"]
+    assert say(conn, conversation(conn), "hello", client_id="a") != first
 
 
 def test_images_belong_to_their_message_in_order(conn: Connection) -> None:
-    made = conversation(conn)
     images = [Image("image/png", b"one"), Image("image/jpeg", b"two")]
-    message_id = queries.messages.add_message(conn, ANN, made, "look", images=images)
-    [message] = queries.messages.list_messages(conn, ANN, made)
+    conversation_id = conversation(conn)
+    message_id = say(conn, conversation_id, "look", images=images)
+    [message] = messages.list_messages(conn, ANN, conversation_id)
     assert isinstance(message.images, list) and message.id == message_id
-    assert [queries.messages.get_image(conn, ANN, image["id"]) for image in message.images] == images
-    queries.conversations.delete_conversation(conn, ANN, made)
+    assert [messages.get_image(conn, ANN, image["id"]) for image in message.images] == images
+    conversations.delete_conversation(conn, ANN, conversation_id)
     with pytest.raises(NotFound):
-        queries.messages.get_image(conn, ANN, message.images[0]["id"])
+        messages.get_image(conn, ANN, message.images[0]["id"])
 
 
 def test_images_that_are_not_sent_are_not_read(conn: Connection) -> None:
     conversation_id = conversation(conn)
-    big = Image("image/png", b"x" * (queries.generations.SENT_IMAGE_BYTES // 2 + 1))
+    big = Image("image/png", b"x" * (generations.SENT_IMAGE_BYTES // 2 + 1))
     for _ in range(3):
-        question_id = queries.messages.add_message(conn, ANN, conversation_id, "look", images=[big])
+        question_id = say(conn, conversation_id, "look", images=[big])
     statements: list[str] = []
     conn.set_trace_callback(statements.append)
-    turns = queries.generations.get_prompt(conn, question_id).turns
+    turns = generations.get_prompt(conn, question_id).turns
     conn.set_trace_callback(None)
-    assert [len(turn.images) for turn in turns] == [0, 0, 1]
-    assert [turn.omitted_images for turn in turns] == [1, 1, 0]
+    assert [(len(turn.images), turn.omitted_images) for turn in turns] == [(0, 1), (0, 1), (1, 0)]
     assert sum(" data FROM images" in statement for statement in statements) == 1
 
 
-def test_message_with_too_many_images_keeps_its_last_ones(conn: Connection) -> None:
-    """An import may have such a message."""
-    conversation_id = conversation(conn)
+def test_imported_message_with_too_many_images_keeps_its_last_ones(conn: Connection) -> None:
     images = [Image("image/png", b"%d" % number) for number in range(50)]
-    question_id = queries.messages.add_message(conn, ANN, conversation_id, "look", images=images)
-    [turn] = queries.generations.get_prompt(conn, question_id).turns
-    assert (
-        turn.images == images[-queries.generations.SENT_IMAGES :]
-        and turn.omitted_images == 50 - queries.generations.SENT_IMAGES
-    )
+    question_id = say(conn, conversation(conn), "look", images=images)
+    [turn] = generations.get_prompt(conn, question_id).turns
+    assert turn.images == images[-generations.SENT_IMAGES :]
+    assert turn.omitted_images == 50 - generations.SENT_IMAGES
 
 
 # ---- answers
 
+OTHERS = ({"model": "other"}, {"provider": "other"})
 
-def test_a_question_that_has_no_answer_gets_one(conn: Connection) -> None:
-    made = conversation(conn)
-    queries.messages.add_message(conn, ANN, made, "q")
-    begun = begin(conn, made, params={"seed": 1})
-    assert prompt_of(begun) == ["q"] and job(begun).params == {"seed": 1}
-    assert queries.conversations.get_conversation(conn, ANN, made).generation_id == begun.generation_id
-    running = queries.messages.list_messages(conn, ANN, made)[-1]
+
+def test_question_without_an_answer_gets_one(conn: Connection) -> None:
+    conversation_id = asked(conn, settings={"temperature": 0.1, "seed": 1})
+    begun, job = begin(conn, conversation_id, params={"seed": 2})
+    assert questions(job) == ["q"] and job.params == {"temperature": 0.1, "seed": 2}
+    assert conversations.get_conversation(conn, ANN, conversation_id).generation_id == begun.generation_id
+    running = messages.list_messages(conn, ANN, conversation_id)[-1]
     assert (running.id, running.status, running.content) == (begun.message_id, "generating", "")
 
 
-def test_an_answer_that_is_running_is_found_and_another_is_refused(conn: Connection) -> None:
-    made = conversation(conn)
-    queries.messages.add_message(conn, ANN, made, "q")
-    begun = begin(conn, made)
+def test_running_answer_is_found_and_another_is_refused(conn: Connection) -> None:
+    conversation_id = asked(conn)
+    begun, _ = begin(conn, conversation_id)
     for provider, model in (("lmstudio", "m"), (None, None), ("lmstudio", None), (None, "m")):
-        assert answer(conn, made, provider, model) == Answer(begun.generation_id, begun.message_id)
-    for more in ({"model": "other"}, {"provider": "other"}, {"retry": True}):
+        found = answer(conn, conversation_id, provider, model)
+        assert found == Answer(begun.generation_id, begun.message_id)
+    for more in (*OTHERS, {"retry": True}):
         with pytest.raises(GenerationActive):
-            begin(conn, made, **more)
-    queries.messages.add_message(conn, ANN, made, "and another thing")
+            begin(conn, conversation_id, **more)
+    say(conn, conversation_id, "and another question")
     with pytest.raises(GenerationActive):
-        begin(conn, made)
+        begin(conn, conversation_id)
 
 
-def test_an_answer_that_is_complete_is_found_and_another_model_s_is_refused(conn: Connection) -> None:
-    made, _, message_id = answered(conn)
-    found = answer(conn, made, None, None)
+def test_complete_answer_is_found_and_another_model_is_refused(conn: Connection) -> None:
+    conversation_id, message_id = answered(conn)
+    found = answer(conn, conversation_id, None, None)
     assert found.job is None and found.message_id == message_id
-    for more in ({"model": "other"}, {"provider": "other"}):
+    for more in OTHERS:
         with pytest.raises(AlreadyAnswered):
-            begin(conn, made, **more)
-    assert begin(conn, made, model="other", retry=True).message_id != message_id
+            begin(conn, conversation_id, **more)
+    assert begin(conn, conversation_id, model="other", retry=True)[0].message_id != message_id
 
 
-def test_what_was_requested_counts_not_what_answered(conn: Connection) -> None:
-    made = conversation(conn)
-    queries.messages.add_message(conn, ANN, made, "q")
-    finish(conn, begin(conn, made), model="m-q4-instruct")
-    assert queries.messages.list_messages(conn, ANN, made)[-1].model == "m-q4-instruct"
-    assert answer(conn, made, model="m").job is None
+def test_requested_model_decides_and_not_the_one_that_answered(conn: Connection) -> None:
+    conversation_id = asked(conn)
+    finish(conn, begin(conn, conversation_id)[0], model="m-q4-instruct")
+    assert messages.list_messages(conn, ANN, conversation_id)[-1].model == "m-q4-instruct"
+    assert answer(conn, conversation_id, model="m").job is None
     with pytest.raises(AlreadyAnswered):
-        begin(conn, made, model="m-q4-instruct")
+        begin(conn, conversation_id, model="m-q4-instruct")
 
 
 @pytest.mark.parametrize("status", ["error", "canceled", "interrupted"])
-def test_a_try_that_failed_is_tried_again(conn: Connection, status: str) -> None:
-    made = conversation(conn)
-    queries.messages.add_message(conn, ANN, made, "q")
-    failed = begin(conn, made)
+def test_failed_answer_is_followed_by_a_new_version(conn: Connection, status: str) -> None:
+    conversation_id = asked(conn)
+    failed, _ = begin(conn, conversation_id)
     finish(conn, failed, "half", status)
-    again = begin(conn, made)
-    assert prompt_of(again) == ["q"]
-    assert queries.messages.list_messages(conn, ANN, made)[-1].versions == {
-        "ids": [failed.message_id, again.message_id],
-        "index": 1,
-    }
+    again, job = begin(conn, conversation_id)
+    assert questions(job) == ["q"]
+    versions = messages.list_messages(conn, ANN, conversation_id)[-1].versions
+    assert versions == {"ids": [failed.message_id, again.message_id], "index": 1}
 
 
-@pytest.mark.parametrize("said", ["nothing", "an answer alone"])
-def test_without_a_question_there_is_nothing_to_answer(conn: Connection, said: str) -> None:
-    made = conversation(conn)
-    if said != "nothing":
-        fields = dict.fromkeys(
-            ("provider_id", "model", "token_usage", "stats", "error", "client_id", "source", "parent_id")
-        )
-        fields |= {"role": "assistant", "content": "hi", "reasoning": "", "status": "complete", "created_at": db.now()}
-        archive.set_imported(conn, made, db.now(), archive.add_message(conn, ANN, made, fields))
+@pytest.mark.parametrize("content", ["nothing", "an answer"])
+def test_conversation_without_a_question_cannot_be_answered(conn: Connection, content: str) -> None:
+    conversation_id = conversation(conn)
+    if content == "an answer":
+        names = ("provider_id", "model", "token_usage", "stats", "error", "client_id", "source", "parent_id")
+        fields = dict.fromkeys(names) | {"role": "assistant", "content": "hi", "reasoning": "", "status": "complete"}
+        message_id = archive.add_message(conn, ANN, conversation_id, fields | {"created_at": db.now()})
+        archive.set_imported(conn, conversation_id, db.now(), message_id)
     for retry in (False, True):
         with pytest.raises(NoUserMessage):
-            begin(conn, made, retry=retry)
+            begin(conn, conversation_id, retry=retry)
 
 
-def test_a_new_answer_needs_a_provider_and_a_model(conn: Connection) -> None:
-    made = conversation(conn)
-    queries.messages.add_message(conn, ANN, made, "q")
+def test_new_answer_needs_a_provider_and_a_model(conn: Connection) -> None:
+    conversation_id = asked(conn)
     for chosen in ((None, None), ("lmstudio", None), (None, "m")):
         with pytest.raises(Invalid):
-            queries.generations.begin_answer(conn, ANN, made, AnswerRequest(), *chosen)
-    finish(conn, begin(conn, made))
-    assert queries.generations.begin_answer(conn, ANN, made, AnswerRequest(), None, None).job is None
+            generations.begin_answer(conn, ANN, conversation_id, AnswerRequest(), *chosen)
+    finish(conn, begin(conn, conversation_id)[0])
+    assert generations.begin_answer(conn, ANN, conversation_id, AnswerRequest(), None, None).job is None
 
 
-def test_the_settings_of_a_conversation_hold_unless_others_are_given(conn: Connection) -> None:
-    made = conversation(conn, settings={"temperature": 0.1, "seed": 1})
-    queries.messages.add_message(conn, ANN, made, "q")
-    assert job(begin(conn, made, params={"seed": 2})).params == {"temperature": 0.1, "seed": 2}
-
-
-def test_the_end_comes_once(conn: Connection) -> None:
-    made = conversation(conn)
-    queries.messages.add_message(conn, ANN, made, "q")
-    begun = begin(conn, made)
+def test_answer_is_finished_once_and_not_after_a_purge(conn: Connection) -> None:
+    conversation_id = asked(conn)
+    begun, _ = begin(conn, conversation_id)
     finish(conn, begun, "first", token_usage={"total_tokens": 3}, stats={"ttft_ms": 5})
     finish(conn, begun, "second", "canceled")
-    message = queries.messages.list_messages(conn, ANN, made)[-1]
+    message = messages.list_messages(conn, ANN, conversation_id)[-1]
     assert (message.content, message.status) == ("first", "complete")
     assert json.loads(bytes(message.token_usage)) == {"total_tokens": 3}  # type: ignore[arg-type]
-    assert queries.generations.get_recording(conn, ANN, begun.generation_id).content == "first"
-    assert queries.conversations.get_conversation(conn, ANN, made).generation_id is None
-
-
-def test_a_long_conversation_is_purged(conn: Connection) -> None:
-    """SQLite's own cascades go a thousand deep."""
-    made, parent = conversation(conn), None
-    for _ in range(3000):
-        row = "INSERT INTO messages (conversation_id, parent_id, role, content, status, created_at) VALUES (?, ?, 'user', 'x', 'complete', '')"
-        parent = db.insert(conn, row, (made, parent))
-        search.index_message(conn, ANN, parent, "x")
-    purge(conn, ANN, made)
-    assert conn.execute("SELECT count(*) FROM messages WHERE conversation_id = ?", (made,)).fetchone()[0] == 0
-
-
-def test_an_end_that_comes_after_a_purge_does_nothing(conn: Connection) -> None:
-    made = conversation(conn)
-    queries.messages.add_message(conn, ANN, made, "q")
-    begun = begin(conn, made)
-    purge(conn, ANN, made)
-    finish(conn, begun)
+    assert generations.get_recording(conn, ANN, begun.generation_id).content == "first"
+    assert conversations.get_conversation(conn, ANN, conversation_id).generation_id is None
+    running, _ = begin(conn, conversation_id, retry=True)
+    purge(conn, ANN, conversation_id)
+    finish(conn, running)
     assert conn.execute("SELECT count(*) FROM messages").fetchone()[0] == 0
 
 
 def test_usage_is_summed_by_day_and_model(conn: Connection) -> None:
     for number in range(3):
-        made = conversation(conn)
-        queries.messages.add_message(conn, ANN, made, "q")
         counts = {"prompt_tokens": 10, "completion_tokens": 21, "total_tokens": 31}
         times = {"ttft_ms": 1000, "total_ms": 3000, "tokens_per_second": 10.0}
         if number < 2:  # answers of older versions have no generation_ms
             times["generation_ms"] = 2000
-        finish(conn, begin(conn, made, model=f"m{number % 2}"), token_usage=counts, stats=times)
-    made = conversation(conn)
-    queries.messages.add_message(conn, ANN, made, "q")
-    finish(conn, begin(conn, made, model="m0"), "half", "canceled", stats={"ttft_ms": 1000, "total_ms": 301_000})
+        finish(conn, begin(conn, asked(conn), model=f"m{number % 2}")[0], token_usage=counts, stats=times)
+    canceled, _ = begin(conn, asked(conn), model="m0")
+    finish(conn, canceled, "half", "canceled", stats={"ttft_ms": 1000, "total_ms": 301_000})
     today = {"day": db.now()[:10], "seconds": 3.0, "tokens_per_second": 10.0}
-    assert queries.generations.list_usage(conn, ANN) == [
+    assert generations.list_usage(conn, ANN) == [
         today | {"model": "m0", "answers": 3, "prompt_tokens": 20, "completion_tokens": 42, "seconds": 307.0},
         today | {"model": "m1", "answers": 1, "prompt_tokens": 10, "completion_tokens": 21},
     ]
@@ -692,16 +597,21 @@ def test_usage_is_summed_by_day_and_model(conn: Connection) -> None:
 
 # ---- indexes
 
-WHAT_IS_HELD = {
+INDEXED = {
     "message_words": "SELECT m.id, 'u' || c.user_id, words(m.content) FROM messages m"
     " JOIN conversations c ON c.id = m.conversation_id WHERE m.status <> 'generating' AND m.content <> ''",
     "title_words": "SELECT id, 'u' || user_id, words(title) FROM conversations",
 }
+STORED_BYTES = """
+    SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (
+        SELECT coalesce(sum(length(CAST(content AS BLOB))), 0) FROM messages WHERE conversation_id = c.id
+    )), 0) FROM conversations c WHERE c.user_id = users.id
+"""
 words = st.text("abc äÉ日本語 x\n'\"", min_size=1, max_size=20).filter(str.strip)
 
 
 def terms(conn: Connection, index: str) -> set[tuple[Any, ...]]:
-    """All that an index holds: which word, of which row, where."""
+    """Return the content of an index: each word with its row and position."""
     conn.execute(f"CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab (main, {index}, instance)")
     found = {tuple(row) for row in conn.execute("SELECT * FROM temp.vocabulary")}
     conn.execute("DROP TABLE temp.vocabulary")
@@ -709,20 +619,18 @@ def terms(conn: Connection, index: str) -> set[tuple[Any, ...]]:
 
 
 def rebuilt(conn: Connection, index: str) -> set[tuple[Any, ...]]:
-    """What it would hold if it were made anew from the rows that are there."""
-    made = conn.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (index,)).fetchone()[0]
-    conn.execute(made.replace(index, "rebuilt", 1))
+    """Return the content of a new index of the same rows."""
+    sql = conn.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (index,)).fetchone()[0]
+    conn.execute(sql.replace(index, "rebuilt", 1))
     conn.create_function("words", 1, search.words)
-    columns = conn.execute("SELECT name FROM pragma_table_info('rebuilt')").fetchall()
-    names = ", ".join(name for (name,) in columns)
-    conn.execute(f"INSERT INTO rebuilt (rowid, {names}) {WHAT_IS_HELD[index]}")
+    conn.execute(f"INSERT INTO rebuilt (rowid, owner, text) {INDEXED[index]}")
     found = terms(conn, "rebuilt")
     conn.execute("DROP TABLE rebuilt")
     return found
 
 
 class Indexes(RuleBasedStateMachine):
-    """Whatever is done, in whatever order, the indexes hold what new ones would, and nothing when all is gone."""
+    """After any sequence of changes the indexes equal new ones, and they are empty when everything is removed."""
 
     conversations = Bundle("conversations")
     running = Bundle("running")
@@ -734,12 +642,13 @@ class Indexes(RuleBasedStateMachine):
     def teardown(self) -> None:
         for row in self.conn.execute("SELECT user_id, id FROM conversations").fetchall():
             purge(self.conn, *row)
-        for index in WHAT_IS_HELD:
+        self.stored_bytes_are_those_of_messages_and_system_prompts()
+        for index in INDEXED:
             assert terms(self.conn, index) == set(), index
         self.conn.close()
 
-    def done(self, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-        """As one transaction; None when it is refused."""
+    def run(self, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        """Run one transaction. Return None when it is refused."""
         self.conn.execute("BEGIN")
         try:
             result = function(self.conn, *args, **kw)
@@ -751,51 +660,47 @@ class Indexes(RuleBasedStateMachine):
 
     @rule(target=conversations, title=st.none() | words, user=st.sampled_from([ANN, BOB]))
     def create(self, title: str | None, user: int) -> tuple[int, int]:
-        return user, self.done(queries.conversations.add_conversation, user, {"title": title}).id
+        return user, self.run(conversations.add_conversation, user, {"title": title}).id
 
     @rule(at=conversations, title=words)
     def change(self, at: tuple[int, int], title: str) -> None:
-        self.done(queries.conversations.set_conversation, *at, {"title": title, "system_prompt": title[1:]})
+        self.run(conversations.set_conversation, *at, {"title": title, "system_prompt": title[1:]})
 
     @rule(at=conversations, text=words, first=st.booleans())
     def say(self, at: tuple[int, int], text: str, first: bool) -> None:
-        self.done(queries.messages.add_message, *at, text, *([None] if first else []))
+        self.run(messages.add_message, *at, text, *([None] if first else []))
 
     @rule(target=running, at=conversations, retry=st.booleans())
     def begin(self, at: tuple[int, int], retry: bool) -> Answer | None:
-        begun: Answer | None = self.done(
-            queries.generations.begin_answer, *at, AnswerRequest(retry=retry), "lmstudio", "m"
+        begun: Answer | None = self.run(
+            generations.begin_answer, *at, AnswerRequest("lmstudio", "m", retry=retry), "lmstudio", "m"
         )
         return begun
 
     @rule(begun=consumes(running), text=st.just("") | words, status=st.sampled_from(["complete", "canceled"]))
     def end(self, begun: Answer | None, text: str, status: str) -> None:
         if begun is not None:
-            self.done(finish, begun, text, status)
+            self.run(finish, begun, text, status)
 
     @rule(at=conversations)
     def delete_or_restore(self, at: tuple[int, int]) -> None:
-        if self.done(queries.conversations.restore_conversation, *at) is None:
-            self.done(queries.conversations.delete_conversation, *at)
+        if self.run(conversations.restore_conversation, *at) is None:
+            self.run(conversations.delete_conversation, *at)
 
     @rule(at=consumes(conversations))
     def purge(self, at: tuple[int, int]) -> None:
-        self.done(purge, *at)
+        self.run(purge, *at)
 
     @invariant()
-    def indexes_hold_what_is_there(self) -> None:
-        for index in WHAT_IS_HELD:
+    def indexes_equal_new_ones(self) -> None:
+        for index in INDEXED:
             self.conn.execute(f"INSERT INTO {index} ({index}) VALUES ('integrity-check')")
             assert terms(self.conn, index) == rebuilt(self.conn, index), index
 
     @invariant()
-    def stored_bytes_are_those_of_the_messages(self) -> None:
-        taken = (
-            "SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (SELECT coalesce(sum(length(CAST(content AS BLOB))), 0)"
-            " FROM messages WHERE conversation_id = c.id)), 0) FROM conversations c WHERE c.user_id = users.id"
-        )
-        for row in self.conn.execute(f"SELECT stored_bytes, ({taken}) FROM users").fetchall():
-            assert row[0] == row[1]
+    def stored_bytes_are_those_of_messages_and_system_prompts(self) -> None:
+        for row in self.conn.execute(f"SELECT stored_bytes, ({STORED_BYTES}) AS expected FROM users").fetchall():
+            assert row["stored_bytes"] == row["expected"]
 
 
 TestIndexes = Indexes.TestCase
