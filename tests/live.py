@@ -161,6 +161,22 @@ class Running:
         self._people.append(person)
         return person
 
+    async def raw(self, request: bytes) -> tuple[int, httpx.Headers, bytes]:
+        """Send exactly these bytes. Return the status, headers and body of the response."""
+        host, _, port = self.url.partition("//")[2].rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(request)
+            async with asyncio.timeout(PATIENCE):
+                response = await reader.read()
+        finally:
+            writer.close()
+            await writer.wait_closed()
+        head, _, body = response.partition(b"\r\n\r\n")
+        status, *lines = head.decode("latin-1").split("\r\n")
+        pairs = [line.partition(": ")[::2] for line in lines]
+        return int(status.split()[1]), httpx.Headers(pairs), body
+
     async def first(self, name: str = "ann") -> Person:
         """The first user, an administrator."""
         person = self.anybody()

@@ -47,7 +47,7 @@ class Access(enum.Enum):
     OWNER = "owner"  # the command line, which proves that it can read a private file of this service
 
 
-PUBLIC, USER, ADMIN, OWNER = Access.PUBLIC, Access.USER, Access.ADMIN, Access.OWNER
+PUBLIC, USER, ADMIN, OWNER = Access
 
 
 @dataclass
@@ -113,20 +113,19 @@ class Request(requests.Request):
 
         Starlette's parser unquotes every cookie, which is quadratic before Python 3.12.6 (CVE-2024-7592).
         """
-        pairs = ";".join(self.headers.getlist("cookie")).split(";")
-        values = [
-            value for name, _, value in (pair.strip().partition("=") for pair in pairs) if name == self.cookie_name
-        ]
+        cookies = [cookie.strip() for cookie in ";".join(self.headers.getlist("cookie")).split(";")]
+        prefix = f"{self.cookie_name}="
+        values = [cookie.removeprefix(prefix) for cookie in cookies if cookie.startswith(prefix)]
         return [value for value in values if len(value) == COOKIE_LENGTH]
 
     def path_arguments(self) -> dict[str, int | str]:
         """Return the path's parameters. Raises NotFound for an id that is not an integer from 1 to 2**63 - 1."""
         arguments: dict[str, int | str] = dict(self.path_params)
-        for name, text in self.path_params.items():
-            if name in INTEGERS:
-                if not (text.isascii() and text.isdigit() and len(text) <= 19 and 0 < int(text) < 2**63):
-                    raise NotFound(name.removesuffix("_id"))
-                arguments[name] = int(text)
+        for name in INTEGERS & arguments.keys():
+            text = self.path_params[name]
+            if not (text.isascii() and text.isdigit() and len(text) <= 19 and 0 < int(text) < 2**63):
+                raise NotFound(name.removesuffix("_id"))
+            arguments[name] = int(text)
         return arguments
 
     @property
@@ -135,8 +134,7 @@ class Request(requests.Request):
 
     async def chunks(self, limit: int) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. Raises BodyTooLarge beyond `limit` bytes, and ClientDisconnect."""
-        size = int(self.headers.get("content-length", "0"))  # the parser admits only digits, below 2**64
-        if size > limit:
+        if int(self.headers.get("content-length", "0")) > limit:  # the parser admits only digits, below 2**64
             raise BodyTooLarge(limit)
         size = 0
         async for chunk in self.stream():
@@ -182,23 +180,20 @@ class Endpoint(Route):
         self.method, self.handler, self.access, self.body, self.query = method, handler, access, body, query
         self.csrf = "none" if method == "GET" else csrf
         self._limit = limit or (PUBLIC_BODY_BYTES if access is PUBLIC else BODY_BYTES)
-        self._decoder = None if method == "GET" or body is None else msgspec.json.Decoder(body)
         self.app = self._respond
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         await self._authorize(request)
-        query = read_query(request.query_params, self.query)
-        arguments: dict[str, Any] = {} if self.query is Empty else {"query": query}
+        arguments = {"query": read_query(request.query_params, self.query)} if self.query is not Empty else {}
         async with contextlib.AsyncExitStack() as stack:
             if self.access in (USER, ADMIN):
                 if request.app_state.requests.waiting(request.user_id) >= request.app_state.waiting_per_user:
                     raise RateLimited(1)
                 await stack.enter_async_context(request.app_state.requests.slot(request.user_id))
-            if self._decoder is not None:
-                body = await self._read_body(request, self._decoder)
-                if self.body is not Empty:
-                    arguments["body"] = body
+            body = await self._read_body(request) if self.method != "GET" and self.body is not None else None
+            if not isinstance(body, Empty | None):
+                arguments["body"] = body
             result = await self.handler(request, **request.path_arguments(), **arguments)
             response = result if isinstance(result, Response) else JSONResponse(result)
             if isinstance(response, StreamingResponse):
@@ -224,12 +219,12 @@ class Endpoint(Route):
         if self.access is ADMIN and request.identity.user.role != "admin":
             raise Forbidden
 
-    async def _read_body(self, request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
+    async def _read_body(self, request: Request) -> Any:
         body = b"".join([chunk async for chunk in request.chunks(self._limit)])
         if body and request.content_type != "application/json":
             raise UnsupportedMediaType
         try:
-            return decoder.decode(body or b"{}")
+            return msgspec.json.decode(body or b"{}", type=self.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Invalid(explain(error, self.body)) from None
 
