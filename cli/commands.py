@@ -94,9 +94,7 @@ def reset_password(options: dict[str, Any]) -> int:
 
 def backup(options: dict[str, Any]) -> int:
     """Write a consistent copy of the database, also while it is in use."""
-    settings, target = config.load(options), Path(options["file"]).absolute()
-    if not target.parent.is_dir():  # do not create the mount point of a disk that is not plugged in
-        raise CommandFailed(f"The folder {target.parent} does not exist. Create it, or choose another file.")
+    settings, target = config.load(options), _target(options["file"])
     running = find_service(settings)
     if running:
         running.post("backup", {"file": str(target)})
@@ -123,7 +121,7 @@ def restore(options: dict[str, Any]) -> int:
 
 def salvage_database(options: dict[str, Any]) -> int:
     """Copy what is readable in a damaged database to a new file."""
-    settings, target = config.load(options), Path(options["new"]).absolute()
+    settings, target = config.load(options), _target(options["new"])
     source = Path(options["damaged"]).absolute() if options["damaged"] else settings.database
     _require_stopped(settings)
     if not source.exists():
@@ -138,6 +136,15 @@ def salvage_database(options: dict[str, Any]) -> int:
     )
     print(f"To use it, run: fireside restore {target}. Sessions and invites are not in it.")
     return 0
+
+
+def _target(file: str) -> Path:
+    """Return the absolute path of a file to write. Raises CommandFailed when its folder does not exist: it may be the mount point
+    of a disk that is not plugged in."""
+    target = Path(file).absolute()
+    if not target.parent.is_dir():
+        raise CommandFailed(f"The folder {target.parent} does not exist. Create it, or choose another file.")
+    return target
 
 
 def _require_stopped(settings: Config) -> None:
@@ -194,7 +201,7 @@ def _show_progress(step: dict[str, Any]) -> dict[str, Any]:
 
 def export(options: dict[str, Any]) -> int:
     """Write all conversations of a user to a zip file, as Markdown and JSON."""
-    settings, target = config.load(options), Path(options["file"]).absolute()
+    settings, target = config.load(options), _target(options["file"])
     if target.exists() and not zipfile.is_zipfile(target):
         raise CommandFailed(f"{target} exists and is not an export. Choose another file.")
     partial = target.with_name(target.name + ".partial")

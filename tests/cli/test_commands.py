@@ -607,6 +607,7 @@ def test_backup_or_export_that_cannot_be_written_is_an_error_with_the_reason(tmp
         ("backup", missing / "x.db"): f"The folder {missing} does not exist. Create it, or choose another file.",
         ("backup", tmp_path / "notes.txt"): f"{tmp_path / 'notes.txt'}: {not_a_backup}",
         ("backup", data / "fireside.db"): f"{data / 'fireside.db'}: {not_a_backup}",
+        ("export", missing / "x.zip"): f"The folder {missing} does not exist. Create it, or choose another file.",
         ("export", tmp_path / "notes.txt"): f"{tmp_path / 'notes.txt'} {not_an_export}",
         ("export", data / "fireside.db"): f"{data / 'fireside.db'} {not_an_export}",
     }
