@@ -16,21 +16,21 @@ CHEAP = argon2.PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """At least four: some of what is tested is to wait."""
+    """Use at least four workers: many tests wait."""
     return max(4, os.cpu_count() or 1)
 
 
 def pytest_collection_finish() -> None:
-    """What two thousand tests are made of stays to the end: the collector need not walk it again and again."""
+    """Exclude two thousand collected tests from garbage collection."""
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def _cheap_passwords(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Argon2id in 64 KiB in place of 46 MiB, which were half of what the tests took. Not for those that are `costly`."""
+    """Use Argon2id with 64 KiB instead of 46 MiB, except in tests marked `costly`. It would take half of the time."""
     if "costly" not in request.keywords:
         monkeypatch.setattr(auth, "_HASHER", CHEAP)
-        monkeypatch.setattr(auth, "_DUMMY", CHEAP.hash("nobody's password"))
+        monkeypatch.setattr(auth, "_DUMMY", CHEAP.hash("password"))
 
 
 class Clock:
@@ -54,18 +54,18 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.fixture
 async def running(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Running]:
-    """A Fireside whose LM Studio is the scripted one."""
+    """A running Fireside with the scripted LM Studio."""
     async with Running(tmp_path / "data", lmstudio_url=upstream.url) as running:
         yield running
 
 
 @pytest.fixture
 async def ann(running: Running) -> Person:
-    """Its first user, an administrator."""
+    """The first user, an administrator."""
     return await running.first()
 
 
 @pytest.fixture
 async def bob(running: Running, ann: Person) -> Person:
-    """Its second user, no administrator."""
+    """The second user, not an administrator."""
     return await running.join(ann, "bob")

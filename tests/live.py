@@ -1,4 +1,4 @@
-"""Fireside as the tests use it: the real application on a real uvicorn, with a real database file, spoken to over HTTP."""
+"""The real application on a real uvicorn with a real database file, used over HTTP."""
 
 import asyncio
 import contextlib
@@ -15,12 +15,12 @@ from fireside import config, db
 from fireside.server import Server, create_app
 from fireside.web.endpoint import AppState
 
-sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # httpcore looks for it at every connection, at length
+sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # else httpcore searches for it at every connection
 
 BOOTSTRAP_TOKEN = "the bootstrap token of the tests"
 PASSWORD = "a long enough phrase"
-NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the usual one reads every authority there is, anew for each client
-PATIENCE = 30.0  # seconds that anything may take on a busy machine before a test gives up
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one reads all certificate authorities for each client
+PATIENCE = 30.0  # seconds after which a test gives up, on a busy machine
 
 
 class Event(NamedTuple):
@@ -30,12 +30,12 @@ class Event(NamedTuple):
 
 
 class Person(httpx.AsyncClient):
-    """A signed-in client: the cookie in its jar, the CSRF token among its headers."""
+    """A signed-in client, with its cookie and its CSRF token."""
 
     name = ""
 
     async def conversation(self, question: str | None = None, **fields: Any) -> int:
-        """A new conversation, with a first message when one is given. Returns its id."""
+        """Create a conversation, with a first message if `question` is given. Return its id."""
         conversation_id: int = good(await self.post("/conversations", json=fields))["id"]
         if question is not None:
             await self.say(conversation_id, question)
@@ -51,7 +51,7 @@ class Person(httpx.AsyncClient):
         return found
 
     async def answer(self, conversation_id: int, **fields: Any) -> list[Event]:
-        """All events of POST .../stream, to its end."""
+        """Return all events of POST .../stream."""
         async with self.streaming(conversation_id, **fields) as events:
             return [event async for event in events]
 
@@ -72,7 +72,7 @@ def good(response: httpx.Response) -> Any:
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
-    """Status and error code, after a look at the shape that every error has."""
+    """Return status and error code, after checking the shape of the error."""
     body = response.json()
     assert sorted(body) == ["code", "message", "request_id"], body
     assert body["request_id"] == response.headers["x-request-id"]
@@ -80,7 +80,7 @@ def code(response: httpx.Response) -> tuple[int, str]:
 
 
 async def parse(response: httpx.Response) -> AsyncIterator[Event]:
-    """The events of a stream, strictly: three kinds of lines, LF only, one data line, JSON."""
+    """Yield the events of a stream. Allow only id, event and data lines, each once, that end in LF."""
     if response.status_code != 200:
         await response.aread()
         raise AssertionError(response.text)
@@ -108,7 +108,7 @@ def text(events: list[Event], kind: str = "delta") -> str:
 
 
 class Running:
-    """A Fireside that runs in this event loop. `settings` are environment variables without FIRESIDE_, in small letters."""
+    """A Fireside in this event loop. `settings` are environment variables in lower case without FIRESIDE_."""
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         environ = {"FIRESIDE_BOOTSTRAP_TOKEN": BOOTSTRAP_TOKEN, "FIRESIDE_ENGINE_THREADS": "1"}
@@ -121,9 +121,7 @@ class Running:
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(db.lock(self.config.data_dir))
         listener = socket.create_server(("127.0.0.1", 0))
-        listener.setsockopt(
-            socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-        )  # accepted sockets inherit it; __main__ has its own way
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         self.url = f"{self.config.scheme}://127.0.0.1:{listener.getsockname()[1]}"
         self.server = Server(create_app(self.config), self.config)
         started = asyncio.get_running_loop().create_future()
@@ -153,10 +151,8 @@ class Running:
         return state
 
     def anybody(self) -> Person:
-        """A client that is not signed in. All are closed when the server stops."""
-        no_pool = httpx.Limits(
-            max_keepalive_connections=0
-        )  # idle connections would be counted as leaks, or closed under us
+        """Return a client that is not signed in. It is closed when the server stops."""
+        no_pool = httpx.Limits(max_keepalive_connections=0)  # tests count open connections as leaks
         person = Person(base_url=self.url, trust_env=False, verify=NO_TLS, timeout=PATIENCE, limits=no_pool)
         self._people.append(person)
         return person
@@ -178,13 +174,13 @@ class Running:
         return int(status.split()[1]), httpx.Headers(pairs), body
 
     async def first(self, name: str = "ann") -> Person:
-        """The first user, an administrator."""
+        """Create the first user, an administrator."""
         person = self.anybody()
         body = {"username": name, "password": PASSWORD, "token": BOOTSTRAP_TOKEN}
         return await self._signed_in(person, name, "/admin/bootstrap", body)
 
     async def join(self, admin: Person, name: str, role: str = "user") -> Person:
-        """Another user, by an invite of `admin`."""
+        """Create another user with an invite of `admin`."""
         code = good(await admin.post("/admin/invites", json={"role": role}))["invite_code"]
         body = {"username": name, "password": PASSWORD, "invite_code": code}
         return await self._signed_in(self.anybody(), name, "/auth/register", body)
@@ -199,7 +195,7 @@ class Running:
 
 
 async def until(condition: Any, what: str = "") -> None:
-    """Wait for something that nobody announces. For tests only, and never for a time."""
+    """Wait until a condition holds."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

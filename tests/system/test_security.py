@@ -1,7 +1,6 @@
-"""Limits on requests, guesses and passwords, and what the log says of refusals."""
+"""Throttling of guesses, secret files, and the access log."""
 
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -13,44 +12,28 @@ from fireside.web.middleware import AccessLog
 from ..conftest import Clock
 from ..live import PASSWORD, Person, Running, code, good
 
-# ---- requests
 
-
-async def test_who_has_not_signed_in_sends_little(running: Running, ann: Person) -> None:
-    body = {"username": "ann", "password": PASSWORD, "more": "x" * 70_000}
-    for path in ("/auth/login", "/auth/register", "/auth/link", "/admin/bootstrap"):
-        assert code(await running.anybody().post(path, json=body)) == (413, "BODY_TOO_LARGE")
-    good(await ann.post("/conversations", json={"more": "x" * 70_000}))
-
-
-async def test_a_navigation_into_a_frame_is_none(running: Running) -> None:
-    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
-    stranger = running.anybody()
-    assert (await stranger.get("/", headers=headers | {"Sec-Fetch-Dest": "document"})).status_code == 200
-    for place in ("iframe", "embed", "object"):
-        answer = await stranger.get("/", headers=headers | {"Sec-Fetch-Dest": place})
-        assert code(answer) == (403, "ORIGIN_NOT_ALLOWED")
-
-
-async def test_on_https_signing_out_takes_the_cookie_away(tmp_path: Path) -> None:
-    """A browser lets no header without Secure touch a __Host- cookie."""
+async def test_logout_on_https_deletes_the_cookie(tmp_path: Path) -> None:
+    """A browser ignores a deletion of a __Host- cookie without Secure."""
     async with Running(tmp_path, trusted_proxies="127.0.0.1", public_url="https://localhost") as running:
         ann = await running.first()
         ann.headers["X-Forwarded-Proto"] = "https"
         token = await running.state.auth.login_link("ann")
-        answer = await ann.post("/auth/link", json={"token": token})
-        cookies = {"Cookie": answer.headers["set-cookie"].partition(";")[0], "X-CSRF-Token": good(answer)["csrf_token"]}
-        gone = (await ann.post("/auth/logout", headers=cookies)).headers["set-cookie"]
-        assert gone.startswith("__Host-fireside=") and "Max-Age=0" in gone and "Secure" in gone and "Path=/" in gone
+        response = await ann.post("/auth/link", json={"token": token})
+        cookies = {
+            "Cookie": response.headers["set-cookie"].partition(";")[0],
+            "X-CSRF-Token": good(response)["csrf_token"],
+        }
+        deletion = (await ann.post("/auth/logout", headers=cookies)).headers["set-cookie"]
+        assert deletion.startswith("__Host-fireside=") and all(
+            part in deletion for part in ("Max-Age=0", "Secure", "Path=/")
+        )
 
 
-async def test_a_link_lets_nobody_in_who_is_disabled(running: Running, ann: Person, bob: Person) -> None:
+async def test_login_link_of_a_disabled_user_is_refused(running: Running, ann: Person, bob: Person) -> None:
     good(await ann.patch("/admin/users/2", json={"status": "disabled"}))
     token = await running.state.auth.login_link("bob")
     assert code(await running.anybody().post("/auth/link", json={"token": token})) == (401, "INVALID_CREDENTIALS")
-
-
-# ---- guesses
 
 
 def refused(throttle: Throttle, *keys: str) -> bool:
@@ -79,11 +62,11 @@ def test_failures_elsewhere_do_not_delay_a_known_address(known: str, same: str, 
     with throttle.attempt(*throttle.login_keys("ann", same)):
         pass
     while not refused(throttle, *throttle.login_keys("ann", same)):
-        pass  # guessing there is slowed down too
+        pass  # failures at the known address delay it
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "are_one"),
+    ("one", "other", "equal"),
     [
         ("127.0.0.1", "127.255.0.9", True),
         ("127.0.0.1", "::1", True),
@@ -95,11 +78,11 @@ def test_failures_elsewhere_do_not_delay_a_known_address(known: str, same: str, 
         ("no address", "", True),
     ],
 )
-def test_which_addresses_are_counted_as_one(one: str, other: str, are_one: bool) -> None:
-    assert (network(one) == network(other)) is are_one
+def test_addresses_of_one_network_count_as_one(one: str, other: str, equal: bool) -> None:
+    assert (network(one) == network(other)) is equal
 
 
-def test_the_number_of_known_addresses_is_bounded() -> None:
+def test_number_of_known_addresses_is_bounded() -> None:
     throttle = Throttle()
     for number in range(throttle.KNOWN + 5):
         throttle.remember(f"user{number}", "192.0.2.1")
@@ -107,9 +90,9 @@ def test_the_number_of_known_addresses_is_bounded() -> None:
     assert throttle.is_known(f"user{throttle.KNOWN}", "192.0.2.1")
 
 
-def test_a_success_takes_back_no_failure_of_others() -> None:
+def test_success_clears_only_failures_of_its_account() -> None:
     throttle = Throttle()
-    with throttle.attempt("account", "address"):  # while it goes on, somebody guesses from there
+    with throttle.attempt("account", "address"):
         for number in range(throttle.FREE):
             assert not refused(throttle, f"victim{number}", "address")
     assert not refused(throttle, "another", "address")
@@ -124,7 +107,7 @@ def test_a_success_takes_back_no_failure_of_others() -> None:
         ("/auth/password", {"current_password": "x", "new_password": PASSWORD}),
     ],
 )
-async def test_whatever_can_be_guessed_is_slowed_down(
+async def test_guesses_of_every_secret_are_throttled(
     running: Running, ann: Person, path: str, body: dict[str, str]
 ) -> None:
     client = ann if path == "/auth/password" else running.anybody()
@@ -132,17 +115,14 @@ async def test_whatever_can_be_guessed_is_slowed_down(
     assert set(statuses[:6]) <= {400, 401} and statuses[6] == 429
 
 
-async def test_a_password_is_short_enough_to_be_hashed(running: Running, ann: Person) -> None:
+async def test_overlong_password_is_not_hashed(running: Running, ann: Person) -> None:
     body = {"username": "ann", "password": "x" * 900}
     assert code(await running.anybody().post("/auth/login", json=body)) == (401, "INVALID_CREDENTIALS")
     body["password"] = "x" * 1001
     assert code(await running.anybody().post("/auth/login", json=body)) == (400, "VALIDATION_ERROR")
 
 
-# ---- files and logs
-
-
-def test_a_key_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+def test_incomplete_key_file_is_replaced(tmp_path: Path) -> None:
     key = tmp_path / "session-key"
     key.write_text("", "utf-8")
     (tmp_path / "session-key.partial").write_text("half of", "utf-8")
@@ -150,17 +130,7 @@ def test_a_key_that_was_cut_off_is_made_anew(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["session-key"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
-def test_a_key_is_its_owner_s_alone(tmp_path: Path) -> None:
-    mask = os.umask(0)
-    try:
-        private_file(tmp_path / "session-key", lambda: "new")
-    finally:
-        os.umask(mask)
-    assert (tmp_path / "session-key").stat().st_mode & 0o777 == 0o600
-
-
-async def test_refusals_are_in_the_log_by_their_code(
+async def test_errors_are_logged_with_their_code(
     running: Running, ann: Person, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "fireside.access")
@@ -168,15 +138,15 @@ async def test_refusals_are_in_the_log_by_their_code(
     await ann.get("/conversations", headers={"Origin": "https://evil.example"})
     await ann.post("/conversations", headers={"X-CSRF-Token": "wrong"}, json={})
     records = [vars(record) for record in caplog.records if record.name == "fireside.access"]
-    told = [(record.get("code"), record["user"], record.get("address")) for record in records]
-    assert told == [
+    lines = [(record.get("code"), record["user"], record.get("address")) for record in records]
+    assert lines == [
         ("CONVERSATION_NOT_FOUND", 1, "127.0.0.1"),
         ("ORIGIN_NOT_ALLOWED", None, "127.0.0.1"),
         ("CSRF_INVALID", 1, "127.0.0.1"),
     ]
 
 
-async def test_requests_without_a_user_have_one_line_per_minute_and_kind(
+async def test_requests_without_a_user_have_one_log_line_per_minute_and_kind(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: Clock
 ) -> None:
     caplog.set_level(logging.INFO, "fireside.access")
@@ -188,9 +158,9 @@ async def test_requests_without_a_user_have_one_line_per_minute_and_kind(
         assert lines == AccessLog.KINDS + 1, "one for each of the first addresses, and one for all others"
         clock.late += AccessLog.INTERVAL_SECONDS
         await running.anybody().get("/auth/me")
-        told = [vars(record) for record in caplog.records[lines:]]
-        assert sum(line.get("count", 0) for line in told) == 200 - lines
-        assert (told[-1]["route"], told[-1]["code"]) == ("/auth/me", "AUTH_REQUIRED")
+        later = [vars(record) for record in caplog.records[lines:]]
+        assert sum(line.get("count", 0) for line in later) == 200 - lines
+        assert (later[-1]["route"], later[-1]["code"]) == ("/auth/me", "AUTH_REQUIRED")
         ann = await running.first()
         caplog.clear()
         for _ in range(3):

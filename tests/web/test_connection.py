@@ -1,4 +1,4 @@
-"""Connections: deadlines in every state, limits on their number and on headers, and TLS."""
+"""Deadlines in every state of a connection, limits on connections and headers, and TLS."""
 
 import asyncio
 import base64
@@ -30,7 +30,7 @@ from ..live import BOOTSTRAP_TOKEN, PATIENCE, Person, Running, code, good, until
 from ..processes import environment, run
 from ..upstream import Gate, Upstream, pause
 
-posix = pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+posix = pytest.mark.skipif(os.name != "posix", reason="needs ulimit")
 DEADLINES = ("HEAD_SECONDS", "BODY_SECONDS", "KEEP_ALIVE_SECONDS", "STALL_SECONDS")
 HOST = b"Host: localhost\r\n"
 
@@ -47,7 +47,7 @@ async def connected(running: Running, **more: Any) -> AsyncIterator[tuple[asynci
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in DEADLINES:
         monkeypatch.setattr(connection, name, 0.2)
 
@@ -56,7 +56,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
-STATES = {  # a request that does not end, what is sent again and again after it, and the status of the response
+STATES = {  # the begin of a request, what is sent after it again and again, and the status of the response
     "nothing": (b"", b"", b""),
     "a request line": (b"GET /", b"a", b""),
     "headers": (b"GET / HTTP/1.1\r\n" + HOST, b"X: y\r\n", b""),
@@ -72,7 +72,7 @@ STATES = {  # a request that does not end, what is sent again and again after it
 
 
 @pytest.mark.parametrize("state", STATES)
-async def test_a_connection_ends_in_every_state(running: Running, short: None, state: str) -> None:
+async def test_every_state_of_a_connection_has_a_deadline(running: Running, short_deadlines: None, state: str) -> None:
     begin, more, status = STATES[state]
     async with connected(running) as (reader, writer):
         writer.write(begin)
@@ -85,22 +85,17 @@ async def test_a_connection_ends_in_every_state(running: Running, short: None, s
         sending = asyncio.create_task(send_more())
         async with asyncio.timeout(PATIENCE / 3):
             with contextlib.suppress(ConnectionError):
-                received = await reader.read()
-                assert received.partition(b" ")[2][:3] == status
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                assert head.partition(b" ")[2][:3] == status
+                if status == b"408":
+                    error = json.loads(body)
+                    assert error["code"] == "REQUEST_TIMEOUT" and b"connection: close" in head
+                    assert f"x-request-id: {error['request_id']}".encode() in head
         sending.cancel()
     await until(lambda: not running.server.server_state.connections)
 
 
-async def test_a_body_that_does_not_arrive_is_answered_with_an_error(running: Running, short: None) -> None:
-    async with connected(running) as (reader, writer):
-        writer.write(b"POST /auth/login HTTP/1.1\r\n" + HOST + b"Content-Length: 9\r\n\r\n{")
-        head, _, body = (await asyncio.wait_for(reader.read(), PATIENCE)).partition(b"\r\n\r\n")
-    error = json.loads(body)
-    assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n") and b"connection: close" in head
-    assert error["code"] == "REQUEST_TIMEOUT" and f"x-request-id: {error['request_id']}".encode() in head
-
-
-async def test_a_response_that_is_not_read_ends_also_after_a_half_close(
+async def test_unread_response_is_aborted_also_after_a_half_close(
     running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(IMAGE_BYTES - 8)).decode()  # more than the kernel buffers
@@ -120,8 +115,8 @@ async def test_a_response_that_is_not_read_ends_also_after_a_half_close(
         await until(lambda: not connections)
 
 
-async def test_a_stream_that_is_silent_for_longer_than_every_deadline_lives(
-    tmp_path: Path, upstream: Upstream, short: None
+async def test_stream_may_be_silent_for_longer_than_every_deadline(
+    tmp_path: Path, upstream: Upstream, short_deadlines: None
 ) -> None:
     async with Running(tmp_path, lmstudio_url=upstream.url, ping_seconds="0.5") as running:
         ann = await running.first()
@@ -136,7 +131,7 @@ async def test_a_stream_that_is_silent_for_longer_than_every_deadline_lives(
             assert [event.event async for event in events][-1] in ("done", "error")
 
 
-async def test_a_body_that_arrives_at_the_allowed_rate_is_read(
+async def test_slow_body_at_the_allowed_rate_is_read(
     running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "BODY_SECONDS", 0.5)
@@ -154,7 +149,7 @@ async def test_a_body_that_arrives_at_the_allowed_rate_is_read(
     good(await ann.post(path, content=body(), headers=head))
 
 
-async def test_a_connection_is_kept_for_requests_that_come_in_time(running: Running) -> None:
+async def test_connection_is_kept_alive(running: Running) -> None:
     async with connected(running) as (reader, writer):
         for _ in range(3):
             writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -165,7 +160,7 @@ async def test_a_connection_is_kept_for_requests_that_come_in_time(running: Runn
 # ---- the size of headers
 
 
-async def test_headers_have_a_limit(running: Running) -> None:
+async def test_headers_are_limited_to_16_kib(running: Running) -> None:
     for size, status in ((15_000, b"200 OK"), (17_000, b"431 Request Header Fields Too Large")):
         async with connected(running) as (reader, writer):
             writer.write(b"GET /version HTTP/1.1\r\n" + HOST + b"Connection: close\r\nX: " + b"a" * size + b"\r\n\r\n")
@@ -177,7 +172,7 @@ async def test_headers_have_a_limit(running: Running) -> None:
 @pytest.mark.parametrize(
     "begin", [b"GET / HTTP/1.1\r\nX: ", b"GET /", b"POST / HTTP/1.1\r\n" + HOST + CHUNKED + b"X: "]
 )
-async def test_a_head_without_end_is_not_read(running: Running, begin: bytes) -> None:
+async def test_endless_head_is_cut_off(running: Running, begin: bytes) -> None:
     for more in (b"a" * 65536, b"X: y\r\n" * 10_000):
         async with connected(running) as (_, writer):
             with pytest.raises(ConnectionError):
@@ -191,28 +186,28 @@ async def test_a_head_without_end_is_not_read(running: Running, begin: bytes) ->
 
 
 @dataclass
-class Held:
+class FakeConnection:
     network: str
     deadline: float = 1.0
 
 
-def test_connections_are_counted_by_address_and_each_half_by_itself(tmp_path: Path) -> None:
+def test_connections_are_limited_by_address_and_by_half(tmp_path: Path) -> None:
     limits = Limits(config.load({"data_dir": str(tmp_path)}, {"FIRESIDE_TRUSTED_PROXIES": "10.0.0.2"}))
 
-    def crowd(address: str, held: list[Held]) -> Any:
-        return limits.full_group(address, held)  # type: ignore[arg-type]
+    def full(address: str, open_connections: list[FakeConnection]) -> Any:
+        return limits.full_group(address, open_connections)  # type: ignore[arg-type]
 
-    own = [Held("10.0.0.1")] * CONNECTIONS_PER_ADDRESS
-    assert crowd("10.0.0.1", own) == own and crowd("10.0.0.1", own[1:]) == []
-    assert crowd("10.0.0.9", own) == [] and crowd("127.0.0.1", own) == []
-    assert crowd("10.0.0.2", [Held("10.0.0.2")] * 2 * CONNECTIONS_PER_ADDRESS) == []
-    others = [Held(str(number)) for number in range(limits.half)]
-    assert crowd("10.0.0.9", others) == others and crowd("127.0.0.1", others) == []
-    local = [Held("loopback")] * limits.half
-    assert crowd("127.0.0.9", local) == local and crowd("10.0.0.9", local) == []
+    own = [FakeConnection("10.0.0.1")] * CONNECTIONS_PER_ADDRESS
+    assert full("10.0.0.1", own) == own and full("10.0.0.1", own[1:]) == []
+    assert full("10.0.0.9", own) == [] and full("127.0.0.1", own) == []
+    assert full("10.0.0.2", [FakeConnection("10.0.0.2")] * 2 * CONNECTIONS_PER_ADDRESS) == []
+    others = [FakeConnection(str(number)) for number in range(limits.half)]
+    assert full("10.0.0.9", others) == others and full("127.0.0.1", others) == []
+    local = [FakeConnection("loopback")] * limits.half
+    assert full("127.0.0.9", local) == local and full("10.0.0.9", local) == []
 
 
-async def test_a_new_connection_replaces_one_that_waits_and_none_that_is_answered(
+async def test_new_connection_replaces_an_idle_one_but_no_stream(
     tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "MAX_CONNECTIONS", 8)
@@ -233,7 +228,7 @@ async def test_a_new_connection_replaces_one_that_waits_and_none_that_is_answere
 
 
 @posix
-def test_with_few_descriptors_strangers_cannot_lock_out_the_command_line(tmp_path: Path) -> None:
+def test_few_descriptors_suffice_for_strangers_and_the_command_line(tmp_path: Path) -> None:
     limited = ["/bin/sh", "-c", 'ulimit -n 256 && exec "$@"', "sh", sys.executable, "-m", "fireside"]
     command = [*limited, "--no-open", "--port", "0", "--data-dir", str(tmp_path / "data")]
     environ = environment(bootstrap_token=BOOTSTRAP_TOKEN, lmstudio_url="http://127.0.0.1:9")
@@ -260,7 +255,7 @@ def test_with_few_descriptors_strangers_cannot_lock_out_the_command_line(tmp_pat
 
 
 @needs_openssl
-async def test_with_a_certificate_everything_is_encrypted(tmp_path: Path, short: None) -> None:
+async def test_certificate_turns_on_https_only(tmp_path: Path, short_deadlines: None) -> None:
     certificate, key = make_certificate(tmp_path / "tls")
     async with Running(tmp_path, tls_certificate=str(certificate), tls_key=str(key)) as running:
         assert running.url.startswith("https://")
@@ -281,7 +276,7 @@ async def test_with_a_certificate_everything_is_encrypted(tmp_path: Path, short:
 
 
 @needs_openssl
-def test_the_command_line_trusts_the_service_s_certificate_and_no_other(tmp_path: Path) -> None:
+def test_command_line_trusts_only_the_certificate_of_the_service(tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path / "tls")
     data = tmp_path / "data"
     with serving(data, tls_certificate=str(certificate), tls_key=str(key)) as service:
@@ -298,7 +293,7 @@ def test_the_command_line_trusts_the_service_s_certificate_and_no_other(tmp_path
 
 
 @needs_openssl
-def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_unusable_certificate_is_named(tmp_path: Path) -> None:
     certificate, key = (str(file) for file in make_certificate(tmp_path / "tls"))
     other = str(make_certificate(tmp_path / "tls", "other")[1])
     missing = str(tmp_path / "missing.pem")
@@ -320,7 +315,7 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 # ---- the service file
 
 
-def test_a_service_file_is_deleted_before_the_start_can_fail(tmp_path: Path) -> None:
+def test_old_service_file_is_deleted_before_the_start_can_fail(tmp_path: Path) -> None:
     (tmp_path / "service.json").write_text("{}", "utf-8")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = run("--port", str(taken.getsockname()[1]), "--data-dir", str(tmp_path))
@@ -328,7 +323,7 @@ def test_a_service_file_is_deleted_before_the_start_can_fail(tmp_path: Path) -> 
     assert db.lock_holder(tmp_path) is None
 
 
-async def test_a_connection_with_too_many_pipelined_requests_is_closed(tmp_path: Path) -> None:
+async def test_too_many_pipelined_requests_close_the_connection(tmp_path: Path) -> None:
     async with Running(tmp_path) as running:
         for count, answered in ((8, 8), (2000, 0)):
             async with connected(running) as (reader, writer):
@@ -341,7 +336,7 @@ async def test_a_connection_with_too_many_pipelined_requests_is_closed(tmp_path:
                 assert answered <= received.count(b"HTTP/1.1 200 ") < 200
 
 
-async def test_unread_downloads_of_one_user_wait_for_each_other(running: Running, ann: Person, bob: Person) -> None:
+async def test_unread_downloads_of_a_user_are_limited(running: Running, ann: Person, bob: Person) -> None:
     data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(IMAGE_BYTES - 8)).decode()  # more than the kernel buffers
     await ann.conversation(message={"content": "", "images": [{"media_type": "image/png", "data": data}]})
     running.state.waiting_per_user = 20
