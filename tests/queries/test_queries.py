@@ -1,12 +1,9 @@
 """The queries: owners, accounts, conversations, the tree of messages, answers, and the indexes."""
 
 import json
-import sqlite3
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import fireside
 import pytest
 from fireside import db
 from fireside.db import Connection
@@ -31,34 +28,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-ANN, BOB = 1, 2
-
-
-def fresh() -> Connection:
-    """Return a database in memory with two users, Ann (an administrator) and Bob."""
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    connection.row_factory = sqlite3.Row
-    connection.executescript((Path(fireside.__file__).parent / "schema.sql").read_text("utf-8"))
-    connection.execute("PRAGMA foreign_keys = ON")
-    accounts.add_first_user(connection, "ann", "hash of ann")
-    accounts.add_invite(connection, b"code", "user", ANN, "9999")
-    accounts.redeem_invite(connection, b"code", "bob", "hash of bob")
-    return connection
-
-
-@pytest.fixture(scope="module")
-def connection() -> Iterator[Connection]:
-    connection = fresh()
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
-def conn(connection: Connection) -> Iterator[Connection]:
-    """A transaction that is rolled back after the test."""
-    connection.execute("BEGIN")
-    yield connection
-    connection.execute("ROLLBACK")
+from .conftest import ANN, BOB, fresh
 
 
 def conversation(conn: Connection, user_id: int = ANN, **fields: Any) -> int:
