@@ -6,6 +6,7 @@ import logging
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -120,7 +121,15 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 async def _client_disconnected(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nginx's number for it, for the log: nothing is sent
+    return Response(status_code=499)  # nginx's "client closed request", for the access log: nothing is sent
+
+
+ERROR_HANDLERS: Any = {
+    FiresideError: _fireside_error,
+    ClientDisconnect: _client_disconnected,
+    404: _no_route,
+    405: _no_route,
+}
 
 
 def create_app(config: Config) -> Starlette:
@@ -139,12 +148,7 @@ def create_app(config: Config) -> Starlette:
     app = Starlette(
         routes=list(ROUTES),
         lifespan=lifespan,
-        exception_handlers={
-            FiresideError: _fireside_error,
-            ClientDisconnect: _client_disconnected,
-            404: _no_route,
-            405: _no_route,
-        },
+        exception_handlers=ERROR_HANDLERS,
     )
     app.router.redirect_slashes = False
     app.state.failure = None
@@ -157,18 +161,14 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> AppState:
     handlers.make_upload_folder(config.data_dir)
     database = await db.open_database(config.database)
     stack.push_async_callback(database.close)
-    engine = Engine(config)
-    stack.push_async_callback(engine.aclose)
-    providers = Providers(config, engine)
-    stack.push_async_callback(providers.aclose)
-    hub = Hub(config, database, providers)
-    stack.push_async_callback(hub.aclose)
+    engine = await stack.enter_async_context(aclosing(Engine(config)))
+    providers = await stack.enter_async_context(aclosing(Providers(config, engine)))
+    hub = await stack.enter_async_context(aclosing(Hub(config, database, providers)))
     auth = Auth(config, database)
     await hub.start()
     await auth.start()
-    sandbox, importer = Sandbox(preload=PRELOAD, spare=True), Importer(database, config.user_max_bytes)
-    stack.push_async_callback(sandbox.aclose)
-    stack.push_async_callback(importer.aclose)
+    sandbox = await stack.enter_async_context(aclosing(Sandbox(preload=PRELOAD, spare=True)))
+    importer = await stack.enter_async_context(aclosing(Importer(database, config.user_max_bytes)))
     housekeeping = asyncio.create_task(_run_housekeeping(config, database, auth, importer), name="housekeeping")
     stack.push_async_callback(_cancel, housekeeping)
     secret, renderer, exporter = secrets.token_urlsafe(32), Renderer(sandbox), Exporter(database)

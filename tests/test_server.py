@@ -440,12 +440,6 @@ async def test_conversation_fields_are_stored_and_changed_one_by_one(ann: Person
     assert {name: changed[name] for name in expected} == expected
 
 
-async def test_simultaneous_repeats_of_a_message_store_it_once(ann: Person) -> None:
-    conversation_id = await ann.conversation()
-    ids = await asyncio.gather(*(ann.say(conversation_id, "hello", client_id="a-1") for _ in range(10)))
-    assert len(set(ids)) == 1 == len(await ann.messages(conversation_id))
-
-
 async def test_image_must_have_the_declared_type_and_is_returned_unchanged(ann: Person) -> None:
     conversation_id = await ann.conversation()
     await ann.say(conversation_id, "", images=[IMAGE])

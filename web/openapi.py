@@ -36,6 +36,7 @@ _ERROR = {
 
 
 def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
+    """Return the description as JSON values."""
     table = [route for route in routes if isinstance(route, Endpoint)]
     bodies = {route.name: route.body for route in table if route.method != "GET" and route.body not in (None, Empty)}
     schemas, components = msgspec.json.schema_components(bodies.values(), ref_template="#/components/schemas/{name}")

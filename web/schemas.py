@@ -31,10 +31,8 @@ class Credentials(Struct):
     password: Secret
 
 
-class Registration(Struct):
+class Registration(Credentials):
     invite_code: Secret
-    username: Secret
-    password: Secret
 
 
 class Bootstrap(Credentials):

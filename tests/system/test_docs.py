@@ -26,7 +26,7 @@ def read(name: str) -> str:
 
 
 def rows(markdown: str, heading: str) -> list[list[str]]:
-    """The cells of the table whose first column has this heading."""
+    """Return the cells of the table whose first column has this heading."""
     lines = iter(markdown.splitlines())
     next(line for line in lines if line.startswith(f"| {heading} |"))
     next(lines)
@@ -41,13 +41,13 @@ def rows(markdown: str, heading: str) -> list[list[str]]:
 # ---- docs/api.md
 
 
-def test_the_api_has_a_heading_for_each_route_and_none_besides() -> None:
+def test_api_has_a_heading_for_each_route() -> None:
     headings = re.findall(r"^### ([A-Z]+ /\S*)$", read("api.md"), re.MULTILINE)
     assert len(headings) == len(set(headings))
     assert set(headings) == {route.name for route in ROUTES}
 
 
-def test_the_api_names_every_error_code_and_none_besides() -> None:
+def test_api_lists_the_error_codes() -> None:
     sources = "".join(file.read_text("utf-8") for file in FILES)
     things = re.findall(r'NotFound\("(\w+)"\)', sources)
     providers = set(CODE.findall(errors.ProviderFailed.__doc__ or ""))
@@ -60,7 +60,7 @@ def test_the_api_names_every_error_code_and_none_besides() -> None:
     assert set(re.findall(r"`([A-Z_]+)`", table + event_codes)) == said
 
 
-def test_the_examples_of_the_api_are_json() -> None:
+def test_examples_of_the_api_are_json() -> None:
     examples = re.findall(r"```json\n(.*?)```", read("api.md"), re.DOTALL)
     assert len(examples) >= 3
     for example in examples:
@@ -84,7 +84,7 @@ async def test_quick_start_of_the_api_gets_an_answer(running: Running, ann: Pers
 # ---- docs/configuration.md
 
 
-def test_every_setting_is_documented_with_its_variable_and_its_default() -> None:
+def test_settings_are_documented_with_variable_and_default() -> None:
     settings = [setting for setting in fields(Config) if setting.name != "providers"]
     table = rows(read("configuration.md"), "in `config.toml`")
     assert [row[1] for row in table] == [f"`FIRESIDE_{setting.name.upper()}`" for setting in settings]
@@ -101,7 +101,7 @@ def test_every_setting_is_documented_with_its_variable_and_its_default() -> None
             assert value == (list(setting.default) if isinstance(setting.default, tuple) else setting.default)
 
 
-def test_no_other_variable_or_flag_is_documented() -> None:
+def test_documents_name_only_existing_variables() -> None:
     variables = {f"FIRESIDE_{setting.name.upper()}" for setting in fields(Config) if setting.name != "providers"}
     variables |= {"FIRESIDE_LMSTUDIO_URL", "FIRESIDE_LMSTUDIO_API_KEY", "FIRESIDE_LMSTUDIO_CONCURRENCY"}
     for file in (ROOT / "docs").glob("*.md"):
@@ -109,14 +109,14 @@ def test_no_other_variable_or_flag_is_documented() -> None:
     assert variables <= set(re.findall(r"FIRESIDE_\w+", read("configuration.md")))
 
 
-def test_every_key_of_a_provider_is_documented() -> None:
+def test_keys_of_a_provider_are_documented() -> None:
     table = rows(read("configuration.md"), "key")
     assert {row[0] for row in table} == {f"`{key.name}`" for key in fields(Provider)}
     documented = {row[0].strip("`"): row[1] for row in table}
     assert documented["concurrency"] == f"`{Provider.concurrency}`"
 
 
-def test_the_example_of_a_configuration_is_one(tmp_path: Path) -> None:
+def test_example_configuration_is_valid(tmp_path: Path) -> None:
     [example] = re.findall(r"```toml\n(.*?)```", read("configuration.md"), re.DOTALL)
     (tmp_path / "config.toml").write_text(example, "utf-8")
     loaded = config.load({"data_dir": str(tmp_path)}, {})
@@ -129,16 +129,10 @@ def test_the_example_of_a_configuration_is_one(tmp_path: Path) -> None:
 # ---- docs/architecture.md
 
 
-def test_the_architecture_is_short() -> None:
+def test_architecture_is_short_and_shows_the_real_floors_and_files() -> None:
     assert len(read("architecture.md").splitlines()) <= 40
-
-
-def test_the_architecture_shows_the_floors_that_the_imports_keep() -> None:
     shown = re.findall(r"^(\d)  (\w+)(?:\.py|/) ", read("architecture.md"), re.MULTILINE)
     assert set(shown) == {(str(floor), name) for floor, names in enumerate(FLOORS) for name in names}
-
-
-def test_the_architecture_names_only_what_is_there() -> None:
     for name in re.findall(r"`([\w/]+\.(?:py|md|sql)|[\w]+/)`", read("architecture.md")):
         assert (ROOT / name).exists(), name
 
@@ -146,6 +140,6 @@ def test_the_architecture_names_only_what_is_there() -> None:
 @pytest.mark.parametrize(
     "file", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda file: file.name
 )
-def test_links_between_the_pages_lead_somewhere(file: Path) -> None:
+def test_links_between_documents_are_valid(file: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]*)?\)", file.read_text("utf-8")):
         assert (file.parent / target).exists(), target
