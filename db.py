@@ -420,9 +420,8 @@ def _configure(connection: Connection, writer: bool) -> None:
 
 
 def _open_to_read(path: Path) -> Connection:
-    posix = (
-        path.absolute().as_posix()
-    )  # as_uri() would make the server of a Windows share a host name, which SQLite refuses
+    # as_uri() would make the server of a Windows share a host name, which SQLite refuses.
+    posix = path.absolute().as_posix()
     address = f"file://{'' if posix.startswith('/') else '/'}{quote(posix, safe='/:')}?mode=ro"
     return sqlite3.connect(address, uri=True, isolation_level=None)
 
@@ -501,7 +500,7 @@ def copy(source: Path, target: Path) -> None:
     `target` is then unchanged.
     """
     if target.exists() and (target.samefile(source) or not _is_fireside_database(target)):
-        raise FileExistsError(errno.EEXIST, "is there already, and is no backup", str(target))
+        raise FileExistsError(errno.EEXIST, "exists and is not a backup. Choose another file.", str(target))
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial_copy = target.with_name(target.name + ".partial")
     partial_copy.unlink(missing_ok=True)

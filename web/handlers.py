@@ -485,8 +485,10 @@ async def control_backup(request: Request, body: schemas.BackupTarget) -> Any:
         await asyncio.to_thread(db.copy, database, Path(body.file))
     except db.DatabaseDamaged as error:
         raise StorageUnavailable(db.explain(database, error)) from None
-    except (OSError, sqlite3.Error) as error:
-        raise StorageUnavailable(f"{body.file}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise StorageUnavailable(f"{body.file}: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise StorageUnavailable(f"{body.file}: {db.describe(error)}") from None
     return {"message": "Backup written"}
 
 

@@ -599,7 +599,7 @@ def test_backup_or_export_that_cannot_be_written_is_an_error_with_the_reason(tmp
     data = tmp_path / "data"
     missing = tmp_path / "nowhere"
     not_a_backup, not_an_export = (
-        "is there already, and is no backup",
+        "exists and is not a backup. Choose another file.",
         "exists and is not an export. Choose another file.",
     )
     refusals = {
