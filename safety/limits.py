@@ -1,16 +1,20 @@
 """Limits that the operating system puts on a sandbox child.
 
-Linux refuses memory beyond RLIMIT_AS. macOS ignores that limit, so a thread looks at the memory in use. Windows has job objects, which
-also end the child when the service dies; elsewhere a limit on processor time does so.
+Linux refuses memory beyond RLIMIT_AS. macOS ignores that limit, so a thread checks the memory in use. Windows has job objects.
+
+A child also ends when the service dies. worker.py notices the end of its input, but not while a regular expression holds the GIL: then
+the job object ends it on Windows, and elsewhere a limit on processor time.
 """
 
+import contextlib
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 
-CHECK_SECONDS = 0.05
+MEMORY_CHECK_INTERVAL_SECONDS = 0.05
 
 if sys.platform == "win32":
     import ctypes
@@ -43,33 +47,35 @@ if sys.platform == "win32":
         )
 
     def attach(pid: int, memory: int) -> Callable[[], object]:
-        """Put the child into a job object and return the function that ends the child. The system ends it when this process dies."""
+        """Put the child into a job object and return a function that ends the job, with the child. So does the end of this process."""
         kernel = ctypes.WinDLL("kernel32", use_last_error=True)
         kernel.CreateJobObjectW.restype = kernel.OpenProcess.restype = wintypes.HANDLE
         job = wintypes.HANDLE(kernel.CreateJobObjectW(None, None))
-        wanted = _ExtendedLimits(ProcessMemoryLimit=memory)
-        wanted.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE | _PROCESS_MEMORY
-        kernel.SetInformationJobObject(job, _EXTENDED_LIMITS, ctypes.byref(wanted), ctypes.sizeof(wanted))
+        limits = _ExtendedLimits(ProcessMemoryLimit=memory)
+        limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE | _PROCESS_MEMORY
+        kernel.SetInformationJobObject(job, _EXTENDED_LIMITS, ctypes.byref(limits), ctypes.sizeof(limits))
         process = wintypes.HANDLE(kernel.OpenProcess(_SET_QUOTA_AND_TERMINATE, False, pid))
         kernel.AssignProcessToJobObject(job, process)
         kernel.CloseHandle(process)
-        return lambda: kernel.CloseHandle(job)
+        job_end = contextlib.ExitStack()  # closes the handle once, however often it is called
+        job_end.callback(kernel.CloseHandle, job)
+        return job_end.close
 
     def limit_memory(memory: int) -> None:
-        """Done by `attach`."""
+        """Do nothing: `attach` sets the limit."""
 
     def limit_processor_time(seconds: float) -> None:
-        """Done by `attach`."""
+        """Do nothing: the job object ends the child with the service."""
 
 else:
     import resource
 
     def attach(pid: int, memory: int) -> Callable[[], object]:
-        """Return what ends the limits. On POSIX the child sets its own, so there is nothing to end."""
+        """Return a function that does nothing. On POSIX the child limits itself."""
         return lambda: None
 
     def limit_memory(memory: int) -> None:
-        """Limit this process. Beyond the limit Linux makes Python raise MemoryError, macOS ends the process."""
+        """Limit the memory of this process. Beyond the limit Python raises MemoryError on Linux, and the process ends on macOS."""
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if sys.platform == "darwin":
             threading.Thread(target=_watch_memory, args=(memory,), daemon=True).start()
@@ -78,11 +84,10 @@ else:
 
     def _watch_memory(memory: int) -> None:
         while resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < memory:  # bytes on macOS
-            time.sleep(CHECK_SECONDS)
+            time.sleep(MEMORY_CHECK_INTERVAL_SECONDS)
         os._exit(1)
 
     def limit_processor_time(seconds: float) -> None:
-        """Let the system end this process when it uses so much more processor time, rounded up to seconds."""
-        used = time.process_time()
-        _, most = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used + seconds) + 2, most))
+        """Let the system end this process when it uses more processor time from now on, rounded up to whole seconds."""
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds) + 1, hard_limit))

@@ -1,14 +1,13 @@
 """The log files in the data directory, one JSON object per line.
 
-`fireside.log` is about operation and `audit.log` about security, in files of their own, so that many requests cannot rotate
-a sign-in out of the log. No line has content, titles, headers, query strings or tokens.
+`fireside.log` is about operation and `audit.log` about security. Each has its own size limit, so that many requests cannot rotate a
+sign-in out of the log. No line has content, titles, headers, query strings or tokens.
 """
 
 import contextlib
 import json
 import logging
 import logging.handlers
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,11 @@ from .. import db
 
 AUDIT_FILE = "audit.log"
 TERMINAL = "terminal"  # the address of the owner at the command line
+# fmt: off
+FIELDS = (
+    "request", "method", "route", "user", "account", "about", "status", "ms", "code", "address", "by", "role", "invite", "count",
+)
+# fmt: on
 
 _audit = logging.getLogger("fireside.audit")
 
@@ -26,24 +30,23 @@ class _User(Protocol):
 
 
 def audit(event: str, user: _User, address: str, **details: object) -> None:
-    """Write a line to audit.log. `address`: of the client, or TERMINAL. `details` must be named in _JsonLines.FIELDS."""
+    """Write a line to audit.log. `address` is the client's, or TERMINAL. The names of `details` must be in FIELDS."""
     _audit.info(event, extra={"user": user.id, "account": user.username, "address": address, **details})
 
 
 def open_logs(data_dir: Path) -> None:
-    """Write to fireside.log, to audit.log and, of Fireside's own errors, to the terminal."""
+    """Write to fireside.log and audit.log, and Fireside's own errors to the terminal too."""
     console = logging.StreamHandler()
     console.setLevel(logging.ERROR)
-    console.addFilter(logging.Filter("fireside"))  # what others log is in the file
-    console.addFilter(_OncePerMinute())
+    console.addFilter(logging.Filter("fireside"))
     console.setFormatter(logging.Formatter("fireside: %(message)s"))
-    logging.raiseExceptions = False  # on a full disk each line would else print a traceback to the terminal
+    logging.raiseExceptions = False  # otherwise each line on a full disk prints a traceback to the terminal
     root = logging.getLogger()
     root.handlers = [_rotating(data_dir / "fireside.log", 2_000_000, 2), console]
     root.setLevel(logging.WARNING)
     logging.getLogger("fireside").setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings are about requests that are not HTTP
-    incomplete = "ASGI callable returned without completing response."  # handlers.Download has logged why
+    incomplete = "ASGI callable returned without completing response."  # handlers.Download has logged the reason
     logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != incomplete)
     open_audit_log(data_dir)
 
@@ -54,8 +57,8 @@ def open_audit_log(data_dir: Path) -> None:
     _audit.propagate = False
 
 
-def _rotating(file: Path, size: int, older: int) -> logging.Handler:
-    handler = _PrivateFile(file, maxBytes=size, backupCount=older, encoding="utf-8")
+def _rotating(file: Path, max_bytes: int, older: int) -> logging.Handler:
+    handler = _PrivateFile(file, maxBytes=max_bytes, backupCount=older, encoding="utf-8")
     handler.setFormatter(_JsonLines())
     return handler
 
@@ -69,28 +72,7 @@ class _PrivateFile(logging.handlers.RotatingFileHandler):
         return super()._open()
 
 
-class _OncePerMinute(logging.Filter):
-    """Pass each message at most once a minute: on a full disk every request logs the same one, and when no one reads the
-    terminal, a full pipe would block the program.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._printed: dict[str, float] = {}  # time by message
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message, now = record.getMessage(), time.monotonic()
-        self._printed = {printed: moment for printed, moment in self._printed.items() if now - moment < 60}
-        return self._printed.setdefault(message, now) == now
-
-
 class _JsonLines(logging.Formatter):
-    # fmt: off
-    FIELDS = (
-        "request", "method", "route", "user", "account", "about", "status", "ms", "code", "address", "by", "role", "invite", "count",
-    )
-    # fmt: on
-
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
             "time": db.now(),
@@ -98,7 +80,7 @@ class _JsonLines(logging.Formatter):
             "from": record.name,
             "event": record.getMessage(),
         }
-        line |= {name: vars(record)[name] for name in self.FIELDS if name in vars(record)}
+        line |= {name: vars(record)[name] for name in FIELDS if name in vars(record)}
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line)

@@ -4,7 +4,7 @@ Markdown, syntax highlighting, formulas and imports can take time or memory with
 match holds the GIL while it runs. So this work runs in a child process, which is killed when it exceeds its limits. The children
 start on demand and end when they have been idle for a while. Callers limit how many run at once, with a fair queue (queue.py).
 
-`worker.py` is the program in the child. Requests and items are frames: four bytes of length, big-endian, then msgpack.
+`worker.py` is the program in the child. Requests and replies are frames: four bytes of length, big-endian, then msgpack.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -22,12 +22,12 @@ from . import limits
 
 log = logging.getLogger("fireside.sandbox")
 
-READ_BYTES = 256 * 1024
-ITEM_BYTES = 256 * 1024 * 1024
+BUFFER_BYTES = 256 * 1024
+MAX_ITEM_BYTES = 256 * 1024 * 1024
+MEMORY_BYTES = 512 * 1024 * 1024
 START_SECONDS = 30.0
 IDLE_SECONDS = 60.0
 SPARE_SECONDS = 0.1
-MEMORY_BYTES = 512 * 1024 * 1024
 
 
 class WorkFailed(Exception):
@@ -35,7 +35,7 @@ class WorkFailed(Exception):
 
 
 class WorkTooLong(WorkFailed):
-    """The function produced no item within the time limit. The child was killed."""
+    """The function produced no item within the time limit."""
 
 
 class WorkTooLarge(WorkFailed):
@@ -62,16 +62,19 @@ class Sandbox:
     ) -> AsyncGenerator[bytes, None]:
         """Run a module-level generator function in a child and yield its items. Close the generator to stop the work.
 
-        `args` must be values that msgpack can encode. `seconds` limits the time until the next item, and the whole job's processor
-        time in case this process dies. Raises WorkTooLong, WorkTooLarge, WorkFailed.
+        `args` must be values that msgpack can encode. `seconds` limits the time until the next item, and the child's processor time
+        in case this process dies. Raises WorkTooLong, WorkTooLarge, WorkFailed. The child is then killed.
         """
         worker = await self._take()
-        spare = asyncio.get_running_loop().call_later(SPARE_SECONDS, self._prepare)
+        preparation = asyncio.get_running_loop().call_later(SPARE_SECONDS, self._prepare)
         try:
-            async for item in worker.run(function, args, seconds):
+            worker.is_ready = False
+            await worker.send((function.__module__, function.__qualname__, args, seconds))
+            while (item := await worker.receive(seconds)) is not None:
                 yield item
+            worker.is_ready = True
         finally:
-            spare.cancel()
+            preparation.cancel()
             await self._give_back(worker)
 
     async def aclose(self) -> None:
@@ -82,9 +85,7 @@ class Sandbox:
         for timer in self._idle.values():
             timer.cancel()
         self._idle.clear()
-        for worker in self._workers:
-            worker.kill()
-        await asyncio.gather(*(worker.ended() for worker in self._workers))
+        await asyncio.gather(*(worker.end() for worker in self._workers))
         self._workers.clear()
 
     async def _take(self) -> "_Worker":
@@ -103,14 +104,9 @@ class Sandbox:
             raise WorkFailed(f"a child process cannot be started: {error.strerror}") from error
         self._workers.add(worker)
         try:
-            await worker.started()
-        except TimeoutError:
-            worker.kill()
-            await worker.ended()
-            raise WorkFailed("a child process did not start in time") from None
+            await worker.receive(START_SECONDS)
         except BaseException:
-            worker.kill()
-            await worker.ended()
+            await worker.end()
             raise
         return worker
 
@@ -127,11 +123,10 @@ class Sandbox:
             self._preparing = None
 
     async def _give_back(self, worker: "_Worker") -> None:
-        if worker.ready:
+        if worker.is_ready:
             self._idle[worker] = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._retire, worker)
         else:
-            worker.kill()
-            await worker.ended()
+            await worker.end()
 
     def _retire(self, worker: "_Worker") -> None:
         del self._idle[worker]
@@ -139,13 +134,14 @@ class Sandbox:
 
 
 class _Worker:
-    """One child process. `ready`: it waits for a request."""
+    """One child process. `is_ready`: it waits for a request."""
 
     def __init__(self, process: asyncio.subprocess.Process, memory: int) -> None:
-        self.ready = True
+        assert process.stdin and process.stdout
+        self.is_ready = True
         self._process = process
+        self._requests, self._replies = process.stdin, process.stdout
         self._release = limits.attach(process.pid, memory)
-        self._received = bytearray()
 
     @classmethod
     async def start(cls, arguments: tuple[str, ...], memory: int) -> "_Worker":
@@ -158,83 +154,47 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            limit=READ_BYTES,
+            limit=BUFFER_BYTES,
         )
         return cls(process, memory)
-
-    async def started(self) -> None:
-        """Wait until the child takes requests. Raises TimeoutError, WorkFailed."""
-        async with asyncio.timeout(START_SECONDS):
-            await self._read()
 
     @property
     def has_ended(self) -> bool:
         return self._process.returncode is not None
 
-    async def run(
-        self, function: Callable[..., Iterator[bytes]], args: tuple[Any, ...], seconds: float
-    ) -> AsyncIterator[bytes]:
-        """Yield what the function yields in the child."""
-        self.ready = False
-        await self._send((function.__module__, function.__qualname__, args, seconds))
-        while True:
-            try:
-                async with asyncio.timeout(seconds):
-                    frames = await self._read()
-            except TimeoutError:
-                raise WorkTooLong(f"no result within {seconds:g} s") from None
-            for kind, value in frames:
-                if kind == "item":
-                    yield value
-                elif kind == "end":
-                    self.ready = True
-                    return
-                else:
-                    raise WorkTooLarge("out of memory") if value == b"MemoryError" else WorkFailed(value.decode())
+    async def send(self, request: tuple[Any, ...]) -> None:
+        frame = msgspec.msgpack.encode(request)
+        self._requests.write(len(frame).to_bytes(4, "big") + frame)
+        with contextlib.suppress(ConnectionError):  # when the child has ended, `receive` raises WorkFailed
+            await self._requests.drain()
 
-    async def _send(self, request: Any) -> None:
-        assert self._process.stdin
-        encoded = msgspec.msgpack.encode(request)
-        self._process.stdin.write(len(encoded).to_bytes(4, "big") + encoded)
-        with contextlib.suppress(ConnectionError):  # the child has ended: `_read` says so
-            await self._process.stdin.drain()
-
-    async def _read(self) -> list[tuple[str, bytes]]:
-        """Return the frames of one or more reads, at least one. Raises WorkFailed when the child has ended."""
-        assert self._process.stdout
-        while True:
-            chunk = await self._process.stdout.read(READ_BYTES)
-            if not chunk:
-                raise WorkFailed("the child process ended")
-            self._received += chunk
-            if frames := self._frames():
-                return frames
-
-    def _frames(self) -> list[tuple[str, bytes]]:
-        frames, start = [], 0
-        while len(self._received) >= start + 4:
-            end = start + 4 + int.from_bytes(self._received[start : start + 4], "big")
-            if end - start > ITEM_BYTES:
-                raise WorkTooLarge("an item is too large")
-            if len(self._received) < end:
-                break
-            frames.append(_decode(self._received[start + 4 : end]))
-            start = end
-        del self._received[:start]
-        return frames
+    async def receive(self, seconds: float) -> bytes | None:
+        """Return the next item, or None after the last. Raises WorkTooLong, WorkTooLarge, WorkFailed."""
+        try:
+            async with asyncio.timeout(seconds):
+                length = int.from_bytes(await self._replies.readexactly(4), "big")
+                if length > MAX_ITEM_BYTES:
+                    raise WorkTooLarge("an item is too large")
+                kind, value = _decode_reply(await self._replies.readexactly(length))
+        except TimeoutError:
+            raise WorkTooLong(f"no result within {seconds:g} s") from None
+        except asyncio.IncompleteReadError:
+            raise WorkFailed("the child process ended") from None
+        if kind == "failed":
+            raise WorkTooLarge("out of memory") if value == b"MemoryError" else WorkFailed(value.decode())
+        return value if kind == "item" else None
 
     def kill(self) -> None:
-        self.ready = False
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         self._release()
 
-    async def ended(self) -> None:
-        """Wait for the end of the process. Its output is read to the end, since asyncio does not close a pipe that it has paused."""
-        assert self._process.stdout
-        while await self._process.stdout.read(READ_BYTES):
+    async def end(self) -> None:
+        """Kill the process and wait for its end. Its output is read to the end, since asyncio does not close a pipe that it has paused."""
+        self.kill()
+        while await self._replies.read(BUFFER_BYTES):
             pass
         await self._process.wait()
 
 
-_decode = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
+_decode_reply = msgspec.msgpack.Decoder(tuple[str, bytes]).decode

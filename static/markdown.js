@@ -1,48 +1,29 @@
-// Rendered Markdown. The server makes the tree (web/markdown.py), this makes the nodes: from an allow-list, with createElement.
+// Rendered Markdown. The server makes a tree of nodes (web/markdown.py). This module makes elements of the allowed ones with createElement.
 
 import { post } from "./api.js";
 import { copyButton } from "./clipboard.js";
 import { h } from "./dom.js";
 import { iconButton } from "./icons.js";
+import { ALLOWED } from "./tags.js";
 
 const MATHML = "http://www.w3.org/1998/Math/MathML";
-const words = (text) => new Set(text.split(" "));
-const none = new Set();
+const ATTRIBUTES = new Map([
+  ...Object.entries(ALLOWED.html),
+  ...ALLOWED.mathml.map((tag) => [tag, ALLOWED.mathmlAttributes]),
+]);
 
-/** What a tree may hold; a test keeps it equal to render.TAGS. */
-export const TAGS = new Map();
-for (const tag of words("a blockquote br code em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th thead tr ul")) {
-  TAGS.set(tag, none);
-}
-TAGS.set("a", words("href"));
-TAGS.set("code", words("data-language"));
-TAGS.set("li", words("class"));
-TAGS.set("ol", words("start"));
-TAGS.set("pre", words("class"));
-TAGS.set("span", words("class"));
-TAGS.set("td", words("align"));
-TAGS.set("th", words("align"));
-const MATH_TAGS = words(
-  "math menclose mfrac mi mn mo mover mpadded mphantom mroot mrow mspace msqrt mstyle msub msubsup msup mtable mtd mtext " +
-  "mtr munder munderover");
-const MATH_ATTRIBUTES = words(
-  "accent columnalign columnlines columnspacing depth display displaystyle fence form height largeop linebreak " +
-  "linethickness lspace mathsize mathvariant maxsize minsize movablelimits notation rowlines rowspacing rspace " +
-  "scriptlevel separator stretchy voffset width");
-for (const tag of MATH_TAGS) TAGS.set(tag, MATH_ATTRIBUTES);
-
-/** The node of a tree `[tag, {attribute: value}, child...]`. What the list does not hold becomes its text. */
+/** Return the DOM node of a tree `[tag, {attribute: value}, child...]`. A tag that is not allowed becomes its content. */
 export function build(tree) {
   if (typeof tree === "string") return document.createTextNode(tree);
   const [tag, attributes, ...children] = tree;
-  const allowed = TAGS.get(tag);
+  const allowed = ATTRIBUTES.get(tag);
   if (!allowed) return fragment(children);
-  const node = MATH_TAGS.has(tag) ? document.createElementNS(MATHML, tag) : document.createElement(tag);
+  const node = ALLOWED.mathml.includes(tag) ? document.createElementNS(MATHML, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (allowed.has(name)) node.setAttribute(name, value);
+    if (allowed.includes(name)) node.setAttribute(name, value);
   }
   node.append(fragment(children));
-  return DRESSED[tag]?.(node) ?? node;
+  return ENHANCEMENTS[tag]?.(node) ?? node;
 }
 
 function fragment(trees) {
@@ -51,11 +32,11 @@ function fragment(trees) {
   return nodes;
 }
 
-/** Elements that the page shows in a way of its own. */
-const DRESSED = {
+/** Changes to elements of some tags, by tag. Each returns a replacement or nothing. */
+const ENHANCEMENTS = {
   /**
    * On http, Firefox connects to the host of a link that the pointer is over or that has the focus, and an answer can put
-   * data into a host name. So the link has its address only from the moment it is pressed.
+   * data into a host name. So a link gets its address when it is pressed.
    */
   a(link) {
     const address = link.getAttribute("href");
@@ -75,7 +56,7 @@ const DRESSED = {
     const code = pre.firstElementChild;
     const unformatted = pre.className === "unformatted" ? "Shown as plain text: formatting took too long" : "";
     const language = unformatted || (code?.dataset.language ?? "");
-    pre.tabIndex = 0; // it scrolls: by keyboard too
+    pre.tabIndex = 0; // so that the keyboard can scroll it
     pre.setAttribute("role", "region");
     pre.setAttribute("aria-label", language ? `Code: ${language}` : "Code");
     const wrap = iconButton("wrap", "Wrap lines", () => {
@@ -90,30 +71,30 @@ const DRESSED = {
   },
 };
 
-const PART = 24; // blocks that are laid out together: what is above the last part costs no layout while the answer grows
-const RENDER_EVERY = 200; // ms at the least
-const RENDER_SHARE = 5; // and this many times what the last rendering took, so that a huge open block costs no more
+const BLOCKS_PER_PART = 24; // only the last part is laid out again while an answer grows
+const MIN_PAUSE_MS = 200; // between two renderings
+const PAUSE_FACTOR = 5; // a pause is at least this many times as long as the rendering before it
 
 /**
- * Markdown that is shown whole or grows. While it grows, blocks that no later text can change stay as they are, and only
- * the open rest is rendered anew: an update of a long answer costs what its first one did. What came since is shown at
- * once as plain text, up to where Markdown might make something of it.
+ * Markdown that is finished or grows. Blocks that no later text can change stay as they are, and only the open rest is rendered
+ * again, so an update of a long answer costs as much as its first one. Until then new text is shown as plain text, up to the
+ * first character that may be Markdown.
  */
 export class Markdown {
-  #blocks = []; // those shown: {json, node}, the JSON of its tree being what a block is known by
-  #open = 0; // the index of the first block that may still change
+  #blocks = []; // {json, node} of each shown block; blocks with equal JSON are equal
   #text = "";
-  #closed = 0; // how much of the text the blocks before that one take
-  #ahead = null; // {text node, length}: where new text may be shown before it is rendered
-  #rendering = false;
+  #closedBlocks = 0; // those that no later text can change
+  #closedLength = 0; // how much of the text they take
+  #plain = null; // {node, length, blocked}: the text node that takes new text before it is rendered, its length as rendered
+  #rendering = null; // identifies the request that is under way
   #timer = 0;
-  #last = { at: 0, took: 0 };
+  #last = { at: 0, took: 0 }; // of the last rendering, in ms
 
   constructor() {
     this.node = h("div", { class: "markdown", dir: "auto" });
   }
 
-  /** Shows a finished text and its blocks. Those already shown stay, with what is selected in them. */
+  /** Show a finished text and its blocks. Blocks that are already shown stay, with the selection in them. */
   show(text, blocks) {
     this.#stop();
     this.#text = text;
@@ -122,18 +103,18 @@ export class Markdown {
 
   clear() {
     this.show("", []);
-    this.#open = this.#closed = 0;
+    this.#closedBlocks = this.#closedLength = 0;
   }
 
   append(delta) {
     this.#text += delta;
-    this.#showAhead(delta);
-    this.#plan();
+    this.#showPlain(delta);
+    this.#schedule();
   }
 
-  #plan() {
+  #schedule() {
     if (this.#timer || this.#rendering) return;
-    const pause = Math.max(RENDER_EVERY, this.#last.took * RENDER_SHARE);
+    const pause = Math.max(MIN_PAUSE_MS, this.#last.took * PAUSE_FACTOR);
     this.#timer = setTimeout(() => this.#render(), this.#last.at + pause - performance.now());
   }
 
@@ -141,37 +122,37 @@ export class Markdown {
     this.#timer = 0;
     const length = this.#text.length;
     const started = performance.now();
-    const turn = (this.#rendering = {}); // a `show` meanwhile forgets it
+    const request = (this.#rendering = {});
     let rendered = null;
     try {
-      rendered = await post("/render", { text: this.#text.slice(this.#closed) });
+      rendered = await post("/render", { text: this.#text.slice(this.#closedLength) });
     } catch {
-      // The next one comes with the next text, or the finished message brings its blocks.
+      // More text starts the next rendering, and a finished message brings its blocks.
     }
-    if (this.#rendering !== turn) return;
-    this.#rendering = false;
+    if (this.#rendering !== request) return; // `show` was called
+    this.#rendering = null;
     if (rendered) {
-      this.#replace(this.#open, [...rendered.blocks, ...rendered.tail]);
-      this.#open += rendered.blocks.length;
-      this.#closed += rendered.closed;
-      this.#ahead = lastText(this.node, this.#text.slice(this.#closed));
-      this.#showAhead(/\s?$/.exec(this.#text.slice(0, length))[0] + this.#text.slice(length));
+      this.#replace(this.#closedBlocks, [...rendered.blocks, ...rendered.tail]);
+      this.#closedBlocks += rendered.blocks.length;
+      this.#closedLength += rendered.closed;
+      this.#plain = lastText(this.node, this.#text.slice(this.#closedLength));
+      this.#showPlain(/\s?$/.exec(this.#text.slice(0, length))[0] + this.#text.slice(length));
     }
     const now = performance.now();
     this.#last = { at: now, took: now - started };
-    if (this.#text.length > length) this.#plan();
+    if (this.#text.length > length) this.#schedule();
   }
 
   #stop() {
     clearTimeout(this.#timer);
     this.#timer = 0;
-    this.#rendering = false;
+    this.#rendering = null;
   }
 
   #replace(from, blocks) {
     const json = blocks.map((tree) => JSON.stringify(tree));
-    if (this.#ahead) this.#ahead.node.data = this.#ahead.node.data.slice(0, this.#ahead.length);
-    this.#ahead = null;
+    if (this.#plain) this.#plain.node.data = this.#plain.node.data.slice(0, this.#plain.length);
+    this.#plain = null;
     let same = 0;
     while (same < blocks.length && this.#blocks[from + same]?.json === json[same]) same += 1;
     for (const { node } of this.#blocks.splice(from + same)) node.remove();
@@ -184,22 +165,22 @@ export class Markdown {
   }
 
   #part(index) {
-    const at = Math.floor(index / PART);
+    const at = Math.floor(index / BLOCKS_PER_PART);
     while (this.node.children.length <= at) this.node.append(h("div", { class: "part" }));
     return this.node.children[at];
   }
 
-  #showAhead(delta) {
-    if (!this.#ahead || this.#ahead.blocked) return;
-    const { node } = this.#ahead;
+  #showPlain(delta) {
+    if (!this.#plain || this.#plain.blocked) return;
+    const { node } = this.#plain;
     const plain = node.parentNode.closest("pre") ? /^[^`~]*/ : /^[^\n`*_~[\]<>|#$\\!&]*/;
     const [shown] = plain.exec(delta);
     node.appendData(shown);
-    this.#ahead.blocked = shown.length < delta.length;
+    this.#plain.blocked = shown.length < delta.length;
   }
 }
 
-/** The text node at the very end, if `source`, the open rest, may go on there before it is rendered. */
+/** Return the last text node as {node, length, blocked} if the open rest, `source`, may continue there before it is rendered. */
 function lastText(parent, source) {
   let node = parent.lastChild;
   while (node && node.nodeType === Node.ELEMENT_NODE && node.namespaceURI !== MATHML) node = node.lastChild;

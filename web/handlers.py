@@ -272,7 +272,7 @@ async def _messages(
     page = await state.hub.messages(request.user_id, conversation_id, limit, before)
     if render:
         texts = ["" if message.status == "generating" else message.content for message in page]
-        rendered = await while_connected(request.receive, state.renderer.nodes(request.user_id, texts))
+        rendered = await while_connected(request.receive, state.renderer.finished(request.user_id, texts))
         for message, blocks in zip(page, rendered, strict=True):
             message.blocks = blocks
     return page
@@ -313,13 +313,7 @@ async def select_version(request: Request, conversation_id: int, body: schemas.S
 
 
 async def render_markdown(request: Request, body: schemas.Markdown) -> Any:
-    blocks = await while_connected(request.receive, request.app_state.renderer.blocks(request.user_id, body.text))
-    closed = [block for block in blocks if block.closed]
-    return {
-        "closed": closed[-1].end if closed else 0,
-        "blocks": [block.node for block in closed],
-        "tail": [block.node for block in blocks[len(closed) :]],
-    }
+    return await while_connected(request.receive, request.app_state.renderer.growing(request.user_id, body.text))
 
 
 # ---------------------------------------------------------------------------------------------------- answers

@@ -1,24 +1,25 @@
-"""Markdown into a small tree, from which the page builds its nodes with createElement.
+"""Markdown as trees of nodes, from which the page builds elements.
 
-A node is a text or a list `[tag, {attribute: value}, node, node, ...]`. Tags and attributes are those of `TAGS`, which
-the page holds too; values are texts. Names that begin with m are MathML and want its namespace, all others are HTML.
-To `a` the page adds `rel` and `target`; math and code may be wide, so it clips what leaves the message.
+A node is a text or a list `[tag, {attribute: value}, node, node, ...]`. Tags and attributes are those in static/tags.js; values are texts.
 
-CommonMark with tables, strikethrough, task lists, bare URLs and math, less three things that a model or a document it
-read could turn against the reader: HTML is text, an image is a link to it, and there are no link reference definitions
-(they would carry an address past the eye, and let the end of an answer change its beginning).
+The dialect is CommonMark with tables, strikethrough, task lists, bare URLs and math, without three features that a model, or a document
+that it read, could use against the reader: HTML is text, an image is a link to it, and link reference definitions are text (they hide the
+address of a link, and the end of an answer could change its beginning).
 
-The block structure takes time linear in the text. A lexer or a formula may take longer, so the service calls `stream` in a sandbox child
-(renderer.py). markdown_it, pygments and latex2mathml are imported at first use.
+Highlighting, formulas and some hostile texts take long, so the service calls `render` in a sandbox child (renderer.py). markdown_it,
+pygments and latex2mathml are imported at first use, which keeps the start of the service fast.
 """
 
+import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, lru_cache
+from html import unescape
+from importlib import resources
 from itertools import accumulate, groupby, pairwise, takewhile
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
 import msgspec
@@ -32,180 +33,128 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 Node: TypeAlias = str | list[Any]
+Outline: TypeAlias = tuple[
+    list[int], int
+]  # where each top-level block of a text ends; how many of the blocks are closed
 
+MAX_LEVEL = 30  # of blocks, where a list and its item are one level each, and of brackets that may be links
+MAX_DEPTH = 100  # of the tree, with formulas
+MAX_MATH_DEPTH = 40
+MAX_FORMULA_CHARACTERS = 2_000
+MAX_CODE_CHARACTERS = 20_000  # longer code is not highlighted; 500 lines
+MAX_URL_CHARACTERS = 2_000
+HIGHLIGHT_SECONDS = 0.1  # processor time; 500 lines take about as much
 
-class Block(TypedDict):
-    """A top-level block. `closed` says that no text appended to the source can change it, or any block before it."""
-
-    end: int  # where its source ends and the next block's begins, in UTF-16 code units, which JavaScript counts
-    closed: bool
-    node: Node
-
-
-BLOCK_DEPTH = 30  # a list and its item count one each; what lies deeper is shown as it was written
-BRACKET_DEPTH = 8  # brackets around brackets are looked at no deeper for links
-DEPTH = 100  # no node lies deeper; the last MATH_DEPTH are left for formulas
-MATH_DEPTH = 40
-FORMULA_CHARACTERS = 2_000
-CODE_CHARACTERS = 20_000  # 500 lines
-COLOUR_SECONDS = 0.1  # of the processor's time; 500 lines take about as much
-URL_CHARACTERS = 2_000
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_HTML = _names("a blockquote br code em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong table tbody td th thead tr ul")
-_HTML_ATTRIBUTES = {
-    "a": _names("href"),  # begins with http:, https: or mailto:
-    "code": _names("data-language"),  # [a-z0-9+#-]{1,30}
-    "li": _names("class"),  # task
-    "ol": _names("start"),
-    "pre": _names("class"),  # unformatted
-    "span": _names("class"),  # one of CODE_CLASSES
-    "td": _names("align"),  # left, center or right
-    "th": _names("align"),
-}
-_MATHML = _names(
-    "math menclose mfrac mi mn mo mover mpadded mphantom mroot mrow mspace msqrt mstyle msub msubsup msup mtable mtd "
-    "mtext mtr munder munderover"
+_ALLOWED = json.loads(
+    re.findall(r"(?s)\{.*\}", resources.files("fireside").joinpath("static/tags.js").read_text("utf-8"))[0]
 )
-_MATHML_ATTRIBUTES = _names(
-    "accent columnalign columnlines columnspacing depth display displaystyle fence form height largeop linebreak "
-    "linethickness lspace mathsize mathvariant maxsize minsize movablelimits notation rowlines rowspacing rspace "
-    "scriptlevel separator stretchy voffset width"
-)
-TAGS: Mapping[str, frozenset[str]] = {
-    **{tag: _HTML_ATTRIBUTES.get(tag, frozenset()) for tag in _HTML},
+_MATHML, _MATHML_ATTRIBUTES = frozenset(_ALLOWED["mathml"]), frozenset(_ALLOWED["mathmlAttributes"])
+TAGS: dict[str, frozenset[str]] = {
+    **{tag: frozenset(attributes) for tag, attributes in _ALLOWED["html"].items()},
     **dict.fromkeys(_MATHML, _MATHML_ATTRIBUTES),
 }
-# Pygments' short names, or the first letters of them: keyword, operator word, string, comment, number, the names of
-# functions, classes, builtins, tags, attributes and decorators, and in a diff what is deleted, inserted and a heading.
-CODE_CLASSES = _names("k ow s c m nf nc nb nt na nd gd gi gh")
-LANGUAGES = _names(
-    "asm bash c c# c++ clojure cmake cpp cs csharp css dart diff docker dockerfile elixir erlang fortran go "
-    "golang graphql haskell hs html java javascript js json jsx julia kotlin latex lua make makefile nginx "
-    "nix objective-c perl php powershell proto ps1 py python r rb rs ruby rust scala scss sh shell sql swift terraform "
-    "tex toml ts tsx typescript xml yaml yml zig zsh"
-)
+# Pygments' short names, or their first letters: keyword, operator word, string, comment, number; names of functions, classes, builtins,
+# tags, attributes and decorators; deleted, inserted and heading lines of a diff.
+CODE_CLASSES = frozenset({"k", "ow", "s", "c", "m", "nf", "nc", "nb", "nt", "na", "nd", "gd", "gi", "gh"})
+LANGUAGES = frozenset((
+    "asm", "bash", "c", "c#", "c++", "clojure", "cmake", "cpp", "cs", "csharp", "css", "dart", "diff", "docker",
+    "dockerfile", "elixir", "erlang", "fortran", "go", "golang", "graphql", "haskell", "hs", "html", "java",
+    "javascript", "js", "json", "jsx", "julia", "kotlin", "latex", "lua", "make", "makefile", "nginx", "nix",
+    "objective-c", "perl", "php", "powershell", "proto", "ps1", "py", "python", "r", "rb", "rs", "ruby", "rust",
+    "scala", "scss", "sh", "shell", "sql", "swift", "terraform", "tex", "toml", "ts", "tsx", "typescript", "xml",
+    "yaml", "yml", "zig", "zsh",
+))  # fmt: skip
 
 
-def blocks(markdown: str) -> list[Block]:
-    """The top-level blocks, in order. While an answer streams, what is closed is kept and only the rest is asked again:
+def render(text: str, skip: int = 0) -> Iterator[bytes]:
+    """Yield the Outline of a text as msgpack, then the node of each top-level block after the first `skip` ones as JSON.
 
-    with `n` the end of the last closed one, the blocks of `text` are its closed ones, then `blocks(text[n:])` with n added
-    to `end`.
+    No text appended to the source changes a closed block or the blocks before it. So while an answer streams, the page keeps closed blocks
+    and sends only the rest again: with `n` the end of the last closed block, the blocks of `text` are the closed ones and those of `text[n:]`.
     """
-    groups, bounds, fixed = _parse(markdown)
-    return [
-        {"end": end, "closed": end <= fixed, "node": _tree(group)}
-        for group, end in zip(groups, bounds[1:], strict=True)
-    ]
-
-
-def stream(texts: list[str], finished: int) -> Iterator[bytes]:
-    """For a sandbox child: yield the outline of each text, then the node of each of its blocks, as soon as it is known.
-
-    An item is msgpack: (index of the text, [(end, closed) of each block] or None, JSON of a node). Of the first text the first
-    `finished` nodes are left out.
-    """
-    for index, text in enumerate(texts):
-        groups, bounds, fixed = _parse(text)
-        yield msgspec.msgpack.encode((index, [(end, end <= fixed) for end in bounds[1:]], b""))
-        for group in groups[finished:]:
-            yield msgspec.msgpack.encode((index, None, msgspec.json.encode(_tree(group))))
-        finished = 0
+    blocks, outline = _parse_blocks(text)
+    yield msgspec.msgpack.encode(outline)
+    for tokens in blocks[skip:]:
+        yield msgspec.json.encode(_node(tokens))
 
 
 def unformatted(text: str) -> Node:
-    """Return the node of a text that is shown as it was written because formatting it failed."""
-    return ["pre", {"class": "unformatted"}, ["code", {}, re.sub(r"[\0\ud800-\udfff]", "\ufffd", text)]]
+    """Return the node of a text that could not be formatted."""
+    return ["pre", {"class": "unformatted"}, ["code", {}, _printable(text)]]
 
 
-def _parse(markdown: str) -> tuple[list[list["Token"]], list[int], int]:
-    """Each top-level block's tokens, inline content not parsed yet; where each begins and the last ends; the end of the last that
-    is closed, in UTF-16 code units.
+def _printable(text: str) -> str:
+    return re.sub(r"[\0\ud800-\udfff]", "\ufffd", text)
 
-    A block is closed once another has begun. That takes the next block's first line; a table's takes two. Both must be
-    whole, as the last line may not be: "--" may become "---" or "--x".
+
+def _parse_blocks(text: str) -> tuple[list[list["Token"]], Outline]:
+    """Return the tokens of each top-level block, with inline content still as text.
+
+    A block is closed when the next one has begun, which takes one whole line, or two for a table. The last line may not be whole:
+    "--" may become "---" or "--x".
     """
-    lines = re.split(r"(?<=\n)|(?<=\r)(?!\n)", markdown)
-    offsets = list(accumulate((len(line.encode("utf-16-le", "surrogatepass")) // 2 for line in lines), initial=0))
-    source = re.sub(r"[\0\ud800-\udfff]", "\ufffd", "\n".join(line.rstrip("\r\n") for line in lines))
+    lines = re.split(r"(?<=\n)|(?<=\r)(?!\n)", text)
+    offsets = list(accumulate(map(len, lines), initial=0))
+    parser = _parser()
     tokens: list[Token] = []
-    parser = _parser(BLOCK_DEPTH + 2)
-    parser.block.parse(source, parser, {}, tokens)
-    tops = [index for index, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
-    groups = [tokens[first:after] for first, after in pairwise([*tops, len(tokens)])]
-    starts = [group[0].map[0] for group in groups if group[0].map]
-    fixed = max((offsets[line] for line in starts[1:] if line < len(lines) - 2), default=0)
-    return groups, [*(offsets[line] for line in starts), offsets[-1]], fixed
+    parser.block.parse(_printable("\n".join(line.rstrip("\r\n") for line in lines)), parser, {}, tokens)
+    firsts = [index for index, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
+    blocks = [tokens[first:after] for first, after in pairwise([*firsts, len(tokens)])]
+    starts = [block[0].map[0] for block in blocks[1:] if block[0].map]
+    ends = [offsets[line] for line in starts] + [len(text)] * bool(blocks)
+    return blocks, (ends, sum(line < len(lines) - 2 for line in starts))
 
 
-def _tree(tokens: Sequence["Token"]) -> Node:
-    """The node of one top-level block. Inlines are parsed here, each by itself."""
-    parser = _parser(BRACKET_DEPTH)
-    tree = _Tree()
-    for token in tokens:
-        if token.type == "inline":
-            tree.feed(parser.inline.parse(token.content, parser, {}, []))
-        else:
-            tree.feed([token])
-    return tree.root[0]
-
-
-class _Tree:
-    """Grows from a flat run of tokens. What may not stand where it is (a link in a link) leaves its content behind."""
-
-    def __init__(self) -> None:
-        self.root: list[Node] = []
-        self.stack: list[list[Any]] = [self.root]  # an element left out stands here as its parent, once more
-        self.text: list[str] = []
-
-    def feed(self, tokens: Iterable["Token"]) -> None:
-        for token in tokens:
+def _node(tokens: Sequence["Token"]) -> Node:
+    """Return the node of a top-level block. Its inline content is parsed here, so that a slow or failing block is the only one."""
+    parser = _parser()
+    stack: list[list[Any]] = [[]]  # from the root to the open element; an element left out is its parent once more
+    for block_token in tokens:
+        inline = block_token.type == "inline"
+        for token in parser.inline.parse(block_token.content, parser, {}, []) if inline else (block_token,):
             if token.nesting > 0:
-                self._open(token)
+                stack.append(_open(token, stack))
             elif token.nesting < 0:
-                self._close()
-            elif token.type in ("text", "text_special"):
-                self.text.append(token.content)
-            elif token.type == "softbreak":
-                self.text.append("\n")
+                _close(stack)
             else:
-                self._end_text()
-                self.stack[-1].append(_leaf(token))
+                stack[-1].append(_leaf(token))
+    node: Node = stack[0][0]
+    return node
 
-    def _open(self, token: "Token") -> None:
-        nested = token.tag == "a" and any(element[:1] == ["a"] for element in self.stack)
-        if token.hidden or nested or token.tag not in TAGS or len(self.stack) > DEPTH - MATH_DEPTH:
-            self.stack.append(self.stack[-1])
-            return
-        self._end_text()
-        element: list[Any] = [token.tag, _attributes(token)]
-        self.stack[-1].append(element)
-        self.stack.append(element)
-        if "checked" in token.meta:
-            self.text.append("\u2611 " if token.meta["checked"] else "\u2610 ")
 
-    def _close(self) -> None:
-        element = self.stack[-1]
-        if element is not self.stack[-2]:
-            self._end_text()
-            if element[0] == "a" and len(element) == 2:
-                element.append(element[1]["href"])  # a link without a text, or an image without a description
-        self.stack.pop()
+def _open(token: "Token", stack: list[list[Any]]) -> list[Any]:
+    """Return the element that a token opens, or its parent when it must not stand there: what it contains then stands in the parent."""
+    parent = stack[-1]
+    if token.hidden or token.tag not in TAGS or len(stack) > MAX_DEPTH - MAX_MATH_DEPTH:
+        return parent
+    if token.tag == "a" and any(element[:1] == ["a"] for element in stack):
+        return parent
+    element: list[Any] = [token.tag, _attributes(token)]
+    if "checked" in token.meta:
+        element.append("\u2611 " if token.meta["checked"] else "\u2610 ")
+    parent.append(element)
+    return element
 
-    def _end_text(self) -> None:
-        text = "".join(self.text)
-        self.text.clear()
-        if text:
-            self.stack[-1].append(text)
+
+def _close(stack: list[list[Any]]) -> None:
+    element = stack.pop()
+    if element is not stack[-1]:
+        element[2:] = _joined(element[2:])
+        if element[0] == "a" and len(element) == 2:
+            element.append(element[1]["href"])  # a link without a text, or an image without a description
+
+
+def _joined(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Yield the nodes with adjacent texts as one text."""
+    for is_text, run in groupby(nodes, key=lambda node: isinstance(node, str)):
+        if not is_text:
+            yield from run
+        elif text := "".join(run):  # type: ignore[arg-type]
+            yield text
 
 
 def _attributes(token: "Token") -> dict[str, str]:
-    """Made anew, never copied: whatever else a token carries does not reach the page."""
+    """Return the attributes that the page needs. No others that a token has reach it."""
     if token.tag == "a":
         return {"href": str(token.attrs["href"])}
     if token.tag == "ol" and "start" in token.attrs:
@@ -218,17 +167,18 @@ def _attributes(token: "Token") -> dict[str, str]:
 
 
 def _leaf(token: "Token") -> Node:
+    if token.type in ("text", "text_special"):
+        return token.content
+    if token.type == "softbreak":
+        return "\n"
     if token.type == "code_inline":
         return ["code", {}, token.content]
     if token.type in ("fence", "code_block"):
         return _code(token.content, token.info)
     if token.type in ("math_inline", "math_block"):
-        display = token.markup not in ("$", "\\(")
-        math = _math(token.content, "block" if display else "inline")
-        if math is not None:
-            return math
+        math = _math(token.content, "inline" if token.markup in ("$", r"\(") else "block")
         source: Node = ["code", {"data-language": "latex"}, token.content]
-        return ["pre", {}, source] if token.type == "math_block" else source
+        return math or (source if token.type == "math_inline" else ["pre", {}, source])
     return [token.tag, {}]  # br, hr
 
 
@@ -238,17 +188,18 @@ def _leaf(token: "Token") -> Node:
 def _code(code: str, info: str) -> Node:
     first = (info.split() or [""])[0].lower()
     language = first if re.fullmatch(r"[a-z0-9+#-]{1,30}", first) else ""
-    pieces = _coloured(code, language) if language in LANGUAGES and len(code) <= CODE_CHARACTERS else [code]
-    return ["pre", {}, ["code", {"data-language": language} if language else {}, *pieces]]
+    highlighted = language in LANGUAGES and len(code) <= MAX_CODE_CHARACTERS
+    content = _highlight(code, language) if highlighted else [code]
+    return ["pre", {}, ["code", {"data-language": language} if language else {}, *content]]
 
 
-def _coloured(code: str, language: str) -> list[Node]:
-    """Coloured as far as COLOUR_SECONDS go: on some text most lexers take the time squared, C's on blank lines."""
+def _highlight(code: str, language: str) -> list[Node]:
+    """Highlight as much as HIGHLIGHT_SECONDS allow: most lexers take quadratic time on some texts, C's on blank lines."""
     from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
     from pygments.token import STANDARD_TYPES  # type: ignore[import-untyped]
 
     lexer = get_lexer_by_name(language, startinline=True)  # startinline: PHP without its opening tag
-    deadline = time.thread_time() + COLOUR_SECONDS  # the first of its language has loaded the lexer
+    deadline = time.thread_time() + HIGHLIGHT_SECONDS
     lexed = takewhile(lambda _: time.thread_time() < deadline, lexer.get_tokens_unprocessed(code))
     pieces = [(STANDARD_TYPES.get(kind, ""), text) for _, kind, text in lexed]
     pieces.append(("", code[sum(len(text) for _, text in pieces) :]))
@@ -257,46 +208,42 @@ def _coloured(code: str, language: str) -> list[Node]:
     return [["span", {"class": name}, text] if name else text for name, text in runs if text]
 
 
-# ---- math
+# ---- formulas
 
 
-# What latex2mathml lacks, in words that it has.
-_KNOWN_TEX = (
+# TeX that latex2mathml does not know, and what stands for it.
+_TEX_SUBSTITUTES = (
     (r"\\(begin|end)\{(?:aligned|align|eqnarray)\*?\}", r"\\\1{align*}"),
     (r"\\(begin|end)\{(?:gathered|gather|multline)\*?\}", r"\\\1{matrix}"),
     (r"\\(begin|end)\{[dr]cases\}", r"\\\1{cases}"),
     (r"(\\operatorname\*?\{[^{}]*)\\,", r"\1 "),
     (r"\\arg(?![a-zA-Z])", r"\\operatorname{arg}"),
 )
+_OPERANDS = {"mfrac": 2, "mover": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "munderover": 3}
+_IGNORED_ATTRIBUTES = frozenset({"xmlns", "mathcolor", "mathbackground"})
 
 
 @lru_cache(maxsize=256)
 def _math(tex: str, display: str) -> Node | None:
-    """MathML, or None for what is not understood, or more than a formula: links, styles, macros. Not to be changed."""
+    """Return a formula as MathML, or None when it is not understood or contains more than a formula, such as links and styles.
+
+    Callers must not change the node.
+    """
     from latex2mathml.converter import convert_to_element
 
-    if len(tex) > FORMULA_CHARACTERS or re.search(r"\\(?:def|newcommand|newenvironment)(?![a-zA-Z])", tex):
-        return None  # a macro of macros of macros grows without end
-    for lacking, known in _KNOWN_TEX:
-        tex = re.sub(lacking, known, tex)
+    if len(tex) > MAX_FORMULA_CHARACTERS or re.search(r"\\(?:def|newcommand|newenvironment)(?![a-zA-Z])", tex):
+        return None  # nested macros grow exponentially
+    for unknown, known in _TEX_SUBSTITUTES:
+        tex = re.sub(unknown, known, tex)
     try:
-        return _mathml(convert_to_element(tex, display=display), MATH_DEPTH)
-    except Exception:  # it raises whatever its parser trips over: IndexError, StopIteration, RecursionError
+        return _mathml(convert_to_element(tex, display=display), MAX_MATH_DEPTH)
+    except Exception:  # latex2mathml raises IndexError, StopIteration, RecursionError and others
         return None
 
 
-_SCRIPTS = {"mfrac": 2, "mover": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "munderover": 3}
-_IGNORED = frozenset({"xmlns", "mathcolor", "mathbackground"})
-
-
 def _mathml(element: "Element", depth: int) -> Node:
-    """Raises ValueError where the tree holds anything that `TAGS` does not, or TeX that was not understood.
-
-    The tree is read as it is. As a string it would be markup in which the formula's own text is not escaped.
-    """
-    from html import unescape  # a table of entities, which a start does not need either
-
-    attributes = {name: value for name, value in element.attrib.items() if name not in _IGNORED}
+    """Return the node of a MathML element. Raises ValueError for anything that is not in TAGS, and for TeX that was not understood."""
+    attributes = {name: value for name, value in element.attrib.items() if name not in _IGNORED_ATTRIBUTES}
     text = re.sub(r"\\([%$#&_{}])", r"\1", unescape(element.text or ""))
     if (
         depth == 0
@@ -305,41 +252,34 @@ def _mathml(element: "Element", depth: int) -> Node:
         or not all(re.fullmatch(r"[a-zA-Z0-9.+ -]{0,60}", value) for value in attributes.values())
         or (element.tag == "mi" and re.fullmatch(r"\\[a-zA-Z]+|[&{}]", text))
     ):
-        raise ValueError("not a formula that the page may show")
+        raise ValueError("not allowed in a formula")
     children: list[Node] = [_mathml(child, depth - 1) for child in element]
-    surplus = len(children) - _SCRIPTS.get(element.tag, len(children))
+    surplus = len(children) - _OPERANDS.get(element.tag, len(children))
     if surplus < 0:
-        raise ValueError("a script without its base")
-    if surplus > 0:  # the base of a matrix or binomial arrives in pieces: its parentheses are nodes of their own
+        raise ValueError("an operand is missing")
+    if surplus > 0:  # latex2mathml does not group the parentheses of a matrix or binomial with their content
         children[: surplus + 1] = [["mrow", {}, *children[: surplus + 1]]]
     return [element.tag, attributes, *([text] if text else []), *children]
 
 
-# ---- links
+# ---- parser
 
 
 def _href(url: str) -> str:
-    """The address as a link may carry it, or "" for any that is not plainly a web page or a mailbox.
+    """Return the address for a link, or "" unless it is plainly that of a web page or a mailbox.
 
-    Everything that has no business in an address is percent-encoded first; a percent sign, a user name, a backslash or
-    a letter beyond ASCII in the host then fails, as does whatever hides the scheme.
+    Characters that do not belong in an address are percent-encoded first. A percent sign, user name, backslash or non-ASCII letter in
+    the host is then refused, and so is anything that hides the scheme.
     """
-    scheme, colon, rest = quote(url[: URL_CHARACTERS + 1], safe="!#$%&'()*+,/:;=?@[]").partition(":")
+    scheme, colon, rest = quote(url[: MAX_URL_CHARACTERS + 1], safe="!#$%&'()*+,/:;=?@[]").partition(":")
     href = scheme.lower() + colon + rest
     host = r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?\.?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
     plain = re.fullmatch(rf"https?://{host}(?:[/?#].*)?|mailto:[^?@/]+@{host}(?:\?.*)?", href, re.IGNORECASE)
-    return href if plain and len(url) <= URL_CHARACTERS else ""
-
-
-# ---- what the parser is taught
-
-
-# What one of the inline rules below may begin with. The parser stops at many more characters, each of which takes time.
-_TEXT_END = re.compile(r"[\n*<\[\\\]_`~]|\$(?=[^\s$]|\$[^$])|!(?=\[)|&(?=[#a-zA-Z])|:(?=//)")
+    return href if plain and len(url) <= MAX_URL_CHARACTERS else ""
 
 
 @cache
-def _parser(depth: int) -> "MarkdownIt":
+def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt
 
     class Parser(MarkdownIt):
@@ -352,41 +292,41 @@ def _parser(depth: int) -> "MarkdownIt":
         def validateLink(self, url: str) -> bool:
             return url != ""
 
-    parser = Parser("zero", {"maxNesting": depth, "tasklists": True})
+    parser = Parser("zero", {"maxNesting": MAX_LEVEL + 2, "tasklists": True})
     parser.block.ruler.before("table", "deep", _deep)
     parser.block.ruler.before("fence", "math_block", _math_block, {"alt": ["paragraph", "blockquote", "list"]})
     parser.block.ruler.at("table", _table, {"alt": ["paragraph"]})
     parser.inline.ruler.before("escape", "math_inline", _math_inline)
     parser.inline.ruler.at("linkify", _bare_url)
-    parser.inline.ruler.at("link", _link)
     parser.inline.ruler.at("image", _image)
     parser.enable(["deep", "table", "code", "math_block", "fence", "blockquote", "hr", "list", "heading", "lheading"])
     parser.enable(["linkify", "newline", "math_inline", "escape", "backticks", "strikethrough", "emphasis"])
     parser.enable(["link", "image", "autolink", "entity"])
     parser.inline.terminator_re = _TEXT_END
-    for ruler in (parser.block.ruler, parser.inline.ruler, parser.inline.ruler2):
-        ruler.getRules("")  # else the first to need them compiles them, and a second thread finds half of them
     return parser
 
 
+# What an inline rule may begin with. The parser's own expression stops at more characters, which makes prose a third slower.
+_TEXT_END = re.compile(r"[\n*<\[\\\]_`~]|\$(?=[^\s$]|\$[^$])|!(?=\[)|&(?=[#a-zA-Z])|:(?=//)")
+
+
 def _deep(state: "StateBlock", start: int, end: int, silent: bool) -> bool:
-    """Nesting ends here: the rest is a paragraph. Left to itself the parser would drop it."""
+    """Make a paragraph of what is nested too deep. The parser would drop it."""
     from markdown_it.rules_block import paragraph
 
-    return state.level >= BLOCK_DEPTH and paragraph(state, start, end, silent)
+    return state.level >= MAX_LEVEL and paragraph(state, start, end, silent)
 
 
 def _table(state: "StateBlock", start: int, end: int, silent: bool) -> bool:
-    """A table ends before its rows leave out more cells than its source has characters.
+    """End a table before its rows lack more cells than its source has characters.
 
-    They are filled up: 100 kB of nearly empty rows would otherwise make five million cells.
+    The parser adds the missing cells, up to 65,536 in each table: 100 kB of short rows would make three million.
     """
     from markdown_it.rules_block import table
 
-    if not table(state, start, end, True):
-        return False
-    if silent:
-        return True
+    is_table = table(state, start, end, True)
+    if silent or not is_table:
+        return is_table
 
     def pipes(line: int) -> int:
         return state.src.count("|", state.bMarks[line], state.eMarks[line])
@@ -401,28 +341,34 @@ def _table(state: "StateBlock", start: int, end: int, silent: bool) -> bool:
     return table(state, start, line, False)
 
 
+# The rules for math are not those of mdit-py-plugins, because with its dollarmath and texmath
+# - a block is math only when its last line has arrived; until then an answer that streams has a list where a line of the formula is "- y";
+# - \[ \] is found neither inside a paragraph nor directly after one, where models write it;
+# - "in US$, A$ and NZ$" contains a formula;
+# - many "\(" that are never closed take quadratic time.
 _CLOSERS = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
+# One dollar opens a formula only when no letter, digit or space is beside it ("$5 and $6" has none). The bound keeps the time linear.
+_DOLLARS = re.compile(rf"(?<![a-zA-Z0-9])\$(?![\s$])((?:[^$\\\n]|\\.){{1,{MAX_FORMULA_CHARACTERS}}}+)(?<!\s)\$(?!\d)")
 
 
 def _math_block(state: "StateBlock", start: int, end: int, silent: bool) -> bool:
-    r"""`$$` or `\[` at a line's start, up to the line that ends with its counterpart, as for a fence.
+    r"""Parse `$$` or `\[` at the start of a line, up to the line that ends with its counterpart, or up to a blank line as a paragraph.
 
-    Whether it is one is decided by its first line, and a blank line ends it: so it stays what it is while it streams.
+    The first line alone decides which kind of block it is, so that it does not change while it streams.
     """
     begin = state.bMarks[start] + state.tShift[start]
     opener = state.src[begin : begin + 2]
     if opener not in ("$$", r"\[") or state.is_code_block(start):
         return False
-    closer = _CLOSERS[opener]
-    first, found, rest = state.src[begin + 2 : state.eMarks[start]].partition(closer)
+    first, found, rest = state.src[begin + 2 : state.eMarks[start]].partition(_CLOSERS[opener])
     if found and (rest.strip() or not first.strip()):
         return False
-    if silent:  # within a paragraph it may close a formula that was opened in the midst of a line
-        before = state.src[max(state.bMarks[state.line], begin - FORMULA_CHARACTERS) : begin]
+    if silent:  # may it interrupt a paragraph? Not when it closes a formula that began in the middle of a line.
+        before = state.src[max(state.bMarks[state.line], begin - MAX_FORMULA_CHARACTERS) : begin]
         return bool(found) or opener != "$$" or before.count("$$") % 2 == 0
     line = start + 1
     while not found and line < end and not state.isEmpty(line) and state.sCount[line] >= state.blkIndent:
-        _, found, rest = state.src[state.bMarks[line] : state.eMarks[line]].partition(closer)
+        _, found, rest = state.src[state.bMarks[line] : state.eMarks[line]].partition(_CLOSERS[opener])
         line += 1
     state.line = line
     source = state.getLines(start, line, state.blkIndent, False).strip()
@@ -436,17 +382,11 @@ def _math_block(state: "StateBlock", start: int, end: int, silent: bool) -> bool
     return True
 
 
-# Money is no formula: "$5 and $6". The bounds keep many openers without an end from costing time by the square.
-_DOLLARS = re.compile(rf"(?<![a-zA-Z0-9])\$(?![\s$])((?:[^$\\\n]|\\.){{1,{FORMULA_CHARACTERS}}}+)(?<!\s)\$(?!\d)")
-_CJK = r"\u2e80-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef"  # written without a space behind an address
-_URL = re.compile(rf"://[^\s<>\"`*^{{|}}\\\[\]{_CJK}]{{1,{URL_CHARACTERS}}}")
-
-
 def _math_inline(state: "StateInline", silent: bool) -> bool:
     opener = state.src[state.pos : state.pos + 2]
     if closer := _CLOSERS.get(opener):
         begin = state.pos + 2
-        close = state.src.find(closer, begin, min(state.posMax, begin + FORMULA_CHARACTERS + 2))
+        close = state.src.find(closer, begin, min(state.posMax, begin + MAX_FORMULA_CHARACTERS + 2))
         formula, after = state.src[begin : max(begin, close)], close + 2
     elif found := _DOLLARS.match(state.src, state.pos, state.posMax):
         opener, formula, after = "$", found[1], found.end()
@@ -461,43 +401,42 @@ def _math_inline(state: "StateInline", silent: bool) -> bool:
     return True
 
 
+# Not linkify-it-py: it reads on where Chinese or Japanese follows an address without a space and through Markdown's own signs, and
+# markdown-it's rule for it takes quadratic time on addresses that are refused (5 s for 5,000).
+_BARE_URL = re.compile(
+    rf"://[^\s<>\"`*^{{|}}\\\[\]\u2e80-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef]{{1,{MAX_URL_CHARACTERS}}}"
+)
+
+
 def _bare_url(state: "StateInline", silent: bool) -> bool:
-    """https://example.org as a link, without the punctuation behind it. The rule is called at the colon."""
-    found = not silent and _URL.match(state.src, state.pos, state.posMax)
-    before = found and re.search(r"(?<![a-zA-Z0-9])https?$", state.src[max(0, state.pos - 6) : state.pos], re.I)
-    if not found or not before:
+    """Parse https://example.org as a link, without the punctuation behind it. The parser calls the rule at the colon."""
+    scheme = re.search(r"(?<![a-zA-Z0-9])https?$", state.src[max(0, state.pos - 6) : state.pos], re.IGNORECASE)
+    rest = _BARE_URL.match(state.src, state.pos, state.posMax)
+    if silent or not scheme or not rest or not state.pending.endswith(scheme[0]):
         return False
-    rest = found[0]
-    length, unopened = len(rest), rest.count(")") - rest.count("(")
-    while rest[length - 1] in "?!.,:;_~'" or (rest[length - 1] == ")" and unopened > 0):
-        unopened -= rest[length - 1] == ")"
-        length -= 1
-    url = before[0] + rest[:length]
+    punctuation = "?!.,:;_~'"
+    url = (scheme[0] + rest[0]).rstrip(punctuation)
+    while url.endswith(")") and url.count(")") > url.count("("):
+        url = url[:-1].rstrip(punctuation)
     href = _href(url)
-    if not href or not state.pending.endswith(before[0]):
+    if not href:
         return False
-    state.pending = state.pending.removesuffix(before[0])
+    state.pending = state.pending.removesuffix(scheme[0])
     state.push("link_open", "a", 1).attrs = {"href": href}
     state.push("text", "", 0).content = url
     state.push("link_close", "a", -1)
-    state.pos += length
+    state.pos += len(url) - len(scheme[0])
     return True
 
 
-def _link(state: "StateInline", silent: bool) -> bool:
+def _image(state: "StateInline", silent: bool) -> bool:
+    """Parse `![description](address)` as a link, so that the page fetches nothing by itself."""
     from markdown_it.rules_inline import link
 
-    if "last" not in state.env:
-        state.env["last"] = state.src.rfind("](")  # behind it no bracket needs to be looked at
-    return state.pos < state.env["last"] and link(state, silent)
-
-
-def _image(state: "StateInline", silent: bool) -> bool:
-    """`![description](address)` is a link: nothing is fetched unasked."""
     if not state.src.startswith("![", state.pos):
         return False
     state.pos += 1
-    if _link(state, silent):
+    if link(state, silent):
         return True
     state.pos -= 1
     return False

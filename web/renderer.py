@@ -1,12 +1,13 @@
 """Formatting of messages for the page: markdown.py in a child process, with limits and a cache.
 
-A block that takes too much time or memory is shown as plain text, and says so; the blocks around it are formatted as usual.
+A block that takes too much time or memory becomes plain text. The blocks around it are formatted as usual.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
+from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import Raw
@@ -18,126 +19,121 @@ from . import markdown
 log = logging.getLogger("fireside.renderer")
 
 BLOCK_SECONDS = 5.0  # 500 lines of code take 0.1 s on an idle computer
-REQUEST_SECONDS = 30.0  # the rest is plain text
-FAILURES = 3  # of one request; the rest is plain text
+REQUEST_SECONDS = 30.0  # after that, the rest is plain text
+MAX_FAILURES = 3  # of one request; after them, the rest is plain text
 CACHE_BYTES = 8 * 1024 * 1024
 PROCESSES = 2
-PRELOAD = ("fireside.web.markdown", "markdown_it", "pygments.lexers", "pygments.lexers.python", "pygments.styles")
+PRELOAD = ("fireside.web.markdown", "markdown_it", "pygments.lexers", "pygments.lexers.python")
 
 
-class Block(msgspec.Struct):
-    """See markdown.Block. `node` is JSON."""
+class GrowingText(msgspec.Struct):
+    """The nodes of a text that may still grow. More text does not change `blocks`, which end after `closed` UTF-16 code units."""
 
-    end: int
-    closed: bool
-    node: Raw
+    closed: int
+    blocks: list[Raw]
+    tail: list[Raw]
 
 
 class Renderer:
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._queue = Slots(PROCESSES, per_user=1)
-        self._cache: OrderedDict[str, list[Raw]] = OrderedDict()  # by text, in the order of use
-        self._cached = 0  # bytes
+        self._cache: OrderedDict[str, list[Raw]] = OrderedDict()  # nodes by text, the last used at the end
+        self._cached_bytes = 0
 
-    async def blocks(self, user_id: int, text: str) -> list[Block]:
-        """Return the blocks of a text that may still grow."""
-        job = _Job([text])
-        await self._run(user_id, job)
-        return [Block(*end, node) for end, node in zip(job.outlines[0], job.nodes[0], strict=True)]
-
-    async def nodes(self, user_id: int, texts: list[str]) -> list[list[Raw]]:
-        """Return the nodes of each of the texts, which are finished."""
-        found = {text: self._cache[text] for text in texts if text in self._cache}
-        job = _Job([text for text in dict.fromkeys(texts) if text not in found])
-        await self._run(user_id, job)
-        found |= zip(job.texts, job.nodes, strict=True)
-        for text in found.keys() - job.failed:
-            self._keep(text, found[text])
-        return [found[text] for text in texts]
-
-    async def _run(self, user_id: int, job: "_Job") -> None:
+    async def growing(self, user_id: int, text: str) -> GrowingText:
         async with self._queue.slot(user_id):
-            await job.run(self._sandbox)
+            formatted = await _Request(self._sandbox).format(text)
+        closed, nodes = formatted.closed, formatted.nodes
+        source = text[: formatted.ends[closed - 1]] if closed else ""
+        return GrowingText(len(source.encode("utf-16-le", "surrogatepass")) // 2, nodes[:closed], nodes[closed:])
+
+    async def finished(self, user_id: int, texts: list[str]) -> list[list[Raw]]:
+        """Return the nodes of each of the texts."""
+        nodes = {text: self._cache[text] for text in texts if text in self._cache}
+        async with self._queue.slot(user_id):
+            request = _Request(self._sandbox)
+            for text in dict.fromkeys(texts):
+                if text not in nodes:
+                    formatted = await request.format(text)
+                    nodes[text] = formatted.nodes
+                    if formatted.has_failed:
+                        continue
+                self._keep(text, nodes[text])
+        return [nodes[text] for text in texts]
 
     def _keep(self, text: str, nodes: list[Raw]) -> None:
-        self._cached += 0 if text in self._cache else _size(text, nodes)
+        self._cached_bytes += 0 if text in self._cache else _size(text, nodes)
         self._cache[text] = nodes
         self._cache.move_to_end(text)
-        while self._cached > CACHE_BYTES:
-            self._cached -= _size(*self._cache.popitem(last=False))
+        while self._cached_bytes > CACHE_BYTES:
+            self._cached_bytes -= _size(*self._cache.popitem(last=False))
 
 
 def _size(text: str, nodes: list[Raw]) -> int:
     return len(text) + sum(len(memoryview(node)) for node in nodes)
 
 
-class _Job:
-    """Some texts on their way through the sandbox. When a block fails, the work goes on with the next block."""
+@dataclass
+class _Formatted:
+    """A text of which some blocks are formatted."""
 
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
-        self.outlines: list[list[tuple[int, bool]]] = []  # `end` and `closed` of the blocks of each text
-        self.nodes: list[list[Raw]] = [[] for _ in texts]
-        self.failed: set[str] = set()  # texts with a plain block
+    text: str
+    ends: list[int] = field(default_factory=list)  # of the blocks; see markdown.Outline
+    closed: int = 0
+    nodes: list[Raw] = field(default_factory=list)
+    has_failed: bool = False
 
-    async def run(self, sandbox: Sandbox) -> None:
-        deadline, failures = asyncio.get_running_loop().time() + REQUEST_SECONDS, 0
-        while (current := self._unfinished()) < len(self.texts):
-            if failures == FAILURES:
-                self._give_up_rest(current)
-                await asyncio.sleep(0)  # let others run: there may be many texts
-                continue
+    @property
+    def is_complete(self) -> bool:
+        return 0 < len(self.ends) == len(self.nodes)
+
+    def add_plain(self, whole_rest: bool) -> None:
+        """Add the next block as a plain node, or the whole rest, also when the blocks are not known."""
+        done = len(self.nodes)
+        if whole_rest or done == len(self.ends):
+            self.ends[done:] = [len(self.text)]
+            self.closed = min(self.closed, done)
+        start = self.ends[done - 1] if done else 0
+        self.nodes.append(Raw(msgspec.json.encode(markdown.unformatted(self.text[start : self.ends[done]]))))
+        self.has_failed = True
+
+
+class _Request:
+    """The formatting of some texts within common limits."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._deadline = asyncio.get_running_loop().time() + REQUEST_SECONDS
+        self._failures = 0
+
+    async def format(self, text: str) -> _Formatted:
+        formatted = _Formatted(text)
+        while not formatted.is_complete:
+            if self._failures >= MAX_FAILURES:
+                await asyncio.sleep(0)  # let other tasks run: there may be many texts
+                formatted.add_plain(whole_rest=True)
+                break
             try:
-                async with asyncio.timeout_at(deadline):
-                    await self._format(sandbox, current)
-            except (WorkFailed, TimeoutError) as error:
-                log.warning("a text is shown without formatting: %s", str(error) or "the request took too long")
-                failures = failures + 1 if isinstance(error, WorkFailed) else FAILURES
-                self._give_up_block(self._unfinished())
+                async with asyncio.timeout_at(self._deadline):
+                    await self._format_in_child(formatted)
+                break
+            except WorkFailed as error:
+                self._failures += 1
+                log.warning("a block is shown without formatting: %s", error)
+                if not formatted.is_complete:
+                    formatted.add_plain(whole_rest=False)
+            except TimeoutError:
+                self._failures = MAX_FAILURES
+                log.warning("a text is shown without formatting: the request took too long")
+        return formatted
 
-    def _unfinished(self) -> int:
-        """Return the index of the first text of which a block is missing. Texts are finished in their order."""
-        last = len(self.outlines) - 1
-        return last if last >= 0 and len(self.nodes[last]) < len(self.outlines[last]) else last + 1
-
-    async def _format(self, sandbox: Sandbox, current: int) -> None:
-        finished = len(self.nodes[current])
-        work = sandbox.iterate(markdown.stream, self.texts[current:], finished, seconds=BLOCK_SECONDS)
+    async def _format_in_child(self, formatted: _Formatted) -> None:
+        work = self._sandbox.iterate(markdown.render, formatted.text, len(formatted.nodes), seconds=BLOCK_SECONDS)
         async with contextlib.aclosing(work) as items:
-            async for item in items:
-                index, outline, node = _decode(item)
-                if outline is None:
-                    self.nodes[current + index].append(Raw(node))
-                elif current + index == len(self.outlines):
-                    self.outlines.append(outline)
-
-    def _give_up_block(self, current: int) -> None:
-        """Make the block that failed plain, or the whole text when its blocks are not known."""
-        if current == len(self.texts):
-            return  # the last block arrived before the failure
-        if current == len(self.outlines):
-            self._give_up_rest(current)
-            return
-        done, outline = len(self.nodes[current]), self.outlines[current]
-        self._add_plain(current, outline[done - 1][0] if done else 0, outline[done][0])
-
-    def _give_up_rest(self, current: int) -> None:
-        """Make one plain block of what is left of the text."""
-        done, text = len(self.nodes[current]), self.texts[current]
-        known = self.outlines.pop(current)[:done] if current < len(self.outlines) else []
-        end = len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
-        start = known[-1][0] if known else 0
-        self.outlines.insert(current, [*known, (end, False)])
-        self._add_plain(current, start, end)
-
-    def _add_plain(self, current: int, start: int, end: int) -> None:
-        """Add the text between two positions, in UTF-16 code units, as a node."""
-        text = self.texts[current]
-        units = text.encode("utf-16-le", "surrogatepass")
-        plain = units[2 * start : 2 * end].decode("utf-16-le", "replace")
-        self.nodes[current].append(Raw(msgspec.json.encode(markdown.unformatted(plain))))
-        self.failed.add(text)
+            formatted.ends, formatted.closed = _decode_outline(await anext(items))
+            async for node in items:
+                formatted.nodes.append(Raw(node))
 
 
-_decode = msgspec.msgpack.Decoder(tuple[int, list[tuple[int, bool]] | None, bytes]).decode
+_decode_outline = msgspec.msgpack.Decoder(tuple[list[int], int]).decode

@@ -1,4 +1,4 @@
-"""Hostile texts, wherever the page shows text."""
+"""Hostile texts in every place where the page shows text."""
 
 import contextlib
 import json
@@ -19,18 +19,23 @@ from ..upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, t
 from .steps import answered, ask, imported
 
 
-def test_the_page_knows_the_tags_and_attributes_that_the_server_renders(
-    at_studio: tuple[Watched, httpx.Client],
-) -> None:
+def test_page_drops_tags_and_attributes_that_are_not_allowed(at_studio: tuple[Watched, httpx.Client]) -> None:
     visit, _ = at_studio
-    page = visit.open()
-    held = page.evaluate(
-        """async () => {
-            const { TAGS } = await import("/static/markdown.js");
-            return JSON.stringify([...TAGS].map(([tag, attributes]) => [tag, [...attributes]]));
-        }"""
+    tree = [
+        "p",
+        {"class": "x", "onclick": "alert(1)"},
+        ["script", {}, "a"],
+        ["constructor", {}, "b"],
+        ["a", {"href": "javascript:c"}],
+    ]
+    html = visit.open().evaluate(
+        """async (tree) => {
+            const { build } = await import("/static/markdown.js");
+            return build(tree).outerHTML;
+        }""",
+        tree,
     )
-    assert {tag: frozenset(attributes) for tag, attributes in json.loads(held)} == dict(markdown.TAGS)
+    assert html == "<p>ab<a></a></p>"
 
 
 TRAP = """
@@ -40,17 +45,18 @@ TRAP = """
 """
 
 
-# Elements and attributes of the page's own, and the only addresses that an attribute may lead to.
-WALK = r"""async () => {
-    const { TAGS } = await import("/static/markdown.js");
+# Returns what was executed, and elements, attributes and addresses that neither the page nor a rendered message may have.
+FIND_FOREIGN = r"""async () => {
+    const { ALLOWED } = await import("/static/tags.js");
+    const rendered = new Set([...Object.keys(ALLOWED.html), ...ALLOWED.mathml]);
     const own = new Set(`html head meta title link script body noscript div nav main aside section article header footer h1 h2 h3 p
         span strong small ul ol li dl dt dd a button input textarea select option label form fieldset legend details summary
         dialog time kbd mark code img progress svg path rect line text table thead tbody tr th td`.split(/\s+/));
     const found = [...executed];
     for (const node of document.querySelectorAll("*")) {
-        const rendered = node.closest(".markdown") && !node.closest(".code-head, .part > .code, .table") || node.closest("pre, table");
-        if (!own.has(node.localName) && !TAGS.has(node.localName)) found.push(node.outerHTML.slice(0, 200));
-        if (rendered && node.id) found.push("an id of its own: " + node.id);
+        const inMessage = node.closest(".markdown") && !node.closest(".code-head, .part > .code, .table") || node.closest("pre, table");
+        if (!own.has(node.localName) && !rendered.has(node.localName)) found.push(node.outerHTML.slice(0, 200));
+        if (inMessage && node.id) found.push("id=" + node.id);
         for (const { name, value } of node.attributes) {
             if (/^on|^srcdoc$|^xlink|^ping$|^(form)?action$/.test(name)) found.push(name + "=" + value);
             if (name === "style" && node.closest(".message, .list, .results, .models, .rows")) found.push("style=" + value);
@@ -63,10 +69,10 @@ WALK = r"""async () => {
 
 
 @pytest.fixture
-def trapped(
+def watched_page(
     tmp_path: Path, visitor: Callable[..., Watched], lmstudio: Upstream
 ) -> Iterator[tuple[Page, httpx.Client, Path]]:
-    """A page in which nothing may be executed, refused by the policy or asked of another host, whatever it is shown."""
+    """A page. At the end nothing may have been executed, refused by the policy or requested from another host."""
     with Fireside(tmp_path, NO_ENGINE, lmstudio_url=lmstudio.url) as fireside:
         client = fireside.first()
         visit = visitor(fireside, client)
@@ -75,13 +81,13 @@ def trapped(
         page = visit.open()
         expect(page.locator(".welcome")).to_be_visible()
         yield page, client, tmp_path / "fireside.db"
-        assert page.evaluate(WALK) == []
+        assert page.evaluate(FIND_FOREIGN) == []
 
 
 def test_hostile_questions_answers_errors_and_titles_are_shown_as_text(
-    trapped: tuple[Page, httpx.Client, Path],
+    watched_page: tuple[Page, httpx.Client, Path],
 ) -> None:
-    page, client, _ = trapped
+    page, client, _ = watched_page
     titles = [payload.replace("\n", " ")[:200] for payload in PAYLOADS]
     grouped = [" ".join(titles[at : at + 8])[:200] for at in range(0, len(titles), 8)]
     both = [text for payload in PAYLOADS for text in (payload, payload)]
@@ -98,25 +104,25 @@ def test_hostile_questions_answers_errors_and_titles_are_shown_as_text(
         page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
         expect(messages).not_to_have_count(before)
     expect(page.locator(".failed")).to_have_count(len(PAYLOADS))
-    assert page.evaluate(WALK) == []
+    assert page.evaluate(FIND_FOREIGN) == []
     page.keyboard.press("Control+k")
     page.keyboard.press("Control+a")
     page.keyboard.type("alert")
     expect(page.locator(".results mark").first).to_be_visible()
-    assert page.evaluate(WALK) == []
+    assert page.evaluate(FIND_FOREIGN) == []
     page.keyboard.press("Escape")
     row = page.locator(".list li").nth(5)
     row.locator("a").click()
-    expect(page.locator(".top .title")).to_have_text(re.compile("alert"))
+    expect(page.locator(".top .title")).to_have_text(re.compile("alert|canary"))
     row.get_by_role("button").click()
     page.get_by_role("menuitem", name="Delete").click()
     expect(page.locator(".toast")).to_contain_text("Deleted")
 
 
 def test_hostile_answers_are_text_while_they_stream(
-    trapped: tuple[Page, httpx.Client, Path], lmstudio: Upstream
+    watched_page: tuple[Page, httpx.Client, Path], lmstudio: Upstream
 ) -> None:
-    page, _, _ = trapped
+    page, _, _ = watched_page
     whole = "\n\n".join(PAYLOADS)
     gates = [Gate() for _ in range(12)]
     size = len(whole) // len(gates) + 1
@@ -128,12 +134,12 @@ def test_hostile_answers_are_text_while_they_stream(
     ask(page, "Go on")
     for gate in gates:
         gate.wait()
-        assert page.evaluate(WALK) == []
+        assert page.evaluate(FIND_FOREIGN) == []
         gate.open()
     answered(page)
-    # And what the renderer makes of them cut anywhere: that a stream stops there for a moment is a matter of luck.
+    # The nodes of every payload cut anywhere, since it is a matter of luck where the stream pauses.
     cuts = [payload[:length] for payload in PAYLOADS for length in range(1, len(payload) + 1, 5)]
-    trees = [[block["node"] for block in markdown.blocks(cut)] for cut in cuts]
+    trees = [[json.loads(node) for node in [*markdown.render(cut)][1:]] for cut in cuts]
     page.evaluate(
         """async (answers) => {
             const { build } = await import("/static/markdown.js");
@@ -144,28 +150,28 @@ def test_hostile_answers_are_text_while_they_stream(
 
 
 def test_hostile_names_of_models_and_users_and_errors_are_text(
-    trapped: tuple[Page, httpx.Client, Path], lmstudio: Upstream
+    watched_page: tuple[Page, httpx.Client, Path], lmstudio: Upstream
 ) -> None:
-    page, _, database = trapped
+    page, _, database = watched_page
     usual = lmstudio.models
     lmstudio.models = [script.LocalModel(f"{at} {payload}", payload) for at, payload in enumerate(PAYLOADS)]
     try:
         page.reload()
         page.get_by_role("button", name=re.compile("^Model:")).click()
         expect(page.locator(".model-pick")).to_have_count(len(PAYLOADS))
-        assert page.evaluate(WALK) == []
+        assert page.evaluate(FIND_FOREIGN) == []
         page.locator(".model-pick").first.click()
         for number, at in enumerate(range(0, len(PAYLOADS), 32), 1):
             lmstudio.enqueue(text("So"), script.error(f"No. {number}: {' '.join(PAYLOADS[at : at + 4])}"))
             ask(page, "Go on")
             expect(page.locator(".last .failed")).to_contain_text(f"No. {number}")
-        assert page.evaluate(WALK) == []
+        assert page.evaluate(FIND_FOREIGN) == []
         lmstudio.enqueue(answer("Hello", model=PAYLOADS[0]))
         ask(page, "And now")
         expect(answered(page)).to_contain_text(PAYLOADS[0])
     finally:
         lmstudio.models = usual
-    # A name like this is refused; a database that came from elsewhere may still hold one.
+    # Fireside refuses such names; a database from elsewhere may have them.
     user = "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, '', 'user', '2026-01-01T00:00:00.000000')"
     with contextlib.closing(sqlite3.connect(database, timeout=30)) as connection, connection:
         connection.executemany(user, [(payload,) for payload in sorted(set(PAYLOADS))])

@@ -1,4 +1,4 @@
-"""The sandbox: limits of time and memory, turns, and that no child outlives its use."""
+"""The sandbox: limits of time and memory, reuse of children, and that no child outlives its use."""
 
 import asyncio
 import contextlib
@@ -18,11 +18,11 @@ from fireside.web import renderer
 from ..live import Running, good, until
 
 SLOW_CODE = "```c\nx" + " " * 19_900 + "!\n```\n"  # one step of its lexer's regular expression takes half a minute
+PLAIN = {"class": "unformatted"}
 
-
-# What runs in the children, as a module that they can import.
+# A module that the children can import.
 WORK = """
-import os, time
+import os, re, time
 
 def count(to):
     for number in range(to):
@@ -32,8 +32,12 @@ def process_id():
     yield str(os.getpid()).encode()
 
 def sleep():
-    yield b"awake"
+    yield str(os.getpid()).encode()
     time.sleep(600)
+
+def hold_gil():
+    yield str(os.getpid()).encode()
+    re.match("(a+)+b", "a" * 64)
 
 def grow():
     yield b"x" * (1 << 40)
@@ -64,8 +68,8 @@ async def pool() -> AsyncIterator[Sandbox]:
     await made.aclose()
 
 
-async def run(pool: Sandbox, function: Any, *args: Any, seconds: float = 30) -> list[bytes]:
-    return [item async for item in pool.iterate(function, *args, seconds=seconds)]
+async def run(pool: Sandbox, function: Any, *args: Any) -> list[bytes]:
+    return [item async for item in pool.iterate(function, *args, seconds=30)]
 
 
 def is_running(pid: int) -> bool:
@@ -75,28 +79,31 @@ def is_running(pid: int) -> bool:
     return False
 
 
+async def ended(pid: bytes | int) -> None:
+    await until(lambda: not is_running(int(pid)), "the child's end")
+
+
 async def test_items_arrive_in_order_and_an_idle_child_is_used_again(pool: Sandbox, work: Any) -> None:
     assert await run(pool, work.count, 5_000) == [str(number).encode() for number in range(5_000)]
     assert await run(pool, work.process_id) == await run(pool, work.process_id)
 
 
-async def test_a_child_that_exceeds_its_time_is_killed(pool: Sandbox, work: Any) -> None:
-    [pid] = await run(pool, work.process_id)
-    items = pool.iterate(work.sleep, seconds=0.2)
-    assert await anext(items) == b"awake"
+async def test_child_that_exceeds_its_time_is_killed(pool: Sandbox, work: Any) -> None:
+    items = pool.iterate(work.sleep, seconds=0.5)
+    pid = await anext(items)
     with pytest.raises(WorkTooLong):
         await anext(items)
-    await until(lambda: not is_running(int(pid)), "the child's end")
+    await ended(pid)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the child ends without a word")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the child ends without a reply")
 async def test_memory_is_limited(pool: Sandbox, work: Any) -> None:
     with pytest.raises(WorkTooLarge):
         await run(pool, work.grow)
     assert await run(pool, work.count, 1) == [b"0"]
 
 
-async def test_a_failure_quotes_no_content(pool: Sandbox, work: Any) -> None:
+async def test_failure_quotes_no_content(pool: Sandbox, work: Any) -> None:
     with pytest.raises(WorkFailed, match=r"^KeyError$"):
         await run(pool, work.fail)
     with pytest.raises(WorkFailed, match="ended"):
@@ -104,56 +111,67 @@ async def test_a_failure_quotes_no_content(pool: Sandbox, work: Any) -> None:
     assert await run(pool, work.count, 1) == [b"0"]
 
 
-async def test_a_reader_that_leaves_ends_the_work(pool: Sandbox, work: Any) -> None:
-    [pid] = await run(pool, work.process_id)
+async def test_reader_that_leaves_ends_the_work(pool: Sandbox, work: Any) -> None:
     async with contextlib.aclosing(pool.iterate(work.sleep, seconds=30)) as items:
-        assert await anext(items) == b"awake"
-    await until(lambda: not is_running(int(pid)), "the child's end")
+        pid = await anext(items)
+    await ended(pid)
 
 
 async def test_idle_children_end(pool: Sandbox, work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "IDLE_SECONDS", 0.05)
     [pid] = await run(pool, work.process_id)
-    await until(lambda: not is_running(int(pid)), "the child's end")
+    await ended(pid)
     assert await run(pool, work.count, 1) == [b"0"]
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGXCPU"), reason="the limit is a POSIX one")
-async def test_a_child_without_its_service_does_not_work_for_ever(tmp_path: Path) -> None:
-    """Even while a regular expression holds the GIL, where nothing in the child could notice that the service died."""
+async def test_spare_child_takes_the_next_job(work: Any) -> None:
+    pool = Sandbox(spare=True)
+    async with contextlib.aclosing(pool.iterate(work.sleep, seconds=30)) as items:
+        await anext(items)
+        await until(lambda: pool._idle, "a spare child")
+        [spare] = pool._idle
+        assert await run(pool, work.process_id) == [str(spare._process.pid).encode()]
+    await pool.aclose()
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["sleep", pytest.param("hold_gil", marks=pytest.mark.skipif(not hasattr(signal, "SIGXCPU"), reason="POSIX"))],
+)
+async def test_busy_child_ends_when_its_service_is_killed(work: Any, function: str) -> None:
     program = (
-        "import asyncio, sys\nfrom fireside.web import markdown as render\nfrom fireside.safety.sandbox import Sandbox\n"
+        "import asyncio, work_of_the_tests\nfrom fireside.safety.sandbox import Sandbox\n"
         "async def main():\n"
         "    pool = Sandbox()\n"
-        "    items = pool.iterate(render.stream, [sys.argv[1]], 0, seconds=1)\n"
-        "    await anext(items)\n"
-        "    [worker] = pool._workers\n"
-        "    print(worker._process.pid, flush=True)\n"
+        f"    items = pool.iterate(work_of_the_tests.{function}, seconds=1)\n"
+        "    print(int(await anext(items)), flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, SLOW_CODE, stdout=asyncio.subprocess.PIPE
-    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
     assert process.stdout
     pid = int(await process.stdout.readline())
+    assert is_running(pid)
     process.kill()
     await process.wait()
-    assert is_running(pid)
-    await until(lambda: not is_running(pid), "the child's end")
+    await ended(pid)
 
 
-async def test_code_that_its_lexer_cannot_finish_is_shown_plain_and_the_rest_formatted(tmp_path: Path) -> None:
+# ---- the renderer's use of it
+
+
+async def test_block_that_takes_too_long_is_plain_and_the_rest_is_formatted(tmp_path: Path) -> None:
     async with Running(tmp_path) as running:
         ann = await running.first()
-        text = f"*before*\n\n{SLOW_CODE}\n*after*\n"
+        text = f"*before \U0001f600*\n\n{SLOW_CODE}\n*after*\n\n"
         rendered = good(await ann.post("/render", json={"text": text}))
-        before, code, after = rendered["blocks"] + rendered["tail"]
-        assert before == ["p", {}, ["em", {}, "before"]] and after == ["p", {}, ["em", {}, "after"]]
-        assert code == ["pre", {"class": "unformatted"}, ["code", {}, f"{SLOW_CODE}\n"]]
+        [before, code], [after] = rendered["blocks"], rendered["tail"]
+        assert before == ["p", {}, ["em", {}, "before \U0001f600"]] and after == ["p", {}, ["em", {}, "after"]]
+        assert code == ["pre", PLAIN, ["code", {}, f"{SLOW_CODE}\n"]]
+        assert rendered["closed"] == len(text.removesuffix("*after*\n\n").encode("utf-16-le")) // 2
 
 
-async def test_one_persons_slow_text_does_not_delay_another(tmp_path: Path) -> None:
+async def test_slow_text_of_one_user_does_not_delay_another(tmp_path: Path) -> None:
     async with Running(tmp_path) as running:
         ann = await running.first()
         ben = await running.join(ann, "ben")
@@ -162,11 +180,11 @@ async def test_one_persons_slow_text_does_not_delay_another(tmp_path: Path) -> N
         while not slow.done():
             good(await ben.post("/render", json={"text": "*quick*"}))
             answers += 1
-        assert good(await slow)["tail"][0][1] == {"class": "unformatted"}
+        assert good(await slow)["tail"][0][1] == PLAIN
         assert answers > 2
 
 
-async def test_a_text_with_many_slow_blocks_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_text_with_many_slow_blocks_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderer, "BLOCK_SECONDS", 0.3)
     async with Running(tmp_path) as running:
         ann = await running.first()
@@ -174,12 +192,10 @@ async def test_a_text_with_many_slow_blocks_arrives_whole(tmp_path: Path, monkey
         rendered = good(await ann.post("/render", json={"text": text}))
         nodes = rendered["blocks"] + rendered["tail"]
         assert "".join(node[2][2] for node in nodes) == text
-        assert [node[1] for node in nodes] == [{"class": "unformatted"}] * 4
+        assert [node[1] for node in nodes] == [PLAIN] * 4
 
 
-async def test_a_slow_message_between_others_is_the_only_plain_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_only_the_slow_message_among_others_is_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderer, "BLOCK_SECONDS", 1.0)
     async with Running(tmp_path) as running:
         ann = await running.first()
@@ -187,16 +203,6 @@ async def test_a_slow_message_between_others_is_the_only_plain_one(
         for text in ("*one*", SLOW_CODE, "*two*"):
             await ann.say(conversation_id, text)
         messages = good(await ann.get(f"/conversations/{conversation_id}/messages", params={"render": "true"}))
-        plain = ["pre", {"class": "unformatted"}, ["code", {}, SLOW_CODE]]
         em: list[Any] = [["p", {}, ["em", {}, word]] for word in ("one", "two")]
+        plain = ["pre", PLAIN, ["code", {}, SLOW_CODE]]
         assert [message["blocks"] for message in messages] == [[em[0]], [plain], [em[1]]]
-
-
-async def test_a_spare_child_is_ready_for_the_next_job(work: Any) -> None:
-    pool = Sandbox(spare=True)
-    async with contextlib.aclosing(pool.iterate(work.sleep, seconds=30)) as items:
-        assert await anext(items) == b"awake"
-        await until(lambda: pool._idle, "a spare child")
-        [spare] = pool._idle
-        assert await run(pool, work.process_id) == [str(spare._process.pid).encode()]
-    await pool.aclose()

@@ -680,7 +680,7 @@ for language in sorted(markdown.LANGUAGES):
     attack("code", language)(_code(language))
 
 
-def formulas(size: int = markdown.FORMULA_CHARACTERS) -> list[str]:
+def formulas(size: int = markdown.MAX_FORMULA_CHARACTERS) -> list[str]:
     """TeX that is hard to read."""
     bits = (
         "{", "}", "x^", "x_", "\\sqrt{", "\\frac{", "\\frac", "\\left(", "\\left(\\right)", "\\text{", "\\begin{matrix}", "&", "\\\\",

@@ -1,23 +1,25 @@
-"""render.py: what each construct becomes, what never gets through, that pieces add up, that it is linear."""
+"""The nodes of each construct, that no markup gets through, that a streamed text ends like a whole one, and that time is linear."""
 
 import gc
 import html
-import itertools
 import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
-from fireside.web import markdown as render
+from fireside.web import markdown as module
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-SCRIPTS = {"mfrac": 2, "mover": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "munderover": 3}
+from ..payloads import ADDRESSES, HTML, LINKS, PLACES
+
+OPERANDS = {"mfrac": 2, "mover": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "munderover": 3}
 CODE_CLASSES = {"k", "ow", "s", "c", "m", "nf", "nc", "nb", "nt", "na", "nd", "gd", "gi", "gh"}
 VALUES = {
     "href": r"https?://[!-~]+|mailto:[!-~]+",
@@ -28,12 +30,27 @@ VALUES = {
 }
 
 
+class Block(NamedTuple):
+    end: int
+    closed: bool
+    node: Any
+
+
+def blocks(markdown: str) -> list[Block]:
+    outline, *nodes = module.render(markdown)
+    ends, closed = msgspec.msgpack.decode(outline)
+    assert len(ends) == len(nodes)
+    return [
+        Block(end, index < closed, json.loads(node)) for index, (end, node) in enumerate(zip(ends, nodes, strict=True))
+    ]
+
+
 def nodes(markdown: str) -> list[Any]:
-    return [block["node"] for block in render.blocks(markdown)]
+    return [block.node for block in blocks(markdown)]
 
 
 def elements(tree: list[Any]) -> Iterator[list[Any]]:
-    """Every element of the forest, after a look at each that does not ask render.py what is right."""
+    """Yield every element, after checking it by rules of the tests' own."""
     waiting = [(node, 1, "") for node in tree]
     while waiting:
         node, depth, parent = waiting.pop()
@@ -42,9 +59,9 @@ def elements(tree: list[Any]) -> Iterator[list[Any]]:
             assert not re.search("[\0\ud800-\udfff]", node)
             continue
         tag, attributes, *children = node
-        assert tag in render.TAGS
-        assert render.TAGS[tag] >= attributes.keys()
-        assert len(children) == SCRIPTS.get(tag, len(children))
+        assert tag in module.TAGS
+        assert module.TAGS[tag] >= attributes.keys()
+        assert len(children) == OPERANDS.get(tag, len(children))
         assert tag.startswith("m") == (tag == "math" or parent.startswith("m"))
         for name, value in attributes.items():
             assert isinstance(value, str)
@@ -70,12 +87,6 @@ def markup(node: Any) -> str:
         return html.escape(node, quote=False)
     attributes = "".join(f' {name}="{value}"' for name, value in node[1].items())
     return f"<{node[0]}{attributes}>{''.join(markup(child) for child in node[2:])}</{node[0]}>"
-
-
-def cut(markdown: str, start: int, end: int | None = None) -> str:
-    """As JavaScript's slice does: in UTF-16 code units."""
-    units = markdown.encode("utf-16-le", "surrogatepass")
-    return units[2 * start : None if end is None else 2 * end].decode("utf-16-le", "surrogatepass")
 
 
 # ---- each construct
@@ -126,7 +137,7 @@ def cut(markdown: str, start: int, end: int | None = None) -> str:
         ("a\ud800b", "<p>a\ufffdb</p>"),
     ],
 )
-def test_a_construct_becomes_its_element(markdown: str, expected: str) -> None:
+def test_construct_becomes_its_element(markdown: str, expected: str) -> None:
     assert "".join(markup(node) for node in nodes(markdown)) == expected
 
 
@@ -139,18 +150,19 @@ def test_a_construct_becomes_its_element(markdown: str, expected: str) -> None:
         ("参见https://a.b/c。更多", "https://a.b/c"),
         ("https://a.b/__init__.py", "https://a.b/__init__.py"),
         ("https://a.b/?x=1&y=2#z!?", "https://a.b/?x=1&y=2#z"),
+        ("~~https://a.b/c~~", "https://a.b/c"),
         ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/"),
     ],
 )
-def test_a_bare_address_is_a_link_without_the_punctuation_around_it(markdown: str, address: str) -> None:
+def test_bare_address_is_a_link_without_the_punctuation_around_it(markdown: str, address: str) -> None:
     assert find(markdown, "a") == [["a", {"href": address}, address]]
-    assert shown(markdown) == markdown.replace("**", "")
+    assert shown(markdown) == markdown.replace("**", "").replace("~~", "")
 
 
 @pytest.mark.parametrize(
-    "markdown", ["http://", "xhttp://a.b", "http:/a.b", "`http://a.b`", "ftp://a.b", "http://a@b.c"]
+    "markdown", ["http://", "xhttp://a.b", "http:/a.b", "`http://a.b`", "ftp://a.b", "http://a@b.c", "main.py", "d@e.f"]
 )
-def test_what_only_resembles_a_bare_address_stays_text(markdown: str) -> None:
+def test_text_like_a_bare_address_stays_text(markdown: str) -> None:
     assert find(markdown, "a") == []
 
 
@@ -173,15 +185,16 @@ def test_what_only_resembles_a_bare_address_stays_text(markdown: str) -> None:
         ("*$x$*", "inline"),
     ],
 )
-def test_each_way_to_write_math(markdown: str, display: str) -> None:
+def test_every_delimiter_of_math(markdown: str, display: str) -> None:
     assert find(markdown, "math") == [["math", {"display": display}, ["mrow", {}, ["mi", {}, "x"]]]]
 
 
 @pytest.mark.parametrize(
     "markdown",
     [
-        "$5 and $6",
+        "$5 and $10",
         "US$5, CA$ seven",
+        "in US$, A$ and NZ$",
         "$5-$6",
         r"\$x$",
         "$ x$",
@@ -194,7 +207,7 @@ def test_each_way_to_write_math(markdown: str, display: str) -> None:
         r"\\(x\\)",
     ],
 )
-def test_dollars_and_brackets_that_are_not_math(markdown: str) -> None:
+def test_currency_and_escaped_delimiters_are_not_math(markdown: str) -> None:
     assert find(markdown, "math") == []
 
 
@@ -214,13 +227,13 @@ def test_dollars_and_brackets_that_are_not_math(markdown: str) -> None:
         r"\begin{array}{c|c} a & b \\ \hline c & d \end{array}",
     ],
 )
-def test_the_math_of_everyday_answers_is_understood(tex: str) -> None:
+def test_usual_formulas_are_understood(tex: str) -> None:
     (math,) = find(f"$${tex}$$", "math")
     assert "\\" not in text(math)
     assert not set(text(math)) & set("&*}")
 
 
-def test_no_line_of_a_formula_is_taken_for_a_heading_or_a_list() -> None:
+def test_lines_of_a_formula_are_not_parsed_as_headings_or_lists() -> None:
     assert [node[0] for node in nodes("a\n$$\nx\n=\n- y\n$$\nb")] == ["p", "math", "p"]
     assert markup(nodes("$$\\def\\a{x}$$ is\na macro")[0]) == (
         '<p><code data-language="latex">\\def\\a{x}</code> is\na macro</p>'
@@ -251,13 +264,13 @@ def test_no_line_of_a_formula_is_taken_for_a_heading_or_a_list() -> None:
         r"\sqrt{" * 60 + "x" + "}" * 60,
     ],
 )
-def test_tex_that_is_more_than_a_formula_or_less_is_shown_as_it_was_written(tex: str) -> None:
+def test_tex_that_is_not_a_formula_is_shown_as_source(tex: str) -> None:
     markdown = f"$$\n{tex}\n$$"
     assert find(markdown, "math") == []
     assert shown(markdown) == tex
 
 
-def test_text_in_a_formula_is_text() -> None:
+def test_markup_in_a_formula_is_text() -> None:
     tex = r"\text{<img src=x onerror=alert(1)>} < \unicode{x3C} \text{&lt;script&gt;}"
     (math,) = find(f"$${tex}$$", "math")
     assert text(math).replace("\xa0", " ") == "<img src=x onerror=alert(1)><<<script>"
@@ -266,7 +279,7 @@ def test_text_in_a_formula_is_text() -> None:
 # ---- code
 
 
-def test_code_is_coloured_and_its_text_untouched() -> None:
+def test_code_is_highlighted_and_its_text_unchanged() -> None:
     source = 'def f(x):  # why\n    return "a" + 1\n'
     (code,) = find(f"```python\n{source}```", "code")
     assert code[1] == {"data-language": "python"}
@@ -276,21 +289,21 @@ def test_code_is_coloured_and_its_text_untouched() -> None:
     assert text(code) == source
 
 
-def test_long_code_and_unknown_languages_are_shown_without_colours() -> None:
+def test_long_code_and_unknown_languages_are_not_highlighted() -> None:
     for language, source in (("python", "x = 1\n" * 5000), ("klingon", "x = 1\n")):
         markdown = f"```{language}\n{source}```"
         assert nodes(markdown) == [["pre", {}, ["code", {"data-language": language}, source]]]
 
 
-@pytest.mark.parametrize("language", sorted(render.LANGUAGES))
-def test_no_language_loses_a_character_or_makes_a_foreign_class(language: str) -> None:
+@pytest.mark.parametrize("language", sorted(module.LANGUAGES))
+def test_every_language_keeps_the_text(language: str) -> None:
     source = (
         "<?php echo '<b>'; // x\nclass A { int a = 1; } /* \"é\" 'b' */ # c\n<p a=\"b\">&amp;\n\\x{1} $(a) `b` @d @@\n"
     )
     assert text(find(f"~~~{language}\n{source}~~~", "pre")[0]) == source
 
 
-# ---- pieces add up
+# ---- streaming
 
 
 LINES = [
@@ -303,149 +316,104 @@ LINES = [
 
 
 def streamed(markdown: str) -> list[Any]:
-    """As the page does it: after every character, what is closed is kept and only the rest is rendered again."""
+    """Render as the page does: after every character, closed blocks are kept and only the rest is rendered again."""
     kept: list[Any] = []
     start = 0
-    tail: list[render.Block] = []
+    tail: list[Block] = []
     for length in range(len(markdown) + 1):
-        rest = cut(markdown[:length], start)
-        tail = render.blocks(rest)
-        done = [block for block in tail if block["closed"]]
+        tail = blocks(markdown[start:length])
+        done = [block for block in tail if block.closed]
         assert tail[: len(done)] == done
-        kept += [block["node"] for block in done]
-        start += done[-1]["end"] if done else 0
-    return kept + [block["node"] for block in tail if not block["closed"]]
+        kept += [block.node for block in done]
+        start += done[-1].end if done else 0
+    return kept + [block.node for block in tail if not block.closed]
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.sampled_from(LINES), max_size=9).map("".join))
+@given(
+    st.lists(st.sampled_from(LINES), max_size=9).map("".join)
+    | st.text(alphabet=" \n\t-`>|#*+=:~$\\[]1.)ax\r\U0001f600", max_size=40)
+)
 @example("- a\n\n  b\n\n\nc\n\n- d\n- e\n\n- f\n")
 @example("text\na|b\n-|-\n1|2\n\nd|e\n-|-x\n")
 @example("text\na|b\n-|-x\n")
 @example("$$\na\n# b\n\n$$\n")
+@example("$$\na\n- b\nc\n$$\n")
 @example("> a\nb|c\n-|-\n\n[a]\n\n[a]: http://b.c\n")
-def test_an_answer_rendered_in_pieces_ends_as_if_rendered_at_once(markdown: str) -> None:
-    assert streamed(markdown) == nodes(markdown)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(alphabet=" \n\t-`>|#*+=:~$\\[]1.)ax\r\U0001f600", max_size=40))
-def test_any_text_rendered_in_pieces_ends_as_if_rendered_at_once(markdown: str) -> None:
+def test_streamed_text_ends_like_a_text_that_is_rendered_at_once(markdown: str) -> None:
     assert streamed(markdown) == nodes(markdown)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.sampled_from(LINES), max_size=12).map("".join))
-def test_blocks_lie_end_to_end_and_each_renders_alone(markdown: str) -> None:
+def test_blocks_cover_the_text_and_each_renders_alone(markdown: str) -> None:
     start = 0
-    for block in render.blocks(markdown):
-        assert nodes(cut(markdown, start, block["end"])) == [block["node"]]
-        start = block["end"]
-    assert nodes(cut(markdown, start)) == []
+    for block in blocks(markdown):
+        assert nodes(markdown[start : block.end]) == [block.node]
+        start = block.end
+    assert nodes(markdown[start:]) == []
 
 
-def test_only_the_last_block_of_a_growing_answer_stays_open() -> None:
+def test_only_the_last_block_of_a_growing_answer_is_open() -> None:
     answer = "".join(
         f"## Part {n} \U0001f600\n\nWords.\n\n- a\n\n- b\n\n```py\nx = {n}\n```\n\n|a|\n|-|\n|b|\n\n" for n in range(20)
     )
     for length in range(0, len(answer), 7):
-        prefix = answer[:length]
-        closed = [block["end"] for block in render.blocks(prefix) if block["closed"]]
-        assert len(cut(prefix, max(closed, default=0))) < 60
-    blocks = render.blocks(answer)
-    assert [block["closed"] for block in blocks] == [True] * 99 + [False]
-    assert blocks[-1]["end"] == len(answer.encode("utf-16-le")) // 2
+        assert length - max((block.end for block in blocks(answer[:length]) if block.closed), default=0) < 60
+    assert [block.closed for block in blocks(answer)] == [True] * 99 + [False]
 
 
-# ---- nothing gets through
+# ---- no markup
 
 
-SCHEMES = [
-    "javascript:", "JaVaScRiPt:", "java\tscript:", "java\nscript:", "&#106;avascript:", "&#x6A;avascript&colon;",
-    "javascript&#58;", "\x01javascript:", "\\javascript:", "%6Aavascript:", "javascript%3A", "\u200bjavascript:",
-    "\uff4aavascript:", "jav&Tab;ascript:", "javascript://a.b/%0a", "vbscript:", "data:text/html,",
-    "data:image/svg+xml,", "file:///", "blob:", "about:", "ftp://a.b/", "ws://", "view-source:http:", "feed:javascript:",
-    "intent://", "//evil.example/", "/\\evil.example/", "\\\\evil.example/", "#", "?", "./", "/", "http:", "http:/",
-    "http:evil.example/", "https:\\\\evil.example\\", "http:///evil.example", "http://good.example@evil.example/",
-    "http://good.example:pw@evil.example/", "http://good.example\\@evil.example/", "http://evil%2eexample/",
-    "http://ev&#x69;l.\u202eexample/", "http://\u0435xample.com/", "http://example\u3002com/", "http://a\u2044b.c/",
-    "http://[javascript]/", "http://-", "http://a b/", "http://", "mailto:", "mailto:a", "mailto:@b.c", "mailto:a@",
-    "mailto:a@b.c/d", "http\u0000://a.b/", "h\u00a0ttp://a.b/", " \u2028http//", "__proto__:", "constructor",
-]  # fmt: skip
-WRAPPINGS = [
-    "[x](§)", "[x](<§>)", "[x](§ 'title')", "![x](§)", "![x](<§> \"t\")", "[![x](§)](§)", "<§>",
-    "[x]: §\n\n[x]", "[x]: <§>\n\n![x][x]", "# [x](§)", "- [x](§)", "> [x](§)", "|[x](§)|\n|-|\n|![x](§)|",
-    "**[x](§)**", "[x](§\n)", "[`x`](§)", "[[x]](§)",
-]  # fmt: skip
-MARKUP = [
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg/onload=alert(1)>",
-    "<a href=javascript:alert(1)>x</a>", "<iframe srcdoc='<script>alert(1)</script>'></iframe>",
-    "<math><mtext></form><form><mglyph><style></math><img src onerror=alert(1)>",
-    "<form id=attributes><input name=children></form>", "<!--><img src=x onerror=alert(1)>-->", "<![CDATA[<b>]]>",
-    "<?php x ?>", "<!DOCTYPE html>", "<style>body{display:none}</style>", "<base href=//evil.example>",
-    "<meta http-equiv=refresh content=0>", "<details open ontoggle=alert(1)>",
-    "<noscript><p title='</noscript><img src=x>'>", "<object data=x>", "<link rel=stylesheet href=//evil.example>",
-    "</p><b onclick=alert(1)>",
-]  # fmt: skip
-PLACES = [
-    "§", "a § b", "# §", "- §", "> §", "|a|\n|-|\n|§|", "*§*", "`§`", "```§\nx\n```", "~~~ §\n§\n~~~",
-    "    §", "[§](http://a.b)", "[x](http://a.b '§')", "![§](http://a.b)", "$§$", "$$\n§\n$$", "\\text{§}",
-    "$\\text{§}$", "$\\href{§}{x}$", "§\n===", "1. [x] §", "[x]: http://a.b '§'", "{#§} {.§}",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_an_address_that_is_not_plainly_the_web_or_mail_is_no_link(scheme: str) -> None:
-    for wrapping, rest in itertools.product(WRAPPINGS, ("alert(1)", "")):
-        markdown = wrapping.replace("§", scheme + rest)
-        for link in find(markdown, "a"):  # at most the part before the trick, as the bare address that it is
-            assert link[2:] == [link[1]["href"]], markdown
-            assert scheme.startswith("http://")
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_address_that_is_not_plainly_of_web_or_mail_is_no_link(address: str) -> None:
+    for link in LINKS:
+        for element in find(link.replace("§", address), "a"):  # at most its beginning, shown as it is
+            assert element[2:] == [element[1]["href"]], link
+            assert address.startswith("http://")
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_markup_is_text_wherever_it_stands(place: str) -> None:
-    for payload in MARKUP:
-        markdown = place.replace("§", payload)
-        for element in elements(nodes(markdown)):
-            assert element[0] != "a" or element[1]["href"] == "http://a.b", markdown
-        json.dumps(nodes(markdown))
+def test_markup_is_text_everywhere(place: str) -> None:
+    for payload in HTML:
+        for element in elements(nodes(place.replace("§", payload))):
+            assert element[0] != "a" or urlsplit(element[1]["href"]).hostname in ("a.b", "canary.example", "www.w3.org")
 
 
-@pytest.mark.parametrize("payload", MARKUP)
+@pytest.mark.parametrize("payload", HTML)
 def test_markup_is_shown_as_it_was_written(payload: str) -> None:
-    assert shown(payload) == payload
-    assert shown(f"`{payload}`") == payload
+    assert shown(f"~~~\n{payload}\n~~~") == f"{payload}\n"
 
 
 @pytest.mark.parametrize(
     "info",
     ["__proto__", "a\"onclick='x'", "py<script>", "{.py #id onclick=x}", "python;x", "ÿ", "x" * 31, "../x", "\u017f"],
 )
-def test_a_language_is_a_plain_word_or_left_out(info: str) -> None:
+def test_language_is_a_plain_word_or_left_out(info: str) -> None:
     (code,) = find(f"~~~{info}\nx\n~~~", "code")
     assert code[1] == {}
     assert text(code) == "x\n"
 
 
-def test_every_allowed_name_is_harmless() -> None:
-    attributes = {name for names in render.TAGS.values() for name in names}
+def test_no_allowed_tag_or_attribute_runs_a_script_or_fetches() -> None:
+    attributes = {name for names in module.TAGS.values() for name in names}
     assert not {name for name in attributes if re.match("on|style|id$|name|src|action|xlink", name)}
-    assert render.TAGS.keys().isdisjoint(
+    assert module.TAGS.keys().isdisjoint(
         ["script", "style", "img", "svg", "iframe", "form", "input", "mglyph", "maction"]
     )
-    assert [tag for tag, names in render.TAGS.items() if "href" in names] == ["a"]
-    assert render.CODE_CLASSES == CODE_CLASSES
+    assert [tag for tag, names in module.TAGS.items() if "href" in names] == ["a"]
+    assert module.CODE_CLASSES == CODE_CLASSES
 
 
 fragments = st.sampled_from(
-    [*LINES, *MARKUP, *(wrapping.replace("§", f"{scheme}x") for wrapping in WRAPPINGS[:8] for scheme in SCHEMES[::5])]
+    [*LINES, *HTML, *(link.replace("§", address) for link in LINKS[:8] for address in ADDRESSES[::5])]
 ) | st.text(max_size=8)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(fragments, max_size=12).map("".join))
-def test_no_text_makes_anything_but_allowed_nodes(markdown: str) -> None:
+def test_every_text_makes_allowed_nodes_only(markdown: str) -> None:
     for element in elements(nodes(markdown)):
         if element[0] == "a":
             address = urlsplit(element[1]["href"])
@@ -466,8 +434,8 @@ TEX = [
     st.lists(st.sampled_from(TEX), max_size=14).map("".join),
     st.sampled_from(["${}$", "$$\n{}\n$$", "\\({}\\)", "\\[{}\\]"]),
 )
-def test_no_formula_makes_anything_but_allowed_nodes(tex: str, delimiters: str) -> None:
-    assert all(element for element in elements(nodes(delimiters.replace("{}", tex))))
+def test_every_formula_makes_allowed_nodes_only(tex: str, delimiters: str) -> None:
+    list(elements(nodes(delimiters.replace("{}", tex))))
 
 
 # ---- bounds
@@ -489,13 +457,12 @@ def test_no_formula_makes_anything_but_allowed_nodes(tex: str, delimiters: str) 
         "> " * 40 + "$$\n" + "> " * 40 + r"\sqrt{\frac{deep}{b}}" + "\n" + "> " * 40 + "$$",
     ],
 )
-def test_however_deep_the_source_the_tree_is_not_and_the_text_is_all_there(markdown: str) -> None:
-    tree = nodes(markdown)
-    assert list(elements(tree))
-    assert "deep" in "".join(text(node) for node in tree)
+def test_deep_nesting_is_limited_and_keeps_the_text(markdown: str) -> None:
+    list(elements(nodes(markdown)))
+    assert "deep" in shown(markdown)
 
 
-def test_a_table_of_rows_that_are_hardly_there_does_not_grow_without_end() -> None:
+def test_table_of_short_rows_is_bounded_by_its_source() -> None:
     bomb = "|".join("a" * 256) + "\n" + "|".join("-" * 256) + "\n" + "|\n" * 300
     assert len(find(bomb * 3, "td")) < len(bomb * 3)
     rows = "|a|b|c|d|e|f|\n|-|-|-|-|-|-|\n" + "|one|\n|1|2|3|4|5|6|\n" * 20
@@ -505,7 +472,7 @@ def test_a_table_of_rows_that_are_hardly_there_does_not_grow_without_end() -> No
 def seconds(markdown: str) -> float:
     gc.disable()
     start = time.process_time()
-    render.blocks(markdown)
+    blocks(markdown)
     spent = time.process_time() - start
     gc.enable()
     return spent
@@ -532,22 +499,17 @@ def test_time_is_linear_in_the_text(unit: str) -> None:
     pytest.fail(f"four times the text took {ratio:.1f} times as long")
 
 
-def test_brackets_cost_no_more_than_other_characters_where_no_link_follows() -> None:
-    seconds("[]")
-    assert min(seconds("[" * 10_000) / seconds("]" * 10_000) for _ in range(4)) < 2.5
-
-
 @pytest.mark.parametrize(
     ("language", "unit"),
     [("c", "\n"), ("java", "a\n"), ("c#", "a\n"), ("terraform", "a"), ("make", "1"), ("scala", "@")],
 )
-def test_code_that_its_lexer_is_slow_on_is_coloured_in_part(language: str, unit: str) -> None:
-    source = unit * (render.CODE_CHARACTERS // len(unit) - 1) + "\n"
+def test_code_that_is_slow_to_highlight_is_highlighted_in_part(language: str, unit: str) -> None:
+    source = unit * (module.MAX_CODE_CHARACTERS // len(unit) - 1) + "\n"
     assert seconds(f"~~~{language}\n{source}~~~") < 2
     assert shown(f"~~~{language}\n{source}~~~") == source
 
 
-def test_start_does_not_load_the_parser_the_lexers_or_the_math() -> None:
+def test_start_does_not_import_parser_lexers_or_formulas() -> None:
     program = "import sys, fireside.web.markdown; print({'markdown_it', 'pygments', 'latex2mathml'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
