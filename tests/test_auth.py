@@ -16,7 +16,7 @@ import pytest
 from fireside import auth
 from fireside.auth import HASH_QUEUE_LENGTH, HASH_QUEUE_LENGTH_PER_KEY, Auth, Visitor, check_password, clean_username
 from fireside.db import ago
-from fireside.errors import Invalid, RateLimited, StorageUnavailable
+from fireside.errors import Invalid, RateLimited
 from fireside.safety.queue import Slots
 from fireside.safety.throttle import Throttle
 from fireside.server import ROUTES
@@ -107,57 +107,6 @@ def test_any_text_is_a_valid_or_invalid_password(password: str, name: str) -> No
 # ---- the throttle
 
 
-def fail(throttle: Throttle, *keys: str) -> int:
-    """Make a failed attempt. Return 0, or the seconds to wait if it was refused."""
-    try:
-        with throttle.attempt(*keys):
-            raise KeyError
-    except KeyError:
-        return 0
-    except RateLimited as refused:
-        return refused.seconds
-
-
-def failures(throttle: Throttle, count: int, *keys: str) -> list[int]:
-    return [fail(throttle, *keys) for _ in range(count)]
-
-
-def test_delay_doubles_after_five_failures(clock: Clock) -> None:
-    throttle = Throttle()
-    assert failures(throttle, 6, "account") == [0] * 6
-    waits = []
-    for _ in range(8):
-        wait = fail(throttle, "account")
-        assert wait > 0
-        clock.late += wait - 1.5 if wait > 2 else 0
-        assert fail(throttle, "account") > 0, "still waiting"
-        clock.late += 2.5
-        waits.append(wait)
-        assert fail(throttle, "account") == 0
-    assert [round(wait) for wait in waits] == pytest.approx([1, 2, 4, 8, 16, 30, 30, 30], abs=1)
-
-
-def test_success_clears_the_failures_of_an_account() -> None:
-    throttle = Throttle()
-    for _ in range(50):
-        with throttle.attempt("account", "address"):
-            pass
-    failures(throttle, 5, "account")
-    with throttle.attempt("account"):
-        pass
-    assert failures(throttle, 6, "account") == [0] * 6
-
-
-def test_failures_expire_an_hour_after_the_last(clock: Clock) -> None:
-    throttle = Throttle()
-    for _ in range(4):
-        assert failures(throttle, 5, "account") == [0] * 5
-        clock.late += throttle.MEMORY_SECONDS
-    assert failures(throttle, 5, "account") == [0] * 5
-    clock.late += throttle.MEMORY_SECONDS - 60
-    assert fail(throttle, "account") == 0 < fail(throttle, "account")
-
-
 async def test_simultaneous_guesses_are_throttled_like_successive_ones(running: Running, ann: Person) -> None:
     wrong = {"username": "ann", "password": WRONG["password"]}
     answers = await together(50, lambda _: running.anybody().post("/auth/login", json=wrong))
@@ -212,30 +161,6 @@ async def test_valid_link_is_not_throttled(running: Running, ann: Person) -> Non
         pass
     token = await running.state.auth.login_link("ann")
     good(await running.anybody().post("/auth/link", json={"token": token}))
-
-
-def test_failures_throttle_only_their_account_and_address() -> None:
-    throttle = Throttle()
-    failures(throttle, 6, "account a", "address x")
-    assert fail(throttle, "account a", "address y") > 0
-    assert fail(throttle, "account b", "address x") > 0
-    assert fail(throttle, "account b", "address y") == 0
-
-
-def test_throttle_keeps_a_bounded_number_of_keys() -> None:
-    throttle = Throttle()
-    for number in range(Throttle.KEYS + 500):
-        fail(throttle, f"account {number}")
-    assert len(throttle._failures) == Throttle.KEYS
-
-
-def test_full_disk_does_not_count_as_a_failure() -> None:
-    throttle = Throttle()
-    for _ in range(Throttle.FREE + 5):
-        with pytest.raises(StorageUnavailable), throttle.attempt("account"):
-            raise StorageUnavailable
-    with throttle.attempt("account"):
-        pass
 
 
 async def test_guessing_is_throttled_and_others_can_sign_in(clock: Clock, running: Running, bob: Person) -> None:

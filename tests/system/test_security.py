@@ -1,12 +1,10 @@
-"""Throttling of guesses, secret files, and the access log."""
+"""Sign-in details, secret files, and the access log."""
 
 import logging
 from pathlib import Path
 
 import pytest
 from fireside.auth import private_file
-from fireside.errors import RateLimited
-from fireside.safety.throttle import Throttle, network
 from fireside.web.middleware import AccessLog
 
 from ..conftest import Clock
@@ -34,69 +32,6 @@ async def test_login_link_of_a_disabled_user_is_refused(running: Running, ann: P
     good(await ann.patch("/admin/users/2", json={"status": "disabled"}))
     token = await running.state.auth.login_link("bob")
     assert code(await running.anybody().post("/auth/link", json={"token": token})) == (401, "INVALID_CREDENTIALS")
-
-
-def refused(throttle: Throttle, *keys: str) -> bool:
-    try:
-        with throttle.attempt(*keys):
-            raise KeyError
-    except KeyError:
-        return False
-    except RateLimited:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("known", "same", "other"),
-    [
-        ("192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"),
-        ("127.0.0.1", "127.0.0.1", "127.0.0.2"),
-        ("2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1"),
-    ],
-)
-def test_failures_elsewhere_do_not_delay_a_known_address(known: str, same: str, other: str) -> None:
-    throttle = Throttle()
-    assert throttle.remember("ann", known) and not throttle.remember("ann", same)
-    while not refused(throttle, *throttle.login_keys("ann", other)):
-        pass
-    with throttle.attempt(*throttle.login_keys("ann", same)):
-        pass
-    while not refused(throttle, *throttle.login_keys("ann", same)):
-        pass  # failures at the known address delay it
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "equal"),
-    [
-        ("127.0.0.1", "127.255.0.9", True),
-        ("127.0.0.1", "::1", True),
-        ("127.0.0.1", "::ffff:127.0.0.2", True),
-        ("2001:db8::1", "2001:db8::2:3:4:5", True),
-        ("fe80::1%eth0", "fe80::2%eth1", True),
-        ("2001:db8::1", "2001:db8:0:1::1", False),
-        ("192.0.2.1", "192.0.2.2", False),
-        ("no address", "", True),
-    ],
-)
-def test_addresses_of_one_network_count_as_one(one: str, other: str, equal: bool) -> None:
-    assert (network(one) == network(other)) is equal
-
-
-def test_number_of_known_addresses_is_bounded() -> None:
-    throttle = Throttle()
-    for number in range(throttle.KNOWN + 5):
-        throttle.remember(f"user{number}", "192.0.2.1")
-    assert not throttle.is_known("user0", "192.0.2.1")
-    assert throttle.is_known(f"user{throttle.KNOWN}", "192.0.2.1")
-
-
-def test_success_clears_only_failures_of_its_account() -> None:
-    throttle = Throttle()
-    with throttle.attempt("account", "address"):
-        for number in range(throttle.FREE):
-            assert not refused(throttle, f"victim{number}", "address")
-    assert not refused(throttle, "another", "address")
-    assert refused(throttle, "yet another", "address")
 
 
 @pytest.mark.parametrize(
