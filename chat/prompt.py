@@ -1,7 +1,7 @@
-"""What is sent to a model: the path of messages as it stands, and less of it when the context is too small.
+"""The messages of a chat request: a path of the conversation, without its oldest messages when the context is too small.
 
-The same path always gives the same bytes, turn after turn, so that the engine finds its work of the last time in its cache.
-Omitting follows from that too: it goes in large steps, and stays where it was as long as the rest fits.
+A path always gives the same bytes, so that the model server can reuse its cache of the last turn. For the same reason messages
+are omitted in large steps, and the next turns omit as many while the rest fits.
 """
 
 import base64
@@ -11,15 +11,15 @@ from typing import Any
 
 from ..queries.generations import Prompt, Turn
 
-_TURN_TOKENS = 8  # what a chat template puts around a message
-_IMAGE_TOKENS = 800
-_FILL = 0.7  # of the room, after something had to be omitted: the next few turns then fit without omitting more
+TURN_TOKENS = 8  # that a chat template adds to a message
+IMAGE_TOKENS = 800
+FILL_RATIO = 0.7  # of the room that is used after omitting, so that the next few turns fit too
 
 
 def messages(prompt: Prompt, omitted: int) -> list[dict[str, Any]]:
-    """The messages of a chat request, without the first `omitted` of the path.
+    """Return the messages of a chat request, without the first `omitted` of the path and without empty answers.
 
-    Empty answers are left out. Messages of one role in a row become one, since many templates insist on turns.
+    Consecutive messages of one role become one, because many chat templates require alternating roles.
     """
     system = [{"role": "system", "content": prompt.system_prompt}] if prompt.system_prompt else []
     turns = [turn for turn in prompt.turns[omitted:] if turn.content or turn.role == "user"]
@@ -43,8 +43,10 @@ def _parts(turn: Turn) -> Iterator[dict[str, Any]]:
 
 
 def omit(prompt: Prompt, context_length: int | None, max_tokens: int | None) -> int:
-    """How many of the oldest messages to leave out so that the rest, and an answer, fit: those that the last answer did without,
-    unless the context has grown since, and more if need be."""
+    """Return how many of the oldest messages to omit so that the others and an answer fit.
+
+    Start with the number that the last answer omitted, unless the context has grown since then.
+    """
     last = next((turn for turn in reversed(prompt.turns) if turn.role == "assistant"), None)
     omitted = min(last.omitted_messages, len(prompt.turns) - 1) if last else 0
     if context_length is None:
@@ -57,28 +59,30 @@ def omit(prompt: Prompt, context_length: int | None, max_tokens: int | None) -> 
         return omitted
     for start in _starts(prompt, omitted):
         omitted = start
-        if system + rest[start] <= room * _FILL:
+        if system + rest[start] <= room * FILL_RATIO:
             break
     return omitted
 
 
 def omit_more(prompt: Prompt, omitted: int) -> int | None:
-    """The next step after a server said that it was still too much: about half of the rest. None: nothing is left to omit."""
+    """Return the next number when the server refused the prompt: about half of the rest is sent. None when only the question is left."""
     _, rest = _tokens(prompt)
     starts = _starts(prompt, omitted)
     return next((start for start in starts if rest[start] <= rest[omitted] / 2), starts[-1] if starts else None)
 
 
 def _starts(prompt: Prompt, omitted: int) -> list[int]:
-    """Where else the sent part may begin: at a question, the last one at the latest."""
+    """Return the other numbers that may be omitted: those before a question."""
     return [place for place, turn in enumerate(prompt.turns) if place > omitted and turn.role == "user"]
 
 
 def _tokens(prompt: Prompt) -> tuple[float, list[float]]:
-    """Of the system prompt, and of all turns from each one on: estimated from the characters, corrected by the newest count
-    of a server."""
+    """Return the tokens of the system prompt, and for each turn those of it and all later ones.
+
+    They are estimated from the characters and scaled by the newest count of a server.
+    """
     system = _estimate(prompt.system_prompt)
-    costs = [_estimate(turn.content) + _IMAGE_TOKENS * len(turn.images) for turn in prompt.turns]
+    costs = [_estimate(turn.content) + IMAGE_TOKENS * len(turn.images) for turn in prompt.turns]
     rest = list(accumulate(reversed(costs), initial=0.0))[::-1]
     for place, turn in reversed(list(enumerate(prompt.turns))):
         if turn.total_tokens:
@@ -89,6 +93,6 @@ def _tokens(prompt: Prompt) -> tuple[float, list[float]]:
 
 
 def _estimate(text: str) -> float:
-    """About four characters of English a token, and one of most other scripts."""
-    foreign = 0 if text.isascii() else sum(map("\u024f".__lt__, text))
-    return (len(text) - foreign) / 3.5 + foreign + (_TURN_TOKENS if text else 0)
+    """Estimate 3.5 characters per token in Latin scripts and one in others."""
+    others = 0 if text.isascii() else sum(map("\u024f".__lt__, text))
+    return (len(text) - others) / 3.5 + others + (TURN_TOKENS if text else 0)
