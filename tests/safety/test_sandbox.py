@@ -185,10 +185,10 @@ async def test_slow_text_of_one_user_does_not_delay_another(tmp_path: Path) -> N
 
 
 async def test_text_with_many_slow_blocks_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer, "BLOCK_SECONDS", 0.3)
+    monkeypatch.setattr(renderer, "BLOCK_SECONDS", 1.0)
     async with Running(tmp_path) as running:
         ann = await running.first()
-        text = f"{SLOW_CODE}\n" * 5 + "*one*\n\n" * 3_000
+        text = f"{SLOW_CODE}\n" * 5 + "*one*\n\n" * 300
         rendered = good(await ann.post("/render", json={"text": text}))
         nodes = rendered["blocks"] + rendered["tail"]
         assert "".join(node[2][2] for node in nodes) == text
