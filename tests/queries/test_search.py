@@ -267,10 +267,6 @@ def test_snippets_of_many_long_texts_are_their_beginnings(conn: Connection) -> N
     assert snippets[-1] == "word " * 32 + "…"
 
 
-def test_repeated_term_is_searched_once() -> None:
-    assert search.terms('a b a "a" a') == [('"a"', False), ('"b"', False), ('"a"', True)]
-
-
 @examples(max_examples=80)
 @given(st.lists(word, min_size=1, max_size=30), st.data())
 def test_snippet_marks_each_word_that_is_found(words: list[str], data: st.DataObject) -> None:

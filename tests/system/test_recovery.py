@@ -182,12 +182,6 @@ class Impostor(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
 
-    def do_POST(self) -> None:
-        self.heard.append(self.rfile.read(int(self.headers["content-length"])).decode())
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b'{"username": "ann"}')
-
     def log_message(self, *_: Any) -> None:
         pass
 
