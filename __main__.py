@@ -11,6 +11,7 @@ import signal
 import socket
 import sqlite3
 import sys
+import threading
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -151,9 +152,7 @@ def serve(options: dict[str, Any]) -> int:
         if running is None:
             raise
         print(f"Fireside is already running at {running.url}")
-        opening = browser.open_page(settings, running.url, client.print_setup_link(settings, running.url))
-        if opening:
-            opening.join()
+        browser.open_page(settings, running.url, client.print_setup_link(settings, running.url))
         return 0
     # Python would wait for threads that still work, and checking a large database or reading a network drive may take minutes.
     # Nothing is lost: the database is closed.
@@ -254,7 +253,7 @@ def _print_address(settings: Config, local_url: str, state: "AppState") -> None:
     if not is_loopback(settings.host):
         printing = asyncio.get_running_loop().create_task(print_network_address(settings, local_url, state))
         printing.add_done_callback(lambda task: task.result())
-    open_page(settings, url, link)
+    threading.Thread(target=open_page, args=(settings, url, link), daemon=True).start()
 
 
 async def print_network_address(settings: Config, local_url: str, state: "AppState") -> None:

@@ -4,7 +4,6 @@ import contextlib
 import html
 import subprocess
 import sys
-import threading
 import webbrowser
 from pathlib import Path
 
@@ -20,13 +19,10 @@ _REDIRECT = """\
 """
 
 
-def open_page(settings: Config, url: str, setup_link: str | None) -> threading.Thread | None:
-    """Open the page if the settings and the terminal ask for it. Return the thread that runs the browser's command."""
-    if not settings.open or not sys.stdout.isatty():
-        return None
-    thread = threading.Thread(target=lambda: webbrowser.open(page_address(settings, url, setup_link)), daemon=True)
-    thread.start()
-    return thread
+def open_page(settings: Config, url: str, setup_link: str | None) -> None:
+    """Open the page, unless the settings say no or there is no terminal. Wait for the browser's command, not for the browser."""
+    if settings.open and sys.stdout.isatty():
+        webbrowser.open(page_address(settings, url, setup_link))
 
 
 def page_address(settings: Config, url: str, setup_link: str | None) -> str:

@@ -63,7 +63,7 @@ class Service:
 
 
 def _trust_only(certificate: str) -> ssl.SSLContext:
-    """Trust this certificate and no other, whatever its host name, issuer and dates are."""
+    """Trust this certificate and no other, and ignore its host name, issuer and dates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if certificate:
         context.check_hostname = False

@@ -131,8 +131,8 @@ def salvage_database(options: dict[str, Any]) -> int:
     with db.lock(settings.data_dir):
         result = salvage(source, target)
     print(
-        f"Wrote {target}: {result.users:,} users, {result.conversations:,} conversations, {result.messages:,} messages."
-        f" Something was lost in {result.damaged:,} places."
+        f"Wrote {target}. Users: {result.users:,}, conversations: {result.conversations:,}, messages: {result.messages:,},"
+        f" damaged places: {result.damaged:,}."
     )
     print(f"To use it, run: fireside restore {target}. Sessions and invites are not in it.")
     return 0
@@ -180,8 +180,8 @@ def import_conversations(options: dict[str, Any]) -> int:
     if sys.stderr.isatty():
         print(file=sys.stderr)
     print(
-        f"Added {report['conversations']} conversations with {report['messages']} messages."
-        f" {report['unchanged']} conversations were already there."
+        f"Added conversations: {report['conversations']}, messages: {report['messages']}."
+        f" Conversations that were already there: {report['unchanged']}."
     )
     for skipped in report["skipped"]:
         print(printable(f"skipped {skipped['file']}: {skipped['reason']}"), file=sys.stderr)

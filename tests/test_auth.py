@@ -528,8 +528,8 @@ async def test_revoked_expired_or_unknown_invite_is_refused(running: Running, an
 async def test_login_link_signs_in_once(running: Running, ann: Person) -> None:
     token = await running.state.auth.login_link("ann")
     browser = running.anybody()
-    said = good(await browser.post("/auth/link", json={"token": token}))
-    assert said["user"]["username"] == "ann" and said["csrf_token"]
+    answer = good(await browser.post("/auth/link", json={"token": token}))
+    assert answer["user"]["username"] == "ann" and answer["csrf_token"]
     good(await browser.get("/auth/me"))
     for again in (token, "", "x" * 43):
         refused = await running.anybody().post("/auth/link", json={"token": again})

@@ -581,27 +581,14 @@ def test_import_names_skipped_files_without_control_characters(tmp_path: Path, r
     assert "skipped chats.json: a\ufffd]0;owned\ufffd\ufffd2J\ufffdb: has no messages" in done.stderr
 
 
-@posix
-def test_export_does_not_follow_a_planted_link(tmp_path: Path) -> None:
-    (tmp_path / "victim").write_text("mine", "utf-8")
-    (tmp_path / "x.zip.partial").symlink_to(tmp_path / "victim")
-    with serving(tmp_path / "data") as service, service.first():
-        done = run("export", str(tmp_path / "x.zip"), "--data-dir", str(tmp_path / "data"))
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "victim").read_text("utf-8") == "mine"
-    assert (tmp_path / "x.zip").read_bytes().startswith(b"PK")
-
-
 @pytest.mark.parametrize("running", (True, False), ids=("running", "stopped"))
 def test_backup_or_export_that_cannot_be_written_is_an_error_with_the_reason(tmp_path: Path, running: bool) -> None:
     (tmp_path / "a folder").mkdir()
     (tmp_path / "notes.txt").write_text("mine", "utf-8")
     data = tmp_path / "data"
     missing = tmp_path / "nowhere"
-    not_a_backup, not_an_export = (
-        "exists and is not a backup. Choose another file.",
-        "exists and is not an export. Choose another file.",
-    )
+    not_a_backup = "exists and is not a backup. Choose another file."
+    not_an_export = "exists and is not an export. Choose another file."
     refusals = {
         ("backup", tmp_path / "a folder"): f"{tmp_path / 'a folder'}: Is a directory",
         ("backup", missing / "x.db"): f"The folder {missing} does not exist. Create it, or choose another file.",
@@ -617,10 +604,12 @@ def test_backup_or_export_that_cannot_be_written_is_an_error_with_the_reason(tmp
         for (command, file), reason in refusals.items():
             done = run(command, str(file), "--data-dir", str(data))
             assert (done.returncode, done.stdout, done.stderr) == (1, "", f"fireside: {reason}\n")
-        assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
         for command in ("backup", "export"):
+            if os.name == "posix":
+                (tmp_path / f"{command}.partial").symlink_to(tmp_path / "notes.txt")
             for _ in range(2):  # replaces its own earlier file
                 assert run(command, str(tmp_path / command), "--data-dir", str(data)).returncode == 0
+        assert (tmp_path / "notes.txt").read_text("utf-8") == "mine", "a planted link is not followed"
 
 
 def test_damaged_database_is_salvaged_and_restored(tmp_path: Path) -> None:
@@ -653,8 +642,8 @@ def test_damaged_database_is_salvaged_and_restored(tmp_path: Path) -> None:
     assert "fireside salvage NEW" in run("doctor", *here).stdout
     done = run("salvage", new, *here)
     assert (done.returncode, done.stderr) == (0, "")
-    result = "1 users, 2 conversations, 2 messages. Something was lost in 1 places.\n"
-    assert done.stdout.startswith(f"Wrote {new}: {result}")
+    result = "Users: 1, conversations: 2, messages: 2, damaged places: 1.\n"
+    assert done.stdout.startswith(f"Wrote {new}. {result}")
     assert database.read_bytes() == before
     again = run("salvage", new, *here)
     assert (again.returncode, again.stderr) == (1, f"fireside: {new} exists. Choose another file.\n")

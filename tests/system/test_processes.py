@@ -20,7 +20,7 @@ def describe(data_dir: Path, fresh: bool) -> dict[str, Any]:
     """Start a service, describe its process, and kill it."""
     process = start("--port", "0", "--data-dir", str(data_dir), environ=environment(), fresh=fresh)
     assert process.stdout is not None
-    said = [process.stdout.readline().rpartition(":")[0] for _ in range(2)]
+    lines = [process.stdout.readline().rpartition(":")[0] for _ in range(2)]
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0)
     proc = Path(f"/proc/{process.pid}")
@@ -32,7 +32,7 @@ def describe(data_dir: Path, fresh: bool) -> dict[str, Any]:
     }
     process.kill()
     rest = process.communicate(timeout=PATIENCE)
-    return found | {"said": said, "rest": rest, "code": process.returncode, "poll": process.poll()}
+    return found | {"lines": lines, "rest": rest, "code": process.returncode, "poll": process.poll()}
 
 
 def test_forked_process_is_like_a_fresh_one(tmp_path: Path) -> None:
