@@ -87,6 +87,10 @@ class Request(requests.Request):
         return self.identity.user.id
 
     @property
+    def is_admin(self) -> bool:
+        return self.identity.user.role == "admin"
+
+    @property
     def address(self) -> str:
         """The client's address, "" for a connection that has none."""
         return self.client.host if self.client else ""
@@ -216,7 +220,7 @@ class Endpoint(Route):
         token = headers.get("x-csrf-token")
         if self.csrf == "required" or (self.csrf == "lenient" and (token is not None or request.state.cross_origin)):
             auth.check_csrf(request.identity, token)
-        if self.access is ADMIN and request.identity.user.role != "admin":
+        if self.access is ADMIN and not request.is_admin:
             raise Forbidden
 
     async def _read_body(self, request: Request) -> Any:

@@ -364,12 +364,8 @@ async def resume(request: Request, generation_id: str, query: schemas.ResumeQuer
 # ---------------------------------------------------------------------------------------------------- providers
 
 
-def _sees_addresses(request: Request) -> bool:
-    return request.identity.user.role == "admin"
-
-
 async def list_providers(request: Request) -> Any:
-    return await request.app_state.providers.catalog(details=_sees_addresses(request))
+    return await request.app_state.providers.catalog(details=request.is_admin)
 
 
 async def list_models(request: Request, provider_id: str) -> Any:
@@ -377,7 +373,7 @@ async def list_models(request: Request, provider_id: str) -> Any:
 
 
 async def provider_health(request: Request, provider_id: str) -> Any:
-    entry = await request.app_state.providers.entry(provider_id, details=_sees_addresses(request))
+    entry = await request.app_state.providers.entry(provider_id, details=request.is_admin)
     return {"online": entry["online"], "error": entry["error"]}
 
 
