@@ -10,7 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from tests.browser import NO_ENGINE, Fireside, Watched, launch
+from tests.browser import NO_ENGINE, Fireside, Visit, launch
 from tests.upstream import Upstream
 
 STEP = 40  # characters that each update brings
@@ -68,7 +68,7 @@ def opened() -> Iterator[Page]:
     with sync_playwright() as playwright, Upstream() as upstream, tempfile.TemporaryDirectory() as folder:
         browser = launch(playwright)
         with Fireside(Path(folder), NO_ENGINE, fresh=True, lmstudio_url=upstream.url) as fireside:
-            page = Watched(browser, fireside.url, fireside.first()).open()
+            page = Visit(browser, fireside.url, fireside.first()).open()
             page.locator(".welcome").wait_for()
             yield page
         browser.close()

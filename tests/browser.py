@@ -1,14 +1,13 @@
-"""For the tests of the page: Fireside as its own process, as a user starts it, and a person before a real Chromium."""
+"""For tests of the page: Fireside in a process of its own, as a user starts it, and visits to it in a real Chromium."""
 
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, Request
 
 from .live import NO_TLS, PASSWORD, PATIENCE, good
 from .processes import environment, start
@@ -25,7 +24,7 @@ def launch(playwright: Playwright, *arguments: str) -> Browser:
 
 
 class Fireside:
-    """`fireside` in a directory of its own. `fresh` is as in processes.start; `settings` are environment variables, as in live.Running."""
+    """`fireside` with its own data directory. `fresh` is as in processes.start; `settings` are as in live.Running."""
 
     def __init__(self, data_dir: Path, config: str = "", port: int = 0, fresh: bool = False, **settings: str) -> None:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,13 +33,11 @@ class Fireside:
         self.data_dir, self.port, self.fresh = data_dir, port, fresh
         self.environ = environment(**{"engine_threads": "1"} | settings) | {"NO_PROXY": "*"}
         self.printed: list[str] = []
-        self._people: list[httpx.Client] = []
+        self._clients: list[httpx.Client] = []
 
     def start(self) -> Self:
         self.printed.clear()
-        command = ("--no-open", "--port", str(self.port), "--data-dir", str(self.data_dir))
-        self.process = self.launch(*command)
-        assert self.process.stdout is not None
+        self.process = self.launch("--no-open", "--port", str(self.port), "--data-dir", str(self.data_dir))
         self.url = self._read(r"Fireside is at (http://\S+)")
         self.port = int(self.url.rsplit(":", 1)[1])
         return self
@@ -52,7 +49,7 @@ class Fireside:
         return self._read(r"Create the first account at (http://\S+)")
 
     def _read(self, pattern: str) -> str:
-        """What the first line that matches says, among those printed or still to come."""
+        """Return the group of the first printed line that matches, after waiting for it."""
         assert self.process.stdout is not None
         lines = iter(self.printed.copy())
         while (found := re.search(pattern, line := next(lines, "") or self.process.stdout.readline())) is None:
@@ -68,59 +65,57 @@ class Fireside:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for person in self._people:
-            person.close()
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.close()
         self.kill()
 
     def client(self) -> httpx.Client:
         client = httpx.Client(base_url=self.url, trust_env=False, verify=NO_TLS, timeout=PATIENCE)
-        self._people.append(client)
+        self._clients.append(client)
         return client
 
     def first(self, name: str = "ann") -> httpx.Client:
         token = self.setup_link().rsplit("=", 1)[1]
-        return self._enter("/admin/bootstrap", {"token": token, "username": name, "password": PASSWORD})
+        return self._sign_up("/admin/bootstrap", {"token": token, "username": name, "password": PASSWORD})
 
     def join(self, admin: httpx.Client, name: str, role: str = "user") -> httpx.Client:
         code = good(admin.post("/admin/invites", json={"role": role}))["invite_code"]
-        return self._enter("/auth/register", {"invite_code": code, "username": name, "password": PASSWORD})
+        return self._sign_up("/auth/register", {"invite_code": code, "username": name, "password": PASSWORD})
 
-    def _enter(self, path: str, body: dict[str, str]) -> httpx.Client:
+    def _sign_up(self, path: str, body: dict[str, str]) -> httpx.Client:
         client = self.client()
         client.headers["X-CSRF-Token"] = good(client.post(path, json=body))["csrf_token"]
         return client
 
 
-class Watched:
-    """A browser context in which nothing may go wrong unseen: an exception, or a refusal by the policy, as it meets every
-    request of a page to the outside. `look_at_requests` sees those that the policy would let through too.
-    """
+class Visit:
+    """A browser context, signed in as `client`. `close` fails after an exception in a page or a request that the CSP refused."""
 
-    def __init__(self, browser: Browser, url: str, person: httpx.Client | None = None, **options: Any) -> None:
+    client: httpx.Client
+
+    def __init__(self, browser: Browser, url: str, client: httpx.Client | None = None, **options: Any) -> None:
         self.url = url
         self.problems: list[str] = []
-        options = {"viewport": DESKTOP, "reduced_motion": "reduce"} | options
-        self.context: BrowserContext = browser.new_context(base_url=url, **options)
+        self.context = browser.new_context(base_url=url, **{"viewport": DESKTOP, "reduced_motion": "reduce"} | options)
         self.context.set_default_timeout(PATIENCE * 1000)
-        self.context.on("console", self._said)
+        self.context.on("console", self._check_message)
         self.context.on("weberror", lambda error: self.problems.append(f"exception: {error.error}"))
-        if person is not None:
-            cookies = [{"name": cookie.name, "value": cookie.value or "", "url": url} for cookie in person.cookies.jar]
+        if client is not None:
+            self.client = client
+            cookies = [{"name": cookie.name, "value": cookie.value or "", "url": url} for cookie in client.cookies.jar]
             self.context.add_cookies(cookies)  # type: ignore[arg-type]
 
-    def _said(self, message: ConsoleMessage) -> None:
-        # A status that is an error is said too, and is often what a test is about.
+    def _check_message(self, message: ConsoleMessage) -> None:
+        # Chromium reports each error status too, which many tests cause on purpose.
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
             self.problems.append(f"{message.type}: {message.text}")
 
-    def look_at_requests(self) -> None:
-        """A fifth of what a test takes: two dozen at every start of a page."""
-        self.context.on("request", self._asked)
+    def check_requests(self) -> None:
+        """Fail also after a request to another host that the CSP allows. It slows a test by a fifth."""
+        self.context.on("request", self._check_request)
 
-    def _asked(self, request: Any) -> None:
+    def _check_request(self, request: Request) -> None:
         if not request.url.startswith((self.url + "/", "data:")):
             self.problems.append(f"outside request: {request.url}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from playwright.sync_api import Page, expect, sync_playwright
 
-from .browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Watched, launch
+from .browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Visit, launch
 from .live import good
 from .upstream import Gate, LocalModel, Upstream, pause, reasoning, text
 
@@ -103,7 +103,7 @@ def main() -> None:
             client = fireside.first("anna")
             chat = furnish(client)
             for theme in ("light", "dark"):
-                page = Watched(browser, fireside.url, client, color_scheme=theme, viewport=DESKTOP).open(f"/#/c/{chat}")
+                page = Visit(browser, fireside.url, client, color_scheme=theme, viewport=DESKTOP).open(f"/#/c/{chat}")
                 expect(page.locator(".last .figures")).to_contain_text("31.4 tok/s")
                 still(page, f"chat-{theme}")
             page.get_by_role("button", name="Model: Qwen3 8B").click()
@@ -112,7 +112,7 @@ def main() -> None:
 
             gate = Gate()
             upstream.enqueue(reasoning("They know some Python."), text(ANSWER[:760]), pause(gate))
-            phone = Watched(browser, fireside.url, client, viewport=PHONE, has_touch=True, device_scale_factor=2).open()
+            phone = Visit(browser, fireside.url, client, viewport=PHONE, has_touch=True, device_scale_factor=2).open()
             phone.get_by_role("textbox", name="Message").fill(QUESTION)
             phone.get_by_role("button", name="Send").click()
             expect(phone.locator(".code")).to_be_visible()

@@ -1,14 +1,12 @@
-"""What the tests of the page stand on: a real Chromium, the real service, and the real small model, or a scripted LM Studio
-where a test must know what is answered, and when.
-"""
+"""A real Chromium and a real service, with the small model or with a scripted LM Studio."""
 
 from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
-from ..browser import NO_ENGINE, Fireside, Watched, launch
+from ..browser import NO_ENGINE, Fireside, Visit, launch
 from ..upstream import Upstream
 from .steps import names
 
@@ -16,28 +14,11 @@ expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="package")
-def playwright() -> Iterator[Playwright]:
+def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        yield playwright
-
-
-@pytest.fixture(scope="package")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    browser = launch(playwright)
-    yield browser
-    browser.close()
-
-
-@pytest.fixture(scope="package")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fireside]:
-    """A Fireside with the small model that it carries, and no LM Studio."""
-    with Fireside(tmp_path_factory.mktemp("house"), lmstudio_url="http://127.0.0.1:9") as house:
-        yield house
-
-
-@pytest.fixture(scope="package")
-def ann(house: Fireside) -> httpx.Client:
-    return house.first()
+        browser = launch(playwright)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="package")
@@ -55,17 +36,17 @@ def studio(tmp_path_factory: pytest.TempPathFactory, lmstudio: Upstream) -> Iter
 
 
 @pytest.fixture(scope="package")
-def bea(studio: Fireside) -> httpx.Client:
-    return studio.first("bea")
+def admin(studio: Fireside) -> httpx.Client:
+    return studio.first("admin")
 
 
 @pytest.fixture
-def visitor(browser: Browser) -> Iterator[Callable[..., Watched]]:
-    """`visitor(fireside, client)`: a browser of its own for whom the client has signed in. Nothing in it may go wrong."""
-    visits: list[Watched] = []
+def visitor(browser: Browser) -> Iterator[Callable[..., Visit]]:
+    """`visitor(fireside, client)` starts a visit, which is checked when the test ends."""
+    visits: list[Visit] = []
 
-    def visit(fireside: Fireside, client: httpx.Client | None = None, **options: object) -> Watched:
-        visits.append(Watched(browser, fireside.url, client, **options))
+    def visit(fireside: Fireside, client: httpx.Client | None = None, **options: object) -> Visit:
+        visits.append(Visit(browser, fireside.url, client, **options))
         return visits[-1]
 
     yield visit
@@ -74,16 +55,7 @@ def visitor(browser: Browser) -> Iterator[Callable[..., Watched]]:
 
 
 @pytest.fixture
-def at_home(house: Fireside, ann: httpx.Client, visitor: Callable[..., Watched]) -> tuple[Watched, httpx.Client]:
-    """A new user of the house, and their browser."""
-    client = house.join(ann, next(names))
-    return visitor(house, client), client
-
-
-@pytest.fixture
-def at_studio(
-    studio: Fireside, bea: httpx.Client, visitor: Callable[..., Watched], lmstudio: Upstream
-) -> tuple[Watched, httpx.Client]:
+def visit(studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit], lmstudio: Upstream) -> Visit:
+    """A visit of a new user, answered by the scripted LM Studio."""
     lmstudio.forget()
-    client = studio.join(bea, next(names))
-    return visitor(studio, client), client
+    return visitor(studio, studio.join(admin, next(names)))

@@ -1,48 +1,126 @@
-"""What a person does before the page, again and again, and what is there before they come."""
+"""What tests of the page do again and again, and what they prepare."""
 
 import base64
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from mimetypes import guess_type
 
 import httpx
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import APIResponse, FilePayload, Locator, Page, Route, expect
 
 from ..live import PATIENCE, good
+from ..upstream import DONE, Gate, Upstream, finish, pause, text, usage
 
 minutes = itertools.count()
 names = (f"person{number}" for number in itertools.count())
+QWEN = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}  # the model that sees images
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
 )
-CLEAR_GIF = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-STORY = "Tell me a long story about a lighthouse keeper and a storm."
+
+DOT = ("dot.png", PNG)
+
+
+def box(page: Page) -> Locator:
+    return page.get_by_role("textbox", name="Message")
 
 
 def ask(page: Page, question: str) -> None:
-    page.get_by_role("textbox", name="Message").fill(question)
+    box(page).fill(question)
     page.keyboard.press("Enter")
 
 
-def wait(page: Page, seen: Callable[[], object]) -> None:
-    """Until what the page asks for has been seen here."""
-    end = time.monotonic() + PATIENCE
-    while not seen():
-        assert time.monotonic() < end
-        page.evaluate("new Promise(requestAnimationFrame)")
-
-
 def answered(page: Page) -> Locator:
-    """The last answer, once it is complete. It is counted, as to wait for anything else that is not there yet makes Playwright
-    describe the whole page at each look.
-    """
+    """Wait for the end of the last answer. Waiting by count is the cheapest for Playwright."""
     last = page.locator(".message.assistant.last")
     expect(last.locator(".figures", has_text="to first token")).to_have_count(1)
     return last
 
 
+def edit_question(page: Page, content: str) -> None:
+    page.get_by_role("button", name="Edit question").click()
+    page.get_by_role("textbox", name="Edited question").fill(content)
+    page.keyboard.press("Control+Enter")
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def open_settings(page: Page, section: str = "General") -> None:
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    page.get_by_role("tab", name=section).click()
+    expect(page.get_by_role("tabpanel", name=section).locator(".section > *").first).to_be_visible()
+
+
+def open_row_menu(row: Locator, item: str) -> None:
+    row.get_by_role("button").click()
+    row.page.get_by_role("menuitem", name=item, exact=True).click()
+
+
+def attach(page: Page, *files: tuple[str, bytes]) -> None:
+    payloads = [FilePayload(name=name, mimeType=guess_type(name)[0] or "", buffer=content) for name, content in files]
+    page.get_by_label("Files to attach").set_input_files(payloads)
+
+
+def refocus(page: Page) -> None:
+    """Have the page read everything again."""
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+
+
+def next_frame(page: Page) -> None:
+    page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
+
+
+def wait(page: Page, condition: Callable[[], object]) -> None:
+    """Wait for a condition outside the page, while Playwright handles the page's events."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        page.evaluate("new Promise(requestAnimationFrame)")
+
+
+class Held:
+    """Hold the first requests that match. With `response`, the server handles them at once, and their response is held."""
+
+    def __init__(self, page: Page, pattern: str, count: int = 1, response: bool = False) -> None:
+        self.page, self.count, self.response = page, count, response
+        self.routes: list[Route] = []
+        self.responses: dict[Route, APIResponse] = {}
+        page.route(re.compile(pattern), self._hold)
+
+    def _hold(self, route: Route) -> None:
+        if len(self.routes) >= self.count:
+            return route.continue_()
+        self.routes.append(route)
+        if self.response:
+            self.responses[route] = route.fetch()
+
+    def wait(self, count: int = 1) -> None:
+        wait(self.page, lambda: len(self.responses if self.response else self.routes) >= count)
+
+    def release(self, index: int = 0) -> None:
+        route = self.routes[index]
+        if not self.response:
+            return route.continue_()
+        with self.page.expect_event("requestfinished", lambda request: request == route.request):
+            route.fulfill(response=self.responses[route])
+        next_frame(self.page)
+
+
+def stream(lmstudio: Upstream, *texts: str) -> list[Gate]:
+    """Script an answer that waits for a gate before each text but the first."""
+    gates = [Gate() for _ in texts[1:]]
+    later = [step for gate, part in zip(gates, texts[1:], strict=True) for step in (pause(gate), text(part))]
+    lmstudio.enqueue(text(texts[0]), *later, finish(), usage(9, 9), DONE)
+    return gates
+
+
 def new(client: httpx.Client, question: str = "", **fields: object) -> int:
-    """A conversation that is answered briefly and always alike."""
+    """Create a conversation whose answers are short and always alike, with an answered question if one is given."""
     settings = {"temperature": 0, "max_tokens": 40, "seed": 1}
     conversation_id: int = good(client.post("/conversations", json={"settings": settings} | fields))["id"]
     if question:
@@ -53,12 +131,10 @@ def new(client: httpx.Client, question: str = "", **fields: object) -> int:
 
 
 def imported(
-    client: httpx.Client,
-    conversations: list[tuple[str, list[str]]],
-    answers: Iterable[Mapping[str, object]] = (),
+    client: httpx.Client, conversations: list[tuple[str, list[str]]], answers: Iterable[Mapping[str, object]] = ()
 ) -> None:
-    """Conversations as (title, texts of question, answer, question ...), the last one the newest. `answers` has further
-    fields for the answers of each.
+    """Import conversations as (title, texts of question, answer, question ...), the last one the newest. `answers` has
+    further fields for the answers of each.
     """
     files = []
     for number, (title, texts) in zip(minutes, conversations, strict=False):
@@ -75,6 +151,6 @@ def imported(
     assert good(client.post("/import", json=files))["skipped"] == []
 
 
-def message(client: httpx.Client, conversation_id: int, index: int = -1) -> dict[str, object]:
-    found: dict[str, object] = good(client.get(f"/conversations/{conversation_id}/messages"))[index]
+def messages(client: httpx.Client, conversation_id: int) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = good(client.get(f"/conversations/{conversation_id}/messages"))
     return found

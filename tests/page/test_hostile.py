@@ -13,14 +13,13 @@ from fireside.web import markdown
 from playwright.sync_api import Page, expect
 
 from .. import upstream as script
-from ..browser import NO_ENGINE, Fireside, Watched
+from ..browser import NO_ENGINE, Fireside, Visit
 from ..payloads import PAYLOADS
 from ..upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, text, usage
 from .steps import answered, ask, imported
 
 
-def test_page_drops_tags_and_attributes_that_are_not_allowed(at_studio: tuple[Watched, httpx.Client]) -> None:
-    visit, _ = at_studio
+def test_page_drops_tags_and_attributes_that_are_not_allowed(visit: Visit) -> None:
     tree = [
         "p",
         {"class": "x", "onclick": "alert(1)"},
@@ -70,13 +69,13 @@ FIND_FOREIGN = r"""async () => {
 
 @pytest.fixture
 def watched_page(
-    tmp_path: Path, visitor: Callable[..., Watched], lmstudio: Upstream
+    tmp_path: Path, visitor: Callable[..., Visit], lmstudio: Upstream
 ) -> Iterator[tuple[Page, httpx.Client, Path]]:
     """A page. At the end nothing may have been executed, refused by the policy or requested from another host."""
     with Fireside(tmp_path, NO_ENGINE, lmstudio_url=lmstudio.url) as fireside:
         client = fireside.first()
         visit = visitor(fireside, client)
-        visit.look_at_requests()
+        visit.check_requests()
         visit.context.add_init_script(TRAP)
         page = visit.open()
         expect(page.locator(".welcome")).to_be_visible()

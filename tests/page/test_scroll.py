@@ -1,15 +1,14 @@
-"""Where one is in a long chat: at its end while that is in sight, else where one went."""
+"""The scroll position: it follows the end while that is visible, and stays where the reader scrolled to."""
 
 import re
 
-import httpx
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Locator, Page, expect
 
-from ..browser import DESKTOP, Watched
+from ..browser import DESKTOP, Visit
 from ..upstream import DONE, Gate, Upstream, finish, pause, text, usage
-from .steps import answered, ask, imported
+from .steps import Held, answered, ask, box, imported, stream
 
-REST = "(node) => node.scrollHeight - node.clientHeight - node.scrollTop"
+BELOW = "(node) => node.scrollHeight - node.clientHeight - node.scrollTop"
 COVERED = """() => {
     const place = (name) => document.querySelector(name).getBoundingClientRect();
     const button = place(".to-end");
@@ -18,7 +17,9 @@ COVERED = """() => {
         return left < button.right && right > button.left && top < button.bottom && bottom > button.top;
     });
 }"""
-SETTLE = "(node) => { window.settled = new Promise((end) => node.addEventListener('scrollend', end, { once: true })); }"
+SCROLLED = (
+    "(node) => { window.scrolled = new Promise((end) => node.addEventListener('scrollend', end, { once: true })); }"
+)
 MIXED = """## Part {}
 
 Some prose about **this** and `that`, which goes on for quite a while, so that it takes more than one line of the column.
@@ -26,14 +27,9 @@ Some prose about **this** and `that`, which goes on for quite a while, so that i
 1. One
 2. Two
    - nested
-   - more nested
 3. Three
 
 ```python
-def f(x):
-    return [y for y in range(x)]
-
-
 class Thing:
     name: str = "thing"
 ```
@@ -41,9 +37,7 @@ class Thing:
 | a | b | c |
 |---|:-:|--:|
 | 1 | 2 | 3 |
-| 4 | 5 | 6 |
 
-- [ ] a task
 - [x] done
 
 > quoted
@@ -55,81 +49,79 @@ WATCH = """() => {
     const node = document.querySelector(".scroller");
     const { port1, port2 } = new MessageChannel();
     let changed = false;
-    window.rests = [];
-    // A frame has been drawn when the message comes that was sent before it; what has changed since is in the next one.
+    window.distances = [];
+    // A message that is sent in a frame arrives when it was drawn. A change after the message belongs to the next frame.
     new MutationObserver(() => { changed = true; })
         .observe(node, { subtree: true, childList: true, characterData: true, attributes: true });
-    const look = () => requestAnimationFrame(() => {
+    const watch = () => requestAnimationFrame(() => {
         changed = false;
         port2.postMessage(0);
     });
     port1.onmessage = () => {
-        if (!changed) rests.push(Math.round(node.scrollHeight - node.clientHeight - node.scrollTop));
-        look();
+        if (!changed) distances.push(Math.round(node.scrollHeight - node.clientHeight - node.scrollTop));
+        watch();
     };
-    look();
+    watch();
+}"""
+# The layout may shrink while it is measured, and grow again before it is drawn: then the browser moves up, not the reader.
+SHRINK = """async () => {
+    const answer = document.querySelector(".message.assistant .markdown");
+    const drawn = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+    for (const space of [300, 0, 600]) {
+        answer.style.paddingBottom = `${space}px`;
+        if (document.querySelector(".scroller").scrollTop && space) await drawn();
+    }
+    await drawn();
+    const below = document.querySelector(".scroller");
+    const distance = below.scrollHeight - below.clientHeight - below.scrollTop;
+    answer.style.paddingBottom = "";
+    return distance;
 }"""
 
 
-def test_the_scroll_is_never_stolen_and_the_end_is_followed(
-    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
-) -> None:
-    visit, _ = at_studio
-    gate, end = Gate(), Gate()
-    line = "A line of the long answer.\n\n"
-    lmstudio.enqueue(
-        text(*[line] * 60), pause(gate), text(*[line] * 60), pause(end), text("The end."), finish(), usage(9, 9), DONE
-    )
+def test_end_is_followed_until_the_reader_scrolls_up(visit: Visit, lmstudio: Upstream) -> None:
+    lines = "A line of the long answer.\n\n" * 60
+    more, end = stream(lmstudio, lines, lines, "The end.")
     page = visit.open()
     ask(page, "Much, please")
-    scroller = page.locator(".scroller")
-    expect(page.locator(".message.assistant p")).to_have_count(60)
-    assert scroller.evaluate(REST) < 2
+    scroller, to_end = page.locator(".scroller"), page.get_by_role("button", name="To the end")
+    paragraphs = page.locator(".message.assistant p")
+    expect(paragraphs).to_have_count(60)
+    expect_at_end(scroller)
     scroller.hover()
-    scroller.evaluate(SETTLE)
+    scroller.evaluate(SCROLLED)
     page.mouse.wheel(0, -500)
-    page.evaluate("settled.then(() => null)")
-    expect(page.get_by_role("button", name="To the end")).to_be_visible()
-    page.get_by_role("textbox", name="Message").fill("A long question. " * 60)
+    page.evaluate("scrolled.then(() => null)")
+    expect(to_end).to_be_visible()
+    box(page).fill("A long question. " * 60)
     for width in (360, 390, 1280):
         page.set_viewport_size({"width": width, "height": DESKTOP["height"]})
         assert page.evaluate(COVERED) == [], width
-    page.get_by_role("textbox", name="Message").fill("")
+    box(page).fill("")
     before = scroller.evaluate("(node) => node.scrollTop")
-    gate.open()
-    expect(page.locator(".message.assistant p")).to_have_count(120)
+    more.open()
+    expect(paragraphs).to_have_count(120)
     assert scroller.evaluate("(node) => node.scrollTop") == before
-    page.get_by_role("button", name="To the end").click()
-    assert scroller.evaluate(REST) < 2
-    scroller.evaluate(SETTLE)
+    to_end.click()
+    expect_at_end(scroller)
+    scroller.evaluate(SCROLLED)
     scroller.press("PageUp")
-    page.evaluate("settled.then(() => null)")
-    expect(page.get_by_role("button", name="To the end")).to_be_visible()
-    page.get_by_role("button", name="To the end").click()
-    # What is measured while it shrinks, and grows before it is drawn, makes the browser go up: that is no reader.
-    page.evaluate(
-        """async () => {
-            const answer = document.querySelector(".message.assistant .markdown");
-            const drawn = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
-            for (const space of [300, 0, 600]) {
-                answer.style.paddingBottom = `${space}px`;
-                if (document.querySelector(".scroller").scrollTop && space) await drawn();
-            }
-            await drawn();
-        }"""
-    )
-    assert scroller.evaluate(REST) < 2
-    page.evaluate("document.querySelector('.message.assistant .markdown').style.paddingBottom = ''")
+    page.evaluate("scrolled.then(() => null)")
+    expect(to_end).to_be_visible()
+    to_end.click()
+    expect_at_end(scroller)
+    assert page.evaluate(SHRINK) < 2
     end.open()
     answered(page)
     expect(page.get_by_text("The end.")).to_be_in_viewport()
-    assert scroller.evaluate(REST) < 2
+    expect_at_end(scroller)
 
 
-def test_the_end_is_in_sight_on_every_frame_of_a_mixed_answer(
-    at_studio: tuple[Watched, httpx.Client], lmstudio: Upstream
-) -> None:
-    visit, _ = at_studio
+def expect_at_end(scroller: Locator) -> None:
+    scroller.page.wait_for_function(f"(node) => ({BELOW})(node) < 2", arg=scroller.element_handle())
+
+
+def test_end_is_visible_in_every_frame_of_a_mixed_answer(visit: Visit, lmstudio: Upstream) -> None:
     whole = "".join(MIXED.replace("{}", str(number)) for number in range(20))
     pieces = [text(*re.findall(".{1,7}", whole[at : at + 70], re.DOTALL)) for at in range(0, len(whole), 70)]
     gates = [Gate() for _ in pieces]
@@ -146,58 +138,35 @@ def test_the_end_is_in_sight_on_every_frame_of_a_mixed_answer(
     answered(page)
     expect(page.locator(".markdown math")).to_have_count(20)
     expect(page.get_by_text("The end.", exact=True)).to_be_in_viewport()
-    rests: list[int] = page.evaluate("rests")
-    assert len(rests) > len(gates)
-    assert [rest for rest in rests if rest > 2] == []
+    distances: list[int] = page.evaluate("distances")
+    assert len(distances) > len(gates)
+    assert [distance for distance in distances if distance > 2] == []
 
 
-def top(page: Page, message: str) -> float:
-    """Where a message is, once what came has been laid out."""
-    found: float = page.locator(".message .text", has_text=re.compile(f"^{message} ")).evaluate(
-        """async (node) => {
-            for (let frame = 0; frame < 3; frame += 1) await new Promise(requestAnimationFrame);
-            return node.getBoundingClientRect().top;
-        }"""
-    )
-    return found
-
-
-def test_a_long_chat_opens_at_its_end_and_is_read_up_to_its_first_message(
-    at_studio: tuple[Watched, httpx.Client],
-) -> None:
-    visit, client = at_studio
+def test_long_chat_opens_at_its_end_and_is_read_up_to_its_first_message(visit: Visit) -> None:
     body = "".join(MIXED.replace("{}", str(number)) for number in range(4))
     texts = [f"Message {number} {body if number % 10 == 1 else 'word ' * (number % 90)}" for number in range(180)]
-    imported(client, [("Long", texts)])
+    imported(visit.client, [("Long", texts)])
     page = visit.open()
     page.get_by_role("link", name="Long", exact=True).click()
     messages = page.locator(".message")
     expect(messages).to_have_count(60)
     expect(messages.last).to_be_in_viewport()
-    assert page.locator(".scroller").evaluate(REST) < 2
-    held: list[Route] = []
-    page.route(re.compile(r"/messages\?.*before="), lambda route: held.append(route))
+    expect_at_end(page.locator(".scroller"))
+    held = Held(page, r"/messages\?.*before=", 2)
     page.locator(".scroller").hover()
-    for first in (120, 60):
-        while not held:
-            page.mouse.wheel(0, -3000)
-            page.evaluate("new Promise(requestAnimationFrame)")
-        # Whoever looks at the oldest that is there goes on looking at it.
-        while page.locator(".scroller").evaluate("(node) => node.scrollTop") > 0:
-            page.mouse.wheel(0, -3000)
-            page.evaluate("new Promise(requestAnimationFrame)")
+    for index, first in enumerate((120, 60)):
+        scroll_to_top(page)
+        held.wait(index + 1)
         before = top(page, f"Message {first}")
-        held.pop().continue_()
+        held.release(index)
         expect(messages).to_have_count(180 - first + 60)
         assert abs(top(page, f"Message {first}") - before) < 3
-    page.unroute_all()
-    while page.locator(".scroller").evaluate("(node) => node.scrollTop") > 0:
-        page.mouse.wheel(0, -3000)
-        page.evaluate("new Promise(requestAnimationFrame)")
+    scroll_to_top(page)
     expect(messages.first).to_be_in_viewport()
     expect(messages.first).to_contain_text("Message 0")
 
-    # Somebody scrolls up faster than the messages come: each time that some have come, the top is in sight again at once.
+    # A reader who scrolls up faster than messages arrive sees the top again as soon as some have.
     page.reload()
     expect(messages).to_have_count(60)
     expect(messages.last).to_be_in_viewport()
@@ -206,8 +175,25 @@ def test_a_long_chat_opens_at_its_end_and_is_read_up_to_its_first_message(
             const node = document.querySelector(".scroller");
             const up = () => { node.scrollTop = 0; };
             new MutationObserver(up).observe(document.querySelector(".column"), { childList: true });
-            node.addEventListener("scroll", up); // also when the page went to its end a last time
+            node.addEventListener("scroll", up); // also after the page's last scroll to the end
             up();
         }"""
     )
     expect(messages).to_have_count(180)
+
+
+def scroll_to_top(page: Page) -> None:
+    while page.locator(".scroller").evaluate("(node) => node.scrollTop") > 0:
+        page.mouse.wheel(0, -3000)
+        page.evaluate("new Promise(requestAnimationFrame)")
+
+
+def top(page: Page, message: str) -> float:
+    """The vertical position of a message after the layout."""
+    found: float = page.locator(".message .text", has_text=re.compile(f"^{message} ")).evaluate(
+        """async (node) => {
+            for (let frame = 0; frame < 3; frame += 1) await new Promise(requestAnimationFrame);
+            return node.getBoundingClientRect().top;
+        }"""
+    )
+    return found

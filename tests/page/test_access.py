@@ -1,0 +1,292 @@
+"""By keyboard, on a phone, over plain http, over a slow line, and what axe finds."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from axe_playwright_python.base import AXE_SCRIPT
+from fireside import config
+from fireside.cli.browser import page_address
+from playwright.sync_api import Page, expect
+
+from .. import upstream as script
+from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Visit
+from ..live import PASSWORD, good
+from ..upstream import DONE, Upstream, answer, finish, reasoning, text, usage
+from .steps import answered, ask, attach, box, imported, names, new, open_settings, press, stream
+
+SECTIONS = ("General", "New chats", "Account", "Your data", "Bin", "Usage", "Household")
+
+
+def test_everything_is_reached_by_keyboard(visit: Visit, lmstudio: Upstream) -> None:
+    older, newer = new(visit.client, "The older one"), new(visit.client, "The newer one")
+    page = visit.open(f"/#/c/{newer}")
+    answered(page)
+    page.keyboard.press("Alt+ArrowDown")
+    page.wait_for_url(f"**/#/c/{older}")
+    page.keyboard.press("Alt+ArrowUp")
+    page.wait_for_url(f"**/#/c/{newer}")
+    expect(page.locator(".message.user")).to_contain_text("The newer one")
+    answered(page)
+    lmstudio.enqueue(answer("Another"))
+    page.keyboard.press("Control+Shift+Enter")
+    expect(page.locator(".switch")).to_contain_text("2/2")
+    answered(page)
+    page.keyboard.press("Control+Shift+C")
+    page.keyboard.press("Control+Shift+O")
+    expect(page.get_by_role("heading", level=1)).to_have_text("New chat")
+    expect(box(page)).to_be_focused()
+
+    (gate,) = stream(lmstudio, "Slowly ", "never")
+    page.keyboard.type("first line")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("second line")
+    page.keyboard.press("Enter")
+    expect(page.locator(".message.user .text")).to_have_text("first line\nsecond line", use_inner_text=True)
+    expect(page.locator(".message.assistant .markdown")).to_contain_text("Slowly")
+    page.keyboard.press("Escape")
+    expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
+    gate.open()
+
+    page.keyboard.press("ArrowUp")
+    editor = page.get_by_role("textbox", name="Edited question")
+    expect(editor).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(editor).to_have_count(0)
+    expect(box(page)).to_be_focused()
+    page.keyboard.press("Control+.")
+    expect(page.get_by_role("dialog", name="Models")).to_be_visible()
+    page.keyboard.type("qwen")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+    page.keyboard.press("Escape")
+
+    reached = set()
+    name = "document.activeElement.getAttribute('aria-label') || document.activeElement.textContent.trim()"
+    outlined = "getComputedStyle(document.activeElement).outlineStyle !== 'none'"
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate(name))
+        assert page.evaluate(f"{outlined} || document.activeElement.matches('body, .composer textarea')")
+    assert {"New chatCtrl ⇧ O", "Search conversations", "Copy answer", "Another answer", "Message"} <= reached
+
+
+def test_phone_chats_lists_and_sets(studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit]) -> None:
+    client = studio.join(admin, next(names))
+    new(client, "An older conversation")
+    page = visitor(studio, client, viewport=PHONE, has_touch=True, is_mobile=True).open()
+    sidebar = page.get_by_role("navigation", name="Conversations")
+    expect(sidebar).to_be_hidden()
+    box(page).fill("From the sofa")
+    page.get_by_role("button", name="Send").tap()
+    answered(page)
+    page.get_by_role("button", name="Conversations").tap()
+    page.get_by_role("link", name="An older conversation").tap()
+    expect(sidebar).to_be_hidden()
+    expect(page.locator(".message.user")).to_contain_text("An older conversation")
+    page.get_by_role("button", name="Conversation settings").tap()
+    page.get_by_label("Instructions for the model").fill("Be brief.")
+    expect(page.get_by_role("status").filter(has_text="Saved")).to_be_visible()
+    page.get_by_role("button", name="Close", exact=True).tap()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_cut_off_at_the_side(
+    width: int, studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit]
+) -> None:
+    client = studio.join(admin, next(names), "admin")
+    studio.join(admin, f"somebody-with-a-long-name-{next(names)}")
+    deleted = new(client, title="A conversation whose title is too long for a line of a phone, and goes on in the next")
+    good(client.delete(f"/conversations/{deleted}"))
+    counts = {"prompt_tokens": 128_800_000, "completion_tokens": 123_456, "total_tokens": 128_923_456}
+    used = {"model": "mistral-small-3.2-24b-instruct-2506", "token_usage": counts, "stats": {"tokens_per_second": 108}}
+    imported(client, [("Much", ["Read this", "I did"])], [used])
+    chat = new(client, "How is the weather on the other side of the mountains?")
+    page = visitor(studio, client, viewport={"width": width, "height": 740}).open(f"/#/c/{chat}")
+    answered(page)
+    assert page.locator(".top .title").evaluate("(node) => node.offsetWidth") > 80
+    if width < 820:
+        press(page, "Conversations")
+    open_settings(page)
+    cut = """(node) => [node, ...node.querySelectorAll("*")].filter((one) => one.scrollWidth > one.clientWidth + 1
+        && one.clientWidth && getComputedStyle(one).overflowX !== "visible").map((one) => one.outerHTML)"""
+    for section in SECTIONS:
+        show_section(page, section)
+        assert (section, page.get_by_role("tabpanel").evaluate(cut)) == (section, [])
+
+
+def show_section(page: Page, section: str) -> None:
+    page.get_by_role("tab", name=section).click()
+    expect(page.get_by_role("tabpanel", name=section).locator(".section > *").first).to_be_visible()
+    if section == "Household":
+        press(page, "Make an invite")
+        expect(page.locator(".command")).to_be_visible()
+
+
+def test_list_of_a_narrow_window_has_the_focus_while_it_moves_in(
+    studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit]
+) -> None:
+    visit = visitor(studio, admin, viewport={"width": 700, "height": 800}, reduced_motion="no-preference")
+    page = visit.open(f"/#/c/{new(admin, title='Narrow')}")
+    expect(box(page)).to_be_focused()
+    page.keyboard.press("Control+k")
+    page.keyboard.type("narrow")
+    expect(page.get_by_role("searchbox", name="Search conversations")).to_have_value("narrow")
+    for _ in range(2):  # the first clears the search, the second hides the list
+        page.keyboard.press("Escape")
+    expect(page.locator(".sidebar")).not_to_be_visible()
+    press(page, "Conversations")
+    expect(page.locator(".sidebar")).to_be_focused()
+
+
+def test_code_is_copied_over_plain_http(visit: Visit, lmstudio: Upstream) -> None:
+    visit.context.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    lmstudio.enqueue(answer("```python\n", "print('hello')\n", "```\n"))
+    page = visit.open()
+    ask(page, "Code, please")
+    answered(page)
+    expect(page.locator("pre .nb")).to_have_text("print")
+    press(page, "Copy code")
+    box(page).click()
+    page.keyboard.press("Control+v")
+    expect(box(page)).to_have_value("print('hello')")
+
+
+def test_first_visit_is_small(visit: Visit) -> None:
+    sizes: dict[str, int] = {}
+    visit.context.on("requestfinished", lambda one: sizes.update({one.url: one.sizes()["responseBodySize"]}))
+    page = visit.open()
+    expect(page.locator(".welcome")).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    files = {url: size for url, size in sizes.items() if "/static/" in url or url == visit.url + "/"}
+    assert len(files) <= 26
+    assert sum(files.values()) < 60_000, files  # compressed
+
+
+def violations(page: Page) -> list[str]:
+    """What axe finds in light, and of contrast in dark."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE_SCRIPT)
+    found = page.evaluate("async () => (await axe.run({ resultTypes: ['violations'] })).violations")
+    page.emulate_media(color_scheme="dark")
+    contrast = "{ resultTypes: ['violations'], runOnly: ['color-contrast'] }"
+    found += page.evaluate(f"async () => (await axe.run({contrast})).violations")
+    page.emulate_media(color_scheme="light")
+    return [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in found]
+
+
+class Axe(dict[str, list[str]]):
+    """Violations by screen."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def check(self, screen: str) -> None:
+        if found := violations(self.page):
+            self[screen] = found
+
+
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def viewport(request: pytest.FixtureRequest) -> dict[str, int]:
+    size: dict[str, int] = request.param
+    return size
+
+
+def test_axe_finds_nothing_before_the_first_answer(
+    tmp_path: Path, viewport: dict[str, int], visitor: Callable[..., Visit]
+) -> None:
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url="http://127.0.0.1:9") as fireside:
+        settings = config.load({"data_dir": str(tmp_path)}, {})
+        page = visitor(fireside, viewport=viewport).open(page_address(settings, fireside.url, fireside.setup_link()))
+        axe = Axe(page)
+        name, password = page.get_by_label("Name"), page.get_by_label("Password, 12 characters or more")
+        expect(page.get_by_role("heading", name="Welcome to Fireside")).to_be_visible()
+        axe.check("setup")
+        name.fill("ann")
+        password.fill("password1234")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).not_to_be_empty()
+        axe.check("setup, refused")
+        code = good(fireside.first().post("/admin/invites", json={"role": "user"}))["invite_code"]
+        page.goto(f"/#invite={code}")
+        expect(page.get_by_role("heading", name="You are invited")).to_be_visible()
+        axe.check("invite")
+        name.fill("bob")
+        password.fill(PASSWORD)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name="No model server yet")).to_be_visible()
+        page.get_by_text("Where Fireside looks").click()
+        axe.check("no model")
+        page.keyboard.press("?")
+        expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
+        axe.check("shortcuts")
+        assert axe == {}
+
+
+def test_axe_finds_nothing(
+    viewport: dict[str, int], studio: Fireside, admin: httpx.Client, lmstudio: Upstream, visitor: Callable[..., Visit]
+) -> None:
+    markdown = "# Title\n\nSome `code`, a [link](https://example.org) and $x^2$.\n\n| a | b |\n|--|--|\n| 1 | 2 |\n\n"
+    markdown += "- [x] done\n- [ ] open\n\n> quoted\n\n```python\nclass A:  # comment\n    b = 'text' + 1\n```\n"
+    lmstudio.enqueue(reasoning("Let me see."), text(markdown), finish("length"), usage(3000, 500), DONE)
+    client = studio.join(admin, next(names), "admin")
+    chat = new(client, "What can you show?\n\nlist.txt:\n```txt\nmilk\n```")
+    lmstudio.enqueue(script.status(500, {"error": {"message": "broken"}}))
+    failed = new(client, "Fail, please")
+    good(client.delete(f"/conversations/{new(client, title='In the bin')}"))
+    page = visitor(studio, client, viewport=viewport).open(f"/#/c/{chat}")
+    axe = Axe(page)
+    expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    for folded in page.locator("details summary").all():
+        folded.click()
+    axe.check("chat")
+    press(page, "Conversation settings")
+    page.get_by_label("Temperature").fill("15")
+    expect(page.get_by_role("alert").filter(has_text="Not saved")).to_be_visible()
+    axe.check("panel")
+    page.keyboard.press("Escape")
+    page.goto(f"/#/c/{failed}")
+    expect(page.locator(".failed")).to_be_visible()
+    axe.check("failed")
+    page.goto("/#/")
+    expect(page.locator(".welcome")).to_be_visible()
+    attach(page, ("note.txt", b"milk"))
+    expect(page.locator(".chip")).to_be_visible()
+    axe.check("new chat")
+    if viewport == PHONE:
+        press(page, "Conversations")
+        expect(page.locator(".sidebar")).to_be_in_viewport(ratio=0.99)
+        axe.check("list")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("show")
+    expect(page.locator(".results a").first).to_be_visible()
+    axe.check("search")
+    page.keyboard.press("Escape")
+    page.locator(".list li button").first.dispatch_event("click")
+    expect(page.get_by_role("menu")).to_be_visible()
+    axe.check("menu")
+    page.keyboard.press("Escape")
+    open_settings(page)
+    for section in SECTIONS:
+        show_section(page, section)
+        if section == "Your data":
+            page.get_by_label("Files to import").set_input_files(__file__)
+            expect(page.get_by_text("Nothing was imported.")).to_be_visible()
+        axe.check(section)
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name=re.compile("^Model:")).click()
+    expect(page.locator(".model-pick").first).to_be_visible()
+    axe.check("models")
+    good(client.post("/auth/logout"))
+    page.reload()
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    axe.check("sign in")
+    assert axe == {}

@@ -1,0 +1,211 @@
+"""The composer: drafts and attached files."""
+
+import base64
+
+from playwright.sync_api import Page, Route, expect
+
+from ..browser import Visit
+from ..upstream import Upstream
+from .steps import DOT, PNG, QWEN, Held, answered, ask, attach, box, edit_question, new, press
+
+CLEAR_GIF = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+
+
+def expect_toast(page: Page, text: str) -> None:
+    expect(page.locator(".toast")).to_have_text(text)
+    press(page, "Dismiss")
+
+
+def test_drafts_survive_a_reload_and_another_conversation_until_sign_out(visit: Visit) -> None:
+    page = visit.open(f"/#/c/{new(visit.client, 'Hello')}")
+    chip, new_chat = page.locator(".chip"), page.get_by_role("link", name="New chat")
+    box(page).fill("half a thou")
+    attach(page, ("a.txt", b"A"))
+    expect(chip).to_have_text("a.txt")
+    new_chat.click()
+    expect(box(page)).to_have_value("")
+    expect(chip).to_have_count(0)
+    page.go_back()
+    expect(box(page)).to_have_value("half a thou")
+    expect(chip).to_have_text("a.txt")
+    new_chat.click()
+    expect(box(page)).to_have_value("")
+    box(page).fill("something new")
+    page.reload()
+    expect(box(page)).to_have_value("something new")
+    page.go_back()
+    expect(box(page)).to_have_value("half a thou")
+    page.evaluate("() => localStorage.setItem('fireside.draft.99999.new', 'of another user')")
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Sign out").click()
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    drafts = page.evaluate("Object.keys(localStorage).filter((key) => key.includes('draft'))")
+    assert drafts == ["fireside.draft.99999.new"]
+
+
+def test_image_is_refused_by_a_model_that_cannot_see_and_sent_to_one_that_may(visit: Visit, lmstudio: Upstream) -> None:
+    """An OpenAI-compatible server does not say whether a model sees images."""
+
+    def without_vision(route: Route) -> None:
+        providers = route.fetch().json()
+        for model in (model for provider in providers for model in provider["models"] if model["vision"]):
+            model["vision"] = None
+        route.fulfill(json=providers)
+
+    visit.context.route("**/providers", without_vision)
+    page = visit.open()
+    press(page, "Model: Llama 3.2 3B Instruct")
+    page.locator(".model-pick", has_text="Llama").click()
+    attach(page, DOT)
+    expect_toast(page, "This model cannot see images.")
+    press(page, "Model: Llama 3.2 3B Instruct")
+    expect(page.locator(".model-pick", has_text="Qwen")).not_to_contain_text("sees images")
+    page.locator(".model-pick", has_text="Qwen").click()
+    attach(page, *[DOT] * 9)
+    expect_toast(page, "A message can have at most 8 images.")
+    expect(page.locator(".chip")).to_have_text(["dot.png"] * 8)
+    for _ in range(7):
+        page.get_by_role("button", name="Remove dot.png").first.click()
+    ask(page, "What is this?")
+    answered(page)
+    image = page.get_by_role("img", name="Attached image")
+    expect(image).to_have_js_property("naturalWidth", 1)
+    edit_question(page, "And what is this?")
+    expect(page.locator(".message.user")).to_contain_text("2/2")
+    answered(page)
+    expect(image).to_have_js_property("naturalWidth", 1)
+    assert sorted(part["type"] for part in lmstudio.chats[-1]["messages"][-1]["content"]) == ["image_url", "text"]
+    visit.context.unroute_all(behavior="wait")  # after an answer the page reads the models once more
+
+
+def test_message_waits_for_files_that_are_being_read(visit: Visit) -> None:
+    page = visit.open(f"/#/c/{new(visit.client, **QWEN)}")
+    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
+    page.evaluate(
+        """() => {
+            const read = FileReader.prototype.readAsDataURL;
+            FileReader.prototype.readAsDataURL = function (blob) { window.release = () => read.call(this, blob); };
+        }"""
+    )
+    attach(page, DOT)
+    page.wait_for_function("() => window.release")
+    ask(page, "What is this?")
+    expect(box(page)).to_have_js_property("readOnly", True)
+    page.evaluate("() => window.release()")
+    answered(page)
+    expect(page.get_by_role("img", name="Attached image")).to_have_count(1)
+
+
+def test_image_of_another_type_becomes_a_jpeg_on_white(visit: Visit) -> None:
+    pixel = visit.open().evaluate(
+        """async (gif) => {
+            const { encode } = await import("/static/files.js");
+            const blob = (base64) => new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
+            const { media_type, data } = await encode(blob(gif));
+            const context = new OffscreenCanvas(1, 1).getContext("2d");
+            context.drawImage(await createImageBitmap(blob(data)), 0, 0);
+            return [media_type, ...context.getImageData(0, 0, 1, 1).data];
+        }""",
+        CLEAR_GIF,
+    )
+    assert pixel == ["image/jpeg", 255, 255, 255, 255]
+
+
+def test_image_alone_is_a_message(visit: Visit, lmstudio: Upstream) -> None:
+    chat = new(visit.client, **QWEN)
+    page = visit.open()
+    expect(page.locator(".pill")).to_contain_text("Llama")  # which cannot see images
+    held = Held(page, rf"/conversations/{chat}/messages")
+    page.goto(f"/#/c/{chat}")
+    held.wait()
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    attach(page, DOT)
+    expect(page.locator(".chip")).to_contain_text("dot.png")
+    held.release()
+    press(page, "Send")
+    answered(page)
+    expect(page.locator(".message.user img")).to_be_visible()
+    assert [part["type"] for part in lmstudio.chats[-1]["messages"][-1]["content"]] == ["image_url"]
+
+
+def test_image_can_be_attached_before_a_model_is_known(visit: Visit) -> None:
+    visit.context.route("**/providers", lambda route: route.fulfill(json=[]))
+    page = visit.open()
+    attach(page, DOT)
+    expect(page.locator(".chip")).to_have_text(["dot.png"])
+
+
+def test_text_files_are_sent_in_fences_and_shown_folded(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open()
+    chips, question = page.locator(".chip"), page.locator(".message.user")
+    for name, content, refusal in (
+        ("paper.pdf", b"%PDF-1.7\n\xe2\xe3\xcf\xd3", "paper.pdf is neither a text file nor an image."),
+        ("long.txt", b"x" * 199_995, "long.txt is too long: a message can have at most 200,000 characters."),
+        ("huge.log", b"x" * 900_000, "huge.log is too long: a message can have at most 200,000 characters."),
+    ):
+        attach(page, (name, content))
+        expect_toast(page, refusal)
+    expect(chips).to_have_count(0)
+    expect(page.get_by_role("button", name="Send")).to_be_disabled()
+    notes, people = "# Été\r\n```\ncode\n```\r\n".encode(), "naïve;1\n".encode("utf-16")
+    attach(page, ("notes.md", notes), ("people.CSV", people), ("LICENSE", b"Free"))
+    expect(chips).to_have_text(["notes.md", "people.CSV", "LICENSE"])
+    press(page, "Remove LICENSE")
+    ask(page, "What is this?")
+    answered(page)
+    blocks = "notes.md:\n````md\n# Été\n```\ncode\n```\n````\n\npeople.CSV:\n```csv\nnaïve;1\n```"
+    assert lmstudio.chats[-1]["messages"][-1]["content"] == f"What is this?\n\n{blocks}"
+    expect(chips).to_have_count(0)
+    expect(question.locator(".text")).to_have_text("What is this?")
+    expect(question.locator("summary")).to_have_text(
+        ["notes.md4 lines, 18 characters", "people.CSV1 line, 7 characters"]
+    )
+    expect(question.locator("pre").first).to_be_hidden()
+    question.locator("summary").first.click()
+    expect(question.locator("pre").first).to_have_text("# Été\n```\ncode\n```", use_inner_text=True)
+
+    typed = f"{blocks}\n\nfoo:\n```\nbar\n```"  # ends with a code block that a person typed, which is no file
+    press(page, "Edit question")
+    editor = page.get_by_role("textbox", name="Edited question")
+    expect(editor).to_have_value(f"What is this?\n\n{blocks}")
+    editor.fill(typed)
+    page.keyboard.press("Control+Enter")
+    expect(question.locator(".text")).to_have_text(typed, use_inner_text=True)
+    expect(question.locator("summary")).to_have_count(0)
+    answered(page)
+    page.locator(".sidebar .new").click()
+    expect(page.locator(".welcome")).to_be_visible()
+    attach(page, ("LICENSE", b"Free"))
+    press(page, "Send")
+    expect(question.locator("summary")).to_have_text("LICENSE1 line, 4 characters")
+    expect(question.locator(".text")).to_have_count(0)
+    answered(page)
+    assert lmstudio.chats[-1]["messages"][-1]["content"] == "LICENSE:\n```text\nFree\n```"
+    ask(page, "x" * 200_001)
+    expect_toast(page, "The message has 200,001 characters. At most 200,000 can be sent.")
+
+
+def test_files_are_dropped_and_pasted(visit: Visit) -> None:
+    page = visit.open(f"/#/c/{new(visit.client, **QWEN)}")
+    chips, scroller = page.locator(".chip"), page.locator(".scroller")
+    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
+    transfer = """([png, isOfficeText]) => {
+        const transfer = new DataTransfer();
+        const bytes = Uint8Array.from(atob(png), (letter) => letter.charCodeAt(0));
+        transfer.items.add(new File([bytes], "dot.png", { type: "image/png" }));
+        if (isOfficeText) for (const type of ["text/plain", "text/html"]) transfer.setData(type, "a table");
+        else transfer.items.add(new File(["1,2"], "table.csv", { type: "text/csv" }));
+        return transfer;
+    }"""
+    png = base64.b64encode(PNG).decode()
+    files, office_text = (page.evaluate_handle(transfer, [png, is_office]) for is_office in (False, True))
+    event = "{ bubbles: true, cancelable: true, dataTransfer: given, clipboardData: given }"
+    drag = f"(node, given) => [node.dispatchEvent(new DragEvent('dragover', {event})), document.querySelectorAll('.dropping').length]"
+    assert scroller.evaluate(drag, files) == [False, 1]
+    assert scroller.evaluate(f"(node, given) => node.dispatchEvent(new DragEvent('drop', {event}))", files) is False
+    expect(chips).to_have_text(["dot.png", "table.csv"])
+    expect(page.locator(".composer.dropping")).to_have_count(0)
+    paste = f"(node, given) => node.dispatchEvent(new ClipboardEvent('paste', {event}))"
+    assert box(page).evaluate(paste, office_text) is True
+    assert box(page).evaluate(paste, files) is False
+    expect(chips).to_have_text(["dot.png", "table.csv"] * 2)

@@ -1,0 +1,296 @@
+"""The open conversation: what is asked and changed in it, and requests that overlap."""
+
+import re
+
+from playwright.sync_api import Route, expect
+
+from ..browser import Visit
+from ..live import good
+from ..upstream import Upstream, answer
+from .steps import (
+    DOT,
+    QWEN,
+    Held,
+    answered,
+    ask,
+    attach,
+    box,
+    edit_question,
+    imported,
+    messages,
+    new,
+    press,
+    refocus,
+    stream,
+    wait,
+)
+
+DETAILS = r"/conversations/\d+$"
+PATH = r"/messages\?"
+
+
+def test_version_of_an_earlier_answer_keeps_what_followed(visit: Visit, lmstudio: Upstream) -> None:
+    imported(visit.client, [("Rivers", ["What is a river?", "Water.", "And a lake?", "Still water."])])
+    page = visit.open()
+    page.get_by_role("link", name="Rivers", exact=True).click()
+    lmstudio.enqueue(answer("Water that flows."))
+    page.locator(".message", has_text="Water.").first.get_by_role("button", name="Another answer").click()
+    expect(answered(page)).to_contain_text("Water that flows.")
+    expect(page.locator(".message")).to_have_count(2)
+    press(page, "Previous version")
+    expect(page.locator(".message.assistant.last")).to_contain_text("Still water.")
+
+
+def test_responses_from_before_the_end_of_an_answer_do_not_block_the_next(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open()
+    streams: list[str] = []
+    (gate,) = stream(lmstudio, "One ", "two")
+    ask(page, "Count")
+    text = page.locator(".message.assistant .markdown")
+    expect(text).to_contain_text("One")
+    page.on("request", lambda request: streams.append(request.url) if "/generations/" in request.url else None)
+    held = Held(page, DETAILS, 2, response=True)
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    held.wait(1)
+    gate.open()
+    held.wait(2)
+    held.release(0)
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    held.release(1)
+    expect(answered(page).locator(".markdown")).to_have_text("One two")
+    lmstudio.enqueue(answer("Three"))
+    ask(page, "Go on")
+    expect(answered(page).locator(".markdown")).to_have_text("Three")
+    assert streams == []
+
+
+def test_response_of_an_earlier_read_does_not_replace_a_later_one(visit: Visit) -> None:
+    chat = new(visit.client, title="Before")
+    page = visit.open(f"/#/c/{chat}")
+    title, row = page.locator(".top .title"), page.locator(".list li")
+    expect(title).to_have_text("Before")
+    expect(row).to_have_text("Before")
+    held = [
+        Held(page, pattern, response=True) for pattern in (rf"/conversations/{chat}$", r"/conversations\?limit=60$")
+    ]
+    refocus(page)
+    for one in held:
+        one.wait()
+    good(visit.client.patch(f"/conversations/{chat}", json={"title": "After"}))
+    refocus(page)
+    expect(title).to_have_text("After")
+    expect(row).to_have_text("After")
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            for (const part of document.querySelectorAll(".top, .list")) {
+                new MutationObserver(() => seen.push(part.textContent)).observe(part, { childList: true, subtree: true });
+            }
+        }"""
+    )
+    for one in held:
+        one.release()
+    assert [text for text in page.evaluate("seen") if "Before" in text] == []
+
+
+def test_answer_is_not_hidden_by_a_read_from_before_it_began(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open(f"/#/c/{new(visit.client)}")
+    streams = Held(page, r"/stream$")
+    (gate,) = stream(lmstudio, "One ", "two")
+    ask(page, "Count")
+    streams.wait()
+    reads = Held(page, PATH, response=True)
+    refocus(page)
+    reads.wait()
+    streams.release()
+    text = page.locator(".message.assistant .markdown")
+    expect(text).to_have_text("One")
+    reads.release()
+    assert text.count() == 1
+    gate.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One two")
+
+
+def test_answer_that_begins_while_the_conversation_is_read_is_shown(visit: Visit, lmstudio: Upstream) -> None:
+    """The messages are read before it begins, the conversation after."""
+    chat = new(visit.client)
+    good(visit.client.post(f"/conversations/{chat}/messages", json={"content": "Count"}))
+    page = visit.open()
+    expect(page.locator(".welcome")).to_be_visible()
+    path, details = Held(page, PATH, response=True), Held(page, DETAILS)
+    page.goto(f"/#/c/{chat}")
+    path.wait()
+    details.wait()
+    (gate,) = stream(lmstudio, "One ", "two")
+    good(visit.client.post("/chat/retry", json={"conversation_id": chat}))
+    details.release()
+    path.release()
+    expect(page.locator(".message.assistant .markdown")).to_have_text("One")
+    gate.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One two")
+
+
+def test_another_version_can_be_read_while_an_answer_is_written(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open(f"/#/c/{new(visit.client, 'Hello')}")
+    first, second = stream(lmstudio, "One ", "two ", "three")
+    edit_question(page, "Count")
+    text, question = page.locator(".message.assistant .markdown"), page.locator(".message.user")
+    expect(text).to_have_text("One")
+    press(page, "Previous version")
+    expect(question).to_contain_text("Hello")
+    expect(page.locator(".message")).to_have_count(2)
+    press(page, "Next version")
+    expect(text).to_have_text("One")
+    first.open()
+    expect(text).to_have_text("One two")
+    press(page, "Previous version")
+    expect(question).to_contain_text("Hello")
+    page.reload()
+    expect(question).to_contain_text("Hello")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    expect(page.locator(".message")).to_have_count(2)
+    press(page, "Next version")
+    expect(text).to_have_text("One two")
+    second.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One two three")
+
+
+def test_another_conversation_can_be_opened_while_a_question_is_sent(visit: Visit, lmstudio: Upstream) -> None:
+    first, second = new(visit.client, title="First"), new(visit.client, title="Second")
+    page = visit.open(f"/#/c/{second}")
+    heading = page.get_by_role("heading", level=1)
+    box(page).fill("A draft in the second")
+    page.goto(f"/#/c/{first}")
+    expect(heading).to_have_text("First")
+    held = Held(page, r"/messages$")
+    lmstudio.enqueue(answer("Here it is"))
+    ask(page, "Sent in the first")
+    held.wait()
+    page.goto(f"/#/c/{second}")
+    expect(heading).to_have_text("Second")
+    held.release()
+    wait(page, lambda: [one["status"] for one in messages(visit.client, first)] == ["complete"] * 2)
+    assert [one["content"] for one in messages(visit.client, first)] == ["Sent in the first", "Here it is"]
+    expect(box(page)).to_have_value("A draft in the second")
+    page.reload()
+    expect(box(page)).to_have_value("A draft in the second")
+    page.goto(f"/#/c/{first}")
+    expect(page.locator(".message.assistant")).to_contain_text("Here it is")
+    expect(box(page)).to_have_value("")
+
+
+def test_question_before_the_conversation_is_read_goes_below_its_last_message(visit: Visit, lmstudio: Upstream) -> None:
+    chat = new(visit.client, "First")
+    page = visit.open()
+    expect(page.locator(".welcome")).to_be_visible()
+    held = Held(page, PATH)
+    page.goto(f"/#/c/{chat}")
+    held.wait()
+    lmstudio.enqueue(answer("Below"))
+    ask(page, "Second")
+    expect(answered(page)).to_contain_text("Below")
+    held.release()
+    assert [one["role"] for one in messages(visit.client, chat)] == ["user", "assistant"] * 2
+
+
+def test_conversation_of_more_messages_than_one_request_returns(visit: Visit, lmstudio: Upstream) -> None:
+    imported(visit.client, [("Long", ["The very first", *(f"Text {number}" for number in range(1, 1010))])])
+    page = visit.open()
+    older: list[str] = []
+    page.on("request", lambda request: older.append(request.url) if "&before=" in request.url else None)
+    page.get_by_role("searchbox", name="Search conversations").fill("very first")
+    page.locator(".results a", has_text="very first").click()
+    expect(page.locator(".message").first).to_contain_text("The very first")
+    assert len(older) == 5, "each request doubles what is loaded"
+    lmstudio.enqueue(answer("It goes on"))
+    ask(page, "And then?")
+    expect(answered(page)).to_contain_text("It goes on")
+    expect(page.locator(".message")).to_have_count(1012)
+
+
+def test_edits_are_saved_in_the_conversation_that_is_left(visit: Visit) -> None:
+    first, second = new(visit.client, title="First"), new(visit.client, title="Second")
+    page = visit.open(f"/#/c/{first}")
+    heading = page.get_by_role("heading", level=1)
+    press(page, "Conversation settings")
+    page.get_by_label("Instructions for the model").fill("Only for the first")
+    page.get_by_label("Temperature").fill("0.5")
+    page.keyboard.press("Alt+ArrowUp")
+    expect(heading).to_have_text("Second")
+    press(page, "Second")
+    page.get_by_role("textbox", name="Title").fill("Second, renamed")
+    page.keyboard.press("Alt+ArrowDown")
+    expect(heading).to_have_text("First")
+    expect(page.locator(".sidebar li", has_text="Second, renamed")).to_be_visible()
+
+    def details(chat: int) -> tuple[object, ...]:
+        found = good(visit.client.get(f"/conversations/{chat}"))
+        return found["title"], found["system_prompt"], found["settings"]["temperature"]
+
+    wait(page, lambda: details(first) == ("First", "Only for the first", 0.5))
+    assert details(second) == ("Second, renamed", "", 0)
+
+
+def test_reading_a_conversation_takes_no_focus(visit: Visit) -> None:
+    chat = new(visit.client, title="Slow")
+    page = visit.open()
+    held = Held(page, rf"/conversations/{chat}/messages")
+    page.goto(f"/#/c/{chat}")
+    expect(box(page)).to_be_focused()
+    held.wait()
+    settings = page.get_by_role("button", name="Conversation settings")
+    expect(settings).to_be_disabled()
+    search = page.get_by_role("searchbox", name="Search conversations")
+    search.fill("Slow")
+    held.release()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Slow")
+    expect(settings).to_be_enabled()
+    expect(search).to_be_focused()
+
+
+def test_edited_question_that_is_not_sent_stays_in_its_box(visit: Visit) -> None:
+    page = visit.open(f"/#/c/{new(visit.client, 'Hello')}")
+    answered(page)
+    visit.context.set_offline(True)
+    edit_question(page, "Hello again")
+    expect(page.locator(".toast")).to_contain_text("Your text is still here")
+    editor = page.get_by_role("textbox", name="Edited question")
+    expect(editor).to_have_value("Hello again")
+    visit.context.set_offline(False)
+    expect(page.locator(".banner")).to_be_hidden()
+    editor.press("Control+Enter")
+    expect(page.locator(".message.user")).to_contain_text("Hello again")
+    expect(page.locator(".message.user")).to_contain_text("2/2")
+
+
+def test_message_sent_again_with_an_image_is_another_message(visit: Visit, lmstudio: Upstream) -> None:
+    chat = new(visit.client, **QWEN)
+    page = visit.open(f"/#/c/{chat}")
+    lost: list[int] = []
+
+    def lose_the_first_response(route: Route) -> None:
+        if lost:
+            return route.continue_()
+        lost.append(route.fetch().status)
+        route.abort()
+
+    page.route(re.compile(r"/messages$"), lose_the_first_response)
+    ask(page, "What is this?")
+    expect(page.locator(".toast")).to_contain_text("Not sent")
+    attach(page, DOT)
+    expect(page.locator(".chip")).to_have_count(1)
+    lmstudio.enqueue(answer("A dot."))
+    box(page).press("Enter")
+    answered(page)
+    question = messages(visit.client, chat)[-2]
+    assert (question["content"], len(question["images"])) == ("What is this?", 1)  # type: ignore[arg-type]
+
+
+def test_refused_first_message_creates_no_conversation(visit: Visit) -> None:
+    page = visit.open()
+    refusal = {"code": "VALIDATION_ERROR", "message": "message.content is refused by this test", "request_id": "1"}
+    page.route(re.compile(r"/conversations$"), lambda route: route.fulfill(status=400, json=refusal))
+    ask(page, "Hello?")
+    expect(page.locator(".toast")).to_contain_text("is refused by this test")
+    expect(box(page)).to_have_value("Hello?")
+    assert good(visit.client.get("/conversations")) == []

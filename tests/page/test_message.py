@@ -1,0 +1,160 @@
+"""Messages: what an answer shows while it is written and afterwards."""
+
+import base64
+import itertools
+import random
+import re
+import struct
+import zlib
+
+from playwright.sync_api import expect
+
+from .. import upstream as script
+from ..browser import Visit
+from ..live import good
+from ..upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, text, usage
+from .steps import PNG, QWEN, Held, answered, ask, edit_question, imported, new, press, refocus, stream
+
+
+def test_phases_and_reasoning_are_shown_and_the_answer_is_announced_once(visit: Visit, lmstudio: Upstream) -> None:
+    first, second = Gate(), Gate()
+    thoughts = reasoning("I should ", "greet.")
+    lmstudio.enqueue(pause(first), thoughts, pause(second), text("Hello **you**"), finish(), usage(10, 5), DONE)
+    page = visit.open()
+    page.evaluate(
+        """() => {
+            window.said = [];
+            new MutationObserver(() => said.push(document.getElementById("announcer").textContent))
+                .observe(document.getElementById("announcer"), { childList: true });
+        }"""
+    )
+    ask(page, "Hi")
+    phase, details = page.locator(".phase"), page.locator("details.reasoning")
+    expect(phase).to_contain_text(re.compile("Reading the conversation|Waiting for the model"))
+    expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
+    first.open()
+    expect(details.locator("summary")).to_have_text("Thinking")
+    expect(phase).to_be_hidden()
+    expect(details.locator(".thoughts")).to_be_hidden()
+    details.locator("summary").click()
+    expect(details.locator(".thoughts")).to_have_text("I should greet.")
+    second.open()
+    expect(answered(page).locator("strong")).to_have_text("you")
+    expect(details.locator("summary")).to_contain_text(re.compile(r"Thought for (a moment|.* s)"))
+    page.wait_for_function("() => said.length")
+    assert page.evaluate("said") == ["Answer finished. Hello you"]
+
+
+def test_failure_is_explained_and_can_be_retried_once(visit: Visit, lmstudio: Upstream) -> None:
+    lmstudio.enqueue(script.status(500, {"error": {"message": "The tensor is upside down."}}))
+    page = visit.open()
+    ask(page, "Hi")
+    expect(page.locator(".failed")).to_contain_text("tensor is upside down")
+    expect(page.get_by_role("button", name="Copy answer")).to_have_count(0)
+    lmstudio.enqueue(answer("Better now"))
+    page.get_by_role("button", name="Try again").evaluate("(button) => { button.click(); button.click(); }")
+    expect(answered(page)).to_contain_text("Better now")
+    expect(page.locator(".switch")).to_have_text("2/2")
+    expect(page.locator(".toast")).to_have_count(0)
+
+
+def test_divider_stands_below_the_messages_that_were_not_sent(visit: Visit) -> None:
+    for omitted, texts in (2, 6), (70, 100):
+        stats = {"stats": {"omitted_messages": omitted}}
+        imported(visit.client, [(f"Without {omitted}", [f"Text {n}" for n in range(texts)])], itertools.repeat(stats))
+    page = visit.open()
+    counts: list[str] = []
+    page.on("request", lambda request: counts.append(request.url) if re.search(COUNT, request.url) else None)
+    held = Held(page, COUNT)
+
+    def read_again() -> None:
+        with page.expect_response(re.compile(r"/messages\?render")):
+            refocus(page)
+
+    below = page.locator(".divider + .message .text")
+    page.get_by_role("link", name="Without 2").click()
+    expect(below).to_have_text("Text 2")
+    page.get_by_role("link", name="Without 70").click()  # more than is loaded, so that the server counts them
+    held.wait()
+    read_again()
+    held.release()
+    expect(page.locator(".divider")).to_contain_text("Messages above were not sent")
+    expect(below).to_have_text("Text 70")
+    read_again()
+    page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
+    expect(page.locator(".message")).to_have_count(100)
+    expect(below).to_have_text("Text 70")
+    assert len(counts) == 1
+
+
+COUNT = r"/messages\?before=\d+$"
+
+
+def test_imported_answer_shows_its_images_and_figures(visit: Visit) -> None:
+    image = {"media_type": "image/png", "data": base64.b64encode(PNG).decode()}
+    stats = {"reasoning_ms": 40, "ttft_ms": 2.6, "total_ms": 119_700, "omitted_images": 12}
+    imported(visit.client, [("Boats", ["A boat", "Here"])], [{"images": [image], "reasoning": "Hm.", "stats": stats}])
+    page = visit.open()
+    page.get_by_role("link", name="Boats").click()
+    shown = page.locator(".message.assistant")
+    expect(shown.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 1)
+    expect(shown.locator(".picture + .markdown")).to_have_text("Here")
+    expect(shown.locator("summary")).to_have_text("Thought for a moment")
+    expect(shown.locator(".figures")).to_have_text("12 older images not sent3 ms to first token")
+    expect(shown.get_by_title("2 min 0 s in all")).to_be_visible()
+
+
+def test_image_is_fetched_once_while_an_answer_streams_and_kept_unchanged_by_an_edit(
+    visit: Visit, lmstudio: Upstream
+) -> None:
+    """The browser may not store it, and it is larger than what the page would send of a file."""
+    chat = new(visit.client, **QWEN)
+    data = base64.b64encode(noise(500)).decode()
+    question = {"content": "What is this?", "images": [{"media_type": "image/png", "data": data}]}
+    good(visit.client.post(f"/conversations/{chat}/messages", json=question))
+    fetched: list[str] = []
+    visit.context.on("request", lambda request: fetched.append(request.url) if "/images/" in request.url else None)
+    page = visit.open(f"/#/c/{chat}")
+    expect(page.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 500)
+    gates = stream(lmstudio, *["A dot. "] * 3)
+    press(page, "Answer")
+    for number, gate in enumerate(gates, 1):
+        expect(page.locator(".message.assistant .markdown")).to_have_text(" ".join(["A dot."] * number))
+        gate.open()
+    answered(page)
+    assert len(fetched) == 1
+    edit_question(page, "And what is this?")
+    expect(page.locator(".message.user")).to_contain_text("2/2")
+    answered(page)
+    sent = [part for part in lmstudio.chats[-1]["messages"][-1]["content"] if part["type"] == "image_url"]
+    assert [part["image_url"]["url"] for part in sent] == [f"data:image/png;base64,{data}"]
+
+
+def noise(size: int) -> bytes:
+    """A PNG that compresses badly."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + random.Random(row).randbytes(3 * size) for row in range(size))
+    head = struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 0)) + chunk(b"IEND", b"")
+
+
+def test_link_of_an_answer_has_an_address_only_when_it_is_pressed(visit: Visit, lmstudio: Upstream) -> None:
+    visit.context.route("http://notes.example/*", lambda route: route.fulfill(body="Notes"))
+    lmstudio.enqueue(answer("[One](http://notes.example/1) and [two](http://notes.example/2)"))
+    page = visit.open()
+    ask(page, "Where are my notes?")
+    answered(page)
+    one, two = (page.get_by_role("link", name=name, exact=True) for name in ("One", "two"))
+    one.hover()
+    two.focus()
+    expect(page.locator(".markdown a[href]")).to_have_count(0)
+    expect(one).to_have_attribute("title", "http://notes.example/1")
+    with visit.context.expect_page() as opened:
+        page.keyboard.press("Enter")
+    expect(opened.value).to_have_url("http://notes.example/2")
+    with visit.context.expect_page() as opened:
+        one.click()
+    expect(opened.value).to_have_url("http://notes.example/1")

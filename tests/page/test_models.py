@@ -1,0 +1,133 @@
+"""Model servers and models: finding, starting, choosing, loading."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import expect
+
+from .. import upstream as script
+from ..browser import NO_ENGINE, Fireside, Visit
+from ..upstream import DONE, Gate, Upstream, answer, finish, pause, text, usage
+from .steps import QWEN, answered, ask, names, press
+
+LLAMA = "Model: Llama 3.2 3B Instruct"
+
+
+def test_server_that_appears_beside_another_is_noticed(
+    tmp_path: Path, visitor: Callable[..., Visit], lmstudio: Upstream
+) -> None:
+    with Upstream() as reserved:
+        port = reserved.port
+    other = f'[[providers]]\nid = "box"\nkind = "openai"\nname = "Box"\nurl = "{lmstudio.url}/v1"\n'
+    with Fireside(tmp_path, NO_ENGINE + other, lmstudio_url=f"http://127.0.0.1:{port}") as fireside:
+        visit = visitor(fireside, fireside.first())
+        visit.context.clock.install()
+        page = visit.open()
+        expect(page.get_by_role("button", name="Model: llama-3.2-3b-instruct")).to_be_visible()
+        with Upstream(port=port):
+            page.clock.fast_forward(16_000)
+            expect(page.get_by_role("button", name=LLAMA)).to_be_visible()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the stand-in for LM Studio's command reads a FIFO")
+def test_page_without_a_model_starts_lm_studio_and_continues(
+    tmp_path: Path, visitor: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in for LM Studio's command fails first, then succeeds when the test has started a server."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command, results = tmp_path / ".lmstudio" / "bin" / "lms", tmp_path / "results"
+    command.parent.mkdir(parents=True)
+    os.mkfifo(results)
+    command.write_text(
+        f'#!/bin/sh\nread -r result < {results}; echo "$result: $*"; test "$result" = Started\n', "utf-8"
+    )
+    command.chmod(0o700)
+    with Upstream() as reserved:
+        port = reserved.port
+    with Fireside(tmp_path / "data", NO_ENGINE, lmstudio_url=f"http://127.0.0.1:{port}") as fireside:
+        admin = fireside.first()
+        page = visitor(fireside, admin).open()
+        no_server = page.get_by_role("heading", name="No model server yet")
+        expect(no_server).to_be_visible()
+        expect(page.get_by_text("lms server start")).to_be_visible()
+        press(page, "Start LM Studio's server")
+        expect(page.get_by_role("button", name="Starting LM Studio…")).to_be_disabled()
+        results.write_text("The app is not installed\n", "utf-8")
+        expect(page.locator(".toast")).to_contain_text("did not start: The app is not installed: server start")
+        press(page, "Start LM Studio's server")
+        with Upstream(port=port):
+            results.write_text("Started\n", "utf-8")
+            expect(page.get_by_role("button", name=LLAMA)).to_be_visible()
+            expect(no_server).to_be_hidden()
+        member = visitor(fireside, fireside.join(admin, "member")).open()
+        expect(member.get_by_role("heading", name="No model server yet")).to_be_visible()
+        expect(member.get_by_role("button", name="Start LM Studio's server")).to_have_count(0)
+
+
+def test_model_is_chosen_for_this_and_later_chats(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open()
+    press(page, LLAMA)
+    models = page.locator(".model-pick")
+    expect(page.get_by_role("heading", name="Nothing")).to_contain_text("offline")
+    expect(models).to_have_count(2)
+    expect(page.locator(".load")).to_have_count(0)
+    page.get_by_role("searchbox", name="Find a model").fill("qwen")
+    expect(models).to_have_count(1)
+    expect(models).to_contain_text("Not loaded · 131,072 context · Q4_K_M · 6.0 GB · sees images")
+    page.keyboard.press("Enter")
+    lmstudio.enqueue(answer("Hello", model=QWEN["model"]))
+    ask(page, "Hi")
+    expect(answered(page)).to_contain_text(QWEN["model"])
+    assert lmstudio.chats[-1]["model"] == QWEN["model"]
+    page.get_by_role("link", name="New chat").click()
+    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
+
+
+def test_administrator_loads_models_and_sees_a_server_that_does_not_respond(
+    studio: Fireside, admin: httpx.Client, lmstudio: Upstream, visitor: Callable[..., Visit]
+) -> None:
+    page = visitor(studio, studio.join(admin, next(names), "admin")).open()
+    press(page, LLAMA)
+    press(page, "Load Qwen2.5 VL 7B Instruct")
+    press(page, "Unload Qwen2.5 VL 7B Instruct")
+    expect(page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct", exact=True)).to_be_visible()
+
+    gate = Gate()
+    models = [model.native_v1() for model in lmstudio.models]
+    lmstudio.enqueue(pause(gate), script.status(200, {"models": models}), path="/api/v1/models")
+    page.keyboard.press("Escape")
+    press(page, LLAMA)
+    section = page.get_by_role("region", name="LM Studio")
+    expect(section).to_contain_text("LM Studio has not answered within 1.5 s.")
+    expect(section.locator(".model-pick")).to_have_count(2)
+    expect(section.locator(".load")).to_have_count(0)
+    expect(section).not_to_contain_text("Loaded")
+    expect(page.locator(".pill .dot.offline")).to_have_count(1)
+    expect(page.locator(".welcome")).to_contain_text("LM Studio does not respond.")
+    gate.open()
+    expect(section.locator(".load")).to_have_count(2)
+    expect(page.locator(".welcome")).to_contain_text("Llama 3.2 3B Instruct is ready.")
+
+
+def test_model_that_an_answer_loads_is_shown_as_loaded(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open()
+    press(page, LLAMA)
+    page.locator(".model-pick", has_text="Qwen").click()
+    expect(page.locator(".pill .dot.not-loaded")).to_have_count(1)
+    asked, loaded = Gate(), Gate()
+    model = next(model for model in lmstudio.models if "qwen" in model.key)
+    lmstudio.enqueue(pause(asked), text("Hello", model=model.key), pause(loaded), finish(), usage(9, 1), DONE)
+    ask(page, "Hi")
+    expect(page.locator(".phase")).to_contain_text("Loading the model")
+    model.instances[model.key] = 4096
+    asked.open()
+    try:
+        expect(page.locator(".message.assistant .markdown")).to_contain_text("Hello")
+        expect(page.locator(".pill .dot.loaded")).to_have_count(1)
+        expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    finally:
+        model.instances.clear()
+        loaded.open()

@@ -1,0 +1,112 @@
+"""The stream of an answer: lost connections, stopping, hidden tabs."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import expect
+
+from ..browser import NO_ENGINE, Fireside, Visit
+from ..live import good
+from ..upstream import Upstream, answer
+from .steps import answered, ask, box, messages, press, stream, wait
+
+HIDE = """(hidden) => {
+    Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_lost_connection_is_shown_and_resumed_without_repetition(
+    tmp_path: Path, visitor: Callable[..., Visit], lmstudio: Upstream
+) -> None:
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=lmstudio.url) as fireside:
+        visit = visitor(fireside, fireside.first())
+        page = visit.open()
+        banner = page.locator(".banner")
+        lost, back = stream(lmstudio, "One, two, ", "three, ", "four.")
+        ask(page, "Count")
+        expect(page.locator(".message.assistant .markdown")).to_contain_text("two")
+        visit.context.set_offline(True)
+        box(page).fill("A draft")
+        lost.open()
+        page.get_by_role("searchbox", name="Search conversations").fill("a request that fails")
+        expect(banner).to_be_visible()
+        visit.context.set_offline(False)
+        expect(banner).to_be_hidden()
+        back.open()
+        expect(answered(page).locator(".markdown")).to_have_text("One, two, three, four.")
+        expect(box(page)).to_have_value("A draft")
+
+        fireside.kill()
+        box(page).press("Enter")
+        expect(banner).to_be_visible()
+        expect(box(page)).to_have_value("A draft")
+        fireside.start()
+        expect(banner).to_be_hidden()
+        lmstudio.enqueue(answer("Here again"))
+        box(page).press("Enter")
+        expect(answered(page)).to_contain_text("Here again")
+        texts = [message["content"] for message in messages(visit.client, 1)]
+        assert texts == ["Count", "One, two, three, four.", "A draft", "Here again"]
+
+
+def test_stop_waits_for_the_connection_and_the_next_message_stays(visit: Visit, lmstudio: Upstream) -> None:
+    (gate,) = stream(lmstudio, "One, ", "two.")
+    page = visit.open()
+    ask(page, "Count")
+    expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
+    toast = page.locator(".toast")
+
+    def expect_toast(text: str) -> None:
+        expect(toast).to_contain_text(text)
+        toast.get_by_role("button").click()
+
+    box(page).fill("And then?")
+    box(page).press("Enter")
+    expect_toast("Wait for the answer, or stop it first.")
+    visit.context.set_offline(True)
+    press(page, "Stop")
+    expect_toast("The answer will be stopped as soon as Fireside can be reached.")
+    for key in ("Enter", "Control+Enter"):
+        box(page).press(key)
+        expect_toast("Not sent: Fireside cannot be reached. Your text is still here.")
+    visit.context.set_offline(False)
+    expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
+    expect(box(page)).to_have_value("And then?")
+    lmstudio.enqueue(answer("Three"))
+    box(page).press("Enter")
+    expect(answered(page)).to_contain_text("Three")
+    gate.open()
+
+
+def test_hidden_tab_leaves_its_stream_and_resumes_it(visit: Visit, lmstudio: Upstream) -> None:
+    """A browser has six connections for all tabs together."""
+    first, second = stream(lmstudio, "One, ", "two, ", "three.")
+    page = visit.open()
+    ask(page, "Count")
+    text = page.locator(".message.assistant .markdown")
+    expect(text).to_contain_text("One")
+    with page.expect_event("requestfailed", lambda request: "/stream" in request.url):
+        page.evaluate(HIDE, True)
+    first.open()
+    with page.expect_request(re.compile(r"/generations/[^/]+/stream\?after=\d+")):
+        page.evaluate(HIDE, False)
+    expect(text).to_contain_text("two")
+    second.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One, two, three.")
+
+
+def test_answer_that_ends_in_a_hidden_tab_is_marked_in_its_title(visit: Visit, lmstudio: Upstream) -> None:
+    (gate,) = stream(lmstudio, "One, ", "two.")
+    visit.context.clock.install()
+    page = visit.open()
+    ask(page, "Count")
+    expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
+    page.evaluate(HIDE, True)
+    gate.open()
+    wait(page, lambda: good(visit.client.get("/conversations"))[0]["generation_id"] is None)
+    page.clock.fast_forward(6000)
+    expect(page).to_have_title("✓ Count")
+    page.evaluate(HIDE, False)
+    expect(page).to_have_title("Count")
