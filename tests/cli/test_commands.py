@@ -487,19 +487,6 @@ def test_blocked_thread_and_missing_console_do_not_keep_the_service_from_stoppin
             process.kill()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")
-def test_full_disk_is_printed_once(tmp_path: Path) -> None:
-    import resource
-
-    with serving(tmp_path) as service, service.first() as ann:
-        _, hard_limit = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (1, hard_limit))
-        answers = [ann.post("/conversations", json={}).status_code for _ in range(20)]
-        _, _, err, _ = service.stop()
-    assert answers == [503] * 20
-    assert err.count("SQLITE_") == err.count("\n") == 1, err
-
-
 FULL_DISK = """
 import contextlib, pathlib, subprocess, sys
 from fireside import db
