@@ -122,9 +122,9 @@ async function request(method, path, body, signal, canRetry = true) {
   );
 }
 
-/** "new_password must be ..." becomes "New password must be ...". */
+/** "new_password must be ..." becomes "New password must be ...", and "message.content is ..." becomes "Content is ...". */
 function fieldInWords(message) {
-  return message.replace(/^([a-z])([a-z_]*)(?= (is|must) )/, (_, first, rest) => first.toUpperCase() + rest.replaceAll("_", " "));
+  return message.replace(/^(?:[a-z_]+(?:\[\d+\])?\.)*([a-z])([a-z_]*)(?= (?:is|must) )/, (_, first, rest) => first.toUpperCase() + rest.replaceAll("_", " "));
 }
 
 /** The error to throw for a failed fetch or read. Unless it was aborted, the server cannot be reached. */

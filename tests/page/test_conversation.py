@@ -291,6 +291,6 @@ def test_refused_first_message_creates_no_conversation(visit: Visit) -> None:
     refusal = {"code": "VALIDATION_ERROR", "message": "message.content is refused by this test", "request_id": "1"}
     page.route(re.compile(r"/conversations$"), lambda route: route.fulfill(status=400, json=refusal))
     ask(page, "Hello?")
-    expect(page.locator(".toast")).to_contain_text("is refused by this test")
+    expect(page.locator(".toast")).to_contain_text("Content is refused by this test")
     expect(box(page)).to_have_value("Hello?")
     assert good(visit.client.get("/conversations")) == []
