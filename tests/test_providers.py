@@ -1,4 +1,4 @@
-"""Answers and models over real sockets, from a scripted server that can do every fault, and from a real llama.cpp."""
+"""Answers and models over real sockets, from a scripted server and from a real llama.cpp."""
 
 import asyncio
 import importlib.util
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fireside import providers as module
-from fireside.backends import openai as wire_format
+from fireside.backends import openai as openai_module
 from fireside.backends.answer import ActualModel, Content, Finish, Part, Progress, Reasoning, Usage
 from fireside.backends.engine import Engine
 from fireside.backends.openai import LIST_BYTES, Model
@@ -27,7 +27,6 @@ from .upstream import (
     Upstream,
     answer,
     close,
-    error,
     eventually,
     finish,
     hang,
@@ -36,14 +35,14 @@ from .upstream import (
     reasoning,
     refused_url,
     reset,
-    split,
     status,
     text,
     usage,
     wire,
 )
 
-ASKED = ChatRequest(MODEL, [{"role": "user", "content": "Hi"}])
+REQUEST = ChatRequest(MODEL, [{"role": "user", "content": "Hi"}])
+KEY = "sk-lm-12345678:abcdefghijklmnopqrst"
 
 
 def lmstudio(url: str, **more: Any) -> Provider:
@@ -67,9 +66,9 @@ async def providers(upstream: Upstream) -> AsyncIterator[Providers]:
 
 
 async def ask(
-    providers: Providers, provider_id: str = "lmstudio", request: ChatRequest = ASKED
+    providers: Providers, provider_id: str = "lmstudio", request: ChatRequest = REQUEST
 ) -> tuple[list[Part], ProviderFailed | None]:
-    """The parts of an answer, neighbouring texts joined, and what it failed with."""
+    """Return the parts of an answer, with adjacent texts joined, and its failure."""
     parts: list[Part] = []
     try:
         async with aclosing(providers.chat(provider_id, request)) as reads:
@@ -77,8 +76,7 @@ async def ask(
                 assert read
                 for part in read:
                     if parts and isinstance(part, Content | Reasoning) and type(part) is type(parts[-1]):
-                        part = type(part)(parts[-1].text + part.text)
-                        del parts[-1]
+                        part = type(part)(parts.pop().text + part.text)  # type: ignore[union-attr]
                     parts.append(part)
     except ProviderFailed as failure:
         return parts, failure
@@ -91,7 +89,13 @@ async def failure_of(providers: Providers, provider_id: str = "lmstudio") -> Pro
     return failure
 
 
-# ---- what is asked
+async def list_failure(providers: Providers, provider_id: str = "lmstudio") -> ProviderFailed:
+    with pytest.raises(ProviderFailed) as caught:
+        await providers.models(provider_id)
+    return caught.value
+
+
+# ---- requests
 
 
 async def test_answer_is_streamed_in_parts(providers: Providers, upstream: Upstream) -> None:
@@ -101,8 +105,8 @@ async def test_answer_is_streamed_in_parts(providers: Providers, upstream: Upstr
     assert parts == [ActualModel(MODEL), Reasoning("Hm"), Content("Hello"), Usage(5, 2, 7), Finish("stop")]
 
 
-async def test_request_carries_what_was_given_and_nothing_else(providers: Providers, upstream: Upstream) -> None:
-    params = {"temperature": 0.5, "stop": ["\n"], "seed": None, "max_tokens": 7}
+async def test_request_contains_the_given_values_and_nothing_else(providers: Providers, upstream: Upstream) -> None:
+    params = {"temperature": 0.5, "stop": ["\n"], "seed": None, "max_tokens": 7, "model": "other", "stream": False}
     await ask(providers, request=ChatRequest("some-model", [{"role": "user", "content": "Grüße"}], params))
     [request] = upstream.requests
     assert (request.method, request.path) == ("POST", "/v1/chat/completions")
@@ -126,15 +130,6 @@ async def test_request_carries_what_was_given_and_nothing_else(providers: Provid
     }
 
 
-async def test_parameters_cannot_replace_what_the_request_is(providers: Providers, upstream: Upstream) -> None:
-    await ask(providers, request=ChatRequest("real", [], {"model": "forged", "stream": False, "messages": ["x"]}))
-    assert (upstream.chats[0]["model"], upstream.chats[0]["stream"], upstream.chats[0]["messages"]) == (
-        "real",
-        True,
-        [],
-    )
-
-
 @pytest.mark.parametrize(
     ("provider", "path"),
     [
@@ -153,9 +148,9 @@ async def test_url_of_a_provider_may_have_a_path(upstream: Upstream, provider: P
     assert upstream.requests[0].path == path
 
 
-async def test_unknown_provider_is_not_found_at_once(providers: Providers) -> None:
+async def test_unknown_provider_is_not_found(providers: Providers) -> None:
     with pytest.raises(NotFound, match="There is no such provider"):
-        providers.chat("nowhere", ASKED)
+        providers.chat("nowhere", REQUEST)
     with pytest.raises(NotFound):
         await providers.models("nowhere")
 
@@ -166,47 +161,26 @@ async def test_proxy_of_the_environment_is_not_used(providers: Providers, monkey
     assert (await ask(providers))[1] is None
 
 
-# ---- the key
-
-
-async def test_key_is_sent_when_there_is_one(upstream: Upstream) -> None:
-    upstream.token = "sk-lm-12345678:abcdefghijklmnopqrst"
-    providers = made(lmstudio(upstream.url, api_key=upstream.token))
+async def test_key_is_sent(upstream: Upstream) -> None:
+    upstream.token = KEY
+    providers = made(lmstudio(upstream.url, api_key=KEY))
     assert (await ask(providers))[1] is None
     assert len(await providers.models("lmstudio")) == 2
-    assert upstream.requests[0].headers["authorization"] == f"Bearer {upstream.token}"
 
 
-async def test_missing_key_is_told_in_lmstudios_words_and_with_the_setting(
-    providers: Providers, upstream: Upstream
-) -> None:
-    upstream.token = "sk-lm-12345678:abcdefghijklmnopqrst"
-    for failure in (await failure_of(providers), *[await offline(providers)]):
+@pytest.mark.parametrize("key", ["", "sk-bogus-EVERYTHING"])
+async def test_missing_or_wrong_key_is_reported_without_showing_it(upstream: Upstream, key: str) -> None:
+    upstream.token = KEY
+    providers = made(lmstudio(upstream.url, api_key=key))
+    for failure in (await failure_of(providers), await list_failure(providers)):
         assert failure.code == "PROVIDER_AUTH"
-        assert "An LM Studio API token is required" in failure.message
+        assert ("Malformed LM Studio API token" if key else "An LM Studio API token is required") in failure.message
         assert "FIRESIDE_LMSTUDIO_API_KEY" in failure.message
-    assert upstream.count("/v1/models") == 0  # an authentication error is no reason to try the other list
-
-
-async def test_wrong_key_is_told_without_showing_any_of_it(upstream: Upstream) -> None:
-    upstream.token = "sk-lm-12345678:abcdefghijklmnopqrst"
-    providers = made(lmstudio(upstream.url, api_key="sk-bogus-EVERYTHING"))
-    for failure in (await failure_of(providers), await offline(providers)):
-        assert failure.code == "PROVIDER_AUTH"
-        assert "Malformed LM Studio API token" in failure.message
         assert "sk-bogus" not in failure.message
+    assert upstream.count("/v1/models") == 0
 
 
-async def offline(providers: Providers, provider_id: str = "lmstudio") -> ProviderFailed:
-    with pytest.raises(ProviderFailed) as caught:
-        await providers.models(provider_id)
-    return caught.value
-
-
-# ---- faults before the first part
-
-
-HTML = "<!DOCTYPE html><html><body>It works!</body></html>"
+# ---- errors. tests/system/faults/test_model_server.py has the codes of many more
 
 
 @pytest.mark.parametrize(
@@ -215,37 +189,22 @@ HTML = "<!DOCTYPE html><html><body>It works!</body></html>"
         pytest.param([close()], "PROVIDER_ERROR", "the connection was closed", id="closed"),
         pytest.param([reset()], "PROVIDER_ERROR", "broke off the connection", id="reset"),
         pytest.param([wire(b"SSH-2.0-OpenSSH_9.2\r\n")], "PROVIDER_ERROR", "not HTTP", id="another protocol"),
-        pytest.param([wire(b"HTTP/1.1 200 OK\r\nX: "), close()], "PROVIDER_ERROR", "was closed", id="half a head"),
-        pytest.param([headers(x="y" * 200_000), hang()], "PROVIDER_ERROR", "headers or trailers are too long", id="huge head"),
-        pytest.param([headers(101, upgrade="x", connection="upgrade"), hang()], "PROVIDER_ERROR", "not HTTP", id="101"),
+        pytest.param([headers(x="y" * 200_000), hang()], "PROVIDER_ERROR", "headers or trailers", id="huge headers"),
         pytest.param([status(500)], "PROVIDER_ERROR", "HTTP status 500", id="500"),
-        pytest.param([status(500, {"error": {"message": "Boom."}})], "PROVIDER_ERROR", "said: Boom.", id="500 JSON"),
-        pytest.param([status(502, HTML, "text/html")], "PROVIDER_ERROR", "a web page", id="502 HTML"),
-        pytest.param([status(503, "Service Unavailable", "text/plain")], "PROVIDER_BUSY", "Service", id="503"),
-        pytest.param([status(429, {"error": "Slow down"})], "PROVIDER_BUSY", "Slow down", id="429"),
+        pytest.param([status(502, "<!DOCTYPE html>", "text/html")], "PROVIDER_ERROR", "a web page", id="502 HTML"),
         pytest.param([status(400, b"\xff\xfe{broken")], "PROVIDER_ERROR", "said:", id="400 garbage"),
         pytest.param([status(404, "Not Found", "text/plain")], "PROVIDER_ERROR", "Check the url", id="404"),
-        pytest.param([status(413, {"detail": "Too large"})], "PROVIDER_ERROR", "Too large", id="413"),
         pytest.param([status(302, b"", location="/v2")], "PROVIDER_ERROR", "Check the url", id="redirect"),
         pytest.param(
-            [status(200, {"error": "Unexpected endpoint or method. (POST /chat/completions)"})],
-            "PROVIDER_ERROR", "Check the url", id="200 for an unknown path",
+            [status(200, {"error": "Unexpected endpoint"})], "PROVIDER_ERROR", "Check the url", id="200 error"
         ),
-        pytest.param([status(200, {"error": {"message": "Boom."}})], "PROVIDER_ERROR", "said: Boom.", id="200 error"),
         pytest.param([status(200, {"choices": []})], "PROVIDER_ERROR", "a stream of events", id="200 JSON"),
-        pytest.param([status(200, HTML, "text/html")], "PROVIDER_ERROR", "a web page", id="200 HTML"),
-        pytest.param([status(200, "hello", "text/plain")], "PROVIDER_ERROR", "a stream of events", id="200 text"),
-        pytest.param([status(204)], "PROVIDER_ERROR", "HTTP status 204", id="204"),
-        pytest.param([headers(content_encoding="gzip"), answer("Hi")], "PROVIDER_ERROR", "a compressed response", id="gzip"),
-        pytest.param([status(400, {"error": "n_keep: 9 >= n_ctx: 4"})], "CONTEXT_OVERFLOW", "larger", id="overflow"),
-        pytest.param([headers(), DONE], "EMPTY_ANSWER", "an empty answer", id="nothing"),
-        pytest.param([headers()], "EMPTY_ANSWER", "an empty answer", id="not even [DONE]"),
-        pytest.param([headers(framing="close")], "EMPTY_ANSWER", "an empty answer", id="not even a byte"),
-        pytest.param([headers(), close()], "ANSWER_CUT_SHORT", "broke off", id="closed after the head"),
-        pytest.param([error("Boom.")], "PROVIDER_ERROR", "said: Boom.", id="error event"),
+        pytest.param([headers(content_encoding="gzip"), answer("Hi")], "PROVIDER_ERROR", "compressed", id="gzip"),
+        pytest.param([headers(), DONE], "EMPTY_ANSWER", "an empty answer", id="empty"),
+        pytest.param([headers(), close()], "ANSWER_CUT_SHORT", "broke off", id="closed after the headers"),
     ],
-)  # fmt: skip
-async def test_fault_before_the_first_word_has_its_code(
+)
+async def test_failure_before_the_first_word_has_a_code_and_a_reason(
     providers: Providers, upstream: Upstream, steps: list[Step], code: str, hint: str
 ) -> None:
     upstream.enqueue(*steps)
@@ -254,7 +213,7 @@ async def test_fault_before_the_first_word_has_its_code(
     assert (failure.code, hint in failure.message) == (code, True), failure.message
     assert not any(isinstance(part, Content) for part in parts)
     await upstream.closed()
-    assert upstream.connections == 1  # nothing was tried twice
+    assert upstream.connections == 1  # the request was not repeated
     assert (await ask(providers))[1] is None
 
 
@@ -265,7 +224,7 @@ async def test_redirect_is_not_followed(providers: Providers, upstream: Upstream
         assert elsewhere.connections == 0
 
 
-async def test_error_body_is_read_no_further_than_it_matters(providers: Providers, upstream: Upstream) -> None:
+async def test_only_the_beginning_of_an_error_body_is_read(providers: Providers, upstream: Upstream) -> None:
     upstream.enqueue(headers(500, "text/plain"), b"Boom. " * 20_000, hang())
     assert (await failure_of(providers)).message.startswith("LM Studio said: Boom. Boom.")
     await upstream.closed()
@@ -279,7 +238,7 @@ async def test_message_about_an_unreachable_server_does_not_contain_its_address(
         assert failure.detail.startswith(f"{url}: ")
 
 
-async def test_connection_that_fails_is_tried_once_more(
+async def test_refused_connection_is_tried_once_more(
     providers: Providers, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -299,53 +258,27 @@ async def test_connection_that_fails_is_tried_once_more(
     assert (attempts, upstream.connections) == (5, 1)
 
 
-# ---- faults in the middle
-
-
 @pytest.mark.parametrize("framing", ["chunked", "close"])
-@pytest.mark.parametrize(
-    "fault", [close(), reset(), wire(b"!\r\n\r\n"), wire(b"5\r\nda")], ids=["close", "reset", "bad chunk", "cut chunk"]
-)
-async def test_connection_lost_in_the_middle_keeps_what_came_and_says_so(
-    providers: Providers, upstream: Upstream, framing: str, fault: Step
+@pytest.mark.parametrize("fault", [close(), reset(), wire(b"!\r\n\r\n")], ids=["close", "reset", "bad chunk"])
+@pytest.mark.parametrize("finished", [False, True])
+async def test_lost_connection_keeps_what_arrived(
+    providers: Providers, upstream: Upstream, framing: str, fault: Step, finished: bool
 ) -> None:
     gate = Gate()
-    upstream.enqueue(headers(framing=framing), text("Hel", "lo"), pause(gate), fault, close())
+    upstream.enqueue(
+        headers(framing=framing), text("Hi") + (finish() if finished else b""), pause(gate), fault, close()
+    )
     parts: list[Part] = []
-    with pytest.raises(ProviderFailed) as caught:
-        async for read in providers.chat("lmstudio", ASKED):
+    failure = None
+    try:
+        async for read in providers.chat("lmstudio", REQUEST):
             parts += read
             gate.open()
-    assert caught.value.code == "ANSWER_CUT_SHORT"
-    assert parts == [ActualModel(MODEL), Content("Hello")]
+    except ProviderFailed as failed:
+        failure = failed.code
+    assert parts == [ActualModel(MODEL), Content("Hi"), *([Finish("stop")] if finished else [])]
+    assert failure == (None if finished else "ANSWER_CUT_SHORT")
     await upstream.closed()
-
-
-@pytest.mark.parametrize("fault", [close(), reset(), wire(b"!\r\n\r\n")], ids=["close", "reset", "bad chunk"])
-async def test_connection_lost_after_the_finish_spoils_nothing(
-    providers: Providers, upstream: Upstream, fault: Step
-) -> None:
-    gate = Gate()
-    upstream.enqueue(text("Hi"), finish(), pause(gate), fault)
-    parts: list[Part] = []
-    async for read in providers.chat("lmstudio", ASKED):
-        parts += read
-        gate.open()
-    assert parts == [ActualModel(MODEL), Content("Hi"), Finish("stop")]
-
-
-async def test_error_in_the_middle_keeps_what_came(providers: Providers, upstream: Upstream) -> None:
-    upstream.enqueue(text("Hi"), error("The model has crashed without additional information. (Exit code: 11)"), hang())
-    parts, failure = await ask(providers)
-    assert parts == [ActualModel(MODEL), Content("Hi")]
-    assert failure is not None and failure.code == "MODEL_LOAD_FAILED"
-    await upstream.closed()
-
-
-async def test_answer_cut_into_single_bytes_is_the_same(providers: Providers, upstream: Upstream) -> None:
-    upstream.enqueue(split(), answer("Grüße ", "\U0001f600\u2028!"))
-    parts, failure = await ask(providers)
-    assert (parts[:2], failure) == ([ActualModel(MODEL), Content("Grüße \U0001f600\u2028!")], None)
 
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])
@@ -361,29 +294,29 @@ async def test_many_chunks_in_one_read_are_one_part(providers: Providers, upstre
     upstream.enqueue(
         headers(), wire(b"".join(b"%x\r\n%s\r\n" % (len(text(x)), text(x)) for x in "abcdef")), pause(gate)
     )
-    async with aclosing(providers.chat("lmstudio", ASKED)) as reads:
+    async with aclosing(providers.chat("lmstudio", REQUEST)) as reads:
         assert await anext(reads) == [ActualModel(MODEL), Content("abcdef")]
     gate.open()
 
 
-# ---- the end
+# ---- the end of an answer
 
 
 async def test_usage_after_the_finish_is_waited_for(providers: Providers, upstream: Upstream) -> None:
     gate = Gate()
     upstream.enqueue(text("Hi"), finish(), pause(gate), usage(5, 2), DONE)
     parts: list[Part] = []
-    async for read in providers.chat("lmstudio", ASKED):
+    async for read in providers.chat("lmstudio", REQUEST):
         parts += read
         gate.open()
     assert Usage(5, 2, 7) in parts
 
 
 @pytest.mark.parametrize("last", [finish(), finish() + DONE, DONE])
-async def test_server_that_does_not_end_what_it_finished_is_left(
+async def test_answer_ends_although_the_server_does_not_end_its_response(
     providers: Providers, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, last: bytes
 ) -> None:
-    monkeypatch.setattr(wire_format, "USAGE_SECONDS", 0.05)
+    monkeypatch.setattr(openai_module, "USAGE_SECONDS", 0.05)
     upstream.enqueue(text("Hi"), last, hang())
     async with asyncio.timeout(5):
         parts, failure = await ask(providers)
@@ -391,31 +324,31 @@ async def test_server_that_does_not_end_what_it_finished_is_left(
     await upstream.closed()
 
 
-async def test_end_of_the_body_is_read_so_that_the_server_does_not_believe_it_was_left(
+async def test_end_of_the_body_is_read_so_that_the_server_sees_no_cancellation(
     providers: Providers, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire_format, "END_SECONDS", 5.0)
+    monkeypatch.setattr(openai_module, "END_SECONDS", 5.0)
     gate = Gate()
     upstream.enqueue(text("Hi"), finish(), DONE, pause(gate), text("late"))
-    async for read in providers.chat("lmstudio", ASKED):
+    async for read in providers.chat("lmstudio", REQUEST):
         assert Content("late") not in read
         if Finish("stop") in read:
-            asyncio.get_running_loop().call_later(0.05, gate.open)  # by then the answer is over for us
+            asyncio.get_running_loop().call_later(0.05, gate.open)
     await upstream.closed()
     assert upstream.abandoned == []
 
 
-# ---- leaving
+# ---- cancellation
 
 
 async def test_closing_the_generator_closes_the_connection_before_it_returns(
     providers: Providers, upstream: Upstream
 ) -> None:
     upstream.enqueue(text("Hi"), hang())
-    reads = providers.chat("lmstudio", ASKED)
+    reads = providers.chat("lmstudio", REQUEST)
     await anext(reads)
     await reads.aclose()
-    upstream.wait_closed()  # blocks our own loop, so nothing can be left to do
+    upstream.wait_closed()  # blocks the event loop, so nothing can happen later
     assert len(upstream.abandoned) == 1
 
 
@@ -433,7 +366,7 @@ async def test_cancelling_closes_the_connection_before_it_returns(
 
 
 @pytest.mark.parametrize("steps", [[hang()], [text("Hi"), hang()]], ids=["head", "middle"])
-async def test_cancelling_twice_at_once_leaks_nothing(
+async def test_cancelling_twice_leaks_no_connection(
     providers: Providers, upstream: Upstream, steps: list[Step]
 ) -> None:
     for _ in range(20):
@@ -450,7 +383,7 @@ async def test_cancelling_twice_at_once_leaks_nothing(
     assert (await ask(providers))[1] is None
 
 
-async def test_cancelling_while_connecting_leaks_nothing(providers: Providers, upstream: Upstream) -> None:
+async def test_cancelling_while_connecting_leaks_no_connection(providers: Providers, upstream: Upstream) -> None:
     for turns in range(12):
         asking = asyncio.create_task(ask(providers))
         for _ in range(turns):
@@ -462,48 +395,13 @@ async def test_cancelling_while_connecting_leaks_nothing(providers: Providers, u
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_answers_run_side_by_side(providers: Providers, upstream: Upstream) -> None:
-    gate = Gate()
-    for number in range(30):
-        upstream.enqueue(text(str(number)), pause(gate), finish(), DONE)
-    asking = [asyncio.create_task(ask(providers)) for _ in range(30)]
-    await upstream.received(30)
-    gate.open()
-    texts = {part.text for parts, _ in await asyncio.gather(*asking) for part in parts if isinstance(part, Content)}
-    assert texts == {str(number) for number in range(30)}
-
-
 # ---- models
 
 
 LLAMA = Model(MODEL, "Llama 3.2 3B Instruct", "loaded", 4096, 131_072, False, True, "Q4_K_M", 2_019_377_696)
-QWEN = Model(
-    "qwen2.5-vl-7b-instruct", "Qwen2.5 VL 7B Instruct", "not-loaded", None, 131_072, True, True, "Q4_K_M", 6_000_000_000
-)
 
 
-async def test_models_of_lmstudio_come_with_states_and_without_embedding_models(
-    providers: Providers, upstream: Upstream
-) -> None:
-    assert await providers.models("lmstudio") == [LLAMA, QWEN]
-    assert [request.path for request in upstream.requests] == ["/api/v1/models"]
-
-
-async def test_models_of_lmstudio_before_0_4_have_names_only(providers: Providers, upstream: Upstream) -> None:
-    upstream.without = ("/api/v1",)
-    assert await providers.models("lmstudio") == [
-        Model(MODEL, MODEL),
-        Model("qwen2.5-vl-7b-instruct", "qwen2.5-vl-7b-instruct"),
-    ]
-
-
-async def test_unknown_paths_answered_with_200_are_not_an_empty_list(providers: Providers, upstream: Upstream) -> None:
-    upstream.without = ("/api/", "/v1/models")
-    failure = await offline(providers)
-    assert failure.code == "PROVIDER_ERROR" and "Unexpected endpoint" in failure.message
-
-
-async def test_models_of_llama_cpp_and_vllm_tell_their_context_length(providers: Providers, upstream: Upstream) -> None:
+async def test_models_of_llama_cpp_and_vllm_have_a_context_length(providers: Providers, upstream: Upstream) -> None:
     data = [
         {"id": "C:\\models\\Llama.gguf", "meta": {"n_ctx": 8192, "n_ctx_train": 131072, "size": 123}},
         {"id": "Qwen/Qwen3-8B", "max_model_len": 40960},
@@ -538,7 +436,7 @@ async def test_models_are_valid_whatever_a_list_of_models_contains(
         assert all(size is None or (type(size) is int and 0 < size < 2**53) for size in sizes)
     for body in (*NONSENSE, {key: {}}, {key: 7}):
         upstream.enqueue(status(200, body), path=path)
-        assert (await offline(providers, name)).code == "PROVIDER_ERROR"
+        assert (await list_failure(providers, name)).code == "PROVIDER_ERROR"
 
 
 async def test_list_of_models_is_bounded(providers: Providers, upstream: Upstream) -> None:
@@ -550,7 +448,7 @@ async def test_list_of_models_is_bounded(providers: Providers, upstream: Upstrea
     upstream.enqueue(listing("huge" * 20_000, "other"), path="/v1/models")
     assert [model.id for model in await providers.models("box")] == ["other"]
     upstream.enqueue(headers(content_type="application/json"), b"[" * (LIST_BYTES + 1), hang(), path="/v1/models")
-    assert (await offline(providers, "box")).message == "The box sent a list of models of over 2 MiB."
+    assert (await list_failure(providers, "box")).message == "The box sent a list of models of over 2 MiB."
     await upstream.closed()
 
 
@@ -606,7 +504,7 @@ async def test_catalog_has_the_shape_of_the_api(upstream: Upstream) -> None:
     ]
 
 
-async def test_server_that_hangs_does_not_hold_the_catalog_up(upstream: Upstream) -> None:
+async def test_catalog_does_not_wait_for_a_server_that_hangs(upstream: Upstream) -> None:
     gate = Gate()
     with Upstream() as slow:
         providers = made(openai(slow.url), lmstudio(upstream.url))
@@ -623,20 +521,19 @@ async def test_server_that_hangs_does_not_hold_the_catalog_up(upstream: Upstream
         await slow.closed()
 
 
-async def test_those_who_ask_at_the_same_time_share_one_look(providers: Providers, upstream: Upstream) -> None:
+async def test_concurrent_calls_share_one_request(providers: Providers, upstream: Upstream) -> None:
     gate = Gate()
     upstream.enqueue(pause(gate), status(200, {"models": []}), path="/api/v1/models")
-    asking = [asyncio.create_task(providers.models("lmstudio")) for _ in range(20)]
-    asking += [asyncio.create_task(providers.models("lmstudio", max_age=60)) for _ in range(20)]
+    calls = [asyncio.create_task(providers.models("lmstudio", age)) for age in (0, 0, 60, 60)]
     await gate.reached()
-    asking[0].cancel()  # one who leaves takes the look from nobody
+    calls[0].cancel()
     gate.open()
-    ends = await asyncio.gather(*asking, return_exceptions=True)
-    assert isinstance(ends[0], asyncio.CancelledError) and ends[1:] == [[]] * 39
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(ends[0], asyncio.CancelledError) and ends[1:] == [[]] * 3
     assert upstream.count("/api/v1/models") == 1
 
 
-async def test_a_look_is_as_old_as_it_may_be(providers: Providers, upstream: Upstream) -> None:
+async def test_list_is_reused_up_to_its_maximum_age(providers: Providers, upstream: Upstream) -> None:
     assert providers.known("lmstudio", MODEL) is None
     await providers.catalog()
     assert providers.known("lmstudio", MODEL) == LLAMA
@@ -654,72 +551,22 @@ async def test_server_that_comes_back_is_online_again(upstream: Upstream) -> Non
     assert (await providers.catalog())[0]["online"] is True
 
 
-# ---- loading and unloading
-
-
-async def test_model_is_loaded_and_unloaded(providers: Providers, upstream: Upstream) -> None:
-    await providers.load("lmstudio", QWEN.id, 8192)
-    assert upstream.requests[1].json == {"model": QWEN.id, "context_length": 8192}
-    loaded = providers.known("lmstudio", QWEN.id)
-    assert loaded is not None and (loaded.state, loaded.context_length) == ("loaded", 8192)
-    await providers.unload("lmstudio", QWEN.id)
-    unloaded = providers.known("lmstudio", QWEN.id)
-    assert unloaded is not None and unloaded.state == "not-loaded"
-    await providers.unload("lmstudio", QWEN.id)
-
-
-async def test_loaded_model_is_not_loaded_beside_itself(providers: Providers, upstream: Upstream) -> None:
-    await providers.load("lmstudio", MODEL)
-    await providers.load("lmstudio", MODEL, 4096)
-    assert {request.path for request in upstream.requests} == {"/api/v1/models"}
-    await providers.load("lmstudio", MODEL, 16384)
-    assert upstream.models[0].instances == {MODEL: 16384}
-
-
-async def test_unloading_takes_all_instances_or_the_named_one(providers: Providers, upstream: Upstream) -> None:
-    upstream.models[0].instances = {MODEL: 4096, f"{MODEL}:2": 8192, "mine": 512}
-    await providers.unload("lmstudio", "mine")
-    assert upstream.models[0].instances == {MODEL: 4096, f"{MODEL}:2": 8192}
-    await providers.unload("lmstudio", MODEL)
-    assert upstream.models[0].instances == {}
-
-
-async def test_loading_tells_what_went_wrong(providers: Providers, upstream: Upstream) -> None:
-    with pytest.raises(ProviderFailed, match="Invalid model identifier") as caught:
-        await providers.load("lmstudio", "nothing-of-the-kind")
-    assert caught.value.code == "MODEL_NOT_FOUND"
-    crashed = {"error": {"message": f'Failed to load model "{QWEN.id}". Error: Model loading aborted', "type": "x"}}
-    upstream.enqueue(status(500, crashed), path="/api/v1/models/load")
-    with pytest.raises(ProviderFailed) as caught:
-        await providers.load("lmstudio", QWEN.id)
-    assert caught.value.code == "MODEL_LOAD_FAILED"
-    await providers.models("lmstudio", max_age=60)
-    upstream.without = ("/api/v1",)
-    with pytest.raises(ProviderFailed, match="Unexpected endpoint"):
-        await providers.load("lmstudio", QWEN.id)
-    await providers.models("lmstudio", max_age=60)
-    assert upstream.count("/v1/models") == 1  # the list from before the failure is not used
-
-
-async def test_other_servers_are_not_told_what_to_load(providers: Providers) -> None:
-    for verb in (providers.load, providers.unload):
+async def test_other_servers_cannot_be_told_to_load(providers: Providers) -> None:
+    for method in (providers.load, providers.unload):
         with pytest.raises(Invalid, match="The box loads and unloads models by itself"):
-            await verb("box", MODEL)
+            await method("box", MODEL)
 
 
-async def test_load_that_takes_too_long_is_given_up(
-    providers: Providers, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_load_has_a_timeout(providers: Providers, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOAD_SECONDS", 0.2)
     upstream.enqueue(hang(), path="/api/v1/models/load")
     with pytest.raises(ProviderFailed) as caught:
-        await providers.load("lmstudio", QWEN.id)
+        await providers.load("lmstudio", "qwen2.5-vl-7b-instruct")
     assert caught.value.code == "PROVIDER_TIMEOUT"
     await upstream.closed()
 
 
-# ---- the embedded engine, a real one
-
+# ---- the embedded engine
 
 EMBEDDED = Provider("embedded", "embedded", "On this computer", concurrency=1)
 SMOLLM = "smollm2-135m-instruct"

@@ -2,17 +2,16 @@
 
     with Upstream() as upstream:
         upstream.enqueue(text("Hel", "lo"), finish("stop"), usage(5, 2), DONE)
-        ...                                   # ask it, at upstream.url
+        ...                                   # send requests to upstream.url
         assert upstream.chats[0]["model"] == "llama-3.2-3b-instruct"
 
-It runs in a thread with a loop of its own, so async and sync tests use it alike: what waits has a blocking form
-(`upstream.wait_closed()`) for the latter and a coroutine (`await upstream.closed()`) for the former.
+It runs an event loop in a thread, so waiting has a form for sync tests (`upstream.wait_closed()`) and one for async tests
+(`await upstream.closed()`).
 
-Each chat request takes the next script from the queue, or `upstream.default` when there is none. A script is a list of
-steps. Bytes are sent as a part of the body, and `text`, `reasoning`, `usage`, `finish`, `error` and `DONE` are just
-that: the bytes of events, so they can be joined, cut and changed. A function gets the `Request` and returns such bytes.
-The head is sent before the first of them (`headers` changes it), and the end of the script ends the answer properly;
-`close`, `reset` and `hang` do not. Everything that a test may see of the server's state is behind one lock.
+Each chat request plays the next script of the queue, or `upstream.default`. A script is a list of steps. Bytes are a part
+of the body: `text`, `reasoning`, `usage`, `finish`, `error` and `DONE` are the bytes of events. A function gets the
+`Request` and returns such bytes. The headers are sent before the first bytes (`headers` changes them), and the end of the
+script ends the response properly; `close`, `reset` and `hang` do not.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ from typing import Any, Self
 
 CHAT = "/v1/chat/completions"
 MODEL = "llama-3.2-3b-instruct"
-SECONDS = 10.0  # how long a test waits for what must happen, before it fails
+SECONDS = 10.0  # that a test waits before it fails
 
 DONE = b"data: [DONE]\n\n"
 UNAUTHENTICATED = (
@@ -42,13 +41,13 @@ UNAUTHENTICATED = (
 
 
 def event(data: Any, name: str = "") -> bytes:
-    """One server-sent event; anything but text is sent as JSON."""
+    """Return one server-sent event. Data that is not a string becomes JSON."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
 
 
 def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, model: str = MODEL, **more: Any) -> bytes:
-    """One chunk as LM Studio writes it. Without a delta `choices` is empty."""
+    """Return one chunk as LM Studio writes it. Without a delta, `choices` is empty."""
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
     head = {"id": "chatcmpl-q8zp3v", "object": "chat.completion.chunk", "created": 1747835957, "model": model}
     return event(head | {"system_fingerprint": model, "choices": [] if delta is None else [choice]} | more)
@@ -72,113 +71,82 @@ def finish(reason: str = "stop", model: str = MODEL) -> bytes:
 
 
 def error(message: str, **more: Any) -> bytes:
-    """An error in the stream, as LM Studio has written it since 0.3.18."""
+    """Return an error event as LM Studio writes it since 0.3.18."""
     return event({"error": {"message": message, **more}})
 
 
 def answer(*deltas: str, model: str = MODEL) -> bytes:
-    """A whole answer, as LM Studio streams it."""
-    counts = usage(12, len(deltas), model)
-    return text(*deltas, model=model) + finish("stop", model) + counts + DONE
-
-
-def _hello(request: "Request") -> bytes:
-    return answer("Hello", " from", " upstream", ".", model=request.json["model"])
+    """Return a whole answer as LM Studio streams it."""
+    return text(*deltas, model=model) + finish("stop", model) + usage(12, len(deltas), model) + DONE
 
 
 # ---- steps other than bytes
 
 
 @dataclass(frozen=True)
-class _Head:
-    status: int
-    fields: tuple[tuple[str, str], ...]
-    framing: str
+class Command:
+    name: str  # headers, response, wire, split, pause, hang, close, reset
+    status: int = 200
+    fields: tuple[tuple[str, str], ...] = ()
+    data: bytes = b""
+    chunked: bool = True
+    size: int = 0
+    gate: "Gate | None" = None
 
 
-@dataclass(frozen=True)
-class _Whole:
-    status: int
-    body: bytes
-    fields: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class _Wire:
-    data: bytes
-
-
-@dataclass(frozen=True)
-class _Split:
-    size: int
-
-
-@dataclass(frozen=True)
-class _Pause:
-    gate: "Gate"
-
-
-@dataclass(frozen=True)
-class _End:
-    how: str  # hang | close | reset
+def _fields(content_type: str | None, more: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    usual = [("Content-Type", content_type)] if content_type is not None else []
+    return (*usual, *((name.replace("_", "-"), value) for name, value in more.items()))
 
 
 def headers(
     status: int = 200, content_type: str | None = "text/event-stream", framing: str = "chunked", **more: str
-) -> _Head:
-    """The head, when it is not the usual one. `framing` is chunked, or close (the end of the body is the end of the
-    connection). Further fields: `headers(content_encoding="gzip")`.
+) -> Command:
+    """Send other headers than the usual ones, for example `headers(content_encoding="gzip")`.
+
+    With `framing="close"` the body ends with the connection.
     """
-    fields = [("Content-Type", content_type)] if content_type is not None else []
-    fields += [(name.replace("_", "-"), value) for name, value in more.items()]
-    return _Head(status, tuple(fields), framing)
+    return Command("headers", status, _fields(content_type, more), chunked=framing == "chunked")
 
 
-def status(code: int, body: Any = b"", content_type: str = "application/json", **more: str) -> _Whole:
-    """A whole answer with its length, in place of a stream. A `body` that is neither text nor bytes is sent as JSON."""
+def status(code: int, body: Any = b"", content_type: str = "application/json", **more: str) -> Command:
+    """Send a whole response instead of a stream. A `body` that is neither a string nor bytes becomes JSON."""
     if not isinstance(body, str | bytes):
         body = json.dumps(body)
-    data = body.encode() if isinstance(body, str) else body
-    fields = [("Content-Type", content_type), *((name.replace("_", "-"), value) for name, value in more.items())]
-    return _Whole(code, data, tuple(fields))
+    return Command("response", code, _fields(content_type, more), body.encode() if isinstance(body, str) else body)
 
 
-def raw(data: bytes) -> bytes:
-    """Bytes of the body, as they are."""
-    return data
+def wire(data: bytes) -> Command:
+    """Send bytes outside any framing: a broken status line, a truncated chunk."""
+    return Command("wire", data=data)
 
 
-def wire(data: bytes) -> _Wire:
-    """Bytes for the socket, outside of any head or framing: a broken status line, a cut chunk."""
-    return _Wire(data)
+def split(size: int = 1) -> Command:
+    """Send the rest of the body `size` bytes at a time, each in its own chunk and write."""
+    return Command("split", size=size)
 
 
-def split(size: int = 1) -> _Split:
-    """From here on the body goes out `size` bytes at a time, each in a chunk and a write of its own."""
-    return _Split(size)
+def pause(gate: "Gate") -> Command:
+    return Command("pause", gate=gate)
 
 
-def pause(gate: "Gate") -> _Pause:
-    return _Pause(gate)
+def hang() -> Command:
+    """Send nothing more and keep the connection open until the client closes it or the test ends."""
+    return Command("hang")
 
 
-def hang() -> _End:
-    """Nothing more, and the connection stays open, until the client or the test ends it."""
-    return _End("hang")
+def close() -> Command:
+    """Close the connection (FIN), also in the middle of a body."""
+    return Command("close")
 
 
-def close() -> _End:
-    """FIN, whatever the framing had promised."""
-    return _End("close")
-
-
-def reset() -> _End:
-    """RST."""
-    return _End("reset")
+def reset() -> Command:
+    """Reset the connection (RST)."""
+    return Command("reset")
 
 
 class Gate:
-    """A place in a script where the server stands still until the test opens it."""
+    """A step at which the server waits until the test opens the gate."""
 
     def __init__(self) -> None:
         self._reached = threading.Event()
@@ -190,17 +158,17 @@ class Gate:
         with self._lock:
             self._is_open = True
             for loop, opened in self._waiting:
-                with contextlib.suppress(RuntimeError):  # the server is gone
+                with contextlib.suppress(RuntimeError):  # the server has stopped
                     loop.call_soon_threadsafe(opened.set)
 
     def wait(self, seconds: float = SECONDS) -> None:
-        """Blocks until the server has come to the gate."""
-        assert self._reached.wait(seconds), "the server never came to the gate"
+        """Wait until the server has reached the gate."""
+        assert self._reached.wait(seconds), "the server did not reach the gate"
 
     async def reached(self, seconds: float = SECONDS) -> None:
         await asyncio.to_thread(self.wait, seconds)
 
-    async def _pass(self) -> None:
+    async def passed(self) -> None:
         opened = asyncio.Event()
         with self._lock:
             if not self._is_open:
@@ -211,14 +179,14 @@ class Gate:
         await opened.wait()
 
 
-Step = bytes | _Head | _Whole | _Wire | _Split | _Pause | _End | Callable[["Request"], bytes]
+Step = bytes | Command | Callable[["Request"], bytes]
 
 
 @dataclass(frozen=True)
 class Request:
     method: str
     path: str
-    headers: dict[str, str]  # names in small letters
+    headers: dict[str, str]  # names in lower case
     body: bytes
 
     @property
@@ -228,22 +196,22 @@ class Request:
 
 @dataclass
 class LocalModel:
-    """A model on the scripted LM Studio's disk. `instances` are the loaded ones: their id and context length."""
+    """A model on the scripted LM Studio's disk. `instances`: the context length of each loaded instance, by its id."""
 
     key: str = MODEL
     display_name: str = "Llama 3.2 3B Instruct"
-    type: str = "llm"  # llm | vlm | embeddings, as in /api/v0
+    type: str = "llm"  # llm, vlm (sees images) or embedding
     arch: str = "llama"
     quantization: str = "Q4_K_M"
     size_bytes: int = 2_019_377_696
     max_context_length: int = 131_072
-    tools: bool = True
     instances: dict[str, int] = field(default_factory=dict)
 
     def native_v1(self) -> dict[str, Any]:
-        embedding = self.type == "embeddings"
-        shown: dict[str, Any] = {
-            "type": "embedding" if embedding else "llm",
+        """Return the model's entry in /api/v1/models."""
+        is_embedding = self.type == "embedding"
+        return {
+            "type": "embedding" if is_embedding else "llm",
             "publisher": "lmstudio-community",
             "key": self.key,
             "display_name": self.display_name,
@@ -257,55 +225,33 @@ class LocalModel:
             ],
             "max_context_length": self.max_context_length,
             "format": "gguf",
+            **({} if is_embedding else {"capabilities": {"vision": self.type == "vlm", "trained_for_tool_use": True}}),
         }
-        if not embedding:
-            shown["capabilities"] = {"vision": self.type == "vlm", "trained_for_tool_use": self.tools}
-        return shown
-
-    def native_v0(self) -> dict[str, Any]:
-        shown: dict[str, Any] = {
-            "id": self.key,
-            "object": "model",
-            "type": self.type,
-            "publisher": "lmstudio-community",
-            "arch": self.arch,
-            "compatibility_type": "gguf",
-            "quantization": self.quantization,
-            "state": "loaded" if self.instances else "not-loaded",
-            "max_context_length": self.max_context_length,
-        }
-        if self.tools:
-            shown["capabilities"] = ["tool_use"]
-        if self.instances:
-            shown["loaded_context_length"] = next(iter(self.instances.values()))
-        return shown
-
-
-def usual_models() -> list[LocalModel]:
-    return [
-        LocalModel(instances={MODEL: 4096}),
-        LocalModel("qwen2.5-vl-7b-instruct", "Qwen2.5 VL 7B Instruct", "vlm", "qwen2_5_vl", "Q4_K_M", 6_000_000_000),
-        LocalModel(
-            "text-embedding-nomic-embed-text-v1.5", "Nomic Embed", "embeddings", "nomic-bert", "Q8_0", 146_146_432, 2048
-        ),
-    ]
 
 
 class Upstream:
-    """`token`: the one API token that is accepted; none is required when it is empty.
-    `without`: beginnings of paths that this LM Studio does not know, such as "/api/v1" (an old version).
-    """
+    """`token`: the API token that is required, if any. `without`: prefixes of paths that this LM Studio does not know."""
 
     def __init__(self, *, token: str = "", without: tuple[str, ...] = (), port: int = 0) -> None:
         self.token = token
         self.without = without
-        self.models = usual_models()
-        self.default: list[Step] = [_hello]
+        self.models = [
+            LocalModel(instances={MODEL: 4096}),
+            LocalModel(
+                "qwen2.5-vl-7b-instruct", "Qwen2.5 VL 7B Instruct", "vlm", "qwen2_5_vl", "Q4_K_M", 6_000_000_000
+            ),
+            LocalModel(
+                "text-embedding-nomic-embed-text-v1.5", "Nomic Embed", "embedding", "nomic-bert", "Q8_0", 146_146_432
+            ),
+        ]
+        self.default: list[Step] = [
+            lambda request: answer("Hello", " from", " upstream", ".", model=request.json["model"])
+        ]
         self.requests: list[Request] = []
-        self.abandoned: list[Request] = []  # whose client left before the answer had ended
-        self.connections = 0  # ever accepted
+        self.abandoned: list[Request] = []  # whose client closed the connection before the end of the response
+        self.connections = 0  # accepted so far
         self.open_connections = 0
-        self.errors: list[BaseException] = []  # mistakes in a script; leaving the `with` raises them
+        self.errors: list[BaseException] = []  # of scripts; leaving the `with` block raises the first
         self._scripts: dict[str, deque[tuple[Step, ...]]] = defaultdict(deque)
         self._changed = threading.Condition()
         self._listener = socket.create_server(("127.0.0.1", port))
@@ -328,27 +274,27 @@ class Upstream:
         if self.errors and problem is None:
             raise self.errors[0]
 
-    # ---- what a test says and asks
+    # ---- for tests
 
     @property
     def native_id(self) -> int:
-        """The system's number for the server's thread, by which its priority is changed."""
+        """The operating system's id of the server's thread, to change its priority."""
         assert self._thread.native_id is not None
         return self._thread.native_id
 
     def enqueue(self, *steps: Step, path: str = CHAT) -> None:
-        """The script for the next request to `path` that has none yet."""
+        """Add a script for a request to `path`."""
         with self._changed:
             self._scripts[path].append(steps)
 
     def forget(self) -> None:
-        """No script is left for the next request, whatever became of those that were to ask for one."""
+        """Remove the scripts that no request has played."""
         with self._changed:
             self._scripts.clear()
 
     @property
     def chats(self) -> list[Any]:
-        """The bodies of the chat requests, in order."""
+        """The bodies of the chat requests."""
         return [request.json for request in self.requests if request.path == CHAT]
 
     def count(self, path: str) -> int:
@@ -361,7 +307,7 @@ class Upstream:
         await asyncio.to_thread(self.wait_requests, number, seconds, path)
 
     def wait_closed(self, seconds: float = SECONDS) -> None:
-        """Until no client is connected any more."""
+        """Wait until no client is connected."""
         self._wait(lambda: self.open_connections == 0, seconds, "every connection to be closed")
 
     async def closed(self, seconds: float = SECONDS) -> None:
@@ -369,7 +315,7 @@ class Upstream:
 
     def _wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         with self._changed:
-            assert self._changed.wait_for(condition, seconds), f"waited {seconds} s in vain for {what}"
+            assert self._changed.wait_for(condition, seconds), f"waited {seconds} s for {what}"
 
     # ---- the server
 
@@ -384,7 +330,7 @@ class Upstream:
                 task.cancel()
             self._loop.run_until_complete(asyncio.wait(tasks))
         self._loop.run_until_complete(server.wait_closed())
-        self._loop.run_until_complete(asyncio.sleep(0))  # for the connections to be gone
+        self._loop.run_until_complete(asyncio.sleep(0))  # closes the connections
         self._loop.close()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -396,8 +342,8 @@ class Upstream:
             while await self._exchange(reader, writer):
                 pass
         except (OSError, EOFError):
-            pass  # the client has gone
-        except asyncio.CancelledError:  # the test is over
+            pass  # the client has closed the connection
+        except asyncio.CancelledError:  # the test has ended
             writer.transport.abort()
         except Exception as problem:
             self.errors.append(problem)
@@ -408,7 +354,7 @@ class Upstream:
                 self._changed.notify_all()
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request and its answer. False when the connection is over."""
+        """Answer one request. Return whether the connection can be used again."""
         request = await _read_request(reader)
         with self._changed:
             self.requests.append(request)
@@ -431,57 +377,46 @@ class Upstream:
             await asyncio.gather(playing, leaving, return_exceptions=True)
 
     def _usual(self, request: Request) -> tuple[Step, ...]:
-        if refused := self._refused(request):
-            return (refused,)
+        if any(request.path.startswith(path) for path in self.without):
+            return (_unexpected(request),)
+        given = request.headers.get("authorization", "")
+        if self.token and given != f"Bearer {self.token}":
+            message = f"Malformed LM Studio API token provided: {given.removeprefix('Bearer ')[:10]}**************"
+            return (_error(401, message if given else UNAUTHENTICATED, "invalid_api_key"),)
         return tuple(self.default) if request.path == CHAT else (self._answer(request),)
 
-    def _refused(self, request: Request) -> _Whole | None:
-        """LM Studio's own words to a request that it does not know or does not let in."""
-        if any(request.path.startswith(path) for path in self.without):
-            return _unexpected(request)
-        given = request.headers.get("authorization", "")
-        if not self.token or given == f"Bearer {self.token}":
-            return None
-        message = f"Malformed LM Studio API token provided: {given.removeprefix('Bearer ')[:10]}**************"
-        body = {"type": "invalid_request", "code": "invalid_api_key", "message": message if given else UNAUTHENTICATED}
-        return status(401, {"error": body})
-
-    def _answer(self, request: Request) -> _Whole:
+    def _answer(self, request: Request) -> Command:
         match request.method, request.path:
             case "GET", "/api/v1/models":
                 return status(200, {"models": [model.native_v1() for model in self.models]})
-            case "GET", "/api/v0/models":
-                return status(200, {"object": "list", "data": [model.native_v0() for model in self.models]})
             case "GET", "/v1/models":
-                shown = [
-                    {"id": model.key, "object": "model", "owned_by": "organization_owner"} for model in self.models
-                ]
-                return status(200, {"object": "list", "data": shown})
+                return status(200, {"object": "list", "data": [{"id": model.key} for model in self.models]})
             case "POST", "/api/v1/models/load":
                 return self._load(**request.json)
             case "POST", "/api/v1/models/unload":
                 return self._unload(**request.json)
         return _unexpected(request)
 
-    def _load(self, model: str, context_length: int = 4096, **_: Any) -> _Whole:
+    def _load(self, model: str, context_length: int = 4096) -> Command:
         found = next((known for known in self.models if known.key == model), None)
         if found is None:
-            message = f'Invalid model identifier "{model}".'
-            body = {"message": message, "type": "invalid_request", "param": "model", "code": "model_not_found"}
-            return status(404, {"error": body})
+            return _error(404, f'Invalid model identifier "{model}".', "model_not_found")
         instance = model if not found.instances else f"{model}:{len(found.instances) + 1}"
         found.instances[instance] = context_length
         return status(200, {"type": "llm", "instance_id": instance, "load_time_seconds": 1.5, "status": "loaded"})
 
-    def _unload(self, instance_id: str) -> _Whole:
+    def _unload(self, instance_id: str) -> Command:
         for model in self.models:
             if model.instances.pop(instance_id, None) is not None:
                 return status(200, {"instance_id": instance_id})
-        message = f'No model instance found with identifier "{instance_id}".'
-        return status(404, {"error": {"message": message, "type": "invalid_request", "code": "model_not_found"}})
+        return _error(404, f'No model instance found with identifier "{instance_id}".', "model_not_found")
 
 
-def _unexpected(request: Request) -> _Whole:
+def _error(code: int, message: str, kind: str) -> Command:
+    return status(code, {"error": {"type": "invalid_request", "code": kind, "message": message}})
+
+
+def _unexpected(request: Request) -> Command:
     return status(200, {"error": f"Unexpected endpoint or method. ({request.method} {request.path})"})
 
 
@@ -494,53 +429,49 @@ async def _read_request(reader: asyncio.StreamReader) -> Request:
 
 
 async def _play(steps: tuple[Step, ...], request: Request, writer: asyncio.StreamWriter) -> bool:
-    """Sends the script's answer. True when the connection can be used again."""
-    head: _Head | None = None
+    """Send the response. Return whether the connection can be used again."""
+    sent: Command | None = None  # the headers
     size = 0
     for step in steps:
-        match step:
-            case _Whole():
-                writer.write(_head(step.status, (*step.fields, ("Content-Length", str(len(step.body))))) + step.body)
-                await writer.drain()
-                return True
-            case _Wire():
-                writer.write(step.data)
-            case _Split():
-                size = step.size
-            case _Pause():
-                await step.gate._pass()
-            case _End():
-                return await _end(step.how, writer)
-            case _Head():
-                head = step
-                _send_head(head, writer)
-            case _:
-                if head is None:
-                    head = headers()
-                    _send_head(head, writer)
-                await _send_body(step if isinstance(step, bytes) else step(request), size, head, writer)
+        if not isinstance(step, Command):
+            if sent is None:
+                sent = headers()
+                writer.write(_head(sent))
+            await _send_body(step if isinstance(step, bytes) else step(request), size, sent.chunked, writer)
+        elif step.name == "headers":
+            sent = step
+            writer.write(_head(step))
+        elif step.name == "response":
+            length = ("Content-Length", str(len(step.data)))
+            writer.write(_head(step, length) + step.data)
+            await writer.drain()
+            return True
+        elif step.name == "wire":
+            writer.write(step.data)
+        elif step.name == "split":
+            size = step.size
+        elif step.gate:
+            await step.gate.passed()
+        else:
+            return await _end(step.name, writer)
         await writer.drain()
-    if head is None or head.framing != "chunked":
+    if sent is None or not sent.chunked:
         return False
     writer.write(b"0\r\n\r\n")
     await writer.drain()
     return True
 
 
-def _head(code: int, fields: tuple[tuple[str, str], ...]) -> bytes:
-    lines = (f"HTTP/1.1 {code} Scripted", *(f"{name}: {value}" for name, value in fields))
-    return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n"
+def _head(step: Command, framing: tuple[str, str] | None = None) -> bytes:
+    framing = framing or (("Transfer-Encoding", "chunked") if step.chunked else ("Connection", "close"))
+    fields = "".join(f"{name}: {value}\r\n" for name, value in (*step.fields, framing))
+    return f"HTTP/1.1 {step.status} Scripted\r\n{fields}\r\n".encode()
 
 
-def _send_head(head: _Head, writer: asyncio.StreamWriter) -> None:
-    framing = ("Transfer-Encoding", "chunked") if head.framing == "chunked" else ("Connection", "close")
-    writer.write(_head(head.status, (*head.fields, framing)))
-
-
-async def _send_body(data: bytes, size: int, head: _Head, writer: asyncio.StreamWriter) -> None:
+async def _send_body(data: bytes, size: int, chunked: bool, writer: asyncio.StreamWriter) -> None:
     for start in range(0, len(data), size or len(data) or 1):
         piece = data[start : start + size] if size else data
-        writer.write(b"%x\r\n%s\r\n" % (len(piece), piece) if head.framing == "chunked" else piece)
+        writer.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
         await writer.drain()
         if size:
             await asyncio.sleep(0)
@@ -558,7 +489,7 @@ async def _end(how: str, writer: asyncio.StreamWriter) -> bool:
 
 
 async def _arrival(writer: asyncio.StreamWriter) -> None:
-    """Of all that was written: what the other end has not got yet, a reset may overtake."""
+    """Wait until the client has received everything: a reset may overtake data."""
     if sys.platform == "linux":
         import fcntl
         import termios
@@ -568,14 +499,14 @@ async def _arrival(writer: asyncio.StreamWriter) -> None:
 
 
 def refused_url() -> str:
-    """An address where nobody listens."""
+    """Return an address at which no server listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
-    """For async tests: returns as soon as the condition holds, fails when it never does."""
+    """Return once the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition never held"
         await asyncio.sleep(0.002)

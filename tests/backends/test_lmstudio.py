@@ -1,21 +1,108 @@
+"""LM Studio's own API for models, and its files and server on this computer."""
+
 import json
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from fireside.backends import lmstudio
 from fireside.backends.engine import Engine
-from fireside.config import load
+from fireside.backends.openai import Model
+from fireside.config import Config, load
 from fireside.errors import ProviderFailed
 from fireside.providers import Providers
 
 from ..live import Running, code, good
-from ..upstream import Upstream
+from ..upstream import MODEL, Upstream, status
+
+QWEN = "qwen2.5-vl-7b-instruct"
+needs_shell = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for lms is a shell script")
+
+
+def made(config: Config) -> Providers:
+    return Providers(config, Engine(config))
+
+
+@pytest.fixture
+async def providers(upstream: Upstream, tmp_path: Path) -> AsyncIterator[Providers]:
+    providers = made(load({"data_dir": str(tmp_path)}, {"FIRESIDE_LMSTUDIO_URL": upstream.url}))
+    yield providers
+    await providers.aclose()
+
+
+# ---- models
+
+
+async def test_models_have_states_and_do_not_include_embedding_models(providers: Providers, upstream: Upstream) -> None:
+    assert await providers.models("lmstudio") == [
+        Model(MODEL, "Llama 3.2 3B Instruct", "loaded", 4096, 131_072, False, True, "Q4_K_M", 2_019_377_696),
+        Model(QWEN, "Qwen2.5 VL 7B Instruct", "not-loaded", None, 131_072, True, True, "Q4_K_M", 6_000_000_000),
+    ]
+    assert [request.path for request in upstream.requests] == ["/api/v1/models"]
+
+
+async def test_models_of_lm_studio_before_0_4_have_names_only(providers: Providers, upstream: Upstream) -> None:
+    upstream.without = ("/api/v1",)
+    assert await providers.models("lmstudio") == [Model(MODEL, MODEL), Model(QWEN, QWEN)]
+
+
+async def test_200_for_an_unknown_path_is_not_an_empty_list(providers: Providers, upstream: Upstream) -> None:
+    upstream.without = ("/api/v1", "/v1/models")
+    with pytest.raises(ProviderFailed, match="Unexpected endpoint") as caught:
+        await providers.models("lmstudio")
+    assert caught.value.code == "PROVIDER_ERROR"
+
+
+async def test_model_is_loaded_and_unloaded(providers: Providers, upstream: Upstream) -> None:
+    await providers.load("lmstudio", QWEN, 8192)
+    assert upstream.requests[1].json == {"model": QWEN, "context_length": 8192}
+    loaded = providers.known("lmstudio", QWEN)
+    assert loaded is not None and (loaded.state, loaded.context_length) == ("loaded", 8192)
+    await providers.unload("lmstudio", QWEN)
+    unloaded = providers.known("lmstudio", QWEN)
+    assert unloaded is not None and unloaded.state == "not-loaded"
+    await providers.unload("lmstudio", QWEN)
+
+
+async def test_loaded_model_gets_no_second_instance(providers: Providers, upstream: Upstream) -> None:
+    await providers.load("lmstudio", MODEL)
+    await providers.load("lmstudio", MODEL, 4096)
+    assert {request.path for request in upstream.requests} == {"/api/v1/models"}
+    await providers.load("lmstudio", MODEL, 16384)
+    assert upstream.models[0].instances == {MODEL: 16384}
+
+
+async def test_unload_ends_all_instances_of_a_model_or_the_named_one(providers: Providers, upstream: Upstream) -> None:
+    upstream.models[0].instances = {MODEL: 4096, f"{MODEL}:2": 8192, "mine": 512}
+    await providers.unload("lmstudio", "mine")
+    assert upstream.models[0].instances == {MODEL: 4096, f"{MODEL}:2": 8192}
+    await providers.unload("lmstudio", MODEL)
+    assert upstream.models[0].instances == {}
+
+
+async def test_failed_load_has_a_reason_and_the_models_are_listed_again(
+    providers: Providers, upstream: Upstream
+) -> None:
+    with pytest.raises(ProviderFailed, match="Invalid model identifier") as caught:
+        await providers.load("lmstudio", "unknown")
+    assert caught.value.code == "MODEL_NOT_FOUND"
+    error = {"error": {"message": f'Failed to load model "{QWEN}". Error: Model loading aborted', "type": "x"}}
+    upstream.enqueue(status(500, error), path="/api/v1/models/load")
+    with pytest.raises(ProviderFailed) as caught:
+        await providers.load("lmstudio", QWEN)
+    assert caught.value.code == "MODEL_LOAD_FAILED"
+    requests = upstream.count("/api/v1/models")
+    await providers.models("lmstudio", max_age=60)
+    assert upstream.count("/api/v1/models") == requests + 1
+
+
+# ---- on this computer
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where LM Studio keeps its files, for this test."""
+    """An empty folder in which LM Studio keeps its files."""
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     (tmp_path / ".lmstudio" / ".internal").mkdir(parents=True)
     return tmp_path / ".lmstudio"
@@ -33,49 +120,42 @@ def install_lms(home: Path, script: str) -> None:
 
 
 @pytest.mark.parametrize("port", [None, "1235", True, 0, 65536, -1, [1]])
-def test_a_port_that_makes_no_sense_is_the_usual_one(home: Path, port: object) -> None:
+def test_invalid_port_is_replaced_by_the_default(home: Path, port: object) -> None:
     set_port(home, port)
     assert lmstudio.server_url() == "http://127.0.0.1:1234"
 
 
-async def test_a_changed_port_is_followed_without_a_restart(home: Path, tmp_path: Path) -> None:
-    config = load({"data_dir": str(tmp_path)}, {})
-    providers = Providers(config, Engine(config))
-    with Upstream() as first:
-        set_port(home, int(first.url.rpartition(":")[2]))
-        assert await providers.models("lmstudio")
-    with Upstream() as second:
-        set_port(home, int(second.url.rpartition(":")[2]))
-        assert await providers.models("lmstudio")
-        assert second.requests
+async def test_changed_port_is_used_without_a_restart(home: Path, tmp_path: Path) -> None:
+    providers = made(load({"data_dir": str(tmp_path)}, {}))
+    for _ in range(2):
+        with Upstream() as upstream:
+            set_port(home, upstream.port)
+            assert await providers.models("lmstudio")
+            assert upstream.requests
     await providers.aclose()
 
 
-async def test_a_url_that_was_set_is_asked_wherever_lm_studio_listens(home: Path, tmp_path: Path) -> None:
-    with Upstream() as upstream:
-        set_port(home, 9)
-        config = load({"data_dir": str(tmp_path)}, {"FIRESIDE_LMSTUDIO_URL": upstream.url})
-        providers = Providers(config, Engine(config))
-        assert await providers.models("lmstudio")
-        await providers.aclose()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for lms is a shell script")
-async def test_an_administrator_can_start_lm_studio_from_the_page(home: Path, tmp_path: Path) -> None:
+async def test_url_of_the_settings_takes_precedence(home: Path, providers: Providers) -> None:
     set_port(home, 9)
-    install_lms(home, f'echo "$@" > {tmp_path}/said')
+    assert await providers.models("lmstudio")
+
+
+@needs_shell
+async def test_administrator_can_start_lm_studio(home: Path, tmp_path: Path) -> None:
+    set_port(home, 9)
+    install_lms(home, f'echo "$@" > {tmp_path}/arguments')
     async with Running(tmp_path / "data") as running:
         ann = await running.first()
         entry = next(entry for entry in good(await ann.get("/providers")) if entry["provider_id"] == "lmstudio")
         assert (entry["online"], entry["can_start"]) == (False, True)
         assert good(await ann.post("/providers/lmstudio/start")) == {"message": "Server started"}
-        assert (tmp_path / "said").read_text() == "server start\n"
+        assert (tmp_path / "arguments").read_text() == "server start\n"
         bob = await running.join(ann, "bob")
         assert code(await bob.post("/providers/lmstudio/start")) == (403, "FORBIDDEN")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for lms is a shell script")
-async def test_why_lm_studio_did_not_start_is_said(home: Path, tmp_path: Path) -> None:
+@needs_shell
+async def test_failed_start_has_a_reason(home: Path) -> None:
     with pytest.raises(ProviderFailed, match="was not found"):
         await lmstudio.start_server()
     install_lms(home, "echo no display; exit 3")

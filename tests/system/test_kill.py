@@ -35,7 +35,7 @@ WORDS = 700  # of an answer, one every few milliseconds
 class Pace(Gate):
     """A gate that opens by itself after the time of a word."""
 
-    async def _pass(self) -> None:
+    async def passed(self) -> None:
         await asyncio.sleep(0.002)
 
 

@@ -36,7 +36,7 @@ WAL_MB = 70.0  # journal_size_limit, and what one transaction adds
 class Pace(Gate):
     """A gate that opens by itself, after the time that a model needs for a word."""
 
-    async def _pass(self) -> None:
+    async def passed(self) -> None:
         await asyncio.sleep(0.004)
 
 

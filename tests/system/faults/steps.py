@@ -17,7 +17,7 @@ WORDS = [f"{number} " for number in range(20)]
 class Moment(Gate):
     """A gate that opens by itself, so that what precedes and follows it is not read together."""
 
-    async def _pass(self) -> None:
+    async def passed(self) -> None:
         await asyncio.sleep(0.001)
 
 

@@ -303,7 +303,7 @@ PIECES = (b"", b"\n", b"\r", b"\xff", b'"', b"{", b"\0", b"data: ")
 
 
 async def test_mutated_stream_is_stored_as_it_was_streamed(witness: Witness) -> None:
-    """tests/backends/test_openai.py mutates the parser's input some thousand times; this is the whole service."""
+    """tests/backends/test_answer.py mutates the parser's input some thousand times; this is the whole service."""
     ann = witness.people[0]
     conversation_id = await witness.question(ann)
     dice = random.Random(20261123)
