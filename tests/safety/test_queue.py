@@ -1,4 +1,4 @@
-"""One model server, several people: so many answers at a time, the users in turn, and everybody knows their place."""
+"""The queue of a model server: a limited number of answers at a time, users in turn, and positions that readers see."""
 
 import asyncio
 import random
@@ -15,22 +15,21 @@ from ..upstream import text as says
 from ..witness import MODEL
 
 
-class Asked:
-    """A stream that is read in the background, and what has come of it so far."""
+class Reader:
+    """The events of an answer, read in the background."""
 
     def __init__(self, person: Person, conversation_id: int) -> None:
-        self.person = person
         self.events: list[Event] = []
-        self.reading = asyncio.create_task(self._read(conversation_id))
+        self.reading = asyncio.create_task(self._read(person, conversation_id))
 
-    async def _read(self, conversation_id: int) -> None:
-        async with self.person.streaming(conversation_id, **MODEL) as events:
+    async def _read(self, person: Person, conversation_id: int) -> None:
+        async with person.streaming(conversation_id, **MODEL) as events:
             async for event in events:
                 self.events.append(event)
 
     @property
-    def id(self) -> str:
-        return str(self.events[0].data["generation_id"])
+    def path(self) -> str:
+        return f"/chat/cancel/{self.events[0].data['generation_id']}"
 
     @property
     def places(self) -> list[int]:
@@ -40,50 +39,53 @@ class Asked:
     def phases(self) -> list[str]:
         return [event.data["phase"] for event in self.events if event.event == "progress"]
 
-
-async def ask(running: Running, person: Person, question: str) -> Asked:
-    """Asks, and returns when the generation runs or is in the queue."""
-    asked = Asked(person, await person.conversation(question))
-    await until(lambda: asked.phases, f"news of {question}")
-    return asked
+    @property
+    def status(self) -> str:
+        return str(self.events[-1].data["status"])
 
 
-async def test_no_more_are_asked_at_a_time_than_the_settings_say(tmp_path: Path, upstream: Upstream) -> None:
+async def ask(person: Person, question: str) -> Reader:
+    """Return when the answer runs or is in the queue."""
+    reader = Reader(person, await person.conversation(question))
+    await until(lambda: reader.phases, question)
+    return reader
+
+
+def questions(upstream: Upstream) -> list[str]:
+    return [chat["messages"][-1]["content"] for chat in upstream.chats]
+
+
+async def test_configured_number_of_answers_runs_at_a_time(tmp_path: Path, upstream: Upstream) -> None:
     async with Running(tmp_path, lmstudio_url=upstream.url, lmstudio_concurrency="2") as running:
         ann = await running.first()
         gates = [Gate() for _ in range(5)]
         for gate in gates:
             upstream.enqueue(says("one"), pause(gate), finish("stop"), DONE)
-        asked = [await ask(running, ann, f"Question {number}?") for number in range(5)]
+        readers = [await ask(ann, f"Question {number}?") for number in range(5)]
         await upstream.received(2)
-        assert [one.places for one in asked] == [[], [], [1], [2], [3]]
+        assert [reader.places for reader in readers] == [[], [], [1], [2], [3]]
         for number, gate in enumerate(gates):
             assert len(upstream.chats) == min(2 + number, 5)
             await gate.reached()
             gate.open()
-            await asked[number].reading
+            await readers[number].reading
             await upstream.received(min(3 + number, 5))
-        assert [one.places for one in asked] == [[], [], [1], [2, 1], [3, 2, 1]]
-        questions = [chat["messages"][-1]["content"] for chat in upstream.chats]
-        assert questions == [f"Question {number}?" for number in range(5)]
-        assert all(one.events[-1].data["status"] == "ok" for one in asked)
-        stats = [one.events[-1].data["stats"] for one in asked]
-        assert ["queued_ms" in one for one in stats] == [False, False, True, True, True]
-        assert all("place" not in one for one in stats)
-        assert asked[4].phases == ["queued", "queued", "queued", "prompt", "generating"]
+        assert [reader.places for reader in readers] == [[], [], [1], [2, 1], [3, 2, 1]]
+        assert questions(upstream) == [f"Question {number}?" for number in range(5)]
+        assert {reader.status for reader in readers} == {"ok"}
+        queued = ["queued_ms" in reader.events[-1].data["stats"] for reader in readers]
+        assert queued == [False, False, True, True, True]
+        assert readers[4].phases == ["queued", "queued", "queued", "prompt", "generating"]
 
 
-async def test_lm_studio_is_asked_four_at_a_time_unless_told_otherwise(
-    running: Running, ann: Person, upstream: Upstream
-) -> None:
+async def test_four_answers_run_at_a_time_by_default(ann: Person, upstream: Upstream) -> None:
     upstream.default = [says("one"), hang()]
-    asked = [await ask(running, ann, "Why?") for _ in range(6)]
+    readers = [await ask(ann, "Why?") for _ in range(6)]
     await upstream.received(4)
-    assert [one.places for one in asked] == [[], [], [], [], [1], [2]]
-    for one in asked:
-        good(await ann.post(f"/chat/cancel/{one.id}"))
-        await one.reading
-    assert len(upstream.chats) <= 6
+    assert [reader.places for reader in readers] == [[], [], [], [], [1], [2]]
+    for reader in readers:
+        good(await ann.post(reader.path))
+        await reader.reading
     await until(lambda: upstream.open_connections == 0)
 
 
@@ -93,93 +95,46 @@ async def test_users_take_turns(tmp_path: Path, upstream: Upstream) -> None:
         bob, eve = await running.join(ann, "bob"), await running.join(ann, "eve")
         gate = Gate()
         upstream.enqueue(says("one"), pause(gate), finish("stop"), DONE)
-        asked = [await ask(running, ann, "ann 0")]
-        for person, question in (
-            (ann, "ann 1"),
-            (ann, "ann 2"),
-            (bob, "bob 1"),
-            (ann, "ann 3"),
-            (eve, "eve 1"),
-            (bob, "bob 2"),
-        ):
-            asked.append(await ask(running, person, question))
-        assert [one.places for one in asked] == [[], [1], [2, 3, 4], [2], [4, 5, 6], [3], [5]]
+        order = (ann, ann, ann, bob, ann, eve, bob)
+        readers = [await ask(person, f"{person.name} {number}") for number, person in enumerate(order)]
+        assert [reader.places for reader in readers] == [[], [1], [2, 3, 4], [2], [4, 5, 6], [3], [5]]
         gate.open()
-        await asyncio.gather(*(one.reading for one in asked))
-        order = [chat["messages"][-1]["content"] for chat in upstream.chats]
-        assert order == ["ann 0", "ann 1", "bob 1", "eve 1", "ann 2", "bob 2", "ann 3"]
-        assert all(one.events[-1].data["status"] == "ok" for one in asked)
+        await asyncio.gather(*(reader.reading for reader in readers))
+        assert questions(upstream) == ["ann 0", "ann 1", "bob 3", "eve 5", "ann 2", "bob 6", "ann 4"]
+        assert {reader.status for reader in readers} == {"ok"}
 
 
-async def test_who_waits_can_be_cancelled_and_the_others_move_up(tmp_path: Path, upstream: Upstream) -> None:
+@pytest.mark.parametrize("how", ["cancel", "purge"])
+async def test_queued_answer_can_be_canceled_and_the_others_move_up(
+    tmp_path: Path, upstream: Upstream, how: str
+) -> None:
     async with Running(tmp_path, lmstudio_url=upstream.url, lmstudio_concurrency="1") as running:
         ann = await running.first()
         gate = Gate()
         upstream.enqueue(says("one"), pause(gate), finish("stop"), DONE)
-        first, second, third = [await ask(running, ann, f"Question {number}?") for number in range(3)]
-        good(await ann.post(f"/chat/cancel/{second.id}"))
+        first, second, third = [await ask(ann, f"Question {number}?") for number in range(3)]
+        conversation_id = second.events[0].data["conversation_id"]
+        purge = f"/conversations/{conversation_id}?purge=true"
+        good(await (ann.post(second.path) if how == "cancel" else ann.delete(purge)))
         await second.reading
-        assert second.events[-1].data["status"] == "canceled" and text(second.events) == ""
+        assert second.status == "canceled" and text(second.events) == ""
         await until(lambda: third.places == [2, 1])
         gate.open()
         await asyncio.gather(first.reading, third.reading)
-        assert [chat["messages"][-1]["content"] for chat in upstream.chats] == ["Question 0?", "Question 2?"]
+        assert questions(upstream) == ["Question 0?", "Question 2?"]
 
 
-async def test_a_deleted_conversation_leaves_the_queue(tmp_path: Path, upstream: Upstream) -> None:
+async def test_stop_of_the_server_interrupts_queued_answers(tmp_path: Path, upstream: Upstream) -> None:
     async with Running(tmp_path, lmstudio_url=upstream.url, lmstudio_concurrency="1") as running:
         ann = await running.first()
         upstream.enqueue(says("one"), hang())
-        first = await ask(running, ann, "Why?")
-        conversation_id = await ann.conversation("Why not?")
-        second = Asked(ann, conversation_id)
-        await until(lambda: second.places)
-        good(await ann.delete(f"/conversations/{conversation_id}?purge=true"))
-        await second.reading
-        assert second.events[-1].data["status"] == "canceled" and len(upstream.chats) == 1
-        good(await ann.post(f"/chat/cancel/{first.id}"))
-        await first.reading
-
-
-async def test_a_stop_interrupts_those_who_wait_too(tmp_path: Path, upstream: Upstream) -> None:
-    async with Running(tmp_path, lmstudio_url=upstream.url, lmstudio_concurrency="1") as running:
-        ann = await running.first()
-        upstream.enqueue(says("one"), hang())
-        asked = [await ask(running, ann, f"Question {number}?") for number in range(4)]
+        readers = [await ask(ann, f"Question {number}?") for number in range(4)]
         running.server.should_exit = True
-        await asyncio.gather(*(one.reading for one in asked))
-        assert [one.events[-1].data["status"] for one in asked] == ["interrupted"] * 4
-        assert len(upstream.chats) == 1
+        await asyncio.gather(*(reader.reading for reader in readers))
+        assert {reader.status for reader in readers} == {"interrupted"} and len(upstream.chats) == 1
 
 
-# ---- the queue by itself
-
-
-async def test_a_user_at_their_limit_lets_others_pass() -> None:
-    slots, order, gates = (
-        Slots(2, per_user=1),
-        [],
-        {name: asyncio.Event() for name in ("ann 1", "ann 2", "bob 1", "eve 1")},
-    )
-
-    async def use(name: str) -> None:
-        async with slots.slot(ord(name[0])):
-            order.append(name)
-            await gates[name].wait()
-
-    tasks = [asyncio.create_task(use(name)) for name in gates]
-    await settle()
-    assert order == ["ann 1", "bob 1"]
-    for name, after in (("bob 1", "eve 1"), ("eve 1", None), ("ann 1", "ann 2"), ("ann 2", None)):
-        gates[name].set()
-        await settle()
-        assert order[-1] == after or after is None
-    assert order == ["ann 1", "bob 1", "eve 1", "ann 2"]
-    await asyncio.gather(*tasks)
-
-
-def deaf(place: int) -> None:
-    """Somebody who does not care about their place."""
+# ---- the semaphore alone
 
 
 async def settle() -> None:
@@ -187,46 +142,65 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("hold", range(4))
-async def test_a_cancel_that_meets_its_turn_loses_no_slot(hold: int) -> None:
-    """The slot is handed over and the waiter cancelled within a few steps of the event loop, in every order."""
-    for cancel_first in (True, False):
-        slots, gate = Slots(1), asyncio.Event()
+async def test_user_at_their_limit_is_passed_by_others() -> None:
+    slots, order = Slots(2, per_user=1), []
+    gates = {name: asyncio.Event() for name in ("ann 1", "ann 2", "bob 1", "eve 1")}
 
-        async def use(slots: Slots = slots, gate: asyncio.Event = gate) -> None:
-            async with slots.slot(1, deaf):
-                await gate.wait()
+    async def use(name: str) -> None:
+        async with slots.slot(name[:3]):
+            order.append(name)
+            await gates[name].wait()
 
-        holder = asyncio.create_task(use())
+    tasks = [asyncio.create_task(use(name)) for name in gates]
+    await settle()
+    assert order == ["ann 1", "bob 1"] and (slots.waiting(), slots.waiting("ann")) == (2, 1)
+    for name, following in (("bob 1", "eve 1"), ("eve 1", "eve 1"), ("ann 1", "ann 2"), ("ann 2", "ann 2")):
+        gates[name].set()
         await settle()
-        waiter, last = asyncio.create_task(use()), asyncio.create_task(use())
-        await settle()
-        steps: list[Callable[[], object]] = [waiter.cancel, gate.set] if cancel_first else [gate.set, waiter.cancel]
-        steps[0]()
-        for _ in range(hold):
-            await asyncio.sleep(0)
-        steps[1]()
-        async with asyncio.timeout(5):
-            await asyncio.gather(holder, waiter, last, return_exceptions=True)
-            await use()
+        assert order[-1] == following
+    await asyncio.gather(*tasks)
 
 
-async def test_nobody_starves_and_no_slot_is_lost() -> None:
-    """A thousand answers of five users, one of them with most, who come, wait, leave and are cancelled at random."""
-    dice = random.Random(7)
-    slots, capacity, running = Slots(3), 3, 0
+@pytest.mark.parametrize("steps", range(4))
+@pytest.mark.parametrize("cancel_first", [True, False])
+async def test_cancel_in_the_moment_of_a_grant_loses_no_slot(steps: int, cancel_first: bool) -> None:
+    slots, gate = Slots(1), asyncio.Event()
+
+    async def use() -> None:
+        async with slots.slot(1):
+            await gate.wait()
+
+    holder = asyncio.create_task(use())
+    await settle()
+    waiter, last = asyncio.create_task(use()), asyncio.create_task(use())
+    await settle()
+    actions: list[Callable[[], object]] = [waiter.cancel, gate.set]
+    first, second = actions if cancel_first else reversed(actions)
+    first()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    second()
+    async with asyncio.timeout(5):
+        await asyncio.gather(holder, waiter, last, return_exceptions=True)
+        await use()
+
+
+async def test_random_use_starves_no_user_and_loses_no_slot() -> None:
+    """A thousand answers of five users, of whom one has most, wait, run and are canceled at random."""
+    dice, capacity, running = random.Random(7), 3, 0
+    slots = Slots(capacity)
     served: Counter[int] = Counter()
-    there: Counter[int] = Counter()  # waiting or running
+    present: Counter[int] = Counter()  # waiting or running
 
-    async def one(user_id: int) -> None:
+    async def use(user: int) -> None:
         nonlocal running
-        there[user_id] += 1
-        mine, before = there[user_id], Counter(served)
+        present[user] += 1
+        own, before = present[user], Counter(served)
         try:
-            async with slots.slot(user_id, deaf):
-                overtook = {other: served[other] - before[other] for other in range(5) if other != user_id}
-                assert max(overtook.values()) <= mine + capacity, (overtook, mine)
-                served[user_id] += 1
+            async with slots.slot(user):
+                overtaken = max(served[other] - before[other] for other in range(5) if other != user)
+                assert overtaken <= own + capacity
+                served[user] += 1
                 running += 1
                 assert running <= capacity
                 try:
@@ -235,11 +209,11 @@ async def test_nobody_starves_and_no_slot_is_lost() -> None:
                 finally:
                     running -= 1
         finally:
-            there[user_id] -= 1
+            present[user] -= 1
 
     tasks = []
     for _ in range(1000):
-        tasks.append(asyncio.create_task(one(dice.choice((0, 0, 0, 0, 1, 1, 2, 3, 4)))))
+        tasks.append(asyncio.create_task(use(dice.choice((0, 0, 0, 0, 1, 1, 2, 3, 4)))))
         if dice.random() < 0.3:
             dice.choice(tasks).cancel()
         if dice.random() < 0.5:
@@ -247,6 +221,5 @@ async def test_nobody_starves_and_no_slot_is_lost() -> None:
     async with asyncio.timeout(20):
         results = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(result) for result in results} == {type(None), asyncio.CancelledError}, results
-    async with asyncio.timeout(5):  # else a slot was lost
-        async with slots.slot(1, deaf), slots.slot(2, deaf), slots.slot(3, deaf):
-            pass
+    async with asyncio.timeout(5), slots.slot(1), slots.slot(2), slots.slot(3):
+        assert slots.waiting() == 0
