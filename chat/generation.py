@@ -209,13 +209,15 @@ class Generation:
         return "loading" if model is not None and model.state in ("loading", "not-loaded") else "prompt"
 
     async def _read(self, request: ChatRequest) -> None:
+        limit = self._config.answer_max_bytes
         async with contextlib.aclosing(self._providers.chat(self.job.provider_id, request)) as reads:
             async for parts in reads:
                 for part in parts:
                     self._record(part)
                 self.log.publish()
-                if self.log.size > self._config.answer_max_bytes:
-                    raise ProviderFailed("ANSWER_TOO_LARGE", "The answer grew too large and was ended.")
+                if self.log.size > limit:
+                    message = f"The answer was ended at {limit:,} bytes. The setting answer_max_bytes is the limit."
+                    raise ProviderFailed("ANSWER_TOO_LARGE", message)
 
     def _record(self, part: Part) -> None:
         match part:
@@ -269,8 +271,8 @@ class Generation:
             wake_at = min(deadline, loop.time() + config.between_tokens_seconds)
             await asyncio.sleep(wake_at - loop.time())
             late = loop.time() - wake_at
-            if late > SUSPENDED_SECONDS:  # the model was suspended too
-                self._text_at += late
+            if late > SUSPENDED_SECONDS:  # the model was suspended too: wait for its next token from now on
+                self._text_at = loop.time()
                 end += late
         if deadline == end:
             message = f"The answer was not complete after {config.total_seconds:g} s and was ended."

@@ -94,13 +94,6 @@ async def test_quick_answer_that_loads_its_model_has_its_context_length(ann: Per
     assert events[-1].data["stats"]["context_length"] == 8192
 
 
-async def test_loading_is_not_reported_without_states_of_models(tmp_path: Path) -> None:
-    with Upstream(without=("/api/v1",)) as upstream:
-        async with Running(tmp_path, lmstudio_url=upstream.url) as running:
-            upstream.enqueue(answer("Because."))
-            assert phases(await ask(await running.first())) == ["prompt", "generating"]
-
-
 async def test_each_progress_of_the_prompt_is_reported_once(ann: Person, upstream: Upstream) -> None:
     steps = [chunk({}, prompt_progress={"total": 900, "processed": done}) for done in (300, 300, 600, 900)]
     upstream.enqueue(*steps, answer("Because."))
@@ -258,12 +251,13 @@ async def test_images_are_refused_for_a_model_without_vision(ann: Person, upstre
     assert [failure["code"] for failure in errors(events)] == ["VISION_UNSUPPORTED"] and not upstream.chats
 
 
-async def test_images_are_sent_when_vision_is_unknown(tmp_path: Path, upstream: Upstream) -> None:
+async def test_server_that_reports_neither_vision_nor_loading_gets_images(tmp_path: Path, upstream: Upstream) -> None:
     (tmp_path / "config.toml").write_text(BOX.format(upstream.url), "utf-8")
     async with Running(tmp_path, lmstudio_url=upstream.url) as running:
         ann = await running.first()
         upstream.enqueue(answer("A dot."))
-        assert text(await ann.answer(await question_with_image(ann), provider_id="box", model=NAME)) == "A dot."
+        events = await ann.answer(await question_with_image(ann), provider_id="box", model=NAME)
+        assert text(events) == "A dot." and phases(events) == ["prompt", "generating"]
         assert {part["type"] for part in upstream.chats[-1]["messages"][-1]["content"]} == {"text", "image_url"}
 
 
@@ -305,6 +299,22 @@ async def test_deadlines_do_not_count_time_in_the_queue(tmp_path: Path, upstream
         await asyncio.sleep(0.5)  # longer than the deadline
         gate.open()
         assert text(await first) == "one" and text(await second) == "two"
+
+
+async def test_deadlines_do_not_count_time_while_the_computer_is_suspended(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "SUSPENDED_SECONDS", 0.5)
+    async with Running(tmp_path, lmstudio_url=upstream.url, first_token_seconds="2") as running:
+        ann = await running.first()
+        gate = Gate()
+        upstream.enqueue(pause(gate), answer("one"))
+        asking = asyncio.create_task(ask(ann))
+        await gate.reached()
+        time.sleep(3)  # noqa: ASYNC251 (blocks the event loop, as a suspended computer does)
+        await asyncio.sleep(0.1)
+        gate.open()
+        assert text(await asking) == "one"
 
 
 async def test_health_asks_only_the_server_in_question(tmp_path: Path, upstream: Upstream) -> None:
