@@ -464,8 +464,8 @@ def test_fireside_form_is_the_same_after_reading_and_writing() -> None:
     [
         ({"fireside": 2}, "newer Fireside"),
         ({"created_at": "2024-02-30T00:00:00.000000"}, "a field is missing or wrong"),
-        ({"settings": {"temperature": 3}}, "settings.temperature is missing or wrong"),
-        ({"settings": {"unknown": 3}}, "settings is missing or wrong"),
+        ({"settings": {"temperature": 3}}, "temperature is missing or wrong"),
+        ({"settings": {"unknown": 3}}, "a field is missing or wrong"),
         ({"settings": {"seed": None}}, "a setting is empty"),
         ({"active_message_id": 99}, "its active message is missing"),
         ({"messages": [{"id": 1, "parent_id": 2}]}, r"messages\[0\] is missing or wrong"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...backends.loose import array_at, at, decode, objects_at, text_at
 from ..transcript import Conversation, Message
-from .common import FindImage, finish, identity, joined, line_at, read_tree, time_at
+from .common import ROLES, FindImage, finish, identity, joined, line_at, read_tree, time_at
 
 _MARKER = re.compile("\ue200([a-z_]*)\ue202?([^\ue200\ue201]*)\ue201")  # a citation, link or entity: kind, then fields
 _LEFTOVERS = re.compile("[\ue200-\uf8ff]")
@@ -29,9 +29,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
             thoughts[key] = ""
         return message
 
-    messages, nearest = read_tree(
-        {key: (at(node, "parent"), at(node, "children")) for key, node in nodes.items()}, read
-    )
+    messages, nearest = read_tree(nodes, "parent", "children", read)
     return finish(
         source=identity("chatgpt", row.get("conversation_id"), row.get("id"), *nodes),
         title=line_at(row, "title"),
@@ -49,12 +47,8 @@ def _read_thoughts(node: Any) -> str | None:
 
 
 def _read_message(node: Any, find_image: FindImage) -> Message | None:
-    role, metadata = at(node, "author", "role"), at(node, "metadata")
-    if at(node, "content", "content_type") not in ("text", "multimodal_text") or role not in (
-        "user",
-        "assistant",
-        "tool",
-    ):
+    role, kind, metadata = at(node, "author", "role"), at(node, "content", "content_type"), at(node, "metadata")
+    if kind not in ("text", "multimodal_text") or role not in (*ROLES, "tool"):
         return None
     to_a_tool = role == "assistant" and node.get("recipient", "all") != "all"
     if to_a_tool or at(metadata, "is_visually_hidden_from_conversation"):

@@ -53,19 +53,16 @@ def first_question(messages: list[Message]) -> str:
     return next((message.content for message in messages if message.role == "user"), "")
 
 
-Ties = tuple[Any, Any]  # a node's parent and its children, as the program wrote them
-
-
 def read_tree(
-    nodes: Mapping[str, Ties], read: Callable[[str, str | None], Message | None]
+    nodes: Mapping[str, Any], parent_field: str, children_field: str, read: Callable[[str, str | None], Message | None]
 ) -> tuple[list[Message], dict[str | None, int | None]]:
-    """Read each node, given its key and its parent's, parents first. A node that `read` returns None for is left out.
+    """Call `read` with the key of each node and that of its parent, parents first. A node for which it returns None is left out.
 
-    Return the messages and, for the key of each node, the id of the nearest message at or above it.
+    Return the messages and, by the key of each node, the id of the nearest message at or above it.
     """
     messages: list[Message] = []
     nearest: dict[str | None, int | None] = {None: None}
-    for key, parent in _walk(nodes):
+    for key, parent in _walk(nodes, parent_field, children_field):
         nearest[key] = nearest[parent]
         if message := read(key, parent):
             message.id, message.parent_id, message.source = len(messages) + 1, nearest[parent], key
@@ -74,17 +71,19 @@ def read_tree(
     return messages, nearest
 
 
-def _walk(nodes: Mapping[str, Ties]) -> Iterator[tuple[str, str | None]]:
+def _walk(nodes: Mapping[str, Any], parent_field: str, children_field: str) -> Iterator[tuple[str, str | None]]:
     """Yield each key with its parent's, parents first and siblings in their parent's order.
 
     A node whose parent is missing is a root. A circle is cut at the first of its nodes.
     """
     children = defaultdict[str | None, list[str]](list)
-    for key, (parent, _) in nodes.items():
+    for key, node in nodes.items():
+        parent = at(node, parent_field)
         children[parent if isinstance(parent, str) and parent in nodes else None].append(key)
-    for key, (_, order) in nodes.items():
+    for key, node in nodes.items():
         if len(children.get(key, ())) > 1:
-            places = {child: place for place, child in enumerate(array_at(order)) if isinstance(child, str)}
+            order = array_at(node, children_field)
+            places = {child: place for place, child in enumerate(order) if isinstance(child, str)}
             children[key].sort(key=lambda child: places.get(child, len(places)))
     seen: set[str] = set()
     for start in (*children[None], *nodes):

@@ -53,10 +53,6 @@ def _refuse(reason: str) -> NoReturn:
 # ---- what must hold in the fields that the types leave open, because the program relies on it
 
 
-class _Settings(msgspec.Struct):
-    settings: Parameters
-
-
 class _Stats(msgspec.Struct):
     ttft_ms: float | None = None
     total_ms: float | None = None
@@ -68,7 +64,7 @@ def _check(conversation: Conversation) -> None:
     """Raises Unreadable and ValueError."""
     for time in (conversation.created_at, conversation.updated_at, conversation.deleted_at):
         datetime.fromisoformat(time or conversation.created_at)
-    msgspec.convert({"settings": conversation.settings}, _Settings)
+    msgspec.convert(conversation.settings, Parameters)
     if None in conversation.settings.values():
         _refuse("a setting is empty")
     known: set[int | None] = {None}

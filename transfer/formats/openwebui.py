@@ -29,9 +29,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
             prompts.append(text_at(nodes[key], "content"))
         return _read_message(nodes[key])
 
-    messages, nearest = common.read_tree(
-        {key: (node.get("parentId"), node.get("childrenIds")) for key, node in nodes.items()}, read
-    )
+    messages, nearest = common.read_tree(nodes, "parentId", "childrenIds", read)
     return common.finish(
         source=common.identity("openwebui", row.get("id"), chat.get("id"), *nodes),
         title=common.line_at(row, "title") or common.line_at(chat, "title"),
