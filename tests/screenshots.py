@@ -1,4 +1,4 @@
-"""`python -m tests.screenshots`: the pictures of the README, taken from the page as it is, into docs/screenshots/."""
+"""`python -m tests.screenshots` takes the pictures in docs/screenshots/."""
 
 import datetime
 import tempfile
@@ -19,17 +19,18 @@ MODELS = [
     LocalModel("gemma-3-12b", "Gemma 3 12B", "vlm", "gemma3", "Q4_0", 8_070_000_000, 131_072),
     LocalModel("gpt-oss-20b", "gpt-oss 20B", "llm", "gpt-oss", "MXFP4", 12_110_000_000, 131_072),
 ]
-TITLES = [  # with how many days ago
-    ("Regex for ISO dates", 0),
-    ("A weekend in Lisbon", 1),
-    ("Explain Raft like I'm twelve", 2),
-    ("Rust lifetimes, once more", 4),
-    ("Letter to the landlord", 9),
-    ("Birthday riddles", 16),
-    ("Photosynthesis quiz", 22),
-    ("SQL: gaps and islands", 45),
-    ("Names for a cat", 47),
-]
+OLDER = {  # titles, with their age in days
+    "Regex for ISO dates": 0,
+    "A weekend in Lisbon": 1,
+    "Explain Raft like I'm twelve": 2,
+    "Rust lifetimes, once more": 4,
+    "Letter to the landlord": 9,
+    "Birthday riddles": 16,
+    "Photosynthesis quiz": 22,
+    "SQL: gaps and islands": 45,
+    "Names for a cat": 47,
+}
+TITLE = "Sourdough in a cold kitchen"
 QUESTION = "How do I get a sourdough to rise when my kitchen is only 17 °C?"
 ANSWER = """A cool kitchen only slows things down; it does not stop them. What changes is **time**, and a little *temperature*.
 
@@ -53,41 +54,32 @@ print(water_temperature(24, 18, 17))  # 37.0
 """
 
 
-def at(days: float) -> str:
-    time = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
-    return time.strftime("%Y-%m-%dT%H:%M:%S.%f")
-
-
-def conversation(title: str, days: float, texts: list[str], **stats: Any) -> dict[str, Any]:
-    messages: list[dict[str, Any]] = []
-    for number, content in enumerate(texts, 1):
-        message = {"id": number, "parent_id": number - 1 or None, "content": content, "created_at": at(days)}
-        answer = {"model": MODEL, "provider_id": "lmstudio", "stats": stats}
-        counts = {"prompt_tokens": 1320, "completion_tokens": 248, "total_tokens": 1568}
-        messages.append(
-            message | ({"role": "user"} if number % 2 else {"role": "assistant", "token_usage": counts, **answer})
-        )
-    head = {"fireside": 1, "title": title, "named": True, "provider_id": "lmstudio", "model": MODEL}
-    return head | {
-        "created_at": at(days),
-        "updated_at": at(days),
-        "active_message_id": len(texts),
-        "messages": messages,
-    }
+def conversation(title: str, days: float, question: str, answer: str, **stats: float) -> dict[str, Any]:
+    time = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S.%f")
+    usage = {"prompt_tokens": 1320, "completion_tokens": 248, "total_tokens": 1568}
+    model = {"model": MODEL, "provider_id": "lmstudio"}
+    messages = [
+        {"id": 1, "parent_id": None, "role": "user", "content": question, "created_at": time},
+        {"id": 2, "parent_id": 1, "role": "assistant", "content": answer, "created_at": time}
+        | {"stats": stats, "token_usage": usage}
+        | model,
+    ]
+    head = {"fireside": 1, "title": title, "named": True, "created_at": time, "updated_at": time} | model
+    return head | {"active_message_id": 2, "messages": messages}
 
 
 def furnish(client: httpx.Client) -> int:
+    """Import conversations. Returns the id of the one to show."""
+    older = [conversation(title, days, "Hello", "Hello!") for title, days in OLDER.items()]
     stats = {"tokens_per_second": 31.4, "ttft_ms": 412, "total_ms": 8300, "context_length": 8192}
-    listed = [conversation(title, days, ["Hello", "Hello!"]) for title, days in TITLES]
-    listed.append(conversation("Sourdough in a cold kitchen", 0.01, [QUESTION, ANSWER], **stats))
-    good(client.post("/import", json=listed))
-    found = {item["title"]: item["id"] for item in good(client.get("/conversations"))}
-    good(client.patch(f"/conversations/{found['A weekend in Lisbon']}", json={"pinned": True}))
-    number: int = found["Sourdough in a cold kitchen"]
-    return number
+    good(client.post("/import", json=[*older, conversation(TITLE, 0.01, QUESTION, ANSWER, **stats)]))
+    ids: dict[str, int] = {item["title"]: item["id"] for item in good(client.get("/conversations"))}
+    good(client.patch(f"/conversations/{ids['A weekend in Lisbon']}", json={"pinned": True}))
+    return ids[TITLE]
 
 
-def still(page: Page, name: str) -> None:
+def take(page: Page, name: str) -> None:
+    """Take a picture once all animations that end have ended."""
     page.wait_for_function(
         "() => document.getAnimations().every((one) => one.effect.getTiming().iterations === Infinity)"
     )
@@ -105,10 +97,10 @@ def main() -> None:
             for theme in ("light", "dark"):
                 page = Visit(browser, fireside.url, client, color_scheme=theme, viewport=DESKTOP).open(f"/#/c/{chat}")
                 expect(page.locator(".last .figures")).to_contain_text("31.4 tok/s")
-                still(page, f"chat-{theme}")
+                take(page, f"chat-{theme}")
             page.get_by_role("button", name="Model: Qwen3 8B").click()
             expect(page.locator(".model-pick")).to_have_count(3)
-            still(page, "models-dark")
+            take(page, "models-dark")
 
             gate = Gate()
             upstream.enqueue(reasoning("They know some Python."), text(ANSWER[:760]), pause(gate))
@@ -116,7 +108,7 @@ def main() -> None:
             phone.get_by_role("textbox", name="Message").fill(QUESTION)
             phone.get_by_role("button", name="Send").click()
             expect(phone.locator(".code")).to_be_visible()
-            still(phone, "phone-light")
+            take(phone, "phone-light")
             gate.open()
         browser.close()
 

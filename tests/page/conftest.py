@@ -1,5 +1,6 @@
 """A real Chromium and a real service, with the small model or with a scripted LM Studio."""
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -8,7 +9,6 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from ..browser import NO_ENGINE, Fireside, Visit, launch
 from ..upstream import Upstream
-from .steps import names
 
 expect.set_options(timeout=30_000)
 
@@ -54,8 +54,22 @@ def visitor(browser: Browser) -> Iterator[Callable[..., Visit]]:
         visit_.close()
 
 
+names = (f"person{number}" for number in itertools.count())
+
+
 @pytest.fixture
-def visit(studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit], lmstudio: Upstream) -> Visit:
-    """A visit of a new user, answered by the scripted LM Studio."""
+def new_visit(
+    studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit], lmstudio: Upstream
+) -> Callable[..., Visit]:
+    """`new_visit(role)` starts a visit of a new user, answered by the scripted LM Studio."""
     lmstudio.forget()
-    return visitor(studio, studio.join(admin, next(names)))
+
+    def visit(role: str = "user", name: str = "", **options: object) -> Visit:
+        return visitor(studio, studio.join(admin, name or next(names), role), **options)
+
+    return visit
+
+
+@pytest.fixture
+def visit(new_visit: Callable[..., Visit]) -> Visit:
+    return new_visit()

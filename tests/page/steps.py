@@ -14,7 +14,6 @@ from ..live import PATIENCE, good
 from ..upstream import DONE, Gate, Upstream, finish, pause, text, usage
 
 minutes = itertools.count()
-names = (f"person{number}" for number in itertools.count())
 QWEN = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}  # the model that sees images
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="

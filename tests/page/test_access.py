@@ -1,22 +1,22 @@
-"""By keyboard, on a phone, over plain http, over a slow line, and what axe finds."""
+"""By keyboard, on a phone, over plain http, over a slow line, and what axe finds on each screen."""
 
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 from fireside import config
 from fireside.cli.browser import page_address
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from .. import upstream as script
 from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Visit
 from ..live import PASSWORD, good
 from ..upstream import DONE, Upstream, answer, finish, reasoning, text, usage
-from .steps import answered, ask, attach, box, imported, names, new, open_settings, press, stream
+from .steps import answered, ask, attach, box, imported, new, open_settings, press, stream
 
+SMALL_PHONE = {"width": 360, "height": 740}
 SECTIONS = ("General", "New chats", "Account", "Your data", "Bin", "Usage", "Household")
 
 
@@ -77,10 +77,10 @@ def test_everything_is_reached_by_keyboard(visit: Visit, lmstudio: Upstream) -> 
     assert {"New chatCtrl ⇧ O", "Search conversations", "Copy answer", "Another answer", "Message"} <= reached
 
 
-def test_phone_chats_lists_and_sets(studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit]) -> None:
-    client = studio.join(admin, next(names))
-    new(client, "An older conversation")
-    page = visitor(studio, client, viewport=PHONE, has_touch=True, is_mobile=True).open()
+def test_phone_chats_lists_and_sets(new_visit: Callable[..., Visit]) -> None:
+    visit = new_visit(viewport=PHONE, has_touch=True, is_mobile=True)
+    new(visit.client, "An older conversation")
+    page = visit.open()
     sidebar = page.get_by_role("navigation", name="Conversations")
     expect(sidebar).to_be_hidden()
     box(page).fill("From the sofa")
@@ -97,44 +97,8 @@ def test_phone_chats_lists_and_sets(studio: Fireside, admin: httpx.Client, visit
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_is_cut_off_at_the_side(
-    width: int, studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit]
-) -> None:
-    client = studio.join(admin, next(names), "admin")
-    studio.join(admin, f"somebody-with-a-long-name-{next(names)}")
-    deleted = new(client, title="A conversation whose title is too long for a line of a phone, and goes on in the next")
-    good(client.delete(f"/conversations/{deleted}"))
-    counts = {"prompt_tokens": 128_800_000, "completion_tokens": 123_456, "total_tokens": 128_923_456}
-    used = {"model": "mistral-small-3.2-24b-instruct-2506", "token_usage": counts, "stats": {"tokens_per_second": 108}}
-    imported(client, [("Much", ["Read this", "I did"])], [used])
-    chat = new(client, "How is the weather on the other side of the mountains?")
-    page = visitor(studio, client, viewport={"width": width, "height": 740}).open(f"/#/c/{chat}")
-    answered(page)
-    assert page.locator(".top .title").evaluate("(node) => node.offsetWidth") > 80
-    if width < 820:
-        press(page, "Conversations")
-    open_settings(page)
-    cut = """(node) => [node, ...node.querySelectorAll("*")].filter((one) => one.scrollWidth > one.clientWidth + 1
-        && one.clientWidth && getComputedStyle(one).overflowX !== "visible").map((one) => one.outerHTML)"""
-    for section in SECTIONS:
-        show_section(page, section)
-        assert (section, page.get_by_role("tabpanel").evaluate(cut)) == (section, [])
-
-
-def show_section(page: Page, section: str) -> None:
-    page.get_by_role("tab", name=section).click()
-    expect(page.get_by_role("tabpanel", name=section).locator(".section > *").first).to_be_visible()
-    if section == "Household":
-        press(page, "Make an invite")
-        expect(page.locator(".command")).to_be_visible()
-
-
-def test_list_of_a_narrow_window_has_the_focus_while_it_moves_in(
-    studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit]
-) -> None:
-    visit = visitor(studio, admin, viewport={"width": 700, "height": 800}, reduced_motion="no-preference")
-    page = visit.open(f"/#/c/{new(admin, title='Narrow')}")
+def test_list_of_a_narrow_window_has_the_focus_while_it_moves_in(new_visit: Callable[..., Visit]) -> None:
+    page = new_visit(viewport={"width": 700, "height": 800}, reduced_motion="no-preference").open()
     expect(box(page)).to_be_focused()
     page.keyboard.press("Control+k")
     page.keyboard.type("narrow")
@@ -170,123 +134,132 @@ def test_first_visit_is_small(visit: Visit) -> None:
     assert sum(files.values()) < 60_000, files  # compressed
 
 
-def violations(page: Page) -> list[str]:
-    """What axe finds in light, and of contrast in dark."""
-    if not page.evaluate("'axe' in window"):
-        page.evaluate(AXE_SCRIPT)
-    found = page.evaluate("async () => (await axe.run({ resultTypes: ['violations'] })).violations")
-    page.emulate_media(color_scheme="dark")
-    contrast = "{ resultTypes: ['violations'], runOnly: ['color-contrast'] }"
-    found += page.evaluate(f"async () => (await axe.run({contrast})).violations")
-    page.emulate_media(color_scheme="light")
-    return [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in found]
+AXE = "async (options) => (await axe.run({ resultTypes: ['violations'], ...options })).violations"
+CUT_OFF = """() => [...document.querySelectorAll("body, [role=tabpanel], [role=tabpanel] *")].filter((node) => node.clientWidth
+    && node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).overflowX !== "visible").map((node) => node.outerHTML)"""
 
 
-class Axe(dict[str, list[str]]):
-    """Violations by screen."""
+class Screens(dict[str, list[str]]):
+    """What is wrong with each screen of a page: the rules that axe finds broken, and what is cut off at the side."""
 
-    def __init__(self, page: Page) -> None:
-        self.page = page
+    def __init__(self, visit: Visit, address: str) -> None:
+        visit.context.add_init_script(AXE_SCRIPT)
+        self.page = visit.open(address)
 
     def check(self, screen: str) -> None:
-        if found := violations(self.page):
-            self[screen] = found
+        page = self.page
+        found = page.evaluate(AXE, {})
+        page.emulate_media(color_scheme="dark")
+        found += page.evaluate(AXE, {"runOnly": ["color-contrast"]})
+        page.emulate_media(color_scheme="light")
+        broken = [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in found]
+        if problems := broken + page.evaluate(CUT_OFF):
+            self[screen] = problems
 
 
-@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.fixture(params=[DESKTOP, SMALL_PHONE], ids=["desktop", "phone"])
 def viewport(request: pytest.FixtureRequest) -> dict[str, int]:
     size: dict[str, int] = request.param
     return size
 
 
-def test_axe_finds_nothing_before_the_first_answer(
+def test_screens_before_the_first_answer_are_accessible(
     tmp_path: Path, viewport: dict[str, int], visitor: Callable[..., Visit]
 ) -> None:
     with Fireside(tmp_path, NO_ENGINE, lmstudio_url="http://127.0.0.1:9") as fireside:
         settings = config.load({"data_dir": str(tmp_path)}, {})
-        page = visitor(fireside, viewport=viewport).open(page_address(settings, fireside.url, fireside.setup_link()))
-        axe = Axe(page)
+        link = page_address(settings, fireside.url, fireside.setup_link())
+        screens = Screens(visitor(fireside, viewport=viewport), link)
+        page = screens.page
         name, password = page.get_by_label("Name"), page.get_by_label("Password, 12 characters or more")
         expect(page.get_by_role("heading", name="Welcome to Fireside")).to_be_visible()
-        axe.check("setup")
+        screens.check("setup")
         name.fill("ann")
         password.fill("password1234")
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).not_to_be_empty()
-        axe.check("setup, refused")
+        screens.check("setup, refused")
         code = good(fireside.first().post("/admin/invites", json={"role": "user"}))["invite_code"]
         page.goto(f"/#invite={code}")
         expect(page.get_by_role("heading", name="You are invited")).to_be_visible()
-        axe.check("invite")
+        screens.check("invite")
         name.fill("bob")
         password.fill(PASSWORD)
         page.keyboard.press("Enter")
-        expect(page.get_by_role("heading", name="No model server yet")).to_be_visible()
         page.get_by_text("Where Fireside looks").click()
-        axe.check("no model")
+        screens.check("no model")
         page.keyboard.press("?")
         expect(page.get_by_role("dialog", name="Keyboard shortcuts")).to_be_visible()
-        axe.check("shortcuts")
-        assert axe == {}
+        screens.check("shortcuts")
+        assert screens == {}
 
 
-def test_axe_finds_nothing(
-    viewport: dict[str, int], studio: Fireside, admin: httpx.Client, lmstudio: Upstream, visitor: Callable[..., Visit]
-) -> None:
+def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, new_visit: Callable[..., Visit]) -> None:
+    visit = new_visit("admin", viewport=viewport)
+    client = visit.client
     markdown = "# Title\n\nSome `code`, a [link](https://example.org) and $x^2$.\n\n| a | b |\n|--|--|\n| 1 | 2 |\n\n"
     markdown += "- [x] done\n- [ ] open\n\n> quoted\n\n```python\nclass A:  # comment\n    b = 'text' + 1\n```\n"
     lmstudio.enqueue(reasoning("Let me see."), text(markdown), finish("length"), usage(3000, 500), DONE)
-    client = studio.join(admin, next(names), "admin")
-    chat = new(client, "What can you show?\n\nlist.txt:\n```txt\nmilk\n```")
+    new_visit(name=f"somebody-with-a-very-long-name-{viewport['width']}")
+    chat = new(client, "What can you show on the other side of the mountains?\n\nlist.txt:\n```txt\nmilk\n```")
     lmstudio.enqueue(script.status(500, {"error": {"message": "broken"}}))
     failed = new(client, "Fail, please")
-    good(client.delete(f"/conversations/{new(client, title='In the bin')}"))
-    page = visitor(studio, client, viewport=viewport).open(f"/#/c/{chat}")
-    axe = Axe(page)
+    deleted = new(client, title="A conversation whose title is too long for a line of a phone, and goes on in the next")
+    good(client.delete(f"/conversations/{deleted}"))
+    counts = {"prompt_tokens": 128_800_000, "completion_tokens": 123_456, "total_tokens": 128_923_456}
+    used = {"model": "mistral-small-3.2-24b-instruct-2506", "token_usage": counts, "stats": {"tokens_per_second": 108}}
+    imported(client, [("Much", ["Read this", "I did"])], [used])
+    screens = Screens(visit, f"/#/c/{chat}")
+    page = screens.page
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
+    assert page.locator(".top .title").evaluate("(node) => node.offsetWidth") > 80
     for folded in page.locator("details summary").all():
         folded.click()
-    axe.check("chat")
+    screens.check("chat")
     press(page, "Conversation settings")
     page.get_by_label("Temperature").fill("15")
     expect(page.get_by_role("alert").filter(has_text="Not saved")).to_be_visible()
-    axe.check("panel")
+    screens.check("panel")
     page.keyboard.press("Escape")
     page.goto(f"/#/c/{failed}")
     expect(page.locator(".failed")).to_be_visible()
-    axe.check("failed")
+    screens.check("failed")
     page.goto("/#/")
     expect(page.locator(".welcome")).to_be_visible()
     attach(page, ("note.txt", b"milk"))
     expect(page.locator(".chip")).to_be_visible()
-    axe.check("new chat")
-    if viewport == PHONE:
+    screens.check("new chat")
+    if viewport == SMALL_PHONE:
         press(page, "Conversations")
         expect(page.locator(".sidebar")).to_be_in_viewport(ratio=0.99)
-        axe.check("list")
+        screens.check("list")
     page.keyboard.press("Control+k")
     page.keyboard.type("show")
     expect(page.locator(".results a").first).to_be_visible()
-    axe.check("search")
+    screens.check("search")
     page.keyboard.press("Escape")
     page.locator(".list li button").first.dispatch_event("click")
     expect(page.get_by_role("menu")).to_be_visible()
-    axe.check("menu")
+    screens.check("menu")
     page.keyboard.press("Escape")
     open_settings(page)
     for section in SECTIONS:
-        show_section(page, section)
+        page.get_by_role("tab", name=section).click()
+        expect(page.get_by_role("tabpanel", name=section).locator(".section > *").first).to_be_visible()
         if section == "Your data":
             page.get_by_label("Files to import").set_input_files(__file__)
             expect(page.get_by_text("Nothing was imported.")).to_be_visible()
-        axe.check(section)
+        if section == "Household":
+            press(page, "Make an invite")
+            expect(page.locator(".command")).to_be_visible()
+        screens.check(section)
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
     page.get_by_role("button", name=re.compile("^Model:")).click()
     expect(page.locator(".model-pick").first).to_be_visible()
-    axe.check("models")
+    screens.check("models")
     good(client.post("/auth/logout"))
     page.reload()
     expect(page.get_by_role("button", name="Sign in")).to_be_visible()
-    axe.check("sign in")
-    assert axe == {}
+    screens.check("sign in")
+    assert screens == {}

@@ -78,24 +78,6 @@ def test_image_is_refused_by_a_model_that_cannot_see_and_sent_to_one_that_may(vi
     visit.context.unroute_all(behavior="wait")  # after an answer the page reads the models once more
 
 
-def test_message_waits_for_files_that_are_being_read(visit: Visit) -> None:
-    page = visit.open(f"/#/c/{new(visit.client, **QWEN)}")
-    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
-    page.evaluate(
-        """() => {
-            const read = FileReader.prototype.readAsDataURL;
-            FileReader.prototype.readAsDataURL = function (blob) { window.release = () => read.call(this, blob); };
-        }"""
-    )
-    attach(page, DOT)
-    page.wait_for_function("() => window.release")
-    ask(page, "What is this?")
-    expect(box(page)).to_have_js_property("readOnly", True)
-    page.evaluate("() => window.release()")
-    answered(page)
-    expect(page.get_by_role("img", name="Attached image")).to_have_count(1)
-
-
 def test_image_of_another_type_becomes_a_jpeg_on_white(visit: Visit) -> None:
     pixel = visit.open().evaluate(
         """async (gif) => {
@@ -111,18 +93,26 @@ def test_image_of_another_type_becomes_a_jpeg_on_white(visit: Visit) -> None:
     assert pixel == ["image/jpeg", 255, 255, 255, 255]
 
 
-def test_image_alone_is_a_message(visit: Visit, lmstudio: Upstream) -> None:
+def test_image_alone_is_a_message_which_waits_until_it_is_read(visit: Visit, lmstudio: Upstream) -> None:
     chat = new(visit.client, **QWEN)
     page = visit.open()
     expect(page.locator(".pill")).to_contain_text("Llama")  # which cannot see images
-    held = Held(page, rf"/conversations/{chat}/messages")
+    page.evaluate(
+        """() => {
+            const read = FileReader.prototype.readAsDataURL;
+            FileReader.prototype.readAsDataURL = function (blob) { window.release = () => read.call(this, blob); };
+        }"""
+    )
+    held = Held(page, rf"/conversations/{chat}/messages\?")
     page.goto(f"/#/c/{chat}")
     held.wait()
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
     attach(page, DOT)
-    expect(page.locator(".chip")).to_contain_text("dot.png")
+    page.wait_for_function("() => window.release")
+    box(page).press("Enter")
+    expect(box(page)).to_have_js_property("readOnly", True)
+    page.evaluate("() => window.release()")
     held.release()
-    press(page, "Send")
     answered(page)
     expect(page.locator(".message.user img")).to_be_visible()
     assert [part["type"] for part in lmstudio.chats[-1]["messages"][-1]["content"]] == ["image_url"]

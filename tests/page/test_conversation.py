@@ -179,20 +179,6 @@ def test_another_conversation_can_be_opened_while_a_question_is_sent(visit: Visi
     expect(box(page)).to_have_value("")
 
 
-def test_question_before_the_conversation_is_read_goes_below_its_last_message(visit: Visit, lmstudio: Upstream) -> None:
-    chat = new(visit.client, "First")
-    page = visit.open()
-    expect(page.locator(".welcome")).to_be_visible()
-    held = Held(page, PATH)
-    page.goto(f"/#/c/{chat}")
-    held.wait()
-    lmstudio.enqueue(answer("Below"))
-    ask(page, "Second")
-    expect(answered(page)).to_contain_text("Below")
-    held.release()
-    assert [one["role"] for one in messages(visit.client, chat)] == ["user", "assistant"] * 2
-
-
 def test_conversation_of_more_messages_than_one_request_returns(visit: Visit, lmstudio: Upstream) -> None:
     imported(visit.client, [("Long", ["The very first", *(f"Text {number}" for number in range(1, 1010))])])
     page = visit.open()
@@ -231,21 +217,25 @@ def test_edits_are_saved_in_the_conversation_that_is_left(visit: Visit) -> None:
     assert details(second) == ("Second, renamed", "", 0)
 
 
-def test_reading_a_conversation_takes_no_focus(visit: Visit) -> None:
-    chat = new(visit.client, title="Slow")
+def test_conversation_that_is_still_being_read_can_be_asked(visit: Visit, lmstudio: Upstream) -> None:
+    """The question goes below the last message. Reading takes no focus."""
+    chat = new(visit.client, "First")
     page = visit.open()
-    held = Held(page, rf"/conversations/{chat}/messages")
+    held = Held(page, rf"/conversations/{chat}/messages\?")
     page.goto(f"/#/c/{chat}")
     expect(box(page)).to_be_focused()
     held.wait()
     settings = page.get_by_role("button", name="Conversation settings")
     expect(settings).to_be_disabled()
+    lmstudio.enqueue(answer("Below"))
+    ask(page, "Second")
+    expect(answered(page)).to_contain_text("Below")
     search = page.get_by_role("searchbox", name="Search conversations")
-    search.fill("Slow")
+    search.focus()
     held.release()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Slow")
     expect(settings).to_be_enabled()
     expect(search).to_be_focused()
+    assert [one["role"] for one in messages(visit.client, chat)] == ["user", "assistant"] * 2
 
 
 def test_edited_question_that_is_not_sent_stays_in_its_box(visit: Visit) -> None:

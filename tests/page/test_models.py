@@ -4,14 +4,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import expect
 
 from .. import upstream as script
 from ..browser import NO_ENGINE, Fireside, Visit
 from ..upstream import DONE, Gate, Upstream, answer, finish, pause, text, usage
-from .steps import QWEN, answered, ask, names, press
+from .steps import QWEN, answered, ask, press
 
 LLAMA = "Model: Llama 3.2 3B Instruct"
 
@@ -87,9 +86,9 @@ def test_model_is_chosen_for_this_and_later_chats(visit: Visit, lmstudio: Upstre
 
 
 def test_administrator_loads_models_and_sees_a_server_that_does_not_respond(
-    studio: Fireside, admin: httpx.Client, lmstudio: Upstream, visitor: Callable[..., Visit]
+    lmstudio: Upstream, new_visit: Callable[..., Visit]
 ) -> None:
-    page = visitor(studio, studio.join(admin, next(names), "admin")).open()
+    page = new_visit("admin").open()
     press(page, LLAMA)
     press(page, "Load Qwen2.5 VL 7B Instruct")
     press(page, "Unload Qwen2.5 VL 7B Instruct")

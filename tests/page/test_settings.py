@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from ..browser import Fireside, Visit
 from ..live import PASSWORD, good
 from ..upstream import Upstream, answer
-from .steps import DOT, answered, ask, attach, box, names, new, open_row_menu, open_settings, press
+from .steps import DOT, answered, ask, attach, box, new, open_row_menu, open_settings, press
 
 
 def show_section(page: Page, section: str) -> None:
@@ -53,10 +53,11 @@ def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -
 
 
 def test_session_is_ended_from_another_and_the_password_changed(
-    studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit]
+    studio: Fireside, visitor: Callable[..., Visit], new_visit: Callable[..., Visit]
 ) -> None:
     """What the other session has not sent stays in its box."""
-    page = visitor(studio, studio.join(admin, name := next(names))).open()
+    name = "changer"
+    page = new_visit(name=name).open()
     other = visitor(studio).open("/#login=%zz")  # a damaged link
     problem = other.get_by_role("alert")
 
@@ -103,6 +104,7 @@ def test_session_is_ended_from_another_and_the_password_changed(
 def test_invite_link_adds_a_user_whom_an_administrator_can_disable(
     studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit]
 ) -> None:
+    name = "guest"
     for invite in good(admin.get("/admin/invites"))["invites"]:  # of other tests
         admin.post(f"/admin/invites/{invite['id']}/revoke")
     page = visitor(studio, admin).open()
@@ -121,7 +123,6 @@ def test_invite_link_adds_a_user_whom_an_administrator_can_disable(
     expect(shown).to_have_count(0)
     guest = visitor(studio).open(link)
     expect(guest.get_by_role("heading", name="You are invited")).to_be_visible()
-    name = next(names)
     guest.get_by_label("Name").fill(name)
     guest.get_by_label("Password, 12 characters or more").fill(PASSWORD)
     press(guest, "Create account")
