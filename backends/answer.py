@@ -24,6 +24,9 @@ OVERHEAD_BYTES_PER_CHARACTER = 1024
 THINK_TAG_CHARACTERS = 1000  # of white space, after which a <think> no longer counts
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+
+
 class Content(msgspec.Struct, frozen=True):
     text: str
 
@@ -41,14 +44,14 @@ class ActualModel(msgspec.Struct, frozen=True):
 class Progress(msgspec.Struct, frozen=True):
     """Tokens of the prompt: processed so far, and in total."""
 
-    done: int
-    total: int
+    done: _Count = msgspec.field(name="processed")
+    total: _Count
 
 
 class Usage(msgspec.Struct, frozen=True):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
+    total_tokens: _Count = 0
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -60,7 +63,6 @@ class Finish(msgspec.Struct, frozen=True):
 Part = Content | Reasoning | ActualModel | Progress | Usage | Finish
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
@@ -75,22 +77,11 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class _Counts(msgspec.Struct):
-    prompt_tokens: _Count = 0
-    completion_tokens: _Count = 0
-    total_tokens: _Count = 0
-
-
-class _PromptProgress(msgspec.Struct):
-    processed: _Count
-    total: _Count
-
-
 class _Chunk(msgspec.Struct):
     model: str | None = None
     choices: list[_Choice] | None = None
-    usage: _Counts | None = None
-    prompt_progress: _PromptProgress | None = None
+    usage: Usage | None = None
+    prompt_progress: Progress | None = None
     object: str | None = None
     error: Any = None
 
@@ -318,11 +309,11 @@ class AnswerParser:
         if chunk.model and chunk.model != self._model:
             self._model = chunk.model
             self._add_part(ActualModel(display_text(chunk.model)))
-        if counts := chunk.usage:
-            total = counts.total_tokens or counts.prompt_tokens + counts.completion_tokens
-            self._usage = Usage(counts.prompt_tokens, counts.completion_tokens, total) if total else self._usage
+        if usage := chunk.usage:
+            total = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
+            self._usage = msgspec.structs.replace(usage, total_tokens=total) if total else self._usage
         if chunk.prompt_progress:
-            self._add_part(Progress(chunk.prompt_progress.processed, chunk.prompt_progress.total))
+            self._add_part(chunk.prompt_progress)
         if not chunk.choices:
             return
         choice = chunk.choices[0]

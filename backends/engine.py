@@ -10,7 +10,6 @@ Fireside ends.
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import logging
 import os
@@ -83,7 +82,6 @@ class Endpoint:
     url: str  # http://127.0.0.1:port
     api_key: str = field(repr=False)
     model_id: str
-    context_length: int
 
 
 class Engine:
@@ -197,8 +195,6 @@ class Engine:
             await child.stop()
         if self._closed:
             raise ProviderFailed("PROVIDER_UNREACHABLE", "The embedded engine is shutting down.")
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise ProviderFailed("PROVIDER_UNREACHABLE", "The embedded engine is not installed (PyPI: xllamacpp).")
         self._child = _Child(model, length, self._config.engine_threads)
         return self._child
 
@@ -334,7 +330,7 @@ class _Child:
         except ValueError:  # it has exited
             process.stdin.close()
             return
-        self.endpoint = Endpoint(url, api_key, self.model.id, self.context_length)
+        self.endpoint = Endpoint(url, api_key, self.model.id)
         self._loaded_or_exited.set()
 
     async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
