@@ -134,15 +134,16 @@ class Exporter:
 README = """\
 Conversations from Fireside.
 
-conversations/  Each conversation as .md (the path that was last shown, for reading) and as .json (every version of every message).
+conversations/  Each conversation as .md (the path that was last shown, for reading) and as .json (everything).
 bin/            The same of conversations deleted in the last 30 days.
 images/         The images; the other files name them.
 
-The .json files are UTF-8. A conversation has a title, times (ISO 8601, UTC), system_prompt, the model and provider_id used last, settings
-of the generation, and messages, oldest first. A message has an id, the parent_id of the message before it (null for a first one), a role
-(user or assistant), content, reasoning, status and images. An answer also has model, token_usage, stats, error and generation: its
-parameters, and a log of how it arrived (n: n characters of the content, -n: n of the reasoning). Messages with the same parent_id are
-versions of each other. active_message_id is the last message of the path that was shown. Empty fields are left out.
+The .json files are UTF-8. A conversation has a title, times (ISO 8601, UTC), system_prompt, the model and provider_id
+used last, settings of the generation, and messages, oldest first. A message has an id, the parent_id of the message
+before it (null for a first one), a role (user or assistant), content, reasoning, status and images. An answer also has
+model, token_usage, stats, error and generation: its parameters, and a log of how it arrived (n: n characters of the
+content, -n: n of the reasoning). Messages with the same parent_id are versions of each other. active_message_id is the
+last message of the path that was shown. Empty fields are left out.
 
 `fireside import` reads this zip, or the folder it unpacks to, and adds what is missing.
 """

@@ -180,7 +180,7 @@ class Source:
                     key = keys[message.id] = message.source or f"{moment} {repeats[moment]}"
                     yield Add(message, key, keys[message.parent_id])
                     for image in images:
-                        yield self._read_image(image)
+                        yield self.read_image(image)
                 yield End(keys[item.active_message_id])
             except Unreadable as error:
                 yield Skip(Skipped(item.title, str(error)))
@@ -221,25 +221,24 @@ class Source:
                 title = formats.title_of(row)
                 yield Skipped(f"{name}: {title}" if title else where, str(error))
 
-    def _read_image(self, image: Image) -> Picture:
-        data = image.data or self.image(image.file)
+    def read_image(self, image: Image) -> Picture:
+        """Raises Unreadable."""
+        name, data = clean(image.file[:100]), image.data
+        if not data:
+            reference = self._by_reference.get(PurePosixPath(image.file).name, "")
+            member = self._members.get(image.file) or self._members.get(reference)
+            if member is None or member.size > MAX_IMAGE_BYTES:
+                raise Unreadable(f"its image {name} is missing or larger than {MAX_IMAGE_BYTES >> 20} MB")
+            self._take(member.size)
+            try:
+                with member.open() as opened:
+                    data = opened.read(MAX_IMAGE_BYTES)
+            except _UNREADABLE as error:
+                raise Unreadable(f"its image {name} cannot be read") from error
         kind = image_type(data)
         if kind is None:
-            raise Unreadable(f"its image {clean(image.file[:100])} is not a PNG, JPEG or WebP")
+            raise Unreadable(f"its image {name} is not a PNG, JPEG or WebP")
         return Picture(kind, data)
-
-    def image(self, file: str) -> bytes:
-        """Return the bytes of an image that a conversation names. Raises Unreadable."""
-        member = self._members.get(file) or self._members.get(self._by_reference.get(PurePosixPath(file).name, ""))
-        name = clean(file[:100])
-        if member is None or member.size > MAX_IMAGE_BYTES:
-            raise Unreadable(f"its image {name} is missing or larger than {MAX_IMAGE_BYTES >> 20} MB")
-        self._take(member.size)
-        try:
-            with member.open() as opened:
-                return opened.read(MAX_IMAGE_BYTES)
-        except _UNREADABLE as error:
-            raise Unreadable(f"its image {name} cannot be read") from error
 
     def _find_image(self, reference: str) -> Image | None:
         """Find an image by the name or the id with which a message of another program refers to it."""

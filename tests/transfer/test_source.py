@@ -206,7 +206,7 @@ def test_images_of_lmstudio_come_from_the_folder_beside_its_conversations_only(t
         with contextlib.closing(Source(chosen)) as opened:
             (read,) = opened
             assert isinstance(read, Conversation)
-            assert [opened.image(image.file) for image in read.messages[0].images] == [png(7)]
+            assert [opened.read_image(image).data for image in read.messages[0].images] == [png(7)]
 
 
 def test_a_chatgpt_zip_in_parts_is_read_with_its_images(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_chatgpt_zip_in_parts_is_read_with_its_images(tmp_path: Path) -> None:
         assert isinstance(one, Conversation) and isinstance(two, Conversation) and isinstance(read, Conversation)
         assert [one.title, two.title] == ["Bridge one", "Bridge two"]
         assert empty == Skipped("conversations-000.json: Empty", "has no messages")
-        images = [[opened.image(image.file) for image in message.images] for message in read.messages]
+        images = [[opened.read_image(image).data for image in message.images] for message in read.messages]
         assert images == [[png(1), png(2)], []]
         assert opened.read == opened.size
 
@@ -329,7 +329,7 @@ def test_an_image_that_is_shown_a_thousand_times_is_refused(tmp_path: Path) -> N
         assert isinstance(read, Conversation)
         with pytest.raises(Unreadable, match="4 times"):
             for image in read.messages[0].images:
-                opened.image(image.file)
+                opened.read_image(image)
 
 
 @pytest.mark.parametrize("data", [b"[" + b"0," * 10_000 + b"0]", b'{"chats": [' + b"0," * 10_000 + b"0]}"])
