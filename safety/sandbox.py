@@ -51,8 +51,9 @@ class Sandbox:
 
     def __init__(self, memory: int = MEMORY_BYTES, preload: tuple[str, ...] = (), spare: bool = False) -> None:
         self._spare = spare
-        self._arguments = (str(memory), *preload)
         self._memory = memory
+        # -P: import nothing from the current folder
+        self._command = (sys.executable, "-P", "-m", f"{__package__}.worker", str(memory), *preload)
         self._idle: dict[_Worker, asyncio.TimerHandle] = {}  # the newest last; the timer ends the worker
         self._workers: set[_Worker] = set()
         self._preparing: asyncio.Task[None] | None = None
@@ -98,10 +99,19 @@ class Sandbox:
         return await self._start()
 
     async def _start(self) -> "_Worker":
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
         try:
-            worker = await _Worker.start(self._arguments, self._memory)
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                limit=BUFFER_BYTES,
+            )
         except OSError as error:
             raise WorkFailed(f"a child process cannot be started: {error.strerror}") from error
+        worker = _Worker(process, self._memory)
         self._workers.add(worker)
         try:
             await worker.receive(START_SECONDS)
@@ -142,21 +152,6 @@ class _Worker:
         self._process = process
         self._requests, self._replies = process.stdin, process.stdout
         self._release = limits.attach(process.pid, memory)
-
-    @classmethod
-    async def start(cls, arguments: tuple[str, ...], memory: int) -> "_Worker":
-        command = [sys.executable, "-P", "-m", f"{__package__}.worker"]  # -P: import nothing from the current folder
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            *arguments,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            limit=BUFFER_BYTES,
-        )
-        return cls(process, memory)
 
     @property
     def has_ended(self) -> bool:

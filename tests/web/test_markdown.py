@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from ..payloads import ADDRESSES, HTML, LINKS, PLACES
 
 OPERANDS = {"mfrac": 2, "mover": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "munderover": 3}
-CODE_CLASSES = {"k", "ow", "s", "c", "m", "nf", "nc", "nb", "nt", "na", "nd", "gd", "gi", "gh"}
 VALUES = {
     "href": r"https?://[!-~]+|mailto:[!-~]+",
-    "class": "task|" + "|".join(sorted(CODE_CLASSES)),
+    "class": "task|[a-z]{1,2}",
     "data-language": r"[a-z0-9+#-]{1,30}",
     "start": r"[0-9]{1,9}",
     "align": "left|center|right",
@@ -96,20 +95,15 @@ def markup(node: Any) -> str:
     ("markdown", "expected"),
     [
         ("", ""),
-        (" \n\t\n", ""),
         ("a *b* _c_ **d** ~~e~~", "<p>a <em>b</em> <em>c</em> <strong>d</strong> <s>e</s></p>"),
         ("one\ntwo  \nthree\\\nfour", "<p>one\ntwo<br></br>three<br></br>four</p>"),
         ("one\r\ntwo\rthree", "<p>one\ntwo\nthree</p>"),
         (r"\*a\* &amp; &lt;b&gt; &#x41;", "<p>*a* &amp; &lt;b&gt; A</p>"),
         ("# one\n###### six", "<h1>one</h1><h6>six</h6>"),
-        ("one\n===\ntwo\n---", "<h1>one</h1><h2>two</h2>"),
-        ("***", "<hr></hr>"),
         ("`` a`b ``", "<p><code>a`b</code></p>"),
-        ("    a\n\n    b", "<pre><code>a\n\nb\n</code></pre>"),
         ("```\n<a>\n```", "<pre><code>&lt;a&gt;\n</code></pre>"),
+        ("<b>x</b> <!-- y -->", "<p>&lt;b&gt;x&lt;/b&gt; &lt;!-- y --&gt;</p>"),
         ("~~~Brainfuck x\n+", '<pre><code data-language="brainfuck">+</code></pre>'),
-        ("- a\n- b", "<ul><li>a</li><li>b</li></ul>"),
-        ("- a\n\n- b", "<ul><li><p>a</p></li><li><p>b</p></li></ul>"),
         ("- a\n  1. b", "<ul><li>a<ol><li>b</li></ol></li></ul>"),
         ("7. a\n8. b", '<ol start="7"><li>a</li><li>b</li></ol>'),
         ("- [ ] a\n- [x] b\n- [y]", '<ul><li class="task">☐ a</li><li class="task">☑ b</li><li>[y]</li></ul>'),
@@ -133,8 +127,7 @@ def markup(node: Any) -> str:
         ("$$\nx _y_", "<p>$$\nx <em>y</em></p>"),
         ("$$\nx\n\ny\n$$", "<p>$$\nx</p><p>y</p><p>$$</p>"),
         ("- $$\nx", "<ul><li>$$</li></ul><p>x</p>"),
-        ("a\0b", "<p>a\ufffdb</p>"),
-        ("a\ud800b", "<p>a\ufffdb</p>"),
+        ("a\0b\ud800c", "<p>a\ufffdb\ufffdc</p>"),
     ],
 )
 def test_construct_becomes_its_element(markdown: str, expected: str) -> None:
@@ -192,21 +185,10 @@ def test_every_delimiter_of_math(markdown: str, display: str) -> None:
 @pytest.mark.parametrize(
     "markdown",
     [
-        "$5 and $10",
-        "US$5, CA$ seven",
-        "in US$, A$ and NZ$",
-        "$5-$6",
-        r"\$x$",
-        "$ x$",
-        "$x $",
-        "`$x$`",
-        "$$$$",
-        r"\(\)",
-        "$$\nx",
-        "$x\ny$",
-        r"\\(x\\)",
+        "$5 and $10", "US$5, CA$ seven", "in US$, A$ and NZ$", "$5-$6", r"\$x$", "$ x$", "$x $", "`$x$`",
+        "$$$$", r"\(\)", "$$\nx", "$x\ny$", r"\\(x\\)",
     ],
-)
+)  # fmt: skip
 def test_currency_and_escaped_delimiters_are_not_math(markdown: str) -> None:
     assert find(markdown, "math") == []
 
@@ -214,19 +196,16 @@ def test_currency_and_escaped_delimiters_are_not_math(markdown: str) -> None:
 @pytest.mark.parametrize(
     "tex",
     [
-        r"\frac{a}{b}",
-        r"\begin{aligned} a &= b \\ c &= d \end{aligned}",
+        r"\frac{a}{b}", r"\begin{aligned} a &= b \\ c &= d \end{aligned}",
         r"\begin{pmatrix} a \\ b \end{pmatrix}^\top",
-        r"\begin{cases} 1 & x > 0 \\ 0 & \text{otherwise} \end{cases}",
-        r"\binom{n}{k}^2",
+        r"\begin{cases} 1 & x > 0 \\ 0 & \text{otherwise} \end{cases}", r"\binom{n}{k}^2",
         r"\sum_{i=1}^n \int_0^\infty e^{-x}\,dx",
         r"\operatorname*{arg\,max}_\theta \mathbb{E}[X] \in \mathbb{R}^n",
-        r"\arg\min_x \left\| Ax - b \right\|_2^2",
-        r"\boxed{x = \frac{-b \pm \sqrt{b^2 - 4ac}}{2a}}",
+        r"\arg\min_x \left\| Ax - b \right\|_2^2", r"\boxed{x = \frac{-b \pm \sqrt{b^2 - 4ac}}{2a}}",
         r"\text{50\% off} \quad \color{red}{x} \implies \hat{y}",
         r"\begin{array}{c|c} a & b \\ \hline c & d \end{array}",
     ],
-)
+)  # fmt: skip
 def test_usual_formulas_are_understood(tex: str) -> None:
     (math,) = find(f"$${tex}$$", "math")
     assert "\\" not in text(math)
@@ -243,27 +222,14 @@ def test_lines_of_a_formula_are_not_parsed_as_headings_or_lists() -> None:
 @pytest.mark.parametrize(
     "tex",
     [
-        r"\href{javascript:alert(1)}{x}",
-        r"\href{https://evil.example}{x}",
-        r"\class{login}{x}",
-        r"\style{position:fixed}{x}",
-        r"\htmlId{csrf}{x}",
-        r"\cssId{csrf}{x}",
-        r"\htmlData{a=b}{x}",
-        r"\includegraphics{https://evil.example/x.png}",
-        r"\url{javascript:alert(1)}",
-        r"\unknown",
-        r"\def\a{\a\a}\a",
-        r"\newcommand{\a}{xx}\newcommand{\b}{\a\a}\b",
-        r"\newenvironment{a}{\begin{a}}{\end{a}}\begin{a}\end{a}",
-        r"\frac{1}",
-        r"\left(",
-        r"\text{a {b} c}",
-        "x" * 2001,
-        "{" * 900 + "x" + "}" * 900,
-        r"\sqrt{" * 60 + "x" + "}" * 60,
+        r"\href{javascript:alert(1)}{x}", r"\href{https://evil.example}{x}", r"\class{login}{x}",
+        r"\style{position:fixed}{x}", r"\htmlId{csrf}{x}", r"\cssId{csrf}{x}", r"\htmlData{a=b}{x}",
+        r"\includegraphics{https://evil.example/x.png}", r"\url{javascript:alert(1)}", r"\unknown",
+        r"\def\a{\a\a}\a", r"\newcommand{\a}{xx}\newcommand{\b}{\a\a}\b",
+        r"\newenvironment{a}{\begin{a}}{\end{a}}\begin{a}\end{a}", r"\frac{1}", r"\left(", r"\text{a {b} c}",
+        "x" * 2001, "{" * 900 + "x" + "}" * 900, r"\sqrt{" * 60 + "x" + "}" * 60,
     ],
-)
+)  # fmt: skip
 def test_tex_that_is_not_a_formula_is_shown_as_source(tex: str) -> None:
     markdown = f"$$\n{tex}\n$$"
     assert find(markdown, "math") == []
@@ -381,11 +347,6 @@ def test_markup_is_text_everywhere(place: str) -> None:
             assert element[0] != "a" or urlsplit(element[1]["href"]).hostname in ("a.b", "canary.example", "www.w3.org")
 
 
-@pytest.mark.parametrize("payload", HTML)
-def test_markup_is_shown_as_it_was_written(payload: str) -> None:
-    assert shown(f"~~~\n{payload}\n~~~") == f"{payload}\n"
-
-
 @pytest.mark.parametrize(
     "info",
     ["__proto__", "a\"onclick='x'", "py<script>", "{.py #id onclick=x}", "python;x", "ÿ", "x" * 31, "../x", "\u017f"],
@@ -403,7 +364,6 @@ def test_no_allowed_tag_or_attribute_runs_a_script_or_fetches() -> None:
         ["script", "style", "img", "svg", "iframe", "form", "input", "mglyph", "maction"]
     )
     assert [tag for tag, names in module.TAGS.items() if "href" in names] == ["a"]
-    assert module.CODE_CLASSES == CODE_CLASSES
 
 
 fragments = st.sampled_from(
@@ -444,19 +404,14 @@ def test_every_formula_makes_allowed_nodes_only(tex: str, delimiters: str) -> No
 @pytest.mark.parametrize(
     "markdown",
     [
-        ">" * 20_000 + " deep",
-        "- " * 20_000 + "deep",
-        "1. " * 20_000 + "deep",
+        ">" * 20_000 + " deep", "- " * 20_000 + "deep", "1. " * 20_000 + "deep",
         "".join("  " * n + "- a\n" for n in range(300)) + "deep",
-        "*a **b " * 5_000 + "deep" + " c** d*" * 5_000,
-        "[" * 5_000 + "deep" + "](http://a.b)" * 5_000,
-        "![" * 5_000 + "deep" + "](http://a.b)" * 5_000,
-        "> - " * 5_000 + "deep",
-        "~~a *b " * 5_000 + "deep",
+        "*a **b " * 5_000 + "deep" + " c** d*" * 5_000, "[" * 5_000 + "deep" + "](http://a.b)" * 5_000,
+        "![" * 5_000 + "deep" + "](http://a.b)" * 5_000, "> - " * 5_000 + "deep", "~~a *b " * 5_000 + "deep",
         "$" + "{" * 500 + "deep" + "}" * 500 + "$",
         "> " * 40 + "$$\n" + "> " * 40 + r"\sqrt{\frac{deep}{b}}" + "\n" + "> " * 40 + "$$",
     ],
-)
+)  # fmt: skip
 def test_deep_nesting_is_limited_and_keeps_the_text(markdown: str) -> None:
     list(elements(nodes(markdown)))
     assert "deep" in shown(markdown)
