@@ -151,6 +151,7 @@ class _Worker:
         self.is_ready = True
         self._process = process
         self._requests, self._replies = process.stdin, process.stdout
+        self._reading = asyncio.Lock()  # `end` may be called while `receive` waits
         self._release = limits.attach(process.pid, memory)
 
     @property
@@ -166,7 +167,7 @@ class _Worker:
     async def receive(self, seconds: float) -> bytes | None:
         """Return the next item, or None after the last. Raises WorkTooLong, WorkTooLarge, WorkFailed."""
         try:
-            async with asyncio.timeout(seconds):
+            async with self._reading, asyncio.timeout(seconds):
                 length = int.from_bytes(await self._replies.readexactly(4), "big")
                 if length > MAX_ITEM_BYTES:
                     raise WorkTooLarge("an item is too large")
@@ -187,8 +188,9 @@ class _Worker:
     async def end(self) -> None:
         """Kill the process and wait for its end. Its output is read to the end, since asyncio does not close a pipe that it has paused."""
         self.kill()
-        while await self._replies.read(BUFFER_BYTES):
-            pass
+        async with self._reading:
+            while await self._replies.read(BUFFER_BYTES):
+                pass
         await self._process.wait()
 
 

@@ -117,6 +117,18 @@ async def test_reader_that_leaves_ends_the_work(pool: Sandbox, work: Any) -> Non
     await ended(pid)
 
 
+async def test_close_ends_a_busy_child(work: Any) -> None:
+    pool = Sandbox()
+    items = pool.iterate(work.sleep, seconds=30)
+    pid = await anext(items)
+    waiting = asyncio.ensure_future(anext(items))
+    await asyncio.sleep(0)
+    await pool.aclose()
+    assert not is_running(int(pid))
+    with pytest.raises(WorkFailed):
+        await waiting
+
+
 async def test_idle_children_end(pool: Sandbox, work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "IDLE_SECONDS", 0.05)
     [pid] = await run(pool, work.process_id)
