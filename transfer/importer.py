@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +92,8 @@ class Importer:
         Raises StorageUnavailable and QuotaExceeded (the user's messages take too much). What was added before stays, and the next
         import adds the rest.
         """
-        async with self._queue.slot(user_id):
-            self._running += 1
-            try:
+        try:
+            async with self._queue.slot(user_id), self._cleaned_up(user_id):
                 made_here = await self._database.read(archive.list_made_here, user_id)
                 importing = _Import(user_id, self._user_max_bytes, made_here)
                 for number, path in enumerate(paths):
@@ -102,13 +101,20 @@ class Importer:
                         async for done in fractions:
                             yield (number + done) / len(paths), importing.report
                 yield 1.0, importing.report
-            except StorageUnavailable as error:
-                raise type(error)(f"{error.message} What was imported before stays.") from error
-            finally:
-                self._running -= 1
-                # `write`, not `read`: it waits for a transaction whose caller was cancelled.
-                hidden = await self._database.write(queries.conversations.list_hidden, user_id)
-                await queries.conversations.remove_hidden(self._database, hidden)
+        except StorageUnavailable as error:
+            raise type(error)(f"{error.message} What was imported before stays.") from error
+
+    @contextlib.asynccontextmanager
+    async def _cleaned_up(self, user_id: int) -> AsyncIterator[None]:
+        """Remove the user's hidden conversations at the end, also of an import that failed or was cancelled."""
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            # `write`, not `read`: it waits for a transaction whose caller was cancelled.
+            hidden = await self._database.write(queries.conversations.list_hidden, user_id)
+            await queries.conversations.remove_hidden(self._database, hidden)
 
     async def _import_file(self, importing: "_Import", path: Path) -> AsyncGenerator[float, None]:
         end = time.monotonic() + FILE_SECONDS
@@ -134,12 +140,12 @@ class Importer:
     async def _store(self, importing: "_Import", steps: list[source.Step]) -> None:
         while steps:
             steps = steps[await self._database.write_part(importing.store, steps) :]
-            if importing.grows:
-                importing.here = await self._database.read(archive.list_message_keys, importing.conversation_id)
-                importing.grows = False
-            while importing.undone:
-                importing.undone = await self._database.write_part(
-                    queries.conversations.remove_messages, importing.undone
+            if importing.needs_ids:
+                importing.ids = await self._database.read(archive.list_message_keys, importing.conversation_id)
+                importing.needs_ids = False
+            while importing.to_remove:
+                importing.to_remove = await self._database.write_part(
+                    queries.conversations.remove_messages, importing.to_remove
                 )
 
 
@@ -152,9 +158,11 @@ class _Import:
     def __init__(self, user_id: int, max_bytes: int, made_here: dict[str, list[int]]) -> None:
         self.user_id = user_id
         self.report = Report()
-        self.grows = False  # the conversation is in the database: `here` must be read before its messages are stored
-        self.here: dict[str, int] = {}  # the ids of its messages in the database, by key
-        self.undone: list[int] = []  # ids of messages to remove again
+        self.ids: dict[str, int] = {}  # of the conversation's messages in the database, by key
+        self.needs_ids = (
+            False  # the conversation is in the database, and `ids` must be read before its messages are stored
+        )
+        self.to_remove: list[int] = []  # ids of messages of a conversation that was given up
         self._max_bytes = max_bytes
         self._made_here = made_here
         self._conversation: Conversation | None = None
@@ -173,7 +181,7 @@ class _Import:
             except Unreadable as error:
                 self._give_up(str(error))
             done += 1
-            if self.grows or self.undone or time.monotonic() > end:
+            if self.needs_ids or self.to_remove or time.monotonic() > end:
                 break
         queries.conversations.add_stored_bytes(conn, self.user_id, self._size, self._max_bytes)
         return done
@@ -200,7 +208,7 @@ class _Import:
         if reason:
             self.report.skipped.append(Skipped(self._conversation.title, reason))
         if not self._new:
-            self.undone = self._added[::-1]
+            self.to_remove = self._added[::-1]
         self._conversation = None
 
     def _begin(self, conn: Connection, step: source.Begin) -> None:
@@ -208,14 +216,14 @@ class _Import:
         if known is not None and known["deleted_at"]:
             self.report.unchanged += 1
             return
-        self._conversation, self._new, self.grows = step.conversation, known is None, known is not None
+        self._conversation, self._new, self.needs_ids = step.conversation, known is None, known is not None
         fields = msgspec.structs.asdict(step.conversation) | {"settings": json.dumps(step.conversation.settings)}
         if known is None:
             self.conversation_id = archive.add_conversation(conn, self.user_id, fields)
             self._size += len(step.conversation.system_prompt.encode())
         else:
             self.conversation_id = known["id"]
-        self.here = {}
+        self.ids = {}
         self._keys, self._added = set[str](), list[int]()
 
     def _find(self, conn: Connection, step: source.Begin) -> sqlite3.Row | None:
@@ -233,13 +241,13 @@ class _Import:
         message = step.message
         self._keys.add(step.key)
         self._message_id: int | None = None  # None: it is in the database already
-        if step.key in self.here:
+        if step.key in self.ids:
             return
         fields = msgspec.structs.asdict(message)
-        fields["parent_id"] = None if step.parent_key is None else self.here[step.parent_key]
+        fields["parent_id"] = None if step.parent_key is None else self.ids[step.parent_key]
         for column in ("token_usage", "stats", "error"):
             fields[column] = None if fields[column] is None else json.dumps(fields[column])
-        self._message_id = self.here[step.key] = archive.add_message(conn, self.user_id, self.conversation_id, fields)
+        self._message_id = self.ids[step.key] = archive.add_message(conn, self.user_id, self.conversation_id, fields)
         self._position = 0
         self._added.append(self._message_id)
         self._size += len(message.content.encode()) + len(message.reasoning.encode())
@@ -261,7 +269,7 @@ class _Import:
     def _end(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         """Show what was added, and the new path unless somebody has continued the conversation in Fireside."""
         continued = archive.count_messages(conn, self.conversation_id) > len(self._keys)
-        leaf = None if continued or step.active_key is None else self.here[step.active_key]
+        leaf = None if continued or step.active_key is None else self.ids[step.active_key]
         if self._new:
             archive.show_imported(conn, self.conversation_id, conversation.source, leaf)
             if conversation.source is None:
