@@ -28,16 +28,20 @@ def is_loopback(host: str) -> bool:
 
 
 class Throttle:
-    """Count failures by key. FREE failures cost nothing; each further one delays the next attempt by 1, 2, 4 ... 30 s.
+    """Count failures by key. After FREE_FAILURES, each further one delays the next attempt by 1, 2, 4 ... 30 s.
 
     `known` holds pairs of an account and an address from which it has signed in. There, only failures of this account at this
     address count, so that strangers elsewhere cannot lock the owner out.
     """
 
-    FREE, LONGEST_SECONDS, MEMORY_SECONDS, KEYS, KNOWN = 5, 30, 3600, 10_000, 1000
+    FREE_FAILURES = 5
+    MAX_DELAY_SECONDS = 30
+    FAILURE_LIFETIME_SECONDS = 3600
+    MAX_KEYS = 10_000
+    MAX_KNOWN = 1000
 
     def __init__(self, known: Iterable[str] = ()) -> None:
-        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # number, and time of the last
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()  # by key: number, time of the last
         self.known = OrderedDict.fromkeys(known)
 
     def is_known(self, name: str, address: str) -> bool:
@@ -49,7 +53,7 @@ class Throttle:
         is_new = pair not in self.known
         self.known[pair] = None
         self.known.move_to_end(pair)
-        if len(self.known) > self.KNOWN:
+        if len(self.known) > self.MAX_KNOWN:
             self.known.popitem(last=False)
         return is_new
 
@@ -80,7 +84,7 @@ class Throttle:
             for key in keys:
                 self._failures[key] = (self._count(key) + 1, time.monotonic())
                 self._failures.move_to_end(key)
-            while len(self._failures) > self.KEYS:
+            while len(self._failures) > self.MAX_KEYS:
                 self._failures.popitem(last=False)
             raise
         else:
@@ -88,17 +92,17 @@ class Throttle:
 
     def _count(self, key: str) -> int:
         count, last = self._failures.get(key, (0, 0.0))
-        return count if time.monotonic() - last < self.MEMORY_SECONDS else 0
+        return count if time.monotonic() - last < self.FAILURE_LIFETIME_SECONDS else 0
 
     def _wait(self, key: str) -> float:
         """Return the seconds until the next attempt is allowed."""
-        paid = self._count(key) - self.FREE
-        if paid <= 0:
+        delayed = self._count(key) - self.FREE_FAILURES
+        if delayed <= 0:
             return 0
-        return self._failures[key][1] + min(self.LONGEST_SECONDS, 1 << (paid - 1)) - time.monotonic()
+        return self._failures[key][1] + min(self.MAX_DELAY_SECONDS, 1 << (delayed - 1)) - time.monotonic()
 
 
 def _pair(name: str, address: str) -> str:
     """Return the key of an account at an address. Loopback addresses stay apart: another user may have the next one."""
-    place = network(address)
-    return f"{name} at {address if place == 'loopback' else place}"
+    counted = network(address)
+    return f"{name} at {address if counted == LOOPBACK_NETWORK else counted}"

@@ -52,9 +52,9 @@ def test_failures_expire_an_hour_after_the_last(clock: Clock) -> None:
     throttle = Throttle()
     for _ in range(4):
         assert failures(throttle, 5, "account") == [0] * 5
-        clock.late += throttle.MEMORY_SECONDS
+        clock.late += throttle.FAILURE_LIFETIME_SECONDS
     assert failures(throttle, 5, "account") == [0] * 5
-    clock.late += throttle.MEMORY_SECONDS - 60
+    clock.late += throttle.FAILURE_LIFETIME_SECONDS - 60
     assert fail(throttle, "account") == 0 < fail(throttle, "account")
 
 
@@ -68,14 +68,14 @@ def test_failures_throttle_only_their_account_and_address() -> None:
 
 def test_throttle_keeps_a_bounded_number_of_keys() -> None:
     throttle = Throttle()
-    for number in range(Throttle.KEYS + 500):
+    for number in range(Throttle.MAX_KEYS + 500):
         fail(throttle, f"account {number}")
-    assert len(throttle._failures) == Throttle.KEYS
+    assert len(throttle._failures) == Throttle.MAX_KEYS
 
 
 def test_full_disk_does_not_count_as_a_failure() -> None:
     throttle = Throttle()
-    for _ in range(Throttle.FREE + 5):
+    for _ in range(Throttle.FREE_FAILURES + 5):
         with pytest.raises(StorageUnavailable), throttle.attempt("account"):
             raise StorageUnavailable
     with throttle.attempt("account"):
@@ -120,16 +120,16 @@ def test_addresses_of_one_network_count_as_one(one: str, other: str, equal: bool
 
 def test_number_of_known_addresses_is_bounded() -> None:
     throttle = Throttle()
-    for number in range(throttle.KNOWN + 5):
+    for number in range(throttle.MAX_KNOWN + 5):
         throttle.remember(f"user{number}", "192.0.2.1")
     assert not throttle.is_known("user0", "192.0.2.1")
-    assert throttle.is_known(f"user{throttle.KNOWN}", "192.0.2.1")
+    assert throttle.is_known(f"user{throttle.MAX_KNOWN}", "192.0.2.1")
 
 
 def test_success_clears_only_failures_of_its_account() -> None:
     throttle = Throttle()
     with throttle.attempt("account", "address"):
-        for number in range(throttle.FREE):
+        for number in range(throttle.FREE_FAILURES):
             assert not fail(throttle, f"victim{number}", "address")
     assert not fail(throttle, "another", "address")
     assert fail(throttle, "yet another", "address")

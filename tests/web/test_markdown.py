@@ -261,14 +261,6 @@ def test_long_code_and_unknown_languages_are_not_highlighted() -> None:
         assert nodes(markdown) == [["pre", {}, ["code", {"data-language": language}, source]]]
 
 
-@pytest.mark.parametrize("language", sorted(module.LANGUAGES))
-def test_every_language_keeps_the_text(language: str) -> None:
-    source = (
-        "<?php echo '<b>'; // x\nclass A { int a = 1; } /* \"é\" 'b' */ # c\n<p a=\"b\">&amp;\n\\x{1} $(a) `b` @d @@\n"
-    )
-    assert text(find(f"~~~{language}\n{source}~~~", "pre")[0]) == source
-
-
 # ---- streaming
 
 
