@@ -230,9 +230,9 @@ class AnswerParser:
         self._model = ""
         self._usage: Usage | None = None
         self._parts: list[Part] = []
-        self._texts: list[str] = []  # not yet a part, all of this kind:
         self._kind: type[Content] | type[Reasoning] = Content
-        self._high_surrogate = ""  # whose other half may follow
+        self._texts: list[str] = []  # of this kind, not yet a part
+        self._high_surrogate = ""  # the other half may follow
         self._overhead_left = OVERHEAD_BYTES
 
     def feed(self, data: bytes) -> list[Part]:
@@ -245,15 +245,12 @@ class AnswerParser:
                     if self.finished:
                         break
         except ProviderFailed as failure:
-            self.finished, self.failure = True, failure
+            self._fail(failure)
         except OverflowError:
-            self.finished, self.failure = True, self._error("PROVIDER_ERROR", "sent a line or an event of over 1 MiB.")
+            self._fail(self._error("PROVIDER_ERROR", "sent a line or an event of over 1 MiB."))
         self._flush()
         if self._overhead_left < 0 and not self.finished:
-            self.finished, self.failure = (
-                True,
-                self._error("PROVIDER_ERROR", "sent too much data with too little text."),
-            )
+            self._fail(self._error("PROVIDER_ERROR", "sent too much data with too little text."))
         parts, self._parts = self._parts, []
         return parts
 
@@ -274,6 +271,9 @@ class AnswerParser:
         if not self.failure:
             parts.append(Finish(self.finish_reason or ""))
         return parts
+
+    def _fail(self, failure: ProviderFailed) -> None:
+        self.finished, self.failure = True, failure
 
     def _error(self, code: str, what: str) -> ProviderFailed:
         return ProviderFailed(code, f"{self._provider.name} {what}")
