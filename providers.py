@@ -49,7 +49,7 @@ class Providers:
 
     def __init__(self, config: Config, engine: Engine) -> None:
         self.settings = {provider.id: provider for provider in config.providers}
-        self._servers = {provider.id: _server(provider, engine) for provider in config.providers}
+        self._servers = {provider.id: _create_server(provider, engine) for provider in config.providers}
         self._lists: dict[str, _ModelList] = {}
         self._known: dict[str, list[Model]] = {}  # of the last list that was received
         self._refreshes: dict[str, asyncio.Task[_ModelList]] = {}
@@ -199,7 +199,7 @@ class Providers:
         return self._server(provider_id).chat(body)
 
 
-def _server(provider: Provider, engine: Engine) -> OpenAI:
+def _create_server(provider: Provider, engine: Engine) -> OpenAI:
     match provider.kind:
         case "lmstudio":
             return LMStudio(provider)

@@ -223,7 +223,7 @@ class _Child:
         self._loaded_or_exited = asyncio.Event()
         self._stderr = b""
         self._process: asyncio.subprocess.Process | None = None
-        self._timers: list[asyncio.TimerHandle] = []
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -233,7 +233,7 @@ class _Child:
     def acquire(self) -> None:
         self.users += 1
         self.unused.clear()
-        self._cancel_timers()
+        self._cancel_idle_timer()
 
     def release(self) -> None:
         self.users -= 1
@@ -266,14 +266,14 @@ class _Child:
         raise ProviderFailed("MODEL_LOAD_FAILED", f"{self.model.label} could not be loaded: {_reason(stderr)}.")
 
     def stop_after(self, seconds: float) -> None:
-        if not self._timers:
-            self._timers.append(asyncio.get_running_loop().call_later(seconds, self.request_stop))
+        if self._idle_timer is None:
+            self._idle_timer = asyncio.get_running_loop().call_later(seconds, self.request_stop)
 
     def request_stop(self) -> None:
         """Ask the child to exit, without waiting."""
         if not self.stopping:
             self.stopping = True
-            self._cancel_timers()
+            self._cancel_idle_timer()
             if self._process:
                 self._close_stdin(self._process)
 
@@ -284,11 +284,12 @@ class _Child:
     def _close_stdin(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin
         process.stdin.close()
-        self._timers.append(asyncio.get_running_loop().call_later(STOP_SECONDS, _kill, process))
+        asyncio.get_running_loop().call_later(STOP_SECONDS, _kill, process)
 
-    def _cancel_timers(self) -> None:
-        while self._timers:
-            self._timers.pop().cancel()
+    def _cancel_idle_timer(self) -> None:
+        if self._idle_timer:
+            self._idle_timer.cancel()
+            self._idle_timer = None
 
     async def _run(self) -> None:
         try:
@@ -308,7 +309,7 @@ class _Child:
         except OSError as error:
             self._stderr = f"its process cannot be started: {error.strerror}".encode()
         finally:
-            self._cancel_timers()
+            self._cancel_idle_timer()
             self._loaded_or_exited.set()
         if self.endpoint and not self.stopping:
             log.warning("llama.cpp exited: %s", _reason(self._stderr.decode("utf-8", "replace")))

@@ -419,7 +419,7 @@ NONSENSE: list[Any] = [None, True, 7, -1, 1.5, 2**70, "x", [], [None], {}, {"id"
 
 
 @pytest.mark.parametrize(("path", "key"), [("/api/v1/models", "models"), ("/v1/models", "data")])
-async def test_models_are_valid_whatever_a_list_of_models_contains(
+async def test_invalid_values_in_a_list_of_models_are_ignored(
     providers: Providers, upstream: Upstream, path: str, key: str
 ) -> None:
     name = "lmstudio" if key == "models" else "box"

@@ -289,7 +289,7 @@ async def test_killed_server_is_started_again(engine: Engine) -> None:
 
 @with_proc
 async def test_server_that_was_killed_a_moment_ago_gets_no_request(engine: Engine) -> None:
-    """The keeper, which reports the death of the server, is stopped meanwhile."""
+    """The keeper, which would report the death of the server, is frozen."""
     async with engine.use(MODEL) as endpoint:
         reader, writer = await asyncio.open_connection(*endpoint.url.removeprefix("http://").split(":"))
     keeper, server = children()
