@@ -507,7 +507,7 @@ def page(bench: Bench) -> Iterator[Row]:
             assert answer.status == 200, path
             size += len(answer.body) + sum(len(name) + len(value) + 4 for name, value in answer.headers.items()) + 19
             text = plain.ask("GET", path).body.decode("utf-8", "replace")
-            waiting += re.findall(r"/static/[\w.-]+", text)
+            waiting += re.findall(r"/static/\w[\w.-]*", text)
             waiting += [
                 f"/static/{name}" for name in re.findall(r"""(?:from|import)\s*\(?["']\./([\w.-]+)["']""", text)
             ]

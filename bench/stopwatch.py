@@ -1,9 +1,10 @@
 """Fireside, with a stopwatch at its saves of unfinished answers: when it ends it prints the CPU seconds they took."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Never
 
 from fireside import db, queries
 from fireside.__main__ import main
@@ -27,13 +28,19 @@ def timed(function: Callable[..., Any], when: Callable[..., bool]) -> Callable[.
     return call
 
 
-# On the loop's thread the texts and logs are put together; on the writer's they are committed.
+# The event loop's thread encodes the texts and logs, the writer's thread commits them.
 events.EventLog.unsaved_part = timed(events.EventLog.unsaved_part, lambda *_: True)  # type: ignore[method-assign]
 db._transaction = timed(
     db._transaction, lambda connection, begin, function, *_: function is queries.generations.add_parts
 )
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
+
+def exit_with_time(status: int) -> Never:
     print(spent, flush=True)
-    sys.exit(code)
+    end(status)
+
+
+end, os._exit = os._exit, exit_with_time  # how the command ends after it has served
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
