@@ -237,7 +237,10 @@ async def delete_conversation(request: Request, conversation_id: int, query: sch
     # After the deletion, so that no new generation can begin.
     await request.app_state.hub.cancel_all(request.user_id, conversation_id)
     if query.purge:
-        await conversations.remove_hidden(request.database, [conversation_id])
+        try:
+            await conversations.remove_hidden(request.database, [conversation_id])
+        except StorageUnavailable as error:  # the conversation is hidden; housekeeping removes the rest
+            log.warning("a purged conversation is removed later: %s", error)
     return {"message": "Conversation deleted"}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fireside.chat import hub as chat
 
-from ...live import Event, Running, code, text, until
+from ...live import Event, Running, code, good, text, until
 from ...upstream import DONE, Gate, Upstream, finish, hang, pause, usage
 from ...upstream import text as content
 from ...witness import MODEL, well_formed, whole
@@ -53,6 +53,22 @@ async def test_disk_full_for_a_while_costs_nothing(
         events = await reader
         assert (text(events), events[-1].data["status"]) == (f"{LONG}the end", "ok")
         assert (await ann.messages(conversation_id))[-1]["content"] == text(events)
+
+
+async def test_purge_that_the_full_disk_interrupts_succeeds_and_is_finished_by_housekeeping(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+        ann, database = await running.first(), running.state.database
+        conversation_id = await ann.conversation(LONG)  # to remove it from the index of the search takes new pages
+        await database.write(fill)
+        good(await ann.delete(f"/conversations/{conversation_id}?purge=true"))
+        assert good(await ann.get("/conversations")) == good(await ann.get("/conversations?deleted=true")) == []
+        count = "SELECT count(*) FROM messages"
+        assert await database.read(lambda conn: conn.execute(count).fetchone()[0]) == 1
+        await database.write(free)
+        await running.state.importer.remove_leftovers()
+        assert await database.read(lambda conn: conn.execute(count).fetchone()[0]) == 0
 
 
 @pytest.mark.parametrize("canceled", [False, True])
