@@ -456,6 +456,7 @@ def test_long_text_in_the_sandbox_does_not_delay_the_stop(tmp_path: Path) -> Non
         assert rendering.result(PATIENCE).status_code in (200, 503)  # shown as plain text, or refused
     assert (code, err) == (0, "") and seconds < 5
     assert found and not any(Path(f"/proc/{pid}").exists() for pid in found)
+    assert "Traceback" not in (data / "fireside.log").read_text("utf-8")
     assert not (data / "service.json").exists() and not (data / "fireside.db-wal").exists()
 
 
