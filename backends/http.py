@@ -102,6 +102,16 @@ def _ssl_context() -> ssl.SSLContext:
     return context
 
 
+class _Reader(asyncio.StreamReader):
+    """A StreamReader that raises the error of a lost connection only after what arrived before has been read."""
+
+    error: Exception | None = None
+
+    def set_exception(self, exc: Exception) -> None:
+        self.error = exc
+        self.feed_eof()
+
+
 class Transport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Raises ConnectError, ConnectTimeout, ReadError, RemoteProtocolError."""
@@ -117,27 +127,31 @@ class Transport(httpx.AsyncBaseTransport):
         return httpx.Response(exchange.status, headers=exchange.headers, stream=exchange)
 
 
-async def _connect(url: httpx.URL) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(url: httpx.URL) -> tuple[_Reader, asyncio.StreamWriter]:
+    loop = asyncio.get_running_loop()
+    reader = _Reader(limit=BUFFER_BYTES // 2, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     host, secure = url.raw_host.decode("ascii"), url.scheme == "https"
     options: dict[str, Any] = {"ssl": _ssl_context()} if secure else {}
-    if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop) and not host.endswith(tuple("0123456789")):
+    if isinstance(loop, asyncio.BaseEventLoop) and not host.endswith(tuple("0123456789")):
         options["happy_eyeballs_delay"] = 0.25  # Windows takes 2 s to refuse ::1; uvloop has no such option
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             port = url.port or (443 if secure else 80)
-            return await asyncio.open_connection(host, port, limit=BUFFER_BYTES // 2, **options)
+            transport, _ = await loop.create_connection(lambda: protocol, host, port, **options)
     except TimeoutError:
         raise httpx.ConnectTimeout("the connection was not made in time") from None
     except ConnectionRefusedError as error:
         raise httpx.ConnectError("the connection was refused") from error
     except OSError as error:
         raise httpx.ConnectError(error.strerror or str(error)) from error
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 class _Exchange(httpx.AsyncByteStream):
     """One request and its response: asyncio reads the bytes, httptools parses them."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: _Reader, writer: asyncio.StreamWriter) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self._reader = reader
@@ -158,11 +172,10 @@ class _Exchange(httpx.AsyncByteStream):
         """Read from the socket once, and parse what arrived. An error that follows a piece of the body waits until the next call."""
         if self._failure:
             raise self._failure
-        try:
-            data = await self._reader.read(CHUNK_BYTES)
-        except OSError as error:
-            raise httpx.ReadError(error.strerror or str(error)) from error
+        data = await self._reader.read(CHUNK_BYTES)
         if not data:
+            if error := self._reader.error:
+                raise httpx.ReadError(getattr(error, "strerror", None) or str(error)) from error
             names = {name.lower() for name, _ in self.headers}
             if not self.status or names & {b"content-length", b"transfer-encoding"}:
                 raise httpx.RemoteProtocolError("the connection was closed")

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fireside.backends.http import BUFFER_BYTES, BUSY_SECONDS, CHUNK_BYTES, Transport
 
-from ..upstream import CHAT, Step, Upstream, close, eventually, hang, headers, status, wire
+from ..upstream import CHAT, Gate, Step, Upstream, close, eventually, hang, headers, pause, reset, status, wire
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -96,6 +96,22 @@ async def test_body_before_an_error_is_read_first(upstream: Upstream) -> None:
     assert await anext(chunks) == b"hello"
     with pytest.raises(httpx.RemoteProtocolError):
         await anext(chunks)
+    await response.aclose()
+
+
+async def test_body_before_a_reset_is_read_first(upstream: Upstream) -> None:
+    gate = Gate()
+    upstream.enqueue(headers(framing="close"), b"x" * 3 * CHUNK_BYTES, pause(gate), reset())
+    response = await send(upstream)
+    exchange: Any = response.stream
+    await eventually(lambda: len(exchange._reader._buffer) == 3 * CHUNK_BYTES)
+    gate.open()
+    await eventually(exchange._writer.transport.is_closing)
+    received = 0
+    with pytest.raises(httpx.ReadError):
+        async for read in response.aiter_raw():
+            received += len(read)
+    assert received == 3 * CHUNK_BYTES
     await response.aclose()
 
 
