@@ -104,7 +104,7 @@ async def test_body_before_a_reset_is_read_first(upstream: Upstream) -> None:
     upstream.enqueue(headers(framing="close"), b"x" * 3 * CHUNK_BYTES, pause(gate), reset())
     response = await send(upstream)
     exchange: Any = response.stream
-    await eventually(lambda: len(exchange._reader._buffer) == 3 * CHUNK_BYTES)
+    await eventually(lambda: len(exchange._reader._buffer) + sum(map(len, exchange._body)) == 3 * CHUNK_BYTES)
     gate.open()
     await eventually(exchange._writer.transport.is_closing)
     received = 0
