@@ -17,7 +17,7 @@ const UNREACHABLE = "Not sent: Fireside cannot be reached. Your text is still he
  * created       id           the new conversation was created
  * changed, older             `path` or `details` changed; messages were added above
  * reveal        messageId    show this message of `path`
- * asked                      the server accepted a question, or the wish for another answer
+ * asked                      the server accepted a question, or a request for another answer
  * busy                       `busy` changed
  * begun         {messageId, generationId, isNew}  an answer begins; its whole text follows
  * part          {messageId, event, data}          an event of the answer's stream
@@ -36,7 +36,7 @@ export class Conversation extends Emitter {
   #hasOlder = false;
   #loadingOlder = null; // a promise
   #counted = null; // {id, above}: a message, and how many lie above it
-  #counting = null; // the id of such a message
+  #counting = null; // the id of the message of a count under way
   #sending = false;
   #unaccepted = { content: null, clientId: "" }; // the message that was sent last
   #endedGeneration = null; // the one that ended last
@@ -109,7 +109,7 @@ export class Conversation extends Emitter {
         get(`/conversations/${id}`), get(`/conversations/${id}/messages?render=true&limit=${limit}`),
       ]);
       if (id !== this.id) return false;
-      if (!read.accept()) return true;
+      if (!read.accept()) return this.details !== null;
       const renamed = this.details?.title !== details.title;
       this.details = details;
       const above = this.path.slice(0, Math.max(0, this.path.findIndex((message) => message.id === path[0]?.id)));
@@ -120,7 +120,7 @@ export class Conversation extends Emitter {
       if (renamed) emit("list", { id });
     } catch (error) {
       if (id !== this.id) return false;
-      if (!read.accept()) return true;
+      if (!read.accept()) return this.details !== null;
       if (error.status === 404) this.emit("gone");
       else this.#report(error);
       return false;
@@ -329,6 +329,7 @@ export class Conversation extends Emitter {
 
   /** An answer that began earlier and is not in the path is newer than the path, or on another branch: a refresh shows which. */
   #begin({ messageId: id, generationId, isNew }) {
+    this.#phase = null;
     const isShown = this.path.some((message) => message.id === id);
     if (!isShown && isNew) {
       this.#reads.discard(); // reads that began earlier do not have this answer

@@ -185,8 +185,8 @@ class Answer {
   receive(event, data) {
     if (!this.#streaming) return;
     if (event === "reset") this.clear();
-    else if (event === "progress" && data.phase !== "generating") this.#phase.show(data);
-    else this.#phase.hide();
+    if (event === "progress") this.#phase.show(data);
+    if (event === "reasoning" || event === "delta") this.#phase.hide();
     if (event === "reasoning") this.#reasoning.append(data.delta);
     if (event === "delta") {
       this.#reasoning.end();
@@ -305,7 +305,7 @@ class Phase {
   node = h("div", { class: "phase", hidden: true }, this.#label, this.#bar);
 
   show({ phase, place, done, total }) {
-    this.node.hidden = false;
+    this.node.hidden = phase === "generating";
     const share = total ? done / total : null;
     this.#label.textContent = {
       queued: `Waiting in the queue${place ? `, place ${place}` : ""}`,

@@ -1,4 +1,4 @@
-// What appears on the page for a while: menus, a title being edited, toasts; and what a screen reader is told.
+// What appears on the page for a while: menus, a title being edited, toasts, announcements.
 
 import { button, h, stepFocus } from "./dom.js";
 import { icon, iconButton } from "./icons.js";

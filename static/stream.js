@@ -97,8 +97,8 @@ export class AnswerReader {
       for await (const { event, id, data } of answerEvents(source, stream.controller.signal)) {
         stream.after = id ?? stream.after;
         if (event === "done") return this.#end(stream, { messageId: data.message_id, generationId: data.generation_id });
-        if (event === "ping" && data.message_id) this.#begin(stream, data);
-        else this.conversation.emit("part", { messageId: stream.messageId, event, data });
+        if (event !== "ping") this.conversation.emit("part", { messageId: stream.messageId, event, data });
+        else if (data.message_id) this.#begin(stream, data);
       }
       this.#end(stream, {});
     } catch (error) {

@@ -5,6 +5,7 @@ import base64
 from playwright.sync_api import Page, Route, expect
 
 from ..browser import Visit
+from ..live import good
 from ..upstream import Upstream
 from .steps import DOT, PNG, QWEN, Held, answered, ask, attach, box, edit_question, new, press
 
@@ -116,6 +117,21 @@ def test_image_alone_is_a_message_which_waits_until_it_is_read(visit: Visit, lms
     answered(page)
     expect(page.locator(".message.user img")).to_be_visible()
     assert [part["type"] for part in lmstudio.chats[-1]["messages"][-1]["content"]] == ["image_url"]
+
+
+def test_message_sent_again_with_an_image_is_another_message(visit: Visit, lmstudio: Upstream) -> None:
+    chat = new(visit.client, **QWEN)
+    page = visit.open(f"/#/c/{chat}")
+    held = Held(page, r"/messages$", response=True)
+    ask(page, "What is this?")
+    held.wait()
+    held.routes[0].abort()
+    expect(page.locator(".toast")).to_contain_text("Not sent")
+    attach(page, DOT)
+    expect(page.locator(".chip")).to_have_count(1)
+    box(page).press("Enter")
+    answered(page)
+    assert len(good(visit.client.get(f"/conversations/{chat}/messages"))[-2]["images"]) == 1
 
 
 def test_image_can_be_attached_before_a_model_is_known(visit: Visit) -> None:

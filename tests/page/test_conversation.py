@@ -2,28 +2,12 @@
 
 import re
 
-from playwright.sync_api import Route, expect
+from playwright.sync_api import expect
 
 from ..browser import Visit
 from ..live import good
 from ..upstream import Upstream, answer
-from .steps import (
-    DOT,
-    QWEN,
-    Held,
-    answered,
-    ask,
-    attach,
-    box,
-    edit_question,
-    imported,
-    messages,
-    new,
-    press,
-    refocus,
-    stream,
-    wait,
-)
+from .steps import Held, answered, ask, box, edit_question, imported, messages, new, press, refocus, stream, wait
 
 DETAILS = r"/conversations/\d+$"
 PATH = r"/messages\?"
@@ -251,29 +235,6 @@ def test_edited_question_that_is_not_sent_stays_in_its_box(visit: Visit) -> None
     editor.press("Control+Enter")
     expect(page.locator(".message.user")).to_contain_text("Hello again")
     expect(page.locator(".message.user")).to_contain_text("2/2")
-
-
-def test_message_sent_again_with_an_image_is_another_message(visit: Visit, lmstudio: Upstream) -> None:
-    chat = new(visit.client, **QWEN)
-    page = visit.open(f"/#/c/{chat}")
-    lost: list[int] = []
-
-    def lose_the_first_response(route: Route) -> None:
-        if lost:
-            return route.continue_()
-        lost.append(route.fetch().status)
-        route.abort()
-
-    page.route(re.compile(r"/messages$"), lose_the_first_response)
-    ask(page, "What is this?")
-    expect(page.locator(".toast")).to_contain_text("Not sent")
-    attach(page, DOT)
-    expect(page.locator(".chip")).to_have_count(1)
-    lmstudio.enqueue(answer("A dot."))
-    box(page).press("Enter")
-    answered(page)
-    question = messages(visit.client, chat)[-2]
-    assert (question["content"], len(question["images"])) == ("What is this?", 1)  # type: ignore[arg-type]
 
 
 def test_refused_first_message_creates_no_conversation(visit: Visit) -> None:
