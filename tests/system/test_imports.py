@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import fireside
@@ -76,3 +77,11 @@ def test_the_root_holds_seven_modules() -> None:
     assert sorted(module for module in MODULES if "." not in module and module not in FOLDERS) == [
         "__main__", "auth", "config", "db", "errors", "providers", "server",
     ]  # fmt: skip
+
+
+def test_state_of_the_page_imports_no_view() -> None:
+    state = {"api", "conversation", "events", "list", "models", "stream"}
+    texts = {name: (ROOT / "static" / f"{name}.js").read_text("utf-8") for name in state}
+    assert {name: set(re.findall(r'"\./(\w+)\.js"', text)) - state for name, text in texts.items()} == dict.fromkeys(
+        state, set()
+    )
