@@ -22,7 +22,7 @@ from .conversations import (
 
 
 class Message(Struct):
-    """A message of the active path. Fields that only answers have are UNSET in questions, so the JSON does not contain them."""
+    """A message of the active path. All have the same keys, except that the contract shows `token_usage` in answers only."""
 
     id: int
     role: str
@@ -31,14 +31,14 @@ class Message(Struct):
     parent_id: int | None
     status: str
     versions: dict[str, Any]  # {"ids": [...], "index": 0}
-    token_usage: Raw | UnsetType = UNSET
-    provider_id: str | None | UnsetType = UNSET
-    model: str | None | UnsetType = UNSET
-    generation_id: str | None | UnsetType = UNSET
-    reasoning: str | UnsetType = UNSET
-    stats: Raw | None | UnsetType = UNSET
-    error: Raw | None | UnsetType = UNSET
-    images: list[dict[str, Any]] | UnsetType = UNSET
+    provider_id: str | None
+    model: str | None
+    generation_id: str | None
+    reasoning: str
+    stats: Raw | None
+    error: Raw | None
+    images: list[dict[str, Any]]
+    token_usage: Raw | None | UnsetType = UNSET
     blocks: list[Any] | UnsetType = UNSET  # the rendered content, for a request that asks for it
 
 
@@ -98,19 +98,27 @@ ORDER BY path.depth DESC
 
 def _message(row: sqlite3.Row) -> Message:
     siblings = json.loads(row["siblings"])
-    names = ("id", "role", "content", "created_at", "parent_id", "status")
-    message = Message(
-        **{name: row[name] for name in names}, versions={"ids": siblings, "index": siblings.index(row["id"])}
+    names = (
+        "id",
+        "role",
+        "content",
+        "created_at",
+        "parent_id",
+        "status",
+        "provider_id",
+        "model",
+        "generation_id",
+        "reasoning",
     )
-    if row["role"] == "assistant":
-        for name in ("provider_id", "model", "generation_id", "reasoning"):
-            setattr(message, name, row[name])
-        message.token_usage = Raw(row["token_usage"].encode()) if row["token_usage"] else UNSET
-        message.stats = Raw(row["stats"].encode()) if row["stats"] else None
-        message.error = Raw(row["error"].encode()) if row["error"] else None
-    if row["images"] != "[]":
-        message.images = json.loads(row["images"])
-    return message
+    usage, stats, error = (Raw(row[name].encode()) if row[name] else None for name in ("token_usage", "stats", "error"))
+    return Message(
+        **{name: row[name] for name in names},
+        versions={"ids": siblings, "index": siblings.index(row["id"])},
+        stats=stats,
+        error=error,
+        images=json.loads(row["images"]),
+        token_usage=usage if row["role"] == "assistant" else UNSET,
+    )
 
 
 def list_messages(

@@ -162,9 +162,27 @@ def test_every_route_declares_its_access(running: Running) -> None:
 
 
 async def test_unknown_path_is_not_found(running: Running) -> None:
-    paths = "/nowhere /conversations/ /Conversations //conversations /auth /%00 /%ff /./version /version/ /%2e/version"
-    for path in [*paths.split(), "/static", "/static/", "/docs", "/favicon.ico", "/" + "x" * 9000]:
+    paths = (
+        "/nowhere /conversations// /Conversations //conversations /auth /%00 /%ff /./version /version// // /%2e/version"
+    )
+    static = "/static /static/ /static/app.js/"
+    for path in [*paths.split(), *static.split(), "/docs", "/favicon.ico", "/" + "x" * 9000]:
         assert await get_raw(running, path) == (404, "PATH_NOT_FOUND"), path
+
+
+async def test_path_with_a_trailing_slash_is_the_same_path(
+    running: Running, ann: Person, caplog: pytest.LogCaptureFixture
+) -> None:
+    conversation_id = await ann.conversation("Hello?")
+    for path in ("/conversations", f"/conversations/{conversation_id}", f"/conversations/{conversation_id}/messages"):
+        with caplog.at_level("INFO", "fireside.access"):
+            assert good(await ann.get(f"{path}/?limit=5")) == good(await ann.get(f"{path}?limit=5"))
+        routes = {vars(record)["route"] for record in caplog.records if record.name == "fireside.access"}
+        assert len(routes) == 1, routes
+        caplog.clear()
+    assert good(await ann.post("/conversations/", json={"title": "Mine"}))["title"] == "Mine"
+    assert code(await ann.put("/conversations/")) == (405, "METHOD_NOT_ALLOWED")
+    assert code(await running.anybody().get("/conversations/")) == (401, "AUTH_REQUIRED")
 
 
 async def test_route_accepts_only_its_methods(ann: Person) -> None:
@@ -360,7 +378,18 @@ async def test_any_text_is_returned_unchanged(ann: Person) -> None:
     for title in ("", "  ", None):
         assert code(await ann.patch(path, json={"title": title})) == INVALID
     assert good(await ann.get(path))["title"] == "字" * 200
-    assert good(await ann.post("/conversations", json={"title": None}))["title"]
+
+
+async def test_conversation_without_a_title_of_its_own_is_untitled(ann: Person) -> None:
+    bodies = (b"", b"{}", b'{"title": null}', b'{"title": ""}', b'{"title": " \\n"}')
+    for number, body in enumerate(bodies):
+        conversation = good(await ann.post("/conversations", content=body, headers=JSON))
+        assert conversation["title"] == "New conversation", body
+        await ann.say(conversation["id"], f"Question {number}")
+        assert good(await ann.get(f"/conversations/{conversation['id']}"))["title"] == f"Question {number}"
+    good(await ann.post("/conversations"))
+    for title in ("x" * 201, "\0", 7):
+        assert code(await ann.post("/conversations", json={"title": title})) == INVALID
 
 
 async def test_query_parameters_are_validated(ann: Person) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import enum
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -181,6 +182,9 @@ class Endpoint(Route):
         limit: int | None = None,
     ) -> None:
         super().__init__(path, handler, methods=[method], name=f"{method} {path}")
+        # A trailing slash changes nothing, except for files: imports in /static/app.js/ would be relative to another folder.
+        if path != "/" and not path.startswith("/static/"):
+            self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + "/?$")
         self.method, self.handler, self.access, self.body, self.query = method, handler, access, body, query
         self.csrf = "none" if method == "GET" else csrf
         self._limit = limit or (PUBLIC_BODY_BYTES if access is PUBLIC else BODY_BYTES)

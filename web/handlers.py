@@ -171,6 +171,8 @@ async def change_defaults(request: Request, body: schemas.Defaults) -> Any:
 
 async def create_conversation(request: Request, body: schemas.NewConversation) -> Any:
     message, fields = body.message, msgspec.to_builtins(msgspec.structs.replace(body, message=msgspec.UNSET))
+    if body.title is None or not body.title.strip():
+        del fields["title"]
     quota = request.app_state.config.user_max_bytes
     if not isinstance(message, schemas.NewMessage):
         return await request.database.write(conversations.add_conversation, request.user_id, fields, quota)
@@ -368,7 +370,8 @@ async def resume(request: Request, generation_id: str, query: schemas.ResumeQuer
 
 
 async def list_providers(request: Request) -> Any:
-    return await request.app_state.providers.catalog(details=request.is_admin)
+    catalog = await request.app_state.providers.catalog(details=request.is_admin)
+    return [entry | {"health": _health(entry)} for entry in catalog]
 
 
 async def list_models(request: Request, provider_id: str) -> Any:
@@ -376,7 +379,10 @@ async def list_models(request: Request, provider_id: str) -> Any:
 
 
 async def provider_health(request: Request, provider_id: str) -> Any:
-    entry = await request.app_state.providers.entry(provider_id, details=request.is_admin)
+    return _health(await request.app_state.providers.entry(provider_id, details=request.is_admin))
+
+
+def _health(entry: dict[str, Any]) -> dict[str, Any]:
     return {"online": entry["online"], "error": entry["error"]}
 
 

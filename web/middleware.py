@@ -23,6 +23,7 @@ from ..safety.throttle import is_loopback, network
 
 log = logging.getLogger("fireside.access")
 
+PREFLIGHT_SECONDS = 7200  # that a browser keeps the answer to a preflight; Chromium keeps none for longer
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 NO_CONTENT_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
@@ -77,7 +78,7 @@ class SecurityMiddleware:
                 status = message["status"]
                 present = {name for name, _ in message["headers"]}
                 missing = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in present]
-                own = [(b"x-request-id", request_id.encode()), *_cors_headers(origin)]
+                own = [(b"x-request-id", request_id.encode()), *(_cors_headers(origin) if origin else ())]
                 message["headers"] = [*message["headers"], *missing, *own]
             await send(message)
 
@@ -90,7 +91,7 @@ class SecurityMiddleware:
             origin = self._check_origin(scope, headers)
             scope["state"]["cross_origin"] = origin is not None
             if origin is not None and scope["method"] == "OPTIONS":
-                await respond(Response(status_code=204))
+                await respond(Response(status_code=204, headers=_preflight_headers(headers)))
             else:
                 await self.app(scope, receive, send_with_headers)
         except FiresideError as error:
@@ -151,17 +152,25 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _cors_headers(origin: str | None) -> list[tuple[bytes, bytes]]:
-    if origin is None:
-        return []
+def _cors_headers(origin: str) -> list[tuple[bytes, bytes]]:
     return [
         (b"access-control-allow-origin", origin.encode("latin-1")),
         (b"access-control-allow-credentials", b"true"),
-        (b"access-control-allow-methods", b"GET, POST, PATCH, DELETE"),
-        (b"access-control-allow-headers", b"content-type, x-csrf-token, x-bootstrap-token, last-event-id"),
-        (b"access-control-expose-headers", b"x-request-id, retry-after"),
+        (b"access-control-expose-headers", b"x-request-id, retry-after, content-disposition"),
         (b"vary", b"origin"),
     ]
+
+
+def _preflight_headers(request: Headers) -> dict[str, str]:
+    """Allow the request headers that an allowed origin asks for, whatever they are. A browser accepts no "*" with cookies."""
+    headers = {
+        "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
+        "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),
+        "Vary": "Access-Control-Request-Headers",
+    }
+    if names := request.get("access-control-request-headers"):
+        headers["Access-Control-Allow-Headers"] = names
+    return headers
 
 
 class AccessLog:

@@ -98,7 +98,7 @@ class NewMessage(Struct):
 
 
 class NewConversation(ConversationFields):
-    title: Title | None | UnsetType = UNSET  # null is the same as no title
+    title: Annotated[Text, Meta(max_length=TITLE_CHARACTERS)] | None = None  # null and blank are the same as no title
     message: NewMessage | UnsetType = UNSET  # the first question, stored together with the conversation
 
 

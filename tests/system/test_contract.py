@@ -97,7 +97,7 @@ async def test_list_messages(ann: Person, upstream: Upstream) -> None:
     question, answer = await ann.messages(conversation_id)
     like(question, {"id": 456, "role": "user", "content": "...", "created_at": "2024-01-15T10:30:00"})
     assert question["role"] == "user" and question["content"] == "Hello, how can you help me?"
-    assert "token_usage" not in question
+    assert set(answer) - set(question) == {"token_usage"} and set(question) < set(answer)
     like(answer, {"id": 457, "role": "assistant", "content": "...", "created_at": "2024-01-15T10:30:05"})
     assert answer["role"] == "assistant" and answer["content"] == "I can help you with various tasks..."
     assert answer["token_usage"]["total_tokens"] == 150
@@ -240,6 +240,7 @@ async def test_list_providers(ann: Person) -> None:
     providers = good(await ann.get("/providers"))
     lmstudio = next(provider for provider in providers if provider["provider_id"] == "lmstudio")
     assert lmstudio["online"] is True and lmstudio["error"] is None
+    assert lmstudio["health"] == good(await ann.get("/providers/lmstudio/health")) == {"online": True, "error": None}
     assert set(lmstudio["capabilities"]) == {"streaming", "vision", "tools", "json_mode", "max_context_tokens"}
     offered = {model["id"]: model for model in lmstudio["models"]}
     assert set(offered) == {"llama-3.2-3b-instruct", "qwen2.5-vl-7b-instruct"}
