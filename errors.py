@@ -27,6 +27,16 @@ class InvalidInvite(Invalid):
     message = "This invite is not valid. It was used, was revoked, has expired or never existed."
 
 
+class ImportUnreadable(Invalid):
+    code = "IMPORT_UNREADABLE"
+
+    def __init__(self, reasons: list[str]) -> None:
+        shown = [reason.removesuffix(".") for reason in reasons[:3]]
+        more = [f"and {len(reasons) - 3:,} more"] if len(reasons) > 3 else []
+        head = "Nothing in the file can be imported. " if len(reasons) > 1 else ""
+        super().__init__(f"{head}{'; '.join(shown + more)}.")
+
+
 class NoUserMessage(Invalid):
     code = "NO_USER_MESSAGE"
     message = "The conversation has no user message to answer."

@@ -88,6 +88,9 @@ class EventLog:
         self.ended = True
         self.add("done", done)
 
+    def ends_at(self, position: int) -> bool:
+        return self.ended and position == len(self)
+
     def unsaved_part(self) -> SavedPart:
         """Return the events that the database does not have yet."""
         entries = self._entries[self.saved :]
@@ -156,7 +159,7 @@ async def replay(generation_id: str, recording: Recording, position: int) -> Asy
 
 def _recorded_frames(generation_id: str, recording: Recording, position: int) -> Iterator[str]:
     entries: list[Entry] = json.loads(recording.log)
-    ids = [entry.get("id", n) if isinstance(entry, dict) else n for n, entry in enumerate(entries, 1)]
+    ids = [_id(entry, number) for number, entry in enumerate(entries, 1)]
     if position and position not in ids:
         position = 0
         yield _frame(None, "reset", generation_id, {})
@@ -173,6 +176,17 @@ def _recorded_frames(generation_id: str, recording: Recording, position: int) ->
             frame = _text_frame(event_id, reasoning_head, recording.reasoning[start:reasoning_end])
         if event_id > position:
             yield frame
+
+
+def _id(entry: Entry, number: int) -> int:
+    event_id: int = entry.get("id", number) if isinstance(entry, dict) else number
+    return event_id
+
+
+def last_id(recording: Recording) -> int:
+    """Return the id of the last event of a stored answer, which is its `done`."""
+    entries: list[Entry] = json.loads(recording.log)
+    return _id(entries[-1], len(entries)) if entries else 0
 
 
 def interrupted(recording: Recording) -> Recording:

@@ -18,7 +18,7 @@ from ..providers import Providers
 from ..queries.generations import Answer, AnswerRequest
 from ..queries.messages import Message
 from ..safety.queue import Slots
-from .events import interrupted, replay
+from .events import interrupted, last_id, replay
 from .generation import Generation, log_save_error
 
 log = logging.getLogger("fireside.chat")
@@ -127,13 +127,15 @@ class Hub:
             return max(offers, key=lambda offer: offer[0])[1:]  # the first that is loaded, or the first
         return servers[0]["provider_id"] if servers else provider_id, model
 
-    async def follow(self, user_id: int, generation_id: str, position: int = 0) -> AsyncIterator[bytes]:
-        """Return the events after `position` of a generation, running or not. Raises NotFound."""
+    async def follow(self, user_id: int, generation_id: str, position: int = 0) -> AsyncIterator[bytes] | None:
+        """Return the events after `position` of a generation, running or not; None if `position` is its `done`. Raises NotFound."""
         generation = self.generations.get(generation_id)
         if generation is not None and generation.job.user_id == user_id:
-            return generation.log.follow(position, self.config.ping_seconds)
+            return (
+                None if generation.log.ends_at(position) else generation.log.follow(position, self.config.ping_seconds)
+            )
         recording = await self.database.read(queries.generations.get_recording, user_id, generation_id)
-        return replay(generation_id, recording, position)
+        return None if position and position == last_id(recording) else replay(generation_id, recording, position)
 
     async def messages(self, user_id: int, conversation_id: int, limit: int, before: int | None) -> list[Message]:
         """Return queries.messages.list_messages with the texts of running answers, whose rows have none yet."""

@@ -62,6 +62,7 @@ export class Latest {
 /** The server-sent events of a response, as {event, id, data}. Lines end in LF, CR or CRLF only, not at U+2028. */
 export async function* serverSentEvents(method, path, body, signal) {
   const response = await request(method, path, body, signal);
+  if (response.status === 204) return;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let event = emptyEvent();

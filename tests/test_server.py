@@ -614,5 +614,30 @@ async def test_imported_message_with_huge_details_is_skipped(ann: Person) -> Non
     answer = {"id": 2, "parent_id": 1, "role": "assistant", "content": "A", "created_at": moment}
     conversation = {"fireside": 1, "title": "T", "created_at": moment, "updated_at": moment, "active_message_id": 2}
     conversation["messages"] = [question, answer | {"stats": {"x": "y" * 70_000}}]
-    report = good(await ann.post("/import", json=[conversation]))
-    assert report["conversations"] == 0 and len(report["skipped"]) == 1
+    refusal = await ann.post("/import", json=[conversation])
+    assert code(refusal) == (400, "IMPORT_UNREADABLE") and refusal.json()["message"].startswith(
+        "T: is not as Fireside writes it"
+    )
+
+
+async def test_upload_in_which_nothing_can_be_read_is_refused_with_the_reasons(ann: Person) -> None:
+    moment = "2026-01-01T00:00:00.000000"
+    empty = {"fireside": 1, "created_at": moment, "updated_at": moment, "active_message_id": None, "messages": []}
+    question = {"id": 1, "parent_id": None, "role": "user", "content": "Q", "created_at": moment}
+    whole = empty | {"title": "Whole", "active_message_id": 1, "messages": [question]}
+    wrong = [{"title": f"Chat {number}"} for number in range(5)]
+    for content, message in (
+        (b"{", r"The file (is not valid JSON|ends in the middle)\."),
+        (json.dumps(wrong[:1]).encode(), r"Chat 0: is not a conversation of [\w ,]+\."),
+        (
+            json.dumps(wrong).encode(),
+            r"Nothing in the file can be imported\. Chat 0: .+; Chat 1: .+; Chat 2: .+; and 2 more\.",
+        ),
+    ):
+        refusal = await ann.post("/import", content=content, headers=JSON)
+        assert code(refusal) == (400, "IMPORT_UNREADABLE")
+        assert re.fullmatch(message, refusal.json()["message"]), refusal.json()["message"]
+    assert good(await ann.post("/import", json=[]))["conversations"] == 0
+    for counts in ({"conversations": 1, "unchanged": 0}, {"conversations": 0, "unchanged": 1}):
+        report = good(await ann.post("/import", json=[whole, wrong[0]]))
+        assert {name: report[name] for name in counts} == counts and len(report["skipped"]) == 1

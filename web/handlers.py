@@ -27,7 +27,7 @@ from starlette.types import Receive, Scope, Send
 
 from .. import __version__, db
 from ..auth import Login
-from ..errors import FiresideError, Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
+from ..errors import FiresideError, ImportUnreadable, Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from ..queries import accounts, conversations, generations, messages
 from ..queries.search import find
 from ..queries.types import image_type
@@ -336,11 +336,16 @@ class EventStream(StreamingResponse):
             await while_connected(receive, self.stream_response(send))
 
 
+def _events(events: AsyncIterator[bytes] | None) -> Response:
+    """Return the stream of an answer, or 204 for a reader that has its last event: an EventSource then stops reconnecting."""
+    return Response(status_code=204) if events is None else EventStream(events)
+
+
 async def stream(request: Request, conversation_id: int, body: schemas.AnswerRequest) -> Response:
     state = request.app_state
     options = generations.AnswerRequest(body.provider_id, body.model, body.given())
     found = await state.hub.answer(request.user_id, conversation_id, options)
-    return EventStream(await state.hub.follow(request.user_id, found.generation_id))
+    return _events(await state.hub.follow(request.user_id, found.generation_id))
 
 
 async def retry(request: Request, body: schemas.RetryRequest) -> Any:
@@ -363,7 +368,7 @@ async def cancel(request: Request, generation_id: str) -> Any:
 async def resume(request: Request, generation_id: str, query: schemas.ResumeQuery) -> Response:
     if (last := request.headers.get("last-event-id")) is not None:
         query = read_query({"after": last}, schemas.ResumeQuery)
-    return EventStream(await request.app_state.hub.follow(request.user_id, generation_id, query.after))
+    return _events(await request.app_state.hub.follow(request.user_id, generation_id, query.after))
 
 
 # ---------------------------------------------------------------------------------------------------- providers
@@ -418,9 +423,19 @@ async def import_upload(request: Request) -> Any:
                     async for chunk in request.chunks(IMPORT_BYTES):
                         await asyncio.to_thread(upload.write, chunk)
                 audit("import", request.identity.user, request.address)
-                return await importer.import_files(request.user_id, [file])
+                report = await importer.import_files(request.user_id, [file])
     except OSError as error:
         raise StorageUnavailable(f"The upload could not be saved: {error.strerror}.") from error
+    if report.skipped and not report.conversations + report.messages + report.unchanged:
+        raise ImportUnreadable(
+            [_reason(one.file.removeprefix(file.name).lstrip(":, "), one.reason) for one in report.skipped]
+        )
+    return report
+
+
+def _reason(part: str, reason: str) -> str:
+    """Return a reason why a part of an upload, or all of it, was skipped. The client has not sent the file's name."""
+    return f"{part}: {reason}" if part else f"The file {reason}"
 
 
 def make_upload_folder(data_dir: Path) -> None:

@@ -34,7 +34,7 @@ def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -
     (tmp_path / "shopping.json").write_text("milk", "utf-8")
     files.set_input_files(tmp_path / "shopping.json")
     expect(result.locator(".error")).to_have_text("Nothing was imported.")
-    expect(result.locator("li")).to_contain_text("shopping.json: is not valid JSON")
+    expect(result.locator("li")).to_contain_text("shopping.json: The file is not valid JSON.")
     (tmp_path / "empty.json").write_text("[]", "utf-8")
     files.set_input_files(tmp_path / "empty.json")
     expect(result.locator(".error")).to_have_text("Nothing was imported: there are no conversations in it.")
@@ -46,7 +46,7 @@ def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -
         (tmp_path / f"{name}.json").write_text(json.dumps(exported | {"messages": messages}), "utf-8")
     files.set_input_files([tmp_path / name for name in ("one.json", "shopping.json", "two.json", "all.zip")])
     expect(result).to_contain_text("2 conversations and 2 messages were added; 1 already existed.")
-    expect(result.locator("li")).to_contain_text("shopping.json: is not valid JSON")
+    expect(result.locator("li")).to_contain_text("shopping.json: The file is not valid JSON.")
     page.keyboard.press("Escape")
     for title in ("one", "two", "To be exported"):
         expect(page.locator(".list li", has_text=title)).to_be_visible()
