@@ -90,31 +90,19 @@ def test_change_of_the_model_is_reported() -> None:
         pytest.param(HI, id="finish only, as transformers serve"),
         pytest.param(text("Hi") + DONE, id="[DONE] only"),
         pytest.param(HI + b"data: [DONE]", id="no line end after [DONE]"),
-        pytest.param(HI + DONE + DONE, id="[DONE] twice"),
-        pytest.param(HI + DONE + text("!") + error("late"), id="events after [DONE]"),
-        pytest.param(chunk({"role": "assistant", "content": None}) + HI, id="content null first"),
-        pytest.param(chunk({"role": "assistant"}) + HI, id="role only first"),
         pytest.param(chunk() + HI + chunk(), id="empty choices"),
-        pytest.param(event({"model": MODEL}) + HI, id="no choices"),
-        pytest.param(event({"model": MODEL, "choices": None}) + HI, id="choices null"),
-        pytest.param(event({"choices": [{"delta": None}]}) + HI, id="delta null"),
         pytest.param(chunk({"content": "Hi"}, "stop"), id="finish with the last text"),
         pytest.param(chunk({"content": "Hi"}, "") + finish(), id="finish_reason empty before the end"),
         pytest.param(event({"choices": [{"delta": {"content": "Hi"}, "finish_reason": "stop"}]}), id="nothing else"),
-        pytest.param(b": ping\n\n" + text("H") + b":\n\n:\n" + text("i") + finish(), id="comments"),
-        pytest.param(b"\xef\xbb\xbf" + HI, id="byte order mark"),
-        pytest.param(HI.replace(b"data: ", b"data:"), id="no space after the colon"),
         pytest.param(b"id: 7\nretry: 5\nevent: message\n" + HI, id="other fields"),
         pytest.param(event("not json") * 3 + HI, id="three events that are not JSON"),
-        pytest.param(event('{"choices":' + "[" * 100_000 + "]" * 100_000 + "}") + HI, id="JSON nested too deep"),
-        pytest.param(b"data\n\n" + HI + b"\n\n\n", id="empty events"),
         pytest.param(b'data: {"choices":[{"delta":\ndata: {"content":"Hi"}}]}\n\n' + finish(), id="data in two lines"),
         pytest.param(HI + chunk(error=None), id="error null"),
     ],
 )
 def test_dialects_are_understood(stream: bytes) -> None:
-    assert content(stream) == "Hi"
-    assert len(stream) > 100_000 or content(*bytewise(stream)) == "Hi"
+    """tests/system/faults/test_model_server.py has more."""
+    assert content(stream) == content(*bytewise(stream)) == "Hi"
 
 
 @pytest.mark.parametrize(
@@ -288,10 +276,6 @@ def test_answer_without_a_word_is_an_error_with_a_reason(stream: bytes, hint: st
     assert (Usage(9, 0, 9) in parts) == (b"usage" in stream)
 
 
-def test_four_events_that_are_not_json_are_a_failure() -> None:
-    assert failure_of(event("{") + event("[]") + event("7") + event('"x"') + HI).code == "PROVIDER_ERROR"
-
-
 @pytest.mark.parametrize(
     "frame",
     [
@@ -321,21 +305,6 @@ def test_error_event_without_a_message_is_an_error() -> None:
 
 
 # ---- hostile servers
-
-
-@pytest.mark.parametrize(
-    "stream",
-    [
-        pytest.param(b"data: " + b"x" * EVENT_BYTES, id="a line"),
-        pytest.param(b": " + b"x" * EVENT_BYTES + b"\n\n", id="a comment"),
-        pytest.param((b"data: " + b"x" * 1000 + b"\n") * 1100, id="an event of many lines"),
-    ],
-)
-def test_lines_and_events_have_a_limit(stream: bytes) -> None:
-    parser = AnswerParser(LMSTUDIO)
-    for place in range(0, EVENT_BYTES + 2 * 65536, 65536):
-        parser.feed((stream * 2)[place : place + 65536])
-    assert parser.finished and parser.failure is not None and parser.failure.code == "PROVIDER_ERROR"
 
 
 def test_many_comments_and_tiny_deltas_are_no_error() -> None:
