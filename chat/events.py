@@ -95,10 +95,10 @@ class EventLog:
         """Return the events that the database does not have yet."""
         entries = self._entries[self.saved :]
         lengths = [entry for entry in entries if isinstance(entry, int)]
-        saved_content = len(self._content) - sum(length > 0 for length in lengths)
-        saved_reasoning = len(self._reasoning) - sum(length < 0 for length in lengths)
-        texts = "".join(self._content[saved_content:]), "".join(self._reasoning[saved_reasoning:])
-        return SavedPart(self.generation_id, self.saved + 1, *texts, json.dumps(entries))
+        deltas = sum(length > 0 for length in lengths)
+        content = "".join(self._content[len(self._content) - deltas :])
+        reasoning = "".join(self._reasoning[len(self._reasoning) - (len(lengths) - deltas) :])
+        return SavedPart(self.generation_id, self.saved + 1, content, reasoning, json.dumps(entries))
 
     def recording(self, message_id: int, status: str, done: dict[str, Any]) -> Recording:
         """Return the whole answer as it is stored. `done` is its last event, whether it is in the log yet or not."""
