@@ -38,6 +38,7 @@ class Provider:
     url: str = ""
     api_key: str = field(default="", repr=False)
     concurrency: int = 4  # generations at a time; more wait in Fireside's queue
+    models: tuple[str, ...] = ()  # names of the models to offer; empty: those that the server lists
 
 
 # ---- Parsers: each takes a value from any source and returns it converted, or raises ValueError with what it must be.
@@ -284,7 +285,8 @@ def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[
 
 
 _PROVIDER_KEYS: dict[str, Callable[[Any], Any]] = {
-    "id": _text, "kind": _text, "name": _text, "url": _url, "api_key": _key, "concurrency": _number(1, 1000, int)
+    "id": _text, "kind": _text, "name": _text, "url": _url, "api_key": _key, "concurrency": _number(1, 1000, int),
+    "models": _texts,
 }  # fmt: skip
 
 
@@ -301,6 +303,8 @@ def _provider(identity: str, table: dict[str, Any], file: Path) -> Provider:
         raise ConfigError(f"{where}: kind: must be one of {', '.join(KINDS)}")
     if values["kind"] == "openai" and "url" not in values:
         raise ConfigError(f"{where}: url: is required")
+    if values["kind"] != "openai" and "models" in values:
+        raise ConfigError(f"{where}: models: only for the kind openai")
     if values["kind"] == "embedded" and identity != "embedded":
         raise ConfigError(f"{where}: kind: only the provider with the id embedded may be embedded")
     if values["kind"] == "embedded" and values["concurrency"] != 1:

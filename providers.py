@@ -42,6 +42,7 @@ class _ModelList:
     received_at: float  # time.monotonic
     models: list[Model]
     failure: ProviderFailed | None = None
+    unlisted: bool = False  # it answers, but does not list its models
 
 
 class Providers:
@@ -83,10 +84,12 @@ class Providers:
         """
         server = self._server(provider_id)
         provider = server.provider
+        models_known = True
         try:
             async with asyncio.timeout(CATALOG_SECONDS):
                 found = await self._list(provider_id, max_age)
             models, error = found.models, found.failure.message if found.failure else None
+            models_known = not found.unlisted
             if found.failure and found.failure.detail and details:
                 error = f"{error} ({found.failure.detail})"
         except TimeoutError:
@@ -99,6 +102,7 @@ class Providers:
             "kind": provider.kind,
             "online": error is None,
             "error": error,
+            "models_known": models_known,
             "can_start": error is not None and await server.can_start(),
             "capabilities": {
                 "streaming": True,
@@ -135,11 +139,12 @@ class Providers:
 
     async def _refresh(self, server: OpenAI) -> _ModelList:
         provider = server.provider
-        models: list[Model] = []
+        models: list[Model] | None = []
         failure: ProviderFailed | None = None
         try:
             async with asyncio.timeout(LIST_SECONDS):
-                models = self._known[provider.id] = await server.models()
+                models = await server.models()
+                self._known[provider.id] = models or []
         except ProviderFailed as failed:
             failure = failed
         except TimeoutError:
@@ -147,7 +152,7 @@ class Providers:
         except Exception:  # an unexpected response of one server must not hide the others
             log.exception("cannot read the list of models of %s", provider.id)
             failure = ProviderFailed("PROVIDER_ERROR", f"{provider.name} sent a list of models that cannot be read.")
-        found = self._lists[provider.id] = _ModelList(time.monotonic(), models, failure)
+        found = self._lists[provider.id] = _ModelList(time.monotonic(), models or [], failure, models is None)
         return found
 
     # ---- starting a server, loading and unloading models

@@ -30,15 +30,16 @@ class LMStudio(OpenAI):
         self._follows_port = not provider.url
         super().__init__(replace(provider, url=provider.url or server_url()))
 
-    async def models(self) -> list[Model]:
+    async def models(self) -> list[Model] | None:
         if self._follows_port:
             self.provider = replace(self.provider, url=await asyncio.to_thread(server_url))
         try:
-            return parse_models(await self._entries(), _model)
+            entries = await fetch_entries(self.provider, self._url, "models")
         except ProviderFailed as failure:
             if "Unexpected endpoint" not in failure.message:
                 raise
-            return await super().models()  # before 0.4
+            entries = None
+        return await super().models() if entries is None else parse_models(entries, _model)  # None: before 0.4
 
     async def load(self, model: str, context_length: int | None) -> None:
         instances = await self._instances(model)
@@ -67,7 +68,7 @@ class LMStudio(OpenAI):
         return f"{self.provider.url.removesuffix('/v1')}/api/v1/models"
 
     async def _entries(self) -> list[Any]:
-        return await fetch_entries(self.provider, self._url, "models")
+        return await fetch_entries(self.provider, self._url, "models") or []
 
     async def _instances(self, model: str) -> dict[str, int | None]:
         """Return the context lengths of a model's loaded instances, or of the instance with this id, by instance id."""

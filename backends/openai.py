@@ -22,6 +22,7 @@ END_SECONDS = 0.2  # that the end of the body may come after [DONE]; LM Studio l
 ERROR_BYTES = 64 * 1024
 LIST_BYTES = 2 * 1024 * 1024  # of a list of models: a hostile one of this size takes 40 ms to split
 LIST_MODELS = 1000
+NO_PATH_STATUSES = (404, 405, 501)
 NAME_CHARACTERS = 300  # of a model's id, as in web.schemas.Name
 
 
@@ -48,8 +49,20 @@ class OpenAI:
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
 
-    async def models(self) -> list[Model]:
-        return parse_models(await fetch_entries(self.provider, f"{base_url(self.provider)}/models", "data"), _model)
+    async def models(self) -> list[Model] | None:
+        """Return the models that the settings name, otherwise those that the server lists, or None if it lists none."""
+        names = self.provider.models
+        try:
+            entries = await fetch_entries(self.provider, f"{base_url(self.provider)}/models", "data")
+        except ProviderFailed as failure:
+            if not names or failure.code != "PROVIDER_ERROR" or failure.detail:
+                raise
+            entries = None
+        listed = parse_models(entries or [], _model)
+        if names:
+            details = {model.id: model for model in listed}
+            return [details.get(name) or Model(name, name) for name in names]
+        return listed or None
 
     async def load(self, model: str, context_length: int | None) -> None:
         """Return when the model is loaded, with this context length if one is given. Raises Invalid if that is not possible."""
@@ -86,9 +99,14 @@ class _Lists(msgspec.Struct):
     data: msgspec.Raw = msgspec.Raw(b"null")  # OpenAI
 
 
-async def fetch_entries(provider: Provider, url: str, key: str) -> list[Any]:
-    """Return the decoded entries of the list under `key`, None for an entry that is too large. Raises ProviderFailed."""
+async def fetch_entries(provider: Provider, url: str, key: str) -> list[Any] | None:
+    """Return the decoded entries of the list under `key`, None for an entry that is too large. Raises ProviderFailed.
+
+    Return None if the server has no such path.
+    """
     status, body = await fetch(provider, "GET", url, LIST_BYTES)
+    if status in NO_PATH_STATUSES:
+        return None
     try:
         lists = msgspec.json.decode(body.decode("utf-8", "replace"), type=_Lists)
         raw = msgspec.json.decode(getattr(lists, key), type=list[msgspec.Raw])[:LIST_MODELS]

@@ -125,6 +125,7 @@ class Hub:
         ]
         if offers:
             return max(offers, key=lambda offer: offer[0])[1:]  # the first that is loaded, or the first
+        servers.sort(key=lambda one: one["models_known"])  # a server that does not list its models may have this one
         return servers[0]["provider_id"] if servers else provider_id, model
 
     async def follow(self, user_id: int, generation_id: str, position: int = 0) -> AsyncIterator[bytes] | None:

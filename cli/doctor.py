@@ -88,7 +88,7 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
         yield BAD, f"only {free:,} bytes free on the disk. Delete something before it is full."
     entries, skipped = asyncio.run(_query_providers(settings))
     for entry in entries:
-        found = f"{entry['name']}: models that can answer: {len(entry['models'])}"
+        found = f"{entry['name']}: models that can answer: {len(entry['models']) if entry['models_known'] else 'not listed'}"
         yield (OK, found) if entry["online"] else (NOTE, entry["error"])
     for skip in skipped:
         yield NOTE, f"{skip.path} is not offered: {skip.reason}"

@@ -50,7 +50,7 @@ export function watchLoading(id) {
   if (id) refreshModels().catch(() => {});
 }
 
-export const hasModels = () => Boolean(providers?.some((provider) => provider.models.length));
+export const hasModels = () => Boolean(chosenModel(null));
 
 /** The model that a conversation asks, as {provider, model, id}, or null. `model` is null if no server has it. */
 export function chosenModel(conversation) {
@@ -68,7 +68,7 @@ export function chosenModel(conversation) {
 
 function find({ provider_id, model: id }) {
   const provider = providers?.find((candidate) => candidate.provider_id === provider_id);
-  const model = provider?.models.find((candidate) => candidate.id === id);
+  const model = provider?.models.find((candidate) => candidate.id === id) ?? (provider?.models_known === false ? { id } : null);
   return model ? { provider, model, id } : null;
 }
 

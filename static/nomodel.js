@@ -12,6 +12,9 @@ const START_COMMAND = "lms server start";
 
 export function steps() {
   const running = providers.find((provider) => provider.online);
+  if (running && !running.models_known) {
+    return [h("h2", {}, "Which model?"), h("p", {}, `${running.name} does not list its models. Click “No model” above and type the name of one.`)];
+  }
   const list = running
     ? [[h("strong", {}, "Download a model in LM Studio."), " Its Discover tab suggests what fits your computer."]]
     : [

@@ -4,6 +4,7 @@ import { post, session } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { button, h, stepFocus } from "./dom.js";
 import { on } from "./events.js";
+import { inputField } from "./fields.js";
 import { fileSize, number } from "./format.js";
 import { MODEL_STATES, stateDot } from "./head.js";
 import { icon } from "./icons.js";
@@ -26,7 +27,8 @@ export function openPicker(current, pick) {
   };
   search.addEventListener("input", draw);
   const dialog = openDialog("Models", { className: "picker", onclose: () => stopListening() }, search, list);
-  const stopListening = on("models", draw);
+  const isTyping = () => document.activeElement?.matches(".models input"); // drawing again would clear what was typed
+  const stopListening = on("models", () => isTyping() || draw());
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target === search) list.querySelector(".model-pick")?.click();
     else stepFocus(event, [search, ...list.querySelectorAll(".model-pick")]);
@@ -38,11 +40,25 @@ export function openPicker(current, pick) {
 
 function providerSection(provider, query, current, choose) {
   const models = provider.models.filter((model) => `${model.id} ${model.label}`.toLowerCase().includes(query));
-  const note = provider.online ? !provider.models.length && "It has no model yet." : provider.error || "It does not respond.";
-  return h("section", { "aria-label": provider.name, hidden: Boolean(query) && !models.length },
+  const listing = provider.models_known ? "It has no model yet." : "It does not list its models.";
+  const note = provider.online ? !provider.models.length && listing : provider.error || "It does not respond.";
+  return h("section", { "aria-label": provider.name, hidden: Boolean(query) && !models.length && provider.models_known },
     h("h3", {}, provider.name, !provider.online && h("span", { class: "badge" }, "offline")),
     note && h("p", { class: "faint" }, note),
+    !provider.models_known && nameForm(provider, current, choose),
     h("ul", {}, models.map((model) => modelRow({ provider, model, id: model.id }, current, choose))));
+}
+
+/** For a server that does not list its models. */
+function nameForm(provider, current, choose) {
+  const isCurrent = current?.provider?.provider_id === provider.provider_id;
+  const { control, node } = inputField("Name of the model", { maxlength: "300", autocomplete: "off", spellcheck: "false", value: isCurrent ? current.id : "" });
+  const onsubmit = (event) => {
+    event.preventDefault();
+    const id = control.value.trim();
+    if (id) choose({ provider, model: { id }, id });
+  };
+  return h("form", { onsubmit }, node, button("Use this model", null, { type: "submit" }));
 }
 
 function modelRow(choice, current, choose) {

@@ -218,6 +218,8 @@ def test_file_adds_servers(tmp_path: Path) -> None:
     loaded = load(tmp_path, "[[providers]]\nid = 'big'\nurl = 'http://10.0.0.1:8080/v1'\napi_key = 'k'")
     assert provider(loaded, "big") == Provider("big", "openai", "big", "http://10.0.0.1:8080/v1", "k", 4)
     assert loaded.providers[0].id == "lmstudio"
+    named = load(tmp_path, "[[providers]]\nid = 'big'\nurl = 'http://10.0.0.1'\nmodels = ['a', 'b/c']")
+    assert provider(named, "big").models == ("a", "b/c")
 
 
 def test_engine_that_is_not_installed_is_left_out_with_a_warning(
@@ -246,6 +248,8 @@ def test_engine_that_is_not_installed_is_left_out_with_a_warning(
         ("id = 'x'\nurl = 'http://x'\nconcurrency = 0", "provider x: concurrency"),
         ("id = 'embedded'\nconcurrency = 2", "provider embedded: concurrency"),
         ("id = 'x'\nurl = 'http://x'\nmodel = 'y'", "provider x: model"),
+        ("id = 'x'\nurl = 'http://x'\nmodels = [1]", "provider x: models"),
+        ("id = 'lmstudio'\nmodels = ['y']", "provider lmstudio: models"),
     ],
 )
 def test_invalid_provider_is_an_error_that_names_it(tmp_path: Path, entry: str, named: str) -> None:

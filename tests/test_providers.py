@@ -380,6 +380,31 @@ async def test_models_of_llama_cpp_and_vllm_have_a_context_length(providers: Pro
     ]
 
 
+@pytest.mark.parametrize("answered", [status(404, {"detail": "Not Found"}), status(405), status(200, {"data": []})])
+async def test_server_that_lists_no_models_is_online_and_usable(
+    providers: Providers, upstream: Upstream, answered: Step
+) -> None:
+    upstream.enqueue(answered, path="/v1/models")
+    entry = await providers.entry("box")
+    assert (entry["online"], entry["error"], entry["models_known"], entry["models"]) == (True, None, False, [])
+    assert (await ask(providers, "box"))[1] is None
+    assert (await providers.entry("lmstudio"))["models_known"] is True
+
+
+async def test_models_of_the_settings_are_offered_whatever_the_server_lists(upstream: Upstream) -> None:
+    providers = made(openai(upstream.url, models=("small", MODEL)))
+    upstream.enqueue(status(200, {"data": [{"id": MODEL, "max_model_len": 4096}, {"id": "other"}]}), path="/v1/models")
+    assert await providers.models("box") == [Model("small", "small"), Model(MODEL, MODEL, None, 4096, 4096)]
+    for answered in (status(404), status(500, "broken"), status(200, {"data": []}), status(200, "<html>")):
+        upstream.enqueue(answered, path="/v1/models")
+        assert [model.id for model in await providers.models("box")] == ["small", MODEL]
+        assert (await providers.entry("box", max_age=60))["models_known"] is True
+    for answered, code in ((reset(), "PROVIDER_ERROR"), (status(401), "PROVIDER_AUTH")):
+        upstream.enqueue(answered, path="/v1/models")
+        assert (await list_failure(providers, "box")).code == code
+    await upstream.closed()
+
+
 NONSENSE: list[Any] = [None, True, 7, -1, 1.5, 2**70, "x", [], [None], {}, {"id": 7}]
 
 
@@ -426,6 +451,7 @@ async def test_catalog_has_the_shape_of_the_api(upstream: Upstream) -> None:
         "kind": "lmstudio",
         "online": True,
         "error": None,
+        "models_known": True,
         "can_start": False,
         "capabilities": {
             "streaming": True, "vision": False, "tools": True, "json_mode": True, "max_context_tokens": 131_072,

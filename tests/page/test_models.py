@@ -1,5 +1,6 @@
 """Model servers and models: finding, starting, choosing, loading."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,26 @@ def test_server_that_appears_beside_another_is_noticed(
         with Upstream(port=port):
             page.clock.fast_forward(16_000)
             expect(page.get_by_role("button", name=LLAMA)).to_be_visible()
+
+
+def test_name_of_a_model_is_typed_for_a_server_that_lists_none(tmp_path: Path, visitor: Callable[..., Visit]) -> None:
+    with Upstream() as box, contextlib.ExitStack() as stack:
+        box.models = []
+        settings = f'[[providers]]\nid = "box"\nname = "Box"\nurl = "{box.url}/v1"\n'
+        fireside = stack.enter_context(Fireside(tmp_path, NO_ENGINE + settings, lmstudio_url=script.refused_url()))
+        page = visitor(fireside, fireside.first()).open()
+        expect(page.locator(".welcome")).to_contain_text("Box does not list its models.")
+        press(page, "Model: No model")
+        page.get_by_role("textbox", name="Name of the model").fill("mistral-small")
+        press(page, "Use this model")
+        expect(page.locator(".welcome")).to_contain_text("mistral-small is ready.")
+        box.enqueue(answer("Hello", model="mistral-small"))
+        ask(page, "Hi")
+        expect(answered(page)).to_contain_text("Hello")
+        assert box.chats[-1]["model"] == "mistral-small"
+        page.reload()
+        expect(page.get_by_role("button", name="Model: mistral-small")).to_be_visible()
+        expect(page.locator(".pill .dot.offline")).to_have_count(0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for LM Studio's command reads a FIFO")
