@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import argon2
 import itsdangerous
@@ -303,7 +304,7 @@ class Auth:
                 raise InvalidCredentials("This link is no longer valid. Run fireside login-link for a new one.")
         return await self._log_in(*found, visitor, "login link")
 
-    async def invite(self, user: User, role: str, hours: int, address: str = TERMINAL) -> dict[str, object]:
+    async def invite(self, user: User, role: str, hours: int, address: str = TERMINAL) -> dict[str, Any]:
         """Create an invite by `user`."""
         code = secrets.token_urlsafe(32)
         expires_at = _time_after(hours=hours)

@@ -1,13 +1,14 @@
 """Queries of users, sessions, login links and invites. See conversations.py for the first parameter."""
 
 import sqlite3
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from ..db import Connection, insert, now
 from ..errors import BootstrapDisabled, InvalidCredentials, InvalidInvite, LastAdmin, NotFound, UsernameExists
+from .types import Role
 
 MAX_SESSIONS = 20  # of a user
 
@@ -15,8 +16,8 @@ MAX_SESSIONS = 20  # of a user
 class User(Struct):
     id: int
     username: str
-    role: str
-    status: str
+    role: Role
+    status: Literal["active", "disabled"]
     created_at: str
     last_login: str | None
 

@@ -11,13 +11,14 @@ import sqlite3
 import time
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from ..db import Connection, Database, ago, insert, now
 from ..errors import NotFound, QuotaExceeded
 from . import search
+from .types import Parameters, stored
 
 UNTITLED = "New conversation"
 BIN_DAYS = 30
@@ -33,7 +34,7 @@ class Conversation(Struct):
     pinned: bool
     provider_id: str | None
     model: str | None
-    settings: Raw  # JSON object
+    settings: Annotated[Raw, stored(Parameters)]
     generation_id: str | None  # of the answer that is being generated
     deleted_at: str | UnsetType = UNSET
 

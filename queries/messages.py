@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Collection
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
@@ -19,26 +19,39 @@ from .conversations import (
     set_title,
     title_from,
 )
+from .types import AnswerError, AnswerStats, ImageType, TokenUsage, stored
+
+
+class Versions(TypedDict):
+    """The ids of a message and its siblings, and the position of the message."""
+
+    ids: list[int]
+    index: int
+
+
+class ImageReference(TypedDict):
+    id: int
+    media_type: ImageType
 
 
 class Message(Struct):
     """A message of the active path. All have the same keys, except that the contract shows `token_usage` in answers only."""
 
     id: int
-    role: str
+    role: Literal["user", "assistant"]
     content: str
     created_at: str
     parent_id: int | None
-    status: str
-    versions: dict[str, Any]  # {"ids": [...], "index": 0}
+    status: Literal["complete", "generating", "canceled", "interrupted", "error"]
+    versions: Versions
     provider_id: str | None
     model: str | None
     generation_id: str | None
     reasoning: str
-    stats: Raw | None
-    error: Raw | None
-    images: list[dict[str, Any]]
-    token_usage: Raw | None | UnsetType = UNSET
+    stats: Annotated[Raw, stored(AnswerStats)] | None
+    error: Annotated[Raw, stored(AnswerError)] | None
+    images: list[ImageReference]
+    token_usage: Annotated[Raw, stored(TokenUsage)] | None | UnsetType = UNSET
     blocks: list[Any] | UnsetType = UNSET  # the rendered content, for a request that asks for it
 
 

@@ -3,13 +3,14 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 QUESTION_CHARACTERS = 200_000
 ANSWER_CHARACTERS = 2_000_000  # of an imported answer; config.answer_max_bytes limits generated ones
 TITLE_CHARACTERS = 200
 RESPONSE_FORMAT_BYTES = 64 * 1024  # each list of conversations contains it
 
+Role = Literal["user", "admin"]
 Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 ImageType = Literal["image/png", "image/jpeg", "image/webp"]
 
@@ -42,6 +43,38 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
         """Return the parameters that are not None, without the fields of a subclass."""
         fields = msgspec.structs.asdict(self)
         return {name: fields[name] for name in Parameters.__struct_fields__ if fields[name] is not None}
+
+
+class TokenUsage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AnswerError(msgspec.Struct):
+    code: str
+    message: str
+
+
+class AnswerStats(msgspec.Struct):
+    """Milliseconds and counts of an answer; those that are known."""
+
+    ttft_ms: int | UnsetType = UNSET  # to the first token
+    total_ms: int | UnsetType = UNSET
+    queued_ms: int | UnsetType = UNSET
+    reasoning_ms: int | UnsetType = UNSET
+    generation_ms: int | UnsetType = UNSET  # from the first token to the last
+    tokens_per_second: float | UnsetType = UNSET
+    finish_reason: str | UnsetType = UNSET
+    context_length: int | UnsetType = UNSET
+    omitted_messages: int | UnsetType = UNSET
+    omitted_images: int | UnsetType = UNSET
+    requested_model: str | UnsetType = UNSET  # if another one answered
+
+
+def stored(kind: type[msgspec.Struct]) -> Meta:
+    """Describe a field of type Raw, the JSON text of a column, as a value of this type."""
+    return Meta(extra_json_schema={"$ref": f"#/components/schemas/{kind.__name__}"})
 
 
 def image_type(head: bytes) -> ImageType | None:

@@ -1,6 +1,7 @@
 """The handlers of server.ROUTES.
 
-A handler gets an authorized request and its validated body or query, and returns a Response or a value that is sent as JSON.
+A handler gets an authorized request and its validated body or query, and returns a value that is sent as JSON, or a Response. Its annotation
+is the type of the JSON in both cases, or the media types of other content; GET /openapi.json describes that.
 The SQL is in queries/, whose functions the handlers pass to the database.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -32,12 +33,17 @@ from ..queries import accounts, conversations, generations, messages
 from ..queries.search import find
 from ..queries.types import image_type
 from ..safety.logs import TERMINAL, audit
+from ..transfer.importer import Report
 from . import openapi, schemas
 from .endpoint import AppState, JSONResponse, Request, read_query, while_connected
 from .middleware import PAGE_POLICY
+from .renderer import GrowingText
 
 P = ParamSpec("P")
 T = TypeVar("T")
+SignedIn = Annotated[Response, schemas.SignedIn]
+Events = Annotated[Response, "text/event-stream"]
+Zip = Annotated[Response, "application/zip"]
 
 log = logging.getLogger("fireside.handlers")
 
@@ -52,14 +58,14 @@ UPLOADS = "uploads"  # the folder in the data directory that holds uploads while
 
 def _logged_in(request: Request, login: Login) -> Response:
     request.state.user_id = login.user.id  # for the log
-    response = JSONResponse({"user": _user(login.user), "csrf_token": login.csrf_token})
+    response = JSONResponse(_signed_in(login.user, login.csrf_token))
     max_age = round(request.app_state.config.session_days * 86400)
     response.set_cookie(request.cookie_name, login.cookie, max_age=max_age, **_cookie_attributes(request))
     return response
 
 
-def _user(user: accounts.User) -> dict[str, Any]:
-    return {"id": user.id, "username": user.username, "role": user.role}
+def _signed_in(user: accounts.User, csrf_token: str) -> schemas.SignedIn:
+    return schemas.SignedIn(schemas.Person(user.id, user.username, user.role), csrf_token)
 
 
 def _cookie_attributes(request: Request) -> Any:
@@ -67,14 +73,14 @@ def _cookie_attributes(request: Request) -> Any:
     return {"httponly": True, "samesite": "strict", "secure": request.scope["scheme"] == "https"}
 
 
-async def login(request: Request, body: schemas.Credentials) -> Response:
+async def login(request: Request, body: schemas.Credentials) -> SignedIn:
     return _logged_in(request, await request.app_state.auth.login(body.username, body.password, request.visitor))
 
 
-async def logout(request: Request) -> Response:
+async def logout(request: Request) -> Annotated[Response, schemas.Confirmation]:
     await request.database.write(accounts.delete_session, request.user_id, request.identity.session_id)
     await _cancel_without_sessions(request.app_state, request.user_id)
-    response = JSONResponse({"message": "Logged out successfully"}, headers={"Clear-Site-Data": '"cache"'})
+    response = JSONResponse(schemas.Confirmation("Logged out successfully"), headers={"Clear-Site-Data": '"cache"'})
     response.delete_cookie(request.cookie_name, **_cookie_attributes(request))
     return response
 
@@ -85,53 +91,54 @@ async def _cancel_without_sessions(state: AppState, user_id: int) -> None:
         await state.hub.cancel_all(user_id)
 
 
-async def me(request: Request) -> Any:
-    return {"user": _user(request.identity.user), "csrf_token": request.identity.csrf_token}
+async def me(request: Request) -> schemas.SignedIn:
+    return _signed_in(request.identity.user, request.identity.csrf_token)
 
 
-async def register(request: Request, body: schemas.Registration) -> Response:
+async def register(request: Request, body: schemas.Registration) -> SignedIn:
     return _logged_in(
         request, await request.app_state.auth.register(body.invite_code, body.username, body.password, request.visitor)
     )
 
 
-async def change_password(request: Request, body: schemas.PasswordChange) -> Any:
+async def change_password(request: Request, body: schemas.PasswordChange) -> schemas.Confirmation:
     await request.app_state.auth.change_password(
         request.identity, body.current_password, body.new_password, request.address
     )
-    return {"message": "Password changed"}
+    return schemas.Confirmation("Password changed")
 
 
-async def redeem_link(request: Request, body: schemas.Link) -> Response:
+async def redeem_link(request: Request, body: schemas.Link) -> SignedIn:
     return _logged_in(request, await request.app_state.auth.redeem_link(body.token, request.visitor))
 
 
-async def list_sessions(request: Request) -> Any:
+async def list_sessions(request: Request) -> schemas.Sessions:
     sessions = await request.database.read(accounts.list_sessions, request.user_id)
-    return {"sessions": [{**session, "current": session["id"] == request.identity.session_id} for session in sessions]}
+    current = request.identity.session_id
+    return schemas.Sessions([schemas.SessionEntry(**one, current=one["id"] == current) for one in sessions])
 
 
-async def delete_session(request: Request, session_id: int) -> Any:
+async def delete_session(request: Request, session_id: int) -> schemas.Confirmation:
     await request.database.write(accounts.delete_session, request.user_id, session_id)
     await _cancel_without_sessions(request.app_state, request.user_id)
-    return {"message": "Session ended"}
+    return schemas.Confirmation("Session ended")
 
 
 # ---------------------------------------------------------------------------------------------------- administration
 
 
-async def bootstrap(request: Request, body: schemas.Bootstrap) -> Response:
+async def bootstrap(request: Request, body: schemas.Bootstrap) -> SignedIn:
     token = request.headers.get("x-bootstrap-token", body.token)
     return _logged_in(
         request, await request.app_state.auth.bootstrap(token, body.username, body.password, request.visitor)
     )
 
 
-async def list_users(request: Request) -> Any:
-    return {"users": await request.database.read(accounts.list_users)}
+async def list_users(request: Request) -> schemas.Users:
+    return schemas.Users(await request.database.read(accounts.list_users))
 
 
-async def change_user(request: Request, user_id: int, body: schemas.UserChange) -> Any:
+async def change_user(request: Request, user_id: int, body: schemas.UserChange) -> accounts.User:
     user = await request.database.write(accounts.set_user, user_id, body.role, body.status)
     audit(
         "user changed", request.identity.user, request.address, about=user.username, role=user.role, status=user.status
@@ -140,36 +147,39 @@ async def change_user(request: Request, user_id: int, body: schemas.UserChange) 
     return user
 
 
-async def create_invite(request: Request, body: schemas.InviteRequest) -> Any:
-    return await request.app_state.auth.invite(request.identity.user, body.role, body.expires_in_hours, request.address)
+async def create_invite(request: Request, body: schemas.InviteRequest) -> schemas.NewInvite:
+    user, hours = request.identity.user, body.expires_in_hours
+    return schemas.NewInvite(**await request.app_state.auth.invite(user, body.role, hours, request.address))
 
 
-async def list_invites(request: Request) -> Any:
-    return {"invites": await request.database.read(accounts.list_invites)}
+async def list_invites(request: Request) -> schemas.Invites:
+    invites = await request.database.read(accounts.list_invites)
+    return schemas.Invites([schemas.InviteEntry(**invite) for invite in invites])
 
 
-async def revoke_invite(request: Request, invite_id: int) -> Any:
+async def revoke_invite(request: Request, invite_id: int) -> schemas.Confirmation:
     await request.database.write(accounts.revoke_invite, invite_id)
     audit("invite revoked", request.identity.user, request.address, invite=invite_id)
-    return {"message": "Invite revoked"}
+    return schemas.Confirmation("Invite revoked")
 
 
 # ---------------------------------------------------------------------------------------------------- conversations
 
 
-NO_DEFAULTS: dict[str, Any] = {"system_prompt": "", "settings": {}}
+async def get_defaults(request: Request) -> schemas.CurrentDefaults:
+    return _defaults(await request.database.read(conversations.get_defaults, request.user_id))
 
 
-async def get_defaults(request: Request) -> Any:
-    return NO_DEFAULTS | await request.database.read(conversations.get_defaults, request.user_id)
-
-
-async def change_defaults(request: Request, body: schemas.Defaults) -> Any:
+async def change_defaults(request: Request, body: schemas.Defaults) -> schemas.CurrentDefaults:
     fields = msgspec.to_builtins(body)
-    return NO_DEFAULTS | await request.database.write(conversations.set_defaults, request.user_id, fields)
+    return _defaults(await request.database.write(conversations.set_defaults, request.user_id, fields))
 
 
-async def create_conversation(request: Request, body: schemas.NewConversation) -> Any:
+def _defaults(stored: dict[str, Any]) -> schemas.CurrentDefaults:
+    return schemas.CurrentDefaults(stored.get("system_prompt", ""), stored.get("settings", {}))
+
+
+async def create_conversation(request: Request, body: schemas.NewConversation) -> conversations.Conversation:
     message, fields = body.message, msgspec.to_builtins(msgspec.structs.replace(body, message=msgspec.UNSET))
     if body.title is None or not body.title.strip():
         del fields["title"]
@@ -187,7 +197,9 @@ async def create_conversation(request: Request, body: schemas.NewConversation) -
     )
 
 
-async def list_conversations(request: Request, query: schemas.ConversationQuery) -> Any:
+async def list_conversations(
+    request: Request, query: schemas.ConversationQuery
+) -> Annotated[Any, list[conversations.Conversation]]:
     filters = (query.q, query.limit or -1, query.before or None, query.pinned, query.deleted)
     if query.limit and not query.q:
         return await request.database.read(conversations.list_conversations, request.user_id, *filters)
@@ -220,18 +232,22 @@ async def _search(request: Request, function: db.Function[P, T], *args: P.args, 
     return await while_connected(request.receive, search())
 
 
-async def get_conversation(request: Request, conversation_id: int) -> Any:
+async def get_conversation(request: Request, conversation_id: int) -> conversations.Conversation:
     return await request.database.read(conversations.get_conversation, request.user_id, conversation_id)
 
 
-async def change_conversation(request: Request, conversation_id: int, body: schemas.ConversationChange) -> Any:
+async def change_conversation(
+    request: Request, conversation_id: int, body: schemas.ConversationChange
+) -> schemas.Confirmation:
     fields = msgspec.to_builtins(body)
     quota = request.app_state.config.user_max_bytes
     await request.database.write(conversations.set_conversation, request.user_id, conversation_id, fields, quota)
-    return {"message": "Conversation renamed" if "title" in fields else "Conversation updated"}
+    return schemas.Confirmation("Conversation renamed" if "title" in fields else "Conversation updated")
 
 
-async def delete_conversation(request: Request, conversation_id: int, query: schemas.DeleteQuery) -> Any:
+async def delete_conversation(
+    request: Request, conversation_id: int, query: schemas.DeleteQuery
+) -> schemas.Confirmation:
     delete = conversations.hide_conversation if query.purge else conversations.delete_conversation
     await request.database.write(delete, request.user_id, conversation_id)
     if query.purge:
@@ -243,21 +259,23 @@ async def delete_conversation(request: Request, conversation_id: int, query: sch
             await conversations.remove_hidden(request.database, [conversation_id])
         except StorageUnavailable as error:  # the conversation is hidden; housekeeping removes the rest
             log.warning("a purged conversation is removed later: %s", error)
-    return {"message": "Conversation deleted"}
+    return schemas.Confirmation("Conversation deleted")
 
 
-async def restore_conversation(request: Request, conversation_id: int) -> Any:
+async def restore_conversation(request: Request, conversation_id: int) -> conversations.Conversation:
     return await request.database.write(conversations.restore_conversation, request.user_id, conversation_id)
 
 
-async def search(request: Request, query: schemas.SearchQuery) -> Any:
-    return {"results": await _search(request, find, request.user_id, query.q, query.limit)}
+async def search(request: Request, query: schemas.SearchQuery) -> schemas.SearchResults:
+    return schemas.SearchResults(await _search(request, find, request.user_id, query.q, query.limit))
 
 
 # ---------------------------------------------------------------------------------------------------- messages
 
 
-async def list_messages(request: Request, conversation_id: int, query: schemas.MessageQuery) -> Any:
+async def list_messages(
+    request: Request, conversation_id: int, query: schemas.MessageQuery
+) -> Annotated[Any, list[messages.Message]]:
     before = query.before or None
     if query.limit:
         return await _messages(request, conversation_id, query.limit, before, query.render)
@@ -283,7 +301,7 @@ async def _messages(
     return page
 
 
-async def add_message(request: Request, conversation_id: int, body: schemas.NewMessage) -> Any:
+async def add_message(request: Request, conversation_id: int, body: schemas.NewMessage) -> schemas.NewMessageIds:
     message_id = await request.database.write(
         messages.add_message,
         request.user_id,
@@ -294,7 +312,7 @@ async def add_message(request: Request, conversation_id: int, body: schemas.NewM
         _check_message(body),
         request.app_state.config.user_max_bytes,
     )
-    return {"message_id": message_id, "conversation_id": conversation_id}
+    return schemas.NewMessageIds(message_id, conversation_id)
 
 
 def _check_message(message: schemas.NewMessage, path: str = "") -> list[messages.Image]:
@@ -307,17 +325,17 @@ def _check_message(message: schemas.NewMessage, path: str = "") -> list[messages
     return [messages.Image(image.media_type, image.data) for image in message.images]
 
 
-async def get_image(request: Request, image_id: int) -> Response:
+async def get_image(request: Request, image_id: int) -> Annotated[Response, "image/png", "image/jpeg", "image/webp"]:
     image = await request.database.read(messages.get_image, request.user_id, image_id)
     return Response(image.data, media_type=image.media_type)
 
 
-async def select_version(request: Request, conversation_id: int, body: schemas.Selection) -> Any:
+async def select_version(request: Request, conversation_id: int, body: schemas.Selection) -> schemas.VersionSelected:
     leaf = await request.database.write(messages.set_active, request.user_id, conversation_id, body.message_id)
-    return {"message": "Version selected", "active_message_id": leaf}
+    return schemas.VersionSelected("Version selected", leaf)
 
 
-async def render_markdown(request: Request, body: schemas.Markdown) -> Any:
+async def render_markdown(request: Request, body: schemas.Markdown) -> GrowingText:
     return await while_connected(request.receive, request.app_state.renderer.growing(request.user_id, body.text))
 
 
@@ -341,31 +359,27 @@ def _events(events: AsyncIterator[bytes] | None) -> Response:
     return Response(status_code=204) if events is None else EventStream(events)
 
 
-async def stream(request: Request, conversation_id: int, body: schemas.AnswerRequest) -> Response:
+async def stream(request: Request, conversation_id: int, body: schemas.AnswerRequest) -> Events:
     state = request.app_state
     options = generations.AnswerRequest(body.provider_id, body.model, body.given())
     found = await state.hub.answer(request.user_id, conversation_id, options)
     return _events(await state.hub.follow(request.user_id, found.generation_id))
 
 
-async def retry(request: Request, body: schemas.RetryRequest) -> Any:
+async def retry(request: Request, body: schemas.RetryRequest) -> schemas.NewAnswerIds:
     options = generations.AnswerRequest(
         body.provider_id, body.model, body.given(), retry=True, message_id=body.message_id
     )
     begun = await request.app_state.hub.answer(request.user_id, body.conversation_id, options)
-    return {
-        "message_id": begun.message_id,
-        "conversation_id": body.conversation_id,
-        "generation_id": begun.generation_id,
-    }
+    return schemas.NewAnswerIds(begun.message_id, body.conversation_id, begun.generation_id)
 
 
-async def cancel(request: Request, generation_id: str) -> Any:
+async def cancel(request: Request, generation_id: str) -> schemas.Confirmation:
     await request.app_state.hub.cancel(request.user_id, generation_id)
-    return {"message": "Generation canceled"}
+    return schemas.Confirmation("Generation canceled")
 
 
-async def resume(request: Request, generation_id: str, query: schemas.ResumeQuery) -> Response:
+async def resume(request: Request, generation_id: str, query: schemas.ResumeQuery) -> Events:
     if (last := request.headers.get("last-event-id")) is not None:
         query = read_query({"after": last}, schemas.ResumeQuery)
     return _events(await request.app_state.hub.follow(request.user_id, generation_id, query.after))
@@ -374,42 +388,42 @@ async def resume(request: Request, generation_id: str, query: schemas.ResumeQuer
 # ---------------------------------------------------------------------------------------------------- providers
 
 
-async def list_providers(request: Request) -> Any:
+async def list_providers(request: Request) -> list[schemas.ProviderEntry]:
     catalog = await request.app_state.providers.catalog(details=request.is_admin)
-    return [entry | {"health": _health(entry)} for entry in catalog]
+    return [schemas.ProviderEntry(**entry, health=_health(entry)) for entry in catalog]
 
 
-async def list_models(request: Request, provider_id: str) -> Any:
-    return {"models": await request.app_state.providers.models(provider_id)}
+async def list_models(request: Request, provider_id: str) -> schemas.Models:
+    return schemas.Models(await request.app_state.providers.models(provider_id))
 
 
-async def provider_health(request: Request, provider_id: str) -> Any:
+async def provider_health(request: Request, provider_id: str) -> schemas.ProviderHealth:
     return _health(await request.app_state.providers.entry(provider_id, details=request.is_admin))
 
 
-def _health(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"online": entry["online"], "error": entry["error"]}
+def _health(entry: dict[str, Any]) -> schemas.ProviderHealth:
+    return schemas.ProviderHealth(entry["online"], entry["error"])
 
 
-async def start_provider(request: Request, provider_id: str) -> Any:
+async def start_provider(request: Request, provider_id: str) -> schemas.Confirmation:
     await request.app_state.providers.start(provider_id)
-    return {"message": "Server started"}
+    return schemas.Confirmation("Server started")
 
 
-async def load_model(request: Request, provider_id: str, body: schemas.ModelLoad) -> Any:
+async def load_model(request: Request, provider_id: str, body: schemas.ModelLoad) -> schemas.Confirmation:
     await request.app_state.providers.load(provider_id, body.model, body.context_length)
-    return {"message": "Model loaded"}
+    return schemas.Confirmation("Model loaded")
 
 
-async def unload_model(request: Request, provider_id: str, body: schemas.ModelChoice) -> Any:
+async def unload_model(request: Request, provider_id: str, body: schemas.ModelChoice) -> schemas.Confirmation:
     await request.app_state.providers.unload(provider_id, body.model)
-    return {"message": "Model unloaded"}
+    return schemas.Confirmation("Model unloaded")
 
 
 # ---------------------------------------------------------------------------------------------------- import and export
 
 
-async def import_upload(request: Request) -> Any:
+async def import_upload(request: Request) -> Report:
     """Write the body to a file as it arrives, because it may be larger than the memory, and import the file."""
     suffix = {"application/json": ".json", "application/zip": ".zip"}.get(request.content_type)
     if suffix is None:
@@ -457,7 +471,7 @@ class Download(StreamingResponse):
             log.error("A download ended early: %s", error)
 
 
-async def export_all(request: Request) -> Response:
+async def export_all(request: Request) -> Zip:
     audit("export of all conversations", request.identity.user, request.address)
     return _zip(request.app_state.exporter.export_zip(request.user_id))
 
@@ -467,7 +481,9 @@ def _zip(chunks: AsyncGenerator[bytes, None]) -> Response:
     return Download(chunks, media_type="application/zip", headers=headers)
 
 
-async def export_one(request: Request, conversation_id: int, query: schemas.ExportQuery) -> Response:
+async def export_one(
+    request: Request, conversation_id: int, query: schemas.ExportQuery
+) -> Annotated[Response, "text/markdown", "application/json"]:
     name, chunks = await request.app_state.exporter.export_conversation(request.user_id, conversation_id, query.format)
     audit("export of one conversation", request.identity.user, request.address)
     kind = "text/markdown; charset=utf-8" if query.format == "markdown" else "application/json"
@@ -478,22 +494,22 @@ async def export_one(request: Request, conversation_id: int, query: schemas.Expo
 # ---------------------------------------------------------------------------------------------------- the command line
 
 
-async def control_link(request: Request, body: schemas.OptionalUser) -> Any:
-    return {"token": await request.app_state.auth.login_link(body.username)}
+async def control_link(request: Request, body: schemas.OptionalUser) -> schemas.LoginToken:
+    return schemas.LoginToken(await request.app_state.auth.login_link(body.username))
 
 
-async def control_invite(request: Request) -> Any:
+async def control_invite(request: Request) -> schemas.NewInvite:
     user = await request.database.read(accounts.get_user_named, None)
-    return await request.app_state.auth.invite(user, "user", 24)
+    return schemas.NewInvite(**await request.app_state.auth.invite(user, "user", 24))
 
 
-async def control_password(request: Request, body: schemas.PasswordReset) -> Any:
+async def control_password(request: Request, body: schemas.PasswordReset) -> schemas.PasswordOwner:
     user = await request.app_state.auth.reset_password(body.username, body.password)
     await _cancel_without_sessions(request.app_state, user.id)
-    return {"username": user.username}
+    return schemas.PasswordOwner(user.username)
 
 
-async def control_backup(request: Request, body: schemas.BackupTarget) -> Any:
+async def control_backup(request: Request, body: schemas.BackupTarget) -> schemas.Confirmation:
     database = request.app_state.config.database
     try:
         await asyncio.to_thread(db.copy, database, Path(body.file))
@@ -503,10 +519,10 @@ async def control_backup(request: Request, body: schemas.BackupTarget) -> Any:
         raise StorageUnavailable(f"{body.file}: {error.strerror}") from None
     except sqlite3.Error as error:
         raise StorageUnavailable(f"{body.file}: {db.describe(error)}") from None
-    return {"message": "Backup written"}
+    return schemas.Confirmation("Backup written")
 
 
-async def control_import(request: Request, body: schemas.ImportSources) -> Response:
+async def control_import(request: Request, body: schemas.ImportSources) -> Annotated[Response, "application/x-ndjson"]:
     """Send a line of JSON for each step; the last has the report."""
     user = await request.database.read(accounts.get_user_named, body.username)
     paths = [Path(path) for path in body.paths]
@@ -514,7 +530,7 @@ async def control_import(request: Request, body: schemas.ImportSources) -> Respo
     return Download(request.app_state.importer.import_steps(user.id, paths), media_type="application/x-ndjson")
 
 
-async def control_export(request: Request, body: schemas.OptionalUser) -> Response:
+async def control_export(request: Request, body: schemas.OptionalUser) -> Zip:
     user = await request.database.read(accounts.get_user_named, body.username)
     audit("export of all conversations", user, TERMINAL)
     return _zip(request.app_state.exporter.export_zip(user.id))
@@ -523,18 +539,19 @@ async def control_export(request: Request, body: schemas.OptionalUser) -> Respon
 # ---------------------------------------------------------------------------------------------------- the service
 
 
-async def usage(request: Request) -> Any:
-    return {"usage": await request.database.read(generations.list_usage, request.user_id)}
+async def usage(request: Request) -> schemas.UsageByDay:
+    usage = await request.database.read(generations.list_usage, request.user_id)
+    return schemas.UsageByDay([schemas.UsageEntry(**entry) for entry in usage])
 
 
-async def health(request: Request) -> Any:
+async def health(request: Request) -> schemas.Health:
     await request.database.read(accounts.count_users)
     if request.database.damaged:
         raise StorageUnavailable("The database is damaged. Run: fireside doctor")
-    return {"status": "healthy"}
+    return schemas.Health("healthy")
 
 
-async def describe_api(request: Request) -> Any:
+async def describe_api(request: Request) -> Annotated[Response, dict[str, Any]]:
     return Response(_openapi(request.app), media_type="application/json")
 
 
@@ -543,8 +560,8 @@ def _openapi(app: Starlette) -> bytes:
     return msgspec.json.encode(openapi.document(app.routes))
 
 
-async def version(request: Request) -> Any:
-    return {"version": __version__}
+async def version(request: Request) -> schemas.Version:
+    return schemas.Version(__version__)
 
 
 # ---------------------------------------------------------------------------------------------------- the page's files
@@ -582,11 +599,11 @@ def _load(name: str) -> tuple[bytes, bytes, dict[str, str]]:
     return body, gzip.compress(body, mtime=0), headers
 
 
-async def page(request: Request) -> Response:
+async def page(request: Request) -> Annotated[Response, "text/html"]:
     return await static(request, "index.html")
 
 
-async def static(request: Request, name: str) -> Response:
+async def static(request: Request, name: str) -> Annotated[Response, "*/*"]:
     body, gzipped, headers = _load(name)
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)

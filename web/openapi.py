@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 description of the routes, from the types that they use. docs/api.md explains the API."""
+"""The OpenAPI 3.1 description of the routes, from the types that they and their handlers use. docs/api.md explains the API."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -8,22 +8,16 @@ import msgspec
 from starlette.routing import BaseRoute
 
 from .. import __version__
+from ..queries.types import AnswerError, AnswerStats, TokenUsage
 from .endpoint import INTEGERS, Access, Endpoint
-from .schemas import Empty
+from .schemas import EVENTS, Empty
 
+Schema = dict[str, Any]
+
+_REF = "#/components/schemas/{name}"
 _ID = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
-_MEDIA_TYPES = {  # of the responses that are not JSON
-    "POST /conversations/{conversation_id}/stream": "text/event-stream",
-    "GET /generations/{generation_id}/stream": "text/event-stream",
-    "GET /images/{image_id}": "image/*",
-    "GET /export": "application/zip",
-    "GET /conversations/{conversation_id}/export": "*/*",
-    "POST /control/import": "application/x-ndjson",
-    "POST /control/export": "application/zip",
-    "GET /": "text/html",
-    "GET /static/{name}": "*/*",
-}
-_SECURITY: dict[str, dict[str, Any]] = {
+_STORED = (TokenUsage, AnswerStats, AnswerError)  # what queries.types.stored refers to
+_SECURITY: Schema = {
     "session": {"type": "apiKey", "in": "cookie", "name": "fireside_8000", "description": "fireside_ and the port"},
     "csrf": {"type": "apiKey", "in": "header", "name": "X-CSRF-Token"},
     "owner": {"type": "http", "scheme": "bearer"},
@@ -33,42 +27,111 @@ _ERROR = {
     "properties": {name: {"type": "string"} for name in ("code", "message", "request_id")},
     "required": ["code", "message", "request_id"],
 }
+_ERRORS = {
+    status: {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": _REF.format(name="Error")}}},
+    }
+    for status, description in {
+        "4XX": "The request is refused",
+        "500": "Fireside has a fault, which is in its log",
+        "502": "A model server failed",
+        "503": "The database cannot be used",
+    }.items()
+}
+_NOT_MODIFIED = {"304": {"description": "The browser has the newest version"}}
+_WITHOUT_CONTENT = {
+    "GET /generations/{generation_id}/stream": {"204": {"description": "The reader has the last event"}},
+    "GET /": _NOT_MODIFIED,
+    "GET /static/{name}": _NOT_MODIFIED,
+}
 
 
-def document(routes: Iterable[BaseRoute]) -> dict[str, Any]:
+def document(routes: Iterable[BaseRoute]) -> Schema:
     """Return the description as JSON values."""
     table = [route for route in routes if isinstance(route, Endpoint)]
-    bodies = {route.name: route.body for route in table if route.method != "GET" and route.body not in (None, Empty)}
-    schemas, components = msgspec.json.schema_components(bodies.values(), ref_template="#/components/schemas/{name}")
-    bodies = dict(zip(bodies, schemas, strict=True))
-    paths: dict[str, dict[str, Any]] = {}
+    received, components = _describe(route.body for route in table if _has_json_body(route))
+    sent, others = _describe([*(kind for route in table for kind in _results(route)), *EVENTS.values(), *_STORED])
+    for name in others.keys() - components.keys():
+        _require_all(others[name])
+    schemas = {"Error": _ERROR, "Event": _event({name: sent[kind] for name, kind in EVENTS.items()})}
+    paths: dict[str, Schema] = {}
     for route in table:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, bodies.get(route.name))
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, received | sent)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Fireside", "version": __version__},
         "paths": paths,
-        "components": {"schemas": {"Error": _ERROR, **components}, "securitySchemes": _SECURITY},
+        "components": {"schemas": schemas | others | components, "securitySchemes": _SECURITY},
     }
 
 
-def _operation(route: Endpoint, body: dict[str, Any] | None) -> dict[str, Any]:
-    error = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
-    operation: dict[str, Any] = {
+def _has_json_body(route: Endpoint) -> bool:
+    return route.method != "GET" and route.body not in (None, Empty)
+
+
+def _results(route: Endpoint) -> tuple[Any, ...]:
+    """Return the type of the JSON that a handler returns, or the media types of other content, from its annotation."""
+    result = route.handler.__annotations__["return"]
+    metadata: tuple[Any, ...] = getattr(result, "__metadata__", (result,))  # of Annotated
+    return metadata
+
+
+def _describe(kinds: Iterable[Any]) -> tuple[dict[Any, Schema], dict[str, Schema]]:
+    """Return the schema of each type, and the components that the schemas refer to."""
+    types = [kind for kind in kinds if not isinstance(kind, str)]
+    schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
+    return dict(zip(types, schemas, strict=True)), components
+
+
+def _require_all(component: Schema) -> None:
+    """Require the fields with a default, too: a response has them. Fields that it may leave out are UNSET, without a default."""
+    fields = component["properties"]
+    component["required"] = [name for name in fields if "default" in fields[name] or name in component["required"]]
+    for field in fields.values():
+        field.pop("default", None)
+
+
+def _event(data: dict[str, Schema]) -> Schema:
+    """Describe a server-sent event. `data`: the schema of the JSON in the field `data`, by event."""
+    return {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "event": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+        },
+        "required": ["event", "data"],
+        "oneOf": [
+            {"properties": {"event": {"const": name}, "data": {"contentSchema": schema}}}
+            for name, schema in data.items()
+        ],
+    }
+
+
+def _operation(route: Endpoint, schemas: dict[Any, Schema]) -> Schema:
+    content = dict(_content(kind, schemas) for kind in _results(route))
+    operation: Schema = {
         "parameters": list(_parameters(route)),
         "security": _security(route),
         "responses": {
-            "200": {"description": "Success", "content": {_MEDIA_TYPES.get(route.name, "application/json"): {}}},
-            "4XX": {"description": "The request is refused", **error},
-            "502": {"description": "A model server failed", **error},
-            "503": {"description": "The database cannot be used", **error},
+            "200": {"description": "Success", "content": content},
+            **_WITHOUT_CONTENT.get(route.name, {}),
+            **_ERRORS,
         },
     }
-    if body is not None:
-        operation["requestBody"] = {"content": {"application/json": {"schema": body}}}
+    if _has_json_body(route):
+        operation["requestBody"] = {"content": {"application/json": {"schema": schemas[route.body]}}}
     elif route.body is None:
         operation["requestBody"] = {"content": {"application/json": {}, "application/zip": {}}}
     return operation
+
+
+def _content(kind: Any, schemas: dict[Any, Schema]) -> tuple[str, Schema]:
+    """Return a media type and its description."""
+    if kind == "text/event-stream":
+        return kind, {"schema": {"$ref": _REF.format(name="Event")}}
+    return (kind, {}) if isinstance(kind, str) else ("application/json", {"schema": schemas[kind]})
 
 
 def _parameters(route: Endpoint) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,24 @@
-"""The types of request bodies and queries, with all constraints on their fields."""
+"""The types of request bodies and queries, with all constraints on their fields, and of responses."""
 
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..auth import INVITE_HOURS
-from ..queries.types import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, ImageType, Parameters
+from ..backends.openai import Model
+from ..queries.accounts import User
+from ..queries.search import Hit
+from ..queries.types import (
+    ANSWER_CHARACTERS,
+    QUESTION_CHARACTERS,
+    TITLE_CHARACTERS,
+    AnswerStats,
+    Id,
+    ImageType,
+    Parameters,
+    Role,
+    TokenUsage,
+)
 
 IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
 
@@ -22,7 +35,6 @@ PATTERNS = {  # with the messages for values that do not match
 Text = Annotated[str, Meta(pattern=NO_NUL)]
 Title = Annotated[str, Meta(min_length=1, max_length=TITLE_CHARACTERS, pattern=NOT_BLANK)]
 Name = Annotated[str, Meta(min_length=1, max_length=300, pattern=NO_NUL)]
-Role = Literal["user", "admin"]
 Secret = Annotated[str, Meta(max_length=1000)]  # a password or a token, and any user name before auth.py checks it
 
 
@@ -175,3 +187,189 @@ class ResumeQuery(Struct):
 
 class ExportQuery(Struct):
     format: Literal["markdown", "json"] = "markdown"
+
+
+# ---------------------------------------------------------------------------------------------------- responses
+# Handlers also return types of queries/, transfer/ and web/renderer.py.
+
+
+class Confirmation(Struct):
+    message: str
+
+
+class Person(Struct):
+    id: int
+    username: str
+    role: Role
+
+
+class SignedIn(Struct):
+    user: Person
+    csrf_token: str
+
+
+class SessionEntry(Struct):
+    id: int
+    client: str
+    created_at: str
+    last_seen: str
+    current: bool
+
+
+class Sessions(Struct):
+    sessions: list[SessionEntry]
+
+
+class Users(Struct):
+    users: list[User]
+
+
+class NewInvite(Struct):
+    id: int
+    invite_code: str
+    role: Role
+    expires_at: str
+
+
+class InviteEntry(Struct):
+    id: int
+    role: Role
+    status: Literal["open", "used", "revoked", "expired"]
+    created_at: str
+    expires_at: str
+    used_by: str | None
+    used_at: str | None
+
+
+class Invites(Struct):
+    invites: list[InviteEntry]
+
+
+class CurrentDefaults(Struct):
+    system_prompt: str
+    settings: Parameters
+
+
+class SearchResults(Struct):
+    results: list[Hit]
+
+
+class NewMessageIds(Struct):
+    message_id: int
+    conversation_id: int
+
+
+class NewAnswerIds(NewMessageIds):
+    generation_id: str
+
+
+class VersionSelected(Confirmation):
+    active_message_id: int
+
+
+class ProviderHealth(Struct):
+    online: bool
+    error: str | None
+
+
+class Capabilities(Struct):
+    streaming: bool
+    vision: bool
+    tools: bool
+    json_mode: bool
+    max_context_tokens: int | None
+
+
+class ProviderEntry(ProviderHealth):
+    provider_id: str
+    name: str
+    kind: str
+    health: ProviderHealth
+    can_start: bool
+    capabilities: Capabilities
+    models: list[Model]
+
+
+class Models(Struct):
+    models: list[Model]
+
+
+class UsageEntry(Struct):
+    day: str
+    model: str | None
+    answers: int
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    tokens_per_second: float | None
+
+
+class UsageByDay(Struct):
+    usage: list[UsageEntry]
+
+
+class LoginToken(Struct):
+    token: str
+
+
+class PasswordOwner(Struct):
+    username: str
+
+
+class Health(Struct):
+    status: Literal["healthy"]
+
+
+class Version(Struct):
+    version: str
+
+
+# ---------------------------------------------------------------------------------------------------- the data of events
+
+
+class EventData(Struct):
+    generation_id: str
+
+
+class PingData(EventData):
+    ts: str
+    message_id: int | UnsetType = UNSET  # in the first event, like the next
+    conversation_id: int | UnsetType = UNSET
+
+
+class ProgressData(EventData):
+    phase: Literal["queued", "loading", "prompt", "generating"]
+    place: int | UnsetType = UNSET
+    done: int | UnsetType = UNSET
+    total: int | UnsetType = UNSET
+
+
+class DeltaData(EventData):
+    delta: str
+
+
+class UsageData(EventData):
+    usage: TokenUsage
+
+
+class ErrorData(EventData):
+    code: str
+    message: str
+
+
+class DoneData(EventData):
+    status: Literal["ok", "canceled", "interrupted", "error"]
+    message_id: int
+    stats: AnswerStats | UnsetType = UNSET  # not of imported answers
+
+
+EVENTS: dict[str, type[EventData]] = {
+    "ping": PingData,
+    "progress": ProgressData,
+    "reasoning": DeltaData,
+    "delta": DeltaData,
+    "usage": UsageData,
+    "error": ErrorData,
+    "reset": EventData,
+    "done": DoneData,
+}

@@ -1,0 +1,162 @@
+"""GET /openapi.json describes what real requests to all routes return, with all fields."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fireside.server import ROUTES
+from jsonschema import Draft202012Validator
+
+from ..live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, good
+from ..upstream import DONE, Gate, Upstream, close, finish, pause, reasoning, usage
+from ..upstream import text as says
+
+MODEL = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}  # it sees images
+MOMENT = "2026-01-01T00:00:00.000000"
+QUESTION = {"id": 1, "parent_id": None, "role": "user", "content": "Q", "created_at": MOMENT}
+ANSWER = {"id": 2, "parent_id": 1, "role": "assistant", "content": "A", "created_at": MOMENT}
+IMPORT = {"fireside": 1, "title": "Imported", "created_at": MOMENT, "updated_at": MOMENT, "active_message_id": 2}
+IMPORT |= {"messages": [QUESTION, ANSWER]}
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(50)).decode()
+
+
+class Checker:
+    """Validates all responses to the clients that it watches. A field that is not described is an error."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.paths, self.components = document["paths"], document["components"]
+        for schema in self.components["schemas"].values():
+            Draft202012Validator.check_schema(schema)
+            if "oneOf" not in schema:
+                schema.setdefault("additionalProperties", False)
+        self.succeeded: set[str] = set()
+        self.events: set[str] = set()
+
+    def watch(self, person: Person) -> Person:
+        person.event_hooks = {"response": [self.check]}
+        return person
+
+    async def check(self, response: httpx.Response) -> None:
+        await response.aread()
+        method, path = response.request.method, response.request.url.path
+        [route] = [one for one in ROUTES if one.method == method and one.path_regex.match(path)]
+        described, status = self.paths[route.path][method.lower()]["responses"], str(response.status_code)
+        content = described[status if status in described else f"{status[0]}XX"].get("content")
+        if content is None:
+            assert response.content == b"", (route.name, status)
+        else:
+            kind = response.headers["content-type"].partition(";")[0]
+            schema = content[kind if kind in content else "*/*"].get("schema")
+            if kind == "text/event-stream":
+                self.check_events(response.text, schema)
+            elif schema is not None:
+                self.validate(response.json(), schema)
+        if response.is_success:
+            self.succeeded.add(route.name)
+
+    def check_events(self, body: str, schema: dict[str, Any]) -> None:
+        for block in body.removesuffix("\n\n").split("\n\n"):
+            event = dict(line.split(": ", 1) for line in block.split("\n"))
+            self.validate(event, schema)
+            kinds = [kind["properties"] for kind in self.components["schemas"]["Event"]["oneOf"]]
+            [data] = [kind["data"] for kind in kinds if kind["event"]["const"] == event["event"]]
+            self.validate(json.loads(event["data"]), data["contentSchema"])
+            self.events.add(event["event"])
+
+    def validate(self, value: Any, schema: dict[str, Any]) -> None:
+        Draft202012Validator(schema | {"components": self.components}).validate(value)
+
+
+async def test_responses_of_all_routes_are_as_described(running: Running, upstream: Upstream, tmp_path: Path) -> None:
+    checker = Checker(good(await running.anybody().get("/openapi.json")))
+    ann, bob, owner = (checker.watch(running.anybody()) for _ in range(3))
+    owner.headers["Authorization"] = f"Bearer {running.state.secret}"
+
+    async def sign_in(person: Person, path: str, **body: str) -> None:
+        person.headers["X-CSRF-Token"] = good(await person.post(path, json=body))["csrf_token"]
+
+    # Accounts
+    await sign_in(ann, "/admin/bootstrap", username="ann", password=PASSWORD, token=BOOTSTRAP_TOKEN)
+    invite = good(await ann.post("/admin/invites", json={}))
+    await sign_in(bob, "/auth/register", username="bob", password=PASSWORD, invite_code=invite["invite_code"])
+    invite = good(await owner.post("/control/invite"))
+    await ann.post(f"/admin/invites/{invite['id']}/revoke")
+    for path in ("/auth/me", "/admin/users", "/admin/invites", "/auth/sessions"):
+        good(await ann.get(path))
+    await ann.patch("/admin/users/2", json={"role": "admin"})
+    assert (await bob.get("/auth/me")).status_code == 401
+    await sign_in(bob, "/auth/login", username="bob", password=PASSWORD)
+    session = good(await bob.get("/auth/sessions"))["sessions"][0]["id"]
+    await bob.delete(f"/auth/sessions/{session}")
+    good(await owner.post("/control/password", json={"username": "bob", "password": PASSWORD * 2}))
+    token = good(await owner.post("/control/link", json={"username": "bob"}))["token"]
+    await sign_in(bob, "/auth/link", token=token)
+    await bob.post("/auth/password", json={"current_password": PASSWORD * 2, "new_password": PASSWORD})
+    await bob.post("/auth/logout")
+
+    # Conversations and answers
+    await ann.get("/defaults")
+    await ann.patch("/defaults", json={"system_prompt": "Be brief.", "settings": {"temperature": 0.5}})
+    image = {"media_type": "image/png", "data": PNG}
+    message = {"content": "Look", "images": [image]}
+    chat = f"/conversations/{await ann.conversation(title='Mine', message=message)}"
+    [stored] = (await ann.messages(1))[0]["images"]
+    await ann.get(f"/images/{stored['id']}")
+    question = await ann.say(1, "Why?")
+    upstream.enqueue(reasoning("hm"), says("Because."), finish(), usage(3, 2), DONE)
+    await ann.post(f"{chat}/stream", json=MODEL)
+    await ann.get(f"{chat}/messages?render=true")
+    upstream.enqueue(says("Be"), close())
+    generation = good(await ann.post("/chat/retry", json={"conversation_id": 1, **MODEL}))["generation_id"]
+    stream = await ann.get(f"/generations/{generation}/stream")
+    last = re.findall(r"^id: (\d+)$", stream.text, re.MULTILINE)[-1]
+    assert (await ann.get(f"/generations/{generation}/stream", headers={"Last-Event-ID": last})).status_code == 204
+    await ann.get(f"/generations/{generation}/stream?after={int(last) + 1}")
+    upstream.enqueue(says("Because"), pause(Gate()))
+    generation = good(await ann.post("/chat/retry", json={"conversation_id": 1, **MODEL}))["generation_id"]
+    for path in ("/conversations", "/conversations?limit=5", f"{chat}", f"{chat}/messages"):
+        await ann.get(path)
+    good(await ann.post(f"/chat/cancel/{generation}"))
+    await ann.post(f"{chat}/active", json={"message_id": question})
+    await ann.patch(chat, json={"pinned": True, "settings": {"stop": ["x"]}})
+    await ann.post("/render", json={"text": "*a*\n\n| b |"})
+    for path in (
+        "/search?q=because",
+        "/search?q=mine",
+        f"{chat}/messages",
+        f"{chat}/export",
+        f"{chat}/export?format=json",
+    ):
+        await ann.get(path)
+
+    # Your data
+    for content, status in (([IMPORT], 200), ([IMPORT, {}], 200), ([{}], 400)):
+        assert (await ann.post("/import", json=content)).status_code == status
+    imported = good(await ann.get("/conversations?q=imported"))[0]["id"]
+    await ann.messages(imported)
+    await ann.post(f"/conversations/{imported}/stream")
+    await owner.post("/control/import", json={"paths": [str(tmp_path / "nothing.json")]})
+    await owner.post("/control/export", json={})
+    await owner.post("/control/backup", json={"file": str(tmp_path / "backup.db")})
+    for path in ("/usage", "/export"):
+        await ann.get(path)
+    await ann.delete(chat)
+    await ann.get("/conversations?deleted=true")
+    await ann.post(f"{chat}/restore")
+    await ann.delete(f"{chat}?purge=true")
+
+    # Model servers and the service
+    for path in ("/providers", "/providers/lmstudio/models", "/providers/lmstudio/health"):
+        await ann.get(path)
+    for action in ("models/load", "models/unload", "start"):
+        await ann.post(f"/providers/lmstudio/{action}", json={"model": MODEL["model"]})
+    for path in ("/openapi.json", "/health", "/version", "/", "/static/app.js"):
+        response = await ann.get(path)
+        await ann.get(path, headers={"If-None-Match": response.headers.get("etag", "")})
+
+    cannot_start = {"POST /providers/{provider_id}/start"}  # there is no LM Studio
+    assert {route.name for route in ROUTES} - checker.succeeded <= cannot_start
+    assert checker.events == {"ping", "progress", "reasoning", "delta", "usage", "error", "reset", "done"}
