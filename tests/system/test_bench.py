@@ -26,15 +26,19 @@ def test_the_bench_measures_every_row_and_finds_everything_delivered(tmp_path: P
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     measured = table(output.read_text("utf-8"))
-    assert len(measured) == len(table(PERFORMANCE))
+    assert set(quoted()) <= set(measured)
     for name, (ours, _, _, target, held) in measured.items():
         assert ours, name
         assert bool(target) == bool(held), name
 
 
-def test_the_figures_in_the_readme_are_those_of_the_bench() -> None:
-    section = README.partition("<!-- figures: docs/performance.md -->")[2].partition("<!-- end of figures -->")[0]
-    quoted, measured = table(section), table(PERFORMANCE)
-    assert len(quoted) == 3
-    for name, cells in quoted.items():
+def quoted() -> dict[str, list[str]]:
+    """The rows of the README."""
+    return table(README.partition("<!-- figures: docs/performance.md -->")[2].partition("<!-- end of figures -->")[0])
+
+
+def test_readme_quotes_three_rows_of_the_bench() -> None:
+    measured = table(PERFORMANCE)
+    assert len(quoted()) == 3
+    for name, cells in quoted().items():
         assert cells == measured[name], name
