@@ -92,7 +92,10 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "db.py restore": (RECOVERY,),
     "db.py Database._run": (RECOVERY,),
 }
-SURVIVORS = {"web/middleware.py SecurityMiddleware.__call__: if status"}
+SURVIVORS = {
+    "web/middleware.py SecurityMiddleware.__call__: if status",
+    "auth.py Auth.login: found is None in if not right or found is None",
+}
 
 _CHECK = re.compile(r"_?check|owned")
 _CONDITION = re.compile(r"(^|WHERE | AND )((?:\([^()]*\)|(?! AND |WHERE | ORDER | LIMIT| RETURNING)[^()])+)")
