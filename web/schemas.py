@@ -285,6 +285,7 @@ class ProviderEntry(ProviderHealth):
     name: str
     kind: str
     health: ProviderHealth
+    models_known: bool
     can_start: bool
     capabilities: Capabilities
     models: list[Model]
