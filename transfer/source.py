@@ -11,19 +11,20 @@ import itertools
 import lzma
 import os
 import re
+import sqlite3
 import struct
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 
 from ..backends.loose import clean, decode
 from ..queries.types import ImageType, image_type
-from . import formats
+from . import database, formats
 from .split import ELEMENT_BYTES, lift, split
 from .transcript import Conversation, Image, Message, Unreadable
 
@@ -34,6 +35,8 @@ MAX_READS = 4  # times the size of all files: some images are shown twice, none 
 MAX_FILES = 200_000  # in a folder or zip
 MAX_RATIO = 200  # of unpacked to packed bytes of a zip above ELEMENT_BYTES; text seldom exceeds 20, but small models repeat themselves
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
+MAX_BESIDE_BYTES = 1024 * 1024  # of a file with facts about the conversation beside it
+MAX_PACKED_DATABASE_BYTES = 256 * 1024 * 1024  # of a database in a zip, which is unpacked into memory
 MAX_SKIPPED = 1000  # conversations of one file; the rest of it is left out
 PIECE_BYTES = 256 * 1024  # of steps, from which on they are sent
 
@@ -47,6 +50,7 @@ _UNREADABLE = (  # what reading a file raises, and a damaged or forged zip
     zlib.error,
     lzma.LZMAError,
     binascii.Error,
+    sqlite3.Error,
 )
 
 
@@ -116,7 +120,23 @@ class Member(NamedTuple):
     open: Callable[[], IO[bytes]]
 
 
-_EXPORTED = re.compile(r"(^|/)conversations(-[0-9]+)?\.json$|\.conversation\.json$")
+class _Row(NamedTuple):
+    """A decoded element of a file."""
+
+    where: str
+    value: Any
+    size: int  # bytes
+
+
+class _Unknown(Skipped):
+    """A row that is not a conversation of any program."""
+
+
+_Found = Conversation | Skipped
+
+_JSON = (".json", ".jsonl", ".ndjson")
+_DATABASES = (".db", ".sqlite", ".sqlite3")
+_EXPORTED = re.compile(r"(^|/)(conversations(-[0-9]+)?\.json|logs\.db)$|\.conversation\.json$")
 _FILE_ID = re.compile(r"file[-_][A-Za-z0-9]+")  # in file-service://file-Abc and in file-Abc-photo.png
 
 
@@ -132,12 +152,15 @@ class Source:
             self._members = self._list()
         self._names = [path.name]
         if self._zip or path.is_dir():
-            files = [name for name in self._members if name.endswith(".json") and not _is_hidden(name)]
-            self._names = [name for name in files if _EXPORTED.search(name)] or files
+            with _explained():
+                self._names = [name for name in self._members if self._may_have_conversations(name)]
         if not self._names:
             raise Unreadable("has no conversations in it")
+        # Beside the files that an export is known by, the others are read too, but need not have conversations in them.
+        exported = {name for name in self._names if _EXPORTED.search(name)}
+        self._companions = set(self._names) - exported if exported else set[str]()
         self._members = _list_attachments(path) | self._members
-        others = (name for name in self._members if not name.endswith(".json"))
+        others = (name for name in self._members if not name.endswith(_JSON))
         self._by_reference = {reference: name for name in others for reference in _references(name)}
         self._left = min(MAX_READ_BYTES, MAX_READS * sum(member.size for member in self._members.values()))
         self.size = sum(self._members[name].size for name in self._names)
@@ -147,7 +170,7 @@ class Source:
             members = dict(itertools.islice(_walk(self._path), MAX_FILES + 1))
         elif zipfile.is_zipfile(self._path):
             self._zip = zipfile.ZipFile(self._path)
-            files = [info for info in self._zip.infolist() if not info.is_dir()]
+            files = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
             members = {info.filename: Member(info.file_size, functools.partial(self._zip.open, info)) for info in files}
             unpacked = sum(info.file_size for info in files)
             if unpacked > max(ELEMENT_BYTES, MAX_RATIO * self._path.stat().st_size):
@@ -157,6 +180,19 @@ class Source:
         if len(members) > MAX_FILES:
             raise Unreadable(f"has more than {MAX_FILES:,} files in it")
         return members
+
+    def _may_have_conversations(self, name: str) -> bool:
+        if _is_hidden(name):
+            return False
+        if name.endswith(_DATABASES):
+            return self._is_database(name)
+        if PurePosixPath(name).name == "thread.json":  # of Jan, which is read with the messages beside it
+            return PurePosixPath(name).with_name("messages.jsonl").as_posix() not in self._members
+        return name.endswith(_JSON)
+
+    def _is_database(self, name: str) -> bool:
+        with self._members[name].open() as opened:
+            return opened.read(len(database.MAGIC)) == database.MAGIC
 
     def close(self) -> None:
         if self._zip:
@@ -185,41 +221,106 @@ class Source:
             except Unreadable as error:
                 yield Skip(Skipped(item.title, str(error)))
 
-    def __iter__(self) -> Iterator[Conversation | Skipped]:
+    def __iter__(self) -> Iterator[_Found]:
         for name in self._names:
             skipped = 0
+            report_unknown = name not in self._companions  # once in a file
             try:
                 with _explained():
-                    for number, element in enumerate(split(self._chunks(name)), 1):
-                        for found in self._read_conversations(clean(name), number, element):
+                    for found in self._read_file(name):
+                        if report_unknown or not isinstance(found, _Unknown):
                             yield found
-                            skipped += isinstance(found, Skipped)
-                            if skipped > MAX_SKIPPED:
-                                raise Unreadable("has too much in it that cannot be read; the rest was left out")
+                        report_unknown &= not isinstance(found, _Unknown)
+                        skipped += type(found) is Skipped
+                        if skipped > MAX_SKIPPED:
+                            raise Unreadable("has too much in it that cannot be read; the rest was left out")
             except Unreadable as error:
                 yield Skipped(clean(name), str(error))
             if self._left < 0:
                 break
 
-    def _read_conversations(self, name: str, number: int, element: bytes | None) -> Iterator[Conversation | Skipped]:
-        where = name if number == 1 else f"{name}, conversation {number}"
-        if element is None:
-            yield Skipped(where, f"is larger than {ELEMENT_BYTES >> 20} MB")
-            return
+    def _read_file(self, name: str) -> Iterator[_Found]:
+        """Raises Unreadable when the rest of the file cannot be read."""
+        rows = self._read_rows(name)
+        for row in rows:
+            if isinstance(row, Skipped):
+                yield row
+            elif format := formats.of_message(row.value):
+                yield from self._read_messages(name, format, itertools.chain([row], rows))
+            else:
+                yield from self._read_conversation(name, row)
+
+    def _read_messages(self, name: str, format: formats.Format, rows: Iterator[_Row | Skipped]) -> Iterator[_Found]:
+        """Read the conversations of a file whose rows are messages."""
+        values: list[dict[str, Any]] = []
+        size = 0
+        for row in rows:
+            if isinstance(row, Skipped):
+                yield row
+            elif isinstance(row.value, dict):
+                values.append(row.value)
+                size += row.size
+            if size > ELEMENT_BYTES:
+                raise Unreadable(f"is larger than {ELEMENT_BYTES >> 20} MB")
+        for value in format.join(values, functools.partial(self._read_beside, name)):
+            yield from self._read_conversation(name, _Row(clean(name), value, 0))
+
+    def _read_conversation(self, name: str, row: _Row) -> Iterator[_Found]:
+        """Raises Unsupported."""
         try:
-            value = decode(element)
-        except ValueError as error:
-            yield Skipped(where, str(error))
+            conversation = formats.parse(row.value, self._find_image)
+            if len(conversation.messages) > MAX_MESSAGES:
+                raise Unreadable(f"has more than {MAX_MESSAGES:,} messages")
+            yield conversation
+        except formats.Unsupported:
+            raise
+        except Unreadable as error:
+            title = formats.title_of(row.value)
+            kind = _Unknown if isinstance(error, formats.Unknown) else Skipped
+            yield kind(f"{clean(name)}: {title}" if title else row.where, str(error))
+
+    def _read_rows(self, name: str) -> Iterator[_Row | Skipped]:
+        if self._is_database(name):
+            with contextlib.closing(database.open_untrusted(self._load_database(name))) as conn:
+                for value in formats.read_database(conn):
+                    yield _Row(clean(name), value, 0)
             return
-        for row in formats.unpack(value):
+        for number, element in enumerate(split(self._chunks(name)), 1):
+            where = clean(name) if number == 1 else f"{clean(name)}, conversation {number}"
+            if element is None:
+                yield Skipped(where, f"is larger than {ELEMENT_BYTES >> 20} MB")
+                continue
             try:
-                conversation = formats.parse(row, self._find_image)
-                if len(conversation.messages) > MAX_MESSAGES:
-                    raise Unreadable(f"has more than {MAX_MESSAGES:,} messages")
-                yield conversation
-            except Unreadable as error:
-                title = formats.title_of(row)
-                yield Skipped(f"{name}: {title}" if title else where, str(error))
+                value = decode(element)
+            except ValueError as error:
+                yield Skipped(where, str(error))
+                continue
+            for row in formats.unpack(value):
+                yield _Row(where, row, len(element))
+
+    def _load_database(self, name: str) -> Path | bytes:
+        """Return the path of a database, or its bytes when it is in a zip."""
+        member = self._members[name]
+        self._take(member.size)
+        self.read += member.size
+        if self._zip is None:
+            return self._path / name if self._path.is_dir() else self._path
+        if member.size > MAX_PACKED_DATABASE_BYTES:
+            raise Unreadable(f"is larger than {MAX_PACKED_DATABASE_BYTES >> 20} MB in a zip. Unpack it first.")
+        with member.open() as opened:
+            return opened.read()
+
+    def _read_beside(self, name: str, beside: str) -> Any:
+        """Return the decoded JSON file of this name in the same folder, or None."""
+        member = self._members.get(PurePosixPath(name).with_name(beside).as_posix())
+        if member is None or member.size > MAX_BESIDE_BYTES:
+            return None
+        self._take(member.size)
+        with member.open() as opened:
+            try:
+                return decode(opened.read())
+            except ValueError:
+                return None
 
     def read_image(self, image: Image) -> Picture:
         """Raises Unreadable."""

@@ -1,4 +1,4 @@
-"""Cut a large JSON file into the elements of its array without decoding it.
+"""Cut a large JSON file into the elements of its array, or JSON Lines into lines, without decoding it.
 
 Not ijson, although its C backend (3.6) is three times as fast: the first error ends the file, so that a NaN, an invalid byte, an unpaired
 `\\udc00` or a broken conversation loses all conversations after it, not one. 100,000 nested `[` take all memory, and an image is held whole.
@@ -62,8 +62,9 @@ _TO_COMMA = re.compile(rb'[^"\[\]{},]*+(?:"%s"[^"\[\]{},]*+)*+([\[\]{},])' % _RE
 
 
 def split(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
-    """Yield each element of a JSON array undecoded, None for one above ELEMENT_BYTES. A file without an array is one element.
+    """Yield each element of a JSON array, or each line of JSON Lines, undecoded; None for one above ELEMENT_BYTES.
 
+    Any other file is one element.
     Raises Unreadable when the end of the array is missing, or more follows it.
     """
     first = b""
@@ -73,12 +74,9 @@ def split(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
             break
     first = first.removeprefix(codecs.BOM_UTF8).lstrip()
     is_array = first.startswith(b"[")
-    if is_array:
-        pieces = _cut(itertools.chain((first[1:],), chunks))
-    else:
-        pieces = itertools.chain(((piece, False) for piece in itertools.chain((first,), chunks)), [(b"", True)])
+    pieces = _cut(itertools.chain((first[1:],), chunks)) if is_array else _lines(itertools.chain((first,), chunks))
     kept: list[bytes] = []
-    size = 0
+    size = count = 0
     for piece, last in pieces:
         size += len(piece)
         if size <= ELEMENT_BYTES:
@@ -87,9 +85,33 @@ def split(chunks: Iterator[bytes]) -> Iterator[bytes | None]:
             kept.clear()
         if last:
             element = b"".join(kept) if size <= ELEMENT_BYTES else None
-            if element is None or element.strip() or not is_array:
+            if element is None or element.strip():
                 yield element
+                count += 1
             kept, size = [], 0
+    if not (count or is_array):
+        yield b""
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Yield the pieces of each line, and whether a piece is the last of its line. A file that is not JSON Lines is one line."""
+    kept: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        kept.append(chunk)
+        size += len(chunk)
+        if b"\n" in chunk or size > ELEMENT_BYTES:
+            break
+    beginning = b"".join(kept)
+    line, _, rest = beginning.partition(b"\n")
+    # JSON that is indented does not end its first object in its first line and begin another in the second.
+    is_lines = line.rstrip().endswith(b"}") and rest.lstrip()[:1] in (b"", b"{")
+    for chunk in itertools.chain((beginning,), chunks):
+        *ended, rest = chunk.split(b"\n") if is_lines else [chunk]
+        for piece in ended:
+            yield piece, True
+        yield rest, False
+    yield b"", True
 
 
 def _cut(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:

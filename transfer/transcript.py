@@ -86,6 +86,9 @@ class Conversation(msgspec.Struct, kw_only=True, omit_defaults=True):
     settings: dict[str, Any] = {}
     source: str | None = None
     active_message_id: Id | None = None
+    losses: dict[
+        str, Count
+    ] = {}  # how many things of each kind an import could not keep as they were; see formats.common.note_loss
     messages: list[Message]
 
 

@@ -1,11 +1,15 @@
+import contextlib
 import copy
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 from fireside.backends.loose import clean, decode
 from fireside.transfer import formats
+from fireside.transfer.database import MAGIC, open_untrusted
+from fireside.transfer.split import split
 from fireside.transfer.transcript import Conversation, Image, Unreadable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,6 +30,7 @@ from ..exports import (
     thoughts,
     turn,
 )
+from ..talks import JAN_THREAD, PROGRAMS, Program
 
 
 def nothing(mention: str) -> Image | None:
@@ -384,7 +389,7 @@ def test_what_is_not_json_is_refused_without_the_words_of_a_library(data: bytes)
     "value", [None, 1, "text", [], {}, {"messages": []}, [{"mapping": {}}], {"title": "user.json"}]
 )
 def test_other_json_is_not_a_conversation(value: Any) -> None:
-    with pytest.raises(Unreadable, match="is not a conversation of Fireside, ChatGPT, Open WebUI, LM Studio"):
+    with pytest.raises(Unreadable, match=r"is not a conversation of Fireside, ChatGPT, .* or OpenAI's API"):
         parse(value)
 
 
@@ -411,7 +416,19 @@ def exported() -> dict[str, Any]:
     return dict(decode(msgspec.json.encode(read)))
 
 
-SAMPLES = {
+def rows_of(program: Program) -> Iterator[dict[str, Any]]:
+    """Return the conversations of a program's file as they reach its `parse`."""
+    data = program.write(program.talk)
+    if data.startswith(MAGIC):
+        with contextlib.closing(open_untrusted(data)) as conn:
+            yield from formats.read_database(conn)
+        return
+    rows = [row for element in split(iter([data])) for row in formats.unpack(decode(element or b""))]
+    format = formats.of_message(rows[0])
+    yield from format.join(rows, lambda name: JAN_THREAD) if format else rows
+
+
+SAMPLES = {f"{program.name} {number}": row for program in PROGRAMS for number, row in enumerate(rows_of(program))} | {
     "lmstudio": lmstudio(
         turn(asked("a", "f.png"), asked("b"), selected=1),
         turn(answered(block("t", True, 1_720_000_010_000), block("x", **STATS))),

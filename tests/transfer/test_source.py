@@ -332,12 +332,20 @@ def test_an_image_that_is_shown_a_thousand_times_is_refused(tmp_path: Path) -> N
                 opened.read_image(image)
 
 
-@pytest.mark.parametrize("data", [b"[" + b"0," * 10_000 + b"0]", b'{"chats": [' + b"0," * 10_000 + b"0]}"])
-def test_a_file_without_conversations_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"[" + b"0," * 2_000 + b"0]", b'{"chats": [' + b"0," * 2_000 + b"0]}"])
+def test_rows_that_are_no_conversations_are_reported_once(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(data)
+    read, skipped = take(tmp_path / "x.json")
+    assert (read, len(skipped)) == ([], 1)
+    assert "is not a conversation of Fireside, ChatGPT" in skipped[0].reason
+
+
+def test_a_file_with_too_many_unreadable_conversations_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(source, "MAX_SKIPPED", 10)
-    path = tmp_path / "x.json"
-    path.write_bytes(data)
-    _, skipped = take(path)
+    (tmp_path / "x.json").write_bytes(dumps([{"mapping": {}}] * 1000))
+    _, skipped = take(tmp_path / "x.json")
     assert len(skipped) == 12
     assert "too much in it" in skipped[-1].reason
 

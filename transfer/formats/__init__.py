@@ -4,33 +4,91 @@ A reader gets decoded JSON and keeps what it understands. What the database cann
 messages are known again by their `source`, which comes from what a program wrote and never from a file's path.
 """
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ...backends.loose import at, object_at
 from ..transcript import Conversation, Unreadable
-from . import chatgpt, fireside, lmstudio, openwebui
+from . import (
+    chatgpt,
+    claude,
+    common,
+    fireside,
+    gemini,
+    jan,
+    librechat,
+    llamacpp,
+    llm,
+    lmstudio,
+    openai,
+    openwebui,
+    sillytavern,
+    unsupported,
+)
 from .common import FindImage, line_at
+
+
+class Unknown(Unreadable):
+    """A row is not a conversation of any program."""
+
+
+class Unsupported(Unreadable):
+    """A file is an export of a program that Fireside cannot read."""
+
+
+Row = dict[str, Any]
+FindBeside = Callable[[str], Any]  # returns the decoded JSON file of this name in the same folder, or None
 
 
 class Format(NamedTuple):
     program: str
-    matches: Callable[[dict[str, Any]], bool]
-    parse: Callable[[dict[str, Any], FindImage], Conversation]  # raises Unreadable
+    matches: Callable[[Row], bool]
+    parse: Callable[[Row, FindImage], Conversation] | None = (
+        None  # raises Unreadable. None: recognised, but not supported
+    )
+    # For a program that writes a row for each message: whether this is one, and how all rows of a file become conversations.
+    is_message: Callable[[Row], bool] = lambda row: False
+    join: Callable[[list[Row], FindBeside], Iterator[Row]] = lambda rows, beside: iter(rows)
 
 
 FORMATS = (  # the first that matches is taken
     Format("Fireside", fireside.matches, fireside.parse),
+    Format("DeepSeek", unsupported.is_deepseek),
     Format("ChatGPT", chatgpt.matches, chatgpt.parse),
+    Format("Claude", claude.matches, claude.parse),
+    Format("Gemini", gemini.matches, gemini.parse, gemini.is_record, gemini.join),
     Format("Open WebUI", openwebui.matches, openwebui.parse),
     Format("LM Studio", lmstudio.matches, lmstudio.parse),
+    Format("LibreChat", librechat.matches, librechat.parse),
+    Format("llama.cpp", llamacpp.matches, llamacpp.parse),
+    Format("Jan", jan.matches, jan.parse, jan.is_message, jan.join),
+    Format("SillyTavern", sillytavern.matches, sillytavern.parse, sillytavern.is_line, sillytavern.join),
+    Format("llm", llm.matches, llm.parse),
+    Format("Grok", unsupported.is_grok),
+    Format("Google AI Studio", unsupported.is_ai_studio),
+    Format("Chatbot UI", unsupported.is_chatbot_ui),
+    Format("Codex", unsupported.is_codex),
+    Format("Claude Code", unsupported.is_claude_code),
+    Format("text-generation-webui", unsupported.is_text_generation_webui),
+    Format("KoboldCpp", unsupported.is_koboldcpp),
+    Format("Cherry Studio", unsupported.is_cherry_studio),
+    Format("Chatbox", unsupported.is_chatbox),
+    Format("LobeChat", unsupported.is_lobechat),
+    Format("AnythingLLM", unsupported.is_anythingllm),
+    Format("OpenAI's API", openai.matches, openai.parse, openai.is_message, openai.join),
 )
+PROGRAMS = [format.program for format in FORMATS if format.parse]
+DATABASES = {
+    "Open WebUI": {"chat", "auth"},
+    "AnythingLLM": {"workspace_chats"},
+}  # recognised by their tables, but not supported
 
 
 def unpack(value: Any) -> Iterator[Any]:
-    """Yield the conversations of a decoded file, of any program."""
-    chats = at(value, "chats")  # what Open WebUI's own import takes
-    yield from value if isinstance(value, list) else chats if isinstance(chats, list) else [value]
+    """Yield the conversations of a decoded file, of any program. Some wrap them into an object."""
+    wrapped = [at(value, name) for name in ("chats", "conversations")]
+    yield from next((rows for rows in (value, *wrapped) if isinstance(rows, list)), [value])
 
 
 def title_of(value: Any) -> str:
@@ -38,10 +96,33 @@ def title_of(value: Any) -> str:
     return line_at(value, "title") or line_at(value, "name") or line_at(value, "chat", "title")
 
 
+def of_message(value: Any) -> Format | None:
+    """Return the format of a file whose rows are messages, by one of them."""
+    return next((format for format in FORMATS if format.is_message(object_at(value))), None)
+
+
+def read_database(conn: sqlite3.Connection) -> Iterator[Row]:
+    """Yield the conversations of an SQLite database. Raises Unsupported, Unknown and sqlite3.Error."""
+    tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    for program, needed in DATABASES.items():
+        if needed <= tables:
+            _refuse(program)
+    if not any(needed <= tables for needed in llm.TABLES):
+        raise Unknown("is a database of another program")
+    yield from llm.read(conn, tables)
+
+
 def parse(value: Any, find_image: FindImage) -> Conversation:
-    """Raises Unreadable."""
+    """Raises Unreadable, of which Unknown and Unsupported concern the whole file."""
+    common.losses.clear()
     row = object_at(value)
     for format in FORMATS:
         if format.matches(row):
-            return format.parse(row, find_image)
-    raise Unreadable(f"is not a conversation of {', '.join(format.program for format in FORMATS)}")
+            return format.parse(row, find_image) if format.parse else _refuse(format.program)
+    raise Unknown(f"is not a conversation of {', '.join(PROGRAMS[:-1])} or {PROGRAMS[-1]}")
+
+
+def _refuse(program: str) -> Any:
+    raise Unsupported(
+        f"This looks like {'an' if program[0] in 'AO' else 'a'} {program} export; Fireside cannot read it yet."
+    )

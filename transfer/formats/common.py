@@ -1,19 +1,31 @@
 """What the readers of other programs' conversations share."""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+import html
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
+
+import msgspec
 
 from ...backends.loose import array_at, at, count_at, number_at, text_at
 from ...db import timestamp
 from ...queries.conversations import title_from
-from ...queries.types import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARACTERS
+from ...queries.types import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARACTERS, image_type
 from ..transcript import VERSION, Conversation, Image, Message, Unreadable, Usage
 
 FindImage = Callable[[str], Image | None]  # by the name or the id with which a message refers to it
 ROLES: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
+
+losses: Counter[str] = Counter()  # of the conversation being read; a process reads one at a time
+
+
+def note_loss(kind: Literal["image", "document", "audio", "tool call", "artifact", "unknown part"]) -> None:
+    """Count something that cannot be kept as it was. What is readable of it stays as text."""
+    losses[kind] += 1
 
 
 def finish(
@@ -44,6 +56,7 @@ def finish(
         updated_at=max(time_of.values()),
         source=source,
         active_message_id=active or messages[-1].id,
+        losses=dict(losses),
         messages=messages,
         **fields,
     )
@@ -69,6 +82,65 @@ def read_tree(
             messages.append(message)
             nearest[key] = message.id
     return messages, nearest
+
+
+def keyed(nodes: Iterable[dict[str, Any]], field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each node with its id, or with its number when it has none or that of an earlier one."""
+    seen: set[str] = set()
+    for number, node in enumerate(nodes, 1):
+        key = text_at(node, field)
+        if not key or key in seen:
+            key = f"no. {number}"
+        seen.add(key)
+        yield key, node
+
+
+def newest(messages: list[Message]) -> int | None:
+    """Return the id of the message with the latest time."""
+    return max(messages, key=lambda message: (message.created_at, message.id)).id if messages else None
+
+
+def chain(messages: Iterable[Message]) -> list[Message]:
+    """Number messages that follow each other. One without a source is known by its texts."""
+    chained = list(messages)
+    repeats: Counter[str] = Counter()
+    for number, message in enumerate(chained, 1):
+        message.id, message.parent_id = number, number - 1 or None
+        if message.source is None:
+            message.source = source_of(message, repeats)
+    return chained
+
+
+def source_of(message: Message, repeats: Counter[str]) -> str:
+    """Return the `source` of a message without an id. `repeats` counts equal messages of a conversation."""
+    name = digest(message.role, message.reasoning, message.content)
+    repeats[name] += 1
+    return f"{name}.{repeats[name]}"
+
+
+def merge_steps(messages: list[Message], steps: set[int]) -> tuple[list[Message], dict[int, int]]:
+    """Merge an answer into the message before it when that is a step, such as a tool call, and has no other version.
+
+    Return the messages that are left and, by the id of each that was merged, the id of that into which.
+    """
+    children = Counter(message.parent_id for message in messages)
+    by_id: dict[int | None, Message] = {}
+    merged: dict[int, int] = {}
+    for message in messages:
+        step, parent = message.parent_id, by_id.get(message.parent_id)
+        by_id[message.id] = message
+        if parent is None:
+            continue
+        message.parent_id = parent.id
+        if step in steps and children[step] == 1 and message.role == parent.role == "assistant":
+            by_id[message.id], merged[message.id] = parent, parent.id
+            parent.content = joined(parent.content, message.content)
+            parent.reasoning = joined(parent.reasoning, message.reasoning)
+            parent.images = [*parent.images, *message.images]
+            parent.model = message.model or parent.model
+            parent.token_usage = message.token_usage or parent.token_usage
+            parent.stats, parent.status, parent.error = message.stats or parent.stats, message.status, message.error
+    return [message for message in messages if message.id not in merged], merged
 
 
 def _walk(nodes: Mapping[str, Any], parent_field: str, children_field: str) -> Iterator[tuple[str, str | None]]:
@@ -102,8 +174,10 @@ def line_at(value: Any, *path: str) -> str:
 
 
 def time_at(value: Any, *path: str) -> str | None:
-    """Return the time at this path, which may be in seconds, milli-, micro- or nanoseconds since 1970, or None."""
+    """Return the time at this path, in ISO 8601 or in seconds, milli-, micro- or nanoseconds since 1970, or None."""
     found = at(value, *path)
+    if isinstance(found, str):
+        return _iso_time(found)
     number = number_at(found)
     if not number:
         return None
@@ -114,6 +188,15 @@ def time_at(value: Any, *path: str) -> str | None:
         whole //= 1000
     unit = next(unit for unit, limit in ((10**6, 10**11), (10**3, 10**14), (1, 10**18)) if whole < limit)
     return timestamp(datetime.fromtimestamp(0, UTC) + timedelta(microseconds=whole * unit))
+
+
+def _iso_time(text: str) -> str | None:
+    try:
+        moment = datetime.fromisoformat(text)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return timestamp(moment) if moment.year > 1970 else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def milliseconds_at(value: Any, *path: str, seconds: float = 1.0) -> int | None:
@@ -142,6 +225,84 @@ def known(**facts: Any) -> dict[str, Any] | None:
 
 def joined(*texts: str, by: str = "\n\n") -> str:
     return by.join(filter(None, texts))
+
+
+def image_from_url(url: str) -> Image | None:
+    """Return the image in a data URL, or None."""
+    head, _, encoded = url.partition(";base64,")
+    if not head.startswith("data:image/"):
+        return None
+    try:
+        data = msgspec.convert(encoded, bytes)
+    except msgspec.ValidationError:
+        return None
+    kind = image_type(data[:12])
+    return Image(kind, data) if kind else None
+
+
+# ---- text that stands for what is neither a question nor an answer
+
+
+def fenced(text: str, language: str = "") -> str:
+    """Return a code block, whose fence is longer than any in the text."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`{3,}", text))])
+    return f"{fence}{re.sub('[^A-Za-z0-9+#._-]', '', language)}\n{text}\n{fence}"
+
+
+def tool_block(name: str, arguments: Any, result: Any) -> str:
+    """Return a tool call, or its result, or both, as a folded block."""
+    note_loss("tool call")
+    parts = [fenced(*_readable(value)) for value in (arguments, result) if value not in (None, "", {}, [])]
+    return f"<details>\n<summary>Tool: {html.escape(' '.join(name.split())[:100])}</summary>\n\n{joined(*parts)}\n\n</details>"
+
+
+def _readable(value: Any) -> tuple[str, str]:
+    """Return a text with its language. JSON is indented."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+        if isinstance(value, (dict, list)):
+            return text_at(json.dumps(value, ensure_ascii=False, indent=2)), "json"
+    except (ValueError, RecursionError):
+        pass
+    return text_at(str(value)), ""
+
+
+def not_imported(kind: Literal["image", "document", "audio"], name: str = "") -> str:
+    """Return the text that stands for something without its data."""
+    note_loss(kind)
+    return f"**{' '.join(name.split())[:200] or kind.capitalize()}** (not imported)"
+
+
+def with_documents(text: str, documents: Iterable[tuple[str, str]]) -> str:
+    """Append the text of each attached document after its name, as far as a question may be long."""
+    for name, content in documents:
+        line = not_imported("document", name)
+        whole = joined(text, line.removesuffix(" (not imported)"), fenced(content))
+        text = whole if content and len(whole) <= QUESTION_CHARACTERS else joined(text, line)
+    return text
+
+
+def with_images(text: str, images: Iterable[tuple[str, Image | None]]) -> tuple[str, list[Image]]:
+    """Return the images that were found, and the text with the names of the others appended."""
+    found: list[Image] = []
+    for name, image in images:
+        if image:
+            found.append(image)
+        else:
+            text = joined(text, not_imported("image", name))
+    return text, found
+
+
+_THINKING = re.compile(r"\s*<think(?:ing)?>(.*?)</think(?:ing)?>\s*", re.DOTALL)
+
+
+def split_thinking(text: str) -> tuple[str, str]:
+    """Split an answer that begins with <think> into content and reasoning."""
+    found = _THINKING.match(text)
+    return (text[found.end() :], found[1].strip()) if found else (text, "")
+
+
+# ---- identities
 
 
 def digest(*texts: str) -> str:

@@ -4,11 +4,8 @@ import html
 import re
 from typing import Any
 
-import msgspec
-
 from ...backends.loose import object_at, objects_at, text_at
-from ...queries.types import image_type
-from ..transcript import Conversation, Image, Message
+from ..transcript import Conversation, Message
 from . import common
 from .common import FindImage
 
@@ -64,7 +61,7 @@ def _read_message(node: dict[str, Any]) -> Message | None:
     urls = [text_at(part, "image_url", "url") for part in parts] + [
         text_at(file, "url") for file in objects_at(node, "files")
     ]
-    images = [image for image in map(_data_url, urls) if image]
+    images = [image for image in map(common.image_from_url, urls) if image]
     content, reasoning, seconds = _without_details(text) if role == "assistant" else (text, "", 0)
     failure = node.get("error")
     if not (content.strip() or reasoning or images or failure):
@@ -126,15 +123,3 @@ def _without_details(text: str) -> tuple[str, str, int]:
     if not done:
         return text, "", 0
     return common.joined(*kept, text[done:].lstrip()), common.joined(*thoughts), seconds
-
-
-def _data_url(url: str) -> Image | None:
-    head, _, encoded = url.partition(";base64,")
-    if not head.startswith("data:image/"):
-        return None
-    try:
-        data = msgspec.convert(encoded, bytes)
-    except msgspec.ValidationError:
-        return None
-    kind = image_type(data[:12])
-    return Image(kind, data) if kind else None
