@@ -1,7 +1,7 @@
-"""What Fireside promises about who gets in and what is kept, tried out.
+"""Proofs of what Fireside promises about security and durability.
 
-Each module is a proof: a function that takes a size and returns Figures. tests/system/test_trust.py runs them in the size of CI,
-`make trust` in that of a release, and then writes docs/trust.md.
+Each module has a function that takes a size and returns Figures. tests/system/test_trust.py runs them in the size of CI, `make trust` in that
+of a release, which it writes to docs/trust.md.
 """
 
 import contextlib
@@ -16,21 +16,21 @@ from ..upstream import Upstream
 
 @dataclass
 class Figures:
-    """What a proof has counted. It holds when `wrong` is empty; each entry says what was expected and what came."""
+    """The result of a proof: the number of cases, what was wrong (what was expected, and what happened), and further figures."""
 
     cases: int = 0
     wrong: list[str] = field(default_factory=list)
-    more: str = ""  # further figures, in words
+    more: str = ""
 
-    def expect(self, right: bool, otherwise: str) -> None:
+    def expect(self, right: bool, problem: str) -> None:
         self.cases += 1
         if not right:
-            self.wrong.append(otherwise)
+            self.wrong.append(problem)
 
 
 @contextlib.asynccontextmanager
 async def fireside(**settings: str) -> AsyncIterator[tuple[Running, Upstream]]:
-    """A Fireside of its own, whose LM Studio is the scripted one."""
+    """Run a service with the scripted LM Studio."""
     with tempfile.TemporaryDirectory() as folder, Upstream() as upstream:
         async with Running(Path(folder) / "data", lmstudio_url=upstream.url, **settings) as running:
             yield running, upstream

@@ -1,7 +1,7 @@
-"""Pages of others, in a real Chromium in which somebody is signed in to Fireside, try to do something there or to read something.
+"""Same-origin protection: pages of an attacker, in a Chromium that is signed in to Fireside, try to read and change its data.
 
-They come from another port of the same host, which the browser calls same-site and sends all cookies for; from another name for this
-computer; from another site; and from names that have been rebound to this computer's address.
+The pages are served by another port of the same host, which is same-site and gets all cookies; by another name of this computer;
+by another site; and by names that resolve to the address of Fireside (DNS rebinding).
 """
 
 import hashlib
@@ -25,10 +25,9 @@ from ..live import PASSWORD, good
 from ..upstream import Upstream
 from . import Figures
 
-PLACES = ("127.0.0.1", "localhost", "evil.example")  # of the attacker's server, on a port of its own
-REBOUND = ("rebound.example", "127.0.0.1.nip.example", "localhost.evil.example")  # names that lead to Fireside itself
+HOSTS = ("127.0.0.1", "localhost", "evil.example")  # of the attacker's server, on its own port
+REBOUND = ("rebound.example", "127.0.0.1.nip.example", "localhost.evil.example")  # resolve to Fireside
 
-# Each is a function of Fireside's address. What it returns is what it could read, '' for nothing.
 TOOLS = """
 const wait = (node, parent) => new Promise(done => {
   node.onload = () => done('loaded'); node.onerror = () => done(''); setTimeout(() => done(''), 3000);
@@ -52,7 +51,7 @@ const opaque = async (url, options) => (await read(url, {mode: 'no-cors', creden
 const framed = async (tag, url) => { const node = make(tag, tag == 'object' ? {data: url} : {src: url}); await wait(node); return inside(node) };
 const used = async (tag, fields) => (await wait(make(tag, fields))) && (tag == 'img' || tag == 'script' || tag == 'link' ? 'loaded' : '');
 """
-ATTACKS = {
+ATTACKS = {  # functions of Fireside's URL and Mallory's credentials, which return what they could read
     "form, text that is JSON": """u => submit(u + '/conversations', 'post', 'text/plain', {'{"title": "attacked", "x": "': '"}'})""",
     "form, urlencoded": "u => submit(u + '/conversations', 'post', 'application/x-www-form-urlencoded', {title: 'attacked'})",
     "form, multipart, to import": "u => submit(u + '/import', 'post', 'multipart/form-data', {title: 'attacked'})",
@@ -93,28 +92,26 @@ ATTACKS = {
     "window": """async u => { const w = window.open(u + '/'); await new Promise(done => setTimeout(done, 500));
         try { return w.document.documentElement.innerText } catch { return '' } finally { w && w.close() } }""",
 }
-
-
-# What a page under a rebound name, which to the browser is Fireside's own, could do with what needs no session.
+# To the browser, a page of a rebound name has the same origin as Fireside under that name.
 REBINDINGS = {
     "reads the page": "() => fetch('/')",
     "reads the version": "() => fetch('/version')",
     "signs in": "mallory => fetch('/auth/login', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: mallory})",
-    "makes the first account": """mallory => fetch('/admin/bootstrap', {method: 'POST', headers: {'Content-Type': 'application/json'},
-        body: mallory})""",
+    "creates the first account": """mallory => fetch('/admin/bootstrap', {method: 'POST',
+        headers: {'Content-Type': 'application/json'}, body: mallory})""",
 }
 MALLORY = json.dumps(
     {"username": "mallory", "password": PASSWORD}
-)  # has an account: who signs in as her hands her what is said then
+)  # a page that signs Ann in as Mallory gets what Ann writes
 RESOLVE = ", ".join(f"MAP {name} 127.0.0.1" for name in ("evil.example", *REBOUND))
 ARGUMENTS = (
-    "--disable-features=LocalNetworkAccessChecks",  # a defence of this browser's: others have to hold
+    "--disable-features=LocalNetworkAccessChecks",  # other browsers do not have this protection
     f"--host-resolver-rules={RESOLVE}",
 )
 
 
 class _Attacker(ThreadingHTTPServer):
-    """Nothing but a place for scripts to run in. It notes when the browser sends it what is Fireside's."""
+    """A server of empty pages, which counts requests with Fireside's cookie."""
 
     daemon_threads = True
     cookies = 0
@@ -148,7 +145,7 @@ def _attacker() -> Iterator[_Attacker]:
 
 
 def _fingerprint(database: Path) -> str:
-    """Of all that is kept, but for when a session was last seen."""
+    """Return a hash of all rows, without when sessions were last seen."""
     digest = hashlib.sha256()
     with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
         for table in ("users", "invites", "conversations", "messages", "generations"):
@@ -158,24 +155,20 @@ def _fingerprint(database: Path) -> str:
 
 
 def _signed_in(page: Page, fireside: Fireside) -> bool:
-    """Whether the browser's own page of Fireside is still Ann's: the attacks are tried on somebody who is there."""
     page.goto(fireside.url)
     return '"ann"' in page.evaluate("() => fetch('/auth/me').then(answer => answer.text())")
 
 
-def _from_elsewhere(page: Page, place: str, attack: str, fireside: Fireside, attacker: _Attacker) -> str:
-    page.goto(f"http://{place}:{attacker.server_address[1]}/")
+def _attack(page: Page, host: str, attack: str, fireside: Fireside, attacker: _Attacker) -> str:
+    page.goto(f"http://{host}:{attacker.server_address[1]}/")
     script = f"async ([u, mallory]) => {{ {TOOLS} return await ({ATTACKS[attack]})(u, mallory) }}"
     return str(page.evaluate(script, [fireside.url, MALLORY]))
 
 
-def _rebound(page: Page, place: str, attack: str, fireside: Fireside) -> str:
-    """What was read; nothing when all there is to read is that this host is not answered to."""
-    lair = f"http://{place}:{fireside.port}/lair"  # came from the attacker, before the name was bound to us
-    page.route(
-        lair, lambda route: route.fulfill(body="<!doctype html><title>harmless</title>", content_type="text/html")
-    )
-    page.goto(lair)
+def _attack_rebound(page: Page, host: str, attack: str, fireside: Fireside) -> str:
+    url = f"http://{host}:{fireside.port}/page"  # loaded from the attacker before the name resolved to Fireside
+    page.route(url, lambda route: route.fulfill(body="<!doctype html>", content_type="text/html"))
+    page.goto(url)
     script = f"mallory => ({REBINDINGS[attack]})(mallory).then(async answer => [answer.status, await answer.text()])"
     status, text = page.evaluate(script, MALLORY)
     return "" if status == 403 and "HOST_NOT_ALLOWED" in text else f"{status} {text}"
@@ -192,7 +185,7 @@ def _refusals(log: Path) -> Counter[str]:
 
 def prove(size: int) -> Figures:
     figures = Figures()
-    attacks = [*itertools.product(PLACES, ATTACKS), *itertools.product(REBOUND, REBINDINGS)]
+    attacks = [*itertools.product(HOSTS, ATTACKS), *itertools.product(REBOUND, REBINDINGS)]
     if size < len(attacks):
         attacks = random.Random(2).sample(attacks, size)
     with (
@@ -212,15 +205,15 @@ def prove(size: int) -> Figures:
         page = context.new_page()
         assert _signed_in(page, fireside)
         before = _fingerprint(fireside.data_dir / "fireside.db")
-        for place, attack in attacks:
+        for host, attack in attacks:
             if attack in ATTACKS:
-                came = _from_elsewhere(page, place, attack, fireside, attacker)
+                read = _attack(page, host, attack, fireside, attacker)
             else:
-                came = _rebound(page, place, attack, fireside)
+                read = _attack_rebound(page, host, attack, fireside)
             unchanged = _fingerprint(fireside.data_dir / "fireside.db") == before
-            figures.expect(unchanged and not came, f"{attack}, {place}: changed {not unchanged}, read {came[:100]!r}")
-        assert _signed_in(page, fireside), "somebody signed Ann out"
+            figures.expect(unchanged and not read, f"{attack}, {host}: changed {not unchanged}, read {read[:100]!r}")
+        assert _signed_in(page, fireside), "an attack signed Ann out"
         refusals = _refusals(fireside.data_dir / "fireside.log")
     figures.more = ", ".join(f"{count} x {code}" for code, count in sorted(refusals.items()))
-    figures.more += f"; the browser sent our cookie to the other port {attacker.cookies} times"
+    figures.more += f"; the browser sent Fireside's cookie to the other port {attacker.cookies} times"
     return figures

@@ -1,9 +1,9 @@
-"""The second user of tests/trust/starvation.py: `python bystander.py`, a process of its own that needs nothing but the standard library.
+"""The second user of starvation.py, in a process of its own that needs only the standard library: `python bystander.py`.
 
-Standard input is a JSON plan: {"port", "lanes": [{"name", "method", "path", "headers", "body", "pause", "fresh"}]}. Each lane is a
-thread with a connection of its own that repeats its request; `{n}` in a body becomes another number each time, and `fresh` opens a new
-connection each time. For each answer a line of JSON is printed: lane, start and end (monotonic), the longest delay of this
-process in between, and the status, 0 for a connection that failed.
+Standard input is JSON: {"port", "lanes": [{"name", "method", "path", "headers", "body", "pause", "fresh"}]}. Each lane is a thread that
+repeats its request on its own connection, or on a new one each time if it is `fresh`; `{n}` in a body is replaced by a new number each time.
+For each response it prints a JSON array: lane, start and end (monotonic), the longest delay of this process in between, and the
+status, 0 for a failed connection.
 """
 
 import http.client
@@ -16,17 +16,17 @@ from collections import deque
 from typing import Any
 
 BEAT_SECONDS = 0.002
-ANSWER_SECONDS = 120.0  # after which an answer is given up
+TIMEOUT_SECONDS = 120.0
 PRINTING = threading.Lock()
 NUMBERS = itertools.count()
 
 
 class Heartbeat(threading.Thread):
-    """Measures how late this process is woken up: what the computer, and not the service, is to blame for."""
+    """Measures how late this process wakes up, which is due to the computer and not to the service."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.delays: deque[tuple[float, float]] = deque(maxlen=100_000)  # when a beat came, and how late
+        self.delays: deque[tuple[float, float]] = deque(maxlen=100_000)  # end and length
 
     def run(self) -> None:
         while True:
@@ -37,59 +37,48 @@ class Heartbeat(threading.Thread):
                 self.delays.append((now, now - due))
 
     def longest(self, start: float, end: float) -> float:
-        late = 0.0
-        for came, delay in reversed(self.delays.copy()):
-            if came < start:
-                break
-            if came - delay < end:
-                late = max(late, delay)
-        return late
+        recent = itertools.takewhile(lambda delay: delay[0] >= start, reversed(self.delays.copy()))
+        return max((length for ended, length in recent if ended - length < end), default=0.0)
 
 
 class Lane(threading.Thread):
-    def __init__(self, port: int, lane: dict[str, Any], heartbeat: Heartbeat, wait: float) -> None:
+    def __init__(self, port: int, lane: dict[str, Any], heartbeat: Heartbeat, delay: float) -> None:
         super().__init__(daemon=True)
-        self.port, self.lane, self.heartbeat, self.wait = port, lane, heartbeat, wait
+        self.port, self.lane, self.heartbeat, self.delay = port, lane, heartbeat, delay
         self.connection: http.client.HTTPConnection | None = None
 
     def run(self) -> None:
-        time.sleep(self.wait)
+        time.sleep(self.delay)
         while True:
             start = time.monotonic()
-            status = self.ask()
+            status = self.send()
             end = time.monotonic()
-            time.sleep(2 * BEAT_SECONDS)  # so that a delay at the end has been noticed
+            time.sleep(2 * BEAT_SECONDS)  # so that the heartbeat has recorded a delay at the end
             line = json.dumps([self.lane["name"], start, end, self.heartbeat.longest(start, end), status])
             with PRINTING:
                 print(line, flush=True)
             time.sleep(self.lane["pause"])
 
-    def ask(self) -> int:
-        """The status. A kept connection that the service has closed in the meantime is replaced once."""
+    def send(self) -> int:
+        """Return the status. Connect again, once, if the service has closed the idle connection."""
         if self.lane.get("fresh"):
             self.connection = None
-        kept = self.connection is not None
-        try:
-            return self.send()
-        except (OSError, http.client.HTTPException):
-            self.connection = None
-            if not kept:
-                return 0
-        try:
-            return self.send()
-        except (OSError, http.client.HTTPException):
-            self.connection = None
-            return 0
+        for _ in range(1 if self.connection is None else 2):
+            try:
+                return self.exchange()
+            except (OSError, http.client.HTTPException):
+                self.connection = None
+        return 0
 
-    def send(self) -> int:
+    def exchange(self) -> int:
         if self.connection is None:
-            self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
+            self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_SECONDS)
         lane = self.lane
-        body = lane["body"].replace("{n}", str(next(NUMBERS))) if "body" in lane else None
+        body = lane["body"] and lane["body"].replace("{n}", str(next(NUMBERS)))
         self.connection.request(lane["method"], lane["path"], body, lane["headers"])
-        answer = self.connection.getresponse()
-        answer.read()
-        return answer.status
+        response = self.connection.getresponse()
+        response.read()
+        return response.status
 
 
 def main() -> None:
@@ -98,9 +87,8 @@ def main() -> None:
     heartbeat = Heartbeat()
     heartbeat.start()
     lanes = plan["lanes"]
-    threads = [
-        Lane(plan["port"], lane, heartbeat, place * lane["pause"] / len(lanes)) for place, lane in enumerate(lanes)
-    ]  # one after the other, so that some request is always on its way
+    # The lanes start one after the other, so that there is always a pending request.
+    threads = [Lane(plan["port"], lane, heartbeat, n * lane["pause"] / len(lanes)) for n, lane in enumerate(lanes)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,7 +1,7 @@
-"""Requests that nobody would write, to every operation of /openapi.json: each must be answered, and honestly.
+"""Input validation: unusual requests to every operation of /openapi.json get a documented answer, in time.
 
-`prove` makes them with hypothesis from the schemas: half right, half wrong, and what is no JSON at all. `by_schemathesis` has
-another program make them, from the same description.
+`prove` generates them with hypothesis from the schemas: valid and invalid values, and bodies that are not JSON. `by_schemathesis` lets
+schemathesis generate them.
 """
 
 import importlib
@@ -26,65 +26,32 @@ from ..live import good
 from ..upstream import Upstream
 from . import Figures
 
-DECLARED = (502, 503)  # a model server failed; the disk did not take it
-SECONDS = 5.0  # that an answer may take
+DECLARED = (502, 503)  # the only statuses from 500 on that an answer may have
+MAX_SECONDS = 5.0
 ODD_TEXTS = (
-    "",
-    " ",
-    "\0",
-    "0",
-    "-1",
-    "null",
-    "true",
-    "%",
-    "_",
-    "*",
-    "'",
-    '"',
-    "--",
-    "../..",
-    "\u202e",
-    "﷽",
-    "😀",
-    "e" * 5000,
-    "1e999",
-    "NaN",
-)
+    "", " ", "\0", "0", "-1", "null", "true", "%", "_", "*", "'", '"', "--", "../..", "\u202e", "\ufdfd", "\U0001f600", "e" * 5000, "1e999", "NaN",
+)  # fmt: skip
 ODD_NUMBERS = (0, -1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63) - 1, 10**30)
+ODD_BODIES = (
+    b"", b"{", b"[]", b"nul", b'{"a": 1e999}', b'{"title": "\\ud800"}', b'{"title": "\xff"}', b"[" * 100_000, b'{"a":' * 50_000,
+    b"1" * 100_000, b'{"title": "a", "title": "b"}', b"\xef\xbb\xbf{}", b"x" * 5_000_000,
+)  # fmt: skip
+TYPES = ("application/json",) * 8 + ("text/plain", "application/zip", "", "application/json; charset=utf-16", "é")
 odd = st.sampled_from(ODD_TEXTS) | st.text(max_size=20)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.sampled_from(ODD_NUMBERS) | st.floats() | odd,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(odd, inner, max_size=4),
     max_leaves=8,
 )
-raw = st.one_of(
-    st.binary(max_size=100),
-    st.sampled_from(
-        (
-            b"",
-            b"{",
-            b"[]",
-            b"nul",
-            b'{"a": 1e999}',
-            b'{"title": "\\ud800"}',
-            b'{"title": "\xff"}',
-            b"[" * 100_000,
-            b'{"a":' * 50_000,
-            b"1" * 100_000,
-            b'{"title": "a", "title": "b"}',
-            b"\xef\xbb\xbf{}",
-            b"x" * 5_000_000,
-        )
-    ),
-)
+raw = st.binary(max_size=100) | st.sampled_from(ODD_BODIES)
 
 
-def of_schema(schema: dict[str, Any], parts: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Values that this schema allows, nearly: its patterns are not followed."""
+def of_schema(schema: dict[str, Any], schemas: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Return values that this schema allows, except that they ignore its patterns."""
     if "$ref" in schema:
-        return st.deferred(lambda: of_schema(parts[schema["$ref"].rpartition("/")[2]], parts))
+        return st.deferred(lambda: of_schema(schemas[schema["$ref"].rpartition("/")[2]], schemas))
     if "anyOf" in schema:
-        return st.one_of(*(of_schema(one, parts) for one in schema["anyOf"]))
+        return st.one_of(*(of_schema(one, schemas) for one in schema["anyOf"]))
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     low, high = schema.get("minimum"), schema.get("maximum")
@@ -100,65 +67,62 @@ def of_schema(schema: dict[str, Any], parts: dict[str, Any]) -> st.SearchStrateg
         case "null":
             return st.none()
         case "array":
-            return st.lists(of_schema(schema.get("items", {}), parts), max_size=min(schema.get("maxItems", 3), 3))
+            return st.lists(of_schema(schema.get("items", {}), schemas), max_size=min(schema.get("maxItems", 3), 3))
         case "object":
-            fields = {name: of_schema(one, parts) for name, one in schema.get("properties", {}).items()}
+            fields = {name: of_schema(one, schemas) for name, one in schema.get("properties", {}).items()}
             required = {name: fields.pop(name) for name in schema.get("required", ())}
             return st.fixed_dictionaries(required, optional=fields)
     return anything
 
 
 def requests(description: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """One of all operations: method, path, query, headers and content."""
-    parts = description["components"]["schemas"]
-    return st.one_of(
-        *(
-            _of_operation(method, path, operation, parts)
-            for path, methods in description["paths"].items()
-            for method, operation in methods.items()
-        )
-    )
+    """Return requests to any operation, as dictionaries."""
+    schemas = description["components"]["schemas"]
+    operations = [
+        _of_operation(method, path, operation, schemas)
+        for path, methods in description["paths"].items()
+        for method, operation in methods.items()
+    ]
+    return st.one_of(*operations)
 
 
 def _of_operation(
-    method: str, path: str, operation: dict[str, Any], parts: dict[str, Any]
+    method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]
 ) -> st.SearchStrategy[dict[str, Any]]:
-    inside = {one["name"]: one["schema"] for one in operation["parameters"] if one["in"] == "path"}
-    query = {
-        one["name"]: of_schema(one["schema"], parts) | odd for one in operation["parameters"] if one["in"] == "query"
-    }
-    small = st.integers(1, 12)
-    known = {name: small if schema.get("type") == "integer" else st.just("lmstudio") for name, schema in inside.items()}
+    known: dict[str, st.SearchStrategy[Any]] = {"integer": st.integers(1, 12)}
+    arguments, query = {}, {}
+    for one in operation["parameters"]:
+        if one["in"] == "path":
+            usual = known.get(one["schema"].get("type"), st.just("lmstudio"))
+            arguments[one["name"]] = usual | st.sampled_from(ODD_NUMBERS) | odd
+        elif one["in"] == "query":
+            query[one["name"]] = of_schema(one["schema"], schemas) | odd
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-    body = st.one_of(of_schema(content, parts), of_schema(content, parts), anything).map(_encoded) | raw
-    kinds = ("application/json",) * 8 + ("text/plain", "application/zip", "", "application/json; charset=utf-16", "é")
+    valid = of_schema(content, schemas)
+    body = st.one_of(valid, valid, anything).map(lambda value: json.dumps(value).encode()) | raw
     return st.fixed_dictionaries(
         {
             "method": st.just(method.upper()),
             "path": st.just(path),
-            "inside": st.fixed_dictionaries(
-                {name: known[name] | st.sampled_from(ODD_NUMBERS) | odd for name in inside}
-            ),
+            "arguments": st.fixed_dictionaries(arguments),
             "query": st.fixed_dictionaries({}, optional=query) | st.dictionaries(odd, odd, max_size=2),
-            "type": st.sampled_from(kinds),
+            "type": st.sampled_from(TYPES),
             "token": st.sampled_from(("right",) * 9 + ("wrong",)),
             "content": body if method != "get" else st.just(b""),
         }
     )
 
 
-def _encoded(value: Any) -> bytes:
-    return json.dumps(value).encode()
-
-
-class Prey:
-    """The Fireside that is asked, as its administrator, who signs in again whenever a request has signed her out."""
+class Target:
+    """A service, and its administrator, who signs in again when a request has ended her session."""
 
     def __init__(self, fireside: Fireside, figures: Figures) -> None:
         self.fireside, self.figures = fireside, figures
         self.http = fireside.first()
-        # Another address to come in from: the one that is used is slowed down, for all the tokens that were guessed from there.
-        self.door = httpx.Client(base_url=fireside.url, transport=httpx.HTTPTransport(local_address="127.0.2.1"))
+        # Another source address to sign in from, because the throttle delays the one that guesses tokens.
+        self.sign_in_http = httpx.Client(
+            base_url=fireside.url, transport=httpx.HTTPTransport(local_address="127.0.2.1")
+        )
         self.statuses: Counter[int] = Counter()
         self.slowest = 0.0
         secret = json.loads((fireside.data_dir / "service.json").read_text("utf-8"))["secret"]
@@ -168,29 +132,27 @@ class Prey:
             conversation_id = good(self.http.post("/conversations", json={}))["id"]
             good(self.http.post(f"/conversations/{conversation_id}/messages", json={"content": "Hello?"}))
 
-    def ask(self, request: dict[str, Any]) -> None:
-        path = re.sub(r"{(\w+)}", lambda name: _quoted(request["inside"][name[1]]), request["path"])
-        query = {_printable(key): _printable(value) for key, value in request["query"].items()}
+    def send_generated(self, request: dict[str, Any]) -> None:
+        path = re.sub(r"{(\w+)}", lambda name: _quoted(request["arguments"][name[1]]), request["path"])
+        query = {_encodable(key): _encodable(value) for key, value in request["query"].items()}
         headers = {"Content-Type": request["type"].encode()} if request["type"] else {}
         if request["token"] == "wrong":
             headers["X-CSRF-Token"] = "é".encode()
-        built = self.http.build_request(
-            request["method"], path, params=query, headers=headers, content=request["content"]
+        self.send(
+            self.http.build_request(request["method"], path, params=query, headers=headers, content=request["content"])
         )
-        self.send(built)
 
-    def ask_case(self, case: Any) -> None:
-        """A request that schemathesis has made, and what it thinks of the answer."""
+    def send_case(self, case: Any) -> None:
+        """Send a request of schemathesis, and let it compare the answer with the description."""
         made = case.as_transport_kwargs(base_url=self.fireside.url)
-        kind = {name: value for name, value in made.get("headers", {}).items() if name.lower() == "content-type"}
+        headers = {name: value for name, value in made.get("headers", {}).items() if name.lower() == "content-type"}
         content = {name: made[name] for name in ("json", "data", "params") if made.get(name) is not None}
         if isinstance(content.get("data"), bytes | str):
             content["content"] = content.pop("data")
-        answer = self.send(self.http.build_request(made["method"], made["url"], headers=kind, **content))
+        answer = self.send(self.http.build_request(made["method"], made["url"], headers=headers, **content))
         if answer is not None and not case.operation.is_valid_response(answer):
-            self.figures.wrong.append(
-                f"{case.operation.label}: {answer.status_code} is not as described: {answer.text[:300]}"
-            )
+            problem = f"{answer.status_code} is not as described: {answer.text[:300]}"
+            self.figures.wrong.append(f"{case.operation.label}: {problem}")
 
     def send(self, request: httpx.Request) -> httpx.Response | None:
         started = time.monotonic()
@@ -203,113 +165,89 @@ class Prey:
         taken = time.monotonic() - started
         self.slowest = max(self.slowest, taken)
         self.statuses[answer.status_code] += 1
+        declared = answer.status_code < 500 or answer.status_code in DECLARED
         self.figures.expect(
-            (answer.status_code < 500 or answer.status_code in DECLARED) and taken < SECONDS and _well_formed(answer),
+            declared and taken < MAX_SECONDS and _is_well_formed(answer),
             f"{what}: {answer.status_code} in {taken:.1f} s: {answer.text[:300]}",
         )
-        if answer.status_code == 401:
+        if answer.status_code == 401 and self.http.get("/auth/me").status_code == 401:
             self._sign_in()
         return answer
 
     def _sign_in(self) -> None:
-        """If that is what it takes: many a 401 is meant otherwise."""
-        if self.http.get("/auth/me").status_code == 401:
-            token = good(self.http.post("/control/link", headers=self.owner, json={"username": "ann"}))["token"]
-            answer = self.door.post("/auth/link", json={"token": token})
-            self.http.headers["X-CSRF-Token"] = good(answer)["csrf_token"]
-            self.http.cookies = answer.cookies
+        token = good(self.http.post("/control/link", headers=self.owner, json={"username": "ann"}))["token"]
+        answer = self.sign_in_http.post("/auth/link", json={"token": token})
+        self.http.headers["X-CSRF-Token"] = good(answer)["csrf_token"]
+        self.http.cookies = answer.cookies
 
     def finish(self) -> None:
-        """The service goes on, and has logged no fault of its own."""
-        self.door.close()
+        """Check that the service still works and has logged no exception."""
+        self.sign_in_http.close()
         good(self.http.get("/health"))
         for line in (self.fireside.data_dir / "fireside.log").read_text("utf-8").splitlines():
             if "trace" in (entry := json.loads(line)):
                 self.figures.expect(False, f"logged {entry['event']}: {entry['trace'][-300:]}")
         counts = ", ".join(f"{count} x {status}" for status, count in sorted(self.statuses.items()))
-        memory = _memory(self.fireside.process.pid)
-        self.figures.more = f"{counts}; slowest {self.slowest * 1000:.0f} ms; {memory:.0f} MB at most"
+        peak = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.fireside.process.pid}/status").read_text())
+        self.figures.more = f"{counts}; slowest {self.slowest * 1000:.0f} ms; at most {int(peak[0]) / 1000:.0f} MB"
 
 
 def _quoted(value: Any) -> str:
     return quote(str(value).encode("utf-8", "replace"), safe="") or "%20"
 
 
-def _printable(value: Any) -> str:
+def _encodable(value: Any) -> str:
     return str(value).encode("utf-8", "replace").decode()
 
 
-def _well_formed(answer: httpx.Response) -> bool:
+def _is_well_formed(answer: httpx.Response) -> bool:
     if answer.status_code < 400:
         return "content-security-policy" in answer.headers
     body = answer.json()
     return sorted(body) == ["code", "message", "request_id"] and body["request_id"] == answer.headers["x-request-id"]
 
 
-def _memory(pid: int) -> float:
-    """The most that the process ever had, in MB; 0 where nobody tells."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    except OSError:
-        return 0.0
-    return int(found[1]) / 1000 if found else 0.0
-
-
 @contextmanager
-def _prey(figures: Figures) -> Iterator[Prey]:
+def _target(figures: Figures) -> Iterator[Target]:
     with (
         tempfile.TemporaryDirectory() as name,
         Upstream() as upstream,
         Fireside(Path(name) / "data", NO_ENGINE, lmstudio_url=upstream.url) as fireside,
     ):
-        prey = Prey(fireside, figures)
-        yield prey
-        prey.finish()
+        target = Target(fireside, figures)
+        yield target
+        target.finish()
+
+
+def _plan(examples: int) -> settings:
+    checks, phases = list(HealthCheck), (Phase.generate,)
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=checks,
+        phases=phases,
+    )
 
 
 def prove(size: int) -> Figures:
     figures = Figures()
-    with _prey(figures) as prey:
-
-        @settings(
-            max_examples=size,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate,),
-        )
-        @given(requests(prey.description))
-        def ask(request: dict[str, Any]) -> None:
-            prey.ask(request)
-
-        ask()
+    with _target(figures) as target:
+        _plan(size)(given(requests(target.description))(target.send_generated))()
     return figures
 
 
 def by_schemathesis(size: int) -> Figures:
-    """schemathesis comes with the extra `trust`, which CI does without."""
+    """schemathesis is in the extra `dev`, which `make test` does not install."""
     schemathesis = importlib.import_module("schemathesis")
     figures = Figures()
-    with _prey(figures) as prey:
-        schema = schemathesis.openapi.from_dict(prey.description)
+    with _target(figures) as target:
+        schema = schemathesis.openapi.from_dict(target.description)
         operations = [found.ok() for found in schema.get_all_operations()]
-        plan = settings(
-            max_examples=max(1, size // len(operations) // 2),
-            deadline=None,
-            database=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate,),
-        )
+        plan = _plan(max(1, size // len(operations) // 2))
         for operation in operations:
             for mode in schemathesis.GenerationMode:
-
-                @plan
-                @given(operation.as_strategy(mode))
-                def ask(case: Any) -> None:
-                    prey.ask_case(case)
-
-                with suppress(Unsatisfiable):  # nothing can be wrong with an operation that takes nothing
-                    ask()
+                with suppress(Unsatisfiable):  # an operation without parameters has no invalid requests
+                    plan(given(operation.as_strategy(mode))(target.send_case))()  # type: ignore[no-untyped-call]
     return figures

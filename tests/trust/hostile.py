@@ -1,12 +1,13 @@
-"""What one person sends to stop the others: a generator for every route and every class of input, used by starvation.py.
+"""Attacks of one user on the availability of the service, for every route and every kind of input. starvation.py runs them.
 
-An attack is a coroutine function. Called with an Attacker it prepares its data, which is not timed, and returns a coroutine that
-attacks until it is cancelled, or until it has nothing left to do.
+An attack is a coroutine function. Called with an Attacker, it prepares its data, which is not timed, and returns a coroutine that
+attacks until it is cancelled or has nothing left to send.
 """
 
 import asyncio
 import base64
 import contextlib
+import functools
 import itertools
 import json
 import zlib
@@ -19,43 +20,41 @@ from fireside.server import ROUTES
 from fireside.web import markdown
 
 from .. import lexing
-from ..upstream import CHAT, DONE, Step, Upstream, chunk, error, event, finish, headers, reasoning, split, status, wire
+from ..upstream import DONE, Step, Upstream, chunk, error, event, finish, headers, reasoning, split, status, wire
 from ..upstream import text as says
 
 MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
-RETRY_SECONDS = 0.02  # after a connection that was refused
-REOPEN_SECONDS = 1.0  # after a connection that was to be held, and was closed
+RETRY_SECONDS = 0.02  # after a refused connection
+REOPEN_SECONDS = 1.0  # after the service closed a connection that the attack holds
 PREPARING_SECONDS = 120.0  # for one request
-SIZES = (
-    15_000,
-    60_000,
-)  # characters of a header: as many as fit into a head of 16 KiB, and as many as some servers take
+HEADER_SIZES = (15_000, 60_000)  # just below and far above the limit of 16 KiB
 
 Attacking = Coroutine[Any, Any, None]
 
 
 @dataclass
 class Attacker:
-    """An ordinary user of the service, and everything that person controls, a model server among it."""
+    """An ordinary user of the service, who also controls the model server."""
 
     port: int
     credentials: dict[str, str]  # the headers of a session
     upstream: Upstream
-    scale: float  # of the data that an attack prepares: 1 in a release, less in CI
+    scale: float  # of the prepared data: 1 in a release, less in CI
     conversation_id: int = 0
-    opened: int = 0  # connections that `hold` has opened
-    least_seconds: float = 0.0  # that an attack takes to show, set by itself
+    opened: int = 0  # connections opened by `hold`
+    least_seconds: float = 0.0  # that the current attack needs until its effect shows
     statuses: Counter[str] = field(default_factory=Counter)  # of the answers to the attack
-    others: dict[str, str] = field(default_factory=dict)  # path parameters with an object of the attacker's own
+    ids: dict[str, str] = field(
+        default_factory=dict
+    )  # path parameters of the attacker's own objects, and prepared data
 
     # ---- requests
 
     def request(self, method: str, path: str, body: Any = b"", **fields: str) -> bytes:
-        """The bytes of a request by the signed-in attacker. It closes its connection; a `body` that is not bytes is sent as JSON."""
-        return self.stranger(method, path, body, **self.credentials | fields)
+        """Return a request of the signed-in attacker, after which the connection closes. Encode a `body` that is not bytes as JSON."""
+        return self.anonymous(method, path, body, **self.credentials | fields)
 
-    def stranger(self, method: str, path: str, body: Any = b"", **fields: str) -> bytes:
-        """The same by somebody who is not signed in."""
+    def anonymous(self, method: str, path: str, body: Any = b"", **fields: str) -> bytes:
         content: bytes = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"Host": f"127.0.0.1:{self.port}", "Connection": "close"}
         if content:
@@ -66,21 +65,26 @@ class Attacker:
         lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items()), "", ""]
         return "\r\n".join(lines).encode("latin-1") + content
 
-    async def ask(self, method: str, path: str, body: Any = b"", **fields: str) -> Any:
-        """The JSON of an answer, while an attack is prepared."""
+    def stream(self, conversation_id: object, model: dict[str, str] = MODEL) -> bytes:
+        return self.request("POST", f"/conversations/{conversation_id}/stream", model)
+
+    def retry(self, conversation_id: object, model: dict[str, str] = MODEL) -> bytes:
+        return self.request("POST", "/chat/retry", model | {"conversation_id": int(str(conversation_id))})
+
+    async def fetch(self, method: str, path: str, body: Any = b"") -> Any:
+        """Return the JSON of a successful answer, while an attack is prepared."""
         async with asyncio.timeout(PREPARING_SECONDS):
-            answer = await self.exchange(self.request(method, path, body, **fields))
+            answer = await self.exchange(self.request(method, path, body))
         head, _, content = answer.partition(b"\r\n\r\n")
         assert head.split(b" ", 2)[1] == b"200", answer[:500]
         return json.loads(_unchunked(content) if b"transfer-encoding: chunked" in head.lower() else content)
 
-    async def exchange(self, *parts: bytes) -> bytes:
-        """Everything that is answered until the connection is closed."""
+    async def exchange(self, request: bytes) -> bytes:
+        """Return everything that is received until the connection closes."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
-            for part in parts:
-                writer.write(part)
-                await writer.drain()
+            writer.write(request)
+            await writer.drain()
             answer = await reader.read()
             self.statuses[answer[9:12].decode("latin-1")] += 1
             return answer
@@ -89,8 +93,15 @@ class Attacker:
 
     # ---- ways to attack
 
+    def scaled(self, number: int, least: int = 1) -> int:
+        return max(least, round(number * self.scale))
+
+    def crowd(self, connections: int) -> int:
+        """Scale a number of connections from 100 on, to a fifth at least."""
+        return connections if connections < 100 else self.scaled(connections, connections // 5)
+
     async def repeat(self, requests: Iterable[bytes], connections: int = 4) -> None:
-        """These requests over and over, so many at a time."""
+        """Send these requests over and over, on so many connections."""
         waiting = itertools.cycle(list(requests))
 
         async def work() -> None:
@@ -100,10 +111,10 @@ class Attacker:
                 except OSError:
                     await asyncio.sleep(RETRY_SECONDS)
 
-        await asyncio.gather(*(work() for _ in range(connections)))
+        await asyncio.gather(*(work() for _ in range(self.crowd(connections))))
 
-    async def once(self, requests: Iterable[bytes]) -> None:
-        """All of these at the same time, each of them once."""
+    async def send_once(self, requests: Iterable[bytes]) -> None:
+        """Send all of these at the same time, each once."""
         await asyncio.gather(*(self.exchange(request) for request in requests), return_exceptions=True)
 
     async def hold(
@@ -115,7 +126,7 @@ class Attacker:
         reads: bool = True,
         address: str = "",
     ) -> None:
-        """So many connections that have sent this, and then `more` again and again. One that is closed is opened again."""
+        """Hold connections that send this, then `more` again and again. Reopen those that the service closes."""
 
         async def one() -> None:
             local = (address, 0) if address else None
@@ -132,9 +143,7 @@ class Attacker:
                                 pass
                             return
                     writer.write(more)
-                    if not more and reads:
-                        continue
-                    if writer.transport.is_closing():
+                    if (more or not reads) and writer.transport.is_closing():
                         return
             finally:
                 writer.transport.abort()
@@ -145,43 +154,39 @@ class Attacker:
                     await one()
                 await asyncio.sleep(REOPEN_SECONDS)
 
-        await asyncio.gather(*(keep() for _ in range(connections)))
+        await asyncio.gather(*(keep() for _ in range(self.crowd(connections))))
 
-    # ---- data of the attacker's own
+    # ---- the attacker's own data
 
-    async def new_conversation(self, *questions: str, **fields: Any) -> int:
-        conversation_id: int = (await self.ask("POST", "/conversations", fields))["id"]
+    async def new_conversation(self, *questions: str) -> int:
+        conversation_id: int = (await self.fetch("POST", "/conversations", {}))["id"]
         for question in questions:
-            await self.ask("POST", f"/conversations/{conversation_id}/messages", {"content": question})
+            await self.fetch("POST", f"/conversations/{conversation_id}/messages", {"content": question})
         return conversation_id
 
-    async def bring(self, *conversations: dict[str, Any]) -> None:
-        """Import these."""
-        await self.ask("POST", "/import", json.dumps(conversations).encode())
+    async def import_all(self, *conversations: dict[str, Any]) -> str:
+        """Import these. Return the id of the last one."""
+        await self.fetch("POST", "/import", json.dumps(conversations).encode())
+        found = await self.fetch("GET", f"/conversations?q={conversations[-1]['title'].replace('%', '%25')}")
+        return str(found[0]["id"])
 
-    async def find(self, title: str) -> int:
-        found = await self.ask("GET", f"/conversations?q={title}")
-        conversation_id: int = found[0]["id"]
-        return conversation_id
+    async def prepared(self, prepare: "Callable[[Attacker], Awaitable[str]]") -> str:
+        """Prepare data that several attacks use, once."""
+        key = prepare.__name__
+        if key not in self.ids:
+            self.ids[key] = await prepare(self)
+        return self.ids[key]
 
-    def many(self, number: int, least: int = 1) -> int:
-        return max(least, round(number * self.scale))
-
-    async def generate(self, script: Iterable[Step], streams: int = 4) -> Attacking:
-        """Answers by a model server that follows this script, so many at a time, again and again."""
-        steps = tuple(script)
+    async def generate(self, steps: Iterable[Step], streams: int = 4) -> Attacking:
+        """Let a model server that follows this script answer again and again, in several conversations."""
+        script = tuple(steps)
         conversations = [await self.new_conversation("Hello?") for _ in range(streams)]
 
         async def one(conversation_id: int) -> None:
-            follow = self.request("POST", f"/conversations/{conversation_id}/stream", MODEL)
-            again = self.request("POST", "/chat/retry", MODEL | {"conversation_id": conversation_id})
-            while True:
-                self.upstream.enqueue(*steps)
+            for request in itertools.cycle((self.stream(conversation_id), self.retry(conversation_id))):
+                self.upstream.enqueue(*script)
                 with contextlib.suppress(OSError):
-                    await self.exchange(follow)
-                self.upstream.enqueue(*steps)
-                with contextlib.suppress(OSError):
-                    await self.exchange(again)
+                    await self.exchange(request)
 
         async def run() -> None:
             await asyncio.gather(*map(one, conversations))
@@ -199,114 +204,118 @@ def _unchunked(content: bytes) -> bytes:
 
 
 Attack = Callable[[Attacker], Awaitable[Attacking]]
-ATTACKS: dict[tuple[str, str], Attack] = {}  # by class of input and name
-KNOWN: list[tuple[str, str]] = []  # those that stopped the service once
+ATTACKS: dict[tuple[str, str], Attack] = {}  # by kind of input and name
+REGRESSIONS: list[tuple[str, str]] = []  # attacks that stopped an earlier version
 
 
-def attack(kind: str, name: str, known: bool = False) -> Callable[[Attack], Attack]:
+def attack(kind: str, name: str, regression: bool = False) -> Callable[[Attack], Attack]:
     def register(function: Attack) -> Attack:
         assert (kind, name) not in ATTACKS
         ATTACKS[kind, name] = function
-        if known:
-            KNOWN.append((kind, name))
+        if regression:
+            REGRESSIONS.append((kind, name))
         return function
 
     return register
 
 
-MOMENTS = itertools.count()  # a conversation that began when another did is taken for that one
+def repeated(
+    kind: str,
+    name: str,
+    requests: Callable[..., list[bytes]],
+    connections: int = 4,
+    prepare: Callable[[Attacker], Awaitable[str]] | None = None,
+    unread: bool = False,
+    regression: bool = False,
+    least_seconds: float = 0.0,
+) -> None:
+    """Register an attack that repeats requests, made by `requests(attacker)` or `requests(attacker, prepared)`.
+
+    `unread`: send only the first one, and do not read the answer.
+    """
+
+    async def run(a: Attacker) -> Attacking:
+        a.least_seconds = least_seconds
+        made = requests(a, await a.prepared(prepare)) if prepare else requests(a)
+        return a.hold(made[0], connections, reads=False) if unread else a.repeat(made, connections)
+
+    attack(kind, name, regression)(run)
 
 
-def made(count: int, title: str = "made", question: str = "q", **fields: Any) -> dict[str, Any]:
-    """A new conversation of so many messages in a row, in the form that Fireside exports."""
+def fill(text: str, size: int) -> str:
+    return text * (size // len(text))
+
+
+MOMENTS = itertools.count()  # the import takes conversations with equal creation times for the same one
+
+
+def exported(count: int, title: str = "made", question: str = "q") -> dict[str, Any]:
+    """Return a new conversation of so many messages, in Fireside's export format."""
     number = next(MOMENTS)
     moment = f"2024-01-01T00:00:{number // 10**6:02d}.{number % 10**6:06d}"
     messages = [
         {
-            "id": number + 1,
-            "parent_id": number or None,
-            "role": "assistant" if number % 2 else "user",
+            "id": n + 1,
+            "parent_id": n or None,
+            "role": ("user", "assistant")[n % 2],
             "created_at": moment,
             "content": question,
         }
-        for number in range(count)
+        for n in range(count)
     ]
-    whole = {"fireside": 1, "title": title, "named": True, "created_at": moment, "updated_at": moment}
-    return whole | {"messages": messages} | fields
+    times = {"created_at": moment, "updated_at": moment}
+    return {"fireside": 1, "title": title, "named": True, **times, "messages": messages}
 
 
 # ---------------------------------------------------------------------------------------------------- headers
 
-
-def values(size: int) -> dict[str, str]:
-    """Values of headers of this many characters."""
-    return {
-        "backslashes": "\\" * size,
-        "quotes": '"' * size,
-        "semicolons": "a=b; " * (size // 5),
-        "commas": "a, " * (size // 3),
-        "slashes": "/" * size,
-        "digits": "9" * size,
-        "percent signs": "%41" * (size // 3),
-        "spaces": "x" + " " * size + "x",
-        "colons": ":" * size,
-    }
-
-
-VALUES = [value for size in SIZES for value in values(size).values()]
+VALUES = [fill(part, size) for size in HEADER_SIZES for part in ("\\", '"', "a=b; ", "a, ", "/", "9", "%41", ":")] + [
+    "x" + " " * size + "x" for size in HEADER_SIZES
+]
 NAMES = (
     "Accept-Encoding", "Authorization", "Content-Type", "Cookie", "If-None-Match", "Last-Event-ID", "Origin", "Range", "Referer",
     "Sec-Fetch-Site", "User-Agent", "X-CSRF-Token", "X-Forwarded-For", "X-Bootstrap-Token",
 )  # fmt: skip
 
 
-@attack("headers", "a quoted cookie of backslashes", known=True)
-async def _(a: Attacker) -> Attacking:
-    cookies = [f'fireside_{a.port}="' + "\\" * size + '"' for size in SIZES]
-    return a.repeat([a.stranger("GET", "/auth/me", Cookie=cookie) for cookie in cookies])
+def _session_cookies(a: Attacker, values: Iterable[str]) -> list[bytes]:
+    return [a.anonymous("GET", "/auth/me", Cookie=f"fireside_{a.port}={value}") for value in values]
 
 
-@attack("headers", "a session cookie of odd characters")
-async def _(a: Attacker) -> Attacking:
-    cookies = [f'fireside_{a.port}="{value}"' for value in VALUES]
-    cookies += [f"fireside_{a.port}=" + "\\054" * (size // 4) for size in SIZES]
-    return a.repeat([a.stranger("GET", "/auth/me", Cookie=cookie) for cookie in cookies])
-
-
-@attack("headers", "thousands of header lines")
-async def _(a: Attacker) -> Attacking:
-    few = a.stranger("GET", "/health")[:-2]
+def _many_header_lines(a: Attacker) -> list[bytes]:
+    start = a.anonymous("GET", "/health")[:-2]
     lines = (b"a: b\r\n", b"Cookie: a=b\r\n", b"Sec-Fetch-Mode: cors\r\n")
-    return a.repeat([few + line * (size // len(line)) + b"\r\n" for line in lines for size in SIZES])
+    return [start + line * (size // len(line)) + b"\r\n" for line in lines for size in HEADER_SIZES]
 
 
-@attack("headers", "a long path and a long query")
-async def _(a: Attacker) -> Attacking:
-    paths = []
-    for size in SIZES:
+def _long_targets(a: Attacker) -> list[bytes]:
+    targets = []
+    for size in HEADER_SIZES:
         starts = ("/a", "//", "/%41", "/..", "/static/", "/conversations/9", "/images/0", "/generations/a")
-        paths += [start + start.rpartition("/")[2] * (size // len(start)) for start in starts]
-        parts = ("a", "&", "a&", "q=a&", "q=%e9", "+")
-        queries = [part * (size // len(part)) for part in parts] + ["q=" + part * (size // len(part)) for part in parts]
-        paths += [f"/{place}?{query}" for query in queries for place in ("conversations", "search")]
-    return a.repeat([a.request("GET", path) for path in paths])
+        targets += [start + start.rpartition("/")[2] * (size // len(start)) for start in starts]
+        queries = [start + fill(part, size) for start in ("", "q=") for part in ("a", "&", "a&", "q=a&", "q=%e9", "+")]
+        targets += [f"/{path}?{query}" for query in queries for path in ("conversations", "search")]
+    return [a.request("GET", target) for target in targets]
 
 
-def _header(name: str) -> Attack:
-    async def run(a: Attacker) -> Attacking:
-        paths = ("/health", "/", "/auth/me", "/conversations")
-        return a.repeat([a.request("GET", path, **{name: value}) for value in VALUES for path in paths])
-
-    return run
+def _header(name: str, a: Attacker) -> list[bytes]:
+    paths = ("/health", "/", "/auth/me", "/conversations")
+    return [a.request("GET", path, **{name: value}) for value in VALUES for path in paths]
 
 
+BACKSLASHES = ['"' + "\\" * size + '"' for size in HEADER_SIZES]
+ODD_COOKIES = [f'"{value}"' for value in VALUES] + ["\\054" * (size // 4) for size in HEADER_SIZES]
+repeated("headers", "quoted backslashes in a cookie", lambda a: _session_cookies(a, BACKSLASHES), regression=True)
+repeated("headers", "odd characters in a session cookie", lambda a: _session_cookies(a, ODD_COOKIES))
+repeated("headers", "thousands of header lines", _many_header_lines)
+repeated("headers", "long paths and queries", _long_targets)
 for name in NAMES:
-    attack("headers", name)(_header(name))
+    repeated("headers", name, functools.partial(_header, name))
 
 
 # ---------------------------------------------------------------------------------------------------- every route
 
-BODIES: dict[str, Any] = {  # what a route takes, where {} is not enough to get past the check of the body
+BODIES: dict[str, Any] = {  # of the routes whose handler is not reached with {}
     "/auth/login": {"username": "mallory", "password": "not the right one"},
     "/auth/register": {"invite_code": "x", "username": "x", "password": "a long enough phrase"},
     "/auth/link": {"token": "x"},
@@ -314,46 +323,14 @@ BODIES: dict[str, Any] = {  # what a route takes, where {} is not enough to get 
     "/admin/bootstrap": {"username": "x", "password": "a long enough phrase", "token": "x"},
     "/conversations/{conversation_id}/messages": {"content": "x"},
     "/conversations/{conversation_id}/active": {"message_id": 1},
-    "/chat/retry": {"conversation_id": 1},
     "/render": {"text": "*x*"},
-    "/import": made(1),
+    "/import": exported(1),
 }
-HARMLESS = {"DELETE /conversations/{conversation_id}": "999999999", "DELETE /auth/sessions/{session_id}": "999999999"}
-
-
-def _path(a: Attacker, route: Any) -> str:
-    path: str = route.path
-    for name in (
-        "conversation_id",
-        "session_id",
-        "user_id",
-        "invite_id",
-        "image_id",
-        "generation_id",
-        "provider_id",
-        "name",
-    ):
-        own = HARMLESS.get(route.name) or a.others.get(name, "1")
-        path = path.replace(f"{{{name}}}", own)
-    return path
-
-
-def _fields(route: Any) -> dict[str, str]:
-    return {"X-CSRF-Token": "x"} if route.path == "/auth/logout" else {}  # the attacker stays signed in
-
-
-def _flood(route: Any) -> Attack:
-    async def run(a: Attacker) -> Attacking:
-        body = b"" if route.method == "GET" else BODIES.get(route.path, {})
-        if route.path == "/chat/retry":
-            body = {"conversation_id": a.conversation_id}
-        return a.repeat([a.request(route.method, _path(a, route), body, **_fields(route))], connections=16)
-
-    return run
+DESTRUCTIVE = ("DELETE /conversations/{conversation_id}", "DELETE /auth/sessions/{session_id}")
 
 
 def odd_bodies(size: int) -> list[bytes]:
-    """JSON that is hard to read, of up to so many bytes."""
+    """Return JSON that is hard to parse, of up to so many bytes."""
     digits, half = b"9" * (size - 20), size // 2 - 20
     return [
         b"[" * size,
@@ -371,352 +348,255 @@ def odd_bodies(size: int) -> list[bytes]:
     ]
 
 
-def _body(route: Any) -> Attack:
-    async def run(a: Attacker) -> Attacking:
-        size = min(route._limit, 4 * 1024 * 1024)
-        bodies = odd_bodies(a.many(size, 65_536) if size > 65_536 else size)
-        return a.repeat([a.request(route.method, _path(a, route), body, **_fields(route)) for body in bodies], 2)
+def _to_route(a: Attacker, route: Any, body: Any = b"", **fields: str) -> bytes:
+    path: str = route.path
+    for name in route.path.split("{")[1:]:
+        key = name.partition("}")[0]
+        path = path.replace(f"{{{key}}}", "999999999" if route.name in DESTRUCTIVE else a.ids.get(key, "1"))
+    if route.path == "/auth/logout":
+        fields["X-CSRF-Token"] = "x"  # keeps the attacker signed in
+    return a.request(route.method, path, body, **fields)
 
-    return run
+
+def _flood(route: Any, a: Attacker) -> list[bytes]:
+    retry = {"conversation_id": a.conversation_id}
+    body = b"" if route.method == "GET" else retry if route.path == "/chat/retry" else BODIES.get(route.path, {})
+    return [_to_route(a, route, body)]
+
+
+def _odd_bodies(route: Any, a: Attacker) -> list[bytes]:
+    size = min(route._limit, 4 * 1024 * 1024)
+    return [_to_route(a, route, body) for body in odd_bodies(a.scaled(size, min(size, 65_536)))]
 
 
 def _unfinished(route: Any) -> Attack:
     async def run(a: Attacker) -> Attacking:
-        fields = _fields(route) | {"Content_Length": "1000", "Content_Type": "application/json"}
-        sent = a.request(route.method, _path(a, route), **fields)
-        return a.hold(sent, a.many(200, 40), more=b" ", every=0.5)
+        sent = _to_route(a, route, Content_Length="1000", Content_Type="application/json")
+        return a.hold(sent, 200, more=b" ", every=0.5)
 
     return run
 
 
 for route in ROUTES:
-    attack("requests", route.name)(_flood(route))
+    repeated("requests", route.name, functools.partial(_flood, route), connections=16)
     if route.method != "GET":
-        attack("bodies", route.name)(_body(route))
+        repeated("bodies", route.name, functools.partial(_odd_bodies, route), connections=2)
         attack("slow bodies", route.name)(_unfinished(route))
 
 
-@attack("bodies", "32 MB at once")
-async def _(a: Attacker) -> Attacking:
-    path = f"/conversations/{a.conversation_id}/messages"
-    size = a.many(32, 4) * 1_000_000
-    return a.repeat([a.request("POST", path, body) for body in odd_bodies(size)], 2)
+def _messages_path(a: Attacker) -> str:
+    return f"/conversations/{a.conversation_id}/messages"
+
+
+def _large_settings(a: Attacker) -> list[bytes]:
+    settings = {"response_format": {f"a{number}": [1] * 10 for number in range(a.scaled(100_000, 10_000))}}
+    paths = (f"/conversations/{a.conversation_id}", "/defaults")
+    changes = [a.request("PATCH", path, {"settings": settings}) for path in paths]
+    return [*changes, a.request("GET", "/conversations"), a.request("POST", "/conversations", {})]
 
 
 @attack("slow bodies", "32 MB in small pieces")
 async def _(a: Attacker) -> Attacking:
-    sent = a.request("POST", f"/conversations/{a.conversation_id}/messages", Content_Length="33000000")
+    sent = a.request("POST", _messages_path(a), Content_Length="33000000")
     return a.hold(sent, 20, more=b" " * 2000, every=0.005)
 
 
-@attack("bodies", "settings of 4 MB")
-async def _(a: Attacker) -> Attacking:
-    large = {"response_format": {f"a{number}": [1] * 10 for number in range(a.many(100_000, 10_000))}}
-    path = f"/conversations/{a.conversation_id}"
-    change = [a.request("PATCH", path, {"settings": large}), a.request("PATCH", "/defaults", {"settings": large})]
-    return a.repeat([*change, a.request("GET", "/conversations"), a.request("POST", "/conversations", {})], 4)
+repeated(
+    "bodies",
+    "32 MB at once",
+    lambda a: [a.request("POST", _messages_path(a), body) for body in odd_bodies(a.scaled(32, 4) * 1_000_000)],
+    connections=2,
+)
+repeated("bodies", "settings of 4 MB", _large_settings)
 
 
 # ---------------------------------------------------------------------------------------------------- connections
 
-CHUNKED = {"Transfer_Encoding": "chunked", "Content_Type": "application/json"}
 
-
-def _states(a: Attacker) -> dict[str, tuple[bytes, bytes]]:
-    """Connections that never end, each as what is sent first and what is sent every half second after that."""
+def connection_states(a: Attacker) -> dict[str, tuple[bytes, bytes]]:
+    """Connections that never end: what is sent first, and what is sent every half second after that."""
     alive = {"Connection": "keep-alive"}
-    health = a.stranger("GET", "/health", **alive)
+    chunked = alive | {"Transfer_Encoding": "chunked", "Content_Type": "application/json"}
+    health, login = a.anonymous("GET", "/health", **alive), a.anonymous("POST", "/auth/login", **chunked)
     import_head = b"POST /import HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+    def unread(path: str, length: int, method: str = "POST") -> bytes:
+        return a.anonymous(method, path, **alive, Content_Length=str(length)) + b"x"
+
     return {
         "nothing is sent": (b"", b""),
         "half a request line": (b"GET /hea", b""),
-        "a head that never ends": (b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"a: b\r\n"),
+        "an endless head": (b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"a: b\r\n"),
         "a byte between requests": (health + b"\r\n", b""),
         "bytes between requests": (health + b"\r\n", b"\r\n"),
-        "an unread body after a 404": (
-            a.stranger("POST", "/nowhere", **alive, Content_Length="9") + b"x", b"",
-        ),
-        "an unread body after a 401": (
-            a.stranger("POST", "/conversations", **alive, Content_Length="9") + b"x", b"",
-        ),
-        "an unread body after a 413": (
-            a.stranger("POST", "/auth/login", **alive, Content_Length="99999999") + b"x", b"",
-        ),
-        "an unread body that goes on": (
-            a.stranger("POST", "/nowhere", **alive, Content_Length="99999") + b"x", b"x",
-        ),
-        "a GET with a body": (a.stranger("GET", "/health", **alive, Content_Length="9999") + b"x", b"x"),
-        "chunks that never end": (a.stranger("POST", "/auth/login", **alive, **CHUNKED), b"1\r\n \r\n"),
-        "a trailer that never ends": (
-            a.stranger("POST", "/auth/login", **alive, **CHUNKED) + b"0\r\n", b"a: b\r\n",
-        ),
-        "a trailer that never ends, after a 404": (
-            a.stranger("POST", "/nowhere", **alive, **CHUNKED) + b"0\r\n", b"a: b\r\n",
-        ),
-        "a chunk extension that never ends": (
-            a.stranger("POST", "/auth/login", **alive, **CHUNKED) + b"1;a=", b"a" * 100,
-        ),
-        "100-continue": (
-            a.stranger("POST", "/auth/login", **alive, Content_Length="9", Expect="100-continue"), b"",
-        ),
-        "an upgrade": (
-            a.stranger("GET", "/health", Connection="Upgrade", Upgrade="websocket"), b"\0" * 100,
-        ),
+        "an unread body after a 404": (unread("/nowhere", 9), b""),
+        "an unread body after a 401": (unread("/conversations", 9), b""),
+        "an unread body after a 413": (unread("/auth/login", 99_999_999), b""),
+        "an unread body that goes on": (unread("/nowhere", 99_999), b"x"),
+        "a GET with a body": (unread("/health", 9999, "GET"), b"x"),
+        "endless chunks": (login, b"1\r\n \r\n"),
+        "an endless trailer": (login + b"0\r\n", b"a: b\r\n"),
+        "an endless trailer after a 404": (a.anonymous("POST", "/nowhere", **chunked) + b"0\r\n", b"a: b\r\n"),
+        "an endless chunk extension": (login + b"1;a=", b"a" * 100),
+        "100-continue": (a.anonymous("POST", "/auth/login", **alive, Content_Length="9", Expect="100-continue"), b""),
+        "an upgrade": (a.anonymous("GET", "/health", Connection="Upgrade", Upgrade="websocket"), b"\0" * 100),
         "an import without a session": (import_head + b"Content-Length: 999999\r\n\r\n", b" "),
-    }  # fmt: skip
+    }
 
 
-STATES = tuple(_states(Attacker(0, {}, None, 1)))  # type: ignore[arg-type]  # only for their names
-OPEN_STATES = (
-    "a byte between requests", "an unread body after a 404", "an unread body after a 401", "an unread body after a 413",
-    "a GET with a body", "a trailer that never ends",
-)  # fmt: skip
-
-
-def _half_open(state: str) -> Attack:
+def _hold_state(state: str) -> Attack:
     async def run(a: Attacker) -> Attacking:
-        sent, more = _states(a)[state]
-        return a.hold(sent, a.many(300, 60), more, every=0.5)
+        return a.hold(connection_states(a)[state][0], 300, connection_states(a)[state][1], every=0.5)
 
     return run
 
 
-for state in STATES:
-    attack("connections", state)(_half_open(state))
+for state in connection_states(Attacker(0, {}, None, 1)):  # type: ignore[arg-type]  # only the names are used
+    attack("connections", state)(_hold_state(state))
 
 
 async def hold_in_every_state(a: Attacker, connections: int) -> Attacking:
-    """So many anonymous connections that never end, spread over all states and a few addresses."""
-    states = list(_states(a).values())
+    """Hold anonymous connections, spread over all states and a few addresses."""
+    states = list(connection_states(a).values())
     share = -(-connections // len(states))
 
     async def run() -> None:
-        await asyncio.gather(
-            *(
-                a.hold(sent, share, more, every=0.5, address=f"127.0.0.{2 + number % 4}")
-                for number, (sent, more) in enumerate(states)
-            )
+        holding = (
+            a.hold(sent, share, more, every=0.5, address=f"127.0.0.{2 + number % 4}")
+            for number, (sent, more) in enumerate(states)
         )
+        await asyncio.gather(*holding)
 
     return run()
 
 
-@attack("connections", "opened and closed at once")
-async def _(a: Attacker) -> Attacking:
-    return a.repeat([b"", b"\r\n", b"GET", b"x" * 70_000, b"\x16\x03\x01" * 100], connections=50)
-
-
-@attack("connections", "thousands of requests in one")
-async def _(a: Attacker) -> Attacking:
-    one = a.stranger("GET", "/health", Connection="keep-alive")
-    return a.hold(one * 2000, 8, one * 2000, every=0.05)
-
-
-@attack("connections", "thousands of requests, answers unread")
-async def _(a: Attacker) -> Attacking:
-    one = a.stranger("GET", "/static/app.js", Connection="keep-alive")
-    return a.hold(one * 2000, 8, one * 2000, every=0.05, reads=False)
-
-
-# ---------------------------------------------------------------------------------------------------- Markdown
-
-
-def _times(text: str, size: int) -> str:
-    return text * (size // len(text))
-
-
-def markdowns(size: int) -> dict[str, str]:
-    """Markdown of this many characters that is hard to read."""
-    columns = 1000
-    table = "|" * columns + "\n" + "|-" * columns + "|\n"
-    return {
-        "nested quotes": _times(">", size),
-        "nested quotes, line after line": _times("> " * 100 + "a\n", size),
-        "lines of quotes": _times(">a\n", size),
-        "open brackets": _times("[", size),
-        "open images": _times("![", size),
-        "open links": _times("[a](", size),
-        "links in links": _times("[", size // 3) + _times("](a)", size // 2),
-        "emphasis": _times("*a ", size),
-        "emphasis of both kinds": _times("*a_", size),
-        "emphasis that closes": _times("a**b", size),
-        "strikethrough": _times("~~a ", size),
-        "backticks of every length": _backticks(size),
-        "dollars": _times("$", size),
-        "dollars with text": _times("$a ", size),
-        "double dollars": _times("$$a ", size),
-        "open formulas": _times("\\(", size),
-        "open display formulas": _times("\\[a\n", size),
-        "wide tables": table + _times("|\n", size - len(table)),
-        "many tables": _times("|a|b|\n|-|-|\n|1\n\n", size),
-        "wide rows": "|a|\n|-|\n" + _times("|a", size),
-        "pipes": _times("a|b\n", size),
-        "deep lists": "".join("  " * depth + "- a\n" for depth in range(round(size**0.5))),
-        "lists on one line": _times("- ", size),
-        "numbers on one line": _times("1. ", size),
-        "many items": _times("- a\n", size),
-        "items between blank lines": _times("- a\n\n", size),
-        "task lists": _times("- [x] a\n", size),
-        "headings": _times("# a\n", size),
-        "underlined headings": _times("a\n=\n", size),
-        "hashes": _times("#", size),
-        "rules": _times("***\n", size),
-        "entities": _times("&amp;", size),
-        "open entities": _times("&", size),
-        "long entities": _times("&#0", size),
-        "addresses": _times("http://a.b ", size),
-        "open addresses": _times("http://", size),
-        "one long address": "http://" + _times("a.", size),
-        "addresses with brackets": _times("http://a)", size),
-        "angle brackets": _times("<", size),
-        "open autolinks": _times("<http://a", size),
-        "mail addresses": _times("<a@b.c>", size),
-        "comments": _times("<!--", size),
-        "backslashes": _times("\\", size),
-        "blank lines": _times("\n", size),
-        "carriage returns": _times("\r", size),
-        "tabs": _times("\t", size),
-        "indented code": _times("    a\n\n", size),
-        "one long line": _times("a", size),
-        "words": _times("a ", size),
-        "hard breaks": _times("a  \n", size),
-        "open fences": _times("```\n~~~\n", size),
-        "many code blocks": _times("```c\nint a = 1;\n```\n", size),
-        "a fence of fences": "````\n" + _times("```\n", size),
-        "surrogates and emoji": _times("\U0001f600\u202e", size),
-        "colons": _times(":", size),
-        "references": _times("[a]: b\n", size),
-        "references that are used": _times("[a]: b\n", size // 2) + _times("[a]", size // 2),
-    }
-
-
-def _backticks(size: int) -> str:
-    pieces, length, number = [], 0, 1
-    while length < size:
-        pieces.append("`" * number + " ")
-        length += number + 1
-        number += 1
-    return "".join(pieces)
-
-
-MARKDOWN = 2_000_000
-
-
-def _markdown(name: str) -> Attack:
+def _pipeline(path: str, reads: bool) -> Attack:
     async def run(a: Attacker) -> Attacking:
-        text = markdowns(a.many(MARKDOWN, 100_000))[name]
-        return a.repeat([a.request("POST", "/render", {"text": text})], connections=3)
+        requests = a.anonymous("GET", path, Connection="keep-alive") * 2000
+        return a.hold(requests, 8, requests, every=0.05, reads=reads)
 
     return run
 
 
+SHORT = [b"", b"\r\n", b"GET", b"x" * 70_000, b"\x16\x03\x01" * 100]
+repeated("connections", "opened and closed at once", lambda a: SHORT, connections=50)
+attack("connections", "thousands of pipelined requests")(_pipeline("/health", reads=True))
+attack("connections", "thousands of pipelined requests, answers unread")(_pipeline("/static/app.js", reads=False))
+
+
+# ---------------------------------------------------------------------------------------------------- Markdown
+
+MARKDOWN_CHARACTERS = 2_000_000
+
+
+MARKDOWN = (
+    ">", "> " * 100 + "a\n", ">a\n", "[", "![", "[a](", "*a ", "*a_", "a**b", "~~a ", "$", "$a ", "$$a ", "\\(", "\\[a\n",
+    "|a|b|\n|-|-|\n|1\n\n", "a|b\n", "- ", "1. ", "- a\n", "- a\n\n", "- [x] a\n", "# a\n", "a\n=\n", "#", "***\n", "&amp;", "&", "&#0",
+    "http://a.b ", "http://", "http://a)", "<", "<http://a", "<a@b.c>", "<!--", "\\", "\n", "\r", "\t", "    a\n\n", "a", "a ", "a  \n",
+    "```\n~~~\n", "```c\nint a = 1;\n```\n", "\U0001f600\u202e", ":", "[a]: b\n",
+)  # fmt: skip
+
+
+def markdowns(size: int) -> dict[str, str]:
+    """Return Markdown of this many characters that is hard to parse, by name."""
+    columns = 1000
+    table = "|" * columns + "\n" + "|-" * columns + "|\n"
+    return {f"{part[:10]!r} repeated": fill(part, size) for part in MARKDOWN} | {
+        "links in links": fill("[", size // 3) + fill("](a)", size // 2),
+        "backticks of every length": " ".join("`" * length for length in range(1, round((2 * size) ** 0.5))),
+        "wide tables": table + fill("|\n", size - len(table)),
+        "wide rows": "|a|\n|-|\n" + fill("|a", size),
+        "deep lists": "".join("  " * depth + "- a\n" for depth in range(round(size**0.5))),
+        "one long address": "http://" + fill("a.", size),
+        "a fence of fences": "````\n" + fill("```\n", size),
+        "references that are used": fill("[a]: b\n", size // 2) + fill("[a]", size // 2),
+    }
+
+
+def _render(a: Attacker, texts: Iterable[str]) -> list[bytes]:
+    return [a.request("POST", "/render", {"text": text}) for text in texts]
+
+
+def _render_markdown(name: str, a: Attacker) -> list[bytes]:
+    return _render(a, [markdowns(a.scaled(MARKDOWN_CHARACTERS, 100_000))[name]])
+
+
 for name in markdowns(100):
-    attack("Markdown", name, known=name in ("nested quotes", "open brackets", "emphasis"))(_markdown(name))
+    fixed = name in ("'>' repeated", "'[' repeated", "'*a ' repeated")
+    repeated("Markdown", name, functools.partial(_render_markdown, name), connections=3, regression=fixed)
 
 
-@attack("Markdown", "messages that are shown")
-async def _(a: Attacker) -> Attacking:
-    texts = list(markdowns(a.many(200_000, 20_000)).values())
-    conversation_id = await a.new_conversation(*(text[:200_000] for text in texts if text.strip() and "\0" not in text))
-    return a.repeat([a.request("GET", f"/conversations/{conversation_id}/messages?render=true")], connections=3)
+def _shown(a: Attacker, conversation_id: object) -> list[bytes]:
+    return [a.request("GET", f"/conversations/{conversation_id}/messages?render=true")]
+
+
+async def _markdown_messages(a: Attacker) -> str:
+    texts = [text[:200_000] for text in markdowns(a.scaled(200_000, 20_000)).values() if text.strip()]
+    return str(await a.new_conversation(*texts))
+
+
+repeated("Markdown", "messages that are shown", _shown, connections=3, prepare=_markdown_messages)
 
 
 # ---------------------------------------------------------------------------------------------------- code and formulas
 
 SLOW = lexing.fenced("c", "x" + " " * 19_800 + "!")
+SEVERAL_BLOCKS_SECONDS = 12.0  # a block times out after some seconds; what follows happens later
 
 
-@attack("code", "C: a name and spaces", known=True)
-async def _(a: Attacker) -> Attacking:
-    return a.repeat([a.request("POST", "/render", {"text": SLOW})], connections=2)
+def _slow_then_short(a: Attacker) -> list[bytes]:
+    parts = ("a\n\n", "***\n", "- a\n\n***\n")
+    return _render(a, [SLOW * 3 + part * count for count in (10_000, 30_000) for part in parts])
 
 
-# A block is given up after 2 s, a text after three such blocks: what happens then shows later.
-GIVEN_UP_SECONDS = 12.0
+async def _slow_messages(a: Attacker) -> str:
+    conversation = exported(a.scaled(50_000, 5_000), title="slowlist")
+    for number, message in enumerate(conversation["messages"]):
+        message["content"] = SLOW + str(number) if number < 4 else f"message {number}"
+    return await a.import_all(conversation)
 
 
-@attack("code", "slow blocks and many short ones")
-async def _(a: Attacker) -> Attacking:
-    a.least_seconds = GIVEN_UP_SECONDS
-    texts = [SLOW * 3 + short * count for count in (10_000, 30_000) for short in ("a\n\n", "***\n", "- a\n\n***\n")]
-    return a.repeat([a.request("POST", "/render", {"text": text}) for text in texts], connections=3)
+async def _slow_message(a: Attacker) -> str:
+    return str(await a.new_conversation("Look:\n\n" + SLOW))
 
 
-@attack("code", "as many slow blocks as there is room for")
-async def _(a: Attacker) -> Attacking:
-    a.least_seconds = GIVEN_UP_SECONDS
-    return a.repeat([a.request("POST", "/render", {"text": SLOW * a.many(90, 20)})], connections=6)
+def _code(language: str, a: Attacker) -> list[bytes]:
+    inputs = lexing.inputs(language)
+    texts = [lexing.fenced(language, code) for code in inputs[:: max(1, round(0.1 / a.scale))]]
+    return _render(a, ["\n".join(texts[:90]), *texts])  # the first has 1.8 MB
 
 
-@attack("code", "slow messages and many short ones")
-async def _(a: Attacker) -> Attacking:
-    a.least_seconds = GIVEN_UP_SECONDS
-    if "slow" not in a.others:
-        whole = made(a.many(50_000, 5_000), title="slowlist")
-        for number, message in enumerate(whole["messages"]):
-            message["content"] = SLOW + str(number) if number < 4 else f"message {number}"
-        await a.bring(whole)
-        a.others["slow"] = str(await a.find("slowlist"))
-    return a.repeat([a.request("GET", f"/conversations/{a.others['slow']}/messages?render=true")], connections=3)
-
-
-@attack("code", "C: a message that is shown", known=True)
-async def _(a: Attacker) -> Attacking:
-    conversation_id = await a.new_conversation("Look:\n\n" + SLOW)
-    return a.repeat([a.request("GET", f"/conversations/{conversation_id}/messages?render=true")], connections=2)
-
-
-def _code(language: str) -> Attack:
-    async def run(a: Attacker) -> Attacking:
-        inputs = lexing.inputs(language)
-        texts = [lexing.fenced(language, code) for code in inputs[:: max(1, round(0.1 / a.scale))]]
-        many = "\n".join(texts[:90])  # 1.8 MB
-        return a.repeat([a.request("POST", "/render", {"text": text}) for text in (many, *texts)], connections=3)
-
-    return run
-
-
+slow = functools.partial(repeated, "code", connections=3, least_seconds=SEVERAL_BLOCKS_SECONDS)
+slow("slow blocks and many short ones", _slow_then_short)
+slow("as many slow blocks as fit", lambda a: _render(a, [SLOW * a.scaled(90, 20)]), connections=6)
+slow("slow messages and many short ones", _shown, prepare=_slow_messages)
+repeated("code", "C: a name and spaces", lambda a: _render(a, [SLOW]), connections=2, regression=True)
+repeated("code", "C: a message that is shown", _shown, connections=2, prepare=_slow_message, regression=True)
 for language in sorted(markdown.LANGUAGES):
-    attack("code", language)(_code(language))
+    repeated("code", language, functools.partial(_code, language), connections=3)
+
+TEX = (
+    "{", "}", "x^", "x_", "\\sqrt{", "\\frac{", "\\frac", "\\left(", "\\left(\\right)", "\\text{", "\\begin{matrix}", "&", "\\\\",
+    "\\hat", "\\hat{", "x'", "'", "\\binom", "\\overline{", "\\color{red}{", "\\operatorname{", "\\int_", "\\sum^", "\\", "[", "x",
+    "1", "\\begin{array}{", "\\begin{cases}1&", "\\mathbb{", "\\unicode{x3C}", "\\,", "~", "\\operatorname{\\,", "\\boxed{", "1.1.",
+)  # fmt: skip
+HALF = markdown.MAX_FORMULA_CHARACTERS // 2
+FORMULAS = [fill(part, 2 * HALF) for part in TEX]
+FORMULAS += [fill(part, HALF) + "x" + "}" * (HALF // len(part)) for part in TEX if part.endswith("{")]
 
 
-def formulas(size: int = markdown.MAX_FORMULA_CHARACTERS) -> list[str]:
-    """TeX that is hard to read."""
-    bits = (
-        "{", "}", "x^", "x_", "\\sqrt{", "\\frac{", "\\frac", "\\left(", "\\left(\\right)", "\\text{", "\\begin{matrix}", "&", "\\\\",
-        "\\hat", "\\hat{", "x'", "'", "\\binom", "\\overline{", "\\color{red}{", "\\operatorname{", "\\int_", "\\sum^", "\\", "[", "x",
-        "1", "\\begin{array}{", "\\begin{cases}1&", "\\mathbb{", "\\unicode{x3C}", "\\,", "~", "\\operatorname{\\,", "\\boxed{", "1.1.",
-    )  # fmt: skip
-    return [_times(bit, size) for bit in bits] + [
-        _times(bit, size // 2) + "x" + "}" * (size // 2 // len(bit)) for bit in bits if bit.endswith("{")
-    ]
+def _many_formulas(a: Attacker) -> list[bytes]:
+    size = a.scaled(MARKDOWN_CHARACTERS, 100_000)
+    texts = [fill(f"$$\n{formula}{number}\n$$\n\n", size) for number, formula in enumerate(FORMULAS)]
+    texts += ["".join(f"${formula[:100]}{number}$ " for number in range(size // 100)) for formula in FORMULAS]
+    return _render(a, texts)
 
 
-@attack("formulas", "each by itself")
-async def _(a: Attacker) -> Attacking:
-    texts = [f"$$\n{formula}\n$$" for formula in formulas()]
-    return a.repeat([a.request("POST", "/render", {"text": text}) for text in texts], connections=3)
-
-
-@attack("formulas", "thousands in one text")
-async def _(a: Attacker) -> Attacking:
-    size = a.many(MARKDOWN, 100_000)
-    texts = [_times(f"$$\n{formula}{number}\n$$\n\n", size) for number, formula in enumerate(formulas())]
-    texts += ["".join(f"${formula[:100]}{number}$ " for number in range(size // 100)) for formula in formulas()]
-    return a.repeat([a.request("POST", "/render", {"text": text}) for text in texts], connections=3)
+repeated("formulas", "each alone", lambda a: _render(a, [f"$$\n{one}\n$$" for one in FORMULAS]), connections=3)
+repeated("formulas", "thousands in one text", _many_formulas, connections=3)
 
 
 # ---------------------------------------------------------------------------------------------------- searches
-
-
-async def _searched(a: Attacker) -> None:
-    """Long messages of the same few words, once."""
-    if "searched" not in a.others:
-        a.others["searched"] = "yes"
-        for place, question in enumerate(("a " * 26_000, "ab cd ef " * 5_000, "\u4e00\u4e8c " * 17_000, "a" * 52_000)):
-            count = a.many(200, 20) // (1 if place == 0 else 4)
-            await a.bring(made(count, question=question, title=f"searched{place}"))
-
 
 SEARCHES = {
     "a long phrase": '"' + "a " * 490 + 'a"',
@@ -735,37 +615,41 @@ SEARCHES = {
 }
 
 
-def _search(query: str) -> Attack:
-    async def run(a: Attacker) -> Attacking:
-        await _searched(a)
-        encoded = "".join(f"%{byte:02x}" for byte in query[:1000].encode())
-        limits = [a.request("GET", f"/search?limit={limit}&q={encoded}") for limit in (1, 50, 200)]
-        return a.repeat(limits, connections=3)
+async def _repetitive_messages(a: Attacker) -> str:
+    texts = ("a " * 26_000, "ab cd ef " * 5_000, "\u4e00\u4e8c " * 17_000, "a" * 52_000)
+    for number, text in enumerate(texts):
+        await a.import_all(exported(a.scaled(200, 20) // (4 if number else 1), f"searched{number}", text))
+    return "imported"
 
-    return run
+
+async def _odd_titles(a: Attacker) -> str:
+    return await a.import_all(*(exported(0, title="a%_" * 60) for _ in range(a.scaled(20_000, 2000))))
+
+
+def _search(query: str, a: Attacker, _: str) -> list[bytes]:
+    encoded = "".join(f"%{byte:02x}" for byte in query[:1000].encode())
+    return [a.request("GET", f"/search?limit={limit}&q={encoded}") for limit in (1, 50, 200)]
+
+
+def _filter_titles(a: Attacker, _: str) -> list[bytes]:
+    queries = ("a", "%25", "_" * 500, "a%25" * 300, "?" * 300, "%c3%9f" * 300)
+    return [a.request("GET", f"/conversations?q={query}") for query in queries]
 
 
 for name, query in SEARCHES.items():
-    attack("searches", name, known=name in ("a long phrase", "the same letter 16 times"))(_search(query))
-
-
-@attack("searches", "titles")
-async def _(a: Attacker) -> Attacking:
-    await a.bring(*(made(0, title="a%_" * 60) for _ in range(a.many(20_000, 2000))))
-    queries = ("a", "%25", "_" * 500, "a%25" * 300, "\u0130" * 300, "%c3%9f" * 300)
-    return a.repeat(
-        [a.request("GET", f"/conversations?q={query.encode('latin-1', 'replace').decode()}") for query in queries]
-    )
+    fixed = name in ("a long phrase", "the same letter 16 times")
+    search = functools.partial(_search, query)
+    repeated("searches", name, search, connections=3, prepare=_repetitive_messages, regression=fixed)
+repeated("searches", "titles", _filter_titles, prepare=_odd_titles)
 
 
 # ---------------------------------------------------------------------------------------------------- imports
 
+IMPORT_SECONDS = 8.0  # until the effect of a file of full size shows
 
-IMPORT_SECONDS = 8.0  # of attack: what a file does shows when it has been read
 
-
-def repeated(data: bytes, copies: int) -> bytes:
-    """A zip whose members are all the same compressed bytes, each with its own entry."""
+def identical_members(data: bytes, copies: int) -> bytes:
+    """Return a zip whose members are all the same compressed bytes, each with its own directory entry."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed, crc = packer.compress(data) + packer.flush(), zlib.crc32(data)
     body, directory = bytearray(), bytearray()
@@ -779,300 +663,235 @@ def repeated(data: bytes, copies: int) -> bytes:
     return bytes(body + directory + end + len(body).to_bytes(4, "little") + b"\0\0")
 
 
-def _imports(a: Attacker, files: Iterable[bytes], connections: int = 6) -> Attacking:
-    a.least_seconds = IMPORT_SECONDS * a.scale
-    requests = [
-        a.request("POST", "/import", file, Content_Type="application/zip" if file[:2] == b"PK" else "application/json")
-        for file in files
-    ]
-    return a.repeat(requests, connections)
+def imported(
+    name: str,
+    files: Callable[[Attacker], Iterable[Any]],
+    connections: int = 6,
+    regression: bool = False,
+    once: bool = False,
+) -> None:
+    """Register an attack that imports these files, zip bytes or values for JSON, again and again or `once`."""
+
+    async def run(a: Attacker) -> Attacking:
+        a.least_seconds = IMPORT_SECONDS * a.scale
+        requests = []
+        for file in files(a):
+            kind = "application/zip" if isinstance(file, bytes) and file[:2] == b"PK" else "application/json"
+            requests.append(a.request("POST", "/import", file, Content_Type=kind))
+        return a.send_once(requests) if once else a.repeat(requests, connections)
+
+    attack("imports", name, regression)(run)
 
 
-@attack("imports", "a zip that unpacks to gigabytes", known=True)
-async def _(a: Attacker) -> Attacking:
-    member = b"[" + b" " * 60_000_000 + b"]"
-    return _imports(a, [repeated(member, a.many(500, 50))])
+def _odd_zips(a: Attacker) -> list[bytes]:
+    size = a.scaled(60_000_000, 6_000_000)
+    members = (b"[" * size, b'{"a":' * (size // 5), b'"' + b"\\" * (size - 2) + b'"', b"9" * size, b"{}," * (size // 3))
+    return [identical_members(member, 8) for member in members]
 
 
-@attack("imports", "zips of odd JSON")
-async def _(a: Attacker) -> Attacking:
-    size = a.many(60_000_000, 6_000_000)
-    fillings = (
-        b"[" * size,
-        b'{"a":' * (size // 5),
-        b'"' + b"\\" * (size - 2) + b'"',
-        b"9" * size,
-        b"{}," * (size // 3),
-    )
-    return _imports(a, [repeated(filling, 8) for filling in fillings])
-
-
-@attack("imports", "odd JSON")
-async def _(a: Attacker) -> Attacking:
-    return _imports(a, odd_bodies(a.many(50_000_000, 2_000_000)))
-
-
-@attack("imports", "a zip of thousands of files")
-async def _(a: Attacker) -> Attacking:
-    return _imports(a, [repeated(b"{}", a.many(60_000, 6_000)), repeated(b"x" * 1000, a.many(60_000, 6_000))])
-
-
-@attack("imports", "one conversation of 50,000 messages", known=True)
-async def _(a: Attacker) -> Attacking:
-    a.least_seconds = IMPORT_SECONDS * a.scale
-    files = [json.dumps(made(a.many(50_000, 5_000))).encode() for _ in range(4)]
-    return a.once([a.request("POST", "/import", file) for file in files])
-
-
-@attack("imports", "thousands of conversations")
-async def _(a: Attacker) -> Attacking:
-    files = [json.dumps([made(2) for _ in range(a.many(20_000, 2_000))]).encode() for place in range(3)]
-    return _imports(a, files, 3)
-
-
-@attack("imports", "long messages")
-async def _(a: Attacker) -> Attacking:
+def _long_messages(a: Attacker) -> list[dict[str, Any]]:
     texts = ("a " * 99_999, "a" * 199_999, "\u4e00" * 199_999, "".join(f"w{number} " for number in range(30_000)))
-    files = [json.dumps(made(a.many(100, 10), question=text)).encode() for place, text in enumerate(texts)]
-    return _imports(a, files, 3)
+    return [exported(a.scaled(100, 10), question=text) for text in texts]
 
 
-@attack("imports", "many versions of one message")
-async def _(a: Attacker) -> Attacking:
-    whole = made(a.many(50_000, 5_000))
-    for message in whole["messages"]:
+def _many_versions(a: Attacker) -> list[dict[str, Any]]:
+    conversation = exported(a.scaled(50_000, 5_000))
+    for message in conversation["messages"]:
         message |= {"parent_id": None, "role": "user"}
-    return _imports(a, [json.dumps(whole).encode()], 2)
+    return [conversation]
 
 
-@attack("imports", "other programs' exports")
-async def _(a: Attacker) -> Attacking:
-    count = a.many(100_000, 10_000)
-    tree = {
+def _other_programs(a: Attacker) -> list[dict[str, Any]]:
+    count = a.scaled(100_000, 10_000)
+    nodes = {
         str(n): {"id": str(n), "parent": str(n - 1), "children": [str(n + 1)], "message": None} for n in range(count)
     }
     lmstudio = {"createdAt": 1, "messages": [{"versions": [{}] * 100, "currentlySelected": 0}] * (count // 100)}
     webui = {"chat": {"history": {"messages": {str(n): {"parentId": str(n - 1)} for n in range(count)}}}}
-    values = ({"mapping": tree, "current_node": "5"}, lmstudio, webui)
-    return _imports(a, [json.dumps(value).encode() for value in values], 3)
+    return [{"mapping": nodes, "current_node": "5"}, lmstudio, webui]
 
 
-@attack("imports", "purging 50,000 messages", known=True)
+def _zips(member: bytes, copies: int, a: Attacker) -> list[bytes]:
+    return [identical_members(member, a.scaled(copies))]
+
+
+LONG, MANY = 50_000, 20_000
+imported("a zip of gigabytes", lambda a: _zips(b" " * 60_000_000, 500, a), regression=True)
+imported("a zip of small files", functools.partial(_zips, b"{}", 60_000))
+imported("a zip of files that are not JSON", functools.partial(_zips, b"x" * 1000, 60_000))
+imported("zips of odd JSON", _odd_zips)
+imported("odd JSON", lambda a: odd_bodies(a.scaled(50_000_000, 2_000_000)))
+imported("50,000 messages", lambda a: [exported(a.scaled(LONG)) for _ in range(4)], regression=True, once=True)
+imported("20,000 conversations", lambda a: [[exported(2) for _ in range(a.scaled(MANY))] for _ in range(3)], 3)
+imported("long messages", _long_messages, 3)
+imported("many versions of one message", _many_versions, 2)
+imported("exports of other programs", _other_programs, 3)
+
+
+@attack("imports", "purging 50,000 messages", regression=True)
 async def _(a: Attacker) -> Attacking:
-    title = f"purged{a.others.setdefault('purged', '0')}"
-    await a.bring(made(a.many(50_000, 5_000), title=title))
-    conversation_id = await a.find(title)
-    return a.once([a.request("DELETE", f"/conversations/{conversation_id}?purge=true")])
+    conversation_id = await a.import_all(exported(a.scaled(50_000, 5_000), title="purged"))
+    return a.send_once([a.request("DELETE", f"/conversations/{conversation_id}?purge=true")])
 
 
-# ---------------------------------------------------------------------------------------------------- what is large
+# ---------------------------------------------------------------------------------------------------- large answers
 
 
-async def _large_list(a: Attacker) -> None:
-    if "listed" not in a.others:
-        a.others["listed"] = "yes"
-        await a.bring(*(made(0, title="t" * 150) for _ in range(a.many(100_000, 5_000))))
+async def _large_list(a: Attacker) -> str:
+    return await a.import_all(*(exported(0, title="t" * 150) for _ in range(a.scaled(100_000, 5_000))))
 
 
-@attack("large answers", "100,000 conversations")
-async def _(a: Attacker) -> Attacking:
-    await _large_list(a)
-    return a.repeat([a.request("GET", "/conversations")])
+async def _long_conversation(a: Attacker) -> str:
+    return await a.import_all(exported(a.scaled(50_000, 5_000), title="longlist", question="*a* `b`"))
 
 
-@attack("large answers", "100,000 conversations, answers unread")
-async def _(a: Attacker) -> Attacking:
-    await _large_list(a)
-    return a.hold(a.request("GET", "/conversations"), 20, reads=False)
+async def _question(a: Attacker) -> str:
+    return str(await a.new_conversation("Hello?"))
 
 
-@attack("large answers", "exports")
-async def _(a: Attacker) -> Attacking:
-    await _large_list(a)
-    return a.repeat([a.request("GET", "/export")], connections=8)
+def _get(path: str, a: Attacker, conversation_id: str) -> list[bytes]:
+    return [a.request("GET", path.format(id=conversation_id))]
 
 
-@attack("large answers", "exports that are not read")
-async def _(a: Attacker) -> Attacking:
-    await _large_list(a)
-    return a.hold(a.request("GET", "/export"), 30, reads=False)
-
-
-def _long_conversation(end: str) -> Attack:
-    async def run(a: Attacker) -> Attacking:
-        if "long" not in a.others:
-            await a.bring(made(a.many(50_000, 5_000), title="longlist", question="*a* `b`"))
-            a.others["long"] = str(await a.find("longlist"))
-        return a.repeat([a.request("GET", f"/conversations/{a.others['long']}/{end}")])
-
-    return run
-
-
+LISTS = {"100,000 conversations": ("/conversations", 4, 20), "exports": ("/export", 8, 30)}
+for name, (path, readers, idle) in LISTS.items():
+    get = functools.partial(_get, path)
+    repeated("large answers", name, get, connections=readers, prepare=_large_list)
+    repeated("large answers", f"{name}, unread", get, connections=idle, prepare=_large_list, unread=True)
 for end in ("messages", "messages?render=true", "export?format=json", "export"):
-    attack("large answers", f"50,000 messages: {end}")(_long_conversation(end))
-
-
-@attack("large answers", "thousands of versions")
-async def _(a: Attacker) -> Attacking:
-    conversation_id = await a.new_conversation("Hello?")
-    retry = a.request("POST", "/chat/retry", MODEL | {"conversation_id": conversation_id})
-    listing = a.request("GET", f"/conversations/{conversation_id}/messages")
-    return a.repeat([retry, retry, retry, listing], connections=8)
+    get = functools.partial(_get, f"/conversations/{{id}}/{end}")
+    repeated("large answers", f"50,000 messages: {end}", get, prepare=_long_conversation)
+repeated(
+    "large answers",
+    "thousands of versions",
+    lambda a, id: [*[a.retry(id)] * 3, a.request("GET", f"/conversations/{id}/messages")],
+    connections=8,
+    prepare=_question,
+)
 
 
 # ---------------------------------------------------------------------------------------------------- pictures
 
-PNG = b"\x89PNG\r\n\x1a\n"
+VISION = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}
+PICTURE = {"media_type": "image/png", "data": base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(2_900_000)).decode()}
+EIGHT_PICTURES = json.dumps({"content": "x", "images": [PICTURE] * 8}).encode()
 
 
 async def _pictures(a: Attacker) -> str:
-    """The path of a conversation with 928 MB of pictures, or a part of it."""
-    if "pictured" not in a.others:
-        conversation_id = await a.new_conversation()
-        picture = {"media_type": "image/png", "data": base64.b64encode(PNG + bytes(2_900_000)).decode()}
-        body = json.dumps({"content": "x", "images": [picture] * 8}).encode()
-        for _ in range(a.many(40, 4)):
-            await a.ask("POST", f"/conversations/{conversation_id}/messages", body)
-        a.others["pictured"] = str(conversation_id)
-        messages = await a.ask("GET", f"/conversations/{conversation_id}/messages")
-        a.others["image_id"] = str(messages[-1]["images"][0]["id"])
-    return f"/conversations/{a.others['pictured']}"
+    """Prepare a conversation with 928 MB of pictures, or a part of it."""
+    conversation_id = await a.new_conversation()
+    path = f"/conversations/{conversation_id}/messages"
+    for _ in range(a.scaled(40, 4)):
+        await a.fetch("POST", path, EIGHT_PICTURES)
+    a.ids["image_id"] = str((await a.fetch("GET", path))[-1]["images"][0]["id"])
+    return str(conversation_id)
+
+
+def picture_attack(
+    name: str, requests: Callable[[Attacker, str], list[bytes]], connections: int, **options: Any
+) -> None:
+    repeated("pictures", name, requests, connections, _pictures, **options)
+
+
+export = functools.partial(_get, "/conversations/{id}/export?format=json")
+picture_attack("to the model", lambda a, id: [a.stream(id, VISION), a.retry(id, VISION)], 2, regression=True)
+picture_attack("exported as JSON", export, 2, regression=True)
+picture_attack("exported as JSON, unread", export, 4, unread=True)
+picture_attack("downloaded, unread", lambda a, _: [a.request("GET", f"/images/{a.ids['image_id']}")], 60, unread=True)
 
 
 @attack("pictures", "sent in messages")
 async def _(a: Attacker) -> Attacking:
-    picture = {"media_type": "image/png", "data": base64.b64encode(PNG + bytes(2_900_000)).decode()}
-    body = json.dumps({"content": "x", "images": [picture] * 8}).encode()
-    conversation_id = await a.new_conversation()
-    return a.repeat([a.request("POST", f"/conversations/{conversation_id}/messages", body)], connections=3)
-
-
-@attack("pictures", "sent to the model", known=True)
-async def _(a: Attacker) -> Attacking:
-    path = await _pictures(a)
-    model = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}
-    retry = a.request("POST", "/chat/retry", model | {"conversation_id": int(a.others["pictured"])})
-    return a.repeat([a.request("POST", f"{path}/stream", model), retry], connections=2)
-
-
-@attack("pictures", "exported as JSON", known=True)
-async def _(a: Attacker) -> Attacking:
-    path = await _pictures(a)
-    return a.repeat([a.request("GET", f"{path}/export?format=json")], connections=2)
-
-
-@attack("pictures", "exports that are not read")
-async def _(a: Attacker) -> Attacking:
-    path = await _pictures(a)
-    return a.hold(a.request("GET", f"{path}/export?format=json"), 4, reads=False)
-
-
-@attack("pictures", "downloads that are not read")
-async def _(a: Attacker) -> Attacking:
-    await _pictures(a)
-    return a.hold(a.request("GET", f"/images/{a.others['image_id']}"), 60, reads=False)
+    path = f"/conversations/{await a.new_conversation()}/messages"
+    return a.repeat([a.request("POST", path, EIGHT_PICTURES)], 3)
 
 
 # ---------------------------------------------------------------------------------------------------- signing in
 
 
-@attack("signing in", "1,000 logins from 1,000 addresses", known=True)
-async def _(a: Attacker) -> Attacking:
-    def login(number: int) -> bytes:
-        address = f"10.{number // 250}.{number % 250}.7"
-        body = {"username": f"user{number % 50}", "password": "not the right one"}
-        return a.stranger("POST", "/auth/login", body, X_Forwarded_For=address)
-
-    return a.repeat([login(number) for number in range(1000)], connections=a.many(1000, 200))
-
-
-@attack("signing in", "as the second user, from 1,000 addresses")
-async def _(a: Attacker) -> Attacking:
-    def login(number: int) -> bytes:
-        body = {"username": "carol", "password": "not the right one"}
-        return a.stranger("POST", "/auth/login", body, X_Forwarded_For=f"10.9.{number // 250}.{number % 250}")
-
-    return a.repeat([login(number) for number in range(1000)], connections=a.many(1000, 200))
+def _guesses(address: str, names: tuple[str, ...], a: Attacker) -> list[bytes]:
+    """A thousand logins with these user names, each from another address."""
+    return [
+        a.anonymous(
+            "POST",
+            "/auth/login",
+            {"username": names[number % len(names)], "password": "not the right one"},
+            X_Forwarded_For=address.format(number // 250, number % 250, number),
+        )
+        for number in range(1000)
+    ]
 
 
-@attack("signing in", "from many addresses of one network")
-async def _(a: Attacker) -> Attacking:
-    def login(number: int) -> bytes:
-        body = {"username": "mallory", "password": "x" * 1000}
-        return a.stranger("POST", "/auth/login", body, X_Forwarded_For=f"2001:db8::{number:x}")
-
-    return a.repeat([login(number) for number in range(1000)], connections=a.many(300, 60))
-
-
-@attack("signing in", "registrations and set-ups")
-async def _(a: Attacker) -> Attacking:
-    def guess(number: int) -> bytes:
-        path = ("/auth/register", "/admin/bootstrap", "/auth/link")[number % 3]
-        return a.stranger("POST", path, BODIES[path], X_Forwarded_For=f"10.8.{number // 250}.{number % 250}")
-
-    return a.repeat([guess(number) for number in range(1000)], connections=a.many(300, 60))
+def _other_guesses(a: Attacker) -> list[bytes]:
+    paths = ("/auth/register", "/admin/bootstrap", "/auth/link")
+    return [
+        a.anonymous("POST", path, BODIES[path], X_Forwarded_For=f"10.8.{number // 250}.{number % 250}")
+        for number in range(1000)
+        for path in paths
+    ]
 
 
-@attack("signing in", "changes of one's own password")
-async def _(a: Attacker) -> Attacking:
-    return a.repeat([a.request("POST", "/auth/password", BODIES["/auth/password"])], connections=a.many(100, 20))
+FIFTY = tuple(f"user{number}" for number in range(50))
+GUESSES: dict[str, tuple[int, Callable[[Attacker], list[bytes]]]] = {
+    "1,000 logins from 1,000 addresses": (1000, functools.partial(_guesses, "10.{}.{}.7", FIFTY)),
+    "as the second user, from 1,000 addresses": (1000, functools.partial(_guesses, "10.9.{}.{}", ("carol",))),
+    "from many addresses of one network": (300, functools.partial(_guesses, "2001:db8::{2:x}", ("mallory",))),
+    "registrations and set-ups": (300, _other_guesses),
+    "changes of one's own password": (
+        100,
+        lambda a: [a.request("POST", "/auth/password", BODIES["/auth/password"])],
+    ),
+}
+for name, (connections, guesses) in GUESSES.items():
+    repeated("signing in", name, guesses, connections, regression=name.startswith("1,000"))
 
 
 # ---------------------------------------------------------------------------------------------------- a model server
 
-BLOCK = 2000  # events that are written at once
+STREAM_BYTES = 100_000_000
+BLOCK_BYTES = 200_000  # written at once
 
-
-def _blocks(a: Attacker, data: bytes, total: int = 100_000_000) -> list[Step]:
-    """The same events over and over, so many bytes in all in a release."""
-    return [data] * max(1, a.many(total) // len(data))
-
-
-MODEL_SERVERS: dict[str, Callable[[Attacker], list[Step]]] = {
-    "reasoning and content by turns, a character each": lambda a: _blocks(a, (reasoning("a") + says("b")) * BLOCK),
-    "a character at a time": lambda a: _blocks(a, says("a") * BLOCK),
-    "a character in a packet": lambda a: [split(1), *_blocks(a, says("a") * BLOCK)],
-    "comments": lambda a: _blocks(a, b": x\n\n" * BLOCK * 10),
-    "colons": lambda a: _blocks(a, b":\n" * BLOCK * 10),
-    "blank lines": lambda a: _blocks(a, b"\n" * BLOCK * 10),
-    "empty events": lambda a: _blocks(a, b"data:\n\n" * BLOCK * 10),
-    "events without choices": lambda a: _blocks(a, b"data: {}\n\n" * BLOCK * 10),
-    "events that are not JSON": lambda a: _blocks(a, b"data: x\n\n" * BLOCK * 10),
-    "empty deltas": lambda a: _blocks(a, chunk({}) * BLOCK),
-    "event names": lambda a: _blocks(a, b"event: x\n" * BLOCK * 10),
-    "data lines of one event": lambda a: _blocks(a, b"data: x\n" * BLOCK * 10),
-    "changes of the model": lambda a: _blocks(a, b"".join(says("a", model=f"m{number}") for number in range(BLOCK))),
-    "usage again and again": lambda a: _blocks(
-        a, b"".join(event({"choices": [], "usage": {"prompt_tokens": n, "completion_tokens": n}}) for n in range(BLOCK))
+EVENTS: dict[str, bytes] = {  # each is repeated up to STREAM_BYTES
+    "reasoning and content by turns, a character each": reasoning("a") + says("b"),
+    "a character at a time": says("a"),
+    "comments": b": x\n\n",
+    "colons": b":\n",
+    "blank lines": b"\n",
+    "empty events": b"data:\n\n",
+    "events without choices": b"data: {}\n\n",
+    "events that are not JSON": b"data: x\n\n",
+    "empty deltas": chunk({}),
+    "event names": b"event: x\n",
+    "data lines of one event": b"data: x\n",
+    "changes of the model": b"".join(says("a", model=f"m{number}") for number in range(2000)),
+    "usage again and again": b"".join(
+        event({"choices": [], "usage": {"prompt_tokens": n, "completion_tokens": n}}) for n in range(2000)
     ),
-    "progress again and again": lambda a: _blocks(
-        a, b"".join(event({"prompt_progress": {"processed": n, "total": BLOCK}}) for n in range(BLOCK))
+    "progress again and again": b"".join(
+        event({"prompt_progress": {"processed": n, "total": 2000}}) for n in range(2000)
     ),
-    "a trailer that never ends": lambda a: [says("a"), wire(b"0\r\n"), *[wire(b"a: b\r\n" * 20_000)] * 2000],
-    "a head that never ends": lambda a: [wire(b"HTTP/1.1 200 OK\r\n"), *[wire(b"a: b\r\n" * 20_000)] * 2000],
-    "a status line that never ends": lambda a: [wire(b"HTTP/1.1 200 "), *[wire(b"a" * 100_000)] * 2000],
-    "a chunk extension that never ends": lambda a: [headers(), wire(b"1;"), *[wire(b"a" * 100_000)] * 2000],
-    "chunks of one byte": lambda a: [headers(), *[wire(b"1\r\nx\r\n" * 20_000)] * 2000],
-    "a line that never ends": lambda a: [b"data: ", *[b"a" * 100_000] * 3000],
-    "one delta of 1 MB": lambda a: _blocks(a, says("a " * 500_000)),
-    "deltas of many lines": lambda a: _blocks(a, says("\n" * 100_000)),
-    "deltas of escapes": lambda a: _blocks(
-        a, b'data: {"choices":[{"delta":{"content":"' + b"\\ud800" * 100_000 + b'"}}]}\n\n'
-    ),
-    "deep JSON": lambda a: _blocks(a, b"data: " + b"[" * 500_000 + b"\n\n" + b"data: " + b'{"a":' * 100_000 + b"\n\n"),
-    "numbers of a million digits": lambda a: _blocks(
-        a, b'data: {"usage":{"prompt_tokens":' + b"9" * 1_000_000 + b"}}\n\n"
-    ),
-    "a compressed stream": lambda a: [
-        headers(content_encoding="gzip"),
-        *_blocks(a, _gzip(says("a") * BLOCK * 20), 30_000_000),
-    ],
-    "zeros, compressed": lambda a: [headers(content_encoding="gzip"), _gzip(bytes(300_000_000))],
-    "a length of gigabytes": lambda a: [
-        wire(b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n"),
-        *[wire(b"a" * 100_000)] * 3000,
-    ],
+    "one delta of 1 MB": says("a " * 500_000),
+    "deltas of many lines": says("\n" * 100_000),
+    "deltas of escapes": b'data: {"choices":[{"delta":{"content":"' + b"\\ud800" * 100_000 + b'"}}]}\n\n',
+    "deep JSON": b"data: " + b"[" * 500_000 + b"\n\n" + b"data: " + b'{"a":' * 100_000 + b"\n\n",
+    "numbers of a million digits": b'data: {"usage":{"prompt_tokens":' + b"9" * 1_000_000 + b"}}\n\n",
 }
+ENDLESS: dict[str, tuple[list[Step], Step]] = {  # the beginning, and what is repeated 3000 times
+    "an endless trailer": ([says("a"), wire(b"0\r\n")], wire(b"a: b\r\n" * 20_000)),
+    "an endless head": ([wire(b"HTTP/1.1 200 OK\r\n")], wire(b"a: b\r\n" * 20_000)),
+    "an endless status line": ([wire(b"HTTP/1.1 200 ")], wire(b"a" * 100_000)),
+    "an endless chunk extension": ([headers(), wire(b"1;")], wire(b"a" * 100_000)),
+    "chunks of one byte": ([headers()], wire(b"1\r\nx\r\n" * 20_000)),
+    "an endless line": ([b"data: "], b"a" * 100_000),
+    "a length of gigabytes": ([wire(b"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n")], wire(b"a" * 100_000)),
+}
+FIXED = ("reasoning and content", "an endless trailer", "comments", "empty events", "changes of")
+
+
+def _blocks(a: Attacker, data: bytes, total: int = STREAM_BYTES) -> list[Step]:
+    """Return the same events over and over, so many bytes in all in a release."""
+    block = data * max(1, BLOCK_BYTES // len(data))
+    return [block] * max(1, a.scaled(total) // len(block))
 
 
 def _gzip(data: bytes) -> bytes:
@@ -1080,75 +899,88 @@ def _gzip(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
-def _model_server(script: Callable[[Attacker], list[Step]]) -> Attack:
+def _answers(script: Callable[[Attacker], list[Step]]) -> Attack:
     async def run(a: Attacker) -> Attacking:
         return await a.generate([*script(a), finish("stop"), DONE])
 
     return run
 
 
-for name, script in MODEL_SERVERS.items():
-    first = ("reasoning and content", "a trailer", "comments", "empty events", "changes of")
-    attack("model server", name, known=name.startswith(first))(_model_server(script))
+def _events(data: bytes, a: Attacker) -> list[Step]:
+    return _blocks(a, data)
 
 
-def errors(size: int = 1_000_000) -> list[str]:
-    words = (
+def _endless(name: str, a: Attacker) -> list[Step]:
+    return [*ENDLESS[name][0], *[ENDLESS[name][1]] * 3000]
+
+
+SCRIPTS: dict[str, Callable[[Attacker], list[Step]]] = {
+    **{name: functools.partial(_events, data) for name, data in EVENTS.items()},
+    **{name: functools.partial(_endless, name) for name in ENDLESS},
+    "a character in a packet": lambda a: [split(1), *_blocks(a, says("a"))],
+    "a compressed stream": lambda a: [
+        headers(content_encoding="gzip"), *_blocks(a, _gzip(says("a") * 40_000), 30_000_000),
+    ],
+    "compressed zeros": lambda a: [headers(content_encoding="gzip"), _gzip(bytes(300_000_000))],
+}  # fmt: skip
+for name, script in SCRIPTS.items():
+    attack("model server", name, regression=name.startswith(FIXED))(_answers(script))
+
+ERRORS = [
+    fill(part, 1_000_000)
+    for part in (
         "model ", "context ", "context_length ", "n_ctx: ", "not supported ", "not support", "not a", " ", "a", "1", "the first ",
         "tokens (", "requested ", "model length of ", "api ", "no model ", "model\n", "invalid model identifier", "context length of ",
         "<", "\u202e", "queue ", "too many ", "\\", "failed to ", "sk-", "no models are currently ",
-    )  # fmt: skip
-    return [_times(word, size) for word in words]
+    )
+]  # fmt: skip
 
 
-def _failing(as_status: bool) -> Attack:
+async def _conversations(a: Attacker) -> list[int]:
+    return [await a.new_conversation("Hello?") for _ in range(4)]
+
+
+def _failing(step: Callable[[str], Step]) -> Attack:
     async def run(a: Attacker) -> Attacking:
-        conversations = [await a.new_conversation("Hello?") for _ in range(4)]
-        scripts: list[Step] = [
-            status(400, {"error": {"message": text}}) if as_status else error(text) for text in errors()
-        ]
-        for step in scripts * 20:
-            a.upstream.enqueue(step)
-        return a.repeat([a.request("POST", f"/conversations/{number}/stream", MODEL) for number in conversations])
+        conversations = await _conversations(a)
+        for text in ERRORS * 20:
+            a.upstream.enqueue(step(text))
+        return a.repeat(map(a.stream, conversations))
 
     return run
 
 
-attack("model server", "an error of 1 MB in the stream", known=True)(_failing(False))
-attack("model server", "an error of 1 MB in place of it")(_failing(True))
+attack("model server", "an error of 1 MB in the stream", regression=True)(_failing(error))
+attack("model server", "an error of 1 MB in place of it")(
+    _failing(lambda text: status(400, {"error": {"message": text}}))
+)
 
 
 @attack("model server", "answers that are hard to show")
 async def _(a: Attacker) -> Attacking:
-    texts = list(markdowns(a.many(1_000_000, 100_000)).values())
-    conversations = [await a.new_conversation("Hello?") for _ in range(4)]
-    for text in texts * 3:
+    conversations = await _conversations(a)
+    for text in [*markdowns(a.scaled(1_000_000, 100_000)).values()] * 3:
         a.upstream.enqueue(says(text), finish("stop"), DONE)
-    paths = [f"/conversations/{number}" for number in conversations]
-    streams = [a.request("POST", f"{path}/stream", MODEL) for path in paths]
-    shown = [a.request("GET", f"{path}/messages?render=true") for path in paths]
-    again = [a.request("POST", "/chat/retry", MODEL | {"conversation_id": number}) for number in conversations]
-    return a.repeat([request for four in zip(streams, shown, again, shown, strict=True) for request in four], 3)
+    return a.repeat(
+        request for id in conversations for request in (a.stream(id), *_shown(a, id), a.retry(id), *_shown(a, id))
+    )
 
 
 @attack("model server", "hundreds of readers of one answer")
 async def _(a: Attacker) -> Attacking:
     conversation_id = await a.new_conversation("Hello?")
-    a.upstream.enqueue(*_blocks(a, says("a") * 50, 2_000_000), *[split(1)] * 2, *_blocks(a, says("a") * 50, 20_000_000))
-    retry = a.request("POST", "/chat/retry", MODEL | {"conversation_id": conversation_id})
-    stream = a.request("POST", f"/conversations/{conversation_id}/stream", MODEL)
+    a.upstream.enqueue(*_blocks(a, says("a"), 2_000_000), *[split(1)] * 2, *_blocks(a, says("a"), 20_000_000))
 
     async def run() -> None:
-        await asyncio.gather(a.repeat([stream], a.many(500, 100)), a.repeat([retry], 1))
+        await asyncio.gather(a.repeat([a.stream(conversation_id)], 500), a.repeat([a.retry(conversation_id)], 1))
 
     return run()
 
 
 @attack("model server", "readers that do not read")
 async def _(a: Attacker) -> Attacking:
-    conversation_id = await a.new_conversation("Hello?")
-    a.upstream.enqueue(*_blocks(a, says("a" * 100) * 50, 20_000_000))
-    return a.hold(a.request("POST", f"/conversations/{conversation_id}/stream", MODEL), a.many(200, 60), reads=False)
+    a.upstream.enqueue(*_blocks(a, says("a" * 100), 20_000_000))
+    return a.hold(a.stream(await a.new_conversation("Hello?")), 200, reads=False)
 
 
 def _catalogue(body: Callable[[Attacker], bytes]) -> Attack:
@@ -1162,17 +994,15 @@ def _catalogue(body: Callable[[Attacker], bytes]) -> Attack:
     return run
 
 
-LISTS: dict[str, Callable[[Attacker], bytes]] = {
-    "a list of 100,000 models": lambda a: json.dumps(
-        {"models": [{"key": f"m{n}", "type": "llm", "loaded_instances": []} for n in range(a.many(100_000, 20_000))]}
-    ).encode(),
-    "a list of 50 MB": lambda a: b'{"models":[' + b" " * a.many(50_000_000, 10_000_000) + b"]}",
-    "a list of brackets": lambda a: b"[" * 5_000_000,
-    "a model with a name of 5 MB": lambda a: json.dumps(
-        {"models": [{"key": "a" * 5_000_000, "display_name": "b" * 5_000_000, "type": "llm", "loaded_instances": []}]}
-    ).encode(),
-}
-for name, body in LISTS.items():
-    attack("model server", name)(_catalogue(body))
+def _models(*models: dict[str, Any]) -> bytes:
+    return json.dumps({"models": [{"type": "llm", "loaded_instances": []} | model for model in models]}).encode()
 
-assert CHAT  # the default path of a script
+
+CATALOGUES: dict[str, Callable[[Attacker], bytes]] = {
+    "a list of 100,000 models": lambda a: _models(*({"key": f"m{n}"} for n in range(a.scaled(100_000, 20_000)))),
+    "a list of 50 MB": lambda a: b'{"models":[' + b" " * a.scaled(50_000_000, 10_000_000) + b"]}",
+    "a list of brackets": lambda a: b"[" * 5_000_000,
+    "a model with a name of 5 MB": lambda a: _models({"key": "a" * 5_000_000, "display_name": "b" * 5_000_000}),
+}
+for name, body in CATALOGUES.items():
+    attack("model server", name)(_catalogue(body))

@@ -1,4 +1,4 @@
-"""The API against a plain dictionary: whatever is done to conversations and messages, in any order, both must say the same."""
+"""Correctness: after any sequence of operations on conversations and messages, the API returns what a simple model of it does."""
 
 import tempfile
 import unicodedata
@@ -9,16 +9,17 @@ from typing import Any
 import httpx
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from ..browser import NO_ENGINE, Fireside
-from ..live import good, parse_event
+from ..live import code, good, parse_event
 from ..upstream import Upstream
 from . import Figures
 
-STEPS = 25  # of one story
+STEPS = 25  # of a sequence
 ANSWER = "Hello from upstream."
 MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
+NOT_FOUND, NO_MESSAGE = (404, "CONVERSATION_NOT_FOUND"), (404, "MESSAGE_NOT_FOUND")
 
 letters = st.sampled_from("abcäÄßéeİ字家 0%_*?[]\"'-")
 words = st.text(letters, min_size=1, max_size=40).filter(str.strip)
@@ -39,28 +40,31 @@ class Conversation:
     system_prompt: str = ""
     pinned: bool = False
     active: int | None = None
-    touched: int = 0  # when, in steps
+    updated: int = 0  # number of the step
     messages: dict[int, Message] = field(default_factory=dict)
     client_ids: dict[str, int] = field(default_factory=dict)
 
     def path(self) -> list[int]:
-        found, at = [], self.active
-        while at is not None:
-            found.append(at)
-            at = self.messages[at].parent
+        found, message = [], self.active
+        while message is not None:
+            found.append(message)
+            message = self.messages[message].parent
         return found[::-1]
 
     def question(self) -> int | None:
         return next((id for id in reversed(self.path()) if self.messages[id].role == "user"), None)
 
+    def children(self, parent: int | None) -> list[int]:
+        return sorted(id for id, message in self.messages.items() if message.parent == parent)
+
     def newest_below(self, message: int) -> int:
-        while children := [id for id, other in self.messages.items() if other.parent == message]:
-            message = max(children)
+        while children := self.children(message):
+            message = children[-1]
         return message
 
 
-class Story(RuleBasedStateMachine):
-    """Bob does things; Carl must see and touch nothing of it."""
+class Sequence(RuleBasedStateMachine):
+    """Operations of Bob. Carl must not see or change anything of his."""
 
     bob: httpx.Client
     carl: httpx.Client
@@ -73,59 +77,74 @@ class Story(RuleBasedStateMachine):
         self.model: dict[int, Conversation] = {}
         self.clock = 0
 
-    def touch(self, id: int) -> Conversation:
+    def update(self, id: int) -> Conversation:
         self.clock += 1
-        self.model[id].touched = self.clock
+        self.model[id].updated = self.clock
         return self.model[id]
 
-    def missing(self, id: int) -> bool:
-        return id not in self.model or self.model[id].deleted
+    def visible(self, id: int) -> Conversation | None:
+        found = self.model.get(id)
+        return None if found is None or found.deleted else found
 
-    def asked(self, id: int, answer: httpx.Response, *, there: bool | None = None) -> Any:
-        """The answer's JSON; None, and it must have been a 404, when the conversation is not there."""
+    def send(
+        self, method: str, path: str, body: Any = None, refusal: tuple[int, str] | None = None, **params: Any
+    ) -> httpx.Response | None:
+        """Send a request of Bob. Return the answer, or None if it must be this refusal and is."""
         type(self).steps += 1
-        if not (there if there is not None else not self.missing(id)):
-            assert answer.status_code == 404 and answer.json()["code"] == "CONVERSATION_NOT_FOUND", answer.text
-            return None
-        return good(answer)
+        answer = self.bob.request(method, path, json=body, params=params)
+        if refusal is None:
+            assert answer.status_code == 200, answer.text
+            return answer
+        assert code(answer) == refusal, answer.text
+        return None
+
+    def refusal(self, id: int) -> tuple[int, str] | None:
+        return None if self.visible(id) else NOT_FOUND
+
+    def refusal_to_answer(self, id: int) -> tuple[int, str] | None:
+        known = self.visible(id)
+        return (400, "NO_USER_MESSAGE") if known and known.question() is None else self.refusal(id)
 
     @rule(target=conversations, title=st.none() | words)
-    def create(self, title: str | None) -> Any:
-        type(self).steps += 1
-        made = good(self.bob.post("/conversations", json={"title": title} if title else {}))
-        self.model[made["id"]] = Conversation(title or "New conversation", named=bool(title))
-        self.touch(made["id"])
-        return multiple(made["id"])
+    def create(self, title: str | None) -> int:
+        made = self.send("POST", "/conversations", {"title": title} if title else {})
+        assert made
+        id: int = made.json()["id"]
+        self.model[id] = Conversation(title or "New conversation", named=bool(title))
+        self.update(id)
+        return id
 
     @rule(id=conversations, title=words)
     def rename(self, id: int, title: str) -> None:
-        if self.asked(id, self.bob.patch(f"/conversations/{id}", json={"title": title})):
+        if self.send("PATCH", f"/conversations/{id}", {"title": title}, self.refusal(id)):
             self.model[id].title, self.model[id].named = title, True
 
     @rule(id=conversations, prompt=st.text(letters, max_size=20), pinned=st.booleans())
     def change(self, id: int, prompt: str, pinned: bool) -> None:
-        if self.asked(id, self.bob.patch(f"/conversations/{id}", json={"system_prompt": prompt, "pinned": pinned})):
+        body = {"system_prompt": prompt, "pinned": pinned}
+        if self.send("PATCH", f"/conversations/{id}", body, self.refusal(id)):
             self.model[id].system_prompt, self.model[id].pinned = prompt, pinned
 
     @rule(id=conversations)
     def delete(self, id: int) -> None:
-        if self.asked(id, self.bob.delete(f"/conversations/{id}")):
+        if self.send("DELETE", f"/conversations/{id}", None, self.refusal(id)):
             self.model[id].deleted = True
 
     @rule(id=conversations)
     def restore(self, id: int) -> None:
-        there = id in self.model and self.model[id].deleted
-        if self.asked(id, self.bob.post(f"/conversations/{id}/restore"), there=there):
+        deleted = id in self.model and self.model[id].deleted
+        if self.send("POST", f"/conversations/{id}/restore", None, None if deleted else NOT_FOUND):
             self.model[id].deleted = False
 
     @rule(id=conversations)
     def purge(self, id: int) -> None:
-        if self.asked(id, self.bob.delete(f"/conversations/{id}?purge=true"), there=id in self.model):
+        refusal = None if id in self.model else NOT_FOUND
+        if self.send("DELETE", f"/conversations/{id}", None, refusal, purge="true"):
             del self.model[id]
 
     @rule(id=conversations, content=words, place=st.integers(0, 6), client_id=st.none() | st.sampled_from("ab"))
-    def say(self, id: int, content: str, place: int, client_id: str | None) -> None:
-        """At the end of the path; as a first message; or below any message, which makes a branch."""
+    def add_message(self, id: int, content: str, place: int, client_id: str | None) -> None:
+        """At the end of the path, as a first message, or below any message, which makes a branch."""
         known = self.model.get(id, Conversation())
         body: dict[str, Any] = {"content": content, "client_id": client_id}
         parent = known.active
@@ -133,14 +152,15 @@ class Story(RuleBasedStateMachine):
             parent = body["parent_id"] = None
         elif place > 1 and known.messages:
             parent = body["parent_id"] = sorted(known.messages)[place % len(known.messages)]
-        told = self.asked(id, self.bob.post(f"/conversations/{id}/messages", json=body))
-        if not told:
+        answer = self.send("POST", f"/conversations/{id}/messages", body, self.refusal(id))
+        if not answer:
             return
+        message_id = answer.json()["message_id"]
         if client_id in known.client_ids:
-            assert told["message_id"] == known.client_ids[client_id]
+            assert message_id == known.client_ids[client_id]
             return
-        self.touch(id)
-        message_id = known.active = told["message_id"]
+        self.update(id)
+        known.active = message_id
         known.messages[message_id] = Message(parent, "user", content)
         if client_id:
             known.client_ids[client_id] = message_id
@@ -149,29 +169,16 @@ class Story(RuleBasedStateMachine):
 
     @rule(id=conversations)
     def answer(self, id: int) -> None:
-        answer = self.bob.post(f"/conversations/{id}/stream", json=MODEL)
-        known = self.model.get(id, Conversation())
-        if not self.missing(id) and known.question() is None:
-            type(self).steps += 1
-            assert answer.status_code == 400 and answer.json()["code"] == "NO_USER_MESSAGE"
-            return
-        if self.missing(id):
-            self.asked(id, answer)
-            return
-        type(self).steps += 1
-        assert answer.status_code == 200, answer.text
-        self._answered(id, answer, known.active if known.active != known.question() else None)
+        if answer := self.send("POST", f"/conversations/{id}/stream", MODEL, self.refusal_to_answer(id)):
+            known = self.model[id]
+            self._check_answer(id, answer, known.active if known.active != known.question() else None)
 
     @rule(id=conversations)
     def retry(self, id: int) -> None:
-        answer = self.bob.post("/chat/retry", json={"conversation_id": id, **MODEL})
-        if not self.missing(id) and self.model[id].question() is None:
-            type(self).steps += 1
-            assert answer.status_code == 400 and answer.json()["code"] == "NO_USER_MESSAGE"
-        elif begun := self.asked(id, answer):
-            self._answered(id, self.bob.get(f"/generations/{begun['generation_id']}/stream"), None)
+        if begun := self.send("POST", "/chat/retry", {"conversation_id": id, **MODEL}, self.refusal_to_answer(id)):
+            self._check_answer(id, self.bob.get(f"/generations/{begun.json()['generation_id']}/stream"), None)
 
-    def _answered(self, id: int, answer: httpx.Response, replayed: int | None) -> None:
+    def _check_answer(self, id: int, answer: httpx.Response, replayed: int | None) -> None:
         events = [parse_event(block) for block in answer.content.split(b"\n\n") if block]
         assert "".join(event.data["delta"] for event in events if event.event == "delta") == ANSWER
         assert events[-1].event == "done" and events[-1].data["status"] == "ok"
@@ -179,7 +186,7 @@ class Story(RuleBasedStateMachine):
         if replayed is not None:
             assert message_id == replayed
             return
-        known = self.touch(id)
+        known = self.update(id)
         known.messages[message_id] = Message(known.question(), "assistant", ANSWER)
         known.active = message_id
 
@@ -187,69 +194,61 @@ class Story(RuleBasedStateMachine):
     def select(self, id: int, which: int) -> None:
         known = self.model.get(id, Conversation())
         message = sorted(known.messages)[which % len(known.messages)] if known.messages else 1
-        answer = self.bob.post(f"/conversations/{id}/active", json={"message_id": message})
-        if not self.missing(id) and not known.messages:
-            type(self).steps += 1
-            assert answer.status_code == 404 and answer.json()["code"] == "MESSAGE_NOT_FOUND"
-        elif told := self.asked(id, answer):
+        refusal = self.refusal(id) or (None if known.messages else NO_MESSAGE)
+        if answer := self.send("POST", f"/conversations/{id}/active", {"message_id": message}, refusal):
             known.active = known.newest_below(message)
-            assert told["active_message_id"] == known.active
+            assert answer.json()["active_message_id"] == known.active
 
     @rule(id=conversations, limit=st.integers(1, 4))
     def page(self, id: int, limit: int) -> None:
-        found = self.asked(id, self.bob.get(f"/conversations/{id}/messages", params={"limit": limit}))
-        if found is not None:
-            assert [message["id"] for message in found] == self.model[id].path()[-limit:]
+        if found := self.send("GET", f"/conversations/{id}/messages", None, self.refusal(id), limit=limit):
+            assert [message["id"] for message in found.json()] == self.model[id].path()[-limit:]
 
     @rule(q=st.text(letters, min_size=1, max_size=4))
     def filter(self, q: str) -> None:
-        type(self).steps += 1
-        found = good(self.bob.get("/conversations", params={"q": q}))
-        there = [(one.touched, id) for id, one in self.model.items() if not one.deleted and _key(q) in _key(one.title)]
-        assert [one["id"] for one in found] == [id for _, id in sorted(there, reverse=True)]
+        found = self.send("GET", "/conversations", q=q)
+        assert found
+        matching = [id for id, one in self.model.items() if not one.deleted and _key(q) in _key(one.title)]
+        assert [one["id"] for one in found.json()] == self._newest_first(matching)
+
+    def _newest_first(self, ids: Any) -> list[int]:
+        return sorted(ids, key=lambda id: self.model[id].updated, reverse=True)
 
     @rule(
         id=conversations,
-        verb=st.sampled_from(("GET", "PATCH", "DELETE", "POST messages", "POST stream", "GET messages")),
+        request=st.sampled_from(("GET", "PATCH", "DELETE", "POST messages", "POST stream", "GET messages")),
     )
-    def meddle(self, id: int, verb: str) -> None:
-        """Carl tries."""
+    def use_as_another_user(self, id: int, request: str) -> None:
         type(self).steps += 1
-        method, _, end = verb.partition(" ")
-        body = {"content": "Hello?"} if end == "messages" else {}
-        answer = self.carl.request(
-            method, f"/conversations/{id}{end and '/'}{end}", json=None if method == "GET" else body
-        )
-        assert answer.status_code == 404 and answer.json()["code"] == "CONVERSATION_NOT_FOUND", answer.text
+        method, _, end = request.partition(" ")
+        body = None if method == "GET" else {"content": "Hello?"} if end == "messages" else {}
+        answer = self.carl.request(method, f"/conversations/{id}/{end}".rstrip("/"), json=body)
+        assert code(answer) == NOT_FOUND, answer.text
 
     @rule(id=conversations)
-    def look(self, id: int) -> None:
-        found = self.asked(id, self.bob.get(f"/conversations/{id}/messages"))
+    def read(self, id: int) -> None:
+        found = self.send("GET", f"/conversations/{id}/messages", None, self.refusal(id))
         if found is None:
             return
-        known = self.model[id]
-        assert [message["id"] for message in found] == known.path()
-        for message in found:
+        known, messages = self.model[id], found.json()
+        assert [message["id"] for message in messages] == known.path()
+        for message in messages:
             one = known.messages[message["id"]]
             assert (message["parent_id"], message["role"], message["content"]) == (one.parent, one.role, one.content)
-            siblings = sorted(id for id, other in known.messages.items() if other.parent == one.parent)
+            siblings = known.children(one.parent)
             assert message["versions"] == {"ids": siblings, "index": siblings.index(message["id"])}
 
     @invariant()
-    def both_list_the_same(self) -> None:
+    def lists_agree(self) -> None:
         for deleted in (False, True):
             found = good(self.bob.get("/conversations", params={"deleted": "true"} if deleted else {}))
             listed = {
                 one["id"]: (one["title"], one["system_prompt"], one["pinned"], one["generation_id"]) for one in found
             }
-            assert listed == {
-                id: (one.title, one.system_prompt, one.pinned, None)
-                for id, one in self.model.items()
-                if one.deleted == deleted
-            }
+            known = {id: one for id, one in self.model.items() if one.deleted == deleted}
+            assert listed == {id: (one.title, one.system_prompt, one.pinned, None) for id, one in known.items()}
             if not deleted:
-                order = sorted(listed, key=lambda id: self.model[id].touched, reverse=True)
-                assert [one["id"] for one in found] == order
+                assert [one["id"] for one in found] == self._newest_first(listed)
         assert good(self.carl.get("/conversations")) == []
 
     def teardown(self) -> None:
@@ -271,17 +270,17 @@ def prove(size: int) -> Figures:
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
     )
-    figures = Figures(more=f"{plan.max_examples} stories of {STEPS} steps")
+    figures = Figures(more=f"{plan.max_examples} sequences of {STEPS} steps")
     with (
         tempfile.TemporaryDirectory() as folder,
         Upstream() as upstream,
         Fireside(Path(folder) / "data", NO_ENGINE, lmstudio_url=upstream.url) as fireside,
     ):
         ann = fireside.first()
-        Story.bob, Story.carl, Story.steps = fireside.join(ann, "bob"), fireside.join(ann, "carl"), 0
+        Sequence.bob, Sequence.carl, Sequence.steps = fireside.join(ann, "bob"), fireside.join(ann, "carl"), 0
         try:
-            run_state_machine_as_test(Story, settings=plan)
+            run_state_machine_as_test(Sequence, settings=plan)
         except Exception as error:
             figures.wrong.append("\n".join((repr(error), *getattr(error, "__notes__", ()))))
-    figures.cases = Story.steps
+    figures.cases = Sequence.steps
     return figures

@@ -1,7 +1,8 @@
-"""Fifty at once where only one may: the first account, an invite, the last administrator."""
+"""Atomicity: simultaneous requests of which one may succeed, for the first account, an invite and the last administrator."""
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -11,62 +12,57 @@ from ..live import BOOTSTRAP_TOKEN, NO_TLS, PASSWORD, Running, good
 from . import Figures, fireside
 
 ADMINS = 5
+OK = (200, "")
 
 
 async def _prove(rounds: int) -> Figures:
     figures, many = Figures(), min(50, 10 * rounds)
     for _ in range(rounds):
         async with fireside(trusted_proxies="127.0.0.1") as (running, _), contextlib.AsyncExitStack() as stack:
-            # The throttle counts by address, so each person has one of their own.
-            people = [await stack.enter_async_context(_guest(running, number)) for number in range(many)]
-            await _first_account(running, people, figures)
-            await _invite(running, people, figures)
-            await _last_administrator(running, people, figures)
-    figures.more = f"{figures.cases // 3} rounds of each, {many} requests at once, one winner in each"
+            clients = []
+            for number in range(many):
+                address = {"X-Forwarded-For": f"192.0.2.{number + 1}"}  # the throttle counts by address
+                client = httpx.AsyncClient(
+                    base_url=running.url, trust_env=False, verify=NO_TLS, headers=address, timeout=60
+                )
+                clients.append(await stack.enter_async_context(client))
+            await _first_account(running, clients, figures)
+            await _invite(running, clients, figures)
+            await _last_administrator(running, clients, figures)
+    figures.more = f"{figures.cases // 3} rounds of each, {many} simultaneous requests, one success in each"
     return figures
 
 
-def _guest(running: Running, number: int) -> httpx.AsyncClient:
-    headers = {"X-Forwarded-For": f"192.0.2.{number + 1}"}
-    return httpx.AsyncClient(base_url=running.url, trust_env=False, verify=NO_TLS, headers=headers, timeout=60)
-
-
-async def _together(*requests: Any) -> list[tuple[int, str]]:
-    answers: list[httpx.Response] = await asyncio.gather(*requests)
+async def _send_all(
+    clients: list[httpx.AsyncClient], send: Callable[[int, httpx.AsyncClient], Any]
+) -> list[tuple[int, str]]:
+    answers: list[httpx.Response] = await asyncio.gather(*(send(*item) for item in enumerate(clients)))
     return [(answer.status_code, answer.json().get("code", "")) for answer in answers]
 
 
-async def _first_account(running: Running, people: list[httpx.AsyncClient], figures: Figures) -> None:
+async def _first_account(running: Running, clients: list[httpx.AsyncClient], figures: Figures) -> None:
     body = {"password": PASSWORD, "token": BOOTSTRAP_TOKEN}
-    came = await _together(
-        *(
-            person.post("/admin/bootstrap", json=body | {"username": f"first{number}"})
-            for number, person in enumerate(people)
-        )
+    results = await _send_all(
+        clients, lambda number, client: client.post("/admin/bootstrap", json=body | {"username": f"first{number}"})
     )
-    right = sorted(came) == [(200, "")] + [(403, "BOOTSTRAP_DISABLED")] * (len(people) - 1)
+    right = sorted(results) == [OK] + [(403, "BOOTSTRAP_DISABLED")] * (len(clients) - 1)
     users = await running.state.database.read(queries.accounts.count_users)
-    figures.expect(right and users == 1, f"first account: {users} users, {set(came)}")
+    figures.expect(right and users == 1, f"first account: {users} users, {set(results)}")
 
 
-async def _invite(running: Running, people: list[httpx.AsyncClient], figures: Figures) -> None:
+async def _invite(running: Running, clients: list[httpx.AsyncClient], figures: Figures) -> None:
     first = await running.state.database.read(queries.accounts.get_user, 1)
-    invite = (await running.state.auth.invite(first, "user", 1))["invite_code"]
-    body = {"password": PASSWORD, "invite_code": invite}
-    came = await _together(
-        *(
-            person.post("/auth/register", json=body | {"username": f"guest{number}"})
-            for number, person in enumerate(people)
-        )
+    body = {"password": PASSWORD, "invite_code": (await running.state.auth.invite(first, "user", 1))["invite_code"]}
+    results = await _send_all(
+        clients, lambda number, client: client.post("/auth/register", json=body | {"username": f"guest{number}"})
     )
-    refused = {(400, "INVALID_INVITE"), (429, "RATE_LIMITED")}
-    right = came.count((200, "")) == 1 and {*came} <= {(200, ""), *refused}
+    right = results.count(OK) == 1 and set(results) <= {OK, (400, "INVALID_INVITE"), (429, "RATE_LIMITED")}
     users = await running.state.database.read(queries.accounts.count_users)
-    figures.expect(right and users == 2, f"invite: {users} users, {set(came)}")
+    figures.expect(right and users == 2, f"invite: {users} users, {set(results)}")
 
 
-async def _last_administrator(running: Running, people: list[httpx.AsyncClient], figures: Figures) -> None:
-    """Every administrator demotes or disables everybody, themselves too, ten times at once."""
+async def _last_administrator(running: Running, clients: list[httpx.AsyncClient], figures: Figures) -> None:
+    """Each administrator demotes or disables each, including themselves, ten times at once."""
     database, auth = running.state.database, running.state.auth
     ids = [user.id for user in await database.read(queries.accounts.list_users)]
     for number in range(ADMINS - len(ids)):
@@ -74,22 +70,19 @@ async def _last_administrator(running: Running, people: list[httpx.AsyncClient],
         ids.append((await database.write(queries.accounts.redeem_invite, bytes([number]), f"admin{number}", "")).id)
     await database.write(queries.accounts.set_user, ids[1], "admin", None)
     names = [user.username for user in await database.read(queries.accounts.list_users)]
-    for person, name in zip(people, names, strict=False):
-        answer = await person.post("/auth/link", json={"token": await auth.login_link(name)})
-        person.headers["X-CSRF-Token"] = good(answer)["csrf_token"]
-    changes = ({"role": "user"}, {"status": "disabled"})
-    came = await _together(
-        *(
-            people[number % ADMINS].patch(f"/admin/users/{ids[number // ADMINS % ADMINS]}", json=changes[number % 2])
-            for number in range(len(people))
-        )
-    )
+    for client, name in zip(clients, names, strict=False):
+        answer = await client.post("/auth/link", json={"token": await auth.login_link(name)})
+        client.headers["X-CSRF-Token"] = good(answer)["csrf_token"]
+
+    def change(number: int, _: httpx.AsyncClient) -> Any:
+        path = f"/admin/users/{ids[number // ADMINS % ADMINS]}"
+        return clients[number % ADMINS].patch(path, json=({"role": "user"}, {"status": "disabled"})[number % 2])
+
+    results = await _send_all(clients, change)
     users = await database.read(queries.accounts.list_users)
-    left = [user for user in users if user.role == "admin" and user.status == "active"]
-    figures.expect(
-        bool(left) and {status for status, _ in came} <= {200, 401, 403, 409},
-        f"last administrator: {len(left)} left, {set(came)}",
-    )
+    left = sum(user.role == "admin" and user.status == "active" for user in users)
+    right = left > 0 and {status for status, _ in results} <= {200, 401, 403, 409}
+    figures.expect(right, f"last administrator: {left} left, {set(results)}")
 
 
 def prove(size: int) -> Figures:

@@ -1,6 +1,6 @@
-"""Mixed load and faults against one Fireside for as long as is asked for: what it holds must not grow, what it took must be there.
+"""Stability: mixed load and faults against one service. Its memory and descriptors must not grow, and acknowledged messages must be kept.
 
-python -m tests.trust.soak 600
+python -m tests.trust.soak [SECONDS]
 """
 
 import asyncio
@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -23,142 +22,138 @@ from ..upstream import DONE, Gate, Step, Upstream, finish, hang, pause, reset, s
 from ..upstream import text as says
 from . import Figures
 
-PEOPLE = 4
+USERS = 4
 CLIENTS = 12
 MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
-DECLARED = (502, 503)
-IDLE_CHILDREN = 6  # descriptors of two sandbox children that wait for work
-ROUNDS = 4  # of work, with a rest after each
-GROWTH_MB = 8.0  # in the second half: caches fill, and the heap is never quite the same
-WAL_MB = 70.0  # journal_size_limit, and what one transaction adds
+DECLARED = (502, 503)  # the only statuses from 500 on that an answer may have
+IDLE_CHILDREN_DESCRIPTORS = 6  # of two sandbox children that wait for work
+ROUNDS = 4  # of load, each followed by a rest
+MAX_GROWTH_MB = 8.0  # of memory at rest in the second half; caches fill
+MAX_WAL_MB = 70.0  # journal_size_limit and the largest transaction
+UNLIMITED = 10**9
 
 
 class Pace(Gate):
-    """A gate that opens by itself, after the time that a model needs for a word."""
+    """A gate that opens by itself after the time that a model needs for a word."""
 
     async def passed(self) -> None:
         await asyncio.sleep(0.004)
 
 
+class Refused(Exception):
+    """A request got a status other than 200."""
+
+
+def accepted(answer: httpx.Response) -> httpx.Response:
+    if answer.status_code != 200:
+        raise Refused
+    return answer
+
+
 @dataclass
-class Use:
-    """What people do, and what they were promised."""
+class Load:
+    """Clients that repeat random actions, and the messages that the service acknowledged."""
 
     fireside: Fireside
     upstream: Upstream
     dice: random.Random
-    kept: dict[tuple[int, int], dict[int, str]] = field(default_factory=dict)  # (person, conversation): its questions
-    done: Counter[str] = field(default_factory=Counter)
+    acknowledged: dict[tuple[int, int], dict[int, str]] = field(default_factory=dict)  # by user and conversation
     statuses: Counter[int] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     stopping: bool = False
 
-    async def client(self, number: int, people: list[httpx.Client]) -> None:
-        whose = number % PEOPLE
-        keys = {"X-CSRF-Token": people[whose].headers["X-CSRF-Token"]}
+    async def client(self, number: int, users: list[httpx.Client]) -> None:
+        user = number % USERS
+        headers = {"X-CSRF-Token": users[user].headers["X-CSRF-Token"]}
+        actions = (self.ask, self.ask, self.leave, self.cancel, self.read, self.purge, self.send_invalid, self.export)
         async with Person(
-            base_url=self.fireside.url, cookies=people[whose].cookies, headers=keys, timeout=60
+            base_url=self.fireside.url, cookies=users[user].cookies, headers=headers, timeout=60
         ) as person:
-            person.event_hooks = {"response": [self._look]}
-            deeds = (self.ask, self.ask, self.leave, self.cancel, self.read, self.tidy, self.annoy, self.export)
+            person.event_hooks = {"response": [self._count]}
             while not self.stopping:
-                deed = self.dice.choice(deeds)
+                action = self.dice.choice(actions)
                 try:
-                    await deed(person, whose)
-                    self.done[deed.__name__] += 1
-                except Refused:
-                    self.done["refused"] += 1
-                except httpx.RemoteProtocolError:
-                    self.done["cut off"] += 1
+                    await action(person, user)
+                except (Refused, httpx.RemoteProtocolError):  # `_count` judges the status; a full disk cuts exports off
+                    pass
                 except Exception as error:
-                    self.wrong.append(f"{deed.__name__}: {error!r}")
+                    self.wrong.append(f"{action.__name__}: {error!r}")
 
-    async def _look(self, response: httpx.Response) -> None:
+    async def _count(self, response: httpx.Response) -> None:
         self.statuses[response.status_code] += 1
         if response.status_code >= 500 and response.status_code not in DECLARED:
             self.wrong.append(f"{response.request.method} {response.request.url.path}: {response.status_code}")
 
-    async def question(self, person: Person, whose: int) -> int:
-        mine = [conversation for owner, conversation in self.kept if owner == whose]
-        if len(mine) < 5 or self.dice.random() < 0.2:
-            conversation_id: int = taken(await person.post("/conversations", json={}))["id"]
-            self.kept[whose, conversation_id] = {}
+    def _conversations(self, user: int) -> list[int]:
+        return [conversation for owner, conversation in self.acknowledged if owner == user]
+
+    async def _question(self, person: Person, user: int) -> int:
+        own = self._conversations(user)
+        if len(own) < 5 or self.dice.random() < 0.2:
+            conversation_id: int = accepted(await person.post("/conversations", json={})).json()["id"]
+            self.acknowledged[user, conversation_id] = {}
         else:
-            conversation_id = self.dice.choice(mine)
+            conversation_id = self.dice.choice(own)
         content = f"Question {self.dice.random()} " + "word " * self.dice.randrange(300)
-        answer = await person.post(f"/conversations/{conversation_id}/messages", json={"content": content})
-        if answer.status_code == 200 and (whose, conversation_id) in self.kept:
-            self.kept[whose, conversation_id][answer.json()["message_id"]] = content
-        taken(answer)
+        answer = accepted(await person.post(f"/conversations/{conversation_id}/messages", json={"content": content}))
+        if (user, conversation_id) in self.acknowledged:  # else another client has purged it
+            self.acknowledged[user, conversation_id][answer.json()["message_id"]] = content
         return conversation_id
 
-    async def ask(self, person: Person, whose: int) -> None:
-        await self._stream(person, await self.question(person, whose), most=10**9)
+    async def ask(self, person: Person, user: int) -> None:
+        await self._stream(person, await self._question(person, user), UNLIMITED)
 
-    async def leave(self, person: Person, whose: int) -> None:
-        await self._stream(person, await self.question(person, whose), most=self.dice.randrange(1, 12))
+    async def leave(self, person: Person, user: int) -> None:
+        await self._stream(person, await self._question(person, user), self.dice.randrange(1, 12))
 
-    async def cancel(self, person: Person, whose: int) -> None:
-        await self._stream(person, await self.question(person, whose), most=10**9, cancel=True)
+    async def cancel(self, person: Person, user: int) -> None:
+        await self._stream(person, await self._question(person, user), UNLIMITED, cancel=True)
 
-    async def _stream(self, person: Person, conversation_id: int, most: int, cancel: bool = False) -> None:
-        self._script()
+    async def _stream(self, person: Person, conversation_id: int, events: int, cancel: bool = False) -> None:
+        self._script_answer()
         async with person.stream("POST", f"/conversations/{conversation_id}/stream", json=MODEL) as response:
-            if response.status_code != 200:
-                raise Refused
-            async for event in parse(response):
-                most -= 1
+            async for event in parse(accepted(response)):
+                events -= 1
                 if cancel and event.event == "delta":
                     await person.post(f"/chat/cancel/{event.data['generation_id']}")
                     cancel = False
-                if most < 0:
+                if events < 0:
                     return
 
-    def _script(self) -> None:
-        """Now and then the model server fails."""
+    def _script_answer(self) -> None:
+        """Let the model server answer, or fail in one of three cases."""
         words: list[Step] = [step for n in range(self.dice.randrange(5, 40)) for step in (says(f"{n} "), pause(Pace()))]
-        match self.dice.randrange(12):
-            case 0:
-                self.upstream.enqueue(*words[:8], reset())
-            case 1:
-                self.upstream.enqueue(status(500, "no"))
-            case 2:
-                self.upstream.enqueue(*words[:4], hang())
-            case 3:
-                self.upstream.enqueue(status(400, {"error": "context overflow"}))
-            case _:
-                self.upstream.enqueue(*words, finish("stop"), usage(9, 9), DONE)
+        failures: tuple[tuple[Step, ...], ...] = (
+            (*words[:8], reset()),
+            (status(500, "no"),),
+            (*words[:4], hang()),
+            (status(400, {"error": "context overflow"}),),
+        )
+        number = self.dice.randrange(3 * len(failures))
+        ended = (*words, finish("stop"), usage(9, 9), DONE)
+        self.upstream.enqueue(*(failures[number] if number < len(failures) else ended))
 
-    async def read(self, person: Person, whose: int) -> None:
-        for path in (
-            "/conversations",
-            "/search?q=word",
-            "/providers",
-            "/usage",
-            "/",
-            "/static/app.js",
-            "/openapi.json",
-        ):
-            taken(await person.get(path), json=False)
-        for owner, conversation_id in list(self.kept)[:3]:
+    async def read(self, person: Person, user: int) -> None:
+        paths = "/conversations /search?q=word /providers /usage / /static/app.js /openapi.json"
+        for path in paths.split():
+            accepted(await person.get(path))
+        for owner, conversation_id in list(self.acknowledged)[:3]:
             answer = await person.get(f"/conversations/{conversation_id}/messages?render=true")
-            if owner != whose and answer.status_code != 404:
-                self.wrong.append(f"another's conversation: {answer.status_code}")
+            if owner != user and answer.status_code != 404:
+                self.wrong.append(f"the conversation of another user: {answer.status_code}")
 
-    async def tidy(self, person: Person, whose: int) -> None:
-        """So that it is the program that would grow, not what it keeps."""
-        mine = [conversation for owner, conversation in self.kept if owner == whose]
-        if len(mine) > 12:
-            answer = await person.delete(f"/conversations/{mine[0]}?purge=true")
+    async def purge(self, person: Person, user: int) -> None:
+        """Keep the database small, so that only the process could grow."""
+        own = self._conversations(user)
+        if len(own) > 12:
+            answer = await person.delete(f"/conversations/{own[0]}?purge=true")
             if answer.status_code in (200, 404):
-                self.kept.pop((whose, mine[0]), None)
-            taken(answer)
+                self.acknowledged.pop((user, own[0]), None)
 
-    async def export(self, person: Person, whose: int) -> None:
-        taken(await person.get("/export"), json=False)
+    async def export(self, person: Person, user: int) -> None:
+        accepted(await person.get("/export"))
 
-    async def annoy(self, person: Person, whose: int) -> None:
-        """What no page would send."""
+    async def send_invalid(self, person: Person, user: int) -> None:
         await person.post("/conversations", content=b"{", headers={"Content-Type": "application/json"})
         await person.get("/conversations", headers={"Origin": "https://evil.example"})
         await person.get(f"/conversations/{2**62}")
@@ -172,7 +167,7 @@ class Use:
                 await writer.wait_closed()
 
     async def fill_the_disk(self, seconds: float) -> None:
-        """Every few seconds for up to half a second, at least twice in a round of so many seconds."""
+        """Refuse writes for up to half a second every few seconds, at least twice in a round of `seconds`."""
         pid, limit = self.fireside.process.pid, resource.RLIMIT_FSIZE
         _, most = resource.prlimit(pid, limit)
         while not self.stopping:
@@ -181,96 +176,76 @@ class Use:
             await asyncio.sleep(min(0.5, seconds / 8))
             resource.prlimit(pid, limit, (most, most))
 
-
-class Refused(Exception):
-    """With a status that may be: it is counted where the answer comes in."""
-
-
-def taken(answer: httpx.Response, json: bool = True) -> Any:
-    if answer.status_code != 200:
-        raise Refused
-    return answer.json() if json else None
+    def lost(self, users: list[httpx.Client]) -> list[str]:
+        """Return what is wrong with the acknowledged messages."""
+        problems = []
+        for (user, conversation_id), questions in self.acknowledged.items():
+            answer = users[user].get(f"/conversations/{conversation_id}/export?format=json")
+            if answer.status_code != 200:
+                problems.append(f"conversation {conversation_id}: {answer.text}")
+                continue
+            contents = {message["content"] for message in answer.json()["messages"]}  # of all versions
+            missing = [id for id, content in questions.items() if content not in contents]
+            problems += [f"conversation {conversation_id}: messages {missing} are lost"] if missing else []
+        return problems
 
 
 @dataclass
 class Sample:
-    memory: float  # MB
-    files: int
-    wal: float  # MB
+    memory_mb: float
+    descriptors: int
+    wal_mb: float
 
 
 def sample(fireside: Fireside) -> Sample:
     process = Path(f"/proc/{fireside.process.pid}")
-    pages = int((process / "statm").read_text().split()[1])
-    wal = fireside.data_dir / "fireside.db-wal"
-    return Sample(pages * resource.getpagesize() / 1e6, len(list((process / "fd").iterdir())), wal.stat().st_size / 1e6)
+    memory = int((process / "statm").read_text().split()[1]) * resource.getpagesize()
+    wal = (fireside.data_dir / "fireside.db-wal").stat().st_size
+    return Sample(memory / 1e6, len(list((process / "fd").iterdir())), wal / 1e6)
+
+
+async def _round(load: Load, seconds: float, users: list[httpx.Client], before: Sample, busy: list[Sample]) -> Sample:
+    """Run all clients, adding samples to `busy`. Return a sample at rest: one login alone takes 46 MiB while it lasts."""
+    load.stopping = False
+    tasks = [asyncio.create_task(load.client(number, users)) for number in range(CLIENTS)]
+    tasks.append(asyncio.create_task(load.fill_the_disk(seconds)))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        await asyncio.sleep(min(1.0, seconds / 10))
+        busy.append(sample(load.fireside))
+    load.stopping = True
+    await asyncio.gather(*tasks)
+    for _ in range(1000):  # the service closes its connections a little later
+        rest = sample(load.fireside)
+        if rest.descriptors <= before.descriptors + IDLE_CHILDREN_DESCRIPTORS:
+            return rest
+        await asyncio.sleep(0.02)
+    load.wrong.append(f"{rest.descriptors - before.descriptors} descriptors are left open")
+    return rest
 
 
 async def _soak(seconds: int, fireside: Fireside, upstream: Upstream) -> Figures:
     ann = fireside.first()
-    people = [ann, *(fireside.join(ann, f"user{number}") for number in range(PEOPLE - 1))]
-    for person in people:
-        person.get("/conversations")
-    before = sample(fireside)
-    use = Use(fireside, upstream, random.Random(1))
-    busy: list[Sample] = []
-    quiet = [await _round(use, seconds / ROUNDS, people, before, busy) for _ in range(ROUNDS)]
-    return _judge(use, before, busy, quiet, people)
-
-
-async def _round(use: Use, seconds: float, people: list[httpx.Client], before: Sample, busy: list[Sample]) -> Sample:
-    """Everybody at work for so long, with samples added to `busy`; then what is held when all have ended.
-
-    Growth is judged by what is held at rest: one login alone has 46 MiB while it lasts.
-    """
-    use.stopping = False
-    using = [asyncio.create_task(use.client(number, people)) for number in range(CLIENTS)]
-    filling = asyncio.create_task(use.fill_the_disk(seconds))
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        await asyncio.sleep(min(1.0, seconds / 10))
-        busy.append(sample(use.fireside))
-    use.stopping = True
-    await asyncio.gather(*using, filling)
-    for _ in range(1000):  # what is closed is closed in its own time
-        rest = sample(use.fireside)
-        if rest.files <= before.files + IDLE_CHILDREN:
-            return rest
-        await asyncio.sleep(0.02)
-    use.wrong.append(f"{rest.files - before.files} descriptors are left open")
-    return rest
-
-
-def _judge(use: Use, before: Sample, busy: list[Sample], quiet: list[Sample], people: list[httpx.Client]) -> Figures:
-    figures = Figures(sum(use.statuses.values()), use.wrong)
-    grown = quiet[-1].memory - quiet[ROUNDS // 2 - 1].memory
-    if grown > GROWTH_MB:
-        figures.wrong.append(f"the memory at rest has grown by {grown:.1f} MB in the second half")
-    wal = max(one.wal for one in busy)
-    if wal > WAL_MB:
-        figures.wrong.append(f"the log of the database has grown to {wal:.1f} MB")
-    lost = [
-        message_id
-        for (whose, conversation_id), questions in use.kept.items()
-        for message_id, content in questions.items()
-        if content not in _contents(people[whose], conversation_id)
-    ]
-    if lost:
-        figures.wrong.append(f"messages that were acknowledged are lost: {lost[:10]}")
-    counts = ", ".join(f"{count:,} x {code}" for code, count in sorted(use.statuses.items()))
-    kept = sum(map(len, use.kept.values()))
+    users = [ann, *(fireside.join(ann, f"user{number}") for number in range(USERS - 1))]
+    for user in users:
+        user.get("/conversations")
+    load, before, busy = Load(fireside, upstream, random.Random(1)), sample(fireside), list[Sample]()
+    rests = [await _round(load, seconds / ROUNDS, users, before, busy) for _ in range(ROUNDS)]
+    figures = Figures(sum(load.statuses.values()), [*load.wrong, *load.lost(users)])
+    growth = rests[-1].memory_mb - rests[ROUNDS // 2 - 1].memory_mb
+    if growth > MAX_GROWTH_MB:
+        figures.wrong.append(f"the memory at rest grew by {growth:.1f} MB in the second half")
+    wal = max(one.wal_mb for one in busy)
+    if wal > MAX_WAL_MB:
+        figures.wrong.append(f"the WAL grew to {wal:.1f} MB")
+    counts = ", ".join(f"{count:,} x {code}" for code, count in sorted(load.statuses.items()))
     figures.more = (
-        f"{counts}; memory at rest {quiet[-1].memory:.0f} MB, {grown:+.1f} in the second half, {max(one.memory for one in busy):.0f} "
-        f"at most; descriptors {before.files} before, {max(one.files for one in busy)} at most, {quiet[-1].files} after; "
-        f"WAL {wal:.1f} MB at most; {kept:,} questions looked for"
+        f"{counts}; memory at rest {rests[-1].memory_mb:.0f} MB, {growth:+.1f} in the second half, at most "
+        f"{max(one.memory_mb for one in busy):.0f}; descriptors {before.descriptors} before, at most "
+        f"{max(one.descriptors for one in busy)}, {rests[-1].descriptors} after; WAL at most {wal:.1f} MB; "
+        f"{sum(map(len, load.acknowledged.values())):,} messages found again"
     )
     return figures
-
-
-def _contents(person: httpx.Client, conversation_id: int) -> set[str]:
-    """Of all versions: the active path is only one of them."""
-    exported = person.get(f"/conversations/{conversation_id}/export?format=json").json()
-    return {message["content"] for message in exported["messages"]}
 
 
 def prove(size: int) -> Figures:

@@ -1,11 +1,10 @@
-"""Whether one person can stop the others: attacks of every class on the real service while a second user's requests are timed.
+"""Availability: the response times of a second user while an attacker tries everything in hostile.py.
 
-The service, the second user (bystander.py) and the attacker are three processes or threads of different priority: the attacker's has
-the lowest, as it would run on another computer. What counts is the longest that the second user waited for any answer, less
-the longest that the second user's own process was kept from running in that time, which a heartbeat measures. Beside other
-programs, such as the tests that CI runs at the same time, the time that the service waited for a processor is left out too.
+The service, the second user (bystander.py) and the attacker run in three processes or threads, the attacker's with the lowest priority,
+because it would run on another computer. A response time excludes the longest delay of the second user's own process, which a heartbeat
+measures. In CI, beside other tests, it also excludes the time that the service waited for a processor.
 
-python -m tests.trust.starvation [--seconds N] [--scale N] [--busy] [CLASS or CLASS:NAME ...]
+python -m tests.trust.starvation [--seconds N] [--scale N] [KIND or KIND:NAME ...]
 """
 
 import argparse
@@ -33,26 +32,26 @@ from ..live import PASSWORD, good
 from ..processes import run
 from ..upstream import Upstream
 from . import Figures, hostile
-from .hostile import ATTACKS, KNOWN, Attack, Attacker
+from .hostile import ATTACKS, REGRESSIONS, Attack, Attacker
 
-TARGET = 0.25  # seconds that the second user waits at most, on a computer that does nothing else
-SIGN_IN_TARGET = 1.0  # to sign in: a password's hash alone takes a tenth of that
-CI_LENIENCE = 4.0  # times the target, or times the wait without an attack: other tests run at the same time
-NOISE = 4  # times the limit: a wait above that is nothing that another program on the computer has caused
-PATIENCE = 20.0  # seconds that the service has to come to rest after an attack before it is replaced
-PAUSE = 0.04  # seconds between two requests of a lane
+CI_FACTOR = 4.0  # of the limits, because other tests run at the same time
+RETRY_FACTOR = (
+    4.0  # of the limits: below that, a response time may be due to other programs, and the attack is tried again
+)
+RECOVERY_SECONDS = 20.0  # until the service must respond as usual after an attack
+REQUEST_PAUSE_SECONDS = 0.04
 SIGN_IN = "POST /auth/login"
-SIGN_IN_PAUSE = 0.4
-DESCRIPTORS = 1024  # of the service's process, as on many systems
-HELD = 1000  # connections
-RELEASE_SECONDS = 60  # from which on data has its full size
-QUIET_SECONDS = 1.0  # of measuring without an attack
-HOLD_SECONDS = 15.0  # of a thousand connections: longer than the service waits for a head
+SIGN_IN_PAUSE_SECONDS = 0.4
+DESCRIPTORS = 1024  # of the service, as on many systems
+HELD_CONNECTIONS = 1000
+HELD_SECONDS = 15.0  # longer than the service waits for a request head
+RELEASE_SECONDS = 60  # from this size on, the data has its full size
+IDLE_SECONDS = 1.0  # of measurement without an attack
 SAMPLE_SECONDS = 0.01
-LEAST_SECONDS = 0.15  # that an attack goes on
-ADDRESS = {"X-Forwarded-For": "192.168.7.7"}  # of the second user, behind a proxy that is trusted
+MIN_ATTACK_SECONDS = 0.15
+SOURCE = {"X-Forwarded-For": "192.168.7.7"}  # of the second user, from a trusted proxy
 
-NORMAL = """\
+ORDINARY_MARKDOWN = """\
 # A normal answer
 
 Some *words* with `code`, a [link](https://example.org) and $x^2$:
@@ -71,26 +70,25 @@ def f(x: int) -> int:
 """
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Seconds that the second user may wait for an answer, and to sign in."""
+class Limits(NamedTuple):
+    """Seconds that a response to the second user may take, and a sign-in, whose password hash takes a tenth of that."""
 
-    answer: float = TARGET
-    sign_in: float = SIGN_IN_TARGET
+    response: float = 0.25
+    sign_in: float = 1.0
 
     def times(self, factor: float) -> "Limits":
-        return Limits(self.answer * factor, self.sign_in * factor)
+        return Limits(self.response * factor, self.sign_in * factor)
 
 
-class Wait(NamedTuple):
-    """An answer to the second user."""
+class Response(NamedTuple):
+    """A response to the second user. Times are monotonic, the same for all processes."""
 
     lane: str
-    start: float  # monotonic seconds, the same for all processes
+    start: float
     end: float
-    delay: float  # the longest that the second user's process was kept from running in between
+    delay: float  # the longest time that the second user's process was kept from running in between
     status: int
-    queued: float = 0.0  # seconds that the service was ready to run in between and had no processor, on a busy computer
+    queued: float = 0.0  # seconds that the service was ready to run in between and had no processor
 
     @property
     def seconds(self) -> float:
@@ -99,78 +97,60 @@ class Wait(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What the second user met during one attack."""
+    """What the second user experienced during an attack."""
 
     attack: str
-    waits: list[Wait]
-    memory: int  # bytes of the service and its child processes, at most
-    recovered: bool
-    statuses: str  # what the attacker was answered, and how often
+    responses: list[Response]
+    memory: int  # highest bytes of the service and its child processes
+    statuses: str  # of the answers to the attacker
     problem: str = ""
 
-    def worst(self, sign_in: bool = False) -> Wait:
-        waits = [wait for wait in self.waits if (wait.lane == SIGN_IN) == sign_in]
-        return max(waits, key=lambda wait: wait.seconds, default=Wait(SIGN_IN, 0, 0, 0, 200))
+    def slowest(self, sign_in: bool = False) -> Response:
+        responses = [response for response in self.responses if (response.lane == SIGN_IN) == sign_in]
+        return max(responses, key=lambda response: response.seconds, default=Response(SIGN_IN, 0, 0, 0, 200))
 
     @property
-    def failed(self) -> list[Wait]:
-        return [wait for wait in self.waits if wait.status != 200]
-
-    @property
-    def seconds(self) -> tuple[float, float]:
-        """The longest waits for an answer and to sign in."""
-        return self.worst().seconds, self.worst(sign_in=True).seconds
+    def seconds(self) -> Limits:
+        return Limits(self.slowest().seconds, self.slowest(sign_in=True).seconds)
 
     def exceeds(self, limits: Limits) -> bool:
-        slow = self.seconds[0] > limits.answer or self.seconds[1] > limits.sign_in
-        return slow or bool(self.failed) or not self.recovered or bool(self.problem)
+        slow = self.seconds.response > limits.response or self.seconds.sign_in > limits.sign_in
+        return slow or bool(self.problem) or any(response.status != 200 for response in self.responses)
 
     def __str__(self) -> str:
-        worst, sign_in = self.worst(), self.worst(sign_in=True)
-        text = f"{worst.seconds * 1000:6.0f} ms for {worst.lane} during {self.attack}"
-        text += (
-            f"; own delay {_ms(worst.delay)}, without a processor {_ms(worst.queued)}, sign-in {_ms(sign_in.seconds)}"
+        slowest, failed = self.slowest(), {(one.lane, one.status) for one in self.responses if one.status != 200}
+        parts = (
+            f"{slowest.seconds * 1000:6.0f} ms for {slowest.lane} during {self.attack}",
+            f"own delay {_ms(slowest.delay)}, without a processor {_ms(slowest.queued)}, sign-in {_ms(self.seconds.sign_in)}",
+            f"{self.memory / 1e6:.0f} MB",
+            self.statuses and f"the attacker got {self.statuses}",
+            failed and f"failed: {sorted(failed)}",
+            self.problem,
         )
-        text += f", {self.memory / 1e6:.0f} MB"
-        text += f"; answered {self.statuses}" if self.statuses else ""
-        if self.failed:
-            text += f"; {len(self.failed)} failed: {sorted({(wait.lane, wait.status) for wait in self.failed})}"
-        return (
-            text + ("" if self.recovered else "; did not come to rest") + (f"; {self.problem}" if self.problem else "")
-        )
+        return "; ".join(str(part) for part in parts if part)
 
 
 class Service(Fireside):
-    """A Fireside with few descriptors, its own interpreter, and a proxy that it trusts."""
+    """A service with few descriptors, a freshly started interpreter, and a trusted proxy."""
 
     def __init__(self, data_dir: Path, upstream: Upstream) -> None:
-        super().__init__(
-            data_dir,
-            NO_ENGINE,
-            fresh=True,
-            lmstudio_url=upstream.url,
-            trusted_proxies="127.0.0.1",
-            between_tokens_seconds="2",
-        )
+        settings = {"lmstudio_url": upstream.url, "trusted_proxies": "127.0.0.1", "between_tokens_seconds": "2"}
+        super().__init__(data_dir, NO_ENGINE, 0, True, **settings)
 
     def launch(self, *command: str) -> "subprocess.Popen[str]":
         process = super().launch(*command)
-        resource.prlimit(
-            process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS)
-        )  # before it has read its limit
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))  # before it reads its limit
         return process
 
 
 class Sample(NamedTuple):
-    """What the system says of the service at one moment."""
-
     time: float  # monotonic
-    queued: float  # seconds that its main thread was ready to run and had no processor, since it started
-    memory: int  # bytes of it and its child processes
+    queued: float  # seconds since the start that the main thread was ready to run and had no processor
+    memory: int  # bytes of the service and its child processes
 
 
-class Watch(threading.Thread):
-    """Samples of the service until it is closed."""
+class Sampler(threading.Thread):
+    """Samples of the service until `close`."""
 
     def __init__(self, pid: int) -> None:
         super().__init__()
@@ -185,12 +165,12 @@ class Watch(threading.Thread):
                 self.samples.append(Sample(time.monotonic(), queued, self._memory()))
 
     def _memory(self) -> int:
-        total, waiting = 0, [self.pid]
-        for pid in waiting:
+        total, pids = 0, [self.pid]
+        for pid in pids:
             with contextlib.suppress(OSError, ValueError):
                 total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
                 for thread in Path(f"/proc/{pid}/task").iterdir():
-                    waiting += map(int, (thread / "children").read_text().split())
+                    pids += map(int, (thread / "children").read_text().split())
         return total
 
     def close(self) -> None:
@@ -198,7 +178,6 @@ class Watch(threading.Thread):
         self.join()
 
     def queued(self, start: float, end: float) -> float:
-        """Seconds that the service waited for a processor in between."""
         before = [sample.queued for sample in self.samples if sample.time <= start][-1:]
         within = [sample.queued for sample in self.samples if start < sample.time <= end + SAMPLE_SECONDS][-1:]
         return within[0] - before[0] if before and within else 0.0
@@ -208,88 +187,71 @@ class Watch(threading.Thread):
 
 
 class Bystander:
-    """The second user: bystander.py in a process of its own, with what it has measured so far."""
+    """The second user: bystander.py in a process of its own, and the responses so far."""
 
     def __init__(self, service: Service, admin: httpx.Client) -> None:
         person = service.join(admin, "bob")
-        service.join(admin, "carol")  # signs in all the time: of one account the oldest sessions would end
-        person.headers.update(ADDRESS)
-        session = _session(person) | ADDRESS | {"Content-Type": "application/json"}
-        conversation = _write(person, [NORMAL] * 6)
-        lanes: list[dict[str, Any]] = [
-            {"name": "GET /auth/me", "path": "/auth/me"},
-            {"name": "GET /conversations", "path": "/conversations"},
-            {"name": "GET messages", "path": f"/conversations/{conversation}/messages?render=true"},
-            {
-                "name": "POST messages",
-                "method": "POST",
-                "path": f"/conversations/{_write(person, [])}/messages",
-                "body": json.dumps({"content": "Some words.", "parent_id": None}),
-            },
-            {
-                "name": "POST /render",
-                "method": "POST",
-                "path": "/render",
-                "body": json.dumps({"text": NORMAL + "{n}"}),  # a text that no cache has
-            },
-            {"name": "GET /search", "path": "/search?q=words"},
-            {"name": "GET /health", "path": "/health"},
-            {"name": "GET / on a new connection", "path": "/", "fresh": True},
-            {
-                "name": SIGN_IN,
-                "method": "POST",
-                "path": "/auth/login",
-                "body": json.dumps({"username": "carol", "password": PASSWORD}),
-                "headers": ADDRESS | {"Content-Type": "application/json"},
-                "pause": SIGN_IN_PAUSE,
-            },
-        ]
-        lanes = [{"method": "GET", "headers": session, "pause": PAUSE} | lane for lane in lanes]
+        service.join(admin, "carol")  # signs in again and again, which would end the oldest sessions of bob
+        person.headers.update(SOURCE)
+        json_type = SOURCE | {"Content-Type": "application/json"}
+        session = _session(person) | json_type
+        conversation, other = _write(person, [ORDINARY_MARKDOWN] * 6), _write(person, [])
+        message = {"content": "Some words.", "parent_id": None}
+        uncached = {"text": ORDINARY_MARKDOWN + "{n}"}
+        credentials = {"username": "carol", "password": PASSWORD}
+        requests: tuple[tuple[str, str, dict[str, Any] | None, dict[str, Any]], ...] = (
+            ("GET /auth/me", "/auth/me", None, {}),
+            ("GET /conversations", "/conversations", None, {}),
+            ("GET messages", f"/conversations/{conversation}/messages?render=true", None, {}),
+            ("POST messages", f"/conversations/{other}/messages", message, {}),
+            ("POST /render", "/render", uncached, {}),
+            ("GET /search", "/search?q=words", None, {}),
+            ("GET /health", "/health", None, {}),
+            ("GET / on a new connection", "/", None, {"fresh": True}),
+            (SIGN_IN, "/auth/login", credentials, {"headers": json_type, "pause": SIGN_IN_PAUSE_SECONDS}),
+        )
+        lanes: list[dict[str, Any]] = []
+        for name, path, body, options in requests:
+            lane = {"name": name, "method": name.split()[0], "path": path, "headers": session}
+            lanes.append(lane | {"pause": REQUEST_PAUSE_SECONDS, "body": body and json.dumps(body)} | options)
         self.lanes = [lane["name"] for lane in lanes if lane["name"] != SIGN_IN]
-        self.waits: list[Wait] = []
+        self.responses: list[Response] = []
         self._changed = threading.Condition()
-        plan = {"port": service.port, "lanes": lanes}
         command = [sys.executable, str(Path(__file__).with_name("bystander.py"))]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(plan))
+        self.process.stdin.write(json.dumps({"port": service.port, "lanes": lanes}))
         self.process.stdin.close()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._changed:
-                self.waits.append(Wait(*json.loads(line)))
-                self._changed.notify_all()
+        with self.process.stdout as output:
+            for line in output:
+                with self._changed:
+                    self.responses.append(Response(*json.loads(line)))
+                    self._changed.notify_all()
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
         self._reader.join()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
 
-    def rests(self, since: float, fast: float) -> bool:
-        """Wait until each lane has an answer that took less than `fast` to a request after `since`. Return False if it has none."""
+    def wait_until_fast(self, since: float, seconds: float) -> bool:
+        """Wait until each lane has a response within `seconds` to a request after `since`. Return False after RECOVERY_SECONDS."""
 
-        def calm() -> bool:
-            newest = {wait.lane: wait for wait in self.waits[-100:]}
-            return all(
-                lane in newest and newest[lane].start > since and newest[lane].seconds < fast for lane in self.lanes
-            )
+        def is_fast() -> bool:
+            newest = {one.lane: one for one in self.responses[-100:] if one.start > since and one.seconds < seconds}
+            return newest.keys() >= set(self.lanes)
 
         with self._changed:
-            return self._changed.wait_for(calm, PATIENCE)
+            return self._changed.wait_for(is_fast, RECOVERY_SECONDS)
 
-    def met(self, start: float, end: float) -> list[Wait]:
+    def between(self, start: float, end: float) -> list[Response]:
         with self._changed:
-            return [
-                wait._replace(start=max(start, wait.start))
-                for wait in self.waits
-                if wait.end > start and wait.start < end
-            ]
+            found = [one for one in self.responses if one.end > start and one.start < end]
+            return [one._replace(start=max(start, one.start)) for one in found]
 
 
 def _session(person: httpx.Client) -> dict[str, str]:
@@ -306,7 +268,7 @@ def _write(person: httpx.Client, questions: list[str]) -> int:
 
 @dataclass
 class Arena:
-    """A service, a second user and an attacker. `renew` replaces all three when an attack has stopped the service for good."""
+    """A service, a second user and an attacker. `renew` replaces all three after an attack from which the service does not recover."""
 
     folder: Path
     upstream: Upstream
@@ -314,69 +276,60 @@ class Arena:
     busy: bool  # the computer runs other programs too
     limits: Limits = Limits()
     number: int = 0
-    faults: int = 0  # that the service has logged
+    exceptions: int = 0  # logged by the service so far
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def renew(self) -> None:
-        self.close()
+        self.stack.close()
         self.number += 1
-        self.faults = 0
+        self.exceptions = 0
         self.service = self.stack.enter_context(Service(self.folder / str(self.number), self.upstream))
         admin = self.service.first()
         mallory = self.service.join(admin, "mallory")
-        self.bystander = Bystander(self.service, admin)
-        self.stack.callback(self.bystander.close)
-        self.watch = Watch(self.service.process.pid)
-        self.watch.start()
-        self.stack.callback(self.watch.close)
-        conversation_id = _write(mallory, ["Hello?"])
+        self.bystander = self.stack.enter_context(contextlib.closing(Bystander(self.service, admin)))
+        self.sampler = self.stack.enter_context(contextlib.closing(Sampler(self.service.process.pid)))
+        self.sampler.start()
+        own = _write(mallory, ["Hello?"])
+        ids = {"conversation_id": str(own), "name": "app.js", "provider_id": "lmstudio"}
+        self.attacker = Attacker(self.service.port, _session(mallory), self.upstream, self.scale, own, ids=ids)
         mallory.close()
-        own = {"conversation_id": str(conversation_id), "name": "app.js", "provider_id": "lmstudio"}
-        self.attacker = Attacker(
-            self.service.port, _session(mallory), self.upstream, self.scale, conversation_id, others=own
-        )
-        assert self.bystander.rests(time.monotonic(), CI_LENIENCE * TARGET), (
-            "the service does not rest before any attack"
-        )
-
-    def close(self) -> None:
-        self.stack.close()
+        assert self.bystander.wait_until_fast(time.monotonic(), CI_FACTOR * Limits().response), "slow before any attack"
 
     def measure(
-        self, name: str, attack: Attack, seconds: float, meanwhile: "Callable[[Arena], str]" = lambda arena: ""
+        self, name: str, attack: Attack, seconds: float, during: "Callable[[Arena], str]" = lambda arena: ""
     ) -> Outcome:
-        """What the second user meets while this attack goes on, and until the service rests again."""
+        """Measure the second user's response times during an attack and until the service has recovered.
+
+        `during` is called while the attack runs, and returns what went wrong.
+        """
         attacking = _Attacking(self.attacker, attack, seconds)
         attacking.start()
-        problem = meanwhile(self)
+        problem = during(self)
         attacking.join()
         ended = time.monotonic()
-        rested = self.bystander.rests(ended, self.limits.answer) and self.service.process.poll() is None
-        waits = self.bystander.met(attacking.began, time.monotonic())
+        recovered = self.bystander.wait_until_fast(ended, self.limits.response) and self.service.process.poll() is None
+        responses = self.bystander.between(attacking.began, time.monotonic())
         if self.busy:
-            waits = [wait._replace(queued=self.watch.queued(wait.start, wait.end)) for wait in waits]
-        memory = self.watch.memory(attacking.began)
-        statuses = ", ".join(
-            f"{count} x {status or 'nothing'}" for status, count in self.attacker.statuses.most_common()
-        )
-        if not rested:
-            waits.append(Wait("no answer", ended, time.monotonic(), 0.0, 0))
+            responses = [one._replace(queued=self.sampler.queued(one.start, one.end)) for one in responses]
+        statuses = [f"{count} x {status or 'nothing'}" for status, count in self.attacker.statuses.most_common()]
+        outcome = Outcome(name, responses, self.sampler.memory(attacking.began), ", ".join(statuses))
+        exceptions = self._new_exceptions()
+        outcome.problem = problem or attacking.problem or (f"logged {exceptions[-1][-500:]}" if exceptions else "")
+        if not recovered:
+            outcome.problem += f"not recovered after {RECOVERY_SECONDS:.0f} s"
             self.renew()
         self.upstream.forget()
-        faults = self._faults()
-        problem = problem or attacking.problem or (f"logged {faults[-1][-500:]}" if faults else "")
-        return Outcome(name, waits, memory, rested, statuses, problem)
+        return outcome
 
-    def _faults(self) -> list[str]:
-        """The traces of exceptions that the service has logged since this was last asked."""
+    def _new_exceptions(self) -> list[str]:
         log = (self.service.data_dir / "fireside.log").read_text("utf-8")
         traces = [entry["trace"] for entry in map(json.loads, log.splitlines()) if "trace" in entry]
-        known, self.faults = self.faults, len(traces)
+        known, self.exceptions = self.exceptions, len(traces)
         return traces[known:]
 
 
 class _Attacking(threading.Thread):
-    """An attack with an event loop of its own, in a thread of the lowest priority."""
+    """An attack with its own event loop, in a thread of the lowest priority."""
 
     def __init__(self, attacker: Attacker, attack: Attack, seconds: float) -> None:
         super().__init__()
@@ -405,9 +358,7 @@ class _Attacking(threading.Thread):
 @contextmanager
 def _arena(scale: float, busy: bool) -> Iterator[Arena]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (hard, hard)
-    )  # the attacker holds a thousand connections in this process
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the connections that the attacker holds
     with tempfile.TemporaryDirectory() as name, Upstream() as upstream:
         os.setpriority(os.PRIO_PROCESS, upstream.native_id, 19)
         arena = Arena(Path(name), upstream, scale, busy)
@@ -415,18 +366,24 @@ def _arena(scale: float, busy: bool) -> Iterator[Arena]:
             arena.renew()
             yield arena
         finally:
-            arena.close()
+            arena.stack.close()
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            upstream.errors.clear()  # an attack is broken off in the middle of a script
+            upstream.errors.clear()  # an attack ends in the middle of a script
 
 
-# ---------------------------------------------------------------------------------------------------- connections
+async def _nothing(attacker: Attacker) -> hostile.Attacking:
+    return asyncio.sleep(IDLE_SECONDS)
+
+
+async def _hold_connections(attacker: Attacker) -> hostile.Attacking:
+    attacker.opened = 0
+    return await hostile.hold_in_every_state(attacker, HELD_CONNECTIONS)
 
 
 def _back_up(arena: Arena) -> str:
     """Run `fireside backup` while the connections are held. Return what went wrong, or an empty string."""
-    deadline = time.monotonic() + PATIENCE
-    while arena.attacker.opened < HELD and time.monotonic() < deadline:
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while arena.attacker.opened < HELD_CONNECTIONS and time.monotonic() < deadline:
         time.sleep(0.01)
     target = arena.folder / f"backup-{arena.number}-{time.monotonic_ns()}.db"
     done = run("backup", str(target), data_dir=str(arena.service.data_dir))
@@ -437,44 +394,39 @@ def _back_up(arena: Arena) -> str:
     return "" if users == 4 else f"the backup has {users} users"
 
 
-async def _hold(attacker: Attacker) -> hostile.Attacking:
-    attacker.opened = 0
-    return await hostile.hold_in_every_state(attacker, HELD)
-
-
 # ---------------------------------------------------------------------------------------------------- the proof
 
 
-def chosen(count: int) -> list[tuple[str, str]]:
-    """So many attacks: first those that once stopped the service, then others, both spread evenly over all classes."""
-    others = [attack for attack in ATTACKS if attack not in KNOWN]
-    return _spread(KNOWN, count) + _spread(others, max(0, count - len(KNOWN)))
+def _choose(count: int) -> list[tuple[str, str]]:
+    """Return so many attacks: first the regressions, then others, both spread evenly over all kinds."""
+    others = [attack for attack in ATTACKS if attack not in REGRESSIONS]
+    return _spread(REGRESSIONS, count) + _spread(others, max(0, count - len(REGRESSIONS)))
 
 
 def _spread(attacks: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
     return attacks if count >= len(attacks) else [attacks[n * len(attacks) // count] for n in range(count)]
 
 
-def _try(arena: Arena, attacks: list[tuple[str, str]], share: float, lenient: bool) -> Iterator[tuple[Outcome, bool]]:
-    """Each attack for so many seconds, with whether it made the second user wait for too long; first none at all."""
-
-    async def nothing(attacker: Attacker) -> hostile.Attacking:
-        return asyncio.sleep(QUIET_SECONDS)
-
-    quiet = arena.measure("no attack", nothing, 2 * QUIET_SECONDS)
-    yield quiet, False
-    if lenient:
-        answer, sign_in = quiet.seconds
-        arena.limits = Limits(max(TARGET, answer), max(SIGN_IN_TARGET, sign_in)).times(CI_LENIENCE)
+def _measure_all(
+    arena: Arena, attacks: list[tuple[str, str]], seconds: float, ci: bool
+) -> Iterator[tuple[Outcome, bool]]:
+    """Yield the outcome without an attack, then that of each attack, with whether it exceeds the limits."""
+    idle = arena.measure("no attack", _nothing, 2 * IDLE_SECONDS)
+    yield idle, False
+    if ci:
+        limits = Limits()
+        slower = max(1.0, idle.seconds.response / limits.response, idle.seconds.sign_in / limits.sign_in)
+        arena.limits = limits.times(slower * CI_FACTOR)
     for kind, name in attacks:
-        yield _again(arena, f"{kind}: {name}", ATTACKS[kind, name], share)
-    yield _again(arena, f"{HELD:,} connections held", _hold, 2.0 if lenient else HOLD_SECONDS, _back_up)
+        yield _measure_again(arena, f"{kind}: {name}", ATTACKS[kind, name], seconds)
+    held = f"{HELD_CONNECTIONS:,} connections held"
+    yield _measure_again(arena, held, _hold_connections, 2.0 if ci else HELD_SECONDS, _back_up)
 
 
-def _again(arena: Arena, *attack: Any) -> tuple[Outcome, bool]:
-    """The better of two tries when the first is not far over the limits: the computer may have been busy otherwise."""
+def _measure_again(arena: Arena, *attack: Any) -> tuple[Outcome, bool]:
+    """Measure a second time when the first is not far above the limits. Return the better outcome."""
     first, limits = arena.measure(*attack), arena.limits
-    if not first.exceeds(limits) or first.exceeds(limits.times(NOISE)):
+    if not first.exceeds(limits) or first.exceeds(limits.times(RETRY_FACTOR)):
         return first, first.exceeds(limits)
     second = arena.measure(*attack)
     return (first, True) if second.exceeds(limits) else (second, False)
@@ -482,24 +434,21 @@ def _again(arena: Arena, *attack: Any) -> tuple[Outcome, bool]:
 
 def prove(size: int) -> Figures:
     """`size`: seconds of attack."""
-    figures = Figures()
-    whole = size >= RELEASE_SECONDS
-    attacks = chosen(len(ATTACKS) if whole else max(10, round(size * 2.5)))
-    with _arena(1.0 if whole else 0.05, busy=not whole) as arena:
-        share = max(LEAST_SECONDS, size / len(attacks))
-        (quiet, _), *judged = _try(arena, attacks, share, lenient=not whole)
-    figures.cases = sum(len(outcome.waits) for outcome, _ in judged)
-    figures.wrong = [str(outcome).strip() for outcome, wrong in judged if wrong]
-    tried = [outcome for outcome, _ in judged]
-    worst = max(tried, key=lambda outcome: outcome.seconds[0])
-    sign_in = max(outcome.seconds[1] for outcome in tried)
-    outcomes = [quiet, *tried]
-    figures.more = (
-        f"{len(tried)} attacks; the second user waited {_ms(worst.seconds[0])} at most ({worst.attack}), {_ms(quiet.seconds[0])} "
-        f"without an attack, and {_ms(sign_in)} at most to sign in; memory {max(one.memory for one in tried) / 1e6:.0f} MB at most; the "
-        f"second user's own process was delayed by {_ms(max(wait.delay for one in outcomes for wait in one.waits))} at most"
+    release = size >= RELEASE_SECONDS
+    attacks = _choose(len(ATTACKS) if release else max(10, round(size * 2.5)))
+    with _arena(1.0 if release else 0.05, busy=not release) as arena:
+        seconds = max(MIN_ATTACK_SECONDS, size / len(attacks))
+        (idle, _), *judged = _measure_all(arena, attacks, seconds, ci=not release)
+    outcomes = [outcome for outcome, _ in judged]
+    worst = max(outcomes, key=lambda outcome: outcome.seconds.response)
+    delay = max(response.delay for outcome in (idle, *outcomes) for response in outcome.responses)
+    return Figures(
+        sum(len(outcome.responses) for outcome in outcomes),
+        [str(outcome).strip() for outcome, wrong in judged if wrong],
+        f"{len(outcomes)} attacks; slowest response {_ms(worst.seconds.response)} ({worst.attack}), {_ms(idle.seconds.response)} "
+        f"without an attack; slowest sign-in {_ms(max(outcome.seconds.sign_in for outcome in outcomes))}; memory at most "
+        f"{max(outcome.memory for outcome in outcomes) / 1e6:.0f} MB; the second user's own process was delayed by at most {_ms(delay)}",
     )
-    return figures
 
 
 def _ms(seconds: float) -> str:
@@ -508,23 +457,21 @@ def _ms(seconds: float) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.trust.starvation", description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", help="classes of input, or CLASS:NAME")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each attack")
-    parser.add_argument("--scale", type=float, default=0.1, help="of the data that attacks prepare, 1 for all of it")
-    parser.add_argument("--busy", action="store_true", help="leave out what the service waits for a processor")
+    parser.add_argument("names", nargs="*", help="attacks to run: KIND or KIND:NAME (default: all)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="duration of each attack (default: 1)")
+    parser.add_argument(
+        "--scale", type=float, default=0.1, help="size of the attacks' data, 1 in a release (default: 0.1)"
+    )
     options = parser.parse_args()
-    attacks = [
-        (kind, name)
-        for kind, name in ATTACKS
-        if not options.names or kind in options.names or f"{kind}:{name}" in options.names
-    ]
-    over = 0
-    with _arena(options.scale, options.busy) as arena:
-        for outcome, wrong in _try(arena, attacks, options.seconds, lenient=False):
-            over += wrong
-            print("OVER" if wrong else "    ", outcome, flush=True)
-    print(f"{over} of {len(attacks) + 1} over {_ms(TARGET)}")
-    return 1 if over else 0
+    names = options.names
+    attacks = [(kind, name) for kind, name in ATTACKS if not names or kind in names or f"{kind}:{name}" in names]
+    slow = 0
+    with _arena(options.scale, busy=False) as arena:
+        for outcome, wrong in _measure_all(arena, attacks, options.seconds, ci=False):
+            slow += wrong
+            print("SLOW" if wrong else "    ", outcome, flush=True)
+    print(f"{slow} of {len(attacks) + 1} attacks exceeded the limits")
+    return 1 if slow else 0
 
 
 if __name__ == "__main__":
