@@ -13,18 +13,17 @@ from .rows import Row
 
 FILE = HERE.parent / "docs" / "performance.md"
 
-# The README quotes these between two marks.
+# The rows that the README quotes, and the comments around them.
 QUOTED = ("one stream at full speed", "100 x 50 tokens/s: CPU", "first token")
 MARKS = "<!-- figures: docs/performance.md -->\n", "<!-- end of figures -->\n"
 
 HEAD = """\
 # Performance
 
-Fireside through the whole product, over HTTP: signed in, parsed, kept in the database. The reference is a bare Starlette and httpx
-application with the same uvicorn that passes the raw bytes of the model server on and keeps nothing. Both run in the same run, in
-turn, {rounds} rounds or more; a ratio is the median of the rounds' ratios, with their range. In every run it is checked that every token came, once
-and in order, with usage and end, and that the database has the same text. A token is a chunk of some 270 bytes of a scripted
-model server.
+Fireside measured over HTTP with everything it does: sessions, parsing, saving. The reference is a proxy of Starlette and httpx on the same
+uvicorn, which forwards the raw bytes of the model server and stores nothing. Both are measured in turn in at least {rounds} rounds; a ratio is
+the median of the rounds' ratios, with their range. Every run checks that each token arrived once and in order, with usage and end, and
+that the database has the same text. A token is a chunk of about 270 bytes of a scripted model server.
 
 | | Fireside | reference | ratio | target | |
 |---|---|---|---|---|---|
@@ -32,16 +31,14 @@ model server.
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure Fireside against the bare stack.")
-    parser.add_argument("--quick", action="store_true", help="less of everything, in a minute or two")
-    parser.add_argument("--tiny", action="store_true", help="next to nothing: only to see that it works")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Compare Fireside with a bare proxy.")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, in a minute or two")
+    parser.add_argument("--tiny", action="store_true", help="the smallest sizes, to test the bench")
     parser.add_argument("--only", nargs="*", default=[], choices=[row.__name__ for row in rows.ROWS])
-    parser.add_argument("--output", type=Path, help="the file to write; docs/performance.md after a full run")
+    parser.add_argument("--output", type=Path, help="file to write (default after a full run: docs/performance.md)")
     options = parser.parse_args()
     size = rows.TINY if options.tiny else rows.QUICK if options.quick else rows.FULL
-    output = options.output or (
-        None if options.tiny or options.quick or options.only else HERE.parent / "docs/performance.md"
-    )
+    output = options.output or (None if options.tiny or options.quick or options.only else FILE)
     began, found = time.monotonic(), []
     for row in rows.measure(size, options.only):
         found.append(row)
@@ -55,7 +52,7 @@ def main() -> int:
 
 
 def quoted(readme: str, found: list[Row]) -> str:
-    """The README with the figures of this run."""
+    """Return the README with the figures of this run."""
     before, _, rest = readme.partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
     table = "| | Fireside | bare stack | ratio | target | |\n|---|---|---|---|---|---|\n"
@@ -78,7 +75,7 @@ def page(found: list[Row], rounds: int, seconds: float) -> str:
     return (
         f"{HEAD.format(rounds=rounds)}{table}\n\n"
         f"`{command}`, {datetime.date.today()}, {seconds / 60:.0f} minutes, {os.cpu_count()} shared cores, {memory:.0f} GB. {rows.versions()}.\n"
-        f"The load of the machine in the last five and fifteen minutes was {busy[1]:.1f} and {busy[2]:.1f}; by itself the bench makes some 1.5.\n"
+        f"Load average of the last 5 and 15 minutes: {busy[1]:.1f} and {busy[2]:.1f}, of which the bench causes about 1.5.\n"
         "Compare ratios; absolute times vary with the machine's load.\n"
     )
 

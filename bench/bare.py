@@ -1,7 +1,4 @@
-"""The reference: the same Starlette, uvicorn and httpx, with the same settings, and nothing of what a product does.
-
-It passes the raw bytes of the model server on. It signs nobody in, parses nothing and keeps nothing. Prints its port.
-"""
+"""The reference: a proxy of the same Starlette, uvicorn and httpx, which forwards the raw bytes of the model server. Prints its port."""
 
 import asyncio
 import contextlib
@@ -28,8 +25,8 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 async def chat(request: Request) -> Response:
     client: httpx.AsyncClient = request.app.state.client
-    asked = client.build_request("POST", f"{sys.argv[1]}/v1/chat/completions", content=await request.body())
-    response = await client.send(asked, stream=True)
+    forwarded = client.build_request("POST", f"{sys.argv[1]}/v1/chat/completions", content=await request.body())
+    response = await client.send(forwarded, stream=True)
     return StreamingResponse(
         response.aiter_raw(), media_type="text/event-stream", background=BackgroundTask(response.aclose)
     )

@@ -1,6 +1,4 @@
-"""What an update of a streaming answer costs the page, in a real Chromium: from the arrival of text to the end of the layout, by way
-of the request that renders the open rest, the nodes, and the scroll that follows.
-"""
+"""The time of an update of a streaming answer in Chromium: from the arrival of text, through rendering, to the end of the layout."""
 
 import contextlib
 import statistics
@@ -13,7 +11,7 @@ from playwright.sync_api import Page, sync_playwright
 from tests.browser import NO_ENGINE, Fireside, Visit, launch
 from tests.upstream import Upstream
 
-STEP = 40  # characters that each update brings
+STEP = 40  # characters of an update
 
 SECTION = """## How the tide is reckoned
 
@@ -54,7 +52,7 @@ PREPARE = """async () => {
         await done;
     };
     window.update = async (text) => {
-        await new Promise((resolve) => setTimeout(resolve, 300)); // past the page's own pause between two updates
+        await new Promise((resolve) => setTimeout(resolve, 300)); // longer than the page waits between two updates
         const start = performance.now();
         await grow(text);
         scroller.scrollTop = scroller.scrollHeight; // lays out
@@ -75,7 +73,7 @@ def opened() -> Iterator[Page]:
 
 
 def update(page: Page, length: int, times: int) -> float:
-    """Seconds that an update takes when the answer has so many characters, the median of so many."""
+    """Return the median seconds of so many updates of an answer with `length` characters."""
     page.evaluate(PREPARE)
     text = SECTION * (length // len(SECTION) + times)
     page.evaluate("(text) => grow(text)", text[:length])

@@ -1,6 +1,6 @@
-"""A household's conversations after many years: as many as one wants, ten messages each, English with some Japanese.
+"""A generated database of conversations of ten messages, in pseudo-English with some Japanese.
 
-Words are spread as in any language: a few occur nearly everywhere, most hardly ever. The same seed gives the same library.
+Word frequencies follow Zipf's law. The same seed gives the same database.
 """
 
 import json
@@ -24,7 +24,7 @@ _BATCH = 10_000
 
 @cache
 def _language() -> tuple[list[str], list[str]]:
-    """Words, the frequent ones first, and sentences of them."""
+    """Return words, the most frequent first, and sentences of them."""
     dice = random.Random(1)
     syllables = [c + v for c in "bdfgklmnprstvz" for v in ("a", "e", "i", "o", "u")]
     words = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "with"]
@@ -43,7 +43,7 @@ def _language() -> tuple[list[str], list[str]]:
 
 
 class Writer:
-    """Makes texts up."""
+    """Generates texts."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -63,7 +63,7 @@ class Writer:
 
 
 def build(path: Path, conversations: int, long: int) -> None:
-    """Fill a database that has a user 1 and nothing else. The oldest conversation, the first, has `long` messages."""
+    """Fill a database that has only user 1. The first and oldest conversation has `long` messages."""
     writer = Writer(conversations)
     start = datetime(2024, 1, 1)
 

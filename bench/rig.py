@@ -1,4 +1,4 @@
-"""What is measured with: processes that are started and ended, their CPU and memory, and requests."""
+"""Processes with their CPU and memory, a fast HTTP client, and the load client."""
 
 import contextlib
 import json
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 HERE = Path(__file__).parent
-PATIENCE = 60.0  # seconds for anything to start
-KEPT = 3.0  # seconds; uvicorn closes a connection that was idle for five
+STOP_SECONDS = 60.0
+IDLE_SECONDS = 3.0  # after which a connection is replaced; uvicorn closes it after five
 PASSWORD, TOKEN = "four words of the bench", "the bootstrap token of the bench"
 
 
 def compiled(folder: Path) -> dict[str, Path]:
-    """The two C programs. Raises FileNotFoundError without a compiler."""
+    """Compile the two C programs. Raises FileNotFoundError without a compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None or sys.platform != "linux":
         raise FileNotFoundError("the bench needs Linux and a C compiler")
@@ -30,10 +30,10 @@ def compiled(folder: Path) -> dict[str, Path]:
 
 
 class Process:
-    """A program in a process of its own, ended at the end. Its first line tells where it listens."""
+    """A server process. The first line that it prints ends with its port."""
 
     def __init__(self, *command: object, environ: dict[str, str] | None = None, load: bool = False) -> None:
-        """`load`: it belongs to the load, which has the last core for itself as far as it can."""
+        """`load`: run on the last core, like the load client."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
         cores = sorted(os.sched_getaffinity(0))
         self.started = time.perf_counter()
@@ -46,25 +46,25 @@ class Process:
         if load:
             os.sched_setaffinity(self.popen.pid, cores[-1:])
         assert self.popen.stdout is not None
-        self.said = self.popen.stdout.readline().decode().split()
-        if not self.said:
+        line = self.popen.stdout.readline().decode().split()
+        if not line:
             raise RuntimeError(f"{command}: did not start")
-        self.port = int(self.said[-1].rpartition(":")[2])
+        self.port = int(line[-1].rpartition(":")[2])
         self.url = f"http://127.0.0.1:{self.port}"
 
     def cpu(self) -> float:
-        """Seconds of user and system time, of all threads, also those that have ended (clock_getcpuclockid of Linux)."""
+        """Return the CPU seconds of all threads, also of those that have ended (clock_getcpuclockid of Linux)."""
         return time.clock_gettime(~self.popen.pid << 3 | 2)
 
     def memory(self) -> float:
-        """Resident megabytes."""
+        """Return the resident megabytes."""
         status = Path(f"/proc/{self.popen.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
     def stop(self) -> str:
-        """What it had still to say."""
+        """Stop the process. Return the rest of its output."""
         self.popen.terminate()
-        rest, _ = self.popen.communicate(timeout=PATIENCE)
+        rest, _ = self.popen.communicate(timeout=STOP_SECONDS)
         return rest.decode()
 
     def __enter__(self) -> Self:
@@ -95,7 +95,7 @@ class Answer(NamedTuple):
 
 
 class Http:
-    """A kept connection that takes next to no time of its own: one write, few reads."""
+    """A persistent connection with little overhead: one write and few reads a request."""
 
     def __init__(self, port: int, headers: dict[str, str] | None = None) -> None:
         self.port, self.headers = port, headers or {}
@@ -116,7 +116,7 @@ class Http:
     def ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Answer:
         raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         request = self.packed(method, path, raw, kind)
-        if time.monotonic() - self.used > KEPT:
+        if time.monotonic() - self.used > IDLE_SECONDS:
             self._connect()
         start = time.perf_counter()
         self.socket.sendall(request)
@@ -151,7 +151,7 @@ class Http:
 
 
 class Fireside(Process):
-    """The service over a data directory, with its first user signed in; `http` is hers."""
+    """The service. After `sign_in`, `http` is a connection of its first user."""
 
     http: Http
 
@@ -186,7 +186,7 @@ class Fireside(Process):
 
 @dataclass
 class Load:
-    """What the load client is to do: connections, and on each of them requests one after the other."""
+    """Work for the load client: connections, each with successive requests."""
 
     port: int
     lines: list[bytes] = field(default_factory=list)
@@ -200,11 +200,11 @@ class Load:
         return self
 
     def run(self, programs: dict[str, Path]) -> "Outcome":
-        """Raises AssertionError when anything was not delivered as it was sent."""
+        """Run the load client. Raises AssertionError when anything was not delivered as it was sent."""
         client = subprocess.Popen([programs["client"], str(self.port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         os.sched_setaffinity(client.pid, sorted(os.sched_getaffinity(0))[-1:])
-        said, _ = client.communicate(b"".join(self.lines))
-        *requests, summary = [json.loads(line) for line in said.splitlines()]
+        output, _ = client.communicate(b"".join(self.lines))
+        *requests, summary = [json.loads(line) for line in output.splitlines()]
         wrong = {request["why"] for request in requests if request["why"]}
         assert client.returncode == 0 and not wrong, wrong or client.returncode
         return Outcome(requests, **summary)
@@ -229,17 +229,17 @@ class Outcome(NamedTuple):
 
 
 def script(tokens: int, rate: float = 0) -> str:
-    """The model's name, which tells upstream.c what to do."""
+    """Return the model name that makes upstream.c send so many tokens."""
     return f"bench-{tokens}-{rate:g}"
 
 
 def text(began: float, tokens: int) -> str:
-    """What upstream.c says to that."""
+    """Return the text that upstream.c sends for it."""
     return f"@{began:012.0f} " + "".join(f"{token:06d} " for token in range(1, tokens))
 
 
 def direct_load(port: int, streams: int, tokens: int, rate: float = 0) -> Load:
-    """Streams of OpenAI's kind: of the bare application, or of the model server itself."""
+    """Streams in the format of OpenAI, of the bare proxy or the model server."""
     http, load = Http(port), Load(port)
     body = {"model": script(tokens, rate), "messages": [{"role": "user", "content": "Count."}], "stream": True}
     packed = http.packed("POST", "/v1/chat/completions", json.dumps(body).encode())
@@ -261,7 +261,7 @@ def fireside_load(fireside: Fireside, conversations: list[int], tokens: int, rat
 
 
 def check_stored(fireside: Fireside, conversations: list[int], outcome: Outcome) -> None:
-    """What was sent to the readers is what the database has, to the last character, with its usage."""
+    """Check that the database has exactly the text that the readers got, and the usage."""
     for stream in outcome.streams:
         conversation = conversations[stream["connection"]]
         answer = fireside.http.get(f"/conversations/{conversation}/messages")[-1]

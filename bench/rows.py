@@ -1,5 +1,7 @@
-"""What is measured. Each function gives some rows of the table; the reference runs in turn with ours, and ratios are taken
-round by round. What was delivered is checked in every run, by the load client and against the database."""
+"""The measurements, each a function that yields rows of the table.
+
+Ours and the reference run in turn, and the ratio is taken for each round. The load client and a comparison with the database check in
+every run what was delivered."""
 
 import compileall
 import importlib.metadata
@@ -29,7 +31,7 @@ median = statistics.median
 
 @dataclass
 class Row:
-    """A figure. `held`: whether the target is; None where there is none."""
+    """A row of the table. `held`: whether the target is held, or None without a target."""
 
     what: str
     ours: str
@@ -41,22 +43,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """The sizes of the measurements."""
 
     rounds: int = 3
     burst: int = 100_000  # tokens of the one stream at full speed
-    seconds: int = 10  # that many streams last
+    seconds: int = 10  # duration of parallel streams
     streams: tuple[int, int] = (100, 500)
-    firsts: int = 60  # answers in a row whose first token is waited for
+    firsts: int = 60  # successive answers whose first token is timed
     answer: int = 100_000  # characters of the answer that is resumed
     small: int = 1_000  # conversations
     large: int = 100_000
-    asked: int = 100  # times that a question is asked of the database
+    asked: int = 100  # repetitions of a query
     generations: int = 10_000
     imported: int = 10_000
     starts: int = 7
-    rendered: tuple[int, int] = (1_000, 100_000)  # characters of the answer that grows
-    updates: int = 20  # times that it does, for a figure
+    rendered: tuple[int, int] = (1_000, 100_000)  # characters of the growing answer
+    updates: int = 20  # of it in a measurement
     long: int = 10_000  # messages of the longest conversation
 
 
@@ -82,14 +84,14 @@ class Bench:
         return load.run(self.programs)
 
     def stream(self, fireside: Fireside, streams: int, tokens: int, rate: float = 0) -> Outcome:
-        """Answers in conversations of their own; the database must have them afterwards."""
+        """Stream answers in new conversations, and check what was stored."""
         conversations = [fireside.conversation() for _ in range(streams)]
         outcome = self.run(rig.fireside_load(fireside, conversations, tokens, rate))
         rig.check_stored(fireside, conversations, outcome)
         return outcome
 
     def turns(self, ours: Callable[[], float], reference: Callable[[], float], times: int = 1) -> "Pair":
-        """Measures both, in turn and in both orders, `times` as often as usual."""
+        """Measure both in turn, alternating their order, in `times` as many rounds as usual."""
         found: tuple[list[float], list[float]] = [], []
         for round in range(self.size.rounds * times):
             for which in (0, 1) if round % 2 else (1, 0):
@@ -125,14 +127,14 @@ def rate(outcome: Outcome) -> float:
 
 
 def the_load(bench: Bench) -> Iterator[Row]:
-    """Server and client of the bench by themselves."""
+    """Measure the model server and the load client without anything in between."""
     port, size = bench.upstream.port, bench.size
     rates = [rate(bench.run(rig.direct_load(port, 1, 10 * size.burst))) for _ in range(size.rounds)]
-    yield Row("the load by itself: one stream, tokens/s", f"{median(rates):,.0f}")
+    yield Row("load generator alone: one stream, tokens/s", f"{median(rates):,.0f}")
     for streams in size.streams:
         outcome = bench.run(rig.direct_load(port, streams, 3 * 50, 50))
-        said = f"{100 * outcome.on_time / outcome.paced:.1f} % on time, p99 {outcome.late_p99 / 1000:.1f} ms late"
-        yield Row(f"the load by itself: {streams} x 50 tokens/s", said)
+        figures = f"{100 * outcome.on_time / outcome.paced:.1f} % on time, p99 {outcome.late_p99 / 1000:.1f} ms late"
+        yield Row(f"load generator alone: {streams} x 50 tokens/s", figures)
 
 
 def relay(bench: Bench) -> Iterator[Row]:
@@ -205,10 +207,10 @@ def _many(bench: Bench, fireside: Fireside, bare: Process) -> Iterator[Row]:
     yield pair.row(f"{few} x 50 tokens/s: CPU a token, us", "{:.1f}", "<= 1.0 x", lambda ratio: ratio <= 1)
     on_time = median(outcome.on_time / outcome.paced for outcome in outcomes)
     late = median(outcome.late_p99 for outcome in outcomes) / 1000
-    said = f"{100 * on_time:.2f} %, {late:.1f} ms"
+    figures = f"{100 * on_time:.2f} %, {late:.1f} ms"
     yield Row(
         f"{few} x 50 tokens/s: on time (100 ms), p99 late",
-        said,
+        figures,
         target=">= 99 %, <= 25 ms",
         held=on_time >= 0.99 and late <= 25,
     )
@@ -283,7 +285,7 @@ def resume(bench: Bench) -> Iterator[Row]:
 
 
 def databases(bench: Bench) -> Iterator[Row]:
-    """Lists, filters, search and pages over a large database, beside the same over a small one and the bare stack's request."""
+    """Measure lists, filters, search and pages of a large database, beside a small one and a request to the bare proxy."""
     size, folders = bench.size, []
     for conversations in (size.small, size.large):
         folder = bench.folder / f"library-{conversations}"
@@ -296,7 +298,7 @@ def databases(bench: Bench) -> Iterator[Row]:
         http = Http(bare.port)
         http.seconds("/health")
         request = p99(_asked(bench, http, ["/health"])) * 1000
-        list_50 = ["/conversations?limit=50"] * (5 * size.asked)  # of a hundred, the p99 is the second slowest: chance
+        list_50 = ["/conversations?limit=50"] * (5 * size.asked)  # of 100, the p99 would be the second slowest
         pair = bench.turns(
             lambda: p99(_asked(bench, large.http, list_50)), lambda: p99(_asked(bench, small.http, list_50))
         )
@@ -315,7 +317,7 @@ def databases(bench: Bench) -> Iterator[Row]:
             yield Row(
                 f"{what}, p50, p99, ms",
                 f"{middle:.1f}, {worst:.1f}",
-                f"{request:.2f} (its own request)",
+                f"{request:.2f} (a request to it)",
                 f"{worst / request:.1f}",
                 f"<= {target} ms",
                 worst <= target,
@@ -361,7 +363,7 @@ def _search(words: str) -> str:
 
 
 def _until_healthy(process: Process) -> float:
-    """Seconds from the process's start to its answer to GET /health."""
+    """Return the seconds from the start of the process to its answer to GET /health."""
     with process:
         assert Http(process.port).ask("GET", "/health").status == 200
         return time.perf_counter() - process.started
@@ -371,7 +373,7 @@ def starts(bench: Bench) -> Iterator[Row]:
     folder = bench.folder / "started"
     with Fireside(folder, bench.upstream.url).sign_in():
         pass
-    _until_healthy(bench.bare())  # the first start of each compiles its modules
+    _until_healthy(bench.bare())  # the first start compiles its modules
     pair = _start_pair(bench, folder)
     seconds = median(pair.ours)
     yield pair.row(
@@ -388,7 +390,6 @@ def _start_pair(bench: Bench, folder: Path) -> Pair:
 
 
 def _starts(bench: Bench, folder: Path) -> Iterator[Row]:
-    """Start with a large database."""
     pair = _start_pair(bench, folder)
     seconds = median(pair.ours)
     yield pair.row(
@@ -432,13 +433,13 @@ def memory(bench: Bench) -> Iterator[Row]:
 
 
 def _peak(bench: Bench, process: Process, load: Load) -> float:
-    Path(f"/proc/{process.popen.pid}/clear_refs").write_text("5")  # the peak begins anew
+    Path(f"/proc/{process.popen.pid}/clear_refs").write_text("5")  # resets the peak
     bench.run(load)
     return int(Path(f"/proc/{process.popen.pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _generate(bench: Bench, fireside: Fireside) -> None:
-    """Short answers in many conversations, ten questions each."""
+    """Generate short answers in many conversations with ten questions each."""
     conversations = [fireside.conversation() for _ in range(max(1, bench.size.generations // 10))]
     connections = min(20, len(conversations))
     load = Load(fireside.port)
@@ -454,7 +455,7 @@ def _generate(bench: Bench, fireside: Fireside) -> None:
 
 
 def install(bench: Bench) -> Iterator[Row]:
-    """What `pip install fireside` brings: packages, and the bytes of their files here."""
+    """Measure the packages that `pip install fireside` installs."""
     names, megabytes = _closure("fireside")
     bare, bare_megabytes = _closure("starlette", "uvicorn", "httpx")
     yield Row(
@@ -477,7 +478,7 @@ def _closure(*roots: str) -> tuple[int, float]:
             waiting += [need.name for need in wanted if need.marker is None or need.marker.evaluate({"extra": ""})]
     size = 0
     for name, distribution in found.items():
-        if name == "fireside":  # editable here: what a wheel has
+        if name == "fireside":  # an editable install: count the files of a wheel
             files = [*HERE.parent.glob("*.py"), HERE.parent / "schema.sql", *(HERE.parent / "static").iterdir()]
         else:
             files = [Path(str(file.locate())) for file in distribution.files or []]
@@ -487,13 +488,13 @@ def _closure(*roots: str) -> tuple[int, float]:
 
 
 def _compiled(file: Path) -> Path:
-    """Made here where it is not: whoever installs has it."""
+    """Return the compiled file, which an installation makes."""
     compileall.compile_file(file, quiet=2)
     return Path(importlib.util.cache_from_source(str(file)))
 
 
 def page(bench: Bench) -> Iterator[Row]:
-    """Everything that the first visit of a browser fetches, with heads."""
+    """Measure everything that the first visit of a browser fetches, with response headers."""
     with bench.fireside() as fireside:
         http = Http(fireside.port, {"Accept-Encoding": "gzip"})
         plain = Http(fireside.port)
@@ -520,7 +521,7 @@ def page(bench: Bench) -> Iterator[Row]:
 
 
 def rendering(bench: Bench) -> Iterator[Row]:
-    """What more text costs the page while an answer streams, at its beginning and far on."""
+    """Measure an update of a streaming answer that is short, and one that is long."""
     (begun, far), times = bench.size.rendered, bench.size.updates
     with browser.opened() as opened:
         browser.update(opened, begun, times)  # warms up
@@ -589,11 +590,11 @@ ROWS: tuple[Callable[[Bench], Iterator[Row]], ...] = (
 
 
 def measure(size: Size, only: list[str]) -> Iterator[Row]:
-    """All rows, or those of the functions named."""
+    """Yield all rows, or those of the named functions."""
     with tempfile.TemporaryDirectory(prefix="fireside-bench-") as name:
         folder = Path(name)
         programs = rig.compiled(folder)
-        os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # servers start from compiled files, as installed ones do
+        os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # servers start from compiled files, like installed ones
         with rig.upstream(programs) as upstream:
             bench = Bench(size, folder, programs, upstream)
             for function in ROWS:

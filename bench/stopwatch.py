@@ -1,4 +1,4 @@
-"""Fireside, with a stopwatch at its saves of unfinished answers: when it ends it prints the CPU seconds they took."""
+"""Fireside with a stopwatch: at its end it prints the CPU seconds spent on saving unfinished answers."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ spent = 0.0
 
 
 def timed(function: Callable[..., Any], when: Callable[..., bool]) -> Callable[..., Any]:
-    """The function, of which each call that counts is measured by the clock of its thread."""
+    """Return the function, adding the thread time of the calls for which `when` is true to `spent`."""
 
     def call(*args: Any, **kw: Any) -> Any:
         global spent

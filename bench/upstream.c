@@ -1,4 +1,4 @@
-/* The model server of the benchmark: it writes answers as fast as it is asked to, and no answer costs it a thought.
+/* The model server of the benchmark, which generates answers at any rate.
  *
  * The model's name is the script: bench-N-RATE is N tokens, RATE a second (0: as fast as they are taken). Each token is a
  * chunk of OpenAI's stream of about 270 bytes and an HTTP chunk of its own, as model servers do it; at full speed some share a

@@ -22,9 +22,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from .live import PATIENCE
 
-DNS_ADDRESS = "127.83.0.1"  # an address of its own: port 53 cannot be chosen in resolv.conf
+DNS_ADDRESS = "127.83.0.1"  # not shared, because resolv.conf cannot name another port than 53
 NAME_DOES_NOT_EXIST = b"\x81\x83"
-# What a user's Firefox does, and not what WebDriver recommends, which turns speculative connections off.
+# The recommended preferences of WebDriver would turn speculative connections off.
 PREFERENCES = {
     "remote.prefs.recommended": False,
     "network.trr.mode": 5,
@@ -33,7 +33,7 @@ PREFERENCES = {
 
 
 def missing() -> str:
-    """Why the tests with Firefox cannot run here, or an empty string."""
+    """Return why the tests with Firefox cannot run here, or an empty string."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "a DNS server for one process needs Linux and root"
     if not executable():
@@ -49,7 +49,7 @@ def executable() -> str | None:
 
 @contextlib.contextmanager
 def name_server() -> Iterator[set[str]]:
-    """The names that are asked for. The answer is that none exists."""
+    """Run a name server for which no name exists. Yield the names it is asked for."""
     names: set[str] = set()
 
     def serve() -> None:
@@ -75,7 +75,7 @@ def name_server() -> Iterator[set[str]]:
 
 @contextlib.contextmanager
 def firefox(folder: Path) -> Iterator["Firefox"]:
-    """A Firefox whose profile is in `folder` and which resolves names at DNS_ADDRESS."""
+    """Run a Firefox with its profile in `folder`, which resolves names at DNS_ADDRESS."""
     lines = (f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in PREFERENCES.items())
     (folder / "user.js").write_text("".join(lines), "utf-8")
     resolv_conf = folder / "resolv.conf"
@@ -106,7 +106,7 @@ class Firefox:
         self._tab = self.call("browsingContext.getTree")["contexts"][0]["context"]
 
     def call(self, method: str, **params: Any) -> Any:
-        """A command of WebDriver BiDi (w3.org/TR/webdriver-bidi) and its result."""
+        """Send a command of WebDriver BiDi (w3.org/TR/webdriver-bidi). Return its result."""
         self._calls += 1
         self._bidi.send(json.dumps({"id": self._calls, "method": method, "params": params}))
         while (message := json.loads(self._bidi.recv(PATIENCE))).get("id") != self._calls:
@@ -141,9 +141,8 @@ class Firefox:
     def _point(self, selector: str, *then: dict[str, Any]) -> None:
         """Move the pointer to the middle of an element."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
-        x, y = (
-            round(self.evaluate(f"{box}.{side} + {box}.{size} / 2")) for side, size in (("x", "width"), ("y", "height"))
-        )
+        sizes = (("x", "width"), ("y", "height"))
+        x, y = (round(self.evaluate(f"{box}.{side} + {box}.{size} / 2")) for side, size in sizes)
         move = {"type": "pointerMove", "x": x, "y": y}
         pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": [move, *then]}
         self.call("input.performActions", context=self._tab, actions=[pointer])

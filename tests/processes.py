@@ -49,8 +49,7 @@ def start(
 ) -> "subprocess.Popen[str]":
     """Start `fireside` with these arguments, this environment and umask 0.
 
-    It is forked from the nursery, a process that has imported everything, because the imports take most of a start. With `fresh`, and
-    without fork(), it is `python -m fireside`."""
+    It is forked from the nursery. With `fresh`, and without fork(), it is `python -m fireside`."""
     if hasattr(os, "fork") and not fresh:
         return Forked(arguments, environ, stdin, stdout, stderr)
     return subprocess.Popen(
@@ -65,12 +64,12 @@ def start(
 
 
 class Forked(subprocess.Popen[str]):
-    """A forked service with the interface of Popen. It is not our child, so wait() reads its exit code from a socket."""
+    """A process forked by the nursery. It is not our child, so wait() reads its exit code from a socket."""
 
     def __init__(
         self, arguments: tuple[str, ...], environ: Mapping[str, str], stdin: int, stdout: int, stderr: int
     ) -> None:
-        self._line, line = socket.socketpair()
+        self._channel, line = socket.socketpair()
         self.args, self.returncode = arguments, None
         with line, open(os.devnull) as nothing:
             self.stdin, source = _piped(nothing.fileno() if stdin == DEVNULL else stdin, "w")
@@ -78,25 +77,27 @@ class Forked(subprocess.Popen[str]):
             self.stderr, err = _piped(out if stderr == STDOUT else stderr, "r")
             socket.send_fds(_nursery(), [b"+"], [source, out, err, line.fileno()])
             order = {"arguments": arguments, "environ": dict(environ), "folder": os.getcwd()}
-            self._line.settimeout(PATIENCE)
-            self._line.sendall(json.dumps(order).encode())
-            self._line.shutdown(socket.SHUT_WR)
-            self.pid = _number(self._line.recv(4))  # macOS loses descriptors that are closed before they have arrived
-            self._line.setblocking(False)
+            self._channel.settimeout(PATIENCE)
+            self._channel.sendall(json.dumps(order).encode())
+            self._channel.shutdown(socket.SHUT_WR)
+            self.pid = _number(
+                self._channel.recv(4)
+            )  # macOS loses descriptors that are closed before they have arrived
+            self._channel.setblocking(False)
         for pipe, theirs in ((self.stdin, source), (self.stdout, out), (self.stderr, err)):
             if pipe is not None:
                 os.close(theirs)
 
     def __del__(self) -> None:
-        self._line.close()
+        self._channel.close()
 
     def poll(self) -> int | None:
         with contextlib.suppress(BlockingIOError):  # peek, so that several threads can read it
-            self.returncode = _number(self._line.recv(4, socket.MSG_PEEK))
+            self.returncode = _number(self._channel.recv(4, socket.MSG_PEEK))
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        if not connection.wait([self._line], timeout):
+        if not connection.wait([self._channel], timeout):
             assert timeout is not None
             raise subprocess.TimeoutExpired(self.args, timeout)
         code = self.poll()

@@ -1,16 +1,15 @@
-"""How often what is repeated is repeated. Whoever types `make test` waits for it, so that it tries a tenth of what `make long`
-does, which CI runs too: TRIALS is 100 there. From there on every case is tried, and only the kills go on to grow.
-"""
+"""How many cases the repeated tests try: TRIALS in a hundred, so a tenth with `make test` and all with `make long`, as CI runs them."""
 
 import os
 
-TRIALS = int(os.environ.get("TRIALS", "10"))  # lives of the service that are killed
-WHOLE = 100
+TRIALS = int(os.environ.get("TRIALS", "10"))  # also the number of services that the tests of kills kill
+FULL = 100
 
 
-def some(count: int, least: int = 4) -> range:
-    """Of the numbers below `count` some TRIALS in a hundred, but `least` or so at least, spread evenly. The step is odd, as even and
-    odd numbers often stand for different things.
+def spread(count: int, least: int = 4) -> range:
+    """Return TRIALS in a hundred of the numbers below `count`, but about `least` at least, spread evenly.
+
+    The step is odd, because even and odd numbers often stand for different things.
     """
-    fewer = max(least, count * TRIALS // WHOLE)
-    return range(0, count, 1 if TRIALS >= WHOLE else count // fewer | 1)
+    fewer = max(least, count * TRIALS // FULL)
+    return range(0, count, 1 if TRIALS >= FULL else count // fewer | 1)

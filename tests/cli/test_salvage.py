@@ -17,7 +17,7 @@ from fireside.queries import search
 from fireside.queries.generations import AnswerRequest, Recording
 
 from ..exports import png
-from ..trials import some
+from ..trials import spread
 
 PAGE = 4096
 LONG = "A long text takes several pages. " * 200
@@ -121,7 +121,7 @@ def test_lost_page_costs_only_its_own_rows(sound: Path, tmp_path: Path) -> None:
         tables = {row["pageno"]: (row["name"], row["pagetype"]) for row in connection.execute("SELECT * FROM dbstat")}
     everything = len(rows(sound, "messages"))
     refused = 0
-    for page in (1 + number for number in some(len(data) // PAGE, 30)):
+    for page in (1 + number for number in spread(len(data) // PAGE, 30)):
         spoiled = bytearray(data)
         spoiled[(page - 1) * PAGE : page * PAGE] = bytes(PAGE)
         name, kind = tables.get(page, ("none", ""))

@@ -6,7 +6,7 @@ import pytest
 from fireside.server import ROUTES
 from fireside.web import openapi
 
-from ..trials import TRIALS, WHOLE
+from ..trials import FULL, TRIALS
 from ..trust import mutants
 from ..trust.proofs import PROOFS, Proof
 
@@ -23,7 +23,7 @@ INDIVISIBLE = ("authz", "timing", "soak")  # prove nothing in a smaller size
     ],
 )
 def test_it_holds(proof: Proof) -> None:
-    divisor = 3 if TRIALS < WHOLE and proof.name not in INDIVISIBLE else 1
+    divisor = 3 if TRIALS < FULL and proof.name not in INDIVISIBLE else 1
     figures = proof.run(max(1, proof.ci // divisor))
     assert figures.cases and not figures.wrong, "\n".join(figures.wrong[:10])
 

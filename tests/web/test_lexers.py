@@ -11,12 +11,12 @@ from fireside.web.renderer import Renderer
 from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
 
 from .. import lexing
-from ..trials import TRIALS, WHOLE
+from ..trials import FULL, TRIALS
 
 BLOCK_SECONDS = 0.5  # less than in the product, since the slowest inputs take as long as they may
 MAX_SECONDS = 15.0  # for a text, on a busy computer where a new child starts
 GROUPS = 7  # of languages, so that they are tested side by side
-STEP = 1 if TRIALS >= WHOLE else 41  # with `make test` three inputs of each language
+STEP = 1 if TRIALS >= FULL else 41  # with `make test` three inputs of each language
 
 
 def _text(node: Any) -> str:

@@ -12,7 +12,7 @@ import pytest
 from fireside.chat.events import MIN_EVENT_BYTES
 
 from ...live import Event, text
-from ...trials import some
+from ...trials import spread
 from ...upstream import (
     CHAT,
     DONE,
@@ -256,7 +256,7 @@ REFERENCE = REFERENCE.replace(b'"delta":{}', b'"delta":{},"finish_reason":"stop"
 async def at_every_byte(witness: Witness, check: Callable[[int, list[Event]], None], *script: Step) -> None:
     """One answer per position in REFERENCE, several at a time. The script reads the position from the request's seed."""
     ann = witness.people[0]
-    chosen = some(len(REFERENCE))[1:]
+    chosen = spread(len(REFERENCE))[1:]
     places = iter(chosen)
 
     async def lane() -> tuple[int, list[Event]]:
@@ -307,7 +307,7 @@ async def test_mutated_stream_is_stored_as_it_was_streamed(witness: Witness) -> 
     ann = witness.people[0]
     conversation_id = await witness.question(ann)
     dice = random.Random(20261123)
-    for _ in some(150):
+    for _ in spread(150):
         stream = bytearray(WHOLE_ANSWER if dice.random() < 0.5 else REFERENCE)
         for _ in range(dice.randint(1, 8)):
             start = dice.randrange(len(stream))
