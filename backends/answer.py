@@ -1,7 +1,8 @@
 """One streamed answer of an OpenAI-compatible server: bytes in, parts out.
 
-LM Studio, Ollama, llama.cpp and vLLM write the same server-sent events with differences: usage in a chunk with or without
-choices, reasoning under two names or between <think> tags, errors in five shapes, the end with or without [DONE].
+Servers write the same server-sent events with differences: usage in a chunk with or without choices, content as a text or
+as an array of parts, reasoning under several names, among these parts or between <think> tags, errors in five shapes, the
+end with or without [DONE].
 """
 
 import re
@@ -66,10 +67,25 @@ Part = Content | Reasoning | ActualModel | Progress | Usage | Finish
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
+class _TextPart(msgspec.Struct):
+    """A part of an array. Its kind is in `type`, or in which field has the text."""
+
+    type: str | None = None
+    text: str | None = None
+    summary: str | None = None
+    thinking: "str | list[str | _TextPart] | None" = None  # Mistral: an array again
+
+
+_TextParts = list[str | _TextPart]
+
+
 class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+    content: str | _TextParts | None = None
+    reasoning_content: str | None = None  # DeepSeek, llama.cpp, LM Studio
+    reasoning: str | None = None  # Ollama, vLLM
+    thinking: str | None = None
+    reasoning_details: _TextParts | None = None  # OpenRouter, which repeats `reasoning` in it
+    refusal: str | None = None  # OpenAI: the text that replaces an answer
 
 
 class _Choice(msgspec.Struct):
@@ -114,6 +130,23 @@ def _convert(kind: type[_Struct], value: Any) -> _Struct:
             with suppress(ValueError):
                 fields[field.name] = msgspec.convert(value[field.name], field.type)
     return kind(**fields)
+
+
+def _split_parts(parts: _TextParts) -> tuple[str, str]:
+    """Return (reasoning, answer)."""
+    reasoning: list[str] = []
+    answer: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            answer.append(part)
+        elif isinstance(part.thinking, list):
+            reasoning += _split_parts(
+                [one if isinstance(one, str) else _TextPart(text=one.text) for one in part.thinking]
+            )
+        else:
+            is_reasoning = part.thinking or (part.type or "").startswith(("reasoning", "thinking"))
+            (reasoning if is_reasoning else answer).append(part.thinking or part.text or part.summary or "")
+    return "".join(reasoning), "".join(answer)
 
 
 class _EventSplitter:
@@ -320,14 +353,22 @@ class AnswerParser:
         if choice.finish_reason:
             self.finish_reason = display_text(choice.finish_reason)
         if delta := choice.delta:
-            if reasoning := delta.reasoning_content or delta.reasoning:
+            content = delta.content
+            if reasoning := delta.reasoning_content or delta.reasoning or delta.thinking:
                 self._add_text(Reasoning, reasoning)
-            if delta.content and self._think_tags.stage == "answer":
-                self._add_text(Content, delta.content)
-            elif delta.content:
-                thought, answer = self._think_tags.split(delta.content)
+            elif delta.reasoning_details:
+                self._add_text(Reasoning, _split_parts(delta.reasoning_details)[0])
+            if isinstance(content, list):
+                thought, content = _split_parts(content)
+                self._add_text(Reasoning, thought)
+            if content and self._think_tags.stage == "answer":
+                self._add_text(Content, content)
+            elif content:
+                thought, answer = self._think_tags.split(content)
                 self._add_text(Reasoning, thought)
                 self._add_text(Content, answer)
+            if delta.refusal:
+                self._add_text(Content, delta.refusal)
 
     def _add_part(self, part: Part) -> None:
         self._flush()

@@ -20,12 +20,15 @@ _PATTERNS = [
     (code, re.compile(pattern, re.IGNORECASE | re.DOTALL))
     for code, pattern in (
         ("MODEL_LOAD_FAILED", "failed to load|error loading|loading aborted|has crashed|is unloaded|channel error"),
-        ("CONTEXT_OVERFLOW", r"context[ _](length|size|window|overflow)|context the overflow|n_ctx|maximum model len"),
+        ("CONTEXT_OVERFLOW", r"context[ _]?(length|size|window|overflow)|context the overflow|n_ctx|maximum model len"),
         ("PROVIDER_AUTH", r"invalid_api_key|\bapi (token|key)\b"),
         ("MODEL_NOT_LOADED", "no models? (is |are )?(currently )?loaded"),
         ("VISION_UNSUPPORTED", r"not support\w* (image|vision)|image input is not supported|not a multimodal|mmproj"),
         # (?>...) keeps the first "model": trying each of them would take quadratic time.
-        ("MODEL_NOT_FOUND", r"model_not_found|invalid model identifier|\A(?>.*?\bmodel\b).*\bnot (found|exist)"),
+        (
+            "MODEL_NOT_FOUND",
+            r"model_not_found|(invalid|unknown|no such) model\b|\A(?>.*?\bmodel\b).*\bnot (found|exist)",
+        ),
         ("PROVIDER_BUSY", "unavailable_error|loading model|overloaded|queue (is )?full|too many requests|server busy"),
     )
 ]
@@ -71,7 +74,9 @@ def reported_error(provider: Provider, body: bytes, status: int | None = None) -
         message = f"{provider.name} said: {words}"
     else:
         message = f"{provider.name} reported an error" + (f" with HTTP status {status}." if status else ".")
-    return ProviderFailed(code, message + _advice(provider, code, status, text))
+    advice = _advice(provider, code, status, text)
+    stop = "." if advice and not message.endswith((".", "!", "?", "…")) else ""
+    return ProviderFailed(code, message + stop + advice)
 
 
 def _advice(provider: Provider, code: str, status: int | None, text: str) -> str:

@@ -48,6 +48,7 @@ class OpenAI:
 
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
+        self._is_llama_cpp = False  # by its list of models
 
     async def models(self) -> list[Model] | None:
         """Return the models that the settings name, otherwise those that the server lists, or None if it lists none."""
@@ -58,6 +59,7 @@ class OpenAI:
             if not names or failure.code != "PROVIDER_ERROR" or failure.detail:
                 raise
             entries = None
+        self._is_llama_cpp = any(at(entry, "owned_by") == "llamacpp" for entry in entries or [])
         listed = parse_models(entries or [], _model)
         if names:
             details = {model.id: model for model in listed}
@@ -81,7 +83,8 @@ class OpenAI:
 
     def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
         """Send a chat request; see `stream_answer`."""
-        return stream_answer(self.provider, body)
+        options = {"return_progress": True} if self._is_llama_cpp else {}  # others may refuse it
+        return stream_answer(self.provider, body | options)
 
 
 def base_url(provider: Provider) -> str:
@@ -135,16 +138,22 @@ def name_at(value: Any, *path: str) -> str | None:
 
 
 def _model(entry: Any) -> Model | None:
-    """llama.cpp has the context length in `meta`, vLLM in `max_model_len`; LM Studio and Ollama do not have it."""
+    """llama.cpp has the context length in `meta`, vLLM in `max_model_len`; LM Studio and Ollama do not have it.
+
+    llama.cpp and OpenRouter have `architecture`.
+    """
     identity = name_at(entry, "id")
     if identity is None or "embed" in identity.lower():
         return None
+    modalities = at(entry, "architecture", "input_modalities")
     length = count_at(entry, "meta", "n_ctx") or count_at(entry, "max_model_len") or None
     return Model(
         id=identity,
         label=PureWindowsPath(identity).stem if identity.lower().endswith(".gguf") else identity,
         context_length=length,
         max_context_length=count_at(entry, "meta", "n_ctx_train") or length,
+        vision="image" in modalities if isinstance(modalities, list) else None,
+        quantization=name_at(entry, "meta", "ftype"),
         size_bytes=count_at(entry, "meta", "size") or None,
     )
 

@@ -367,17 +367,28 @@ LLAMA = Model(MODEL, "Llama 3.2 3B Instruct", "loaded", 4096, 131_072, False, Tr
 
 async def test_models_of_llama_cpp_and_vllm_have_a_context_length(providers: Providers, upstream: Upstream) -> None:
     data = [
-        {"id": "C:\\models\\Llama.gguf", "meta": {"n_ctx": 8192, "n_ctx_train": 131072, "size": 123}},
+        {
+            "id": "C:\\models\\Llama.gguf",
+            "meta": {"n_ctx": 8192, "n_ctx_train": 131072, "size": 123, "ftype": "Q4_1"},
+            "owned_by": "llamacpp",
+            "architecture": {"input_modalities": ["text", "image"]},
+        },
         {"id": "Qwen/Qwen3-8B", "max_model_len": 40960},
         {"id": "llama3.2:3b"},
         {"id": "nomic-embed-text:latest"},
     ]
     upstream.enqueue(status(200, {"object": "list", "data": data}), path="/v1/models")
     assert await providers.models("box") == [
-        Model("C:\\models\\Llama.gguf", "Llama", None, 8192, 131072, size_bytes=123),
+        Model("C:\\models\\Llama.gguf", "Llama", None, 8192, 131072, True, None, "Q4_1", 123),
         Model("Qwen/Qwen3-8B", "Qwen/Qwen3-8B", None, 40960, 40960),
         Model("llama3.2:3b", "llama3.2:3b"),
     ]
+    await ask(providers, "box")
+    assert upstream.chats[-1]["return_progress"] is True
+    upstream.enqueue(status(200, {"data": data[1:]}), path="/v1/models")
+    await providers.models("box")
+    await ask(providers, "box")
+    assert "return_progress" not in upstream.chats[-1]  # others may refuse it
 
 
 @pytest.mark.parametrize("answered", [status(404, {"detail": "Not Found"}), status(405), status(200, {"data": []})])

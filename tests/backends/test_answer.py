@@ -148,11 +148,39 @@ def test_prompt_progress_of_llama_cpp_is_reported() -> None:
         reasoning("Let me ", "see.", key="reasoning_content"),
         reasoning("Let me ", "see.", key="reasoning"),
         chunk({"reasoning": "Let me see.", "reasoning_content": "Let me see.", "content": ""}),
+        reasoning("Let me ", "see.", key="thinking"),
+        chunk(
+            {
+                "reasoning_details": [
+                    {"type": "reasoning.text", "text": "Let me "},
+                    {"summary": "see.", "type": "reasoning.summary"},
+                ]
+            }
+        ),
+        chunk({"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]})
+        + chunk({"reasoning": "Let me see."}),
+        chunk({"reasoning": "Let me see.", "reasoning_details": [{"type": "reasoning.text", "text": "Let me see."}]}),
+        chunk({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Let me "}, "see."]}]}),
+        chunk({"content": [{"type": "thinking", "thinking": "Let me "}, {"type": "reasoning", "text": "see."}]}),
     ],
 )
-def test_reasoning_has_two_names(stream: bytes) -> None:
+def test_reasoning_has_several_names_and_shapes(stream: bytes) -> None:
     parts, failure = parse(stream + answer("Four."))
     assert (parts[1:3], failure) == ([Reasoning("Let me see."), Content("Four.")], None)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        chunk({"content": [{"type": "text", "text": "I can"}, "not "], "role": "assistant"}),
+        chunk(
+            {"content": [{"type": "output_text", "text": "I can"}, {"type": "image", "image": {}}, {"text": "not "}]}
+        ),
+        chunk({"refusal": "I can"}) + chunk({"content": None, "refusal": "not "}),
+    ],
+)
+def test_content_in_parts_and_refusals_are_text(stream: bytes) -> None:
+    assert content(stream + text("help.") + finish()) == "I cannot help."
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ GPT_OSS_OVERFLOW = (
         pytest.param(
             {"error": {"message": "Requested tokens (5000) exceed context window of 4096"}}, 4096, 5000, id="llama-cpp-python",
         ),
+        pytest.param({"error": {"message": "litellm.ContextWindowExceededError: OpenAIException - Too long"}}, None, None, id="LiteLLM"),
         pytest.param({"error": {"message": "Too long.", "code": "context_length_exceeded"}}, None, None, id="OpenAI"),
     ],
 )  # fmt: skip
@@ -83,6 +84,11 @@ NO_MODEL = "No models loaded. Please load a model in the developer page or use t
         (404, {"error": {"message": 'Invalid model identifier "X".', "type": "invalid_request", "code": "model_not_found"}},
          "MODEL_NOT_FOUND"),
         (404, {"error": {"message": "model 'x' not found, try pulling it first", "type": "not_found_error"}},
+         "MODEL_NOT_FOUND"),
+        (400, {"error": {"message": "/chat/completions: Invalid model name passed in model=x. Call `/v1/models` to view "
+                                    "available models for your key.", "type": "invalid_request_error", "code": "400"}},
+         "MODEL_NOT_FOUND"),
+        (404, {"object": "error", "message": "The model `x` does not exist.", "type": "NotFoundError", "code": 404},
          "MODEL_NOT_FOUND"),
         (404, {"error": {"message": "The model `x` does not exist.", "type": "NotFoundError", "code": 404}},
          "MODEL_NOT_FOUND"),
@@ -128,7 +134,10 @@ def test_web_page_is_not_shown() -> None:
 
 def test_authentication_error_names_the_setting() -> None:
     assert "FIRESIDE_LMSTUDIO_API_KEY" in reported(LMSTUDIO, {"error": "bad"}, 401).message
-    assert reported(BOX, {"error": "bad"}, 401).message.endswith("api_key of the provider box in config.toml.")
+    message = reported(BOX, {"error": "Invalid API Key"}, 401).message
+    assert message == (
+        "The box said: Invalid API Key. Fireside takes the key from api_key of the provider box in config.toml."
+    )
 
 
 @pytest.mark.parametrize(
