@@ -54,6 +54,7 @@ USER = _argument("--user", "user to act for (default: the first administrator)",
 FILE = _argument("file", "file to write")
 SALVAGE = (_argument("new", "file to write"), _argument("damaged", "file to read (default: the database)", nargs="?"))
 PATHS = _argument("paths", "files and folders (default: the conversations of LM Studio)", nargs="*")
+DRY_RUN = _argument("--dry-run", "only print what would be added, and what would be lost", action="store_true")
 SERVICE = (
     _argument("action", "install or remove", choices=("install", "remove")),
     _argument("--dry-run", "only print what would be done", action="store_true"),
@@ -64,7 +65,7 @@ COMMANDS: tuple[tuple[str, str, tuple[Argument, ...]], ...] = (
     ("restore", "restore the database from a backup", (_argument("file", "the backup"),)),
     ("salvage", "copy what is readable in a damaged database to a new file", SALVAGE),
     ("doctor", "check the installation and say what to do about problems", ()),
-    ("import", "import conversations from LM Studio, ChatGPT, Open WebUI or Fireside", (PATHS, USER)),
+    ("import", "import conversations from LM Studio, ChatGPT, Open WebUI or Fireside", (PATHS, DRY_RUN, USER)),
     ("export", "write all conversations of a user to a zip file", (FILE, USER)),
     ("login-link", "print a link that signs a browser in once", (USER,)),
     ("reset-password", "set a new password", (USER,)),

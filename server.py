@@ -86,7 +86,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/providers/{provider_id}/models/load",           handlers.load_model,           ADMIN,  schemas.ModelLoad),
     Endpoint("POST",   "/providers/{provider_id}/models/unload",         handlers.unload_model,         ADMIN,  schemas.ModelChoice),
 
-    Endpoint("POST",   "/import",                                        handlers.import_upload,        USER,   None),
+    Endpoint("POST",   "/import",                                        handlers.import_upload,        USER,   None, query=schemas.ImportQuery),
     Endpoint("GET",    "/export",                                        handlers.export_all,           USER),
     Endpoint("GET",    "/conversations/{conversation_id}/export",        handlers.export_one,           USER,   query=schemas.ExportQuery),
     Endpoint("GET",    "/usage",                                         handlers.usage,                USER),

@@ -161,9 +161,10 @@ def import_conversations(options: dict[str, Any]) -> int:
     paths = [Path(path).absolute() for path in options["paths"]] or lmstudio.conversation_folders()
     if not paths:
         raise CommandFailed("Found no conversations of LM Studio. Name the files or folders to import.")
+    dry_run: bool = options["dry_run"]
     report: dict[str, Any] = {}
     if running := find_service(settings):
-        body = {"paths": [str(path) for path in paths], "username": options["user"]}
+        body = {"paths": [str(path) for path in paths], "username": options["user"], "dry_run": dry_run}
         for line in running.lines("import", body):
             report = _show_progress(json.loads(line))
     else:
@@ -171,18 +172,22 @@ def import_conversations(options: dict[str, Any]) -> int:
         async def work(database: Database) -> None:
             nonlocal report
             user = await database.read(queries.accounts.get_user_named, options["user"])
-            audit("import", user, TERMINAL)
+            audit("import preview" if dry_run else "import", user, TERMINAL)
             async with contextlib.aclosing(Importer(database, settings.user_max_bytes)) as importer:
-                async for line in importer.import_steps(user.id, paths):
+                async for line in importer.import_steps(user.id, paths, dry_run=dry_run):
                     report = _show_progress(json.loads(line))
 
         with_database(settings, work)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     print(
-        f"Added conversations: {report['conversations']}, messages: {report['messages']}."
+        f"{'Would add' if dry_run else 'Added'} conversations: {report['conversations']}, messages: {report['messages']}."
         f" Conversations that were already there: {report['unchanged']}."
     )
+    for loss in report["losses"]:
+        titles = [f'"{one["title"]}" ({one["count"]})' for one in loss["conversations"][:5]]
+        more = ", ..." if len(loss["conversations"]) > len(titles) else ""
+        print(printable(f"{loss['text']}: {loss['count']}, in {', '.join(titles)}{more}"))
     for skipped in report["skipped"]:
         print(printable(f"skipped {skipped['file']}: {skipped['reason']}"), file=sys.stderr)
     return 1 if report["skipped"] and not report["conversations"] + report["messages"] + report["unchanged"] else 0

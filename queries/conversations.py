@@ -195,6 +195,13 @@ def add_stored_bytes(conn: Connection, user_id: int, size: int, limit: int = 0) 
         raise QuotaExceeded(row["stored_bytes"], limit)
 
 
+def check_quota(conn: Connection, user_id: int, size: int, limit: int) -> None:
+    """Raise QuotaExceeded when so many more bytes would take the user's stored_bytes above a limit (0: no limit)."""
+    [row] = conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (user_id,)).fetchall()
+    if 0 < limit < row["stored_bytes"] + size and size > 0:
+        raise QuotaExceeded(row["stored_bytes"] + size, limit)
+
+
 def delete_conversation(conn: Connection, user_id: int, conversation_id: int) -> None:
     """Move a conversation to the bin."""
     owned(conn, user_id, conversation_id)

@@ -88,6 +88,26 @@ export async function* serverSentEvents(method, path, body, signal) {
   }
 }
 
+/** The values of a response with JSON Lines. */
+export async function* jsonLines(method, path, body) {
+  const response = await request(method, path, body);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      yield* lines.map((line) => JSON.parse(line));
+    }
+  } catch (error) {
+    throw connectionError(error);
+  } finally {
+    reader.cancel().catch(() => {}); // rejects if the stream has failed
+  }
+}
+
 const emptyEvent = () => ({ event: "message", id: null, data: "" });
 
 function readField(event, line) {

@@ -1,6 +1,6 @@
 // Settings: export and import.
 
-import { post } from "./api.js";
+import { jsonLines } from "./api.js";
 import { button, download, h } from "./dom.js";
 import { broadcast } from "./events.js";
 import { counted, number } from "./format.js";
@@ -8,61 +8,97 @@ import { icon } from "./icons.js";
 import { toast } from "./popups.js";
 
 const MAX_REASONS = 200;
+const TYPES = { zip: "zip", jsonl: "x-ndjson", ndjson: "x-ndjson", db: "vnd.sqlite3", sqlite: "vnd.sqlite3", sqlite3: "vnd.sqlite3" }; // others are JSON
 
 export function show(place) {
   const result = h("div", { class: "stack", role: "status" });
+  let preview = false;
+  const run = async (files) => {
+    for (const opener of openers) opener.disabled = true;
+    const sum = await importFiles(files, result, preview);
+    for (const opener of openers) opener.disabled = false;
+    input.value = "";
+    if (!preview || !(sum.conversations || sum.messages)) return;
+    preview = false;
+    const confirm = button("Import these files", () => run(files));
+    result.append(confirm);
+    confirm.focus();
+  };
   const input = h("input", {
-    type: "file", accept: ".json,.zip,application/json,application/zip", multiple: true, hidden: true, "aria-label": "Files to import",
-    onchange: async () => {
-      opener.disabled = true;
-      await importFiles([...input.files], result);
-      opener.disabled = false;
-      input.value = "";
-    },
+    type: "file", accept: ".json,.jsonl,.ndjson,.zip,.db,.sqlite,.sqlite3,application/json,application/zip", multiple: true, hidden: true,
+    "aria-label": "Files to import", onchange: () => run([...input.files]),
   });
-  const opener = button([icon("upload"), "Import files"], () => input.click());
+  const choose = (isPreview) => {
+    preview = isPreview;
+    input.click();
+  };
+  const openers = [button([icon("upload"), "Import files"], () => choose(false)), button("Preview an import", () => choose(true))];
   place.append(
     h("h3", {}, "Export"),
     h("p", { class: "faint" }, "All your conversations in one zip file, as JSON and as Markdown."),
     button([icon("download"), "Export everything"], () => download("/export")),
     h("h3", {}, "Import"),
     h("p", { class: "faint" }, "Exports of ChatGPT, Open WebUI, LM Studio or Fireside. Existing conversations do not change."),
-    opener, input, result);
+    ...openers, input, result);
 }
 
-/** Import files one after the other, and show one result for all. */
-async function importFiles(files, result) {
-  const sum = { conversations: 0, messages: 0, unchanged: 0, skipped: [] };
+/** Import files one after the other, or only preview that, and show one result for all. Resolves to the sum of the reports. */
+async function importFiles(files, result, preview) {
+  const sum = { conversations: 0, messages: 0, unchanged: 0, skipped: [], losses: [] };
   for (const [index, file] of files.entries()) {
     const position = files.length > 1 ? ` (${index + 1} of ${files.length})` : "";
-    result.replaceChildren(h("p", { class: "faint" }, `Importing ${file.name}${position}`), h("progress", { "aria-label": "Importing" }));
+    const progress = h("progress", { "aria-label": "Importing" });
+    result.replaceChildren(h("p", { class: "faint" }, `${preview ? "Reading" : "Importing"} ${file.name}${position}`), progress);
     try {
-      const imported = await importFile(file);
-      for (const count of ["conversations", "messages", "unchanged"]) sum[count] += imported[count];
-      sum.skipped.push(...imported.skipped);
+      add(sum, await importFile(file, preview, progress));
     } catch (error) {
       sum.skipped.push({ file: file.name, reason: error.message });
     }
   }
-  if (sum.messages || sum.conversations) broadcast("list");
-  result.replaceChildren(...summary(sum));
+  if (!preview && (sum.messages || sum.conversations)) broadcast("list");
+  result.replaceChildren(...summary(sum, preview));
   if (!result.isConnected) toast(result.firstChild.textContent); // another section is shown
+  return sum;
 }
 
-async function importFile(file) {
-  const kind = /\.zip$/i.test(file.name) ? "zip" : "json"; // browsers report several types for zip files
-  const imported = await post("/import", new Blob([file], { type: `application/${kind}` }));
-  const original = (name) => name.replace(new RegExp(`^upload\\.${kind}\\b`), () => file.name); // the request has no file name
-  return { ...imported, skipped: imported.skipped.map((one) => ({ ...one, file: original(one.file) })) };
+function add(sum, report) {
+  for (const count of ["conversations", "messages", "unchanged"]) sum[count] += report[count];
+  sum.skipped.push(...report.skipped);
+  for (const loss of report.losses) {
+    const known = sum.losses.find((one) => one.kind === loss.kind);
+    if (!known) {
+      sum.losses.push(loss);
+      continue;
+    }
+    known.count += loss.count;
+    known.conversations.push(...loss.conversations);
+  }
 }
 
-function summary({ conversations, messages, unchanged, skipped }) {
+async function importFile(file, preview, progress) {
+  const suffix = /[^.]*$/.exec(file.name)[0].toLowerCase(); // browsers report several types for zip files
+  const upload = new Blob([file], { type: `application/${TYPES[suffix] ?? "json"}` });
+  let report;
+  for await (const step of jsonLines("POST", `/import?progress=true&dry_run=${preview}`, upload)) {
+    if (step.error) throw new Error(step.error);
+    progress.value = step.done;
+    ({ report } = step);
+  }
+  const original = (name) => name.replace(/^upload\.[a-z]+\b/, () => file.name); // the request has no file name
+  return { ...report, skipped: report.skipped.map((one) => ({ ...one, file: original(one.file) })) };
+}
+
+function summary({ conversations, messages, unchanged, skipped, losses }, preview) {
   const some = conversations || messages || unchanged;
-  const existing = unchanged ? `; ${number(unchanged)} already existed` : "";
+  const existing = unchanged ? `; ${number(unchanged)} already ${preview ? "exist" : "existed"}` : "";
+  const titles = (loss) => loss.conversations.map(({ title, count }) => h("li", {}, `${title}: ${number(count)}`));
   return [
     some
-      ? h("p", {}, `${counted(conversations, "conversation")} and ${counted(messages, "message")} were added${existing}.`)
+      ? h("p", {}, `${counted(conversations, "conversation")} and ${counted(messages, "message")} ${preview ? "would be" : "were"} added${existing}.`)
       : h("p", { class: "error" }, skipped.length ? "Nothing was imported." : "Nothing was imported: there are no conversations in it."),
+    losses.length && h("div", { class: "faint" },
+      h("p", {}, preview ? "Would not be kept as it was:" : "Not kept as it was:"),
+      losses.map((loss) => h("details", {}, h("summary", {}, `${loss.text}: ${number(loss.count)}`), h("ul", {}, titles(loss))))),
     skipped.length && h("details", { class: "faint", open: !some || skipped.length < 4 },
       h("summary", {}, `Skipped: ${number(skipped.length)}`),
       h("ul", {}, skipped.slice(0, MAX_REASONS).map(({ file, reason }) => h("li", {}, `${file}: ${reason}`)))),

@@ -620,6 +620,26 @@ async def test_imported_message_with_huge_details_is_skipped(ann: Person) -> Non
     )
 
 
+async def test_preview_of_an_import_has_its_report_and_progress(running: Running, ann: Person) -> None:
+    moment = "2026-01-01T00:00:00.000000"
+    question = {"id": 1, "parent_id": None, "role": "user", "content": "Q", "created_at": moment}
+    conversation = {"fireside": 1, "created_at": moment, "updated_at": moment, "active_message_id": 1}
+    file = [
+        conversation | {"title": f"Chat {number}", "source": f"{number}", "messages": [question]} for number in (1, 2)
+    ]
+    report = {"conversations": 2, "messages": 2, "unchanged": 0, "skipped": [], "losses": []}
+    assert good(await ann.post("/import?dry_run=true", json=file)) == report
+    assert good(await ann.get("/conversations")) == []
+    for expected in (report, report | {"conversations": 0, "messages": 0, "unchanged": 2}):
+        sent = await ann.post("/import?progress=true", json=file)
+        assert sent.headers["content-type"] == "application/x-ndjson"
+        assert json.loads(sent.text.splitlines()[-1]) == {"done": 1.0, "report": expected}
+    assert os.listdir(running.state.config.data_dir / "uploads") == []
+    unreadable = await ann.post("/import?progress=true", json=[{"title": "No messages"}])
+    [skipped] = json.loads(unreadable.text.splitlines()[-1])["report"]["skipped"]
+    assert skipped["file"] == "upload.json: No messages"
+
+
 async def test_upload_in_which_nothing_can_be_read_is_refused_with_the_reasons(ann: Person) -> None:
     moment = "2026-01-01T00:00:00.000000"
     empty = {"fireside": 1, "created_at": moment, "updated_at": moment, "active_message_id": None, "messages": []}

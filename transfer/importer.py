@@ -27,7 +27,7 @@ from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 from . import archive, source
 from .source import Skipped
-from .transcript import Conversation, Unreadable
+from .transcript import LOSSES, Conversation, Message, Unreadable
 
 log = logging.getLogger("fireside.importer")
 
@@ -35,6 +35,21 @@ IMPORTS = 2  # at a time
 READING_BYTES = 2 * 1024**3  # of memory for a child, which decodes one conversation at a time
 SILENT_SECONDS = 60.0  # without anything read
 FILE_SECONDS = 3600.0  # for one file, folder or zip
+MAX_LISTED = 100  # kinds of losses in a report, and conversations for each
+
+
+class LossIn(msgspec.Struct):
+    title: str
+    count: int
+
+
+class Loss(msgspec.Struct):
+    """Things of one kind that were not kept as they were, and in which conversations: the first MAX_LISTED."""
+
+    kind: str
+    text: str  # what the kind is, for people
+    count: int = 0
+    conversations: list[LossIn] = []
 
 
 class Report(msgspec.Struct):
@@ -44,6 +59,21 @@ class Report(msgspec.Struct):
     messages: int = 0
     unchanged: int = 0
     skipped: list[Skipped] = []
+    losses: list[Loss] = []
+
+    def add_losses(self, conversation: Conversation) -> None:
+        by_kind = {loss.kind: loss for loss in self.losses}
+        for kind, count in conversation.losses.items():
+            loss = by_kind.get(kind)
+            if loss is None:
+                if len(self.losses) == MAX_LISTED:
+                    continue
+                base, _, name = kind.partition(": ")
+                loss = Loss(kind, f"{LOSSES.get(base, base)} {name}".rstrip())
+                self.losses.append(loss)
+            loss.count += count
+            if len(loss.conversations) < MAX_LISTED:
+                loss.conversations.append(LossIn(conversation.title, count))
 
 
 class Importer:
@@ -66,16 +96,18 @@ class Importer:
             hidden = self._database.read_here(queries.conversations.list_hidden)
             await queries.conversations.remove_hidden(self._database, hidden)
 
-    async def import_files(self, user_id: int, paths: list[Path]) -> Report:
+    async def import_files(self, user_id: int, paths: list[Path], *, dry_run: bool = False) -> Report:
         """Import as `iterate` does and return the report."""
-        async with contextlib.aclosing(self.iterate(user_id, paths)) as steps:
+        async with contextlib.aclosing(self.iterate(user_id, paths, dry_run=dry_run)) as steps:
             return [report async for _, report in steps][-1]
 
-    async def import_steps(self, user_id: int, paths: list[Path]) -> AsyncGenerator[bytes, None]:
+    async def import_steps(
+        self, user_id: int, paths: list[Path], *, dry_run: bool = False
+    ) -> AsyncGenerator[bytes, None]:
         """Import and yield a line of JSON for each step: {"done": fraction, "report": {...}}, or {"error": "..."} when it failed."""
         line: dict[str, Any]
         try:
-            async with contextlib.aclosing(self.iterate(user_id, paths)) as steps:
+            async with contextlib.aclosing(self.iterate(user_id, paths, dry_run=dry_run)) as steps:
                 async for done, report in steps:
                     yield msgspec.json.encode({"done": done, "report": report}) + b"\n"
             return
@@ -86,16 +118,19 @@ class Importer:
             line = {"error": FiresideError.message}
         yield msgspec.json.encode(line) + b"\n"
 
-    async def iterate(self, user_id: int, paths: list[Path]) -> AsyncGenerator[tuple[float, Report], None]:
+    async def iterate(
+        self, user_id: int, paths: list[Path], *, dry_run: bool = False
+    ) -> AsyncGenerator[tuple[float, Report], None]:
         """Add what is new in these files, folders and zips. Yield the fraction that is done and the report so far.
 
+        `dry_run`: add nothing, and report what would be added.
         Raises StorageUnavailable and QuotaExceeded (the user's messages take too much). What was added before stays, and the next
         import adds the rest.
         """
         try:
             async with self._queue.slot(user_id), self._cleaned_up(user_id):
                 made_here = await self._database.read(archive.list_made_here, user_id)
-                importing = _Import(user_id, self._user_max_bytes, made_here)
+                importing = (_DryRun if dry_run else _Import)(user_id, self._user_max_bytes, made_here)
                 for number, path in enumerate(paths):
                     async with contextlib.aclosing(self._import_file(importing, path)) as fractions:
                         async for done in fractions:
@@ -138,10 +173,11 @@ class Importer:
         await self._store(importing, [source.Skip(Skipped(clean(path.name), f"{reason}; the rest was left out"))])
 
     async def _store(self, importing: "_Import", steps: list[source.Step]) -> None:
+        run = self._database.read if isinstance(importing, _DryRun) else self._database.write_part
         while steps:
-            steps = steps[await self._database.write_part(importing.store, steps) :]
+            steps = steps[await run(importing.store, steps) :]
             if importing.needs_ids:
-                importing.ids = await self._database.read(archive.list_message_keys, importing.conversation_id)
+                importing.ids = await self._database.read(importing.read_ids)
                 importing.needs_ids = False
             while importing.to_remove:
                 importing.to_remove = await self._database.write_part(
@@ -172,7 +208,7 @@ class _Import:
         end, done, self._size = time.monotonic() + queries.conversations.PART_SECONDS, 0, 0
         if self._conversation is not None and not self._new:
             try:
-                queries.conversations.owned(conn, self.user_id, self.conversation_id)
+                self._check_known(conn)
             except NotFound:
                 self._give_up("was deleted during the import")
         for step in steps:
@@ -183,8 +219,11 @@ class _Import:
             done += 1
             if self.needs_ids or self.to_remove or time.monotonic() > end:
                 break
-        queries.conversations.add_stored_bytes(conn, self.user_id, self._size, self._max_bytes)
+        self._add_size(conn, self._size)
         return done
+
+    def read_ids(self, conn: Connection) -> dict[str, int]:
+        return archive.list_message_keys(conn, self.conversation_id)
 
     def _do(self, conn: Connection, step: source.Step) -> None:
         if isinstance(step, source.Begin):
@@ -219,7 +258,7 @@ class _Import:
         self._conversation, self._new, self.needs_ids = step.conversation, known is None, known is not None
         fields = msgspec.structs.asdict(step.conversation) | {"settings": json.dumps(step.conversation.settings)}
         if known is None:
-            self.conversation_id = archive.add_conversation(conn, self.user_id, fields)
+            self.conversation_id = self._insert_conversation(conn, fields)
             self._size += len(step.conversation.system_prompt.encode())
         else:
             self.conversation_id = known["id"]
@@ -247,26 +286,53 @@ class _Import:
         fields["parent_id"] = None if step.parent_key is None else self.ids[step.parent_key]
         for column in ("token_usage", "stats", "error"):
             fields[column] = None if fields[column] is None else json.dumps(fields[column])
-        self._message_id = self.ids[step.key] = archive.add_message(conn, self.user_id, self.conversation_id, fields)
+        self._message_id = self.ids[step.key] = self._insert_message(conn, fields, message)
         self._position = 0
         self._added.append(self._message_id)
         self._size += len(message.content.encode()) + len(message.reasoning.encode())
-        if message.generation:
-            ids = {"message_id": self._message_id, "conversation_id": self.conversation_id}
-            entries = [_with_ids(entry, ids) if isinstance(entry, dict) else entry for entry in message.generation.log]
-            fields = msgspec.structs.asdict(message.generation)
-            fields |= {"params": json.dumps(message.generation.params), "log": json.dumps(entries)}
-            archive.add_generation(conn, self._message_id, fields)
 
     def _add_image(self, conn: Connection, picture: source.Picture) -> None:
         if self._message_id is None:
             return
-        image = queries.messages.Image(picture.media_type, picture.data)
-        queries.messages.add_image(conn, self._message_id, self._position, image)
+        self._insert_image(conn, self._message_id, picture)
         self._position += 1
         self._size += len(picture.data)
 
     def _end(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
+        self._show(conn, conversation, step)
+        self.report.conversations += self._new
+        self.report.messages += len(self._added)
+        self.report.unchanged += not (self._new or self._added)
+        if self._new or self._added:
+            self.report.add_losses(conversation)
+        self._conversation = None
+
+    # ---- what writes; _DryRun replaces it
+
+    def _check_known(self, conn: Connection) -> None:
+        queries.conversations.owned(conn, self.user_id, self.conversation_id)
+
+    def _add_size(self, conn: Connection, size: int) -> None:
+        queries.conversations.add_stored_bytes(conn, self.user_id, size, self._max_bytes)
+
+    def _insert_conversation(self, conn: Connection, fields: dict[str, Any]) -> int:
+        return archive.add_conversation(conn, self.user_id, fields)
+
+    def _insert_message(self, conn: Connection, fields: dict[str, Any], message: Message) -> int:
+        message_id = archive.add_message(conn, self.user_id, self.conversation_id, fields)
+        if message.generation:
+            ids = {"message_id": message_id, "conversation_id": self.conversation_id}
+            entries = [_with_ids(entry, ids) if isinstance(entry, dict) else entry for entry in message.generation.log]
+            generation = msgspec.structs.asdict(message.generation)
+            generation |= {"params": json.dumps(message.generation.params), "log": json.dumps(entries)}
+            archive.add_generation(conn, message_id, generation)
+        return message_id
+
+    def _insert_image(self, conn: Connection, message_id: int, picture: source.Picture) -> None:
+        image = queries.messages.Image(picture.media_type, picture.data)
+        queries.messages.add_image(conn, message_id, self._position, image)
+
+    def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         """Show what was added, and the new path unless somebody has continued the conversation in Fireside."""
         continued = archive.count_messages(conn, self.conversation_id) > len(self._keys)
         leaf = None if continued or step.active_key is None else self.ids[step.active_key]
@@ -276,10 +342,48 @@ class _Import:
                 self._made_here.setdefault(conversation.created_at, []).append(self.conversation_id)
         elif self._added:
             archive.set_imported(conn, self.conversation_id, conversation.updated_at, leaf)
-        self.report.conversations += self._new
-        self.report.messages += len(self._added)
-        self.report.unchanged += not (self._new or self._added)
-        self._conversation = None
+
+
+class _DryRun(_Import):
+    """Counts what an import would add. Only reads the database."""
+
+    def __init__(self, user_id: int, max_bytes: int, made_here: dict[str, list[int]]) -> None:
+        super().__init__(user_id, max_bytes, made_here)
+        self._counted: dict[str, dict[str, int]] = {}  # the keys of messages, by the conversation's identity
+        self._total = 0  # bytes
+
+    def _begin(self, conn: Connection, step: source.Begin) -> None:
+        self._identity = step.conversation.source or f"{step.conversation.created_at} {step.question}"
+        super()._begin(conn, step)
+
+    def _find(self, conn: Connection, step: source.Begin) -> Any:
+        return super()._find(conn, step) or ({"id": 0, "deleted_at": None} if self._identity in self._counted else None)
+
+    def read_ids(self, conn: Connection) -> dict[str, int]:
+        return super().read_ids(conn) | self._counted.get(self._identity, {})
+
+    def _give_up(self, reason: str = "") -> None:
+        super()._give_up(reason)
+        self.to_remove = []
+
+    def _check_known(self, conn: Connection) -> None:
+        pass
+
+    def _add_size(self, conn: Connection, size: int) -> None:
+        self._total += size
+        queries.conversations.check_quota(conn, self.user_id, self._total, self._max_bytes)
+
+    def _insert_conversation(self, conn: Connection, fields: dict[str, Any]) -> int:
+        return 0
+
+    def _insert_message(self, conn: Connection, fields: dict[str, Any], message: Message) -> int:
+        return 0
+
+    def _insert_image(self, conn: Connection, message_id: int, picture: source.Picture) -> None:
+        pass
+
+    def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
+        self._counted[self._identity] = dict(self.ids)
 
 
 def _with_ids(event: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:

@@ -22,6 +22,25 @@ class Unreadable(Exception):
     """Why a file or a conversation cannot be imported, for the person who chose it: what follows its name."""
 
 
+LOSSES = {  # what the report of an import calls each kind. A kind may be followed by a name, as in "folder: Work"
+    "image": "Images without a file",
+    "document": "Attached documents, of which only text in the export was kept",
+    "audio": "Audio recordings",
+    "tool call": "Tool calls, kept as text",
+    "code": "Code-interpreter blocks, kept as text",
+    "canvas": "Canvas texts, kept as code blocks",
+    "artifact": "Artifacts, kept as code blocks",
+    "citation": "Citations",
+    "unknown part": "Parts of an unknown kind",
+    "note": "Notes",
+    "draft": "Drafts that were not sent",
+    "archived": "Archived conversations, which are now in the list",
+    "folder": "Conversations in the folder",
+    "tag": "Conversations with the tag",
+    "custom GPT": "Conversations with the custom GPT",
+}
+
+
 class Image(msgspec.Struct, omit_defaults=True):
     """An image with its bytes (base64 in JSON), or with the name of its file in the same folder or zip."""
 
@@ -86,9 +105,7 @@ class Conversation(msgspec.Struct, kw_only=True, omit_defaults=True):
     settings: dict[str, Any] = {}
     source: str | None = None
     active_message_id: Id | None = None
-    losses: dict[
-        str, Count
-    ] = {}  # how many things of each kind an import could not keep as they were; see formats.common.note_loss
+    losses: dict[str, Count] = {}  # of an import, by kind (see LOSSES): how many things were not kept as they were
     messages: list[Message]
 
 

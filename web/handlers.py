@@ -423,21 +423,25 @@ async def unload_model(request: Request, provider_id: str, body: schemas.ModelCh
 # ---------------------------------------------------------------------------------------------------- import and export
 
 
-async def import_upload(request: Request) -> Report:
+async def import_upload(request: Request, query: schemas.ImportQuery) -> Annotated[Any, Report, "application/x-ndjson"]:
     """Write the body to a file as it arrives, because it may be larger than the memory, and import the file."""
-    suffix = {"application/json": ".json", "application/zip": ".zip"}.get(request.content_type)
+    suffix = schemas.IMPORT_TYPES.get(request.content_type)
     if suffix is None:
-        raise UnsupportedMediaType("An import must be application/json or application/zip.")
+        raise UnsupportedMediaType(f"An import must be {', '.join(schemas.IMPORT_TYPES)}.")
     importer = request.app_state.importer
     try:
-        async with importer.uploading[request.user_id]:
-            with tempfile.TemporaryDirectory(dir=request.app_state.config.data_dir / UPLOADS) as folder:
-                file = Path(folder) / f"upload{suffix}"
-                with file.open("wb") as upload:
-                    async for chunk in request.chunks(IMPORT_BYTES):
-                        await asyncio.to_thread(upload.write, chunk)
-                audit("import", request.identity.user, request.address)
-                report = await importer.import_files(request.user_id, [file])
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(importer.uploading[request.user_id])
+            folder = tempfile.TemporaryDirectory(dir=request.app_state.config.data_dir / UPLOADS)
+            file = Path(stack.enter_context(folder)) / f"upload{suffix}"
+            with file.open("wb") as upload:
+                async for chunk in request.chunks(IMPORT_BYTES):
+                    await asyncio.to_thread(upload.write, chunk)
+            audit("import preview" if query.dry_run else "import", request.identity.user, request.address)
+            if query.progress:
+                steps = importer.import_steps(request.user_id, [file], dry_run=query.dry_run)
+                return ImportProgress(steps, stack.pop_all())
+            report = await importer.import_files(request.user_id, [file], dry_run=query.dry_run)
     except OSError as error:
         raise StorageUnavailable(f"The upload could not be saved: {error.strerror}.") from error
     if report.skipped and not report.conversations + report.messages + report.unchanged:
@@ -469,6 +473,18 @@ class Download(StreamingResponse):
                 await super().stream_response(send)
         except (FiresideError, OSError, sqlite3.Error) as error:
             log.error("A download ended early: %s", error)
+
+
+class ImportProgress(Download):
+    """The steps of an import as lines of JSON. The uploaded file is removed at the end."""
+
+    def __init__(self, steps: AsyncGenerator[bytes, None], upload: contextlib.AsyncExitStack) -> None:
+        super().__init__(steps, media_type="application/x-ndjson")
+        self._upload = upload
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._upload:
+            await super().__call__(scope, receive, send)
 
 
 async def export_all(request: Request) -> Zip:
@@ -526,8 +542,9 @@ async def control_import(request: Request, body: schemas.ImportSources) -> Annot
     """Send a line of JSON for each step; the last has the report."""
     user = await request.database.read(accounts.get_user_named, body.username)
     paths = [Path(path) for path in body.paths]
-    audit("import", user, TERMINAL)
-    return Download(request.app_state.importer.import_steps(user.id, paths), media_type="application/x-ndjson")
+    audit("import preview" if body.dry_run else "import", user, TERMINAL)
+    steps = request.app_state.importer.import_steps(user.id, paths, dry_run=body.dry_run)
+    return Download(steps, media_type="application/x-ndjson")
 
 
 async def control_export(request: Request, body: schemas.OptionalUser) -> Zip:

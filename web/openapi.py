@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute
 from .. import __version__
 from ..queries.types import AnswerError, AnswerStats, TokenUsage
 from .endpoint import INTEGERS, Access, Endpoint
-from .schemas import EVENTS, Empty
+from .schemas import EVENTS, IMPORT_TYPES, Empty
 
 Schema = dict[str, Any]
 
@@ -123,7 +123,7 @@ def _operation(route: Endpoint, schemas: dict[Any, Schema]) -> Schema:
     if _has_json_body(route):
         operation["requestBody"] = {"content": {"application/json": {"schema": schemas[route.body]}}}
     elif route.body is None:
-        operation["requestBody"] = {"content": {"application/json": {}, "application/zip": {}}}
+        operation["requestBody"] = {"content": {kind: {} for kind in IMPORT_TYPES}}
     return operation
 
 

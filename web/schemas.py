@@ -142,6 +142,7 @@ class PasswordReset(OptionalUser, kw_only=True):
 
 class ImportSources(OptionalUser, kw_only=True):
     paths: list[str]
+    dry_run: bool = False
 
 
 class BackupTarget(Struct):
@@ -183,6 +184,19 @@ class MessageQuery(Struct):
 
 class ResumeQuery(Struct):
     after: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+
+
+IMPORT_TYPES = {  # of uploads, with the suffix of each
+    "application/json": ".json",
+    "application/x-ndjson": ".jsonl",
+    "application/zip": ".zip",
+    "application/vnd.sqlite3": ".db",
+}
+
+
+class ImportQuery(Struct):
+    dry_run: bool = False
+    progress: bool = False
 
 
 class ExportQuery(Struct):

@@ -294,6 +294,29 @@ async def test_progress_rises_to_one(here: Service) -> None:
     assert [skipped.file for skipped in steps[-1][1].skipped] == ["missing.json"]
 
 
+async def test_a_dry_run_reports_what_an_import_adds_and_adds_nothing(here: Service) -> None:
+    known = write(here.folder / "known.json", [*bridges(2), openwebui(said("u", None, "user", "hi"), current="u")])
+    await here.bring(known)
+    grown = bridges(3)
+    grown[1]["mapping"]["c"] = node("c", "b", "user", "Why not?")
+    paths = [write(here.folder / "a.json", grown), write(here.folder / "b.json", [rivers(), rivers(), *bridges(4)])]
+    before = await here.dump(), await here.stored_bytes()
+    report = await here.importer.import_files(here.user, paths, dry_run=True)
+    assert (await here.dump(), await here.stored_bytes()) == before
+    assert report == Report(conversations=3, messages=9, unchanged=5)
+    assert await here.importer.import_files(here.user, paths) == report
+    assert await here.importer.import_files(here.user, paths, dry_run=True) == Report(unchanged=9)
+
+
+async def test_a_dry_run_reports_that_the_user_has_no_more_space(here: Service) -> None:
+    path = write(here.folder / "x.json", bridges(3))
+    limited = Importer(here.database, user_max_bytes=20)
+    with pytest.raises(QuotaExceeded):
+        await limited.import_files(here.user, [path], dry_run=True)
+    await limited.aclose()
+    assert await here.dump() == []
+
+
 # ---- what goes wrong
 
 
