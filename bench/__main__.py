@@ -1,4 +1,4 @@
-"""`python -m bench [--quick] [--only ROWS ...] [--output FILE]`: measure, print, and write the table."""
+"""`python -m bench [--only ROWS ...] [--output FILE]`: measure, print, and write the table."""
 
 import argparse
 import datetime
@@ -32,13 +32,12 @@ that the database has the same text. A token is a chunk of about 270 bytes of a 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Compare Fireside with a bare proxy.")
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, in a minute or two")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes, to test the bench")
     parser.add_argument("--only", nargs="*", default=[], choices=[row.__name__ for row in rows.ROWS])
     parser.add_argument("--output", type=Path, help="file to write (default after a full run: docs/performance.md)")
     options = parser.parse_args()
-    size = rows.TINY if options.tiny else rows.QUICK if options.quick else rows.FULL
-    output = options.output or (None if options.tiny or options.quick or options.only else FILE)
+    size = rows.TINY if options.tiny else rows.FULL
+    output = options.output or (None if options.tiny or options.only else FILE)
     began, found = time.monotonic(), []
     for row in rows.measure(size, options.only):
         found.append(row)

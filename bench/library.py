@@ -19,6 +19,7 @@ from fireside.queries import search
 MESSAGES = 10  # of each conversation
 RARE = "quetzalcoatl"
 JAPANESE = ("東京の天気", "図書館で本", "新幹線の時刻", "電子計算機", "日本語の文法")
+USAGE = '{"prompt_tokens": 300, "completion_tokens": 75, "total_tokens": 375}'
 _BATCH = 10_000
 
 
@@ -86,29 +87,16 @@ def build(path: Path, conversations: int, long: int) -> None:
         conn.executemany(
             "INSERT INTO conversations (id, user_id, title, title_key, provider_id, model, created_at, updated_at)"
             " VALUES (?, 1, ?, ?, 'lmstudio', 'bench', ?, ?)",
-            (
-                (number, title, queries.conversations.title_key(title), moment(number), moment(number))
-                for number, title in titles
-            ),
+            ((n, title, queries.conversations.title_key(title), moment(n), moment(n)) for n, title in titles),
         )
         log = json.dumps([*[4] * 75, {"event": "done", "data": {"status": "ok", "message_id": 0}}])
         batch: list[tuple[object, ...]] = []
         first = 0
         for number, (conversation, parent, answer, content, at) in enumerate(rows(), 1):
             first = number if parent is None else first
-            batch.append(
-                (
-                    number,
-                    conversation,
-                    None if parent is None else first + parent - 1,
-                    "assistant" if answer else "user",
-                    content,
-                    "lmstudio" if answer else None,
-                    "bench" if answer else None,
-                    '{"prompt_tokens": 300, "completion_tokens": 75, "total_tokens": 375}' if answer else None,
-                    at,
-                )
-            )
+            parent_id = None if parent is None else first + parent - 1
+            kind = ("assistant", content, "lmstudio", "bench", USAGE) if answer else ("user", content, None, None, None)
+            batch.append((number, conversation, parent_id, *kind, at))
             if len(batch) == _BATCH:
                 _add(conn, batch)
         _add(conn, batch)

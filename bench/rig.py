@@ -1,6 +1,5 @@
 """Processes with their CPU and memory, a fast HTTP client, and the load client."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -8,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -268,11 +266,3 @@ def check_stored(fireside: Fireside, conversations: list[int], outcome: Outcome)
         assert answer["status"] == "complete"
         assert answer["content"] == text(stream["began"], stream["tokens"])
         assert answer["token_usage"]["completion_tokens"] == stream["tokens"]
-
-
-@contextlib.contextmanager
-def running(*processes: Process) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for process in processes:
-            stack.enter_context(process)
-        yield

@@ -167,7 +167,8 @@ class Attacker:
     async def import_all(self, *conversations: dict[str, Any]) -> str:
         """Import these. Return the id of the last one."""
         await self.fetch("POST", "/import", json.dumps(conversations).encode())
-        found = await self.fetch("GET", f"/conversations?q={conversations[-1]['title'].replace('%', '%25')}")
+        title = conversations[-1]["title"].replace("%", "%25")
+        found = await self.fetch("GET", f"/conversations?limit=1&q={title}")
         return str(found[0]["id"])
 
     async def prepared(self, prepare: "Callable[[Attacker], Awaitable[str]]") -> str:
@@ -242,6 +243,22 @@ def repeated(
     attack(kind, name, regression)(run)
 
 
+def held(
+    kind: str,
+    name: str,
+    sent: Callable[[Attacker], tuple[bytes, bytes]],
+    connections: int,
+    every: float = 0.5,
+    reads: bool = True,
+) -> None:
+    """Register an attack that holds connections. `sent`: what is sent first, and what again and again."""
+
+    async def run(a: Attacker) -> Attacking:
+        return a.hold(sent(a)[0], connections, sent(a)[1], every, reads)
+
+    attack(kind, name)(run)
+
+
 def fill(text: str, size: int) -> str:
     return text * (size // len(text))
 
@@ -253,48 +270,43 @@ def exported(count: int, title: str = "made", question: str = "q") -> dict[str, 
     """Return a new conversation of so many messages, in Fireside's export format."""
     number = next(MOMENTS)
     moment = f"2024-01-01T00:00:{number // 10**6:02d}.{number % 10**6:06d}"
-    messages = [
-        {
-            "id": n + 1,
-            "parent_id": n or None,
-            "role": ("user", "assistant")[n % 2],
-            "created_at": moment,
-            "content": question,
-        }
-        for n in range(count)
-    ]
+    roles, same = ("user", "assistant"), {"created_at": moment, "content": question}
+    messages = [{"id": n + 1, "parent_id": n or None, "role": roles[n % 2], **same} for n in range(count)]
     times = {"created_at": moment, "updated_at": moment}
     return {"fireside": 1, "title": title, "named": True, **times, "messages": messages}
 
 
 # ---------------------------------------------------------------------------------------------------- headers
 
-VALUES = [fill(part, size) for size in HEADER_SIZES for part in ("\\", '"', "a=b; ", "a, ", "/", "9", "%41", ":")] + [
-    "x" + " " * size + "x" for size in HEADER_SIZES
-]
+VALUES = [fill(part, size) for size in HEADER_SIZES for part in ("\\", '"', "a=b; ", "a, ", "/", "9", "%41", ":")]
+VALUES += ["x" + " " * size + "x" for size in HEADER_SIZES]
 NAMES = (
     "Accept-Encoding", "Authorization", "Content-Type", "Cookie", "If-None-Match", "Last-Event-ID", "Origin", "Range", "Referer",
     "Sec-Fetch-Site", "User-Agent", "X-CSRF-Token", "X-Forwarded-For", "X-Bootstrap-Token",
 )  # fmt: skip
 
 
-def _session_cookies(a: Attacker, values: Iterable[str]) -> list[bytes]:
+LINES = [
+    fill(line, size) for line in ("a: b\r\n", "Cookie: a=b\r\n", "Sec-Fetch-Mode: cors\r\n") for size in HEADER_SIZES
+]
+STARTS = ("/a", "//", "/%41", "/..", "/static/", "/conversations/9", "/images/0", "/generations/a")
+PARTS = ("a", "&", "a&", "q=a&", "q=%e9", "+")
+BACKSLASHES = ['"' + "\\" * size + '"' for size in HEADER_SIZES]
+ODD_COOKIES = [f'"{value}"' for value in VALUES] + ["\\054" * (size // 4) for size in HEADER_SIZES]
+
+
+def _session_cookies(values: list[str], a: Attacker) -> list[bytes]:
     return [a.anonymous("GET", "/auth/me", Cookie=f"fireside_{a.port}={value}") for value in values]
 
 
-def _many_header_lines(a: Attacker) -> list[bytes]:
-    start = a.anonymous("GET", "/health")[:-2]
-    lines = (b"a: b\r\n", b"Cookie: a=b\r\n", b"Sec-Fetch-Mode: cors\r\n")
-    return [start + line * (size // len(line)) + b"\r\n" for line in lines for size in HEADER_SIZES]
+def _header_lines(a: Attacker) -> list[bytes]:
+    return [a.anonymous("GET", "/health")[:-2] + lines.encode() + b"\r\n" for lines in LINES]
 
 
 def _long_targets(a: Attacker) -> list[bytes]:
-    targets = []
-    for size in HEADER_SIZES:
-        starts = ("/a", "//", "/%41", "/..", "/static/", "/conversations/9", "/images/0", "/generations/a")
-        targets += [start + start.rpartition("/")[2] * (size // len(start)) for start in starts]
-        queries = [start + fill(part, size) for start in ("", "q=") for part in ("a", "&", "a&", "q=a&", "q=%e9", "+")]
-        targets += [f"/{path}?{query}" for query in queries for path in ("conversations", "search")]
+    targets = [start + start.rpartition("/")[2] * (size // len(start)) for start in STARTS for size in HEADER_SIZES]
+    queries = [start + fill(part, size) for start in ("", "q=") for part in PARTS for size in HEADER_SIZES]
+    targets += [f"/{path}?{query}" for query in queries for path in ("conversations", "search")]
     return [a.request("GET", target) for target in targets]
 
 
@@ -303,11 +315,9 @@ def _header(name: str, a: Attacker) -> list[bytes]:
     return [a.request("GET", path, **{name: value}) for value in VALUES for path in paths]
 
 
-BACKSLASHES = ['"' + "\\" * size + '"' for size in HEADER_SIZES]
-ODD_COOKIES = [f'"{value}"' for value in VALUES] + ["\\054" * (size // 4) for size in HEADER_SIZES]
-repeated("headers", "quoted backslashes in a cookie", lambda a: _session_cookies(a, BACKSLASHES), regression=True)
-repeated("headers", "odd characters in a session cookie", lambda a: _session_cookies(a, ODD_COOKIES))
-repeated("headers", "thousands of header lines", _many_header_lines)
+repeated("headers", "backslashes in a cookie", functools.partial(_session_cookies, BACKSLASHES), regression=True)
+repeated("headers", "odd session cookies", functools.partial(_session_cookies, ODD_COOKIES))
+repeated("headers", "thousands of header lines", _header_lines)
 repeated("headers", "long paths and queries", _long_targets)
 for name in NAMES:
     repeated("headers", name, functools.partial(_header, name))
@@ -369,23 +379,19 @@ def _odd_bodies(route: Any, a: Attacker) -> list[bytes]:
     return [_to_route(a, route, body) for body in odd_bodies(a.scaled(size, min(size, 65_536)))]
 
 
-def _unfinished(route: Any) -> Attack:
-    async def run(a: Attacker) -> Attacking:
-        sent = _to_route(a, route, Content_Length="1000", Content_Type="application/json")
-        return a.hold(sent, 200, more=b" ", every=0.5)
-
-    return run
+def _unfinished(route: Any, a: Attacker) -> tuple[bytes, bytes]:
+    return _to_route(a, route, Content_Length="1000", Content_Type="application/json"), b" "
 
 
 for route in ROUTES:
     repeated("requests", route.name, functools.partial(_flood, route), connections=16)
     if route.method != "GET":
         repeated("bodies", route.name, functools.partial(_odd_bodies, route), connections=2)
-        attack("slow bodies", route.name)(_unfinished(route))
+        held("slow bodies", route.name, functools.partial(_unfinished, route), connections=200)
 
 
-def _messages_path(a: Attacker) -> str:
-    return f"/conversations/{a.conversation_id}/messages"
+def _message(a: Attacker, body: bytes = b"", **fields: str) -> bytes:
+    return a.request("POST", f"/conversations/{a.conversation_id}/messages", body, **fields)
 
 
 def _large_settings(a: Attacker) -> list[bytes]:
@@ -395,19 +401,14 @@ def _large_settings(a: Attacker) -> list[bytes]:
     return [*changes, a.request("GET", "/conversations"), a.request("POST", "/conversations", {})]
 
 
-@attack("slow bodies", "32 MB in small pieces")
-async def _(a: Attacker) -> Attacking:
-    sent = a.request("POST", _messages_path(a), Content_Length="33000000")
-    return a.hold(sent, 20, more=b" " * 2000, every=0.005)
+def _large_bodies(a: Attacker) -> list[bytes]:
+    return [_message(a, body) for body in odd_bodies(a.scaled(32, 4) * 1_000_000)]
 
 
-repeated(
-    "bodies",
-    "32 MB at once",
-    lambda a: [a.request("POST", _messages_path(a), body) for body in odd_bodies(a.scaled(32, 4) * 1_000_000)],
-    connections=2,
-)
+repeated("bodies", "32 MB at once", _large_bodies, connections=2)
 repeated("bodies", "settings of 4 MB", _large_settings)
+slow_upload = functools.partial(_message, Content_Length="33000000")
+held("slow bodies", "32 MB in small pieces", lambda a: (slow_upload(a), b" " * 2000), connections=20, every=0.005)
 
 
 # ---------------------------------------------------------------------------------------------------- connections
@@ -444,15 +445,12 @@ def connection_states(a: Attacker) -> dict[str, tuple[bytes, bytes]]:
     }
 
 
-def _hold_state(state: str) -> Attack:
-    async def run(a: Attacker) -> Attacking:
-        return a.hold(connection_states(a)[state][0], 300, connection_states(a)[state][1], every=0.5)
-
-    return run
+def _state(name: str, a: Attacker) -> tuple[bytes, bytes]:
+    return connection_states(a)[name]
 
 
-for state in connection_states(Attacker(0, {}, None, 1)):  # type: ignore[arg-type]  # only the names are used
-    attack("connections", state)(_hold_state(state))
+for name in connection_states(Attacker(0, {}, None, 1)):  # type: ignore[arg-type]  # only the names are used
+    held("connections", name, functools.partial(_state, name), connections=300)
 
 
 async def hold_in_every_state(a: Attacker, connections: int) -> Attacking:
@@ -470,18 +468,15 @@ async def hold_in_every_state(a: Attacker, connections: int) -> Attacking:
     return run()
 
 
-def _pipeline(path: str, reads: bool) -> Attack:
-    async def run(a: Attacker) -> Attacking:
-        requests = a.anonymous("GET", path, Connection="keep-alive") * 2000
-        return a.hold(requests, 8, requests, every=0.05, reads=reads)
-
-    return run
+def _pipeline(path: str, a: Attacker) -> tuple[bytes, bytes]:
+    return (a.anonymous("GET", path, Connection="keep-alive") * 2000,) * 2
 
 
 SHORT = [b"", b"\r\n", b"GET", b"x" * 70_000, b"\x16\x03\x01" * 100]
 repeated("connections", "opened and closed at once", lambda a: SHORT, connections=50)
-attack("connections", "thousands of pipelined requests")(_pipeline("/health", reads=True))
-attack("connections", "thousands of pipelined requests, answers unread")(_pipeline("/static/app.js", reads=False))
+pipelined = functools.partial(held, "connections", connections=8, every=0.05)
+pipelined("thousands of pipelined requests", functools.partial(_pipeline, "/health"))
+pipelined("pipelined requests, answers unread", functools.partial(_pipeline, "/static/app.js"), reads=False)
 
 
 # ---------------------------------------------------------------------------------------------------- Markdown
@@ -541,12 +536,8 @@ repeated("Markdown", "messages that are shown", _shown, connections=3, prepare=_
 # ---------------------------------------------------------------------------------------------------- code and formulas
 
 SLOW = lexing.fenced("c", "x" + " " * 19_800 + "!")
+SLOW_AND_SHORT = [SLOW * 3 + part * count for count in (10_000, 30_000) for part in ("a\n\n", "***\n", "- a\n\n***\n")]
 SEVERAL_BLOCKS_SECONDS = 12.0  # a block times out after some seconds; what follows happens later
-
-
-def _slow_then_short(a: Attacker) -> list[bytes]:
-    parts = ("a\n\n", "***\n", "- a\n\n***\n")
-    return _render(a, [SLOW * 3 + part * count for count in (10_000, 30_000) for part in parts])
 
 
 async def _slow_messages(a: Attacker) -> str:
@@ -567,7 +558,7 @@ def _code(language: str, a: Attacker) -> list[bytes]:
 
 
 slow = functools.partial(repeated, "code", connections=3, least_seconds=SEVERAL_BLOCKS_SECONDS)
-slow("slow blocks and many short ones", _slow_then_short)
+slow("slow blocks and many short ones", lambda a: _render(a, SLOW_AND_SHORT))
 slow("as many slow blocks as fit", lambda a: _render(a, [SLOW * a.scaled(90, 20)]), connections=6)
 slow("slow messages and many short ones", _shown, prepare=_slow_messages)
 repeated("code", "C: a name and spaces", lambda a: _render(a, [SLOW]), connections=2, regression=True)
