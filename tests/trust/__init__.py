@@ -6,10 +6,11 @@ of a release, which it writes to docs/trust.md.
 
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..browser import NO_ENGINE, Fireside
 from ..live import Running
 from ..upstream import Upstream
 
@@ -30,7 +31,16 @@ class Figures:
 
 @contextlib.asynccontextmanager
 async def fireside(**settings: str) -> AsyncIterator[tuple[Running, Upstream]]:
-    """Run a service with the scripted LM Studio."""
+    """Run a service in this event loop, with the scripted LM Studio."""
     with tempfile.TemporaryDirectory() as folder, Upstream() as upstream:
         async with Running(Path(folder) / "data", lmstudio_url=upstream.url, **settings) as running:
             yield running, upstream
+
+
+@contextlib.contextmanager
+def fireside_process(**settings: str) -> Iterator[tuple[Fireside, Upstream]]:
+    """Run a service in a process of its own, with the scripted LM Studio."""
+    with tempfile.TemporaryDirectory() as folder, Upstream() as upstream:
+        settings["lmstudio_url"] = upstream.url
+        with Fireside(Path(folder) / "data", NO_ENGINE, 0, False, **settings) as service:
+            yield service, upstream

@@ -9,7 +9,6 @@ import itertools
 import json
 import random
 import sqlite3
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -20,10 +19,9 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from ..browser import NO_ENGINE, Fireside, launch
+from ..browser import Fireside, launch
 from ..live import PASSWORD, good
-from ..upstream import Upstream
-from . import Figures
+from . import Figures, fireside_process
 
 HOSTS = ("127.0.0.1", "localhost", "evil.example")  # of the attacker's server, on its own port
 REBOUND = ("rebound.example", "127.0.0.1.nip.example", "localhost.evil.example")  # resolve to Fireside
@@ -189,9 +187,7 @@ def prove(size: int) -> Figures:
     if size < len(attacks):
         attacks = random.Random(2).sample(attacks, size)
     with (
-        tempfile.TemporaryDirectory() as name,
-        Upstream() as upstream,
-        Fireside(Path(name) / "data", NO_ENGINE, lmstudio_url=upstream.url) as fireside,
+        fireside_process() as (fireside, _),
         _attacker() as attacker,
         sync_playwright() as playwright,
         closing(launch(playwright, *ARGUMENTS)) as browser,

@@ -7,7 +7,6 @@ schemathesis generate them.
 import importlib
 import json
 import re
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,12 +20,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
-from ..browser import NO_ENGINE, Fireside
+from ..browser import Fireside
 from ..live import good
-from ..upstream import Upstream
-from . import Figures
+from ..witness import DECLARED
+from . import Figures, fireside_process
 
-DECLARED = (502, 503)  # the only statuses from 500 on that an answer may have
 MAX_SECONDS = 5.0
 ODD_TEXTS = (
     "", " ", "\0", "0", "-1", "null", "true", "%", "_", "*", "'", '"', "--", "../..", "\u202e", "\ufdfd", "\U0001f600", "e" * 5000, "1e999", "NaN",
@@ -209,32 +207,24 @@ def _is_well_formed(answer: httpx.Response) -> bool:
 
 @contextmanager
 def _target(figures: Figures) -> Iterator[Target]:
-    with (
-        tempfile.TemporaryDirectory() as name,
-        Upstream() as upstream,
-        Fireside(Path(name) / "data", NO_ENGINE, lmstudio_url=upstream.url) as fireside,
-    ):
+    with fireside_process() as (fireside, _):
         target = Target(fireside, figures)
         yield target
         target.finish()
 
 
-def _plan(examples: int) -> settings:
-    checks, phases = list(HealthCheck), (Phase.generate,)
+def plan(examples: int, **options: Any) -> settings:
+    """Return settings of hypothesis with which each run is the same."""
+    checks: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
     return settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=checks,
-        phases=phases,
+        max_examples=examples, database=None, derandomize=True, **checks | {"phases": [Phase.generate]} | options
     )
 
 
 def prove(size: int) -> Figures:
     figures = Figures()
     with _target(figures) as target:
-        _plan(size)(given(requests(target.description))(target.send_generated))()
+        plan(size)(given(requests(target.description))(target.send_generated))()
     return figures
 
 
@@ -245,9 +235,9 @@ def by_schemathesis(size: int) -> Figures:
     with _target(figures) as target:
         schema = schemathesis.openapi.from_dict(target.description)
         operations = [found.ok() for found in schema.get_all_operations()]
-        plan = _plan(max(1, size // len(operations) // 2))
+        limited = plan(max(1, size // len(operations) // 2))
         for operation in operations:
             for mode in schemathesis.GenerationMode:
                 with suppress(Unsatisfiable):  # an operation without parameters has no invalid requests
-                    plan(given(operation.as_strategy(mode))(target.send_case))()  # type: ignore[no-untyped-call]
+                    limited(given(operation.as_strategy(mode))(target.send_case))()  # type: ignore[no-untyped-call]
     return figures

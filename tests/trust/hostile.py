@@ -22,8 +22,8 @@ from fireside.web import markdown
 from .. import lexing
 from ..upstream import DONE, Step, Upstream, chunk, error, event, finish, headers, reasoning, split, status, wire
 from ..upstream import text as says
+from ..witness import MODEL
 
-MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
 RETRY_SECONDS = 0.02  # after a refused connection
 REOPEN_SECONDS = 1.0  # after the service closed a connection that the attack holds
 PREPARING_SECONDS = 120.0  # for one request

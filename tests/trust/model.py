@@ -1,24 +1,21 @@
 """Correctness: after any sequence of operations on conversations and messages, the API returns what a simple model of it does."""
 
-import tempfile
 import unicodedata
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from ..browser import NO_ENGINE, Fireside
 from ..live import code, good, parse_event
-from ..upstream import Upstream
-from . import Figures
+from ..witness import MODEL
+from . import Figures, fireside_process
+from .fuzz import plan
 
 STEPS = 25  # of a sequence
 ANSWER = "Hello from upstream."
-MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
 NOT_FOUND, NO_MESSAGE = (404, "CONVERSATION_NOT_FOUND"), (404, "MESSAGE_NOT_FOUND")
 
 letters = st.sampled_from("abcäÄßéeİ字家 0%_*?[]\"'-")
@@ -261,25 +258,14 @@ def _key(text: str) -> str:
 
 
 def prove(size: int) -> Figures:
-    plan = settings(
-        max_examples=max(1, size // STEPS),
-        stateful_step_count=STEPS,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink),
-    )
-    figures = Figures(more=f"{plan.max_examples} sequences of {STEPS} steps")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Upstream() as upstream,
-        Fireside(Path(folder) / "data", NO_ENGINE, lmstudio_url=upstream.url) as fireside,
-    ):
+    sequences = max(1, size // STEPS)
+    figures = Figures(more=f"{sequences} sequences of {STEPS} steps")
+    with fireside_process() as (fireside, _):
         ann = fireside.first()
         Sequence.bob, Sequence.carl, Sequence.steps = fireside.join(ann, "bob"), fireside.join(ann, "carl"), 0
         try:
-            run_state_machine_as_test(Sequence, settings=plan)
+            settings = plan(sequences, stateful_step_count=STEPS, phases=[Phase.generate, Phase.shrink])
+            run_state_machine_as_test(Sequence, settings=settings)
         except Exception as error:
             figures.wrong.append("\n".join((repr(error), *getattr(error, "__notes__", ()))))
     figures.cases = Sequence.steps

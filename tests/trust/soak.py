@@ -8,7 +8,6 @@ import contextlib
 import random
 import resource
 import sys
-import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,16 +15,15 @@ from pathlib import Path
 
 import httpx
 
-from ..browser import NO_ENGINE, Fireside
+from ..browser import Fireside
 from ..live import PASSWORD, Person, parse
 from ..upstream import DONE, Gate, Step, Upstream, finish, hang, pause, reset, status, usage
 from ..upstream import text as says
-from . import Figures
+from ..witness import DECLARED, MODEL
+from . import Figures, fireside_process
 
 USERS = 4
 CLIENTS = 12
-MODEL = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
-DECLARED = (502, 503)  # the only statuses from 500 on that an answer may have
 IDLE_CHILDREN_DESCRIPTORS = 6  # of two sandbox children that wait for work
 ROUNDS = 4  # of load, each followed by a rest
 MAX_GROWTH_MB = 8.0  # of memory at rest in the second half; caches fill
@@ -250,11 +248,7 @@ async def _soak(seconds: int, fireside: Fireside, upstream: Upstream) -> Figures
 
 def prove(size: int) -> Figures:
     """`size`: seconds."""
-    with (
-        tempfile.TemporaryDirectory() as name,
-        Upstream() as upstream,
-        Fireside(Path(name) / "data", NO_ENGINE, lmstudio_url=upstream.url, between_tokens_seconds="2") as fireside,
-    ):
+    with fireside_process(between_tokens_seconds="2") as (fireside, upstream):
         return asyncio.run(_soak(size, fireside, upstream))
 
 
