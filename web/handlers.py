@@ -380,9 +380,10 @@ async def cancel(request: Request, generation_id: str) -> schemas.Confirmation:
 
 
 async def resume(request: Request, generation_id: str, query: schemas.ResumeQuery) -> Events:
-    if (last := request.headers.get("last-event-id")) is not None:
-        query = read_query({"after": last}, schemas.ResumeQuery)
-    return _events(await request.app_state.hub.follow(request.user_id, generation_id, query.after))
+    after = query.after
+    if last := request.headers.get("last-event-id"):
+        after = read_query({"Last-Event-ID": last}, schemas.ResumeHeader).after
+    return _events(await request.app_state.hub.follow(request.user_id, generation_id, after))
 
 
 # ---------------------------------------------------------------------------------------------------- providers

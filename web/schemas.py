@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from ..auth import INVITE_HOURS
 from ..backends.openai import Model
@@ -182,8 +182,15 @@ class MessageQuery(Struct):
     render: bool = False
 
 
+EventId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
 class ResumeQuery(Struct):
-    after: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    after: EventId = 0
+
+
+class ResumeHeader(Struct):
+    after: EventId = field(name="Last-Event-ID")
 
 
 IMPORT_TYPES = {  # of uploads, with the suffix of each

@@ -31,7 +31,7 @@ LIMITS = {">=": "must be at least {}", "<=": "must be at most {}"}
 def explain(error: Exception, kind: Any) -> str:
     """Return the message for what msgspec, or the JSON parser, found wrong with a value of the type `kind`."""
     what, _, path = str(error).partition(" - at `$")
-    field = path.strip("`.")
+    field = path.strip("`.").replace("[...]", "")  # msgspec's name for any key of a dict
     if not isinstance(error, msgspec.ValidationError):
         place = re.search(r"\(byte (\d+)\)", what)
         return f"The request body is not valid JSON{f' at byte {place[1]}' if place else ''}."
@@ -57,18 +57,26 @@ def _problem(what: str, kind: Any, field: str) -> str:
         return LIMITS[match[1]].format(f"{int(match[2].removesuffix('.0')):,}")
     if what.startswith("Expected `str` matching regex "):
         return next(words for pattern, words in PATTERNS.items() if what.endswith(repr(pattern)))
-    if what.startswith("Invalid enum value"):
-        return f"must be one of: {', '.join(_choices(kind, field))}"
-    return "must be base64" if "base64" in what else "is out of range"
+    if "base64" in what:
+        return "must be base64"
+    for field_type in _types_of(kind, field):
+        match field_type:
+            case inspect.LiteralType(values) if what.startswith("Invalid enum value"):
+                return f"must be one of: {', '.join(map(str, values))}"
+            case inspect.IntType(ge=low, le=high) | inspect.FloatType(ge=low, le=high) if "out of range" in what:
+                return f"must be from {low:,} to {high:,}"
+            case inspect.BoolType():
+                return f"must be {TYPES['bool']}"
+    return "has a number that is out of range"
 
 
-def _choices(kind: Any, field: str) -> list[str]:
-    """Return the values of the literal type at a path like `message.images[0].media_type`."""
+def _types_of(kind: Any, field: str) -> list[inspect.Type]:
+    """Return the types of the field at a path like `message.images[0].media_type`."""
     types = [inspect.type_info(kind)]
-    for name in re.findall(r"[a-z_]+", field):
+    for name in re.findall(r"[A-Za-z_-]+", field):
         fields = [each for struct in types for each in getattr(struct, "fields", ()) if each.encode_name == name]
         types = [kind for each in fields for kind in _alternatives(each.type)]
-    return [str(value) for literal in types if isinstance(literal, inspect.LiteralType) for value in literal.values]
+    return types
 
 
 def _alternatives(kind: inspect.Type) -> list[inspect.Type]:

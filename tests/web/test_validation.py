@@ -6,8 +6,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from fireside.errors import Invalid
 from fireside.server import ROUTES
-from fireside.web.schemas import PATTERNS, NewConversation
+from fireside.web.endpoint import read_query
+from fireside.web.schemas import PATTERNS, NewConversation, ResumeHeader
 from fireside.web.validation import explain
 from msgspec import inspect
 
@@ -108,9 +110,34 @@ def test_a_wrong_type_is_named_in_words(body: Any, expected: str) -> None:
         (b'{"title": x}', "The request body is not valid JSON at byte 10."),
         (b"{", "The request body is not valid JSON."),
         (b'{"title": "\xff"}', "The request body is not valid JSON."),
-        (b'{"settings": {"seed": 1%b}}' % (b"0" * 5000), "settings.seed is out of range."),
+        (b'{"settings": {"seed": 1%b}}' % (b"0" * 5000), "settings.seed must be from -2,147,483,648 to 4,294,967,296."),
+        (b'{"settings": {"top_p": 1e999}}', "settings.top_p must be from 0 to 1."),
+        (
+            b'{"settings": {"response_format": {"x": 1e999}}}',
+            "settings.response_format has a number that is out of range.",
+        ),
         (b'{"x":' * 100_000, "The request body is not valid JSON."),
     ],
 )
 def test_input_that_is_not_json_or_not_a_number_is_refused(body: bytes, expected: str) -> None:
     assert message(body, NewConversation) == expected
+
+
+@pytest.mark.parametrize("kind", sorted(QUERIES | {ResumeHeader}, key=str), ids=lambda kind: kind.__name__)
+def test_every_constraint_of_every_query_parameter_has_a_message(kind: Any) -> None:
+    def refusal(name: str, text: str) -> str:
+        with pytest.raises(Invalid) as failure:
+            read_query({name: text}, kind)
+        return failure.value.message
+
+    for [name, *_], field in (found for found in fields(inspect.type_info(kind)) if found[0]):
+        for value, words in violations(field):
+            assert refusal(str(name), str(value)) == f"{name} {words}."
+        match field:
+            case inspect.IntType(ge=low, le=high):
+                for text in ("", "x", "1.5", "null"):
+                    assert refusal(str(name), text) == f"{name} must be an integer."
+                assert refusal(str(name), "9" * 5000) == f"{name} must be from {low:,} to {high:,}."
+            case inspect.BoolType():
+                for text in ("", "2", "yes", "9" * 5000):
+                    assert refusal(str(name), text) == f"{name} must be true or false."
