@@ -195,10 +195,19 @@ class Providers:
     def chat(self, provider_id: str, request: ChatRequest) -> AsyncGenerator[list[Part], None]:
         """Return one answer as a generator of lists of parts, the last of which is Finish. It has no deadline.
 
+        A `reasoning_effort` that the model is known not to take is not sent.
+
         Raises NotFound at once, and ProviderFailed while it runs, after the parts that arrived before. Close it
         (contextlib.aclosing): when it is closed or cancelled, so is the connection.
         """
         body = {name: value for name, value in request.params.items() if value is not None}
+        model = self.known(provider_id, request.model)
+        if (
+            model
+            and model.reasoning_efforts is not None
+            and body.get("reasoning_effort") not in model.reasoning_efforts
+        ):
+            body.pop("reasoning_effort", None)
         body |= {"model": request.model, "messages": request.messages}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         return self._server(provider_id).chat(body)

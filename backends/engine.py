@@ -27,7 +27,7 @@ from ..errors import ProviderFailed
 from . import gguf, llama_server
 from .answer import Part
 from .gguf import ModelFile, Skipped
-from .openai import Model, OpenAI, stream_answer
+from .openai import Model, OpenAI, for_llama_cpp, stream_answer
 
 STOP_SECONDS = 3.0  # between asking a child to exit and killing it
 STDERR_BYTES = 16 * 1024  # that are kept of a child's standard error
@@ -57,6 +57,7 @@ class Embedded(OpenAI):
                     vision=False,
                     quantization=file.quantization,
                     size_bytes=file.size_bytes,
+                    reasoning_efforts=file.reasoning_efforts,
                 )
             )
         return models
@@ -71,7 +72,7 @@ class Embedded(OpenAI):
     async def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
         async with self._engine.use(body["model"]) as endpoint:
             server = replace(self.provider, url=endpoint.url, api_key=endpoint.api_key)
-            body = body | {"model": endpoint.model_id, "return_progress": True}
+            body = for_llama_cpp(body | {"model": endpoint.model_id})
             async with contextlib.aclosing(stream_answer(server, body)) as answer:
                 async for parts in answer:
                     yield parts

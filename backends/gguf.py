@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from . import lmstudio
+from .openai import reasoning_efforts
 
 HEADER_BYTES = 32 * 1024 * 1024  # 260,000 tokens and their merges take about 12 MiB
 MAX_ENTRIES = 100_000  # of the metadata and of the table of tensors; real models have hundreds
@@ -68,6 +69,7 @@ class ModelFile:
     quantization: str | None  # "Q4_K_M"
     architecture: str  # "llama"
     max_context_length: int | None  # tokens
+    reasoning_efforts: list[str] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,6 +95,7 @@ class Header:
     architecture: str
     quantization: str | None
     context_length: int | None
+    reasoning_efforts: list[str] | None = None
 
 
 class Unusable(Exception):
@@ -221,6 +224,7 @@ def _parse_metadata(metadata: dict[str, Any]) -> Header:
         architecture,
         _FILE_TYPES.get(file_type & ~1024) if isinstance(file_type, int) else None,
         context if isinstance(context, int) and 0 < context < 2**31 else None,
+        reasoning_efforts(metadata.get("tokenizer.chat_template")),
     )
 
 

@@ -17,7 +17,7 @@ from ..errors import ProviderFailed
 from .failures import unexpected_response
 from .http import fetch
 from .loose import array_at, at, boolean_at, count_at, decode, decode_small
-from .openai import ERROR_BYTES, Model, OpenAI, fetch_entries, name_at, parse_models
+from .openai import EFFORTS, ERROR_BYTES, Model, OpenAI, fetch_entries, name_at, parse_models
 
 DEFAULT_PORT = 1234
 START_SECONDS = 60.0  # the app itself may have to start first
@@ -100,7 +100,17 @@ def _model(entry: Any) -> Model | None:
         tools=boolean_at(entry, "capabilities", "trained_for_tool_use"),
         quantization=name_at(entry, "quantization", "name"),
         size_bytes=count_at(entry, "size_bytes") or None,
+        reasoning_efforts=_reasoning_efforts(at(entry, "capabilities")),
     )
+
+
+def _reasoning_efforts(capabilities: Any) -> list[str] | None:
+    """Its chat API calls `off` none, and `on` any other effort."""
+    if not isinstance(capabilities, dict):
+        return None
+    options = [option for option in array_at(capabilities, "reasoning", "allowed_options") if isinstance(option, str)]
+    efforts = [{"off": "none", "on": "medium"}.get(option, option) for option in options]
+    return list(dict.fromkeys(effort for effort in efforts if effort in EFFORTS))
 
 
 # ---- LM Studio on this computer

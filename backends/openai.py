@@ -19,10 +19,11 @@ from .loose import at, count_at, decode_small
 
 USAGE_SECONDS = 2.0  # that usage and [DONE] may come after a finish_reason
 END_SECONDS = 0.2  # that the end of the body may come after [DONE]; LM Studio logs an earlier close as a cancellation
-ERROR_BYTES = 64 * 1024
+ERROR_BYTES = PROPS_BYTES = 64 * 1024
 LIST_BYTES = 2 * 1024 * 1024  # of a list of models: a hostile one of this size takes 40 ms to split
 LIST_MODELS = 1000
 NO_PATH_STATUSES = (404, 405, 501)
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # values of `reasoning_effort`
 NAME_CHARACTERS = 300  # of a model's id, as in web.schemas.Name
 
 
@@ -38,6 +39,7 @@ class Model(msgspec.Struct, frozen=True):
     tools: bool | None = None
     quantization: str | None = None
     size_bytes: int | None = None
+    reasoning_efforts: list[str] | None = None  # those of EFFORTS that it takes
 
 
 class OpenAI:
@@ -61,10 +63,18 @@ class OpenAI:
             entries = None
         self._is_llama_cpp = any(at(entry, "owned_by") == "llamacpp" for entry in entries or [])
         listed = parse_models(entries or [], _model)
+        if self._is_llama_cpp and len(listed) == 1:
+            efforts = reasoning_efforts(await self._chat_template())
+            listed = [msgspec.structs.replace(listed[0], reasoning_efforts=efforts)]
         if names:
             details = {model.id: model for model in listed}
             return [details.get(name) or Model(name, name) for name in names]
         return listed or None
+
+    async def _chat_template(self) -> Any:
+        with suppress(ProviderFailed):
+            url = f"{base_url(self.provider).removesuffix('/v1')}/props"
+            return at(decode_small((await fetch(self.provider, "GET", url, PROPS_BYTES))[1]), "chat_template")
 
     async def load(self, model: str, context_length: int | None) -> None:
         """Return when the model is loaded, with this context length if one is given. Raises Invalid if that is not possible."""
@@ -83,8 +93,25 @@ class OpenAI:
 
     def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
         """Send a chat request; see `stream_answer`."""
-        options = {"return_progress": True} if self._is_llama_cpp else {}  # others may refuse it
-        return stream_answer(self.provider, body | options)
+        return stream_answer(self.provider, for_llama_cpp(body) if self._is_llama_cpp else body)
+
+
+def for_llama_cpp(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a chat request with what only llama.cpp takes: progress of the prompt, and the effort as its templates name it."""
+    body = body | {"return_progress": True}
+    if effort := body.pop("reasoning_effort", None):
+        options = {"enable_thinking": effort != "none", "reasoning_effort": effort}
+        body["chat_template_kwargs"] = options | body.get("chat_template_kwargs", {})
+    return body
+
+
+def reasoning_efforts(chat_template: Any) -> list[str] | None:
+    """Return the efforts between which a chat template distinguishes."""
+    if not isinstance(chat_template, str):
+        return None
+    if "enable_thinking" in chat_template:
+        return ["none", "medium"]
+    return ["low", "medium", "high"] if "reasoning_effort" in chat_template else []
 
 
 def base_url(provider: Provider) -> str:

@@ -8,11 +8,14 @@ from msgspec import UNSET, Meta, UnsetType
 QUESTION_CHARACTERS = 200_000
 ANSWER_CHARACTERS = 2_000_000  # of an imported answer; config.answer_max_bytes limits generated ones
 TITLE_CHARACTERS = 200
-RESPONSE_FORMAT_BYTES = 64 * 1024  # each list of conversations contains it
+JSON_PARAMETER_BYTES = 64 * 1024  # each list of conversations contains it
 
 Role = Literal["user", "admin"]
 Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 ImageType = Literal["image/png", "image/jpeg", "image/webp"]
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -33,11 +36,14 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[float, Meta(ge=0, le=2)] | None = None
     response_format: dict[str, Any] | None = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError, which msgspec reports as a ValidationError."""
-        if self.response_format and len(msgspec.json.encode(self.response_format)) > RESPONSE_FORMAT_BYTES:
-            raise ValueError(f"response_format must have at most {RESPONSE_FORMAT_BYTES >> 10} KiB of JSON")
+        for name in ("response_format", "chat_template_kwargs"):
+            if (value := getattr(self, name)) and len(msgspec.json.encode(value)) > JSON_PARAMETER_BYTES:
+                raise ValueError(f"{name} must have at most {JSON_PARAMETER_BYTES >> 10} KiB of JSON")
 
     def given(self) -> dict[str, Any]:
         """Return the parameters that are not None, without the fields of a subclass."""

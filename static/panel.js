@@ -5,6 +5,7 @@ import { debounce } from "./events.js";
 import { field } from "./fields.js";
 import { number } from "./format.js";
 import { iconButton } from "./icons.js";
+import { chosenModel } from "./models.js";
 
 await styles("more.css");
 
@@ -17,6 +18,8 @@ const PARAMETERS = [
   { name: "max_tokens", label: "Longest answer", help: "In tokens.", min: 1, max: 1048576, step: 1 },
   { name: "seed", label: "Seed", help: "The same seed gives the same answer.", min: -2147483648, max: 4294967296, step: 1 },
 ];
+
+const EFFORTS = { none: "Off", minimal: "Minimal", low: "Low", medium: "Medium", high: "High", xhigh: "Very high", max: "Highest" };
 
 /** Open the panel after `neighbour`. Changes are saved as they are typed. `defaults` apply to a new chat. Returns a function that closes it. */
 export function openPanel(conversation, defaults, neighbour, onclose) {
@@ -39,7 +42,8 @@ export function openPanel(conversation, defaults, neighbour, onclose) {
 }
 
 /** Fields for instructions and parameters. `save(fields)` is called as they are typed, and resolves to whether it worked. */
-export function answerFields({ system_prompt = "", settings = {} }, save) {
+export function answerFields(source, save) {
+  const { system_prompt = "", settings = {} } = source;
   const saved = h("small", { class: "faint", role: "status" });
   let unsaved = {};
   const flush = async () => {
@@ -70,11 +74,23 @@ export function answerFields({ system_prompt = "", settings = {} }, save) {
     prompt.node,
     h("h3", {}, "Answer settings"),
     h("p", { class: "faint" }, "Empty fields use the model server's defaults."),
+    effortField(values.reasoning_effort, chosenModel(source)?.model?.reasoning_efforts ?? [], changeParameter),
     ...PARAMETERS.map((parameter) => parameterField(parameter, values[parameter.name], changeParameter)),
     saved,
-  ];
+  ].filter(Boolean);
   for (const node of nodes) node.addEventListener("change", flush); // on leaving a field, so that a question uses the new value
   return { nodes, flush };
+}
+
+/** Null for a model that does not offer a choice. */
+function effortField(value, offered, change) {
+  if (!offered.length && !value) return null;
+  const isToggle = offered.join() === "none,medium";
+  const option = (effort) => h("option", { value: effort, selected: effort === value }, isToggle && effort === "medium" ? "On" : EFFORTS[effort]);
+  const efforts = Object.keys(EFFORTS).filter((effort) => offered.includes(effort) || effort === value);
+  const { control, node } = field("Reasoning", h("select", { onchange: () => change("reasoning_effort", control.value || null) },
+    h("option", { value: "" }, "default"), efforts.map(option)), { className: "field inline" }, h("small", {}, "How long the model thinks before it answers."));
+  return node;
 }
 
 /** A value out of range is not saved, and the values typed on the way to it are undone. */

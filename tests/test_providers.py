@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -14,10 +14,11 @@ from fireside import providers as module
 from fireside.backends import openai as openai_module
 from fireside.backends.answer import ActualModel, Content, Finish, Part, Progress, Reasoning, Usage
 from fireside.backends.engine import Engine
-from fireside.backends.openai import LIST_BYTES, Model
+from fireside.backends.openai import EFFORTS, LIST_BYTES, Model
 from fireside.config import Config, Provider
 from fireside.errors import Invalid, NotFound, ProviderFailed
 from fireside.providers import ChatRequest, Providers
+from fireside.queries.types import Effort
 
 from .upstream import (
     DONE,
@@ -362,7 +363,7 @@ async def test_cancelling_while_connecting_leaks_no_connection(providers: Provid
 # ---- models
 
 
-LLAMA = Model(MODEL, "Llama 3.2 3B Instruct", "loaded", 4096, 131_072, False, True, "Q4_K_M", 2_019_377_696)
+LLAMA = Model(MODEL, "Llama 3.2 3B Instruct", "loaded", 4096, 131_072, False, True, "Q4_K_M", 2_019_377_696, [])
 
 
 async def test_models_of_llama_cpp_and_vllm_have_a_context_length(providers: Providers, upstream: Upstream) -> None:
@@ -414,6 +415,38 @@ async def test_models_of_the_settings_are_offered_whatever_the_server_lists(upst
         upstream.enqueue(answered, path="/v1/models")
         assert (await list_failure(providers, "box")).code == code
     await upstream.closed()
+
+
+async def test_reasoning_effort_is_sent_as_the_server_and_the_model_take_it(
+    providers: Providers, upstream: Upstream
+) -> None:
+    def request(effort: str, **more: Any) -> ChatRequest:
+        return ChatRequest(MODEL, [{"role": "user", "content": "Hi"}], {"reasoning_effort": effort, **more})
+
+    for options, offered in (
+        (("off", "on"), ["none", "medium"]),
+        (("low", "huge", "xhigh"), ["low", "xhigh"]),
+        ((), []),
+    ):
+        upstream.models[0].reasoning = options
+        assert (await providers.models("lmstudio"))[0].reasoning_efforts == offered
+    await ask(providers, request=request("low"))
+    assert "reasoning_effort" not in upstream.chats[-1]  # this model does not reason
+    await ask(providers, "box", request("low", chat_template_kwargs={"a": 1}))
+    assert (upstream.chats[-1]["reasoning_effort"], upstream.chats[-1]["chat_template_kwargs"]) == ("low", {"a": 1})
+
+    llama_cpp = [{"id": MODEL, "owned_by": "llamacpp"}]
+    for template, found in (("{% if enable_thinking %}", ["none", "medium"]), ("{{ messages }}", []), (7, None)):
+        upstream.enqueue(status(200, {"data": llama_cpp}), path="/v1/models")
+        upstream.enqueue(status(200, {"chat_template": template}), path="/props")
+        assert (await providers.models("box"))[0].reasoning_efforts == found
+    await ask(providers, "box", request("none", chat_template_kwargs={"a": 1}))
+    assert "reasoning_effort" not in upstream.chats[-1]
+    assert upstream.chats[-1]["chat_template_kwargs"] == {"enable_thinking": False, "reasoning_effort": "none", "a": 1}
+
+
+def test_efforts_are_those_of_the_api() -> None:
+    assert get_args(Effort) == EFFORTS
 
 
 NONSENSE: list[Any] = [None, True, 7, -1, 1.5, 2**70, "x", [], [None], {}, {"id": 7}]

@@ -206,6 +206,7 @@ class LocalModel:
     size_bytes: int = 2_019_377_696
     max_context_length: int = 131_072
     instances: dict[str, int] = field(default_factory=dict)
+    reasoning: tuple[str, ...] = ()  # options
 
     def native_v1(self) -> dict[str, Any]:
         """Return the model's entry in /api/v1/models."""
@@ -225,8 +226,12 @@ class LocalModel:
             ],
             "max_context_length": self.max_context_length,
             "format": "gguf",
-            **({} if is_embedding else {"capabilities": {"vision": self.type == "vlm", "trained_for_tool_use": True}}),
+            **({} if is_embedding else {"capabilities": self._capabilities()}),
         }
+
+    def _capabilities(self) -> dict[str, Any]:
+        reasoning = {"reasoning": {"allowed_options": list(self.reasoning), "default": "on"}} if self.reasoning else {}
+        return {"vision": self.type == "vlm", "trained_for_tool_use": True, **reasoning}
 
 
 class Upstream:

@@ -36,8 +36,8 @@ async def providers(upstream: Upstream, tmp_path: Path) -> AsyncIterator[Provide
 
 async def test_models_have_states_and_do_not_include_embedding_models(providers: Providers, upstream: Upstream) -> None:
     assert await providers.models("lmstudio") == [
-        Model(MODEL, "Llama 3.2 3B Instruct", "loaded", 4096, 131_072, False, True, "Q4_K_M", 2_019_377_696),
-        Model(QWEN, "Qwen2.5 VL 7B Instruct", "not-loaded", None, 131_072, True, True, "Q4_K_M", 6_000_000_000),
+        Model(MODEL, "Llama 3.2 3B Instruct", "loaded", 4096, 131_072, False, True, "Q4_K_M", 2_019_377_696, []),
+        Model(QWEN, "Qwen2.5 VL 7B Instruct", "not-loaded", None, 131_072, True, True, "Q4_K_M", 6_000_000_000, []),
     ]
     assert [request.path for request in upstream.requests] == ["/api/v1/models"]
 

@@ -132,6 +132,25 @@ def test_administrator_loads_models_and_sees_a_server_that_does_not_respond(
     expect(page.locator(".welcome")).to_contain_text("Llama 3.2 3B Instruct is ready.")
 
 
+def test_reasoning_is_chosen_where_the_model_offers_it(tmp_path: Path, visitor: Callable[..., Visit]) -> None:
+    with Upstream() as studio, contextlib.ExitStack() as stack:
+        studio.models[0].reasoning = ("off", "on")
+        fireside = stack.enter_context(Fireside(tmp_path, NO_ENGINE, lmstudio_url=studio.url))
+        page = visitor(fireside, fireside.first()).open()
+        press(page, "Conversation settings")
+        effort = page.get_by_label("Reasoning")
+        expect(effort.get_by_role("option")).to_have_text(["default", "Off", "On"])
+        effort.select_option("Off")
+        press(page, "Close")
+        ask(page, "Hi")
+        expect(answered(page)).to_contain_text("Hello from upstream.")
+        assert studio.chats[-1]["reasoning_effort"] == "none"
+        press(page, LLAMA)
+        page.locator(".model-pick", has_text="Qwen").click()
+        press(page, "Conversation settings")
+        expect(effort.get_by_role("option")).to_have_text(["default", "Off"])  # it can be taken back
+
+
 def test_model_that_an_answer_loads_is_shown_as_loaded(visit: Visit, lmstudio: Upstream) -> None:
     page = visit.open()
     press(page, LLAMA)
