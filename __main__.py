@@ -65,7 +65,7 @@ COMMANDS: tuple[tuple[str, str, tuple[Argument, ...]], ...] = (
     ("restore", "restore the database from a backup", (_argument("file", "the backup"),)),
     ("salvage", "copy what is readable in a damaged database to a new file", SALVAGE),
     ("doctor", "check the installation and say what to do about problems", ()),
-    ("import", "import conversations from LM Studio, ChatGPT, Open WebUI or Fireside", (PATHS, DRY_RUN, USER)),
+    ("import", "import conversations from LM Studio or from exports of other programs", (PATHS, DRY_RUN, USER)),
     ("export", "write all conversations of a user to a zip file", (FILE, USER)),
     ("login-link", "print a link that signs a browser in once", (USER,)),
     ("reset-password", "set a new password", (USER,)),

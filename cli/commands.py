@@ -156,7 +156,7 @@ def _require_stopped(settings: Config) -> None:
 
 
 def import_conversations(options: dict[str, Any]) -> int:
-    """Import conversations from LM Studio, ChatGPT, Open WebUI or Fireside. A repeated import adds only what is new."""
+    """Import conversations from LM Studio or from exports of other programs. A repeated import adds only what is new."""
     settings = config.load(options)
     paths = [Path(path).absolute() for path in options["paths"]] or lmstudio.conversation_folders()
     if not paths:

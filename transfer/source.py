@@ -156,9 +156,11 @@ class Source:
                 self._names = [name for name in self._members if self._may_have_conversations(name)]
         if not self._names:
             raise Unreadable("has no conversations in it")
-        # Beside the files that an export is known by, the others are read too, but need not have conversations in them.
+        # Files in the folder of a file that an export is known by are read too, but need not have conversations in them.
         exported = {name for name in self._names if _EXPORTED.search(name)}
-        self._companions = set(self._names) - exported if exported else set[str]()
+        folders = {PurePosixPath(name).parent for name in exported}
+        others = (name for name in self._names if not folders.isdisjoint(PurePosixPath(name).parents))
+        self._companions = set(others) - exported
         self._members = _list_attachments(path) | self._members
         others = (name for name in self._members if not name.endswith(_JSON))
         self._by_reference = {reference: name for name in others for reference in _references(name)}
@@ -306,7 +308,7 @@ class Source:
         if self._zip is None:
             return self._path / name if self._path.is_dir() else self._path
         if member.size > MAX_PACKED_DATABASE_BYTES:
-            raise Unreadable(f"is larger than {MAX_PACKED_DATABASE_BYTES >> 20} MB in a zip. Unpack it first.")
+            raise Unreadable(f"is larger than {MAX_PACKED_DATABASE_BYTES >> 20} MB; unpack the zip first")
         with member.open() as opened:
             return opened.read()
 

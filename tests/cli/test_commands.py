@@ -25,6 +25,7 @@ from fireside import config
 from fireside.__main__ import COMMANDS
 from fireside.cli import browser
 
+from .. import talks
 from ..live import BOOTSTRAP_TOKEN, PASSWORD, PATIENCE, parse_event
 from ..processes import environment, run, start
 from ..upstream import Gate, Upstream, pause
@@ -567,6 +568,22 @@ def test_import_names_skipped_files_without_control_characters(tmp_path: Path, r
     assert done.returncode == 1
     assert all(f"skipped {name}: " in done.stderr for name in ("a\ufffdb.json", "c\ufffdd.json")), done.stderr
     assert "skipped chats.json: a\ufffd]0;owned\ufffd\ufffd2J\ufffdb: has no messages" in done.stderr
+
+
+@pytest.mark.parametrize("running", (True, False), ids=("running", "stopped"))
+def test_import_of_a_folder_with_the_files_of_all_programs_adds_everything(tmp_path: Path, running: bool) -> None:
+    talks.write_all(tmp_path / "mine")
+    (tmp_path / "mine" / "grok.json").write_text('[{"conversation": {}, "responses": []}]', "utf-8")
+    with serving(tmp_path / "data") as service, service.first():
+        if not running:
+            service.stop()
+        first, second = (run("import", str(tmp_path / "mine"), "--data-dir", str(tmp_path / "data")) for _ in range(2))
+    again = ("LibreChat tree", "LibreChat nested", "OpenAI lines", "OpenAI requests")  # another shape of a conversation
+    added = [program for program in talks.PROGRAMS if program.name not in again]
+    messages = sum(len(program.talk) for program in added)
+    assert first.stdout.startswith(f"Added conversations: {len(added)}, messages: {messages}."), first.stdout
+    assert first.stderr == "skipped grok.json: looks like a Grok export; Fireside cannot read it yet\n"
+    assert f"already there: {len(talks.PROGRAMS)}." in second.stdout
 
 
 @pytest.mark.parametrize("running", (True, False), ids=("running", "stopped"))

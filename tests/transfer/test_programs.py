@@ -484,7 +484,7 @@ def test_an_export_that_is_not_supported_is_named_once(tmp_path: Path, program: 
     data = talks.lines(value) if program in ("Codex", "Claude Code") else talks.encoded(value)
     read, skipped = take_bytes(tmp_path, "export.json", data)
     article = "an" if program == "AnythingLLM" else "a"
-    reason = f"This looks like {article} {program} export; Fireside cannot read it yet."
+    reason = f"looks like {article} {program} export; Fireside cannot read it yet"
     assert (read, skipped) == ([], [Skipped("export.json", reason)])
 
 
@@ -501,8 +501,8 @@ def test_every_format_has_a_sample() -> None:
 @pytest.mark.parametrize(
     ("tables", "reason"),
     [
-        (("chat", "auth"), "This looks like an Open WebUI export; Fireside cannot read it yet."),
-        (("workspace_chats",), "This looks like an AnythingLLM export; Fireside cannot read it yet."),
+        (("chat", "auth"), "looks like an Open WebUI export; Fireside cannot read it yet"),
+        (("workspace_chats",), "looks like an AnythingLLM export; Fireside cannot read it yet"),
         (("users",), "is a database of another program"),
     ],
 )

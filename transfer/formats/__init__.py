@@ -123,6 +123,4 @@ def parse(value: Any, find_image: FindImage) -> Conversation:
 
 
 def _refuse(program: str) -> Any:
-    raise Unsupported(
-        f"This looks like {'an' if program[0] in 'AO' else 'a'} {program} export; Fireside cannot read it yet."
-    )
+    raise Unsupported(f"looks like {'an' if program[0] in 'AO' else 'a'} {program} export; Fireside cannot read it yet")
