@@ -1,6 +1,6 @@
 """A real Firefox without a window, driven over WebDriver BiDi, and a DNS server that records the names it asks for.
 
-Playwright can drive only a Firefox of its own build, and geckodriver is not in Debian: hence this small client.
+Playwright can drive only a Firefox of its own build, and Debian has no package of geckodriver.
 """
 
 import contextlib
@@ -123,7 +123,7 @@ class Firefox:
         self.call("browsingContext.navigate", context=self._tab, url=url, wait="complete")
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression: a text, a number, a truth value or null."""
+        """Return the value of a JavaScript expression: a string, number, boolean or null."""
         target = {"context": self._tab}
         answer = self.call("script.evaluate", expression=expression, target=target, awaitPromise=True)
         assert answer["type"] == "success", answer

@@ -1,4 +1,4 @@
-"""The bench runs, and what the README quotes of it is what docs/performance.md says."""
+"""The bench runs, and the README quotes docs/performance.md correctly."""
 
 import shutil
 import subprocess
@@ -13,13 +13,13 @@ PERFORMANCE = (ROOT / "docs" / "performance.md").read_text("utf-8")
 
 
 def table(markdown: str) -> dict[str, list[str]]:
-    """The rows of all tables in it by their first cell."""
+    """Return the rows of all tables by their first cell."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
     return {name: cells for name, *cells in rows if name.strip("- ")}
 
 
 @pytest.mark.long
-@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="the bench needs Linux and a C compiler")
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
 def test_bench_measures_rows_and_finds_everything_delivered(tmp_path: Path) -> None:
     output = tmp_path / "performance.md"
     command = [sys.executable, "-m", "bench", "--tiny", "--output", str(output)]

@@ -1,4 +1,4 @@
-"""The lock files in requirements/ agree with pyproject.toml, and the audit is not fooled."""
+"""The lock files in requirements/ agree with pyproject.toml, and the audit fails when it must."""
 
 import importlib.metadata
 import json

@@ -703,7 +703,7 @@ def _other_programs(a: Attacker) -> list[dict[str, Any]]:
 
 
 def _zips(member: bytes, copies: int, a: Attacker) -> list[bytes]:
-    return [identical_members(member, a.scaled(copies))]
+    return [identical_members(member, a.scaled(copies, copies // 10))]
 
 
 LONG, MANY = 50_000, 20_000
@@ -712,8 +712,8 @@ imported("a zip of small files", functools.partial(_zips, b"{}", 60_000))
 imported("a zip of files that are not JSON", functools.partial(_zips, b"x" * 1000, 60_000))
 imported("zips of odd JSON", _odd_zips)
 imported("odd JSON", lambda a: odd_bodies(a.scaled(50_000_000, 2_000_000)))
-imported("50,000 messages", lambda a: [exported(a.scaled(LONG)) for _ in range(4)], regression=True, once=True)
-imported("20,000 conversations", lambda a: [[exported(2) for _ in range(a.scaled(MANY))] for _ in range(3)], 3)
+imported("50,000 messages", lambda a: [exported(a.scaled(LONG, 5_000)) for _ in range(4)], regression=True, once=True)
+imported("20,000 conversations", lambda a: [[exported(2) for _ in range(a.scaled(MANY, 2_000))] for _ in range(3)], 3)
 imported("long messages", _long_messages, 3)
 imported("many versions of one message", _many_versions, 2)
 imported("exports of other programs", _other_programs, 3)
@@ -740,6 +740,10 @@ async def _question(a: Attacker) -> str:
     return str(await a.new_conversation("Hello?"))
 
 
+def _retry_and_read(a: Attacker, id: str) -> list[bytes]:
+    return [*[a.retry(id)] * 3, a.request("GET", f"/conversations/{id}/messages")]
+
+
 def _get(path: str, a: Attacker, conversation_id: str) -> list[bytes]:
     return [a.request("GET", path.format(id=conversation_id))]
 
@@ -752,20 +756,18 @@ for name, (path, readers, idle) in LISTS.items():
 for end in ("messages", "messages?render=true", "export?format=json", "export"):
     get = functools.partial(_get, f"/conversations/{{id}}/{end}")
     repeated("large answers", f"50,000 messages: {end}", get, prepare=_long_conversation)
-repeated(
-    "large answers",
-    "thousands of versions",
-    lambda a, id: [*[a.retry(id)] * 3, a.request("GET", f"/conversations/{id}/messages")],
-    connections=8,
-    prepare=_question,
-)
+repeated("large answers", "thousands of versions", _retry_and_read, connections=8, prepare=_question)
 
 
 # ---------------------------------------------------------------------------------------------------- pictures
 
 VISION = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}
-PICTURE = {"media_type": "image/png", "data": base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(2_900_000)).decode()}
-EIGHT_PICTURES = json.dumps({"content": "x", "images": [PICTURE] * 8}).encode()
+
+
+@functools.cache
+def _eight_pictures() -> bytes:
+    data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(2_900_000)).decode()
+    return json.dumps({"content": "x", "images": [{"media_type": "image/png", "data": data}] * 8}).encode()
 
 
 async def _pictures(a: Attacker) -> str:
@@ -773,28 +775,23 @@ async def _pictures(a: Attacker) -> str:
     conversation_id = await a.new_conversation()
     path = f"/conversations/{conversation_id}/messages"
     for _ in range(a.scaled(40, 4)):
-        await a.fetch("POST", path, EIGHT_PICTURES)
+        await a.fetch("POST", path, _eight_pictures())
     a.ids["image_id"] = str((await a.fetch("GET", path))[-1]["images"][0]["id"])
     return str(conversation_id)
 
 
-def picture_attack(
-    name: str, requests: Callable[[Attacker, str], list[bytes]], connections: int, **options: Any
-) -> None:
-    repeated("pictures", name, requests, connections, _pictures, **options)
-
-
 export = functools.partial(_get, "/conversations/{id}/export?format=json")
-picture_attack("to the model", lambda a, id: [a.stream(id, VISION), a.retry(id, VISION)], 2, regression=True)
-picture_attack("exported as JSON", export, 2, regression=True)
-picture_attack("exported as JSON, unread", export, 4, unread=True)
-picture_attack("downloaded, unread", lambda a, _: [a.request("GET", f"/images/{a.ids['image_id']}")], 60, unread=True)
+pictures = functools.partial(repeated, "pictures", prepare=_pictures)
+pictures("to the model", lambda a, id: [a.stream(id, VISION), a.retry(id, VISION)], 2, regression=True)
+pictures("exported as JSON", export, 2, regression=True)
+pictures("exported as JSON, unread", export, 4, unread=True)
+pictures("downloaded, unread", lambda a, _: [a.request("GET", f"/images/{a.ids['image_id']}")], 60, unread=True)
 
 
 @attack("pictures", "sent in messages")
 async def _(a: Attacker) -> Attacking:
     path = f"/conversations/{await a.new_conversation()}/messages"
-    return a.repeat([a.request("POST", path, EIGHT_PICTURES)], 3)
+    return a.repeat([a.request("POST", path, _eight_pictures())], 3)
 
 
 # ---------------------------------------------------------------------------------------------------- signing in
@@ -802,24 +799,22 @@ async def _(a: Attacker) -> Attacking:
 
 def _guesses(address: str, names: tuple[str, ...], a: Attacker) -> list[bytes]:
     """A thousand logins with these user names, each from another address."""
-    return [
-        a.anonymous(
-            "POST",
-            "/auth/login",
-            {"username": names[number % len(names)], "password": "not the right one"},
-            X_Forwarded_For=address.format(number // 250, number % 250, number),
-        )
-        for number in range(1000)
-    ]
+    requests = []
+    for number, name in zip(range(1000), itertools.cycle(names), strict=False):
+        source = address.format(number // 250, number % 250, number)
+        body = {"username": name, "password": "not the right one"}
+        requests.append(a.anonymous("POST", "/auth/login", body, X_Forwarded_For=source))
+    return requests
 
 
 def _other_guesses(a: Attacker) -> list[bytes]:
     paths = ("/auth/register", "/admin/bootstrap", "/auth/link")
-    return [
-        a.anonymous("POST", path, BODIES[path], X_Forwarded_For=f"10.8.{number // 250}.{number % 250}")
-        for number in range(1000)
-        for path in paths
-    ]
+    sources = [f"10.8.{number // 250}.{number % 250}" for number in range(1000)]
+    return [a.anonymous("POST", path, BODIES[path], X_Forwarded_For=source) for source in sources for path in paths]
+
+
+def _password_changes(a: Attacker) -> list[bytes]:
+    return [a.request("POST", "/auth/password", BODIES["/auth/password"])]
 
 
 FIFTY = tuple(f"user{number}" for number in range(50))
@@ -828,10 +823,7 @@ GUESSES: dict[str, tuple[int, Callable[[Attacker], list[bytes]]]] = {
     "as the second user, from 1,000 addresses": (1000, functools.partial(_guesses, "10.9.{}.{}", ("carol",))),
     "from many addresses of one network": (300, functools.partial(_guesses, "2001:db8::{2:x}", ("mallory",))),
     "registrations and set-ups": (300, _other_guesses),
-    "changes of one's own password": (
-        100,
-        lambda a: [a.request("POST", "/auth/password", BODIES["/auth/password"])],
-    ),
+    "changes of one's own password": (100, _password_changes),
 }
 for name, (connections, guesses) in GUESSES.items():
     repeated("signing in", name, guesses, connections, regression=name.startswith("1,000"))
@@ -917,14 +909,11 @@ SCRIPTS: dict[str, Callable[[Attacker], list[Step]]] = {
 for name, script in SCRIPTS.items():
     attack("model server", name, regression=name.startswith(FIXED))(_answers(script))
 
-ERRORS = [
-    fill(part, 1_000_000)
-    for part in (
+ERRORS = (
         "model ", "context ", "context_length ", "n_ctx: ", "not supported ", "not support", "not a", " ", "a", "1", "the first ",
         "tokens (", "requested ", "model length of ", "api ", "no model ", "model\n", "invalid model identifier", "context length of ",
         "<", "\u202e", "queue ", "too many ", "\\", "failed to ", "sk-", "no models are currently ",
-    )
-]  # fmt: skip
+)  # fmt: skip
 
 
 async def _conversations(a: Attacker) -> list[int]:
@@ -934,8 +923,8 @@ async def _conversations(a: Attacker) -> list[int]:
 def _failing(step: Callable[[str], Step]) -> Attack:
     async def run(a: Attacker) -> Attacking:
         conversations = await _conversations(a)
-        for text in ERRORS * 20:
-            a.upstream.enqueue(step(text))
+        for error_step in [step(fill(text, 1_000_000)) for text in ERRORS] * 20:
+            a.upstream.enqueue(error_step)
         return a.repeat(map(a.stream, conversations))
 
     return run

@@ -199,24 +199,22 @@ def _query(path: Path, sql: str) -> list[tuple[Any, ...]]:
 # ---- a damaged file
 
 
-def _zero_page(data: bytearray, at: int, chance: random.Random) -> None:
-    start = at // PAGE_BYTES * PAGE_BYTES
-    data[start : start + PAGE_BYTES] = bytes(PAGE_BYTES)
+DAMAGES = ("flipped bit", "random bytes", "zeroed page", "truncation")
 
 
-def _flip_bit(data: bytearray, at: int, chance: random.Random) -> None:
-    data[at] ^= 1 << chance.randrange(8)
+def _damage(kind: str, data: bytearray, at: int, chance: random.Random) -> None:
+    match kind:
+        case "flipped bit":
+            data[at] ^= 1 << chance.randrange(8)
+        case "random bytes":
+            data[at : at + 64] = chance.randbytes(len(data[at : at + 64]))
+        case "zeroed page":
+            start = at // PAGE_BYTES * PAGE_BYTES
+            data[start : start + PAGE_BYTES] = bytes(PAGE_BYTES)
+        case "truncation":
+            del data[at:]
 
 
-def _scramble(data: bytearray, at: int, chance: random.Random) -> None:
-    data[at : at + 64] = chance.randbytes(len(data[at : at + 64]))
-
-
-def _truncate(data: bytearray, at: int, chance: random.Random) -> None:
-    del data[at:]
-
-
-DAMAGES: tuple[Callable[[bytearray, int, random.Random], None], ...] = (_flip_bit, _scramble, _zero_page, _truncate)
 REFUSED, UNAVAILABLE, UNNOTICED = "refused at the start", "answered 503", "not noticed"
 
 
@@ -230,8 +228,8 @@ async def _damaged(count: int) -> Figures:
         for number in range(count):
             damaged = bytearray(data)
             at = chance.randrange(100 if number % 10 == 0 else len(data))  # each tenth in the file's header
-            damage = DAMAGES[number % len(DAMAGES)]
-            damage(damaged, at, chance)
+            kind = DAMAGES[number % len(DAMAGES)]
+            _damage(kind, damaged, at, chance)
             case = folder / f"case{number}"
             shutil.copytree(original.parent, case)
             (case / "fireside.db").write_bytes(damaged)
@@ -240,7 +238,7 @@ async def _damaged(count: int) -> Figures:
             if outcome == REFUSED:
                 salvaged.append(_salvaged(case / "fireside.db") / len(before["messages"]))
             wrong = wrong or _restored(case, before)
-            figures.expect(not wrong, f"{damage.__name__} at {at}: {wrong}")
+            figures.expect(not wrong, f"{kind} at {at}: {wrong}")
             shutil.rmtree(case)
     share = sum(salvaged) / max(len(salvaged), 1)
     figures.more = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
