@@ -39,18 +39,14 @@ PREPARE = """async () => {
     const column = document.querySelector(".column");
     column.replaceChildren(answer.node);
     window.scroller = document.querySelector(".scroller");
-    window.rendered = () => new Promise((resolve) => {
+    window.grow = (text) => new Promise((resolve) => {
         const observer = new MutationObserver(() => {
             observer.disconnect();
             resolve();
         });
         observer.observe(answer.node, { childList: true, subtree: true });
-    });
-    window.grow = async (text) => {
-        const done = rendered();
         answer.append(text);
-        await done;
-    };
+    });
     window.update = async (text) => {
         await new Promise((resolve) => setTimeout(resolve, 300)); // longer than the page waits between two updates
         const start = performance.now();
@@ -78,8 +74,5 @@ def update(page: Page, length: int, times: int) -> float:
     text = SECTION * (length // len(SECTION) + times)
     page.evaluate("(text) => grow(text)", text[:length])
     pieces = [text[at : at + STEP] for at in range(length, length + STEP * times, STEP)]
-    milliseconds: list[float] = page.evaluate(
-        "async (pieces) => { const times = []; for (const piece of pieces) times.push(await update(piece)); return times; }",
-        pieces,
-    )
+    milliseconds = [float(page.evaluate("(piece) => update(piece)", piece)) for piece in pieces]
     return statistics.median(milliseconds) / 1000

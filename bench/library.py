@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 
 from fireside import db, queries
@@ -20,7 +20,6 @@ MESSAGES = 10  # of each conversation
 RARE = "quetzalcoatl"
 JAPANESE = ("東京の天気", "図書館で本", "新幹線の時刻", "電子計算機", "日本語の文法")
 USAGE = '{"prompt_tokens": 300, "completion_tokens": 75, "total_tokens": 375}'
-_BATCH = 10_000
 
 
 @cache
@@ -71,12 +70,14 @@ def build(path: Path, conversations: int, long: int) -> None:
     def moment(conversation: int, second: int = 0) -> str:
         return (start + timedelta(minutes=conversation, seconds=second)).strftime("%Y-%m-%dT%H:%M:%S.%f")
 
-    def rows() -> Iterator[tuple[int, int | None, int, str, str]]:
+    def rows() -> Iterator[tuple[object, ...]]:
+        numbers = count(1)
         for conversation in range(1, conversations + 2):
-            count = long if conversation == 1 else MESSAGES
-            for place in range(count):
-                parent = None if place == 0 else place
-                yield conversation, parent, place % 2, writer.text(), moment(conversation, place % 60)
+            for place in range(long if conversation == 1 else MESSAGES):
+                number, content = next(numbers), writer.text()
+                answered = ("assistant", content, "lmstudio", "bench", USAGE)
+                kind = answered if place % 2 else ("user", content, None, None, None)
+                yield number, conversation, number - 1 if place else None, *kind, moment(conversation, place % 60)
 
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         conn.create_function("words", 1, search.words, deterministic=True)
@@ -90,16 +91,11 @@ def build(path: Path, conversations: int, long: int) -> None:
             ((n, title, queries.conversations.title_key(title), moment(n), moment(n)) for n, title in titles),
         )
         log = json.dumps([*[4] * 75, {"event": "done", "data": {"status": "ok", "message_id": 0}}])
-        batch: list[tuple[object, ...]] = []
-        first = 0
-        for number, (conversation, parent, answer, content, at) in enumerate(rows(), 1):
-            first = number if parent is None else first
-            parent_id = None if parent is None else first + parent - 1
-            kind = ("assistant", content, "lmstudio", "bench", USAGE) if answer else ("user", content, None, None, None)
-            batch.append((number, conversation, parent_id, *kind, at))
-            if len(batch) == _BATCH:
-                _add(conn, batch)
-        _add(conn, batch)
+        conn.executemany(
+            "INSERT INTO messages (id, conversation_id, parent_id, role, content, status, provider_id, model, token_usage, created_at)"
+            " VALUES (?, ?, ?, ?, ?, 'complete', ?, ?, ?, ?)",
+            rows(),
+        )
         conn.execute(
             "INSERT INTO generations (id, message_id, provider_id, model, log)"
             " SELECT printf('00000000-0000-4000-8000-%012x', id), id, 'lmstudio', 'bench', ? FROM messages WHERE role = 'assistant'",
@@ -114,12 +110,3 @@ def build(path: Path, conversations: int, long: int) -> None:
         queries.conversations.optimize(conn)
         conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.prepare(path)
-
-
-def _add(conn: sqlite3.Connection, batch: list[tuple[object, ...]]) -> None:
-    conn.executemany(
-        "INSERT INTO messages (id, conversation_id, parent_id, role, content, status, provider_id, model, token_usage, created_at)"
-        " VALUES (?, ?, ?, ?, ?, 'complete', ?, ?, ?, ?)",
-        batch,
-    )
-    batch.clear()

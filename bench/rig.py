@@ -35,12 +35,8 @@ class Process:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
         cores = sorted(os.sched_getaffinity(0))
         self.started = time.perf_counter()
-        self.popen = subprocess.Popen(
-            [str(part) for part in command],
-            stdout=subprocess.PIPE,
-            env=kept | (environ or {}),
-            cwd=HERE.parent,
-        )
+        arguments, environment = [str(part) for part in command], kept | (environ or {})
+        self.popen = subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment, cwd=HERE.parent)
         if load:
             os.sched_setaffinity(self.popen.pid, cores[-1:])
         assert self.popen.stdout is not None
@@ -124,9 +120,8 @@ class Http:
         status, *lines = data[:end].decode("latin-1").split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         wanted = end + 4 + int(headers.get("content-length", "0"))
-        while len(data) < wanted or (
-            headers.get("transfer-encoding") == "chunked" and not data.endswith(b"\r\n0\r\n\r\n")
-        ):
+        chunked = headers.get("transfer-encoding") == "chunked"
+        while len(data) < wanted or (chunked and not data.endswith(b"\r\n0\r\n\r\n")):
             data += self._more()
         self.used = time.monotonic()
         return Answer(int(status.split()[1]), headers, bytes(data[end + 4 :]), time.perf_counter() - start)
@@ -169,10 +164,8 @@ class Fireside(Process):
         answer = http.ask("POST", "/admin/bootstrap", person | {"token": TOKEN})
         if answer.status == 403:
             answer = http.ask("POST", "/auth/login", person)
-        http.headers = {
-            "Cookie": answer.headers["set-cookie"].partition(";")[0],
-            "X-CSRF-Token": answer.json()["csrf_token"],
-        }
+        cookie = answer.headers["set-cookie"].partition(";")[0]
+        http.headers = {"Cookie": cookie, "X-CSRF-Token": answer.json()["csrf_token"]}
         self.http = http
         return self
 

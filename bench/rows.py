@@ -84,10 +84,17 @@ class Bench:
 
     def stream(self, fireside: Fireside, streams: int, tokens: int, rate: float = 0) -> Outcome:
         """Stream answers in new conversations, and check what was stored."""
-        conversations = [fireside.conversation() for _ in range(streams)]
+        return self.stream_in(fireside, [fireside.conversation() for _ in range(streams)], tokens, rate)[0]
+
+    def stream_in(
+        self, fireside: Fireside, conversations: list[int], tokens: int, rate: float
+    ) -> tuple[Outcome, float]:
+        """Stream answers in these conversations, and check what was stored. Return also the CPU seconds."""
+        before = fireside.cpu()
         outcome = self.run(rig.fireside_load(fireside, conversations, tokens, rate))
+        spent = fireside.cpu() - before
         rig.check_stored(fireside, conversations, outcome)
-        return outcome
+        return outcome, spent
 
     def turns(self, ours: Callable[[], float], reference: Callable[[], float], times: int = 1) -> "Pair":
         """Measure both in turn, alternating their order, in `times` as many rounds as usual."""
@@ -193,21 +200,17 @@ def _many(bench: Bench, fireside: Fireside, bare: Process) -> Iterator[Row]:
     tokens = bench.size.seconds * 50
     outcomes: list[Outcome] = []
 
-    def cpu(process: Process, run: Callable[[], Outcome]) -> float:
-        before = process.cpu()
-        outcome = run()
-        if process is fireside:
-            outcomes.append(outcome)
-        return (process.cpu() - before) / outcome.tokens * 1e6
-
     def ours() -> float:
-        conversations = [fireside.conversation() for _ in range(few)]
-        load = rig.fireside_load(fireside, conversations, tokens, 50)
-        spent = cpu(fireside, lambda: bench.run(load))
-        rig.check_stored(fireside, conversations, outcomes[-1])
-        return spent
+        outcome, spent = bench.stream_in(fireside, [fireside.conversation() for _ in range(few)], tokens, 50)
+        outcomes.append(outcome)
+        return spent / outcome.tokens * 1e6
 
-    pair = bench.turns(ours, lambda: cpu(bare, lambda: bench.run(rig.direct_load(bare.port, few, tokens, 50))))
+    def reference() -> float:
+        before = bare.cpu()
+        outcome = bench.run(rig.direct_load(bare.port, few, tokens, 50))
+        return (bare.cpu() - before) / outcome.tokens * 1e6
+
+    pair = bench.turns(ours, reference)
     yield pair.row(f"{few} x 50 tokens/s: CPU a token, us", "{:.1f}", 1)
     on_time = median(outcome.on_time / outcome.paced for outcome in outcomes)
     late = median(outcome.late_p99 for outcome in outcomes) / 1000
@@ -226,11 +229,7 @@ def _second_reader(bench: Bench, fireside: Fireside) -> Iterator[Row]:
 
     def spent(readers: int, streams: int, tokens: int, rate: float) -> float:
         conversations = [fireside.conversation() for _ in range(streams)] * readers
-        before = fireside.cpu()
-        outcome = bench.run(rig.fireside_load(fireside, conversations, tokens, rate))
-        spent = fireside.cpu() - before
-        rig.check_stored(fireside, conversations, outcome)
-        return spent
+        return bench.stream_in(fireside, conversations, tokens, rate)[1]
 
     def row(shape: str, streams: int, tokens: int, rate: float, times: int) -> Row:
         pair = bench.turns(lambda: spent(2, streams, tokens, rate), lambda: spent(1, streams, tokens, rate), times)
@@ -247,10 +246,7 @@ def _saves(bench: Bench) -> Row:
     for _ in range(bench.size.rounds):
         with bench.fireside(sys.executable, HERE / "stopwatch.py") as fireside:
             conversations = [fireside.conversation() for _ in range(streams)]
-            before = fireside.cpu()
-            outcome = bench.run(rig.fireside_load(fireside, conversations, tokens, 50))
-            spent = fireside.cpu() - before
-            rig.check_stored(fireside, conversations, outcome)
+            _, spent = bench.stream_in(fireside, conversations, tokens, 50)
             shares.append(float(fireside.stop().split()[-1]) / spent)
     return at_most(f"saves while {streams} stream, of all CPU", median(shares) * 100, 2, " %", "{:.1f} %")
 

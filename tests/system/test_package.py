@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 import fireside
 import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from ..live import BOOTSTRAP_TOKEN, PASSWORD, PATIENCE, parse_event, text
 from ..upstream import Upstream, answer
@@ -60,17 +61,14 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 def test_wheel_is_pure_python_with_the_right_metadata(wheel: Path) -> None:
     assert wheel.name == f"fireside-{fireside.__version__}-py3-none-any.whl"
     metadata = read_metadata(wheel)
-    assert (metadata["Name"], metadata["Version"]) == ("fireside", fireside.__version__)
-    assert (metadata["License-Expression"], metadata["Requires-Python"]) == ("MIT", ">=3.11")
+    names = ("Name", "Version", "License-Expression", "Requires-Python")
+    assert [metadata[name] for name in names] == ["fireside", fireside.__version__, "MIT", ">=3.11"]
 
 
 def test_every_import_is_a_declared_dependency(wheel: Path) -> None:
     """A package that is only installed as another's dependency may disappear with an update of that one."""
-    declared = {
-        normal(re.split(r"[^\w.-]", entry)[0])
-        for entry in read_metadata(wheel).get_all("Requires-Dist", [])
-        if "extra ==" not in entry
-    }
+    requirements = map(Requirement, read_metadata(wheel).get_all("Requires-Dist", []))
+    declared = {canonicalize_name(one.name) for one in requirements if "extra" not in str(one.marker)}
     providers = importlib.metadata.packages_distributions()
     imported = set()
     for file in FILES:
@@ -80,13 +78,9 @@ def test_every_import_is_a_declared_dependency(wheel: Path) -> None:
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add((node.module or "").split(".")[0])
     imported -= {*sys.stdlib_module_names, "fireside"}
-    needed = {normal(providers[name][0]) for name in imported}
+    needed = {canonicalize_name(providers[name][0]) for name in imported}
     assert needed - declared - {"xllamacpp"} == set()
     assert declared - needed == set(), "not imported"
-
-
-def normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def test_folder_named_fireside_beside_the_checkout_is_not_tested(tmp_path: Path) -> None:
