@@ -3,6 +3,7 @@
 import contextlib
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +77,30 @@ def update(page: Page, length: int, times: int) -> float:
     pieces = [text[at : at + STEP] for at in range(length, length + STEP * times, STEP)]
     milliseconds = [float(page.evaluate("(piece) => update(piece)", piece)) for piece in pieces]
     return statistics.median(milliseconds) / 1000
+
+
+COPY = """(text) => {
+    const area = document.body.appendChild(document.createElement("textarea"));
+    area.value = text;
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+}"""
+NEXT_FRAME = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
+
+
+def delete_paste(page: Page, lines: int) -> float:
+    """Paste so many lines into the composer. Return the seconds that deleting them takes, to the end of the layout."""
+    box = page.locator(".composer textarea")
+    page.evaluate(COPY, "A line\n" * lines)
+    box.focus()
+    page.keyboard.press("Control+v")
+    page.keyboard.press("Control+a")
+    page.evaluate(NEXT_FRAME)
+    assert box.evaluate("(node) => node.value.length") == 7 * lines
+    began = time.monotonic()
+    page.keyboard.press("Delete")
+    page.evaluate(NEXT_FRAME)
+    seconds = time.monotonic() - began
+    assert box.input_value() == ""
+    return seconds

@@ -60,10 +60,11 @@ class Size:
     rendered: tuple[int, int] = (1_000, 100_000)  # characters of the growing answer
     updates: int = 20  # of it in a measurement
     long: int = 10_000  # messages of the longest conversation
+    pasted: int = 20_000  # lines
 
 
 FULL = Size()
-TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1, (500, 1_000), 2, 200)
+TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1, (500, 1_000), 2, 200, 1_000)
 
 
 @dataclass
@@ -485,6 +486,13 @@ def _exported(number: int, writer: library.Writer) -> dict[str, object]:
     return {"id": f"{number}", "title": writer.title(), **times, "mapping": nodes, "current_node": "5"}
 
 
+def deletion(bench: Bench) -> Iterator[Row]:
+    """Measure the deletion of a long paste in the composer."""
+    with browser.opened() as opened:
+        seconds = median(browser.delete_paste(opened, bench.size.pasted) for _ in range(bench.size.rounds))
+    yield at_most(f"deleting {bench.size.pasted:,} pasted lines in the page", seconds * 1000, 500, " ms", "{:.0f}")
+
+
 def imports(bench: Bench) -> Iterator[Row]:
     writer, count = library.Writer(1), bench.size.imported
     conversations = [_exported(number, writer) for number in range(count)]
@@ -500,8 +508,7 @@ def imports(bench: Bench) -> Iterator[Row]:
     yield Row(what, f"{speed:,.0f}", target=">= 500", held=speed >= 500)
 
 
-Measurement = Callable[[Bench], Iterator[Row]]
-ROWS: tuple[Measurement, ...] = (the_load, relay, resume, databases, memory, starts, install, page, rendering, imports)
+TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1, (500, 1_000), 2, 200, 1_000)
 
 
 def measure(size: Size, only: list[str]) -> Iterator[Row]:

@@ -2,13 +2,12 @@
 
 import { emit } from "./events.js";
 
-/** A refused request. Without a connection, `status` is 0. `retryAfter` is in seconds, or null. */
+/** A refused request. Without a connection, `status` is 0. */
 export class ApiError extends Error {
-  constructor(status, code, message, retryAfter = null) {
+  constructor(status, code, message) {
     super(message);
     this.status = status;
     this.code = code;
-    this.retryAfter = retryAfter;
   }
 }
 
@@ -137,10 +136,7 @@ async function request(method, path, body, signal, canRetry = true) {
     return request(method, path, body, signal, false);
   }
   if (problem.code === "AUTH_REQUIRED") emit("signed-out");
-  throw new ApiError(
-    response.status, problem.code ?? "", fieldInWords(problem.message ?? `The server responded with status ${response.status}.`),
-    Number(response.headers.get("Retry-After")) || null,
-  );
+  throw new ApiError(response.status, problem.code ?? "", fieldInWords(problem.message ?? `The server responded with status ${response.status}.`));
 }
 
 /** "new_password must be ..." becomes "New password must be ...", and "message.content is ..." becomes "Content is ...". */

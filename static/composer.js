@@ -39,7 +39,7 @@ export class Composer {
     this.send = send;
     this.editLast = editLast;
     this.area = h("textarea", {
-      rows: "1", placeholder: "Write a message", "aria-label": "Message", dir: "auto", enterkeyhint: touch.matches ? "enter" : "send",
+      rows: "1", placeholder: "Write a message", "aria-label": "Message", enterkeyhint: touch.matches ? "enter" : "send",
       oninput: () => this.#edited(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event),
     });
     this.chips = h("div", { class: "chips" });

@@ -63,7 +63,7 @@ export function renameInPlace(node, title, save) {
   input.select();
 }
 
-/** Show a short message at the foot of the page, with at most one action. Returns a function that removes it. */
+/** Show a short message above the composer, with at most one action. Returns a function that removes it. */
 export function toast(text, action = null, perform = null) {
   const tray = document.getElementById("toasts");
   const close = () => {

@@ -5,6 +5,8 @@ import { h, styles } from "./dom.js";
 import { inputField, newPasswordField, passwordField } from "./fields.js";
 import { icon, iconButton } from "./icons.js";
 
+const LOGIN_LINK_COMMAND = "fireside login-link NAME";
+
 await styles("more.css");
 
 /** Show the form for a `kind` of link: "setup", "invite", "login" or null. Resolves when the person is signed in. */
@@ -45,6 +47,9 @@ function signInForm(done, problem = "") {
     h("h1", {}, "Fireside"),
     form("Sign in", password, (username, password) => post("/auth/login", { username, password }), done, problem),
     h("p", { class: "faint" }, "First time here? Open the link that Fireside printed in its terminal, or your invite link."),
+    h("details", { class: "faint" }, h("summary", {}, "Forgot your password?"),
+      h("p", {}, "On the computer that runs Fireside, run this command with your name. It prints a link that signs you in; then choose a new password in Settings, Account."),
+      h("p", { class: "command" }, h("code", {}, LOGIN_LINK_COMMAND))),
   ];
 }
 
@@ -66,7 +71,7 @@ function form(verb, password, send, done, problem = "") {
     try {
       done(await send(name.control.value.trim(), password.control.value));
     } catch (refusal) {
-      error.textContent = refusal.retryAfter ? `${refusal.message} Wait ${refusal.retryAfter} s.` : refusal.message;
+      error.textContent = refusal.message;
       submit.disabled = false;
       password.control.select();
     }

@@ -1,6 +1,7 @@
 """The composer: drafts and attached files."""
 
 import base64
+import time
 
 from playwright.sync_api import Page, Route, expect
 
@@ -215,3 +216,37 @@ def test_files_are_dropped_and_pasted(visit: Visit) -> None:
     assert box(page).evaluate(paste, office_text) is True
     assert box(page).evaluate(paste, files) is False
     expect(chips).to_have_text(["dot.png", "table.csv"] * 2)
+
+
+def test_long_paste_is_deleted_at_once(visit: Visit) -> None:
+    """With dir="auto" on the box, Chromium needs a minute."""
+    page = visit.open()
+    page.evaluate(
+        """(text) => {
+            const area = document.body.appendChild(document.createElement("textarea"));
+            area.value = text;
+            area.select();
+            document.execCommand("copy");
+            area.remove();
+        }""",
+        "A line\n" * 20_000,
+    )
+    box(page).focus()
+    page.keyboard.press("Control+v")
+    page.keyboard.press("Control+a")
+    began = time.monotonic()
+    page.keyboard.press("Delete")
+    expect(box(page)).to_have_value("")
+    assert time.monotonic() - began < 5
+
+
+def test_toast_stands_above_the_composer_in_the_middle_of_the_chat(visit: Visit) -> None:
+    page = visit.open(f"/#/c/{new(visit.client, 'Hello')}")
+    answered(page)
+    page.locator(".sidebar li.current").get_by_role("button").click()
+    page.get_by_role("menuitem", name="Delete", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("New chat")
+    toast, composer = page.locator(".toast").bounding_box(), page.locator(".composer").bounding_box()
+    assert toast is not None and composer is not None
+    assert toast["y"] + toast["height"] <= composer["y"]
+    assert abs(toast["x"] + toast["width"] / 2 - composer["x"] - composer["width"] / 2) <= 1

@@ -223,3 +223,17 @@ def test_theme_and_defaults_of_new_chats_are_kept(visit: Visit, lmstudio: Upstre
     request = lmstudio.chats[-1]
     assert request["messages"][0] == {"role": "system", "content": "Answer in rhyme."}
     assert (request["temperature"], request["max_tokens"]) == (0.5, 50)
+
+
+def test_sign_in_explains_forgotten_passwords_and_says_once_how_long_to_wait(
+    studio: Fireside, visitor: Callable[..., Visit]
+) -> None:
+    page = visitor(studio).open()
+    page.get_by_text("Forgot your password?").click()
+    expect(page.get_by_text("fireside login-link NAME")).to_be_visible()
+    refusal = {"code": "RATE_LIMITED", "message": "Too many attempts. Try again in 4 s.", "request_id": "1"}
+    page.route("**/auth/login", lambda route: route.fulfill(status=429, headers={"Retry-After": "4"}, json=refusal))
+    page.get_by_label("Name").fill("ann")
+    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_have_text("Too many attempts. Try again in 4 s.")
