@@ -508,7 +508,20 @@ def imports(bench: Bench) -> Iterator[Row]:
     yield Row(what, f"{speed:,.0f}", target=">= 500", held=speed >= 500)
 
 
-TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1, (500, 1_000), 2, 200, 1_000)
+Measurement = Callable[[Bench], Iterator[Row]]
+ROWS: tuple[Measurement, ...] = (
+    the_load,
+    relay,
+    resume,
+    databases,
+    memory,
+    starts,
+    install,
+    page,
+    rendering,
+    deletion,
+    imports,
+)
 
 
 def measure(size: Size, only: list[str]) -> Iterator[Row]:

@@ -9,6 +9,7 @@ import { broadcast, on } from "./events.js";
 import { icon } from "./icons.js";
 import { ConversationList } from "./list.js";
 import { refreshModels } from "./models.js";
+import { noticeAnswer, setTitle } from "./notice.js";
 import { openMenu, toast } from "./popups.js";
 import { Sidebar } from "./sidebar.js";
 
@@ -64,7 +65,7 @@ async function start() {
 async function showSignIn(kind = null, secret = null) {
   session.user = null;
   document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
-  document.title = "Fireside";
+  setTitle("Fireside");
   const { signInScreen } = await import("./signin.js");
   await signInScreen(page, kind, secret);
   broadcast("session");
@@ -109,6 +110,7 @@ class Shell {
     this.sidebar = new Sidebar(this.list, { open: openConversation, openAccount, close: () => this.showList(false) });
     this.node = h("div", { class: "shell" },
       this.sidebar.node, h("div", { class: "scrim", onclick: () => this.showList(false) }), this.chat.node);
+    this.list.on("answered", noticeAnswer);
     this.conversation.on("created", (id) => {
       history.replaceState(null, "", `#/c/${id}`);
       this.list.currentId = id;

@@ -7,6 +7,7 @@ import { Head } from "./head.js";
 import { icon } from "./icons.js";
 import { messageView } from "./message.js";
 import { chosenModel, modelName } from "./models.js";
+import { noticeAnswer } from "./notice.js";
 import { announce, toast } from "./popups.js";
 import { Scroller } from "./scroll.js";
 import { welcome } from "./welcome.js";
@@ -51,7 +52,7 @@ export class Chat {
     conversation.on("begun", ({ messageId }) => this.#view({ id: messageId, role: "assistant", status: "generating" }).clear());
     conversation.on("part", ({ messageId, event, data }) => this.#views.get(messageId)?.receive(event, data));
     conversation.on("finished", (id) => announce(this.#views.get(id).announcement));
-    conversation.on("ended-hidden", () => { document.title = `✓ ${document.title}`; });
+    conversation.on("ended-hidden", () => noticeAnswer(conversation.details));
     conversation.on("problem", (text) => toast(text));
     conversation.on("gone", () => {
       toast("This conversation no longer exists.");

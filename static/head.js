@@ -4,6 +4,7 @@ import { get } from "./api.js";
 import { button, h } from "./dom.js";
 import { icon, iconButton } from "./icons.js";
 import { chosenModel, modelFields, modelName, providers, rememberModel } from "./models.js";
+import { setTitle } from "./notice.js";
 import { renameInPlace, toast } from "./popups.js";
 
 export const MODEL_STATES = { loaded: "Loaded", loading: "Loading", "not-loaded": "Not loaded" };
@@ -33,7 +34,7 @@ export class Head {
     this.title.textContent = details?.title ?? (id === null ? "New chat" : "");
     this.title.disabled = !details;
     this.settings.disabled = id !== null && !details; // they would be shown empty, and saved so
-    document.title = details?.title ?? "Fireside";
+    setTitle(details?.title ?? "Fireside");
     const choice = chosenModel(details);
     const name = modelName(choice) || (providers ? "No model" : "Models");
     const offline = choice && !choice.provider?.online;

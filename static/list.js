@@ -6,8 +6,10 @@ import { broadcast, debounce, emit, Emitter, on } from "./events.js";
 const PAGE = 60; // conversations
 const MAX_PINNED = 1000;
 const POLL_MS = 30_000; // for changes by other devices
+const RUNNING_POLL_MS = [700, 3000]; // while an answer is written in another conversation; of a hidden tab
+const ANSWERS = "fireside.answers."; // in localStorage, by user: {conversation id: true if its answer has ended unread, false if it is written}
 
-/** Its events: changed (the items), current (`currentId`), and problem with a text. */
+/** Its events: changed (the items), current (`currentId`), answered (an item that is not open), and problem with a text. */
 export class ConversationList extends Emitter {
   #items = new Map(); // the loaded conversations by id
   #stale = new Set(); // ids of changed conversations
@@ -15,6 +17,9 @@ export class ConversationList extends Emitter {
   #loadingMore = false;
   #currentId = null;
   #reads = new Latest();
+  #timer = 0;
+  #key = ANSWERS + session.user.id;
+  #answers = readJson(this.#key);
 
   constructor() {
     super();
@@ -25,7 +30,17 @@ export class ConversationList extends Emitter {
     });
     on("conversation", refresh);
     on("online", refresh);
-    const refreshVisible = () => document.hidden || this.refresh();
+    const refreshVisible = () => {
+      if (document.hidden) return;
+      this.#markRead();
+      this.refresh();
+    };
+    window.addEventListener("storage", ({ key }) => {
+      if (key !== this.#key) return;
+      this.#answers = readJson(key);
+      this.#markRead();
+      this.emit("changed");
+    });
     document.addEventListener("visibilitychange", refreshVisible);
     window.addEventListener("focus", refreshVisible);
     setInterval(refreshVisible, POLL_MS);
@@ -37,7 +52,9 @@ export class ConversationList extends Emitter {
 
   set currentId(id) {
     this.#currentId = id;
+    this.#markRead();
     this.emit("current");
+    this.#watchRunning();
   }
 
   get(id) {
@@ -70,7 +87,9 @@ export class ConversationList extends Emitter {
         this.#stale.delete(item.id);
       }
       await Promise.all([...this.#stale].map((id) => this.#readAgain(id)));
+      this.#noteAnswers();
       this.emit("changed");
+      this.#watchRunning();
       const current = this.get(this.#currentId);
       if (current) emit("listed", current);
     } catch (error) {
@@ -90,7 +109,50 @@ export class ConversationList extends Emitter {
         throw error;
       }
       this.#items.delete(id);
+      this.#note(id, undefined);
     }
+  }
+
+  // ---- the answers of conversations that are not open
+
+  /** Whether an answer ended in this conversation since this browser had it open. */
+  isUnread(id) {
+    return this.#answers[id] === true;
+  }
+
+  #markRead() {
+    if (this.isUnread(this.#currentId) && !document.hidden) this.#note(this.#currentId, undefined);
+  }
+
+  #note(id, isUnread) {
+    if (this.#answers[id] === isUnread) return;
+    this.#answers[id] = isUnread;
+    localStorage.setItem(this.#key, JSON.stringify(this.#answers)); // leaves out what is undefined
+  }
+
+  #noteAnswers() {
+    for (const item of this.#items.values()) {
+      if (item.generation_id) this.#note(item.id, false);
+      else if (this.#answers[item.id] === false) {
+        const isOpen = item.id === this.#currentId;
+        this.#note(item.id, isOpen ? undefined : true);
+        if (!isOpen) this.emit("answered", item);
+      }
+    }
+  }
+
+  /** Poll the conversations whose answer is written; the stream of the open one tells its end. */
+  #watchRunning() {
+    clearTimeout(this.#timer);
+    const running = [...this.#items.values()].filter(({ id, generation_id }) => generation_id && id !== this.#currentId);
+    if (!running.length) return;
+    this.#timer = setTimeout(async () => {
+      const read = await Promise.all(running.map(({ id }) => get(`/conversations/${id}`).catch(() => null)));
+      const ended = running.filter(({ generation_id }, index) => read[index]?.generation_id !== generation_id);
+      for (const { id } of ended) this.#stale.add(id);
+      if (ended.length) this.refresh();
+      else this.#watchRunning();
+    }, RUNNING_POLL_MS[Number(document.hidden)]);
   }
 
   async loadMore() {
@@ -134,5 +196,13 @@ export class ConversationList extends Emitter {
       broadcast("conversation", { id });
     }
     return true;
+  }
+}
+
+function readJson(key) {
+  try {
+    return JSON.parse(localStorage.getItem(key)) ?? {};
+  } catch {
+    return {};
   }
 }

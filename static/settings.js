@@ -3,6 +3,7 @@
 import { get, Latest, patch, session } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { button, h, uniqueId } from "./dom.js";
+import { notifications } from "./notice.js";
 import { toast } from "./popups.js";
 
 const SECTIONS = [
@@ -58,9 +59,17 @@ async function showGeneral(place, { theme }) {
   const choice = (value, label) => h("label", {}, h("input", {
     type: "radio", name: "theme", value, checked: theme.current === value, onchange: () => { theme.current = value; },
   }), label);
+  const refused = h("p", { class: "faint", role: "status" });
+  const notify = h("input", { type: "checkbox", checked: notifications.wanted, onchange: async () => {
+    notify.checked = await notifications.want(notify.checked);
+    refused.textContent = notify.checked || Notification.permission !== "denied" ? "" : "This browser refuses. Allow notifications for this page in its settings.";
+  } });
   place.append(
     h("fieldset", { class: "choices" }, h("legend", {}, "Theme"),
       choice("system", "As the system"), choice("light", "Light"), choice("dark", "Dark")),
+    h("fieldset", { class: "choices", hidden: !notifications.available }, h("legend", {}, "When an answer is finished"),
+      h("label", {}, notify, "Notify me while this tab is hidden")),
+    refused,
     h("p", { class: "faint" }, `Fireside ${version}. This page connects to no other server than this one.`));
 }
 

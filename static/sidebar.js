@@ -34,7 +34,10 @@ export class Sidebar {
     const near = { root: this.listNode, rootMargin: "600px" };
     new IntersectionObserver(([entry]) => entry.isIntersecting && list.loadMore(), near).observe(this.end);
     list.on("changed", () => this.#draw());
-    list.on("current", () => this.#rows.forEach((row, id) => markCurrent(row, id === list.currentId)));
+    list.on("current", () => {
+      this.#rows.forEach((row, id) => markCurrent(row, id === list.currentId));
+      if (list.get(list.currentId)) this.#row(list.get(list.currentId)); // it is no longer unread
+    });
     list.on("problem", (text) => toast(text));
     on("bin", ({ id }) => this.#undo.get(id)?.());
   }
@@ -90,7 +93,11 @@ export class Sidebar {
       link.textContent = item.title;
       row.lastChild.setAttribute("aria-label", `More about ${item.title}`);
     }
-    row.classList.toggle("running", item.generation_id !== null);
+    const state = item.generation_id !== null ? "running" : this.list.isUnread(item.id) ? "unread" : "";
+    row.classList.toggle("running", state === "running");
+    row.classList.toggle("unread", state === "unread");
+    if (state) link?.setAttribute("aria-description", state === "running" ? "An answer is being written" : "New answer");
+    else link?.removeAttribute("aria-description");
     return row;
   }
 

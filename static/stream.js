@@ -5,7 +5,7 @@ import { on } from "./events.js";
 
 const SILENCE_MS = 40_000; // the server sends an event at least every 15 s
 const RECONNECT_MS = [250, 5000]; // after the first and after many failures
-const HIDDEN_POLL_MS = 5000;
+const HIDDEN_POLL_MS = 2000;
 
 /**
  * The events of one answer, each exactly once, until its `done`. `source` is {path, body}, a request that starts or joins the

@@ -6,7 +6,8 @@ from playwright.sync_api import expect
 
 from ..browser import Visit
 from ..live import good
-from .steps import imported, new, next_frame, open_row_menu, press, refocus
+from ..upstream import Upstream
+from .steps import ask, imported, new, next_frame, open_row_menu, press, refocus, stream
 
 
 def test_search_finds_texts_and_opens_the_message(visit: Visit) -> None:
@@ -93,3 +94,38 @@ def test_row_that_moves_keeps_the_focus_and_the_title_being_edited(visit: Visit)
     page.keyboard.type("tle")
     page.keyboard.press("Enter")
     expect(rows).to_have_text(["Half a title", "Newer"])
+
+
+def test_answer_that_ends_in_another_conversation_is_marked_until_it_is_opened(
+    visit: Visit, lmstudio: Upstream
+) -> None:
+    here = new(visit.client, title="Here")
+    page = visit.open()
+    (gate,) = stream(lmstudio, "One ", "two")
+    ask(page, "Count")
+    expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
+    page.goto(f"/#/c/{here}")
+    row = page.locator(".list li", has_text="Count")
+    expect(row).to_have_class("running")
+    gate.open()
+    expect(row).to_have_class("unread", timeout=5000)
+    expect(row.get_by_role("link")).to_have_attribute("aria-description", "New answer")
+    page.reload()
+    expect(row).to_have_class("unread")
+    row.get_by_role("link").click()
+    expect(row).to_have_class("current")
+    page.reload()
+    expect(row).to_have_class("current")
+
+
+def test_answer_that_ends_while_the_page_is_closed_is_marked(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open()
+    (gate,) = stream(lmstudio, "One ", "two")
+    ask(page, "Count")
+    row = page.locator(".list li", has_text="Count")
+    expect(row).to_have_class("current running")
+    page.close()
+    gate.open()
+    lmstudio.wait_closed()
+    page = visit.open()
+    expect(page.locator(".list li", has_text="Count")).to_have_class("unread")

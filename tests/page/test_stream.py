@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 from ..browser import NO_ENGINE, Fireside, Visit
 from ..live import good
 from ..upstream import Upstream, answer
-from .steps import answered, ask, box, messages, press, stream, wait
+from .steps import answered, ask, box, messages, open_settings, press, stream, wait
 
 HIDE = """(hidden) => {
     Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
@@ -97,16 +97,33 @@ def test_hidden_tab_leaves_its_stream_and_resumes_it(visit: Visit, lmstudio: Ups
     expect(answered(page).locator(".markdown")).to_have_text("One, two, three.")
 
 
-def test_answer_that_ends_in_a_hidden_tab_is_marked_in_its_title(visit: Visit, lmstudio: Upstream) -> None:
+def test_answer_that_ends_in_a_hidden_tab_is_noticed(visit: Visit, lmstudio: Upstream) -> None:
+    """In the title, in the icon, and by a notification, which a switch asks for."""
     (gate,) = stream(lmstudio, "One, ", "two.")
     visit.context.clock.install()
+    visit.context.add_init_script(
+        """window.notified = [];
+        window.Notification = class {
+            static permission = "default";
+            static requestPermission = async () => { Notification.permission = "granted"; };
+            constructor(title, { body }) { notified.push([title, body]); }
+        };"""
+    )
     page = visit.open()
+    open_settings(page)
+    page.get_by_label("Notify me while this tab is hidden").click()
+    expect(page.get_by_label("Notify me while this tab is hidden")).to_be_checked()
+    page.keyboard.press("Escape")
     ask(page, "Count")
     expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
     page.evaluate(HIDE, True)
     gate.open()
     wait(page, lambda: good(visit.client.get("/conversations"))[0]["generation_id"] is None)
-    page.clock.fast_forward(6000)
+    page.clock.fast_forward(3000)
     expect(page).to_have_title("✓ Count")
+    icon = page.locator("link[rel=icon]")
+    expect(icon).to_have_attribute("href", "/static/answered.svg")
+    assert page.evaluate("notified") == [["Answer finished", "Count"]]
     page.evaluate(HIDE, False)
     expect(page).to_have_title("Count")
+    expect(icon).to_have_attribute("href", "/static/favicon.svg")
