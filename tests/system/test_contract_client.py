@@ -1,8 +1,6 @@
 """A front end that was written against api-contract.md alone, in a real Chromium, from another port than Fireside's."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -11,31 +9,17 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from ..browser import NO_ENGINE, Fireside, Visit, launch
 from ..live import PASSWORD, PATIENCE
+from ..pages import web_server
 from ..upstream import DONE, Gate, Upstream, finish, pause, text, usage
 
 CLIENT = Path(__file__).with_name("contract_client.html")
 ANSWER = "I can help you with various tasks..."
 
 
-class FrontEnd(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(CLIENT.read_bytes())
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def origin() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), FrontEnd) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with web_server(CLIENT.read_bytes()) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,5 @@
 """The page in a real Firefox."""
 
-import http.server
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import pytest
 from ..browser import NO_ENGINE, Fireside
 from ..firefox import firefox, missing, name_server, until
 from ..page.steps import new
+from ..pages import web_server
 from ..upstream import Upstream, answer
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missing())]
@@ -31,38 +29,13 @@ ANSWER = """A [link](http://markdown.fireside.example/secret), http://bare.fires
 ![image](http://image.fireside.example/secret.png) and [another](https://secure.fireside.example/)."""
 
 
-@pytest.fixture
-def unprotected() -> Iterator[str]:
-    """The address of a server with UNPROTECTED."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            if self.path == "/hover":
-                self.send_header("X-DNS-Prefetch-Control", "off")
-            self.end_headers()
-            self.wfile.write(UNPROTECTED.encode())
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def test_links_of_an_answer_are_resolved_only_when_they_are_pressed(tmp_path: Path, unprotected: str) -> None:
+def test_links_of_an_answer_are_resolved_only_when_they_are_pressed(tmp_path: Path) -> None:
     """Firefox resolves the hosts of all links of a page on http, and connects to that of a link under the pointer."""
     with (
         Upstream() as upstream,
         Fireside(tmp_path / "data", NO_ENGINE, lmstudio_url=upstream.url) as fireside,
         name_server() as names,
+        web_server(UNPROTECTED.encode(), hover={"X-DNS-Prefetch-Control": "off"}) as other,
         firefox(tmp_path) as browser,
     ):
         ann = fireside.first()
@@ -75,9 +48,9 @@ def test_links_of_an_answer_are_resolved_only_when_they_are_pressed(tmp_path: Pa
         browser.hover(".markdown a")
         browser.evaluate("document.querySelector('.markdown a').focus()")
         # What Firefox does with other pages after that, it would have done with ours before.
-        browser.open(unprotected)
+        browser.open(f"{other.url}/")
         until(lambda: {f"{name}-.unprotected.example" for name in ("markdown", "bare", "image")} <= names)
-        browser.open(f"{unprotected}hover")
+        browser.open(f"{other.url}/hover")
         browser.hover("a")
         until(lambda: "markdown-hover.unprotected.example" in names)
         assert "bare-hover.unprotected.example" not in names

@@ -9,11 +9,9 @@ import re
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from fireside import config, db, queries, server
@@ -25,6 +23,7 @@ from fireside.web import handlers
 
 from ..browser import NO_ENGINE, Fireside
 from ..live import PASSWORD, PATIENCE, Person, Running, code, good, until
+from ..pages import web_server
 from ..processes import run
 from ..upstream import Upstream
 
@@ -172,41 +171,20 @@ def test_database_that_a_restore_replaced_is_not_a_backup(tmp_path: Path) -> Non
 # ---- commands
 
 
-class Impostor(BaseHTTPRequestHandler):
-    """Another program on the port of a killed service."""
-
-    heard: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.heard.append(self.path)
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 def test_command_talks_only_to_the_process_that_holds_the_lock(tmp_path: Path) -> None:
-    with HTTPServer(("127.0.0.1", 0), Impostor) as impostor:
-        thread = threading.Thread(target=impostor.serve_forever)
-        thread.start()
-        url = f"http://127.0.0.1:{impostor.server_address[1]}"
-        settings = config.load({"data_dir": str(tmp_path)}, {})
+    settings = config.load({"data_dir": str(tmp_path)}, {})
+    with web_server() as other_program:
 
         def is_found(pid: int) -> bool:
-            told = {"url": url, "secret": "stale", "pid": pid, "certificate": ""}
-            (tmp_path / "service.json").write_text(json.dumps(told), "utf-8")
+            service = {"url": other_program.url, "secret": "stale", "pid": pid, "certificate": ""}
+            (tmp_path / "service.json").write_text(json.dumps(service), "utf-8")
             return client.find_service(settings) is not None
 
-        try:
-            with db.lock(tmp_path):
-                assert not is_found(os.getpid() + 1)
-                assert is_found(os.getpid())
-            assert not is_found(os.getpid())
-        finally:
-            impostor.shutdown()
-            thread.join()
-    assert Impostor.heard == ["/health"]
+        with db.lock(tmp_path):
+            assert not is_found(os.getpid() + 1)
+            assert is_found(os.getpid())
+        assert not is_found(os.getpid())
+    assert [path for path, _ in other_program.requests] == ["/health"]
 
 
 def doctor(data_dir: Path) -> tuple[int, str]:

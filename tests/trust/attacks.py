@@ -9,18 +9,15 @@ import itertools
 import json
 import random
 import sqlite3
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
 from ..browser import Fireside, launch
 from ..live import PASSWORD, good
+from ..pages import WebServer, web_server
 from . import Figures, fireside_process
 
 HOSTS = ("127.0.0.1", "localhost", "evil.example")  # of the attacker's server, on its own port
@@ -108,40 +105,6 @@ ARGUMENTS = (
 )
 
 
-class _Attacker(ThreadingHTTPServer):
-    """A server of empty pages, which counts requests with Fireside's cookie."""
-
-    daemon_threads = True
-    cookies = 0
-
-
-class _Page(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        assert isinstance(self.server, _Attacker)
-        self.server.cookies += "fireside_" in self.headers.get("Cookie", "")
-        body = b"<!doctype html><title>harmless</title><body>"
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextmanager
-def _attacker() -> Iterator[_Attacker]:
-    with _Attacker(("127.0.0.1", 0), _Page) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def _fingerprint(database: Path) -> str:
     """Return a hash of all rows, without when sessions were last seen."""
     digest = hashlib.sha256()
@@ -157,8 +120,8 @@ def _signed_in(page: Page, fireside: Fireside) -> bool:
     return '"ann"' in page.evaluate("() => fetch('/auth/me').then(answer => answer.text())")
 
 
-def _attack(page: Page, host: str, attack: str, fireside: Fireside, attacker: _Attacker) -> str:
-    page.goto(f"http://{host}:{attacker.server_address[1]}/")
+def _attack(page: Page, host: str, attack: str, fireside: Fireside, attacker: WebServer) -> str:
+    page.goto(f"http://{host}:{attacker.server_port}/")
     script = f"async ([u, mallory]) => {{ {TOOLS} return await ({ATTACKS[attack]})(u, mallory) }}"
     return str(page.evaluate(script, [fireside.url, MALLORY]))
 
@@ -188,7 +151,7 @@ def prove(size: int) -> Figures:
         attacks = random.Random(2).sample(attacks, size)
     with (
         fireside_process() as (fireside, _),
-        _attacker() as attacker,
+        web_server(b"<!doctype html><body>") as attacker,
         sync_playwright() as playwright,
         closing(launch(playwright, *ARGUMENTS)) as browser,
     ):
@@ -211,5 +174,6 @@ def prove(size: int) -> Figures:
         assert _signed_in(page, fireside), "an attack signed Ann out"
         refusals = _refusals(fireside.data_dir / "fireside.log")
     figures.more = ", ".join(f"{count} x {code}" for code, count in sorted(refusals.items()))
-    figures.more += f"; the browser sent Fireside's cookie to the other port {attacker.cookies} times"
+    cookies = sum("fireside_" in headers.get("Cookie", "") for _, headers in attacker.requests)
+    figures.more += f"; the browser sent Fireside's cookie to the other port {cookies} times"
     return figures
