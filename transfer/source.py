@@ -273,6 +273,8 @@ class Source:
             conversation = formats.parse(row.value, self._find_image)
             if len(conversation.messages) > MAX_MESSAGES:
                 raise Unreadable(f"has more than {MAX_MESSAGES:,} messages")
+            if folder := _folder_of(name):
+                conversation.losses[f"folder: {folder}"] = 1
             yield conversation
         except formats.Unsupported:
             raise
@@ -423,6 +425,16 @@ def _references(name: str) -> Iterator[str]:
     yield base
     if found := _FILE_ID.match(base):
         yield found[0]
+
+
+def _folder_of(name: str) -> str:
+    """Return the user's folder of a conversation of LM Studio, or ""."""
+    if not name.endswith(".conversation.json"):
+        return ""
+    *folders, _ = name.split("/")
+    if "conversations" in folders:
+        folders = folders[folders.index("conversations") + 1 :]
+    return clean("/".join(folders))[:100]
 
 
 def _is_hidden(name: str) -> bool:

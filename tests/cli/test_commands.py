@@ -574,16 +574,22 @@ def test_import_names_skipped_files_without_control_characters(tmp_path: Path, r
 def test_import_of_a_folder_with_the_files_of_all_programs_adds_everything(tmp_path: Path, running: bool) -> None:
     talks.write_all(tmp_path / "mine")
     (tmp_path / "mine" / "grok.json").write_text('[{"conversation": {}, "responses": []}]', "utf-8")
+    tools = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}
+    lossy = [{"role": "user", "content": "Lossy"}, tools]
+    (tmp_path / "mine" / "lossy.json").write_text(json.dumps(lossy), "utf-8")
     with serving(tmp_path / "data") as service, service.first():
         if not running:
             service.stop()
-        first, second = (run("import", str(tmp_path / "mine"), "--data-dir", str(tmp_path / "data")) for _ in range(2))
+        command = ("import", str(tmp_path / "mine"), "--data-dir", str(tmp_path / "data"))
+        preview, first, second = run(*command, "--dry-run"), run(*command), run(*command)
     again = ("LibreChat tree", "LibreChat nested", "OpenAI lines", "OpenAI requests")  # another shape of a conversation
     added = [program for program in talks.PROGRAMS if program.name not in again]
-    messages = sum(len(program.talk) for program in added)
-    assert first.stdout.startswith(f"Added conversations: {len(added)}, messages: {messages}."), first.stdout
+    messages = sum(len(program.talk) for program in added) + len(lossy)
+    assert first.stdout.startswith(f"Added conversations: {len(added) + 1}, messages: {messages}."), first.stdout
+    assert first.stdout.endswith('Tool calls, kept as text: 1, in "Lossy" (1)\n')
+    assert preview.stdout == first.stdout.replace("Added", "Would add")
     assert first.stderr == "skipped grok.json: looks like a Grok export; Fireside cannot read it yet\n"
-    assert f"already there: {len(talks.PROGRAMS)}." in second.stdout
+    assert f"already there: {len(talks.PROGRAMS) + 1}." in second.stdout
 
 
 @pytest.mark.parametrize("running", (True, False), ids=("running", "stopped"))

@@ -72,30 +72,80 @@ def test_lmstudio_versions_become_siblings_below_the_selected_one() -> None:
     assert (read.provider_id, read.model) == ("lmstudio", "qwen3-4b")
 
 
-def test_lmstudio_thinking_is_reasoning_and_tools_are_left_out() -> None:
-    call = {"type": "contentBlock", "content": [{"type": "toolCallRequest", "name": "search", "parameters": {}}]}
-    result = {"type": "contentBlock", "content": [{"type": "toolCallResult", "content": "42"}]}
+def tools(**fields: Any) -> dict[str, Any]:
+    """An LM Studio chat with tool calls, files, a folded result of MCP, a draft and a part of an unknown kind."""
+
+    def step(*parts: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "contentBlock", "content": list(parts)}
+
+    def call(name: str, **fields: Any) -> dict[str, Any]:
+        return {"type": "toolCallRequest", "name": name, "parameters": {"q": "keel"}} | fields
+
+    def result(content: str, **fields: Any) -> dict[str, Any]:
+        return {"type": "toolCallResult", "content": content} | fields
+
+    question = asked("?", "lost.png")
+    question["content"].append({"type": "file", "fileIdentifier": "plan.pdf", "fileType": "pdf", "sizeBytes": 9})
     answer = answered(
         block("Hm.", thinking=True),
         block("Let me look.", promptTokensCount=1, predictedTokensCount=2),
-        call,
+        step(call("search", callId=1), call("browse", callId=2), call("fail", callId=3)),
         {"type": "toolStatus", "callId": 1, "statusState": {"status": {"type": "toolCallSucceeded"}}},
-        result,
+        {"type": "toolStatus", "callId": 3, "statusState": {"status": {"type": "toolCallFailed", "error": "No."}}},
+        step(result("Page", callId=2), result(json.dumps([{"type": "text", "text": "Found"}]), callId=1)),
         {"type": "debugInfoBlock", "debugInfo": "secret"},
         block("It is 42.", **STATS),
     )
-    only_tools = turn(answered(call, result))
-    message = parse(lmstudio(turn(asked("?")), turn(answer), only_tools, turn(asked("!")))).messages[1:]
-    assert (message[0].reasoning, message[0].content) == ("Hm.", "Let me look.\n\nIt is 42.")
-    assert message[0].token_usage == {"prompt_tokens": 30, "completion_tokens": 120, "total_tokens": 150}
-    assert message[0].stats == {
+    only_tools = turn(answered(step(call("search")), step(result("42"))))
+    last = turn({"role": "user", "content": [{"type": "text", "text": "!"}, {"type": "hologram"}]})
+    return lmstudio(turn(question), turn(answer), only_tools, last, clientInput="half a quest") | fields
+
+
+def folded(name: str, *parts: str) -> str:
+    blocks = "\n\n".join(parts)
+    return f"<details>\n<summary>Tool: {name}</summary>\n\n{blocks}\n\n</details>"
+
+
+KEEL = '```json\n{\n  "q": "keel"\n}\n```'
+
+
+def test_lmstudio_tool_calls_and_files_stay_as_text() -> None:
+    read = parse(tools())
+    question, answer, only_tools, last = read.messages
+    assert question.content == "?\n\n**plan.pdf** (not imported)\n\n[image missing: lost.png]"
+    assert answer.reasoning == "Hm."
+    assert answer.content.split("\n\n<details>") == [
+        "Let me look.",
+        folded("search", KEEL, "```\nFound\n```").removeprefix("<details>"),
+        folded("browse", KEEL, "```\nPage\n```").removeprefix("<details>"),
+        folded("fail", KEEL, "```\nNo.\n```").removeprefix("<details>") + "\n\nIt is 42.",
+    ]
+    assert answer.token_usage == {"prompt_tokens": 30, "completion_tokens": 120, "total_tokens": 150}
+    assert answer.stats == {
         "ttft_ms": 250,
         "total_ms": 3500,
         "tokens_per_second": 41.26,
         "finish_reason": "stop",
         "context_length": 4096,
     }
-    assert [(m.content, m.parent_id) for m in message[1:]] == [("!", 2)]
+    assert only_tools.content == folded("search", KEEL, "```\n42\n```")
+    assert (last.content, last.parent_id) == ("!", only_tools.id)
+    assert read.losses == {"document": 1, "image": 1, "tool call": 4, "unknown part": 1, "draft": 1}
+
+
+def test_lmstudio_messages_are_known_although_an_earlier_import_left_out_files_and_tools() -> None:
+    """The sources are those of the plain texts."""
+    read = parse(tools())
+    plain = tools(messages=[turn(asked("?", "lost.png", "plan.pdf"))])
+    plain["messages"].append(turn(answered(block("Hm.", thinking=True), block("Let me look."), block("It is 42."))))
+    known = parse(plain)
+    assert read.source == known.source
+    assert [message.source for message in read.messages[:2]] == [message.source for message in known.messages]
+
+
+def test_lmstudio_messages_without_versions_are_read() -> None:
+    chat = lmstudio({"role": "user", "content": "Old"}, {"role": "assistant", "content": "style"})
+    assert tree(parse(chat)) == [(1, None, "user", "Old"), (2, 1, "assistant", "style")]
 
 
 def test_lmstudio_answer_that_was_stopped_is_canceled() -> None:
@@ -220,15 +270,116 @@ def test_chatgpt_images_of_users_and_of_tools_are_kept() -> None:
     messages = formats.parse(chat, anything).messages
     assert [(m.role, m.content, [image.file for image in m.images]) for m in messages] == [
         ("user", "What is this?", ["somewhere/sediment://file_0001"]),
-        ("assistant", "", ["somewhere/file-service://file-9"]),
+        ("assistant", folded("dalle.text2im", "```json\n{}\n```"), ["somewhere/file-service://file-9"]),
         ("user", "Thanks", []),
     ]
-    assert [m.content for m in parse(chat).messages] == ["What is this?", "Thanks"]
+    lost = parse(chat)
+    assert lost.messages[0].content == "What is this?\n\n[image missing: file_0001]"
+    assert lost.messages[1].content.endswith("</details>\n\n[image missing: file-9]")
+    assert lost.losses == {"image": 2, "tool call": 1}
+
+
+def workshop() -> dict[str, Any]:
+    """A ChatGPT conversation with everything beside plain text."""
+
+    def call(key: str, parent: str, tool: str, text: str, **fields: Any) -> dict[str, Any]:
+        made = node(key, parent, "assistant", kind="code", recipient=tool, **fields)
+        made["message"]["content"] = {"content_type": "code", "language": "unknown", "text": text}
+        return made
+
+    def result(key: str, parent: str, tool: str, content: dict[str, Any], **fields: Any) -> dict[str, Any]:
+        made = node(key, parent, "tool", **fields)
+        made["message"] |= {"author": {"role": "tool", "name": tool}, "content": content}
+        return made
+
+    attachments = [
+        {"id": "file-1", "name": "boat.png", "mime_type": "image/png"},
+        {"id": "file-2", "name": "plan.pdf", "mime_type": "application/pdf"},
+    ]
+    plot = {"aggregate_result": {"messages": [{"message_type": "image", "image_url": "file-service://file-plot"}]}}
+    canvas = {"name": "Keel", "type": "code/python", "content": "print(1)"}
+    updates = {"updates": [{"pattern": ".*", "multiple": False, "replacement": "print(2)"}]}
+    spoken = {"content_type": "audio_transcription", "text": "Aloud", "direction": "in"}
+    return chatgpt(
+        node(
+            "q1",
+            None,
+            "user",
+            picture("file-service://file-1"),
+            kind="multimodal_text",
+            metadata={"attachments": attachments},
+        ),
+        call("c1", "q1", "python", "print(7)", at=1_700_000_002.0),
+        result("r1", "c1", "python", {"content_type": "execution_output", "text": "7"}, metadata=plot),
+        node("a1", "r1", "assistant", "Seven \ue200cite\ue202turn0\ue201.", at=1_700_000_003.0),
+        node(
+            "q2",
+            "a1",
+            "user",
+            spoken,
+            {"content_type": "audio_asset_pointer", "asset_pointer": "sediment://file_a"},
+            kind="multimodal_text",
+        ),
+        call("c2", "q2", "canmore.create_textdoc", json.dumps(canvas)),
+        result("r2", "c2", "canmore.create_textdoc", {"content_type": "text", "parts": ["Created"]}),
+        call("c3", "r2", "canmore.update_textdoc", json.dumps(updates)),
+        node("a2", "c3", "assistant", "Done."),
+        node("q3", "a2", "user", "Search"),
+        call("c4", "q3", "browser", 'search("x")'),
+        result("r4", "c4", "browser", {"content_type": "tether_quote", "url": "https://e.org", "text": "Quoted"}),
+        node("q4", "r4", "user", {"content_type": "hologram"}, "And this?", kind="multimodal_text"),
+        node("a4", "q4", "assistant", "Odd", kind="sonnet"),
+        current="a4",
+        default_model_slug="gpt-4o",
+        is_starred=True,
+        is_archived=True,
+        gizmo_id="g-boats",
+    )
+
+
+def test_chatgpt_tools_canvas_and_files_stay_as_text() -> None:
+    read = parse(workshop())
+    assert [(m.source, m.role, m.content) for m in read.messages] == [
+        ("q1", "user", "**plan.pdf** (not imported)\n\n[image missing: boat.png]"),
+        ("a1", "assistant", "```python\nprint(7)\n```\n\n```\n7\n```\n\n[image missing: file-plot]\n\nSeven ."),
+        ("q2", "user", "Aloud"),
+        ("a2", "assistant", "**Keel**\n\n```python\nprint(1)\n```\n\n**Canvas**\n\n```\nprint(2)\n```\n\nDone."),
+        ("q3", "user", "Search"),
+        (
+            "r4",
+            "assistant",
+            "\n\n".join(
+                [folded("browser", '```\nsearch("x")\n```'), folded("browser", "```\nhttps://e.org\nQuoted\n```")]
+            ),
+        ),
+        ("q4", "user", "And this?"),
+        ("a4", "assistant", "Odd"),
+    ]
+    assert [m.parent_id for m in read.messages] == [None, *(m.id for m in read.messages[:-1])]
+    assert (read.pinned, read.model, read.active_message_id) == (True, "gpt-4o", read.messages[-1].id)
+    assert read.losses == {
+        **{"document": 1, "image": 2, "code": 1, "citation": 1, "audio": 1, "canvas": 2, "tool call": 2},
+        **{"unknown part": 2, "archived": 1, "custom GPT: g-boats": 1},
+    }
+
+
+def test_chatgpt_answers_after_a_step_with_two_versions_stay_versions() -> None:
+    chat = chatgpt(
+        node("q", None, "user", "?"),
+        node("call", "q", "assistant", "x", recipient="browser"),
+        node("a", "call", "assistant", "One"),
+        node("b", "call", "assistant", "Two"),
+        current="b",
+    )
+    read = parse(chat)
+    assert [(m.source, m.parent_id) for m in read.messages] == [("q", None), ("call", 1), ("a", 2), ("b", 2)]
+    assert read.active_message_id == 4
 
 
 def test_chatgpt_current_node_may_be_hidden_or_missing() -> None:
     chat = bridges()
-    assert parse(chat | {"current_node": "tool"}).active_message_id == 1
+    read = parse(chat | {"current_node": "tool"})
+    assert read.active_message_id == next(message.id for message in read.messages if message.source == "a2")
     read = parse(chat | {"current_node": "nowhere"})
     assert read.active_message_id == read.messages[-1].id
 
@@ -280,13 +431,10 @@ def boats() -> dict[str, Any]:
         '<details type="reasoning" done="true" duration="3">\n<summary>Thought for 3 seconds</summary>\n'
         "&gt; Is it &lt;wood&gt;?\n&gt; \n&gt; Yes.\n</details>\n"
     )
-    tools = (
-        '<details type="tool_calls" done="true" name="x" result="&quot;a&quot;">\n<summary>Tool</summary>\n</details>\n'
-    )
     usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13, "response_token/s": 20.004}
     return openwebui(
         said("u1", None, "user", "Why does it float?", files=[{"type": "image", "url": data_url(png())}]),
-        said("a1", "u1", "assistant", reasoning + tools + "It is light.", model="llama3.2", usage=usage, done=True),
+        said("a1", "u1", "assistant", reasoning + "It is light.", model="llama3.2", usage=usage, done=True),
         said("a2", "u1", "assistant", "Because.", at=1_710_000_009, model="qwen3", done=False),
         said("a3", "u1", "assistant", "", at=1_710_000_010, model="gone", error={"content": "no such model"}),
         said("u2", "a1", "user", "Thanks", at=1_710_000_100),
@@ -311,6 +459,56 @@ def test_openwebui_tree_has_reasoning_usage_and_images() -> None:
     assert failed.error == {"code": "PROVIDER_ERROR", "message": "no such model"}
     assert (read.source, read.title, read.pinned, read.system_prompt) == ("openwebui:b0a7", "Boats", True, "Be kind.")
     assert (read.created_at, read.active_message_id) == ("2024-03-09T16:00:00.000000", 3)
+
+
+def harbor() -> dict[str, Any]:
+    """An Open WebUI chat with everything beside plain text, and answers of two models side by side."""
+    tools = (
+        'Let me see.\n<details type="tool_calls" done="true" id="1" name="search" arguments="{&quot;q&quot;: &quot;keel&quot;}"'
+        ' result="&quot;Found&quot;" files="">\n<summary>Tool Executed</summary>\n</details>\n'
+        '<details type="code_interpreter" done="true" duration="7" output="{&quot;stdout&quot;: &quot;7&quot;}">\n'
+        "<summary>Analyzed</summary>\n```python\nprint(7)\n```\n</details>\nSo."
+    )
+    steps = [
+        {"content": "Hm.", "phase": "think", "status": "finished", "role": "assistant"},
+        {"content": "", "phase": "web_search", "extra": {"q": "keel"}, "role": "assistant"},
+        {"content": "From the list.", "phase": "answer", "role": "assistant"},
+    ]
+    files = [
+        {"type": "image", "url": "/api/v1/files/7/content", "name": "boat.png"},
+        {"type": "file", "name": "plan.txt", "file": {"filename": "plan.txt", "data": {"content": "A keel."}}},
+        {"type": "collection", "id": "c1", "name": "Library"},
+    ]
+    merged = {"status": True, "content": "Both."}
+    return openwebui(
+        said("u1", None, "user", "Look", files=files),
+        said("a1", "u1", "assistant", tools, model="one", sources=[{"source": {"name": "plan.txt"}}]),
+        said("a2", "u1", "assistant", "", model="two", content_list=steps, merged=merged),
+        said("x", "a2", "tool", "?"),
+        current="a2",
+        meta={"tags": ["sea"]},
+        folder_id="f1",
+        archived=True,
+    )
+
+
+def test_openwebui_tools_files_and_lists_stay_as_text() -> None:
+    read = parse(harbor())
+    question, first, second = read.messages
+    document = "**plan.txt**\n\n```\nA keel.\n```\n\n**Library** (not imported)"
+    assert question.content == f"Look\n\n{document}\n\n[image missing: boat.png]"
+    stdout = '```json\n{\n  "stdout": "7"\n}\n```'
+    code = f"```python\nprint(7)\n```\n\n{stdout}"
+    assert first.content == "\n\n".join(["Let me see.", folded("search", KEEL, "```\nFound\n```"), code, "So."])
+    assert second.content == "\n\n".join([folded("web_search", KEEL), "From the list.", "Both."])
+    assert (second.reasoning, first.parent_id, second.parent_id) == ("Hm.", question.id, question.id)
+    assert ([first.model, second.model], read.active_message_id) == (["one", "two"], second.id)
+    assert read.losses == {
+        **{"document": 2, "image": 1, "tool call": 2, "code": 1, "citation": 1, "unknown part": 1},
+        **{"archived": 1, "tag: sea": 1, "folder: f1": 1},
+    }
+    found = formats.parse(harbor(), anything).messages[0]
+    assert [image.file for image in found.images] == ["somewhere/boat.png"]
 
 
 def test_openwebui_is_read_as_row_array_import_file_and_chat() -> None:
@@ -435,6 +633,9 @@ SAMPLES = {f"{program.name} {number}": row for program in PROGRAMS for number, r
     ),
     "chatgpt": bridges(),
     "openwebui": boats(),
+    "lmstudio tools": tools(),
+    "chatgpt tools": workshop(),
+    "openwebui tools": harbor(),
     "fireside": exported(),
 }
 
@@ -467,6 +668,7 @@ def test_any_change_of_fields_is_read_or_refused(data: st.DataObject) -> None:
         clean(message.content).encode()
     assert read.active_message_id in known
     assert 0 < len(read.title) <= 200 or "fireside" in value
+    read.losses = {}  # of the program's file, not of the conversation
     again = parse(decode(msgspec.json.encode(read)))
     assert again == read
 

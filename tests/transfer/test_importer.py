@@ -619,6 +619,7 @@ async def test_one_conversation_as_markdown_shows_the_active_path(here: Service)
         "> Be brief.",
         "## You, 2024-07-03 09:46",
         "What is it?",
+        "[image missing: lost.png]",
         "## qwen3-4b, 2024-07-03 09:46 (version 1 of 2)",
         "<details><summary>Reasoning</summary>",
         "Hm.",

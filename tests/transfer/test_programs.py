@@ -203,7 +203,7 @@ def test_claude_documents_artifacts_and_tools_are_kept_as_text(tmp_path: Path) -
         ]
     )
     assert last.content.startswith("See\n\n**Main**\n\n```c\nint x;\n```\n\nthere\n\n**deck.pdf** (not imported)")
-    assert last.content.endswith("**deck.png** (not imported)")
+    assert last.content.endswith("[image missing: deck.png]")
     assert read.losses == {"document": 2, "artifact": 2, "tool call": 2, "unknown part": 1, "image": 1}
     assert read.title == "Look **plan.md**"
 
@@ -251,7 +251,7 @@ def test_librechat_tools_errors_and_files(tmp_path: Path) -> None:
     ]
     read = read_one(tmp_path, "l.json", {"conversationId": "l2", "title": "T", "messages": nodes})
     question, answer, _, failed, last = read.messages
-    assert question.content == "Look\n\n**a.png** (not imported)"
+    assert question.content == "Look\n\n[image missing: a.png]"
     assert answer.content == folded("search", CALL, "Found") + "\n\nIt is."
     assert answer.token_usage == {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
     assert answer.stats == {"finish_reason": "stop"}
@@ -321,7 +321,7 @@ def test_jan_tools_images_and_states(tmp_path: Path) -> None:
     ]
     read = read_one(tmp_path, "messages.jsonl", talks.lines(rows))
     question, answer, failed = read.messages
-    assert (question.content, len(question.images)) == ("**Image** (not imported)", 1)
+    assert (question.content, len(question.images)) == ("[image missing]", 1)
     assert answer.content == folded("search", CALL, "Found") + "\n\n<think>Hm.</think>It is."
     assert (answer.status, failed.status, failed.reasoning, failed.content) == ("canceled", "error", "Hm.", "It is.")
     assert read.losses == {"image": 1, "tool call": 1, "unknown part": 1}
@@ -372,7 +372,7 @@ def test_sillytavern_groups_and_dates_of_older_versions(tmp_path: Path, date: An
     read = read_one(tmp_path, "group.jsonl", talks.lines(rows))
     assert (read.title, read.created_at) == ("Ada, Bob", "2024-07-03T09:46:00.000000")
     assert [m.content for m in read.messages] == [
-        *("**Ada:** Hello", "Hi\n\n**gone.png** (not imported)", "**Bob:** He", "**Bob:** Ho"),
+        *("**Ada:** Hello", "Hi\n\n[image missing: gone.png]", "**Bob:** He", "**Bob:** Ho"),
     ]
     assert read.active_message_id == 4
 
@@ -397,7 +397,7 @@ def test_openai_messages_with_parts_tools_and_images(tmp_path: Path) -> None:
     ]
     read = read_one(tmp_path, "chat.json", {"model": "m", "messages": messages})
     question, answer = read.messages
-    lost = ("Look\n**Audio** (not imported)\n**a.pdf** (not imported)", "**Image** (not imported)")
+    lost = ("Look\n**Audio** (not imported)\n**a.pdf** (not imported)", "[image missing]")
     assert question.content == "\n\n".join(lost)
     assert len(question.images) == 1
     assert answer.content == "\n\n".join([folded("search", CALL), folded("result", "Found"), "It is."])

@@ -179,7 +179,8 @@ def test_a_folder_of_lmstudio_is_read_with_its_subfolders_and_damaged_files_are_
     with contextlib.suppress(OSError):  # Windows may not allow it
         (folder / "dangling.conversation.json").symlink_to(tmp_path / "nowhere")
     read, skipped = take(folder)
-    assert sorted(conversation.messages[0].content for conversation in read) == ["one", "two"]
+    found = sorted((conversation.messages[0].content, conversation.losses) for conversation in read)
+    assert found == [("one", {}), ("two", {"folder: School/Deep": 1})]
     invalid = "is not valid JSON"
     assert skipped == [Skipped("4.conversation.json", invalid), Skipped("School/3.conversation.json", invalid)]
 
@@ -207,6 +208,7 @@ def test_images_of_lmstudio_come_from_the_folder_beside_its_conversations_only(t
             (read,) = opened
             assert isinstance(read, Conversation)
             assert [opened.read_image(image).data for image in read.messages[0].images] == [png(7)]
+            assert read.losses == {"image": 4} | ({"folder: Pets": 1} if chosen == folder.parent else {})
 
 
 def test_a_chatgpt_zip_in_parts_is_read_with_its_images(tmp_path: Path) -> None:
@@ -233,6 +235,7 @@ def test_a_chatgpt_zip_in_parts_is_read_with_its_images(tmp_path: Path) -> None:
         assert empty == Skipped("conversations-000.json: Empty", "has no messages")
         images = [[opened.read_image(image).data for image in message.images] for message in read.messages]
         assert images == [[png(1), png(2)], []]
+        assert (read.messages[1].content, read.losses) == ("Nice.\n\n[image missing: file-lost]", {"image": 1})
         assert opened.read == opened.size
 
 

@@ -3,8 +3,9 @@
 import re
 from typing import Any
 
-from ...backends.loose import array_at, at, decode, objects_at, text_at
-from ..transcript import Conversation, Message
+from ...backends.loose import array_at, at, decode, object_at, objects_at, text_at
+from ..transcript import Conversation, Image, Message
+from . import common
 from .common import ROLES, FindImage, finish, identity, joined, line_at, read_tree, time_at
 
 _MARKER = re.compile("\ue200([a-z_]*)\ue202?([^\ue200\ue201]*)\ue201")  # a citation, link or entity: kind, then fields
@@ -18,6 +19,7 @@ def matches(row: dict[str, Any]) -> bool:
 def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     nodes = {text_at(key): node for key, node in row["mapping"].items()}
     thoughts: dict[str | None, str] = {None: ""}  # by the key of a node: those above it that no answer has taken yet
+    steps: set[str | None] = set()  # keys of tool calls and results
 
     def read(key: str, parent: str | None) -> Message | None:
         node = at(nodes[key], "message")
@@ -27,15 +29,26 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
         if message:
             message.reasoning = thoughts[key] if message.role == "assistant" else ""
             thoughts[key] = ""
+            if _is_step(node):
+                steps.add(key)
         return message
 
     messages, nearest = read_tree(nodes, "parent", "children", read)
+    messages, merged = common.merge_steps(messages, {message.id for message in messages if message.source in steps})
+    active = nearest.get(text_at(row, "current_node"))
+    model = text_at(row, "default_model_slug")
+    if row.get("is_archived") is True:
+        common.note_loss("archived")
+    if maker := text_at(row, "gizmo_id") or text_at(row, "conversation_template_id"):
+        common.note_loss("folder" if maker.startswith("g-p-") else "custom GPT", line_at(row, "gizmo_name") or maker)
     return finish(
         source=identity("chatgpt", row.get("conversation_id"), row.get("id"), *nodes),
         title=line_at(row, "title"),
         created_at=time_at(row, "create_time"),
+        pinned=row.get("is_starred") is True,
+        model=None if model == "auto" else model or None,
         messages=messages,
-        active=nearest.get(text_at(row, "current_node")),
+        active=merged.get(active, active) if active else None,
     )
 
 
@@ -46,24 +59,50 @@ def _read_thoughts(node: Any) -> str | None:
     return joined(*(text_at(thought, name) for thought in thoughts for name in ("summary", "content")))
 
 
+def _is_step(node: Any) -> bool:
+    return at(node, "author", "role") == "tool" or _tool(node) != ""
+
+
+def _tool(node: Any) -> str:
+    """Return the name of the tool that an assistant calls, or "" for an answer to the user."""
+    recipient = text_at(node, "recipient")
+    return recipient if at(node, "author", "role") == "assistant" and recipient != "all" else ""
+
+
+_HIDDEN = ("user_editable_context", "model_editable_context", "reasoning_recap")
+_PLAIN = (
+    "text",
+    "multimodal_text",
+    "code",
+    "execution_output",
+    "tether_quote",
+    "tether_browsing_display",
+    "system_error",
+)
+_AUDIO = ("audio_asset_pointer", "real_time_user_audio_video_asset_pointer")
+
+
 def _read_message(node: Any, find_image: FindImage) -> Message | None:
-    role, kind, metadata = at(node, "author", "role"), at(node, "content", "content_type"), at(node, "metadata")
-    if kind not in ("text", "multimodal_text") or role not in (*ROLES, "tool"):
+    role, kind, metadata = at(node, "author", "role"), text_at(node, "content", "content_type"), at(node, "metadata")
+    if role not in (*ROLES, "tool") or kind in _HIDDEN or at(metadata, "is_visually_hidden_from_conversation"):
         return None
-    to_a_tool = role == "assistant" and node.get("recipient", "all") != "all"
-    if to_a_tool or at(metadata, "is_visually_hidden_from_conversation"):
-        return None
-    parts = array_at(node, "content", "parts")
-    images = [image for image in map(find_image, filter(None, (text_at(p, "asset_pointer") for p in parts))) if image]
-    text = "" if role == "tool" else joined(*(text_at(part) or text_at(part, "text") for part in parts), by="\n")
-    if role == "assistant":
+    text = _read_text(node)
+    if kind not in _PLAIN:
+        common.note_loss("unknown part")
+    if role == "tool":
+        text = _read_result(node, text)
+    elif tool := _tool(node):
+        text = _read_call(tool, text)
+    elif role == "assistant":
+        text = common.fenced(text, _language(node)) if kind == "code" and text else text
         text = _LEFTOVERS.sub("", _MARKER.sub(_shown, text))
+    text, images = _with_files(node, text, find_image)
     if not (text.strip() or images):
         return None
     return Message(
         id=0,
         parent_id=None,
-        role="user" if role == "user" else "assistant",  # the images of a tool are those that the assistant drew
+        role="user" if role == "user" else "assistant",
         content=text,
         images=images,
         created_at=time_at(node, "create_time") or "",
@@ -72,12 +111,87 @@ def _read_message(node: Any, find_image: FindImage) -> Message | None:
     )
 
 
+def _read_text(node: Any) -> str:
+    content = object_at(node, "content")
+    names = ("title", "name", "url", "summary", "result", "text")
+    own = (text_at(content, name) for name in names)
+    return joined(*own, *(text_at(part) or text_at(part, "text") for part in array_at(content, "parts")), by="\n")
+
+
+def _language(node: Any) -> str:
+    language = text_at(node, "content", "language")
+    return "" if language == "unknown" else language
+
+
+def _read_call(tool: str, text: str) -> str:
+    if not text.strip():
+        return ""
+    if tool == "python":
+        common.note_loss("code")
+        return common.fenced(text, "python")
+    canvas = _read_canvas(text) if tool.startswith("canmore.") else ""
+    return canvas or common.tool_block(tool, text, None)
+
+
+def _read_canvas(text: str) -> str:
+    """Return the text that a call writes into the canvas as a code block, or "" when it writes none."""
+    try:
+        call = decode(text.encode())
+    except ValueError:
+        return ""
+    written = text_at(call, "content") or joined(*(text_at(one, "replacement") for one in objects_at(call, "updates")))
+    if not written:
+        return ""
+    common.note_loss("canvas")
+    kind = text_at(call, "type")
+    language = "markdown" if kind == "document" else kind.removeprefix("code/")
+    return joined(f"**{line_at(call, 'name') or 'Canvas'}**", common.fenced(written, language))
+
+
+def _read_result(node: Any, text: str) -> str:
+    name, kind = text_at(node, "author", "name"), at(node, "content", "content_type")
+    draws = any(text_at(part, "asset_pointer") for part in array_at(node, "content", "parts"))
+    if draws or name.startswith("canmore.") or not text.strip():
+        return ""  # an image is shown itself; the canvas only says that it was changed
+    if kind == "execution_output":
+        return common.fenced(text)
+    return common.tool_block(name or "result", None, text)
+
+
+def _with_files(node: Any, text: str, find_image: FindImage) -> tuple[str, list[Image]]:
+    """Return the images, and the text with the names of the files that are missing."""
+    attachments = {text_at(one, "id"): one for one in objects_at(node, "metadata", "attachments")}
+    pointers: list[str] = []
+    for part in objects_at(node, "content", "parts"):
+        if part.get("content_type") in _AUDIO:
+            line = common.not_imported("audio")
+            text = text or line  # beside a recording is what was said
+        elif pointer := text_at(part, "asset_pointer"):
+            pointers.append(pointer)
+        elif part and not text_at(part, "text"):
+            common.note_loss("unknown part")
+    results = objects_at(node, "metadata", "aggregate_result", "messages")
+    pointers += filter(None, (text_at(result, "image_url") for result in results))
+    shown = {pointer.rpartition("://")[2] for pointer in pointers}
+    documents: list[tuple[str, str]] = []
+    for key, one in attachments.items():
+        if key and key not in shown and (text_at(one, "mime_type") or text_at(one, "mimeType")).startswith("image/"):
+            pointers.append(key)
+        elif key not in shown:
+            documents.append((text_at(one, "name"), ""))
+    keys = [pointer.rpartition("://")[2] for pointer in pointers]
+    names = [text_at(attachments.get(key), "name") or key for key in keys]
+    text = common.with_documents(text, documents)
+    return common.with_images(text, zip(names, map(find_image, pointers), strict=True))
+
+
 def _shown(marker: re.Match[str]) -> str:
     """Return what ChatGPT shows for a marker: a link, an entity's name, or nothing."""
     kind, fields = marker[1], marker[2].split("\ue202")
     if kind == "url" and len(fields) > 1:
         return f"[{fields[0]}]({fields[1]})"
     if kind != "entity":
+        common.note_loss("citation")
         return ""
     try:
         kind_and_name = array_at(decode(fields[0].encode()))

@@ -23,9 +23,10 @@ ROLES: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
 losses: Counter[str] = Counter()  # of the conversation being read; a process reads one at a time
 
 
-def note_loss(kind: Literal["image", "document", "audio", "tool call", "artifact", "unknown part"]) -> None:
-    """Count something that cannot be kept as it was. What is readable of it stays as text."""
-    losses[kind] += 1
+def note_loss(kind: str, name: str = "") -> None:
+    """Count something that cannot be kept as it was. What is readable of it stays as text. `kind`: a key of transcript.LOSSES."""
+    name = " ".join(name.split())[:100]
+    losses[f"{kind}: {name}" if name else kind] += 1
 
 
 def finish(
@@ -121,6 +122,7 @@ def source_of(message: Message, repeats: Counter[str]) -> str:
 def merge_steps(messages: list[Message], steps: set[int]) -> tuple[list[Message], dict[int, int]]:
     """Merge an answer into the message before it when that is a step, such as a tool call, and has no other version.
 
+    The result has the `source` of the last one merged, so that an answer that has grown since an earlier import is new.
     Return the messages that are left and, by the id of each that was merged, the id of that into which.
     """
     children = Counter(message.parent_id for message in messages)
@@ -132,8 +134,10 @@ def merge_steps(messages: list[Message], steps: set[int]) -> tuple[list[Message]
         if parent is None:
             continue
         message.parent_id = parent.id
-        if step in steps and children[step] == 1 and message.role == parent.role == "assistant":
+        fits = len(parent.content) + len(message.content) < ANSWER_CHARACTERS
+        if step in steps and children[step] == 1 and message.role == parent.role == "assistant" and fits:
             by_id[message.id], merged[message.id] = parent, parent.id
+            parent.source = message.source
             parent.content = joined(parent.content, message.content)
             parent.reasoning = joined(parent.reasoning, message.reasoning)
             parent.images = [*parent.images, *message.images]
@@ -252,11 +256,11 @@ def fenced(text: str, language: str = "") -> str:
 def tool_block(name: str, arguments: Any, result: Any) -> str:
     """Return a tool call, or its result, or both, as a folded block."""
     note_loss("tool call")
-    parts = [fenced(*_readable(value)) for value in (arguments, result) if value not in (None, "", {}, [])]
+    parts = [fenced(*readable(value)) for value in (arguments, result) if value not in (None, "", {}, [])]
     return f"<details>\n<summary>Tool: {html.escape(' '.join(name.split())[:100])}</summary>\n\n{joined(*parts)}\n\n</details>"
 
 
-def _readable(value: Any) -> tuple[str, str]:
+def readable(value: Any) -> tuple[str, str]:
     """Return a text with its language. JSON is indented."""
     try:
         value = json.loads(value) if isinstance(value, str) else value
@@ -270,7 +274,10 @@ def _readable(value: Any) -> tuple[str, str]:
 def not_imported(kind: Literal["image", "document", "audio"], name: str = "") -> str:
     """Return the text that stands for something without its data."""
     note_loss(kind)
-    return f"**{' '.join(name.split())[:200] or kind.capitalize()}** (not imported)"
+    name = " ".join(name.split())[:200]
+    if kind == "image":
+        return f"[image missing: {name}]" if name else "[image missing]"
+    return f"**{name or kind.capitalize()}** (not imported)"
 
 
 def with_documents(text: str, documents: Iterable[tuple[str, str]]) -> str:

@@ -40,7 +40,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
         for name in struct.__struct_fields__:
             if isinstance(text := getattr(struct, name), str):
                 setattr(struct, name, clean(text))
-    conversation.title = conversation.title[:TITLE_CHARACTERS]
+    conversation.title, conversation.losses = conversation.title[:TITLE_CHARACTERS], {}
     if not conversation.title.strip():
         conversation.title = title_from(first_question(conversation.messages))
     return conversation

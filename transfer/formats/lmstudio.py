@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from ...backends.loose import at, count_at, object_at, objects_at, text_at
+from ...backends.loose import array_at, at, count_at, decode, object_at, objects_at, text_at
 from ...db import timestamp
-from ..transcript import Conversation, Message, Unreadable
+from ..transcript import Conversation, Image, Message, Unreadable
 from . import common
 from .common import FindImage
 
@@ -34,12 +34,15 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     created_at = common.time_at(row, "createdAt")
     if created_at is None:
         raise Unreadable("has no createdAt")
-    levels, active = _read_levels(row, find_image)
+    levels, active, question = _read_levels(row, find_image)
+    for kind, is_lost in (("draft", text_at(row, "clientInput").strip()), ("note", array_at(row, "notes"))):
+        if is_lost:
+            common.note_loss(kind)
     _set_times(levels, created_at, {role: common.time_at(row, f"{role}LastMessagedAt") for role in common.ROLES})
     messages = [message for level in levels for message in level]
     prompt = _setting(row, "perChatPredictionConfig", "llm.prediction.systemPrompt")
     return common.finish(
-        source=f"lmstudio:{created_at}:{common.digest(common.first_question(messages))}",
+        source=f"lmstudio:{created_at}:{common.digest(question)}",
         title=common.line_at(row, "name"),
         created_at=created_at,
         pinned=row.get("pinned") is True,
@@ -55,19 +58,26 @@ def _setting(value: dict[str, Any], config: str, key: str) -> Any:
     return next((field.get("value") for field in objects_at(value, config, "fields") if field.get("key") == key), None)
 
 
-def _read_levels(row: dict[str, Any], find_image: FindImage) -> tuple[list[list[Message]], int | None]:
-    """Return the versions of each message, and the id of the last selected one. A `created_at` that is not common.known is ""."""
+def _read_levels(row: dict[str, Any], find_image: FindImage) -> tuple[list[list[Message]], int | None, str]:
+    """Return the versions of each message, the id of the last selected one, and the first question as it was typed.
+
+    A `created_at` that is not known is "".
+    """
     levels: list[list[Message]] = []
+    questions: list[str] = []
     parent: int | None = None
     repeats: Counter[str | None] = Counter()
     ids = itertools.count(1)
     for entry in objects_at(row, "messages"):
         level: list[Message] = []
         selected: int | None = None
-        for number, version in enumerate(objects_at(entry, "versions")):
-            message = _read_message(version, find_image)
-            if message is None:
+        for number, version in enumerate(objects_at(entry, "versions") or [entry]):
+            read = _read_message(version, find_image)
+            if read is None:
                 continue
+            message, typed = read
+            if message.role == "user":
+                questions.append(typed)
             message.id, message.parent_id = next(ids), parent
             repeats[message.source] += 1
             message.source = f"{message.source}.{repeats[message.source]}"  # the same text again is another message
@@ -77,25 +87,41 @@ def _read_levels(row: dict[str, Any], find_image: FindImage) -> tuple[list[list[
         if level:
             levels.append(level)
             parent = selected
-    return levels, parent
+    return levels, parent, questions[0] if questions else ""
 
 
-def _read_message(version: dict[str, Any], find_image: FindImage) -> Message | None:
+def _read_message(version: dict[str, Any], find_image: FindImage) -> tuple[Message, str] | None:
+    """Return a message and its text without tool calls and the names of files."""
     role = version.get("role")
     if role not in common.ROLES:
         return None
     steps = [step for step in objects_at(version, "steps") if step.get("type") == "contentBlock"]
-    contents: list[str] = []
+    calls = _read_calls(objects_at(version, "steps"))
+    words: list[str] = []  # of the answer
+    contents: list[str] = []  # these, and tool calls
     thoughts: list[str] = []
-    files: list[str] = []
+    files: list[dict[str, Any]] = []
     for block in (version, *steps):
-        parts = objects_at(block, "content")
-        # Structural text is the model's own <think> and </think>.
-        words = [text_at(p, "text") for p in parts if p.get("type") == "text" and p.get("isStructural") is not True]
-        (thoughts if at(block, "style", "type") == "thinking" else contents).append("".join(words))
-        files += [text_at(p, "fileIdentifier") for p in parts if p.get("type") == "file"]
-    content, reasoning = ("\n\n".join(filter(str.strip, texts)) for texts in (contents, thoughts))
-    images = [image for image in map(find_image, filter(None, files)) if image]
+        text = text_at(block, "content") if block is version else ""  # of older versions
+        for part in objects_at(block, "content"):
+            match part.get("type"):
+                case "text":  # structural text is the model's own <think> and </think>
+                    text += "" if part.get("isStructural") is True else text_at(part, "text")
+                case "file":
+                    files.append(part)
+                case "toolCallRequest" | "toolCallResult":
+                    contents.append(calls.pop(id(part), ""))
+                case _:
+                    common.note_loss("unknown part")
+                    text = common.joined(text, text_at(part, "text"))
+        if at(block, "style", "type") == "thinking":
+            thoughts.append(text)
+        else:
+            words.append(text)
+            contents.append(text)
+    typed, content, reasoning = ("\n\n".join(filter(str.strip, texts)) for texts in (words, contents, thoughts))
+    names = [text_at(file, "fileIdentifier") for file in files]
+    content, images = _with_files(files, content, find_image)
     if not (content or reasoning or images):
         return None
     starts = [re.match(r"([0-9]{13})-", text_at(step, "stepIdentifier")) for step in steps]
@@ -107,11 +133,56 @@ def _read_message(version: dict[str, Any], find_image: FindImage) -> Message | N
         reasoning=reasoning if role == "assistant" else "",
         images=images,
         created_at=next((common.time_at(int(start[1])) or "" for start in starts if start), ""),
-        source=common.digest(role, reasoning, content, *files),
+        source=common.digest(role, reasoning, typed, *names),
     )
     if role == "assistant":
         _add_facts(message, version, [info for step in steps if (info := object_at(step, "genInfo"))])
-    return message
+    return message, typed
+
+
+def _read_calls(steps: list[dict[str, Any]]) -> dict[int, str]:
+    """Return each tool call with its result as a block, by the identity of the part that requests it, or of a result alone."""
+    parts = [part for step in steps for part in objects_at(step, "content")]
+    results = [part for part in parts if part.get("type") == "toolCallResult"]
+    failures = {step.get("callId"): at(step, "statusState", "status", "error") for step in steps if "callId" in step}
+    blocks: dict[int, str] = {}
+    for call in (part for part in parts if part.get("type") == "toolCallRequest"):
+        ids = [call[name] for name in ("callId", "toolCallRequestId") if call.get(name) is not None]
+        own = (
+            one
+            for one in results
+            if any(one.get(name) in ids for name in ("callId", "toolCallRequestId", "toolCallId"))
+        )
+        result = next(own, None) or next((one for one in results if not _has_id(one)), None)
+        if result is not None:
+            results = [one for one in results if one is not result]
+        failed = next((failures[one] for one in ids if isinstance(one, (str, int)) and failures.get(one)), None)
+        found = failed if result is None else _result(result)
+        blocks[id(call)] = common.tool_block(text_at(call, "name"), call.get("parameters"), found)
+    return blocks | {id(one): common.tool_block("result", None, _result(one)) for one in results}
+
+
+def _has_id(result: dict[str, Any]) -> bool:
+    return any(result.get(name) is not None for name in ("callId", "toolCallRequestId", "toolCallId"))
+
+
+def _result(part: dict[str, Any]) -> Any:
+    """Return the content of a result, which may be texts of MCP as JSON in a string."""
+    content = part.get("content")
+    try:
+        parts = decode(content.encode()) if isinstance(content, str) else content
+    except ValueError:
+        return content
+    texts = [text_at(one, "text") for one in parts] if isinstance(parts, list) else []
+    return common.joined(*texts, by="\n") if all(texts) and texts else content
+
+
+def _with_files(files: list[dict[str, Any]], text: str, find_image: FindImage) -> tuple[str, list[Image]]:
+    named = [(text_at(file, "fileIdentifier"), text_at(file, "fileType") or "image") for file in files]
+    text = common.with_documents(text, [(name, "") for name, kind in named if kind != "image"])
+    return common.with_images(
+        text, [(name, find_image(name) if name else None) for name, kind in named if kind == "image"]
+    )
 
 
 def _add_facts(message: Message, version: dict[str, Any], made: list[dict[str, Any]]) -> None:

@@ -4,8 +4,8 @@ import html
 import re
 from typing import Any
 
-from ...backends.loose import object_at, objects_at, text_at
-from ..transcript import Conversation, Message
+from ...backends.loose import array_at, object_at, objects_at, text_at
+from ..transcript import Conversation, Image, Message
 from . import common
 from .common import FindImage
 
@@ -16,15 +16,15 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
-    """Images are in the JSON itself, so `find_image` is not used."""
     chat = object_at(row, "chat") or row
+    _note_organization(row, chat)
     nodes, current = _nodes(chat)
     prompts = [text_at(chat, "params", "system"), text_at(chat, "system")]
 
     def read(key: str, parent: str | None) -> Message | None:
         if nodes[key].get("role") == "system":
             prompts.append(text_at(nodes[key], "content"))
-        return _read_message(nodes[key])
+        return _read_message(nodes[key], find_image)
 
     messages, nearest = common.read_tree(nodes, "parentId", "childrenIds", read)
     return common.finish(
@@ -52,17 +52,32 @@ def _nodes(chat: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], str]:
     return nodes, last or ""
 
 
-def _read_message(node: dict[str, Any]) -> Message | None:
+def _note_organization(row: dict[str, Any], chat: dict[str, Any]) -> None:
+    """Count what the database has no place for: the folder, the tags, and that a chat is archived."""
+    if row.get("archived") is True:
+        common.note_loss("archived")
+    if folder := text_at(row, "folder", "name") or text_at(row, "folder_id"):
+        common.note_loss("folder", folder)
+    tags = [*array_at(row, "meta", "tags"), *array_at(chat, "tags")]
+    for tag in dict.fromkeys(text_at(tag) or text_at(tag, "name") for tag in tags):
+        common.note_loss("tag", tag)
+
+
+def _read_message(node: dict[str, Any], find_image: FindImage) -> Message | None:
     role = node.get("role")
     if role not in common.ROLES:
+        if role != "system":
+            common.note_loss("unknown part")
         return None
     parts = objects_at(node, "content")
     text = text_at(node, "content") or common.joined(*(text_at(part, "text") for part in parts), by="\n")
-    urls = [text_at(part, "image_url", "url") for part in parts] + [
-        text_at(file, "url") for file in objects_at(node, "files")
-    ]
-    images = [image for image in map(common.image_from_url, urls) if image]
     content, reasoning, seconds = _without_details(text) if role == "assistant" else (text, "", 0)
+    if role == "assistant":
+        content, reasoning = _with_list(node, content, reasoning)
+        content = common.joined(content, text_at(node, "merged", "content"))
+        for _ in objects_at(node, "sources"):
+            common.note_loss("citation")
+    content, images = _with_files(node, parts, content, find_image)
     failure = node.get("error")
     if not (content.strip() or reasoning or images or failure):
         return None
@@ -99,12 +114,54 @@ _COUNTS = (  # the names that OpenAI's API, Anthropic's and Ollama's have for ea
     ("completion_tokens", "output_tokens", "eval_count"),
     ("total_tokens",),
 )
-_DETAILS = re.compile('<details type="(reasoning|tool_calls)"')
+
+
+def _with_list(node: dict[str, Any], content: str, reasoning: str) -> tuple[str, str]:
+    """Return content and reasoning of an answer of Qwen Chat, which may be in `content_list`, a step in each element."""
+    steps = objects_at(node, "content_list")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for step in steps:
+        phase, text = text_at(step, "phase"), text_at(step, "content")
+        if phase in ("think", "thinking_summary"):
+            thoughts.append(text)
+        elif phase in ("", "answer"):
+            texts.append(text)
+        elif text or step.get("extra"):
+            texts.append(common.tool_block(phase, step.get("extra"), text))
+    return content or common.joined(*texts), reasoning or common.joined(*thoughts)
+
+
+def _with_files(
+    node: dict[str, Any], parts: list[dict[str, Any]], text: str, find_image: FindImage
+) -> tuple[str, list[Image]]:
+    """Return the images, and the text with the documents and the names of what is missing."""
+    images: list[tuple[str, Image | None]] = []
+    documents: list[tuple[str, str]] = []
+    urls = [url for part in parts if (url := text_at(part, "image_url", "url"))]
+    for file in [*({"type": "image", "url": url} for url in urls), *objects_at(node, "files")]:
+        url, inner = text_at(file, "url"), object_at(file, "file")
+        name = next(
+            filter(None, (text_at(file, "name"), text_at(inner, "filename"), text_at(inner, "meta", "name"))), ""
+        )
+        image = common.image_from_url(url)
+        if image or file.get("type") == "image" or text_at(file, "content_type").startswith("image/"):
+            reference = name or ("" if url.startswith("data:") else url)
+            images.append((reference, image or (find_image(reference) if reference else None)))
+        else:
+            documents.append(
+                (name or text_at(file, "id"), text_at(inner, "data", "content") or text_at(file, "content"))
+            )
+    return common.with_images(common.with_documents(text, documents), images)
+
+
+_DETAILS = re.compile('<details type="(reasoning|tool_calls|code_interpreter)"')
+_ATTRIBUTE = re.compile('([a-z]+)="([^"]*)"')
 _SUMMARY = re.compile(r"\s*<summary>[^<]*</summary>")
 
 
 def _without_details(text: str) -> tuple[str, str, int]:
-    """Split an answer into content, reasoning and seconds of reasoning. Tool calls are left out; a block without an end stays."""
+    """Split an answer into content, reasoning and seconds of reasoning. A block without an end stays."""
     kept: list[str] = []
     thoughts: list[str] = []
     seconds = done = 0
@@ -115,11 +172,20 @@ def _without_details(text: str) -> tuple[str, str, int]:
             break
         kept.append(text[done : opening.start()].rstrip())
         done = end + len("</details>")
-        if opening[1] == "reasoning":
-            lines = html.unescape(_SUMMARY.sub("", text[inside:end], 1)).strip().splitlines()
+        body = _SUMMARY.sub("", text[inside:end], 1)
+        attributes = {name: html.unescape(value) for name, value in _ATTRIBUTE.findall(text[opening.end() : inside])}
+        if opening[1] == "tool_calls":
+            name, arguments, result = (attributes.get(name, "") for name in ("name", "arguments", "result"))
+            kept.append(common.tool_block(name, arguments, result))
+        elif opening[1] == "code_interpreter":
+            common.note_loss("code")
+            output = attributes.get("output")
+            kept.append(common.joined(body.strip(), common.fenced(*common.readable(output)) if output else ""))
+        else:
+            lines = html.unescape(body).strip().splitlines()
             thoughts.append("\n".join(line.removeprefix(">").removeprefix(" ") for line in lines))
-            duration = re.search(r'duration="([0-9]{1,7})"', text[opening.end() : inside])
-            seconds += int(duration[1]) if duration else 0
+            duration = re.fullmatch("[0-9]{1,7}", attributes.get("duration", ""))
+            seconds += int(duration[0]) if duration else 0
     if not done:
         return text, "", 0
     return common.joined(*kept, text[done:].lstrip()), common.joined(*thoughts), seconds
