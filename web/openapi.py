@@ -10,12 +10,13 @@ from starlette.routing import BaseRoute
 from .. import __version__
 from ..queries.types import AnswerError, AnswerStats, TokenUsage
 from .endpoint import INTEGERS, Access, Endpoint
-from .schemas import EVENTS, IMPORT_TYPES, Empty
+from .schemas import EVENTS, IMPORT_TYPES, Empty, ImportFailed, ImportStep
 
 Schema = dict[str, Any]
 
 _REF = "#/components/schemas/{name}"
 _ID = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
+_STREAMED = {"text/event-stream": "Event", "application/x-ndjson": "ImportLine"}
 _STORED = (TokenUsage, AnswerStats, AnswerError)  # what queries.types.stored refers to
 _SECURITY: Schema = {
     "session": {"type": "apiKey", "in": "cookie", "name": "fireside_8000", "description": "fireside_ and the port"},
@@ -51,10 +52,13 @@ def document(routes: Iterable[BaseRoute]) -> Schema:
     """Return the description as JSON values."""
     table = [route for route in routes if isinstance(route, Endpoint)]
     received, components = _describe(route.body for route in table if _has_json_body(route))
-    sent, others = _describe([*(kind for route in table for kind in _results(route)), *EVENTS.values(), *_STORED])
+    sent, others = _describe(
+        [*(kind for route in table for kind in _results(route)), *EVENTS.values(), *_STORED, ImportStep, ImportFailed]
+    )
     for name in others.keys() - components.keys():
         _require_all(others[name])
     schemas = {"Error": _ERROR, "Event": _event({name: sent[kind] for name, kind in EVENTS.items()})}
+    schemas["ImportLine"] = {"anyOf": [sent[ImportStep], sent[ImportFailed]]}
     paths: dict[str, Schema] = {}
     for route in table:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, received | sent)
@@ -128,9 +132,9 @@ def _operation(route: Endpoint, schemas: dict[Any, Schema]) -> Schema:
 
 
 def _content(kind: Any, schemas: dict[Any, Schema]) -> tuple[str, Schema]:
-    """Return a media type and its description."""
-    if kind == "text/event-stream":
-        return kind, {"schema": {"$ref": _REF.format(name="Event")}}
+    """Return a media type and its description. That of a stream describes one event or line."""
+    if kind in _STREAMED:
+        return kind, {"schema": {"$ref": _REF.format(name=_STREAMED[kind])}}
     return (kind, {}) if isinstance(kind, str) else ("application/json", {"schema": schemas[kind]})
 
 

@@ -19,6 +19,7 @@ from ..queries.types import (
     Role,
     TokenUsage,
 )
+from ..transfer.importer import Report
 
 IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
 
@@ -383,6 +384,15 @@ class DoneData(EventData):
     status: Literal["ok", "canceled", "interrupted", "error"]
     message_id: int
     stats: AnswerStats | UnsetType = UNSET  # not of imported answers
+
+
+class ImportStep(Struct):
+    done: float  # the fraction that is done
+    report: Report  # so far
+
+
+class ImportFailed(Struct):
+    error: str
 
 
 EVENTS: dict[str, type[EventData]] = {
