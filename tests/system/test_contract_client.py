@@ -125,7 +125,10 @@ READ_TO_THE_END = """async (api) => {
     const source = new EventSource(`${api}/generations/${generation_id}/stream`, { withCredentials: true });
     const seen = [];
     for (const name of ["ping", "delta", "usage", "done"]) source.addEventListener(name, () => seen.push(name));
-    await new Promise((resolve) => { source.onerror = () => source.readyState === EventSource.CLOSED && resolve(); });
+    for (let ends = 0; ends < 2 && source.readyState !== EventSource.CLOSED; ends++) {
+        await new Promise((resolve) => { source.onerror = resolve; });
+    }
+    source.close();
     return seen;
 }"""
 
