@@ -38,6 +38,7 @@ class Provider:
     url: str = ""
     api_key: str = field(default="", repr=False)
     concurrency: int = 4  # generations at a time; more wait in Fireside's queue
+    ttl: int = 0  # seconds after which LM Studio unloads a model that an answer has loaded; 0: as it is set there
     models: tuple[str, ...] = ()  # names of the models to offer; empty: those that the server lists
 
 
@@ -286,7 +287,7 @@ def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[
 
 _PROVIDER_KEYS: dict[str, Callable[[Any], Any]] = {
     "id": _text, "kind": _text, "name": _text, "url": _url, "api_key": _key, "concurrency": _number(1, 1000, int),
-    "models": _texts,
+    "ttl": _number(1, 31_536_000, int), "models": _texts,
 }  # fmt: skip
 
 
@@ -303,8 +304,9 @@ def _provider(identity: str, table: dict[str, Any], file: Path) -> Provider:
         raise ConfigError(f"{where}: kind: must be one of {', '.join(KINDS)}")
     if values["kind"] == "openai" and "url" not in values:
         raise ConfigError(f"{where}: url: is required")
-    if values["kind"] != "openai" and "models" in values:
-        raise ConfigError(f"{where}: models: only for the kind openai")
+    for key, kind in (("models", "openai"), ("ttl", "lmstudio")):
+        if key in values and values["kind"] != kind:
+            raise ConfigError(f"{where}: {key}: only for the kind {kind}")
     if values["kind"] == "embedded" and identity != "embedded":
         raise ConfigError(f"{where}: kind: only the provider with the id embedded may be embedded")
     if values["kind"] == "embedded" and values["concurrency"] != 1:

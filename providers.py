@@ -125,6 +125,11 @@ class Providers:
         """Return the model as the server last listed it, without waiting."""
         return next((model for model in self._known.get(provider_id, []) if model.id == model_id), None)
 
+    def concurrency(self, provider_id: str) -> int:
+        """Return how many answers the server gives at a time: what a loaded model reports, else the setting."""
+        reported = [model.parallel for model in self._known.get(provider_id, []) if model.parallel]
+        return max(reported, default=self.settings[provider_id].concurrency)
+
     async def _list(self, provider_id: str, max_age: float) -> _ModelList:
         """Return the last list if it is young enough, otherwise a new one. Concurrent calls share one request."""
         found = self._lists.get(provider_id)
@@ -162,10 +167,10 @@ class Providers:
         await self._server(provider_id).start()
         await self._list(provider_id, 0.0)
 
-    async def load(self, provider_id: str, model: str, context_length: int | None = None) -> None:
-        """Load a model, with this context length if one is given. Raises Invalid if the server cannot be told to."""
+    async def load(self, provider_id: str, model: str, **options: Any) -> None:
+        """Load a model with the options that are not None. Raises Invalid if the server cannot be told to."""
         async with self._changing(provider_id) as server:
-            await server.load(model, context_length)
+            await server.load(model, {name: value for name, value in options.items() if value is not None})
 
     async def unload(self, provider_id: str, model: str) -> None:
         """Unload all instances of a model. Raises Invalid as `load` does."""

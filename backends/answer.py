@@ -317,10 +317,13 @@ class AnswerParser:
         if self._has_words:
             return None
         if self.finish_reason == "length":
-            return self._error("EMPTY_ANSWER", "ran out of tokens before the first word. Increase max_tokens.")
+            return self._error(
+                "EMPTY_ANSWER", "reached its limit of tokens before the first word. Increase max_tokens."
+            )
         if self.finish_reason in ("tool_calls", "function_call"):
             return self._error("EMPTY_ANSWER", "called a tool instead of answering. Fireside does not support tools.")
-        return self._error("EMPTY_ANSWER", "sent an empty answer. The conversation may be too long for its context.")
+        reason = f" with the reason “{self.finish_reason}”" if self.finish_reason else " and no reason"
+        return self._error("EMPTY_ANSWER", f"sent an empty answer{reason}.")
 
     def _add_event(self, name: bytes, data: bytes) -> None:
         if name == b"error":

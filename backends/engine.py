@@ -23,7 +23,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..config import Config, Provider
-from ..errors import ProviderFailed
+from ..errors import Invalid, ProviderFailed
 from . import gguf, llama_server
 from .answer import Part
 from .gguf import ModelFile, Skipped
@@ -62,8 +62,10 @@ class Embedded(OpenAI):
             )
         return models
 
-    async def load(self, model: str, context_length: int | None) -> None:
-        await self._engine.load(model, context_length)
+    async def load(self, model: str, options: dict[str, Any]) -> None:
+        if unknown := options.keys() - {"context_length"}:
+            raise Invalid(f"{min(unknown)}: the embedded engine does not take this option.")
+        await self._engine.load(model, options.get("context_length"))
 
     async def unload(self, model: str) -> None:
         if self._engine.state(model) != "not-loaded":

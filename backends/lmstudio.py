@@ -5,8 +5,10 @@ change, so a missing or unusable value counts as absent.
 """
 
 import asyncio
+import ipaddress
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from urllib.parse import urlsplit
 
 from ..config import Provider
 from ..errors import ProviderFailed
+from .answer import Part
 from .failures import unexpected_response
 from .http import fetch
-from .loose import array_at, at, boolean_at, count_at, decode, decode_small
+from .loose import array_at, at, boolean_at, count_at, decode, decode_small, object_at
 from .openai import EFFORTS, ERROR_BYTES, Model, OpenAI, fetch_entries, name_at, parse_models
 
 DEFAULT_PORT = 1234
+VARIANTS = 50  # of a model in the list
 START_SECONDS = 60.0  # the app itself may have to start first
 
 
@@ -41,21 +45,24 @@ class LMStudio(OpenAI):
             entries = None
         return await super().models() if entries is None else parse_models(entries, _model)  # None: before 0.4
 
-    async def load(self, model: str, context_length: int | None) -> None:
+    async def load(self, model: str, options: dict[str, Any]) -> None:
         instances = await self._instances(model)
-        if instances and context_length in (None, *instances.values()):
+        if any(config.items() >= options.items() for config in instances.values()):
             return  # LM Studio would load a second instance
         for instance in instances:
             await self._post("unload", {"instance_id": instance})
-        options = {"context_length": context_length} if context_length else {}
         await self._post("load", {"model": model, **options})
 
     async def unload(self, model: str) -> None:
         for instance in await self._instances(model):
             await self._post("unload", {"instance_id": instance})
 
+    def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
+        ttl = {"ttl": self.provider.ttl} if self.provider.ttl else {}  # counts for a model that this request loads
+        return super().chat(body | ttl)
+
     async def can_start(self) -> bool:
-        is_local = urlsplit(self.provider.url).hostname in ("127.0.0.1", "localhost", "::1")
+        is_local = self._follows_port or urlsplit(self.provider.url).hostname in ("127.0.0.1", "localhost", "::1")
         return is_local and await asyncio.to_thread(command) is not None
 
     async def start(self) -> None:
@@ -70,10 +77,10 @@ class LMStudio(OpenAI):
     async def _entries(self) -> list[Any]:
         return await fetch_entries(self.provider, self._url, "models") or []
 
-    async def _instances(self, model: str) -> dict[str, int | None]:
-        """Return the context lengths of a model's loaded instances, or of the instance with this id, by instance id."""
+    async def _instances(self, model: str) -> dict[str, dict[str, Any]]:
+        """Return the options of a model's loaded instances, or of the instance with this id, by instance id."""
         return {
-            identity: count_at(instance, "config", "context_length")
+            identity: {name: value for name, value in object_at(instance, "config").items() if isinstance(value, int)}
             for entry in await self._entries()
             for instance in array_at(entry, "loaded_instances")
             if (identity := at(instance, "id")) and isinstance(identity, str) and model in (identity, at(entry, "key"))
@@ -101,6 +108,8 @@ def _model(entry: Any) -> Model | None:
         quantization=name_at(entry, "quantization", "name"),
         size_bytes=count_at(entry, "size_bytes") or None,
         reasoning_efforts=_reasoning_efforts(at(entry, "capabilities")),
+        parallel=count_at(instance, "config", "parallel") or None,
+        variants=[name for name in array_at(entry, "variants")[:VARIANTS] if isinstance(name, str)] or None,
     )
 
 
@@ -145,10 +154,24 @@ def conversation_folders() -> list[Path]:
 
 
 def server_url() -> str:
-    """Return the address of its server, from the file that keeps the port when the user changes it."""
-    ports = [_read_json(home / ".internal" / "http-server-config.json", "port") for home in homes()]
-    usable = [port for port in ports if type(port) is int and 0 < port < 65536]
-    return f"http://127.0.0.1:{usable[0] if usable else DEFAULT_PORT}"
+    """Return the address of its server, from the file that keeps port and network interface when the user changes them."""
+    for home in homes():
+        file = home / ".internal" / "http-server-config.json"
+        port = _read_json(file, "port")
+        if type(port) is int and 0 < port < 65536:
+            return f"http://{_host(_read_json(file, 'networkInterface'))}:{port}"
+    return f"http://127.0.0.1:{DEFAULT_PORT}"
+
+
+def _host(interface: Any) -> str:
+    """Return the address at which a server that listens on this one can be reached."""
+    try:
+        address = ipaddress.ip_address(interface if isinstance(interface, str) else "")
+    except ValueError:
+        return "127.0.0.1"
+    if address.is_unspecified or "%" in str(address):
+        return "127.0.0.1"
+    return f"[{address}]" if address.version == 6 else str(address)
 
 
 def command() -> Path | None:

@@ -40,6 +40,8 @@ class Model(msgspec.Struct, frozen=True):
     quantization: str | None = None
     size_bytes: int | None = None
     reasoning_efforts: list[str] | None = None  # those of EFFORTS that it takes
+    parallel: int | None = None  # answers at a time of the loaded instance
+    variants: list[str] | None = None  # names of the quantizations that are on the disk
 
 
 class OpenAI:
@@ -76,8 +78,8 @@ class OpenAI:
             url = f"{base_url(self.provider).removesuffix('/v1')}/props"
             return at(decode_small((await fetch(self.provider, "GET", url, PROPS_BYTES))[1]), "chat_template")
 
-    async def load(self, model: str, context_length: int | None) -> None:
-        """Return when the model is loaded, with this context length if one is given. Raises Invalid if that is not possible."""
+    async def load(self, model: str, options: dict[str, Any]) -> None:
+        """Return when the model is loaded with these options of web.schemas.ModelLoad. Raises Invalid if that is not possible."""
         raise Invalid(f"{self.provider.name} loads and unloads models by itself.")
 
     async def unload(self, model: str) -> None:

@@ -28,6 +28,7 @@ SUSPENDED_SECONDS = 5.0  # a timer this late means that the computer was suspend
 LOOK_SECONDS = 1.5  # that an answer waits for the list of models
 LOOK_AGE_SECONDS = 30.0  # of a list of models that needs no new look
 LOADING_POLL_SECONDS = 1.0
+FULL_CONTEXT = 0.9  # of the context: a prompt above it leaves no room for an answer
 MIN_MEASURED_SECONDS = 0.02  # an answer that arrived in less time has no meaningful speed
 
 
@@ -183,11 +184,24 @@ class Generation:
                 break
             except ProviderFailed as failure:
                 more = prompts.omit_more(prompt, omitted)
+                if failure.code == "EMPTY_ANSWER":
+                    raise self._explain_empty(failure) from failure
                 if failure.code != "CONTEXT_OVERFLOW" or self._first_text_at is not None or more is None:
                     raise
                 omitted = more
         if self._first_phase() == "loading":
             await self._look_up_model()  # this answer loaded it: `stats` gets its context length
+
+    def _explain_empty(self, failure: ProviderFailed) -> ProviderFailed:
+        """Add the size of the prompt, as far as it is known, and what can be done."""
+        model = self._known_model()
+        context_length = model.context_length if model is not None else None
+        taken = self._usage["prompt_tokens"] if self._usage else 0
+        context = f" of the {context_length:,}" if context_length else ""
+        size = f" The prompt took {taken:,}{context} tokens{' of the context' if context else ''}." if taken else ""
+        is_full = taken and context_length and taken > context_length * FULL_CONTEXT
+        advice = "Load the model with a larger context length" if is_full else "Try again, choose another model"
+        return ProviderFailed(failure.code, f"{failure.message}{size} {advice}, or continue in a new conversation.")
 
     async def _look_up_model(self) -> Model | None:
         """Return what is known about the model, after a look at its server if that is old or shows the model as not loaded.

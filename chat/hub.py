@@ -93,7 +93,9 @@ class Hub:
                 del self.generations[generation.id]
 
         self.generations[generation.id] = generation
-        generation.start(self._slots[generation.job.provider_id])
+        slots = self._slots[generation.job.provider_id]
+        slots.resize(self.providers.concurrency(generation.job.provider_id))
+        generation.start(slots)
         generation.task.add_done_callback(remove)
         self._begun.set()
 

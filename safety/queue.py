@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import sys
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 
@@ -17,8 +18,8 @@ class Slots:
     """
 
     def __init__(self, capacity: int, per_user: int | None = None) -> None:
-        self._free = capacity
-        self._per_user = per_user or capacity
+        self._capacity = self._free = capacity  # _free is negative while more slots are held than there are now
+        self._per_user = per_user or sys.maxsize
         self._held: Counter[Hashable] = Counter()  # slots by user
         self._queue: dict[Hashable, deque[Waiter]] = {}  # by user, in the order of their turns
 
@@ -42,6 +43,14 @@ class Slots:
                 self._remove(user, waiter)
             self._grant()
 
+    def resize(self, capacity: int) -> None:
+        """Change the number of slots. Those that are held stay held."""
+        more = capacity - self._capacity
+        self._capacity += more
+        self._free += more
+        for _ in range(more):
+            self._grant()
+
     def waiting(self, user: Hashable | None = None) -> int:
         """Return how many wait for a slot, in all or for this user."""
         return sum(map(len, self._queue.values())) if user is None else len(self._queue.get(user, ()))
@@ -49,7 +58,7 @@ class Slots:
     def _grant(self) -> None:
         """Give a free slot to the first user in the queue who may hold another. Report the new positions."""
         able = (user for user in self._queue if self._held[user] < self._per_user)
-        user = next(able, None) if self._free else None
+        user = next(able, None) if self._free > 0 else None
         if user is not None:
             waiter = self._queue[user][0]
             self._remove(user, waiter)

@@ -4,10 +4,10 @@ import { post, session } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { button, h, stepFocus } from "./dom.js";
 import { on } from "./events.js";
-import { inputField } from "./fields.js";
+import { field, inputField } from "./fields.js";
 import { fileSize, number } from "./format.js";
 import { MODEL_STATES, stateDot } from "./head.js";
-import { icon } from "./icons.js";
+import { icon, iconButton } from "./icons.js";
 import { modelName, providers, refreshModels } from "./models.js";
 import { announce, toast } from "./popups.js";
 
@@ -71,13 +71,17 @@ function modelRow(choice, current, choose) {
     model.quantization,
     model.size_bytes && fileSize(model.size_bytes),
     model.vision && "sees images",
+    model.variants?.length > 1 && `${model.variants.length} variants`,
   ].filter(Boolean);
   return h("li", {},
     h("button", { type: "button", class: "model-pick", "aria-current": isCurrent ? "true" : null, onclick: () => choose(choice) },
       stateDot(model, provider.online),
       h("span", {}, h("strong", {}, modelName(choice)), h("small", {}, facts.join(" · "))),
       isCurrent && icon("check")),
-    session.user.role === "admin" && provider.kind !== "openai" && provider.online && model.state && loadButton(choice));
+    session.user.role === "admin" && provider.kind !== "openai" && provider.online && model.state && [
+      iconButton("sliders", `Load ${modelName(choice)} with options`, () => openLoadOptions(choice), { class: "quiet" }),
+      loadButton(choice),
+    ]);
 }
 
 function loadButton(choice) {
@@ -87,16 +91,50 @@ function loadButton(choice) {
     const pressed = event.currentTarget;
     pressed.disabled = true;
     pressed.textContent = `${verb}ing`;
-    try {
-      await post(`/providers/${encodeURIComponent(provider.provider_id)}/models/${verb.toLowerCase()}`, { model: model.id });
-      announce(`Model ${verb.toLowerCase()}ed`);
-    } catch (error) {
-      toast(error.message);
-    }
+    await change(provider, verb.toLowerCase(), { model: model.id });
     pressed.disabled = false;
     pressed.textContent = verb;
-    await refreshModels().catch(() => {});
   };
   const loading = model.state === "loading";
   return button(loading ? "Loading" : verb, act, { class: "load", disabled: loading, "aria-label": `${verb} ${modelName(choice)}` });
+}
+
+/** Load or unload a model. Resolves to whether it worked. */
+async function change(provider, action, fields) {
+  let done = true;
+  try {
+    await post(`/providers/${encodeURIComponent(provider.provider_id)}/models/${action}`, fields);
+    announce(`Model ${action}ed`);
+  } catch (error) {
+    done = false;
+    toast(error.message);
+  }
+  await refreshModels().catch(() => {});
+  return done;
+}
+
+/** Ask for the options of loading a model. A loaded model is loaded again. */
+function openLoadOptions(choice) {
+  const { provider, model } = choice;
+  const context = inputField("Context length, in tokens", {
+    type: "number", min: "256", max: String(model.max_context_length ?? 16777216), step: "1", required: false,
+    value: model.context_length ?? "", placeholder: "default",
+  });
+  const onOff = (label) => field(label, h("select", {}, ["default", "on", "off"].map((value) => h("option", { value }, value))));
+  const flash = onOff("Flash attention");
+  const offload = onOff("Keep the context in the memory of the GPU");
+  const flag = ({ control: { value } }) => (value === "default" ? null : value === "on");
+  const onsubmit = async (event) => {
+    event.preventDefault();
+    submit.disabled = true;
+    submit.textContent = "Loading";
+    const fields = { model: model.id, context_length: context.control.value ? Number(context.control.value) : null };
+    if (provider.kind === "lmstudio") Object.assign(fields, { flash_attention: flag(flash), offload_kv_cache_to_gpu: flag(offload) });
+    if (await change(provider, "load", fields)) return dialog.close();
+    submit.disabled = false;
+    submit.textContent = "Load";
+  };
+  const submit = button("Load", null, { type: "submit", class: "primary" });
+  const form = h("form", { class: "stack", onsubmit }, context.node, provider.kind === "lmstudio" && [flash.node, offload.node], h("footer", {}, submit));
+  const dialog = openDialog(`Load ${modelName(choice)}`, { className: "small" }, form);
 }

@@ -250,6 +250,8 @@ def test_engine_that_is_not_installed_is_left_out_with_a_warning(
         ("id = 'x'\nurl = 'http://x'\nmodel = 'y'", "provider x: model"),
         ("id = 'x'\nurl = 'http://x'\nmodels = [1]", "provider x: models"),
         ("id = 'lmstudio'\nmodels = ['y']", "provider lmstudio: models"),
+        ("id = 'lmstudio'\nttl = 0", "provider lmstudio: ttl"),
+        ("id = 'x'\nurl = 'http://x'\nttl = 60", "provider x: ttl"),
     ],
 )
 def test_invalid_provider_is_an_error_that_names_it(tmp_path: Path, entry: str, named: str) -> None:

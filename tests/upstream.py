@@ -207,6 +207,8 @@ class LocalModel:
     max_context_length: int = 131_072
     instances: dict[str, int] = field(default_factory=dict)
     reasoning: tuple[str, ...] = ()  # options
+    parallel: int | None = None
+    variants: tuple[str, ...] = ()
 
     def native_v1(self) -> dict[str, Any]:
         """Return the model's entry in /api/v1/models."""
@@ -221,9 +223,13 @@ class LocalModel:
             "size_bytes": self.size_bytes,
             "params_string": "3B",
             "loaded_instances": [
-                {"id": identity, "config": {"context_length": length, "eval_batch_size": 512, "flash_attention": True}}
+                {
+                    "id": identity,
+                    "config": {"context_length": length, "flash_attention": True, "parallel": self.parallel},
+                }
                 for identity, length in self.instances.items()
             ],
+            "variants": list(self.variants),
             "max_context_length": self.max_context_length,
             "format": "gguf",
             **({} if is_embedding else {"capabilities": self._capabilities()}),
@@ -402,7 +408,7 @@ class Upstream:
                 return self._unload(**request.json)
         return _unexpected(request)
 
-    def _load(self, model: str, context_length: int = 4096) -> Command:
+    def _load(self, model: str, context_length: int = 4096, **options: bool) -> Command:
         found = next((known for known in self.models if known.key == model), None)
         if found is None:
             return _error(404, f'Invalid model identifier "{model}".', "model_not_found")

@@ -412,7 +412,7 @@ async def start_provider(request: Request, provider_id: str) -> schemas.Confirma
 
 
 async def load_model(request: Request, provider_id: str, body: schemas.ModelLoad) -> schemas.Confirmation:
-    await request.app_state.providers.load(provider_id, body.model, body.context_length)
+    await request.app_state.providers.load(provider_id, **msgspec.structs.asdict(body))
     return schemas.Confirmation("Model loaded")
 
 

@@ -129,6 +129,8 @@ class ModelChoice(Struct):
 
 class ModelLoad(ModelChoice):
     context_length: Annotated[int, Meta(ge=256, le=16 * 1024 * 1024)] | None = None
+    flash_attention: bool | None = None
+    offload_kv_cache_to_gpu: bool | None = None
 
 
 class OptionalUser(Struct):

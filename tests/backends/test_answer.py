@@ -290,10 +290,10 @@ def test_text_is_kept_when_the_stream_ends_early() -> None:
 @pytest.mark.parametrize(
     ("stream", "hint"),
     [
-        (b"", "too long for its context"),
-        (DONE, "too long for its context"),
-        (chunk({"role": "assistant", "content": ""}) + finish() + usage(9, 0) + DONE, "too long for its context"),
-        (reasoning("\n") + text("\n") + finish() + DONE, "too long for its context"),
+        (b"", "an empty answer and no reason."),
+        (DONE, "an empty answer and no reason."),
+        (chunk({"role": "assistant", "content": ""}) + finish() + usage(9, 0) + DONE, "with the reason “stop”."),
+        (reasoning("\n") + text("\n") + finish() + DONE, "with the reason “stop”."),
         (chunk({"role": "assistant"}) + finish("length"), "max_tokens"),
         (chunk({"tool_calls": [{"index": 0, "function": {"name": "f"}}]}) + finish("tool_calls"), "tool"),
     ],

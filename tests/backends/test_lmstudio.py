@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from fireside.backends.engine import Engine
 from fireside.backends.openai import Model
 from fireside.config import Config, load
 from fireside.errors import ProviderFailed
-from fireside.providers import Providers
+from fireside.providers import ChatRequest, Providers
 
 from ..live import Running, code, good
 from ..upstream import MODEL, Upstream, status
@@ -55,8 +56,8 @@ async def test_200_for_an_unknown_path_is_not_an_empty_list(providers: Providers
 
 
 async def test_model_is_loaded_and_unloaded(providers: Providers, upstream: Upstream) -> None:
-    await providers.load("lmstudio", QWEN, 8192)
-    assert upstream.requests[1].json == {"model": QWEN, "context_length": 8192}
+    await providers.load("lmstudio", QWEN, context_length=8192, flash_attention=False, offload_kv_cache_to_gpu=None)
+    assert upstream.requests[1].json == {"model": QWEN, "context_length": 8192, "flash_attention": False}
     loaded = providers.known("lmstudio", QWEN)
     assert loaded is not None and (loaded.state, loaded.context_length) == ("loaded", 8192)
     await providers.unload("lmstudio", QWEN)
@@ -67,9 +68,9 @@ async def test_model_is_loaded_and_unloaded(providers: Providers, upstream: Upst
 
 async def test_loaded_model_gets_no_second_instance(providers: Providers, upstream: Upstream) -> None:
     await providers.load("lmstudio", MODEL)
-    await providers.load("lmstudio", MODEL, 4096)
+    await providers.load("lmstudio", MODEL, context_length=4096, flash_attention=True)
     assert {request.path for request in upstream.requests} == {"/api/v1/models"}
-    await providers.load("lmstudio", MODEL, 16384)
+    await providers.load("lmstudio", MODEL, context_length=16384)
     assert upstream.models[0].instances == {MODEL: 16384}
 
 
@@ -95,6 +96,22 @@ async def test_failed_load_has_a_reason_and_the_models_are_listed_again(
     requests = upstream.count("/api/v1/models")
     await providers.models("lmstudio", max_age=60)
     assert upstream.count("/api/v1/models") == requests + 1
+
+
+async def test_parallel_of_the_loaded_model_is_the_concurrency(providers: Providers, upstream: Upstream) -> None:
+    upstream.models[0].parallel, upstream.models[0].variants = 2, (f"{MODEL}@q4_k_m", f"{MODEL}@q8_0")
+    assert providers.concurrency("lmstudio") == 4
+    [model, _] = await providers.models("lmstudio")
+    assert (model.parallel, model.variants) == (2, [f"{MODEL}@q4_k_m", f"{MODEL}@q8_0"])
+    assert providers.concurrency("lmstudio") == 2
+
+
+async def test_ttl_of_the_settings_is_sent_with_each_question(upstream: Upstream, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f'[[providers]]\nid = "lmstudio"\nurl = "{upstream.url}"\nttl = 300\n')
+    providers = made(load({"data_dir": str(tmp_path)}, {}))
+    async with aclosing(providers.chat("lmstudio", ChatRequest(MODEL, []))) as reads:
+        assert [read async for read in reads]
+    assert upstream.chats[0]["ttl"] == 300
 
 
 # ---- on this computer
@@ -123,6 +140,19 @@ def install_lms(home: Path, script: str) -> None:
 def test_invalid_port_is_replaced_by_the_default(home: Path, port: object) -> None:
     set_port(home, port)
     assert lmstudio.server_url() == "http://127.0.0.1:1234"
+
+
+@pytest.mark.parametrize(
+    ("interface", "host"),
+    [
+        *(("192.168.1.20", "192.168.1.20"), ("fd00::5", "[fd00::5]"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1")),
+        *((None, "127.0.0.1"), (7, "127.0.0.1"), ("example.org/x", "127.0.0.1"), ("fe80::1%eth0", "127.0.0.1")),
+    ],
+)
+def test_server_is_reached_where_it_listens(home: Path, interface: object, host: str) -> None:
+    file = home / ".internal" / "http-server-config.json"
+    file.write_text(json.dumps({"port": 41343, "networkInterface": interface}))
+    assert lmstudio.server_url() == f"http://{host}:41343"
 
 
 async def test_changed_port_is_used_without_a_restart(home: Path, tmp_path: Path) -> None:

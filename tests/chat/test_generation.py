@@ -227,6 +227,24 @@ async def test_overflow_that_omitting_cannot_help_is_an_error(
     assert len(upstream.chats) == requests + 1
 
 
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([finish(), usage(932, 0), DONE], "sent an empty answer with the reason “stop”. The prompt took 932 of the 4,096 "
+         "tokens of the context. Try again, choose another model, or continue in a new conversation."),
+        ([finish(), usage(4000, 0), DONE], "sent an empty answer with the reason “stop”. The prompt took 4,000 of the 4,096 "
+         "tokens of the context. Load the model with a larger context length, or continue in a new conversation."),
+        ([DONE], "sent an empty answer and no reason. Try again, choose another model, or continue in a new conversation."),
+    ],
+)  # fmt: skip
+async def test_empty_answer_is_explained_with_what_is_known(
+    ann: Person, upstream: Upstream, steps: list[Step], message: str
+) -> None:
+    upstream.enqueue(*steps)
+    [failure] = errors(await ask(ann))
+    assert (failure["code"], failure["message"]) == ("EMPTY_ANSWER", f"LM Studio {message}")
+
+
 async def test_slow_list_of_models_delays_an_answer_briefly(ann: Person, upstream: Upstream) -> None:
     upstream.enqueue(hang(), path=MODELS)
     upstream.enqueue(answer("Because."))

@@ -114,6 +114,15 @@ def test_administrator_loads_models_and_sees_a_server_that_does_not_respond(
     press(page, "Load Qwen2.5 VL 7B Instruct")
     press(page, "Unload Qwen2.5 VL 7B Instruct")
     expect(page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct", exact=True)).to_be_visible()
+    press(page, "Load Qwen2.5 VL 7B Instruct with options")
+    page.get_by_label("Context length, in tokens").fill("16384")
+    page.get_by_label("Flash attention").select_option("off")
+    press(page, "Load")
+    expect(page.locator(".model-pick", has_text="Qwen")).to_contain_text("Loaded · 16,384 context")
+    sent = [request.json for request in lmstudio.requests if request.path == "/api/v1/models/load"]
+    assert sent[-1] == {"model": QWEN["model"], "context_length": 16384, "flash_attention": False}
+    press(page, "Unload Qwen2.5 VL 7B Instruct")
+    expect(page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct", exact=True)).to_be_visible()
 
     gate = Gate()
     models = [model.native_v1() for model in lmstudio.models]

@@ -161,6 +161,27 @@ async def test_user_at_their_limit_is_passed_by_others() -> None:
     await asyncio.gather(*tasks)
 
 
+async def test_capacity_changes_while_slots_are_held() -> None:
+    slots, holding, gates = Slots(1), set(), [asyncio.Event() for _ in range(5)]
+
+    async def use(number: int) -> None:
+        async with slots.slot(1):
+            holding.add(number)
+            await gates[number].wait()
+            holding.remove(number)
+
+    tasks = [asyncio.create_task(use(number)) for number in range(5)]
+    for capacity, ended, held in ((1, None, {0}), (3, None, {0, 1, 2}), (1, 0, {1, 2}), (1, 1, {2}), (1, 2, {3})):
+        slots.resize(capacity)
+        if ended is not None:
+            gates[ended].set()
+        await settle()
+        assert holding == held
+    for gate in gates:
+        gate.set()
+    await asyncio.gather(*tasks)
+
+
 @pytest.mark.parametrize("steps", range(4))
 @pytest.mark.parametrize("cancel_first", [True, False])
 async def test_cancel_in_the_moment_of_a_grant_loses_no_slot(steps: int, cancel_first: bool) -> None:
