@@ -220,7 +220,7 @@ def openai_requests(talk: Talk) -> bytes:
 def database(tables: Mapping[str, list[Any]]) -> bytes:
     with sqlite3.connect(":memory:") as conn:
         for table, rows in tables.items():
-            columns = list(dict.fromkeys(name for row in rows for name in row)) or ["id"]
+            columns = list(dict.fromkeys(name for row in rows for name in row)) or ["id", "message_id"]
             quoted = ", ".join(f'"{name}"' for name in columns)
             conn.execute(f"CREATE TABLE {table} ({quoted})")
             for row in rows:
@@ -280,6 +280,23 @@ def llm_threads(talk: Talk, **more: list[Any]) -> bytes:
     return database({"threads": [thread], "turns": turns, "messages": messages, "parts": parts, **more})
 
 
+def ollama(talk: Talk, **more: list[Any]) -> bytes:
+    rows = [
+        {
+            "id": number,
+            "chat_id": "o1",
+            "role": said.role,
+            "content": said.text,
+            "thinking": said.reasoning,
+            "model_name": said.model or None,
+            "created_at": iso(said.at)[:-5].replace("T", " ") + ".000000000+00:00",
+        }
+        for number, said in enumerate(talk, 1)
+    ]
+    chat = {"id": "o1", "title": "Boats", "created_at": iso(START)[:-5].replace("T", " "), "browser_state": None}
+    return database({"chats": [chat], "messages": rows, "tool_calls": [], "attachments": [], **more})
+
+
 # ---- all of them
 
 
@@ -303,6 +320,7 @@ PROGRAMS = (
     Program("OpenAI array", "openai/array.json", openai, LINEAR, ("reasoning",)),
     Program("OpenAI lines", "openai/lines.jsonl", openai_lines, LINEAR, ("reasoning",)),
     Program("OpenAI requests", "openai/requests.jsonl", openai_requests, LINEAR, ("reasoning",)),
+    Program("Ollama", "ollama/db.sqlite", ollama, LINEAR),
     Program("llm responses", "llm/old.db", llm_responses, LINEAR, ("model", "reasoning", "title")),
     Program("llm threads", "llm/logs.db", llm_threads, BRANCHED, ("model", "reasoning", "title")),
 )

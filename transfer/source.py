@@ -50,7 +50,6 @@ _UNREADABLE = (  # what reading a file raises, and a damaged or forged zip
     zlib.error,
     lzma.LZMAError,
     binascii.Error,
-    sqlite3.Error,
 )
 
 
@@ -286,7 +285,7 @@ class Source:
     def _read_rows(self, name: str) -> Iterator[_Row | Skipped]:
         if self._is_database(name):
             with contextlib.closing(database.open_untrusted(self._load_database(name))) as conn:
-                for value in formats.read_database(conn):
+                for value in formats.read_database(database.Reader(conn)):
                     yield _Row(clean(name), value, 0)
             return
         for number, element in enumerate(split(self._chunks(name)), 1):
@@ -391,6 +390,8 @@ def _explained() -> Iterator[None]:
         yield
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror or 'it is damaged'}") from error
+    except sqlite3.Error as error:
+        raise Unreadable("is a database that is damaged or of an unknown version") from error
     except _UNREADABLE as error:
         raise Unreadable("cannot be unpacked: it is damaged or encrypted") from error
 

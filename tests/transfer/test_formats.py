@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from fireside.backends.loose import clean, decode
 from fireside.transfer import formats
-from fireside.transfer.database import MAGIC, open_untrusted
+from fireside.transfer.database import MAGIC, Reader, open_untrusted
 from fireside.transfer.split import split
 from fireside.transfer.transcript import Conversation, Image, Unreadable
 from hypothesis import HealthCheck, given, settings
@@ -619,7 +619,7 @@ def rows_of(program: Program) -> Iterator[dict[str, Any]]:
     data = program.write(program.talk)
     if data.startswith(MAGIC):
         with contextlib.closing(open_untrusted(data)) as conn:
-            yield from formats.read_database(conn)
+            yield from formats.read_database(Reader(conn))
         return
     rows = [row for element in split(iter([data])) for row in formats.unpack(decode(element or b""))]
     format = formats.of_message(rows[0])

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import sqlite3
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ def test_a_folder_with_the_files_of_all_programs_is_imported_whole(tmp_path: Pat
     assert skipped == []
     assert len(read) == len(PROGRAMS)
     assert {(one.source or "").partition(":")[0] for one in read} == {
-        *("claude", "librechat", "llamacpp", "jan", "gemini", "sillytavern", "openai", "llm")
+        *("claude", "librechat", "llamacpp", "jan", "gemini", "sillytavern", "openai", "ollama", "llm")
     }
     (thread,) = [one for one in read if one.source == "jan:j1"]
     assert (thread.title, thread.system_prompt, thread.model) == ("Boats", "Be kind.", None)
@@ -460,6 +462,23 @@ def test_llm_attachments_fragments_and_tools(tmp_path: Path) -> None:
         assert read.losses == {"document": 1, "tool call": 2}
 
 
+def test_ollama_attachments_and_tools(tmp_path: Path) -> None:
+    files = [("a.png", png()), ("b.txt", b"keel"), ("c.pdf", b"%PDF\xff")]
+    data = talks.ollama(
+        [*LINEAR[:2], Said("t", "a1", "tool", "Found", START), Said("a2", "t", "assistant", "So.", START + 9, "m")],
+        attachments=[
+            {"id": n, "message_id": 1, "filename": name, "data": data} for n, (name, data) in enumerate(files)
+        ],
+        tool_calls=[{"id": 1, "message_id": 2, "function_name": "search", "function_arguments": '{"q": "keel"}'}],
+    )
+    read = read_one(tmp_path, "db.sqlite", data)
+    question, answer = read.messages
+    assert question.content == f"{LINEAR[0].text}\n\n**b.txt**\n\n```\nkeel\n```\n\n**c.pdf** (not imported)"
+    assert [image.data for image in question.images] == [png()]
+    assert answer.content == "\n\n".join([LINEAR[1].text, folded("search", CALL), folded("result", "Found"), "So."])
+    assert read.losses == {"document": 2, "tool call": 2}
+
+
 # ---- what cannot be read
 
 UNSUPPORTED: dict[str, Any] = {
@@ -524,3 +543,26 @@ def test_a_database_with_changed_bytes_is_read_or_refused(
         data[place] = byte
     read, skipped = take_bytes(tmp_path_factory.getbasetemp(), "changed.db", bytes(data))
     assert read or skipped
+
+
+@pytest.mark.parametrize("name", ["logs.db", "logs.zip"])
+@pytest.mark.parametrize("journal", ["DELETE", "WAL"])
+def test_a_database_is_read_in_every_journal_mode_and_nothing_is_written(
+    tmp_path: Path, name: str, journal: str
+) -> None:
+    folder = tmp_path / "a folder #1"
+    folder.mkdir()
+    (folder / "logs.db").write_bytes(DATABASE)
+    with contextlib.closing(sqlite3.connect(folder / "logs.db")) as conn:
+        conn.execute(f"PRAGMA journal_mode = {journal}")
+        conn.execute("UPDATE threads SET name = 'Ships'")
+        conn.commit()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(folder / "logs.db", "llm/logs.db")
+        (folder / "logs.db").unlink()
+    before = (folder / name).read_bytes()
+    (read,), skipped = take(folder / name)
+    assert (read.title, len(read.messages), skipped) == ("Ships", len(talks.BRANCHED), [])
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert (folder / name).read_bytes() == before

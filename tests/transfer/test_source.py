@@ -164,6 +164,36 @@ def test_a_text_that_only_begins_like_an_image_is_left_out() -> None:
     assert lifted == b'[{"data":"!", "b": 1}, {"data":"'
 
 
+ROWS = st.lists(st.dictionaries(st.text(), JSON, min_size=1), min_size=1, max_size=6)
+
+
+@given(ROWS, st.integers(1, 40), st.sampled_from(["\n", "\r\n", "\n\n", " \n"]))
+def test_json_lines_are_split_into_lines(rows: list[Any], size: int, end: str) -> None:
+    data = end.join(json.dumps(row) for row in rows).encode()
+    assert [json.loads(part or b"") for part in split(pieces(data, size))] == rows
+
+
+@given(ROWS, st.integers(1, 40))
+def test_a_damaged_line_loses_no_other_line(rows: list[Any], size: int) -> None:
+    lines = [json.dumps(row).encode() for row in rows]
+    data = b"\n".join([lines[0], lines[0][:-1], b'"{[', *lines])
+    parts = [part for part in split(pieces(data, size)) if part in lines]
+    assert parts == [lines[0], *lines]
+
+
+@given(st.dictionaries(st.text(), JSON, min_size=1), st.integers(1, 40))
+def test_indented_json_is_one_element(value: dict[str, Any], size: int) -> None:
+    (part,) = split(pieces(json.dumps(value, indent=1).encode(), size))
+    assert json.loads(part or b"") == value
+
+
+def test_a_line_above_the_limit_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splitting, "ELEMENT_BYTES", 100)
+    data = b'{"a": 1}\n{"b": "' + b"x" * 1000 + b'"}\n{"c": 3}'
+    for size in (7, 5000):
+        assert [part and json.loads(part) for part in split(pieces(data, size))] == [{"a": 1}, None, {"c": 3}]
+
+
 # ---- files, folders and zips
 
 

@@ -4,11 +4,11 @@ A reader gets decoded JSON and keeps what it understands. What the database cann
 messages are known again by their `source`, which comes from what a program wrote and never from a file's path.
 """
 
-import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ...backends.loose import at, object_at
+from ..database import Reader
 from ..transcript import Conversation, Unreadable
 from . import (
     chatgpt,
@@ -21,6 +21,7 @@ from . import (
     llamacpp,
     llm,
     lmstudio,
+    ollama,
     openai,
     openwebui,
     sillytavern,
@@ -64,6 +65,7 @@ FORMATS = (  # the first that matches is taken
     Format("llama.cpp", llamacpp.matches, llamacpp.parse),
     Format("Jan", jan.matches, jan.parse, jan.is_message, jan.join),
     Format("SillyTavern", sillytavern.matches, sillytavern.parse, sillytavern.is_line, sillytavern.join),
+    Format("Ollama", ollama.matches, ollama.parse),
     Format("llm", llm.matches, llm.parse),
     Format("Grok", unsupported.is_grok),
     Format("Google AI Studio", unsupported.is_ai_studio),
@@ -101,15 +103,17 @@ def of_message(value: Any) -> Format | None:
     return next((format for format in FORMATS if format.is_message(object_at(value))), None)
 
 
-def read_database(conn: sqlite3.Connection) -> Iterator[Row]:
+def read_database(database: Reader) -> Iterator[Row]:
     """Yield the conversations of an SQLite database. Raises Unsupported, Unknown and sqlite3.Error."""
-    tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     for program, needed in DATABASES.items():
-        if needed <= tables:
+        if needed <= database.tables:
             _refuse(program)
-    if not any(needed <= tables for needed in llm.TABLES):
+    if database.tables >= ollama.TABLES:
+        yield from ollama.read(database)
+    elif any(needed <= database.tables for needed in llm.TABLES):
+        yield from llm.read(database)
+    else:
         raise Unknown("is a database of another program")
-    yield from llm.read(conn, tables)
 
 
 def parse(value: Any, find_image: FindImage) -> Conversation:

@@ -2,12 +2,12 @@
 `messages` and `parts`.
 """
 
-import sqlite3
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from ...backends.loose import at, decode, objects_at, text_at
 from ...queries.types import image_type
+from ..database import Reader
 from ..transcript import Conversation, Image, Message
 from . import common
 from .common import FindImage, joined
@@ -15,110 +15,99 @@ from .common import FindImage, joined
 TABLES = ({"conversations", "responses"}, {"threads", "turns", "messages", "parts"})
 
 
-def read(conn: sqlite3.Connection, tables: set[str]) -> Iterator[dict[str, Any]]:
+def read(database: Reader) -> Iterator[dict[str, Any]]:
     """Yield each conversation: {"llm": id, "name", "nodes": {key: {"parent", "role", "parts", "time", "model", ...}}}."""
-    database = _Database(conn, tables)
-    if TABLES[0] <= tables:
-        yield from database.read_responses()
-    if TABLES[1] <= tables:
-        yield from database.read_threads()
+    if TABLES[0] <= database.tables:
+        yield from _read_responses(database)
+    if TABLES[1] <= database.tables:
+        yield from _read_threads(database)
 
 
-class _Database:
-    def __init__(self, conn: sqlite3.Connection, tables: set[str]) -> None:
-        self._conn, self._tables = conn, tables
+# ---- conversations and responses
 
-    def _rows(self, table: str, where: str = "1", *values: Any) -> list[dict[str, Any]]:
-        """Return rows with all columns, because each version of `llm` adds some; none when it has no such table."""
-        names = [name.partition(" ")[0] for name in table.split(" JOIN ")]
-        if not self._tables.issuperset(names):
-            return []
-        return [dict(row) for row in self._conn.execute(f"SELECT * FROM {table} WHERE {where}", values)]
 
-    # ---- conversations and responses
+def _read_responses(database: Reader) -> Iterator[dict[str, Any]]:
+    for key in database.keys("coalesce(conversation_id, id)", "responses", "datetime_utc"):
+        conversation = database.row("conversations", "id = ?", key)
+        rows = database.rows("responses", "coalesce(conversation_id, id) = ? ORDER BY datetime_utc, id", key)
+        nodes: dict[str, dict[str, Any]] = {}
+        parent: str | None = None
+        for row in rows:
+            for suffix, node in (("?", _question(database, row)), ("!", _answer(database, row))):
+                name = f"{text_at(row, 'id')}{suffix}"
+                nodes[name] = node | {"parent": parent}
+                parent = name
+        prompts = list(dict.fromkeys(text_at(row, "system") for row in rows))
+        yield {"llm": key, "name": conversation.get("name"), "nodes": nodes, "system": joined(*prompts)}
 
-    def read_responses(self) -> Iterator[dict[str, Any]]:
-        keys = "SELECT DISTINCT coalesce(conversation_id, id) AS key FROM responses ORDER BY datetime_utc, id"
-        for (key,) in self._conn.execute(keys).fetchall():
-            conversation = next(iter(self._rows("conversations", "id = ?", key)), {})
-            rows = self._rows("responses", "coalesce(conversation_id, id) = ? ORDER BY datetime_utc, id", key)
-            nodes: dict[str, dict[str, Any]] = {}
-            parent: str | None = None
-            for row in rows:
-                for suffix, node in (("?", self._question(row)), ("!", self._answer(row))):
-                    name = f"{text_at(row, 'id')}{suffix}"
-                    nodes[name] = node | {"parent": parent}
-                    parent = name
-            prompts = list(dict.fromkeys(text_at(row, "system") for row in rows))
-            yield {"llm": key, "name": conversation.get("name"), "nodes": nodes, "system": joined(*prompts)}
 
-    def _question(self, row: dict[str, Any]) -> dict[str, Any]:
-        prompt = "prompt_fragments JOIN fragments ON fragments.id = fragment_id"
-        texts = [
-            text_at(one, "content") for one in self._rows(prompt, 'response_id = ? ORDER BY "order"', row.get("id"))
-        ]
-        attachments = self._rows(
-            "prompt_attachments JOIN attachments ON attachments.id = attachment_id",
-            'response_id = ? ORDER BY "order"',
-            row.get("id"),
+def _question(database: Reader, row: dict[str, Any]) -> dict[str, Any]:
+    prompt = "prompt_fragments JOIN fragments ON fragments.id = fragment_id"
+    texts = [
+        text_at(one, "content") for one in database.rows(prompt, 'response_id = ? ORDER BY "order"', row.get("id"))
+    ]
+    attachments = database.rows(
+        "prompt_attachments JOIN attachments ON attachments.id = attachment_id",
+        'response_id = ? ORDER BY "order"',
+        row.get("id"),
+    )
+    parts = [{"type": "text", "text": joined(*texts, text_at(row, "prompt"), by="\n")}]
+    results = [one | {"type": "tool_result"} for one in database.rows("tool_results", "response_id = ?", row.get("id"))]
+    role = "tool" if results and not text_at(row, "prompt") else "user"
+    return {"role": role, "time": row.get("datetime_utc"), "parts": [*parts, *attachments, *results]}
+
+
+def _answer(database: Reader, row: dict[str, Any]) -> dict[str, Any]:
+    calls = [one | {"type": "tool_call"} for one in database.rows("tool_calls", "response_id = ?", row.get("id"))]
+    texts = [{"type": "reasoning", "text": row.get("reasoning")}, {"type": "text", "text": row.get("response")}]
+    return row | {"role": "assistant", "time": row.get("datetime_utc"), "parts": [*texts, *calls]}
+
+
+# ---- threads, turns, messages and parts
+
+
+def _read_threads(database: Reader) -> Iterator[dict[str, Any]]:
+    for key in database.keys("coalesce(thread_id, id)", "turns", "datetime_utc"):
+        thread = database.row("threads", "id = ?", key)
+        nodes: dict[str, dict[str, Any]] = {}
+        for turn in database.rows("turns", "coalesce(thread_id, id) = ? ORDER BY datetime_utc, id", key):
+            _add_turn(database, nodes, turn)
+        tip = text_at(thread, "tip_message_hash") or None
+        yield {"llm": key, "name": thread.get("name"), "nodes": nodes, "tip": tip}
+
+
+def _add_turn(database: Reader, nodes: dict[str, dict[str, Any]], turn: dict[str, Any]) -> None:
+    """Add the messages that a turn ends with and those before it, up to one that is known."""
+    tip = name = turn.get("tip_message_hash")
+    while isinstance(name, str) and name not in nodes:
+        row = database.row("messages", "hash = ?", name)
+        if not row:
+            return
+        facts = turn if name == tip else {}
+        parts = [_part(database, part) for part in database.rows("parts", "message_hash = ? ORDER BY position", name)]
+        parent = row.get("parent_hash")
+        nodes[name] = facts | {
+            "role": row.get("role"),
+            "time": turn.get("datetime_utc"),
+            "parts": parts,
+            "parent": parent,
+        }
+        name = parent
+
+
+def _part(database: Reader, part: dict[str, Any]) -> dict[str, Any]:
+    payload = _decode(part.get("payload"))
+    fields = (payload if isinstance(payload, dict) else {}) | {"type": part.get("type")}
+    text = text_at(part, "text") or text_at(fields, "text")
+    for one in objects_at(fields, "text_ref"):
+        fragment = (
+            next(iter(database.rows("fragments", "id = ?", one["fragment"])), {}) if _is_id(one.get("fragment")) else {}
         )
-        parts = [{"type": "text", "text": joined(*texts, text_at(row, "prompt"), by="\n")}]
-        results = [
-            one | {"type": "tool_result"} for one in self._rows("tool_results", "response_id = ?", row.get("id"))
-        ]
-        role = "tool" if results and not text_at(row, "prompt") else "user"
-        return {"role": role, "time": row.get("datetime_utc"), "parts": [*parts, *attachments, *results]}
-
-    def _answer(self, row: dict[str, Any]) -> dict[str, Any]:
-        calls = [one | {"type": "tool_call"} for one in self._rows("tool_calls", "response_id = ?", row.get("id"))]
-        texts = [{"type": "reasoning", "text": row.get("reasoning")}, {"type": "text", "text": row.get("response")}]
-        return row | {"role": "assistant", "time": row.get("datetime_utc"), "parts": [*texts, *calls]}
-
-    # ---- threads, turns, messages and parts
-
-    def read_threads(self) -> Iterator[dict[str, Any]]:
-        keys = "SELECT DISTINCT coalesce(thread_id, id) AS key FROM turns ORDER BY datetime_utc, id"
-        for (key,) in self._conn.execute(keys).fetchall():
-            thread = next(iter(self._rows("threads", "id = ?", key)), {})
-            nodes: dict[str, dict[str, Any]] = {}
-            for turn in self._rows("turns", "coalesce(thread_id, id) = ? ORDER BY datetime_utc, id", key):
-                self._add_turn(nodes, turn)
-            tip = text_at(thread, "tip_message_hash") or None
-            yield {"llm": key, "name": thread.get("name"), "nodes": nodes, "tip": tip}
-
-    def _add_turn(self, nodes: dict[str, dict[str, Any]], turn: dict[str, Any]) -> None:
-        """Add the messages that a turn ends with and those before it, up to one that is known."""
-        tip = name = turn.get("tip_message_hash")
-        while isinstance(name, str) and name not in nodes:
-            row = next(iter(self._rows("messages", "hash = ?", name)), None)
-            if row is None:
-                return
-            facts = turn if name == tip else {}
-            parts = [self._part(part) for part in self._rows("parts", "message_hash = ? ORDER BY position", name)]
-            parent = row.get("parent_hash")
-            nodes[name] = facts | {
-                "role": row.get("role"),
-                "time": turn.get("datetime_utc"),
-                "parts": parts,
-                "parent": parent,
-            }
-            name = parent
-
-    def _part(self, part: dict[str, Any]) -> dict[str, Any]:
-        payload = _decode(part.get("payload"))
-        fields = (payload if isinstance(payload, dict) else {}) | {"type": part.get("type")}
-        text = text_at(part, "text") or text_at(fields, "text")
-        for one in objects_at(fields, "text_ref"):
-            fragment = (
-                next(iter(self._rows("fragments", "id = ?", one["fragment"])), {})
-                if _is_id(one.get("fragment"))
-                else {}
-            )
-            text += text_at(one, "literal") or text_at(fragment, "content")
-        reference = at(fields, "attachment", "id")
-        if part.get("type") == "attachment" and _is_id(reference):
-            return next(iter(self._rows("attachments", "id = ?", reference)), {"type": "attachment"})
-        return fields | {"text": text}
+        text += text_at(one, "literal") or text_at(fragment, "content")
+    reference = at(fields, "attachment", "id")
+    if part.get("type") == "attachment" and _is_id(reference):
+        return next(iter(database.rows("attachments", "id = ?", reference)), {"type": "attachment"})
+    return fields | {"text": text}
 
 
 def _is_id(value: Any) -> bool:
