@@ -21,6 +21,7 @@ export class Chat {
     this.#actions = {
       edit: (message, text) => conversation.ask(text, () => loadImages(message), message.parent_id),
       retry: (message) => conversation.retry(message),
+      retryWith: (message) => this.#retryWith(message),
       continueAnswer: () => conversation.ask("Continue where you stopped.", () => []),
       select: (id) => this.#select(id),
     };
@@ -123,6 +124,13 @@ export class Chat {
     this.scroller.hold();
     if (!await this.conversation.select(messageId)) return;
     this.#views.get(messageId)?.node.querySelector(".switch button:not(:disabled)")?.focus({ preventScroll: true });
+  }
+
+  /** The conversation goes on with its own model. */
+  async #retryWith(message) {
+    const { openPicker } = await import("./picker.js");
+    openPicker(message.model ? { model: { id: message.model }, provider: { provider_id: message.provider_id } } : null,
+      (choice) => this.conversation.retry(message, choice));
   }
 
   #editLast() {

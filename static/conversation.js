@@ -271,11 +271,11 @@ export class Conversation extends Emitter {
     return details.id;
   }
 
-  /** Have a version of an answer written by the chosen model. */
-  async retry(answer = this.path.at(-1)) {
+  /** Have a version of an answer written, by the chosen model or another. */
+  async retry(answer = this.path.at(-1), choice = chosenModel(this.details)) {
     if (!answer || this.busy || this.#sending) return;
     const { id } = this;
-    const model = modelFields(chosenModel(this.details));
+    const model = modelFields(choice);
     if (answer.role === "user") return this.#reader.read({ path: `/conversations/${id}/stream`, body: model });
     this.#sending = true;
     try {

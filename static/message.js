@@ -4,11 +4,12 @@ import { copyButton } from "./clipboard.js";
 import { arrange, button, h } from "./dom.js";
 import { counted, duration, number, timeNode } from "./format.js";
 import { icon, iconButton } from "./icons.js";
-import { Markdown } from "./markdown.js";
+import { build, Markdown } from "./markdown.js";
+import { openMenu, placeBeside } from "./popups.js";
 
-const FOLDED_QUESTION_LENGTH = 1500; // characters
+const FOLDED_QUESTION = { characters: 1500, lines: 25 };
 
-/** `actions`: `select(id)` another version, `edit(message, text)`, `retry(message)`, `continueAnswer()`. */
+/** `actions`: `select(id)` another version, `edit(message, text)`, `retry(message)`, `retryWith(message)` another model, `continueAnswer()`. */
 export function messageView(message, actions) {
   return message.role === "user" ? new Question(message, actions) : new Answer(message, actions);
 }
@@ -110,9 +111,20 @@ function fileNode({ name, text }) {
     h("pre", { tabindex: "0", role: "region", "aria-label": name, dir: "auto" }, text));
 }
 
+const FENCED = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*\n((?:.*\n)*?) {0,3}\1[`~]*[ \t]*$/gm;
+
+/** The text as it was typed, but fenced code as code blocks. */
 function questionText(content) {
-  const text = h("div", { class: "text" }, content);
-  if (content.length < FOLDED_QUESTION_LENGTH) return text;
+  const parts = [];
+  let end = 0;
+  for (const match of content.matchAll(FENCED)) {
+    parts.push(content.slice(end, match.index).replace(/\n$/, ""), build(["pre", {}, ["code", { "data-language": match[2] }, match[3]]]));
+    end = match.index + match[0].length + 1;
+  }
+  parts.push(content.slice(end));
+  const text = h("div", { class: "text" }, parts.filter((part) => part !== ""));
+  const { characters, lines } = FOLDED_QUESTION;
+  if (content.length < characters && content.split("\n", lines).length < lines) return text;
   text.classList.add("folded");
   const unfold = button("Show all", () => {
     unfold.textContent = text.classList.toggle("folded") ? "Show all" : "Show less";
@@ -132,6 +144,7 @@ class Answer {
   #phase = new Phase();
   #note = h("div", { class: "note" });
   #foot = h("footer", {});
+  #speed = new Speed();
   #streaming = false; // its text comes from the stream
   #content = null; // the finished text that is shown
   #last = false;
@@ -139,7 +152,7 @@ class Answer {
   constructor(message, actions) {
     this.#actions = actions;
     this.node = h("article", { class: "message assistant", id: `m${message.id}`, tabindex: "-1", "aria-label": "Answer" },
-      this.#reasoning.node, message.images?.map(imageNode), this.#markdown.node, this.#phase.node, this.#note, this.#foot);
+      this.#reasoning.node, message.images?.map(imageNode), this.#markdown.node, this.#phase.node, this.#speed.node, this.#note, this.#foot);
     this.update(message);
   }
 
@@ -167,6 +180,7 @@ class Answer {
       this.#markdown.show(message.content, message.blocks ?? [["p", {}, message.content]]);
       this.#reasoning.show(message.reasoning ?? "", message.stats?.reasoning_ms);
       this.#phase.hide();
+      this.#speed.stop();
     }
     this.node.classList.toggle("last", last);
     arrange(this.#note, generating ? [] : this.#notes(message, last));
@@ -179,6 +193,7 @@ class Answer {
     this.#markdown.clear();
     this.#reasoning.show("");
     this.#phase.show({ phase: "waiting" });
+    this.#speed.stop();
   }
 
   /** Show an event of the stream. Late ones change nothing once the finished message is shown. */
@@ -186,7 +201,10 @@ class Answer {
     if (!this.#streaming) return;
     if (event === "reset") this.clear();
     if (event === "progress") this.#phase.show(data);
-    if (event === "reasoning" || event === "delta") this.#phase.hide();
+    if (event === "reasoning" || event === "delta") {
+      this.#phase.hide();
+      this.#speed.count(data.delta);
+    }
     if (event === "reasoning") this.#reasoning.append(data.delta);
     if (event === "delta") {
       this.#reasoning.end();
@@ -215,9 +233,18 @@ class Answer {
     return [
       message.content && copyButton("Copy answer", () => message.content, { "data-action": "copy" }),
       iconButton("retry", "Another answer", () => this.#actions.retry(message), { "data-action": "retry" }),
+      iconButton("more", "More about this answer", (event) => this.#openMenu(event.currentTarget), { "aria-haspopup": "menu" }),
       ...versionSwitch(message, this.#actions.select),
-      h("span", { class: "figures" }, figures(message).map(([text, title]) => h("span", { title }, text))),
+      ...figuresButton(message),
     ].filter(Boolean);
+  }
+
+  #openMenu(anchor) {
+    const { message } = this;
+    openMenu(anchor, [
+      { icon: "retry", label: "Another answer", act: () => this.#actions.retry(message) },
+      { icon: "swap", label: "Retry with another model…", act: () => this.#actions.retryWith(message) },
+    ]);
   }
 }
 
@@ -227,13 +254,21 @@ const HELP = {
   CONTEXT_OVERFLOW: "Load the model with a larger context, or begin a new chat.",
 };
 
-/** The figures below an answer, each with its explanation. */
+/** A button with the model's name, and the figures that it opens. */
+function figuresButton(message) {
+  const shown = figures(message);
+  if (!shown.length && !message.model) return [];
+  const list = h("ul", { class: "figures menu", popover: "auto" }, shown.map(([text, title]) => h("li", {}, text, title && h("small", {}, title))));
+  const opener = h("button", { type: "button", class: "quiet model", title: shown.map(([text]) => text).join(" · ") }, message.model || "Figures");
+  opener.popoverTargetElement = list;
+  list.addEventListener("toggle", ({ newState }) => newState === "open" && placeBeside(list, opener));
+  return [opener, list];
+}
+
+/** The figures of an answer, each with its explanation. */
 function figures({ model, stats, token_usage: usage }) {
   const shown = [];
-  if (model) {
-    const requested = stats?.requested_model;
-    shown.push([model, requested && requested !== model ? `Requested: ${requested}` : "The model that answered"]);
-  }
+  if (stats?.requested_model && stats.requested_model !== model) shown.push([model, `Requested: ${stats.requested_model}`]);
   if (stats?.omitted_images) {
     shown.push([`${counted(stats.omitted_images, "older image")} not sent`, "Only the newest images are sent: at most 32 images, and at most 32 MiB in all"]);
   }
@@ -242,6 +277,8 @@ function figures({ model, stats, token_usage: usage }) {
   if (stats?.ttft_ms != null) {
     const first = stats.ttft_ms < 100 ? duration(stats.ttft_ms) : `${number(stats.ttft_ms / 1000, 2)} s`;
     shown.push([`${first} to first token`, stats.total_ms ? `${duration(stats.total_ms)} in all` : ""]);
+  } else if (stats?.total_ms) {
+    shown.push([`${duration(stats.total_ms)} in all`]);
   }
   return shown;
 }
@@ -295,6 +332,42 @@ class Reasoning {
     this.#ended = true;
     this.node.classList.remove("thinking");
     this.#summary.textContent = took == null ? "Thoughts" : `Thought for ${took < 100 ? "a moment" : duration(took)}`;
+  }
+}
+
+const SPEED_WINDOW_MS = 5000;
+const CHARACTERS_PER_TOKEN = 4;
+
+/** How long an answer has been written, and how fast. The tokens are counted at the end; until then they are estimated. */
+class Speed {
+  #began = 0; // 0: not writing
+  #counts = []; // {at, characters}, of the last seconds
+  #timer = 0;
+  node = h("p", { class: "speed faint", hidden: true, "aria-hidden": "true" });
+
+  count(delta) {
+    const now = performance.now();
+    this.#counts.push({ at: now, characters: delta.length });
+    if (this.#began) return;
+    this.#began = now;
+    this.#timer = setInterval(() => this.#draw(), 1000);
+  }
+
+  stop() {
+    clearInterval(this.#timer);
+    this.#began = 0;
+    this.#counts = [];
+    this.node.hidden = true;
+  }
+
+  #draw() {
+    if (!this.node.isConnected) return;
+    const now = performance.now();
+    this.#counts = this.#counts.filter(({ at }) => now - at < SPEED_WINDOW_MS);
+    const characters = this.#counts.reduce((sum, count) => sum + count.characters, 0);
+    const seconds = Math.min(SPEED_WINDOW_MS, now - this.#began) / 1000;
+    this.node.textContent = `${duration(Math.max(1000, now - this.#began))} · about ${number(characters / CHARACTERS_PER_TOKEN / seconds)} tok/s`;
+    this.node.hidden = false;
   }
 }
 

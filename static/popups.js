@@ -31,7 +31,7 @@ export function openMenu(anchor, items) {
   menu.firstElementChild.focus();
 }
 
-function placeBeside(menu, anchor) {
+export function placeBeside(menu, anchor) {
   const at = anchor.getBoundingClientRect();
   const left = Math.min(at.left, innerWidth - menu.offsetWidth - 8);
   const below = at.bottom + 4;

@@ -100,8 +100,10 @@ def test_imported_answer_shows_its_images_and_figures(visit: Visit) -> None:
     expect(shown.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 1)
     expect(shown.locator(".picture + .markdown")).to_have_text("Here")
     expect(shown.locator("summary")).to_have_text("Thought for a moment")
-    expect(shown.locator(".figures")).to_have_text("12 older images not sent3 ms to first token")
-    expect(shown.get_by_title("2 min 0 s in all")).to_be_visible()
+    press(page, "Figures")
+    figures = shown.locator(".figures")
+    expect(figures.locator("li").last).to_contain_text("3 ms to first token")
+    expect(figures.get_by_text("2 min 0 s in all")).to_be_visible()
 
 
 def test_image_is_fetched_once_while_an_answer_streams_and_kept_unchanged_by_an_edit(
@@ -158,3 +160,47 @@ def test_link_of_an_answer_has_an_address_only_when_it_is_pressed(visit: Visit, 
     with visit.context.expect_page() as opened:
         one.click()
     expect(opened.value).to_have_url("http://notes.example/1")
+
+
+def test_question_shows_its_code_as_blocks_and_the_rest_as_it_was_typed(visit: Visit) -> None:
+    typed = "Why <b>does</b> *this* fail?\n```python\nprint('a' + 1)\n```\nAnd ~~~ this?\n```\nnot closed"
+    long = "\n".join(f"Line {number}" for number in range(60))
+    imported(visit.client, [("Code", [typed, "Because.", long, "Yes."])])
+    page = visit.open()
+    page.get_by_role("link", name="Code", exact=True).click()
+    question, folded = page.locator(".message.user .text").first, page.locator(".message.user .text").last
+    expect(question.locator("pre")).to_have_text("print('a' + 1)\n")
+    expect(question.locator(".code-head")).to_have_text("python")
+    expect(question).to_contain_text("Why <b>does</b> *this* fail?")
+    expect(question).to_contain_text("And ~~~ this?\n```\nnot closed", use_inner_text=True)
+    height = "(node) => node.offsetHeight"
+    before = folded.evaluate(height)
+    press(page, "Show all")
+    assert folded.evaluate(height) > 3 * before
+
+
+def test_another_model_answers_from_the_menu_of_the_answer(visit: Visit, lmstudio: Upstream) -> None:
+    chat = new(visit.client, "Hello")
+    page = visit.open(f"/#/c/{chat}")
+    shown = answered(page).locator(".model")
+    expect(shown).to_have_text(script.MODEL)
+    lmstudio.enqueue(answer("From Qwen", model=QWEN["model"]))
+    press(page, "More about this answer")
+    page.get_by_role("menuitem", name="Retry with another model…").click()
+    page.locator(".model-pick", has_text="Qwen2.5 VL").click()
+    expect(answered(page)).to_contain_text("From Qwen")
+    expect(shown).to_have_text(QWEN["model"])
+    press(page, "Previous version")
+    expect(shown).to_have_text(script.MODEL)
+    assert lmstudio.chats[-1]["model"] == QWEN["model"]
+
+
+def test_elapsed_time_and_speed_are_shown_while_an_answer_is_written(visit: Visit, lmstudio: Upstream) -> None:
+    gate = Gate()
+    lmstudio.enqueue(text(*["word "] * 200), pause(gate), finish(), DONE)
+    page = visit.open()
+    ask(page, "Count")
+    expect(page.locator(".speed")).to_have_text(re.compile(r"^[\d.]+ s · about \d+ tok/s$"))
+    gate.open()
+    answered(page)
+    expect(page.locator(".speed")).to_be_hidden()
