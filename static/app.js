@@ -186,7 +186,7 @@ function shortcut(event) {
 }
 
 document.addEventListener("keydown", (event) => {
-  if (!shell?.node.isConnected || event.isComposing || document.querySelector("dialog[open], .menu")) return;
+  if (!shell?.node.isConnected || event.isComposing || document.querySelector("dialog[open], .menu:popover-open")) return;
   const act = shortcut(event);
   if (!act) return;
   event.preventDefault();

@@ -273,7 +273,7 @@ function figures({ model, stats, token_usage: usage }) {
     shown.push([`${counted(stats.omitted_images, "older image")} not sent`, "Only the newest images are sent: at most 32 images, and at most 32 MiB in all"]);
   }
   if (usage) shown.push([counted(usage.completion_tokens, "token"), `${counted(usage.prompt_tokens, "token")} read`]);
-  if (stats?.tokens_per_second) shown.push([`${number(stats.tokens_per_second, 1)} tok/s`, "Tokens per second"]);
+  if (stats?.tokens_per_second) shown.push([`${number(stats.tokens_per_second, 1)} tok/s`, "Speed of writing"]);
   if (stats?.ttft_ms != null) {
     const first = stats.ttft_ms < 100 ? duration(stats.ttft_ms) : `${number(stats.ttft_ms / 1000, 2)} s`;
     shown.push([`${first} to first token`, stats.total_ms ? `${duration(stats.total_ms)} in all` : ""]);
