@@ -47,29 +47,33 @@ YES_OR_NO = argparse.BooleanOptionalAction
 SERVE = (
     _argument("--host", "address to listen on (default: 127.0.0.1)", metavar="ADDRESS", default=SUPPRESS),
     _argument("--port", "port to listen on; 0 for any free port (default: 8000)", default=SUPPRESS),
-    _argument("--lan", "let other devices connect; print an invite", action="store_true", default=SUPPRESS),
-    _argument("--open", "open the page in a browser (default: --open)", action=YES_OR_NO, default=SUPPRESS),
+    _argument("--lan", "let other devices connect, and print an invite link", action="store_true", default=SUPPRESS),
+    _argument("--open", "open the page in a browser (default: yes, when started from a terminal)", action=YES_OR_NO, default=SUPPRESS),
 )
-USER = _argument("--user", "user to act for (default: the first administrator)", metavar="NAME")
-FILE = _argument("file", "file to write")
-SALVAGE = (_argument("new", "file to write"), _argument("damaged", "file to read (default: the database)", nargs="?"))
-PATHS = _argument("paths", "files and folders (default: the conversations of LM Studio)", nargs="*")
-DRY_RUN = _argument("--dry-run", "only print what would be added, and what would be lost", action="store_true")
+USER = _argument("--user", "name of the user (default: the first administrator)", metavar="NAME")
+FILE = _argument("file", "file to write", metavar="FILE")
+BACKUP = _argument("file", "backup to restore", metavar="FILE")
+SALVAGE = (
+    _argument("new", "file to write", metavar="NEW"),
+    _argument("damaged", "damaged file to read (default: the database)", metavar="DAMAGED", nargs="?"),
+)
+PATHS = _argument("paths", "file or folder (default: the conversations of LM Studio)", metavar="PATH", nargs="*")
+DRY_RUN = _argument("--dry-run", "only print what would be added and lost", action="store_true")
 SERVICE = (
-    _argument("action", "install or remove", choices=("install", "remove")),
+    _argument("action", "install or remove the service that starts at login", choices=("install", "remove")),
     _argument("--dry-run", "only print what would be done", action="store_true"),
 )
 COMMANDS: tuple[tuple[str, str, tuple[Argument, ...]], ...] = (
-    ("serve", "run the service, as fireside does without a command", SERVE),
-    ("backup", "write a copy of the database, also while the service runs", (FILE,)),
-    ("restore", "restore the database from a backup", (_argument("file", "the backup"),)),
-    ("salvage", "copy what is readable in a damaged database to a new file", SALVAGE),
+    ("serve", "start Fireside, as without a command", SERVE),
+    ("backup", "write a backup of the database, also while Fireside is running", (FILE,)),
+    ("restore", "replace the database with a backup, while Fireside is stopped", (BACKUP,)),
+    ("salvage", "copy what is readable in a damaged database to a new file, while Fireside is stopped", SALVAGE),
     ("doctor", "check the installation and say what to do about problems", ()),
     ("import", "import conversations from LM Studio or from exports of other programs", (PATHS, DRY_RUN, USER)),
     ("export", "write all conversations of a user to a zip file", (FILE, USER)),
-    ("login-link", "print a link that signs a browser in once", (USER,)),
-    ("reset-password", "set a new password", (USER,)),
-    ("service", "start Fireside when you log in, or stop doing so", SERVICE),
+    ("login-link", "print a link that signs in without a password, once, within ten minutes", (USER,)),
+    ("reset-password", "set a new password without the old one", (USER,)),
+    ("service", "install or remove a service that starts Fireside when you log in", SERVICE),
 )
 
 
@@ -109,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = message.replace("unrecognized arguments:", "unknown argument")
+        message = message.replace("the following arguments are required:", "missing argument")
         command = re.match(r"argument COMMAND: invalid choice: (\S+)", message)
         if command:  # argparse takes the value of an unknown option for the command
             message = f"unknown command {command[1]}, or an unknown option before it"
@@ -122,7 +127,7 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
         " Without a command, fireside starts the service and opens the page."
     )
     parser = _Parser(prog="fireside", usage="fireside [OPTIONS] [COMMAND]", description=description)
-    parser.add_argument("--version", action="version", version=f"fireside {__version__}")
+    parser.add_argument("--version", action="version", help="print the version and exit", version=f"fireside {__version__}")
     for name, settings in (DATA_DIR, *SERVE):
         parser.add_argument(name, **settings)
     commands = parser.add_subparsers(prog="fireside", title="commands", metavar="COMMAND")
@@ -194,7 +199,7 @@ def _run_service(settings: Config, ports: list[int]) -> int:
             if isinstance(failure, (db.DatabaseUnusable, OSError)):
                 raise failure from None
             log = settings.data_dir / "fireside.log"
-            print(f"fireside: could not start because of an error in Fireside. See {log}.", file=sys.stderr)
+            print(f"fireside: could not start because of an internal error. See {log}.", file=sys.stderr)
         finally:
             (settings.data_dir / SERVICE_FILE).unlink(missing_ok=True)
         return 0 if server.started else 1

@@ -61,7 +61,7 @@ def _number(low: float, high: float, kind: type = float) -> Callable[[Any], Any]
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("text that is not empty")
+        raise ValueError("a string that is not empty")
     return value.strip()
 
 
@@ -264,7 +264,7 @@ def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[
     """
     tables: dict[str, dict[str, Any]] = {
         "lmstudio": {"kind": "lmstudio", "name": "LM Studio", "concurrency": LMSTUDIO_CONCURRENCY},
-        "embedded": {"kind": "embedded", "name": "On this computer", "concurrency": 1},
+        "embedded": {"kind": "embedded", "name": "Embedded engine", "concurrency": 1},
     }
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"{file}: providers: must be tables that begin with [[providers]]")
@@ -280,7 +280,7 @@ def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[
     if providers["embedded"].kind == "embedded" and importlib.util.find_spec("xllamacpp") is None:
         del providers["embedded"]
         if any(entry["id"] == "embedded" for entry in entries):
-            advice = "left out, because fireside[embedded] is not installed"
+            advice = "ignored, because fireside[embedded] is not installed"
             print(f"Warning: {file}: provider embedded: {advice}", file=sys.stderr)
     return tuple(providers.values())
 
@@ -310,5 +310,5 @@ def _provider(identity: str, table: dict[str, Any], file: Path) -> Provider:
     if values["kind"] == "embedded" and identity != "embedded":
         raise ConfigError(f"{where}: kind: only the provider with the id embedded may be embedded")
     if values["kind"] == "embedded" and values["concurrency"] != 1:
-        raise ConfigError(f"{where}: concurrency: must be 1, because the embedded engine gives one answer at a time")
+        raise ConfigError(f"{where}: concurrency: must be 1, because the embedded engine generates one answer at a time")
     return Provider(**values)

@@ -7,7 +7,7 @@ Messages are for people. They contain no secret, no stack trace and no text of a
 class FiresideError(Exception):
     status = 500
     code = "INTERNAL_ERROR"
-    message = "Internal error. The cause is in Fireside's log."
+    message = "Internal error. See fireside.log in the data directory."
     headers: dict[str, str] = {}  # noqa: RUF012 (replaced, never changed)
 
     def __init__(self, message: str | None = None) -> None:
@@ -71,7 +71,7 @@ class HostNotAllowed(Forbidden):
 
 class OriginNotAllowed(Forbidden):
     code = "ORIGIN_NOT_ALLOWED"
-    message = "Requests from this origin are not allowed. To allow them, add it to allowed_origins in config.toml."
+    message = "Requests from this origin are not allowed. To allow them, add the origin to allowed_origins in config.toml."
 
 
 class BootstrapDisabled(Forbidden):
@@ -81,7 +81,7 @@ class BootstrapDisabled(Forbidden):
 
 class InvalidBootstrapToken(Forbidden):
     code = "INVALID_BOOTSTRAP_TOKEN"
-    message = "The bootstrap token is missing or wrong. Open the link that the server printed."
+    message = "The bootstrap token is missing or wrong. Open the link that Fireside printed in its terminal."
 
 
 class NotFound(FiresideError):
@@ -97,7 +97,7 @@ class NotFound(FiresideError):
 class MethodNotAllowed(FiresideError):
     status = 405
     code = "METHOD_NOT_ALLOWED"
-    message = "This path does not support this method."
+    message = "This path does not allow this HTTP method."
 
 
 class Conflict(FiresideError):

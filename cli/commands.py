@@ -85,7 +85,7 @@ def reset_password(options: dict[str, Any]) -> int:
     else:
         user = with_database(settings, lambda database: Auth(settings, database).reset_password(name, password))
         name = user.username
-    print(f"{name} has a new password. All sessions of {name} have ended.")
+    print(f"The password of {name} was changed. All sessions of {name} have ended.")
     return 0
 
 

@@ -29,7 +29,7 @@ VULNERABILITIES = (
     ("Python", "CVE-2024-7592", "3.11.10 3.12.6", "parsing a crafted cookie takes seconds. Fireside does not use that parser."),
     ("Python", "CVE-2026-115557", "3.11.18 3.12.16 3.13.18 3.14.10 3.15.2",
      "certificates signed with stolen keys are trusted. Update Python if a model server has an https address."),
-    ("SQLite", "WAL-reset bug", "3.44.6 3.50.7 3.51.3",
+    ("SQLite", "the WAL-reset bug", "3.44.6 3.50.7 3.51.3",
      "two programs that write one database can damage it. Open Fireside's database with no other program."),
     ("SQLite", "CVE-2026-11822 and CVE-2026-119373", "3.54.0",
      "a crafted database file can run code. Restore and salvage only files that you trust."),
@@ -56,7 +56,7 @@ def readable_by_others(paths: Iterable[Path]) -> Iterator[str]:
         with contextlib.suppress(FileNotFoundError):  # the running service deletes files
             mode = path.lstat().st_mode
             if mode & 0o077 and not stat.S_ISLNK(mode):
-                yield f"{path} can be read by others: chmod {'700' if stat.S_ISDIR(mode) else '600'} {path}"
+                yield f"{path} can be read by other users. Run: chmod {'700' if stat.S_ISDIR(mode) else '600'} {path}"
 
 
 def _examine(settings: Config) -> Iterator[tuple[str, str]]:
@@ -77,21 +77,21 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
             yield BAD, db.explain(settings.database, error)
         else:
             size = settings.database.stat().st_size
-            yield OK, f"database {size:,} bytes, schema {version} of {db.VERSION}, integrity check passed"
+            yield OK, f"database of {size:,} bytes, schema version {version}, integrity check passed"
     else:
-        yield NOTE, "no database yet; the first start creates it"
+        yield NOTE, "no database yet; Fireside creates it at the first start"
     yield _examine_backup(folder)
     free = shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
     if free >= LOW_SPACE_BYTES:
-        yield OK, f"{free:,} bytes free on the disk"
+        yield OK, f"{free / 1e9:,.1f} GB free on the disk"
     else:
-        yield BAD, f"only {free:,} bytes free on the disk. Delete something before it is full."
+        yield BAD, f"only {free / 1e6:,.0f} MB free on the disk. Free some space."
     entries, skipped = asyncio.run(_query_providers(settings))
     for entry in entries:
-        found = f"{entry['name']}: models that can answer: {len(entry['models']) if entry['models_known'] else 'not listed'}"
+        found = f"{entry['name']}: chat models: {len(entry['models']) if entry['models_known'] else 'not listed'}"
         yield (OK, found) if entry["online"] else (NOTE, entry["error"])
     for skip in skipped:
-        yield NOTE, f"{skip.path} is not offered: {skip.reason}"
+        yield NOTE, f"{skip.path} cannot be used: {skip.reason}"
 
 
 def _examine_version(program: str, version: tuple[int, ...]) -> Iterator[tuple[str, str]]:
@@ -101,8 +101,8 @@ def _examine_version(program: str, version: tuple[int, ...]) -> Iterator[tuple[s
         fix = next((each for each in fixes if each[:2] == version[:2]), max(fixes))
         if vulnerable == program and version < fix:
             found = True
-            fixed = f"fixed in {'.'.join(map(str, fix))} or by your Linux distribution"
-            yield NOTE, f"{name}: {vulnerability}, {fixed}: {effect}"
+            fixed = f"Fixed in {'.'.join(map(str, fix))}, or by an update of your Linux distribution."
+            yield NOTE, f"{name} may have {vulnerability}: {effect} {fixed}"
     if not found:
         yield OK, f"{name} has no known vulnerability that concerns Fireside"
 
@@ -110,7 +110,7 @@ def _examine_version(program: str, version: tuple[int, ...]) -> Iterator[tuple[s
 def _examine_backup(data_dir: Path) -> tuple[str, str]:
     backup = db.newest_backup(data_dir)
     if backup is None:
-        return NOTE, "no backup yet; the service makes one each day"
+        return NOTE, "no backup yet; Fireside makes one each day"
     try:
         db.examine(backup)
     except (sqlite3.Error, DatabaseUnusable) as error:

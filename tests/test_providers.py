@@ -579,7 +579,7 @@ SMOLLM = "smollm2-135m-instruct"
 )
 async def test_embedded_engine_lists_answers_and_unloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    embedded = Provider("embedded", "embedded", "On this computer", concurrency=1)
+    embedded = Provider("embedded", "embedded", "Embedded engine", concurrency=1)
     engine = Engine(config := Config(providers=(embedded,), engine_threads=1, engine_context=512))
     providers = Providers(config, engine)
     try:
