@@ -124,7 +124,7 @@ def test_every_command_has_help() -> None:
         (["--prot=1"], {}, "unknown argument --prot=1. See fireside --help."),
         (["--prot", "1"], {}, "unknown command '1', or an unknown option before it. See fireside --help."),
         (["doctor", "--frobnicate"], {}, "unknown argument --frobnicate. See fireside --help."),
-        (["backup"], {}, "file. See fireside backup --help."),
+        (["backup"], {}, "FILE. See fireside backup --help."),
     ],
 )
 def test_wrong_setting_or_argument_is_one_line_that_names_it(
