@@ -48,7 +48,12 @@ SERVE = (
     _argument("--host", "address to listen on (default: 127.0.0.1)", metavar="ADDRESS", default=SUPPRESS),
     _argument("--port", "port to listen on; 0 for any free port (default: 8000)", default=SUPPRESS),
     _argument("--lan", "let other devices connect, and print an invite link", action="store_true", default=SUPPRESS),
-    _argument("--open", "open the page in a browser (default: yes, when started from a terminal)", action=YES_OR_NO, default=SUPPRESS),
+    _argument(
+        "--open",
+        "open the page in a browser (default: yes, when started from a terminal)",
+        action=YES_OR_NO,
+        default=SUPPRESS,
+    ),
 )
 USER = _argument("--user", "name of the user (default: the first administrator)", metavar="NAME")
 FILE = _argument("file", "file to write", metavar="FILE")
@@ -127,7 +132,9 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
         " Without a command, fireside starts the service and opens the page."
     )
     parser = _Parser(prog="fireside", usage="fireside [OPTIONS] [COMMAND]", description=description)
-    parser.add_argument("--version", action="version", help="print the version and exit", version=f"fireside {__version__}")
+    parser.add_argument(
+        "--version", action="version", help="print the version and exit", version=f"fireside {__version__}"
+    )
     for name, settings in (DATA_DIR, *SERVE):
         parser.add_argument(name, **settings)
     commands = parser.add_subparsers(prog="fireside", title="commands", metavar="COMMAND")

@@ -310,5 +310,7 @@ def _provider(identity: str, table: dict[str, Any], file: Path) -> Provider:
     if values["kind"] == "embedded" and identity != "embedded":
         raise ConfigError(f"{where}: kind: only the provider with the id embedded may be embedded")
     if values["kind"] == "embedded" and values["concurrency"] != 1:
-        raise ConfigError(f"{where}: concurrency: must be 1, because the embedded engine generates one answer at a time")
+        raise ConfigError(
+            f"{where}: concurrency: must be 1, because the embedded engine generates one answer at a time"
+        )
     return Provider(**values)

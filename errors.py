@@ -71,7 +71,7 @@ class HostNotAllowed(Forbidden):
 
 class OriginNotAllowed(Forbidden):
     code = "ORIGIN_NOT_ALLOWED"
-    message = "Requests from this origin are not allowed. To allow them, add the origin to allowed_origins in config.toml."
+    message = "Requests from this origin are not allowed. To allow it, add it to allowed_origins in config.toml."
 
 
 class BootstrapDisabled(Forbidden):
