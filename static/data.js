@@ -38,7 +38,7 @@ export function show(place) {
     h("p", { class: "faint" }, "All your conversations in one zip file, as JSON and as Markdown."),
     button([icon("download"), "Export everything"], () => download("/export")),
     h("h3", {}, "Import"),
-    h("p", { class: "faint" }, "Exports of ChatGPT, Claude, Gemini, LibreChat, Open WebUI, LM Studio, Jan, SillyTavern, the llama.cpp page, llm or Fireside, and OpenAI messages. Existing conversations do not change."),
+    h("p", { class: "faint" }, "Exports of ChatGPT, Claude, Gemini, LibreChat, Open WebUI, LM Studio, Jan, SillyTavern, Ollama, llm, the llama.cpp page or Fireside, and OpenAI messages. Existing conversations do not change."),
     ...openers, input, result);
 }
 

@@ -135,6 +135,7 @@ _Found = Conversation | Skipped
 
 _JSON = (".json", ".jsonl", ".ndjson")
 _DATABASES = (".db", ".sqlite", ".sqlite3")
+_TAKEOUT_HTML = re.compile(r"(Gemini|Bard)[^/]*/[^/]+\.html$")
 _EXPORTED = re.compile(r"(^|/)(conversations(-[0-9]+)?\.json|logs\.db)$|\.conversation\.json$")
 _FILE_ID = re.compile(r"file[-_][A-Za-z0-9]+")  # in file-service://file-Abc and in file-Abc-photo.png
 
@@ -187,6 +188,8 @@ class Source:
             return False
         if name.endswith(_DATABASES):
             return self._is_database(name)
+        if _TAKEOUT_HTML.search(name):
+            return True
         if PurePosixPath(name).name == "thread.json":  # of Jan, which is read with the messages beside it
             return PurePosixPath(name).with_name("messages.jsonl").as_posix() not in self._members
         return name.endswith(_JSON)
@@ -225,14 +228,17 @@ class Source:
     def __iter__(self) -> Iterator[_Found]:
         for name in self._names:
             skipped = 0
-            report_unknown = name not in self._companions  # once in a file
+            is_ours = report_unknown = name not in self._companions  # unknown rows are reported once in a file
             try:
                 with _explained():
                     for found in self._read_file(name):
                         if report_unknown or not isinstance(found, _Unknown):
                             yield found
+                            is_ours = True
                         report_unknown &= not isinstance(found, _Unknown)
-                        skipped += type(found) is Skipped
+                        skipped += isinstance(found, Skipped)
+                        if skipped > MAX_SKIPPED and not is_ours:
+                            break
                         if skipped > MAX_SKIPPED:
                             raise Unreadable("has too much in it that cannot be read; the rest was left out")
             except Unreadable as error:
@@ -283,6 +289,8 @@ class Source:
             yield kind(f"{clean(name)}: {title}" if title else row.where, str(error))
 
     def _read_rows(self, name: str) -> Iterator[_Row | Skipped]:
+        if _TAKEOUT_HTML.search(name):
+            raise formats.Unsupported("is Gemini activity as HTML; choose JSON for My Activity in Google Takeout")
         if self._is_database(name):
             with contextlib.closing(database.open_untrusted(self._load_database(name))) as conn:
                 for value in formats.read_database(database.Reader(conn)):

@@ -507,6 +507,14 @@ def test_an_export_that_is_not_supported_is_named_once(tmp_path: Path, program: 
     assert (read, skipped) == ([], [Skipped("export.json", reason)])
 
 
+def test_gemini_activity_as_html_is_named(tmp_path: Path) -> None:
+    name = "Takeout/My Activity/Gemini Apps/MyActivity.html"
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_bytes(b"<html>")
+    reason = "is Gemini activity as HTML; choose JSON for My Activity in Google Takeout"
+    assert take(tmp_path) == ([], [Skipped(name, reason)])
+
+
 def test_every_format_has_a_sample() -> None:
     unsupported = {format.program for format in formats.FORMATS if format.parse is None}
     assert unsupported == set(UNSUPPORTED)

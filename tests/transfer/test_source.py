@@ -365,12 +365,22 @@ def test_an_image_that_is_shown_a_thousand_times_is_refused(tmp_path: Path) -> N
                 opened.read_image(image)
 
 
-@pytest.mark.parametrize("data", [b"[" + b"0," * 2_000 + b"0]", b'{"chats": [' + b"0," * 2_000 + b"0]}"])
+@pytest.mark.parametrize("data", [b"[" + b"0," * 500 + b"0]", b'{"chats": [' + b"0," * 500 + b"0]}"])
 def test_rows_that_are_no_conversations_are_reported_once(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x.json").write_bytes(data)
     read, skipped = take(tmp_path / "x.json")
     assert (read, len(skipped)) == ([], 1)
     assert "is not a conversation of Fireside, ChatGPT" in skipped[0].reason
+
+
+def test_a_large_file_without_conversations_is_not_read_to_its_end(tmp_path: Path) -> None:
+    many = b"[" + b"{}," * 100_000 + b"]]"
+    (tmp_path / "x.json").write_bytes(many)
+    _, skipped = take(tmp_path / "x.json")
+    assert "too much in it" in skipped[-1].reason and len(skipped) == 2
+    companions = {"conversations.json": dumps([bridges()]), "feedback.json": many}
+    read, skipped = take(unpacked(tmp_path, companions))
+    assert (len(read), skipped) == (1, [])
 
 
 def test_a_file_with_too_many_unreadable_conversations_is_given_up(
