@@ -34,42 +34,76 @@ function fragment(trees) {
 
 /** Changes to elements of some tags, by tag. Each returns a replacement or nothing. */
 const ENHANCEMENTS = {
-  /**
-   * On http, Firefox connects to the host of a link that the pointer is over or that has the focus, and an answer can put
-   * data into a host name. So a link gets its address when it is pressed.
-   */
   a(link) {
     const address = link.getAttribute("href");
     link.removeAttribute("href");
-    if (!["http:", "https:", "mailto:"].includes(URL.parse(address)?.protocol)) return;
-    const setAddress = () => link.setAttribute("href", address);
-    for (const pressed of ["pointerdown", "contextmenu", "click"]) link.addEventListener(pressed, setAddress);
-    link.addEventListener("keydown", ({ key }) => key === "Enter" && setAddress());
-    link.role = "link";
-    link.tabIndex = 0;
-    link.title = address;
-    link.target = "_blank";
-    link.rel = "noopener noreferrer";
+    if (address) linkTo(link, address);
   },
 
   pre(pre) {
     const code = pre.firstElementChild;
     const unformatted = pre.className === "unformatted" ? "Shown as plain text: formatting took too long" : "";
-    const language = unformatted || (code?.dataset.language ?? "");
+    const language = code?.dataset.language ?? "";
+    const label = unformatted || (LANGUAGE_LABELS[language] ?? language);
     pre.tabIndex = 0; // so that the keyboard can scroll it
     pre.setAttribute("role", "region");
-    pre.setAttribute("aria-label", language ? `Code: ${language}` : "Code");
+    pre.setAttribute("aria-label", label ? `Code: ${label}` : "Code");
     const wrap = iconButton("wrap", "Wrap lines", () => {
       wrap.setAttribute("aria-pressed", String(pre.classList.toggle("wrapped")));
     }, { "aria-pressed": "false" });
     const copy = copyButton("Copy code", () => pre.textContent.replace(/\n$/, ""));
-    return h("div", { class: "code" }, h("div", { class: "code-head" }, h("span", {}, language), wrap, copy), pre);
+    return h("div", { class: "code" }, h("div", { class: "code-head" }, h("span", {}, label), wrap, copy), pre);
   },
 
   table(table) {
     return h("div", { class: "table", tabindex: "0", role: "region", "aria-label": "Table" }, table);
   },
 };
+
+const LANGUAGE_LABELS = { mermaid: "Mermaid diagram, as text" };
+
+/**
+ * Let a link lead to an address. On http, Firefox connects to the host of a link that the pointer is over or that has the focus,
+ * and an answer can put data into a host name. So a link gets its address when it is pressed.
+ */
+function linkTo(link, address) {
+  if (!["http:", "https:", "mailto:"].includes(URL.parse(address)?.protocol)) return;
+  link.title = address;
+  if (link.role) return;
+  const setAddress = () => link.title && link.setAttribute("href", link.title);
+  for (const pressed of ["pointerdown", "contextmenu", "click"]) link.addEventListener(pressed, setAddress);
+  link.addEventListener("keydown", ({ key }) => key === "Enter" && setAddress());
+  link.role = "link";
+  link.tabIndex = 0;
+  link.target = "_blank";
+  link.rel = "noopener noreferrer";
+}
+
+/** Make links of the references in `root` whose definitions are in it. The others show their source, such as "[^1]". */
+function joinReferences(root) {
+  const definitions = new Map();
+  for (const node of root.querySelectorAll("[data-label]")) {
+    const { label } = node.dataset;
+    if (!definitions.has(label)) definitions.set(label, node);
+    if (node.classList.contains("footnote")) noteLink(node.firstChild, `Back to the reference of note ${node.firstChild.textContent}`);
+  }
+  for (const reference of root.querySelectorAll("[data-reference]")) {
+    const definition = definitions.get(reference.dataset.reference);
+    const [before, link, after] = reference.children;
+    before.hidden = after.hidden = Boolean(definition);
+    link.classList.remove("note");
+    if (definition?.dataset.address) linkTo(link, definition.dataset.address);
+    else if (definition) noteLink(link, `Note ${link.textContent}`);
+    else for (const name of ["role", "tabindex", "title", "href", "aria-label"]) link.removeAttribute(name);
+  }
+}
+
+function noteLink(link, label) {
+  link.className = "note";
+  link.role = "link";
+  link.tabIndex = 0;
+  link.setAttribute("aria-label", label);
+}
 
 const BLOCKS_PER_PART = 24; // only the last part is laid out again while an answer grows
 const MIN_PAUSE_MS = 200; // between two renderings
@@ -91,7 +125,8 @@ export class Markdown {
   #last = { at: 0, took: 0 }; // of the last rendering, in ms
 
   constructor() {
-    this.node = h("div", { class: "markdown", dir: "auto" });
+    const onkeydown = (event) => event.key === "Enter" && this.#followNote(event);
+    this.node = h("div", { class: "markdown", dir: "auto", onclick: (event) => this.#followNote(event), onkeydown });
   }
 
   /** Show a finished text and its blocks. Blocks that are already shown stay, with the selection in them. */
@@ -149,7 +184,23 @@ export class Markdown {
     this.#rendering = null;
   }
 
+  /** Move the focus from a reference to its footnote, or back. */
+  #followNote({ target }) {
+    const link = target.closest(".note");
+    if (!link) return;
+    const { reference, label } = link.parentNode.dataset;
+    const others = [...this.node.querySelectorAll(reference ? "[data-label] > .note" : "[data-reference] > .note")];
+    const other = others.find(({ parentNode: { dataset } }) => (dataset.label ?? dataset.reference) === (reference ?? label));
+    for (let node = other; node; node = node.parentNode.closest("details")) if (node.localName === "details") node.open = true;
+    other?.focus();
+    other?.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Show other blocks from a place on. What the reader unfolded, or where the focus is in a summary, stays. */
   #replace(from, blocks) {
+    const folds = [...this.node.querySelectorAll("details")].map(({ open, firstChild }) => (
+      { open, focused: firstChild === document.activeElement }
+    ));
     const json = blocks.map((tree) => JSON.stringify(tree));
     if (this.#plain) this.#plain.node.data = this.#plain.node.data.slice(0, this.#plain.length);
     this.#plain = null;
@@ -162,6 +213,11 @@ export class Markdown {
       this.#blocks.push({ json: json[index], node });
     }
     while (this.node.lastChild && !this.node.lastChild.firstChild) this.node.lastChild.remove();
+    for (const [index, details] of this.node.querySelectorAll("details").entries()) {
+      if (folds[index]) details.open = folds[index].open;
+      if (folds[index]?.focused) details.firstChild.focus({ preventScroll: true });
+    }
+    joinReferences(this.node);
   }
 
   #part(index) {
@@ -180,11 +236,14 @@ export class Markdown {
   }
 }
 
+// Where no text is added before it is rendered: these elements have ended when they are shown.
+const ENDED = "a, em, strong, s, sub, sup, kbd, mark, :not(pre) > code, [data-reference], details, table, math";
+
 /** Return the last text node as {node, length, blocked} if the open rest, `source`, may continue there before it is rendered. */
 function lastText(parent, source) {
   let node = parent.lastChild;
   while (node && node.nodeType === Node.ELEMENT_NODE && node.namespaceURI !== MATHML) node = node.lastChild;
-  if (node?.nodeType !== Node.TEXT_NODE || node.parentNode.closest("a, table, math")) return null;
+  if (node?.nodeType !== Node.TEXT_NODE || node.parentNode.closest(ENDED)) return null;
   const fences = node.parentNode.closest("pre") ? source.match(/^\s*(?:```|~~~)/gm) : null;
   if (fences?.length % 2 === 0) return null; // the code has ended
   return { node, length: node.length, blocked: false };

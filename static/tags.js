@@ -2,9 +2,10 @@
 
 export const ALLOWED = {
   "html": {
-    "a": ["href"], "blockquote": [], "br": [], "code": ["data-language"], "em": [],
-    "h1": [], "h2": [], "h3": [], "h4": [], "h5": [], "h6": [], "hr": [], "li": ["class"],
-    "ol": ["start"], "p": [], "pre": ["class"], "s": [], "span": ["class"], "strong": [],
+    "a": ["href"], "blockquote": [], "br": [], "code": ["data-language"], "details": ["open"],
+    "div": ["class", "data-label"], "em": [], "h1": [], "h2": [], "h3": [], "h4": [], "h5": [], "h6": [], "hr": [],
+    "kbd": [], "li": ["class"], "mark": [], "ol": ["start"], "p": ["class", "data-label", "data-address"],
+    "pre": ["class"], "s": [], "span": ["class", "data-reference"], "strong": [], "sub": [], "summary": [], "sup": [],
     "table": [], "tbody": [], "td": ["align"], "th": ["align"], "thead": [], "tr": [], "ul": []
   },
   "mathml": [

@@ -199,6 +199,9 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     client = visit.client
     markdown = "# Title\n\nSome `code`, a [link](https://example.org) and $x^2$.\n\n| a | b |\n|--|--|\n| 1 | 2 |\n\n"
     markdown += "- [x] done\n- [ ] open\n\n> quoted\n\n```python\nclass A:  # comment\n    b = 'text' + 1\n```\n"
+    markdown += "<kbd>Esc</kbd> <mark>marked</mark> H<sub>2</sub>O, see [here][1] and below[^1].\n\n<details open>\n<summary>More</summary>\n\n"
+    markdown += "Less\n</details>\n\n[1]: https://example.org\n[^1]: A *note*.\n\n"
+    markdown += "".join(f"> [!{kind}]\n> Mind this\n\n" for kind in ("NOTE", "TIP", "IMPORTANT", "WARNING", "CAUTION"))
     lmstudio.enqueue(reasoning("Let me see."), text(markdown), finish("length"), usage(3000, 500), DONE)
     new_visit(name=f"somebody-with-a-very-long-name-{viewport['width']}")
     chat = new(client, "What can you show on the other side of the mountains?\n\nlist.txt:\n```txt\nmilk\n```")

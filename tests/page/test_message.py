@@ -204,3 +204,44 @@ def test_elapsed_time_and_speed_are_shown_while_an_answer_is_written(visit: Visi
     gate.open()
     answered(page)
     expect(page.locator(".speed")).to_be_hidden()
+
+
+def test_references_find_their_definitions_and_folds_stay_open_while_an_answer_streams(
+    visit: Visit, lmstudio: Upstream
+) -> None:
+    visit.context.route("http://notes.example/*", lambda route: route.fulfill(body="Notes"))
+    first, second, third = Gate(), Gate(), Gate()
+    steps = (
+        "<details>\n<summary>More</summary>\n\nInside H<sub>2</sub>O\n",
+        "\nand on\n\n</details>\n\n[^1]: The *note*.\n",
+    )
+    beginning = text("See [the notes][n] and this[^1], not that[^2].\n\n```mermaid\ngraph TD\n```\n\n", steps[0])
+    end = text("\n[n]: http://notes.example/1\n\n> [!TIP]\n> Press <kbd>x</kbd><br>twice\n")
+    lmstudio.enqueue(
+        beginning, pause(first), text(steps[1]), pause(second), end, pause(third), finish(), usage(9, 9), DONE
+    )
+    page = visit.open()
+    ask(page, "Explain")
+    markdown = page.locator(".assistant .markdown")
+    expect(markdown.locator("p").first).to_have_text(
+        "See [the notes][n] and this[^1], not that[^2].", use_inner_text=True
+    )
+    expect(markdown.locator(".code-head")).to_have_text("Mermaid diagram, as text")
+    fold = markdown.locator("details")
+    fold.locator("summary").click()
+    first.open()
+    expect(fold).to_contain_text("and on")
+    assert fold.evaluate("(node) => node.open && node.firstChild === document.activeElement")
+    expect(markdown.locator("p").first).to_have_text("See [the notes][n] and this1, not that[^2].", use_inner_text=True)
+    second.open()
+    expect(markdown.locator("p").first).to_have_text("See the notes and this1, not that[^2].", use_inner_text=True)
+    expect(markdown.locator(".alert.tip br")).to_have_count(1)
+    third.open()
+    answered(page)
+    page.get_by_role("link", name="Note 1", exact=True).click()
+    expect(page.get_by_role("link", name="Back to the reference of note 1")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="Note 1", exact=True)).to_be_focused()
+    with visit.context.expect_page() as opened:
+        page.get_by_role("link", name="the notes").click()
+    expect(opened.value).to_have_url("http://notes.example/1")

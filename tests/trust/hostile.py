@@ -489,6 +489,8 @@ MARKDOWN = (
     "|a|b|\n|-|-|\n|1\n\n", "a|b\n", "- ", "1. ", "- a\n", "- a\n\n", "- [x] a\n", "# a\n", "a\n=\n", "#", "***\n", "&amp;", "&", "&#0",
     "http://a.b ", "http://", "http://a)", "<", "<http://a", "<a@b.c>", "<!--", "\\", "\n", "\r", "\t", "    a\n\n", "a", "a ", "a  \n",
     "```\n~~~\n", "```c\nint a = 1;\n```\n", "\U0001f600\u202e", ":", "[a]: b\n",
+    "[^1]", "[^1]: ", "[^1]: a\n", "[a][b]", "[1]: http://a.b\n", "<details>\n", "<details>\n- ", "<details>\n</details>\n", "<sub>", "<br>",
+    "a@", "www.a", "> [!NOTE]\n", "\\begin{align}\n\n", "\\[\n\n", "**\u300c",
 )  # fmt: skip
 
 
