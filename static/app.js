@@ -16,6 +16,9 @@ import { Sidebar } from "./sidebar.js";
 const page = document.getElementById("page");
 const narrow = matchMedia("(max-width: 820px)");
 const THEME = "fireside.theme"; // in localStorage: "light" or "dark"; absent: as the system
+const SIDEBAR_HIDDEN = "fireside.sidebar.hidden"; // in localStorage: "yes" or absent
+const SIDEBAR_WIDTH = "fireside.sidebar.width"; // in localStorage, in pixels
+const SIDEBAR_PIXELS = { least: 200, usual: 280, most: 480 };
 
 const theme = {
   get current() {
@@ -107,7 +110,14 @@ class Shell {
       location.hash = id === null ? "#/" : `#/c/${id}`;
     };
     this.chat = new Chat(this.conversation, { openList: () => this.showList(true) });
-    this.sidebar = new Sidebar(this.list, { open: openConversation, openAccount, close: () => this.showList(false) });
+    this.sidebar = new Sidebar(this.list, {
+      open: openConversation, openAccount, hide: () => this.showList(false), close: () => narrow.matches && this.showList(false),
+      print: (id) => {
+        openConversation(id);
+        this.chat.print(id);
+      },
+    });
+    this.sidebar.node.append(this.#resizer());
     this.node = h("div", { class: "shell" },
       this.sidebar.node, h("div", { class: "scrim", onclick: () => this.showList(false) }), this.chat.node);
     this.list.on("answered", noticeAnswer);
@@ -115,16 +125,54 @@ class Shell {
       history.replaceState(null, "", `#/c/${id}`);
       this.list.currentId = id;
     });
-    this.sidebar.node.inert = narrow.matches;
-    narrow.addEventListener("change", () => this.showList(false));
+    this.#drawList();
+    narrow.addEventListener("change", () => {
+      this.node.classList.remove("list-open");
+      this.#drawList();
+    });
     this.sidebar.node.addEventListener("keydown", (event) => event.key === "Escape" && narrow.matches && this.showList(false));
   }
 
-  /** Show or hide the list on a narrow page, where it covers the chat. */
+  /** Show or hide the list. On a narrow page it covers the chat; on a wide one, this browser remembers it. */
   showList(shown) {
-    this.node.classList.toggle("list-open", shown);
-    this.sidebar.node.inert = narrow.matches && !shown;
+    if (narrow.matches) this.node.classList.toggle("list-open", shown);
+    else if (shown) localStorage.removeItem(SIDEBAR_HIDDEN);
+    else localStorage.setItem(SIDEBAR_HIDDEN, "yes");
+    this.#drawList();
     if (shown) this.sidebar.node.focus();
+    else this.chat.composer.focus();
+  }
+
+  #drawList() {
+    const hidden = !narrow.matches && localStorage.getItem(SIDEBAR_HIDDEN) === "yes";
+    document.documentElement.classList.toggle("list-hidden", hidden);
+    this.sidebar.node.inert = hidden || (narrow.matches && !this.node.classList.contains("list-open"));
+  }
+
+  /** The line that one drags, or moves by the arrow keys, to make the list wider. */
+  #resizer() {
+    const { least, usual, most } = SIDEBAR_PIXELS;
+    let width = Number(localStorage.getItem(SIDEBAR_WIDTH)) || usual;
+    const resize = (wanted) => {
+      width = Math.round(Math.max(least, Math.min(most, wanted)));
+      if (width !== usual) localStorage.setItem(SIDEBAR_WIDTH, width);
+      else localStorage.removeItem(SIDEBAR_WIDTH);
+      document.documentElement.style.setProperty("--wide-sidebar", `${width}px`);
+      line.setAttribute("aria-valuenow", width);
+    };
+    const line = h("div", {
+      class: "resizer", role: "separator", tabindex: "0", title: "Drag to resize, double-click to reset",
+      "aria-label": "Width of the list", "aria-orientation": "vertical", "aria-valuemin": least, "aria-valuemax": most,
+      onpointerdown: (event) => {
+        event.preventDefault();
+        line.setPointerCapture(event.pointerId);
+      },
+      onpointermove: (event) => line.hasPointerCapture(event.pointerId) && resize(event.clientX),
+      onkeydown: ({ key }) => resize(width + ({ ArrowLeft: -20, ArrowRight: 20 }[key] ?? 0)),
+      ondblclick: () => resize(usual),
+    });
+    resize(width);
+    return line;
   }
 }
 
@@ -174,6 +222,7 @@ function shortcut(event) {
       sidebar.search.focus();
     };
   }
+  if (command && !event.shiftKey && key === "p" && conversation.id !== null) return () => chat.print(conversation.id);
   if (command && event.shiftKey && key === "o") return () => sidebar.open(null);
   if (command && event.shiftKey && key === "enter") return () => conversation.retry();
   if (command && event.shiftKey && key === "c" && !String(getSelection())) return () => chat.copyLast();

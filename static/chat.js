@@ -66,6 +66,16 @@ export class Chat {
     if (!messageId) this.composer.focus(); // not after loading: then the person may be typing elsewhere
   }
 
+  /** Print a whole conversation, once all of it is loaded and drawn. */
+  async print(id) {
+    if (id !== this.conversation.id) await this.conversation.open(id);
+    if (!await this.conversation.loadAll()) return;
+    const images = [...this.column.querySelectorAll("img")];
+    for (const image of images) image.loading = "eager";
+    await Promise.all(images.map((image) => image.decode().catch(() => {})));
+    window.print();
+  }
+
   copyLast() {
     this.column.querySelector(".message.last [data-action=copy]")?.click();
   }

@@ -144,6 +144,14 @@ export class Conversation extends Emitter {
     return this.#loadingOlder;
   }
 
+  /** Load all messages. Resolves to whether it worked. */
+  async loadAll() {
+    const { id } = this;
+    if (!this.details && !await this.refresh()) return false;
+    while (await this.loadOlder(MAX_PAGE));
+    return id === this.id && !this.#hasOlder;
+  }
+
   async #readOlder(limit) {
     if (!this.#hasOlder) return false;
     const { id } = this;

@@ -35,7 +35,7 @@ export const number = (value, digits = 0) =>
   value.toLocaleString(undefined, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
 /** "1 line", "2 lines". */
-export const counted = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+export const counted = (count, noun, plural = `${noun}s`) => `${number(count)} ${count === 1 ? noun : plural}`;
 
 export function duration(milliseconds) {
   if (milliseconds < 100) return `${number(Math.ceil(milliseconds))} ms`;

@@ -25,7 +25,8 @@ export class Head {
     this.model = button("", () => this.pickModel(), { class: "pill", "aria-haspopup": "dialog" });
     this.settings = iconButton("sliders", "Conversation settings", () => this.#togglePanel(), { "aria-expanded": "false" });
     this.node = h("header", { class: "top" },
-      iconButton("menu", "Conversations", openList, { class: "quiet narrow" }), h("h1", {}, this.title), this.model, this.settings);
+      iconButton("menu", "Conversations", openList, { class: "quiet opens-list" }), h("h1", {}, this.title), this.model,
+      h("a", { class: "narrow new-chat", href: "#/", "aria-label": "New chat", title: "New chat" }, icon("new")), this.settings);
     conversation.on("leaving", () => this.#saveEdits());
   }
 

@@ -16,6 +16,7 @@ const SHORTCUTS = [
   ["↑", "In an empty box: edit the last question"],
   ["Alt ↑ ↓", "Previous or next conversation"],
   [`${modifier} .`, "Choose a model"],
+  [`${modifier} P`, "Print the conversation"],
   ["?", "Show this list"],
 ];
 

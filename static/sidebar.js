@@ -3,22 +3,24 @@
 import { get, session } from "./api.js";
 import { arrange, button, download, h, stepFocus, uniqueId } from "./dom.js";
 import { debounce, on } from "./events.js";
-import { dayGroup, parseTime, timeNode } from "./format.js";
+import { counted, dayGroup, parseTime, timeNode } from "./format.js";
 import { icon, iconButton } from "./icons.js";
 import { openMenu, renameInPlace, toast } from "./popups.js";
 
 const TOAST_TITLE_LENGTH = 40;
 const MAX_RESULTS = 50;
+const SHOWN_MATCHES = 3; // of a conversation
 
 export class Sidebar {
   #rows = new Map(); // by conversation id
   #groups = new Map(); // sections by heading
   #undo = new Map(); // functions that remove the toast with Undo, by the id of the deleted conversation
 
-  /** `open(id)` opens a conversation, `openAccount(button)` the account's menu; `close()` hides the sidebar on a narrow page. */
-  constructor(list, { open, openAccount, close }) {
+  /** `open(id)` opens a conversation, `print(id)` prints it, `openAccount(button)` opens the account's menu; `hide()` hides the sidebar, `close()` on a narrow page only. */
+  constructor(list, { open, print, openAccount, hide, close }) {
     this.list = list;
     this.open = open;
+    this.print = print;
     this.end = h("div", { class: "sentinel" });
     this.listNode = h("div", { class: "list" });
     this.search = new Search((searching) => { this.listNode.hidden = searching; });
@@ -26,7 +28,7 @@ export class Sidebar {
     this.node = h("nav", { class: "sidebar", "aria-label": "Conversations", tabindex: "-1" },
       h("header", {},
         h("a", { class: "brand", href: "#/", "aria-label": "Fireside" }, icon("flame"), "Fireside"),
-        iconButton("close", "Close the list", close, { class: "quiet narrow" })),
+        iconButton("close", "Close the list", close, { class: "quiet narrow" }), iconButton("collapse", "Hide the list", hide, { class: "quiet wide" })),
       h("a", { class: "new", href: "#/", onclick: close }, icon("new"), "New chat", h("kbd", {}, isApple ? "⇧⌘O" : "Ctrl ⇧ O")),
       this.search.box, this.search.results, this.listNode, this.account);
     this.listNode.addEventListener("keydown", (event) => stepFocus(event, [...this.listNode.querySelectorAll("a")]));
@@ -108,6 +110,7 @@ export class Sidebar {
       { icon: "edit", label: "Rename", act: rename },
       { icon: "pin", label: pinned ? "Unpin" : "Pin", act: () => change({ pinned: !pinned }) },
       { icon: "download", label: "Save as Markdown", act: () => download(`/conversations/${id}/export?format=markdown`) },
+      { icon: "print", label: "Print", act: () => this.print(id) },
       { icon: "trash", label: "Delete", danger: true, act: () => this.#remove(id, title) },
     ]);
   }
@@ -151,7 +154,7 @@ class Search {
     this.box = h("div", { class: "search" }, icon("search"), this.input);
     this.results = h("div", {
       class: "results", hidden: true, "aria-label": "Search results", role: "region",
-      onkeydown: (event) => stepFocus(event, [this.input, ...this.results.querySelectorAll("a")]),
+      onkeydown: (event) => stepFocus(event, [this.input, ...this.results.querySelectorAll("a:not([hidden]), button")]),
     });
   }
 
@@ -168,8 +171,8 @@ class Search {
     const { signal } = (this.#request = new AbortController());
     try {
       const { results } = await get(`/search?q=${encodeURIComponent(query)}&limit=${MAX_RESULTS}`, { signal });
-      const count = results.length === MAX_RESULTS ? `The first ${MAX_RESULTS} results` : results.length ? `${results.length} found` : "Nothing found";
-      this.results.replaceChildren(h("p", { class: "faint", role: "status" }, count), h("ul", {}, results.map(resultRow)));
+      const count = results.length === MAX_RESULTS ? `The first ${MAX_RESULTS} matches` : results.length ? counted(results.length, "match", "matches") : "Nothing found";
+      this.results.replaceChildren(h("p", { class: "faint", role: "status" }, count), h("ul", {}, byConversation(results).map(resultRow)));
     } catch (error) {
       if (!signal.aborted) this.results.replaceChildren(h("p", { class: "faint", role: "status" }, error.message));
     }
@@ -190,11 +193,31 @@ class Search {
   }
 }
 
-function resultRow({ conversation_id, message_id, title, role, snippet, created_at }) {
-  return h("li", {}, h("a", { href: `#/c/${conversation_id}${message_id === null ? "" : `/m/${message_id}`}` },
-    h("strong", {}, message_id === null ? withMatches(snippet || title) : title),
+/** The results of each conversation, in the order of its best one. */
+function byConversation(results) {
+  const found = new Map();
+  for (const result of results) found.set(result.conversation_id, [...(found.get(result.conversation_id) ?? []), result]);
+  return [...found.values()];
+}
+
+/** A conversation with its first matches, and a button for the others. */
+function resultRow(matches) {
+  const links = matches.map((match, index) => resultLink(match, index === 0));
+  const hidden = links.slice(SHOWN_MATCHES);
+  for (const link of hidden) link.hidden = true;
+  const more = button(`${hidden.length} more`, () => {
+    for (const link of hidden) link.hidden = false;
+    hidden[0].focus();
+    more.remove();
+  }, { class: "quiet more-matches" });
+  return h("li", {}, links, hidden.length > 0 && more);
+}
+
+function resultLink({ conversation_id, message_id, title, role, snippet, created_at }, isFirst) {
+  return h("a", { href: `#/c/${conversation_id}${message_id === null ? "" : `/m/${message_id}`}` },
+    isFirst && h("strong", {}, message_id === null ? withMatches(snippet || title) : title),
     message_id !== null && h("span", { class: "snippet" }, withMatches(snippet)),
-    h("small", {}, timeNode(created_at), role === "user" ? " · you" : role ? " · answer" : "")));
+    h("small", {}, timeNode(created_at), role === "user" ? " · you" : role ? " · answer" : ""));
 }
 
 const withMatches = (snippet) => snippet.split(MATCH).map((text, index) => (index % 2 ? h("mark", {}, text) : text));

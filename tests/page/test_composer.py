@@ -177,7 +177,7 @@ def test_text_files_are_sent_in_fences_and_shown_folded(visit: Visit, lmstudio: 
     expect(editor).to_have_value(f"What is this?\n\n{blocks}")
     editor.fill(typed)
     page.keyboard.press("Control+Enter")
-    expect(question.locator(".text")).to_have_text(typed, use_inner_text=True)
+    expect(question.locator(".text pre")).to_have_text(["# Été\n```\ncode\n```\n", "naïve;1\n", "bar\n"])
     expect(question.locator("summary")).to_have_count(0)
     answered(page)
     page.locator(".sidebar .new").click()

@@ -129,3 +129,62 @@ def test_answer_that_ends_while_the_page_is_closed_is_marked(visit: Visit, lmstu
     lmstudio.wait_closed()
     page = visit.open()
     expect(page.locator(".list li", has_text="Count")).to_have_class("unread")
+
+
+def test_list_is_hidden_and_resized_and_this_is_remembered(visit: Visit) -> None:
+    page = visit.open()
+    sidebar, line = page.locator(".sidebar"), page.get_by_role("separator", name="Width of the list")
+    line.focus()
+    page.keyboard.press("ArrowRight")
+    expect(sidebar).to_have_css("width", "300px")
+    line.hover()
+    page.mouse.down()
+    page.mouse.move(400, 300)
+    page.mouse.up()
+    expect(sidebar).to_have_css("width", "400px")
+    press(page, "Hide the list")
+    expect(sidebar).to_be_hidden()
+    expect(line).to_be_hidden()
+    page.reload()
+    expect(page.locator(".welcome")).to_be_visible()
+    expect(sidebar).to_be_hidden()
+    page.keyboard.press("Control+k")
+    page.keyboard.type("found")
+    expect(page.get_by_role("searchbox", name="Search conversations")).to_have_value("found")
+    press(page, "Hide the list")
+    press(page, "Conversations")
+    expect(sidebar).to_be_focused()
+    expect(sidebar).to_have_css("width", "400px")
+
+
+def test_search_shows_each_conversation_once_with_its_matches(visit: Visit) -> None:
+    imported(visit.client, [("Winds", [f"zephyr {number}" for number in range(6)]), ("One", ["A zephyr", "Yes"])])
+    page = visit.open()
+    page.get_by_role("searchbox", name="Search conversations").fill("zephyr")
+    rows = page.locator(".results li")
+    expect(rows).to_have_count(2)
+    winds = rows.filter(has_text="Winds")
+    expect(winds.locator("strong")).to_have_count(1)
+    expect(winds.locator("a:visible")).to_have_count(3)
+    press(page, "3 more")
+    expect(winds.locator("a:visible")).to_have_count(6)
+    expect(winds.locator("a").nth(3)).to_be_focused()
+
+
+def test_whole_conversation_is_printed_without_the_shell(visit: Visit) -> None:
+    imported(visit.client, [("Long", [f"Text {number}" for number in range(150)])])
+    visit.context.add_init_script(
+        "window.print = () => { window.printed = document.querySelectorAll('.message').length; }"
+    )
+    page = visit.open()
+    open_row_menu(page.locator(".list li", has_text="Long"), "Print")
+    page.wait_for_function("() => window.printed")
+    assert page.evaluate("printed") == 150
+    page.evaluate("window.printed = 0")
+    page.keyboard.press("Control+p")
+    page.wait_for_function("() => window.printed === 150")
+    page.emulate_media(media="print")
+    for part in (".sidebar", ".composer", ".pill", ".message footer button"):
+        expect(page.locator(part).first).to_be_hidden()
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    assert page.evaluate("document.body.scrollHeight > 150 * 40")
