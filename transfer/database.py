@@ -45,9 +45,11 @@ class Reader:
         """Return the first of these rows, or {}."""
         return next(iter(self.rows(table, f"{where} LIMIT 1", *values)), {})
 
-    def keys(self, expression: str, table: str, order: str) -> list[Any]:
-        """Return the different values of an expression in the order in which they first appear."""
-        return [
-            key
-            for (key,) in self._conn.execute(f"SELECT {expression} FROM {table} GROUP BY 1 ORDER BY min({order}), 1")
-        ]
+    def groups(self, group: str, table: str) -> dict[Any, list[Any]]:
+        """Return the ids of the rows of each group, oldest first. A row is then found by its id, which has an index."""
+        found: dict[Any, list[Any]] = {}
+        for key, row_id in self._conn.execute(
+            f"SELECT coalesce({group}, id), id FROM {table} ORDER BY datetime_utc, id"
+        ):
+            found.setdefault(key, []).append(row_id)
+        return found

@@ -27,9 +27,9 @@ def read(database: Reader) -> Iterator[dict[str, Any]]:
 
 
 def _read_responses(database: Reader) -> Iterator[dict[str, Any]]:
-    for key in database.keys("coalesce(conversation_id, id)", "responses", "datetime_utc"):
+    for key, ids in database.groups("conversation_id", "responses").items():
         conversation = database.row("conversations", "id = ?", key)
-        rows = database.rows("responses", "coalesce(conversation_id, id) = ? ORDER BY datetime_utc, id", key)
+        rows = [database.row("responses", "id = ?", one) for one in ids]
         nodes: dict[str, dict[str, Any]] = {}
         parent: str | None = None
         for row in rows:
@@ -43,14 +43,10 @@ def _read_responses(database: Reader) -> Iterator[dict[str, Any]]:
 
 def _question(database: Reader, row: dict[str, Any]) -> dict[str, Any]:
     prompt = "prompt_fragments JOIN fragments ON fragments.id = fragment_id"
-    texts = [
-        text_at(one, "content") for one in database.rows(prompt, 'response_id = ? ORDER BY "order"', row.get("id"))
-    ]
-    attachments = database.rows(
-        "prompt_attachments JOIN attachments ON attachments.id = attachment_id",
-        'response_id = ? ORDER BY "order"',
-        row.get("id"),
-    )
+    files = "prompt_attachments JOIN attachments ON attachments.id = attachment_id"
+    of_row = 'response_id = ? ORDER BY "order"'
+    texts = [text_at(one, "content") for one in database.rows(prompt, of_row, row.get("id"))]
+    attachments = database.rows(files, of_row, row.get("id"))
     parts = [{"type": "text", "text": joined(*texts, text_at(row, "prompt"), by="\n")}]
     results = [one | {"type": "tool_result"} for one in database.rows("tool_results", "response_id = ?", row.get("id"))]
     role = "tool" if results and not text_at(row, "prompt") else "user"
@@ -67,11 +63,11 @@ def _answer(database: Reader, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_threads(database: Reader) -> Iterator[dict[str, Any]]:
-    for key in database.keys("coalesce(thread_id, id)", "turns", "datetime_utc"):
+    for key, ids in database.groups("thread_id", "turns").items():
         thread = database.row("threads", "id = ?", key)
         nodes: dict[str, dict[str, Any]] = {}
-        for turn in database.rows("turns", "coalesce(thread_id, id) = ? ORDER BY datetime_utc, id", key):
-            _add_turn(database, nodes, turn)
+        for one in ids:
+            _add_turn(database, nodes, database.row("turns", "id = ?", one))
         tip = text_at(thread, "tip_message_hash") or None
         yield {"llm": key, "name": thread.get("name"), "nodes": nodes, "tip": tip}
 
@@ -100,13 +96,11 @@ def _part(database: Reader, part: dict[str, Any]) -> dict[str, Any]:
     fields = (payload if isinstance(payload, dict) else {}) | {"type": part.get("type")}
     text = text_at(part, "text") or text_at(fields, "text")
     for one in objects_at(fields, "text_ref"):
-        fragment = (
-            next(iter(database.rows("fragments", "id = ?", one["fragment"])), {}) if _is_id(one.get("fragment")) else {}
-        )
+        fragment = database.row("fragments", "id = ?", one["fragment"]) if _is_id(one.get("fragment")) else {}
         text += text_at(one, "literal") or text_at(fragment, "content")
     reference = at(fields, "attachment", "id")
     if part.get("type") == "attachment" and _is_id(reference):
-        return next(iter(database.rows("attachments", "id = ?", reference)), {"type": "attachment"})
+        return database.row("attachments", "id = ?", reference) or {"type": "attachment"}
     return fields | {"text": text}
 
 
