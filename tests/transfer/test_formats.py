@@ -673,6 +673,132 @@ def test_any_change_of_fields_is_read_or_refused(data: st.DataObject) -> None:
     assert again == read
 
 
+class Words:
+    """Makes words that a file contains, and counts those that are in no text of its conversation."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.words: list[str] = []
+        self._data = data
+
+    def word(self) -> str:
+        self.words.append(f"word{len(self.words)}x")
+        return self.words[-1]
+
+    def pick(self, *choices: Any) -> Any:
+        """Return one of these, which is called when it is a function."""
+        choice = self._data.draw(st.sampled_from(choices))
+        return choice() if callable(choice) else choice
+
+    def some(self, *choices: Any) -> list[Any]:
+        return [self.pick(*choices) for _ in range(self._data.draw(st.integers(0, 4)))]
+
+    def missing(self, read: Conversation) -> list[str]:
+        texts = " ".join(text for message in read.messages for text in (message.content, message.reasoning))
+        return [word for word in self.words if word not in texts]
+
+
+def chatgpt_of(words: Words) -> dict[str, Any]:
+    nodes: list[dict[str, Any]] = []
+    for key in "abcdef":
+        role = words.pick("user", "assistant", "tool")
+        made = node(key, words.pick(None, *(other["id"] for other in nodes)), role)
+        kind = words.pick("text", "multimodal_text", "code", "execution_output", "tether_quote", "thoughts", "sonnet")
+        content: dict[str, Any] = {"content_type": kind}
+        texts: tuple[Any, ...] = (words.word, lambda: {"content_type": "audio_transcription", "text": words.word()})
+        others: tuple[Any, ...] = (lambda: picture(f"sediment://{words.word()}"), {"content_type": "hologram"})
+        if kind == "thoughts" and role == "assistant":
+            content["thoughts"] = [{"summary": words.word(), "content": words.word()}]
+        elif kind in ("text", "multimodal_text"):
+            content["parts"] = words.some(*(texts if role == "tool" else (*texts, *others)))
+        else:
+            content["text"] = words.word()
+        made["message"]["content"] = content
+        made["message"]["author"]["name"] = words.pick("python", "browser") if role == "tool" else None
+        made["message"]["recipient"] = words.pick("all", "python", "browser", "canmore.create_textdoc")
+        nodes.append(made)
+    return chatgpt(*nodes, current="f")
+
+
+def lmstudio_of(words: Words) -> dict[str, Any]:
+    def part() -> Any:
+        return words.pick(
+            lambda: {"type": "text", "text": words.word()},
+            lambda: {"type": "file", "fileIdentifier": words.word(), "fileType": words.pick("image", "pdf", "text")},
+            lambda: {
+                "type": "toolCallRequest",
+                "name": words.word(),
+                "parameters": {"q": words.word()},
+                "callId": words.pick(1, 2),
+            },
+            lambda: {
+                "type": "toolCallResult",
+                "content": words.word(),
+                **words.pick({}, {"callId": 1}, {"toolCallId": 2}),
+            },
+            lambda: {"type": "hologram", "text": words.word()},
+        )
+
+    def step() -> dict[str, Any]:
+        return {"type": "contentBlock", "content": words.some(part), **words.pick({}, {"style": {"type": "thinking"}})}
+
+    def version() -> dict[str, Any]:
+        return words.pick(lambda: answered(*words.some(step)), lambda: asked("") | {"content": words.some(part)})
+
+    return lmstudio(*(turn(*words.some(version)) for _ in range(3)))
+
+
+def openwebui_of(words: Words) -> dict[str, Any]:
+    def answer() -> str:
+        return words.pick(
+            words.word,
+            "",
+            lambda: (
+                f'<details type="reasoning" done="true">\n<summary>x</summary>\n> {words.word()}\n</details>\n{words.word()}'
+            ),
+            lambda: (
+                f'<details type="tool_calls" name="{words.word()}" arguments="{words.word()}" result="{words.word()}"></details>'
+            ),
+            lambda: (
+                f'<details type="code_interpreter" output="{words.word()}"><summary>x</summary>{words.word()}</details>'
+            ),
+        )
+
+    def part() -> Any:
+        return words.pick(
+            lambda: {"type": "text", "text": words.word()},
+            lambda: {"type": "image_url", "image_url": {"url": f"/{words.word()}"}},
+        )
+
+    def file() -> Any:
+        kind = words.pick("image", "file", "collection")
+        return {"type": kind, "name": words.word(), "file": {"data": {"content": words.pick("", words.word)}}}
+
+    def step() -> Any:
+        return {"phase": words.pick("think", "answer", "web_search"), "content": words.word()}
+
+    messages: list[dict[str, Any]] = []
+    for key in "abcd":
+        role = words.pick("user", "assistant")
+        parent = words.pick(None, *(other["id"] for other in messages))
+        content = words.some(part) if role == "user" else answer()
+        steps = words.some(step) if role == "assistant" else []
+        messages.append(said(key, parent, role, content, files=words.some(file), content_list=steps))
+    return openwebui(*messages, current="d")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data(), st.sampled_from([chatgpt_of, lmstudio_of, openwebui_of]))
+def test_every_word_of_a_file_is_imported_or_counted_as_lost(data: st.DataObject, make: Any) -> None:
+    words = Words(data)
+    value = make(words)
+    try:
+        read = parse(value)
+    except Unreadable as error:
+        assert str(error) == "has no messages"  # and so it is reported
+        return
+    assert len(words.missing(read)) <= sum(read.losses.values()), words.missing(read)
+
+
 def test_fireside_form_is_the_same_after_reading_and_writing() -> None:
     value = exported()
     assert dict(decode(msgspec.json.encode(parse(copy.deepcopy(value))))) == value

@@ -18,20 +18,13 @@ def matches(row: dict[str, Any]) -> bool:
 
 def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     nodes = {text_at(key): node for key, node in row["mapping"].items()}
-    thoughts: dict[str | None, str] = {None: ""}  # by the key of a node: those above it that no answer has taken yet
-    steps: set[str | None] = set()  # keys of tool calls and results
+    steps: set[str | None] = set()  # keys of thoughts, tool calls and results, which are parts of the answer below them
 
     def read(key: str, parent: str | None) -> Message | None:
         node = at(nodes[key], "message")
-        thought = _read_thoughts(node)
-        thoughts[key] = joined(thoughts[parent], thought or "")
-        message = _read_message(node, find_image) if thought is None else None
-        if message:
-            message.reasoning = thoughts[key] if message.role == "assistant" else ""
-            thoughts[key] = ""
-            if _is_step(node):
-                steps.add(key)
-        return message
+        if _is_step(node):
+            steps.add(key)
+        return _read_message(node, find_image)
 
     messages, nearest = read_tree(nodes, "parent", "children", read)
     messages, merged = common.merge_steps(messages, {message.id for message in messages if message.source in steps})
@@ -52,15 +45,9 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     )
 
 
-def _read_thoughts(node: Any) -> str | None:
-    if at(node, "content", "content_type") != "thoughts":
-        return None
-    thoughts = objects_at(node, "content", "thoughts")
-    return joined(*(text_at(thought, name) for thought in thoughts for name in ("summary", "content")))
-
-
 def _is_step(node: Any) -> bool:
-    return at(node, "author", "role") == "tool" or _tool(node) != ""
+    is_thought = at(node, "content", "content_type") == "thoughts"
+    return is_thought or at(node, "author", "role") == "tool" or _tool(node) != ""
 
 
 def _tool(node: Any) -> str:
@@ -86,8 +73,11 @@ def _read_message(node: Any, find_image: FindImage) -> Message | None:
     role, kind, metadata = at(node, "author", "role"), text_at(node, "content", "content_type"), at(node, "metadata")
     if role not in (*ROLES, "tool") or kind in _HIDDEN or at(metadata, "is_visually_hidden_from_conversation"):
         return None
-    text = _read_text(node)
-    if kind not in _PLAIN:
+    text, thoughts = _read_text(node), ""
+    if kind == "thoughts":
+        steps = objects_at(node, "content", "thoughts")
+        thoughts = joined(*(text_at(step, name) for step in steps for name in ("summary", "content")))
+    elif kind not in _PLAIN:
         common.note_loss("unknown part")
     if role == "tool":
         text = _read_result(node, text)
@@ -97,13 +87,14 @@ def _read_message(node: Any, find_image: FindImage) -> Message | None:
         text = common.fenced(text, _language(node)) if kind == "code" and text else text
         text = _LEFTOVERS.sub("", _MARKER.sub(_shown, text))
     text, images = _with_files(node, text, find_image)
-    if not (text.strip() or images):
+    if not (text.strip() or images or thoughts):
         return None
     return Message(
         id=0,
         parent_id=None,
         role="user" if role == "user" else "assistant",
         content=text,
+        reasoning=thoughts,
         images=images,
         created_at=time_at(node, "create_time") or "",
         status="interrupted" if role == "assistant" and node.get("status") == "in_progress" else "complete",

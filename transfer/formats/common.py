@@ -134,8 +134,13 @@ def merge_steps(messages: list[Message], steps: set[int]) -> tuple[list[Message]
         if parent is None:
             continue
         message.parent_id = parent.id
-        fits = len(parent.content) + len(message.content) < ANSWER_CHARACTERS
-        if step in steps and children[step] == 1 and message.role == parent.role == "assistant" and fits:
+        size = max(len(parent.content) + len(message.content), len(parent.reasoning) + len(message.reasoning))
+        if (
+            step in steps
+            and children[step] == 1
+            and message.role == parent.role == "assistant"
+            and size < ANSWER_CHARACTERS
+        ):
             by_id[message.id], merged[message.id] = parent, parent.id
             parent.source = message.source
             parent.content = joined(parent.content, message.content)

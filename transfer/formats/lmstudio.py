@@ -96,7 +96,7 @@ def _read_message(version: dict[str, Any], find_image: FindImage) -> tuple[Messa
     if role not in common.ROLES:
         return None
     steps = [step for step in objects_at(version, "steps") if step.get("type") == "contentBlock"]
-    calls = _read_calls(objects_at(version, "steps"))
+    calls = _read_calls([version, *objects_at(version, "steps")])
     words: list[str] = []  # of the answer
     contents: list[str] = []  # these, and tool calls
     thoughts: list[str] = []

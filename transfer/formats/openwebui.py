@@ -118,10 +118,9 @@ _COUNTS = (  # the names that OpenAI's API, Anthropic's and Ollama's have for ea
 
 def _with_list(node: dict[str, Any], content: str, reasoning: str) -> tuple[str, str]:
     """Return content and reasoning of an answer of Qwen Chat, which may be in `content_list`, a step in each element."""
-    steps = objects_at(node, "content_list")
     texts: list[str] = []
     thoughts: list[str] = []
-    for step in steps:
+    for step in objects_at(node, "content_list"):
         phase, text = text_at(step, "phase"), text_at(step, "content")
         if phase in ("think", "thinking_summary"):
             thoughts.append(text)
@@ -129,7 +128,11 @@ def _with_list(node: dict[str, Any], content: str, reasoning: str) -> tuple[str,
             texts.append(text)
         elif text or step.get("extra"):
             texts.append(common.tool_block(phase, step.get("extra"), text))
-    return content or common.joined(*texts), reasoning or common.joined(*thoughts)
+    listed, thought = common.joined(*texts), common.joined(*thoughts)
+    return (
+        listed if content.strip() in listed else common.joined(content, listed),
+        thought if reasoning.strip() in thought else common.joined(reasoning, thought),
+    )
 
 
 def _with_files(
