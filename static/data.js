@@ -39,7 +39,7 @@ export function show(place) {
     button([icon("download"), "Export everything"], () => download("/export")),
     h("h3", {}, "Import"),
     h("p", { class: "faint" }, "Exports of ChatGPT, Claude, Gemini, LibreChat, Open WebUI, LM Studio, Jan, SillyTavern, Ollama, llm, the llama.cpp page or Fireside, and OpenAI messages. Existing conversations do not change."),
-    ...openers, input, result);
+    h("div", { class: "row" }, ...openers), input, result);
 }
 
 /** Import files one after the other, or only preview that, and show one result for all. Resolves to the sum of the reports. */

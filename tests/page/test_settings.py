@@ -52,6 +52,13 @@ def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -
     files.set_input_files([tmp_path / name for name in ("one.json", "shopping.json", "two.json", "all.zip")])
     expect(result).to_contain_text("2 conversations and 2 messages were added; 1 already existed.")
     expect(result.locator("li")).to_contain_text("shopping.json: is not valid JSON")
+    tools = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}
+    for name in ("lossy", "lossier"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"role": "user", "content": name}, tools]), "utf-8")
+    files.set_input_files([tmp_path / "lossy.json", tmp_path / "lossier.json"])
+    expect(result).to_contain_text("Not kept as it was:")
+    result.get_by_text("Tool calls, kept as text: 2").click()
+    expect(result.locator("li")).to_have_text(["lossy: 1", "lossier: 1"])
     page.keyboard.press("Escape")
     for title in ("one", "two", "To be exported"):
         expect(page.locator(".list li", has_text=title)).to_be_visible()

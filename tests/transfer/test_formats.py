@@ -741,14 +741,14 @@ def lmstudio_of(words: Words) -> dict[str, Any]:
     def step() -> dict[str, Any]:
         return {"type": "contentBlock", "content": words.some(part), **words.pick({}, {"style": {"type": "thinking"}})}
 
-    def version() -> dict[str, Any]:
+    def version() -> Any:
         return words.pick(lambda: answered(*words.some(step)), lambda: asked("") | {"content": words.some(part)})
 
     return lmstudio(*(turn(*words.some(version)) for _ in range(3)))
 
 
 def openwebui_of(words: Words) -> dict[str, Any]:
-    def answer() -> str:
+    def answer() -> Any:
         return words.pick(
             words.word,
             "",
