@@ -91,7 +91,7 @@ function joinReferences(root) {
     const definition = definitions.get(reference.dataset.reference);
     const [before, link, after] = reference.children;
     before.hidden = after.hidden = Boolean(definition);
-    link.classList.remove("note");
+    link.classList.remove("note-link");
     if (definition?.dataset.address) linkTo(link, definition.dataset.address);
     else if (definition) noteLink(link, `Note ${link.textContent}`);
     else for (const name of ["role", "tabindex", "title", "href", "aria-label"]) link.removeAttribute(name);
@@ -99,7 +99,7 @@ function joinReferences(root) {
 }
 
 function noteLink(link, label) {
-  link.className = "note";
+  link.className = "note-link";
   link.role = "link";
   link.tabIndex = 0;
   link.setAttribute("aria-label", label);
@@ -186,10 +186,10 @@ export class Markdown {
 
   /** Move the focus from a reference to its footnote, or back. */
   #followNote({ target }) {
-    const link = target.closest(".note");
+    const link = target.closest(".note-link");
     if (!link) return;
     const { reference, label } = link.parentNode.dataset;
-    const others = [...this.node.querySelectorAll(reference ? "[data-label] > .note" : "[data-reference] > .note")];
+    const others = [...this.node.querySelectorAll(reference ? "[data-label] > .note-link" : "[data-reference] > .note-link")];
     const other = others.find(({ parentNode: { dataset } }) => (dataset.label ?? dataset.reference) === (reference ?? label));
     for (let node = other; node; node = node.parentNode.closest("details")) if (node.localName === "details") node.open = true;
     other?.focus();

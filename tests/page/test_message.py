@@ -216,7 +216,7 @@ def test_references_find_their_definitions_and_folds_stay_open_while_an_answer_s
         "\nand on\n\n</details>\n\n[^1]: The *note*.\n",
     )
     beginning = text("See [the notes][n] and this[^1], not that[^2].\n\n```mermaid\ngraph TD\n```\n\n", steps[0])
-    end = text("\n[n]: http://notes.example/1\n\n> [!TIP]\n> Press <kbd>x</kbd><br>twice\n")
+    end = text("\n[n]: http://notes.example/1\n\n> [!NOTE]\n> Press <kbd>x</kbd><br>twice\n")
     lmstudio.enqueue(
         beginning, pause(first), text(steps[1]), pause(second), end, pause(third), finish(), usage(9, 9), DONE
     )
@@ -235,7 +235,7 @@ def test_references_find_their_definitions_and_folds_stay_open_while_an_answer_s
     expect(markdown.locator("p").first).to_have_text("See [the notes][n] and this1, not that[^2].", use_inner_text=True)
     second.open()
     expect(markdown.locator("p").first).to_have_text("See the notes and this1, not that[^2].", use_inner_text=True)
-    expect(markdown.locator(".alert.tip br")).to_have_count(1)
+    expect(markdown.locator(".alert.note br")).to_have_count(1)
     third.open()
     answered(page)
     page.get_by_role("link", name="Note 1", exact=True).click()
