@@ -16,7 +16,7 @@ import msgspec
 from .backends.answer import Part
 from .backends.engine import Embedded, Engine
 from .backends.lmstudio import LMStudio
-from .backends.openai import Model, OpenAI
+from .backends.openai import Model, ModelDownload, OpenAI
 from .config import Config, Provider
 from .errors import NotFound, ProviderFailed
 
@@ -24,6 +24,7 @@ log = logging.getLogger("fireside.providers")
 
 CATALOG_SECONDS = 1.5  # that GET /providers waits for the slowest server
 LIST_SECONDS = 10.0  # after which a server that does not list its models counts as offline
+DOWNLOAD_SECONDS = 60.0  # in which LM Studio must have found a model to download
 LOAD_SECONDS = 600.0  # a large model on a slow disk takes minutes
 
 
@@ -176,6 +177,25 @@ class Providers:
         """Unload all instances of a model. Raises Invalid as `load` does."""
         async with self._changing(provider_id) as server:
             await server.unload(model)
+
+    async def download(self, provider_id: str, model: str, quantization: str | None = None) -> ModelDownload:
+        """Start to download a model. Raises Invalid if the server cannot be told to."""
+        async with self._within(DOWNLOAD_SECONDS, provider_id) as server:
+            return await server.download(model, quantization)
+
+    async def downloads(self, provider_id: str) -> list[ModelDownload]:
+        """Return the downloads that were started by `download`."""
+        async with self._within(LIST_SECONDS, provider_id) as server:
+            return await server.downloads()
+
+    @asynccontextmanager
+    async def _within(self, seconds: float, provider_id: str) -> AsyncIterator[OpenAI]:
+        server = self._server(provider_id)
+        try:
+            async with asyncio.timeout(seconds):
+                yield server
+        except TimeoutError:
+            raise ProviderFailed("PROVIDER_TIMEOUT", f"{server.provider.name} does not answer.") from None
 
     @asynccontextmanager
     async def _changing(self, provider_id: str) -> AsyncIterator[OpenAI]:

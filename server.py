@@ -85,6 +85,8 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/providers/{provider_id}/start",                 handlers.start_provider,       ADMIN),
     Endpoint("POST",   "/providers/{provider_id}/models/load",           handlers.load_model,           ADMIN,  schemas.ModelLoad),
     Endpoint("POST",   "/providers/{provider_id}/models/unload",         handlers.unload_model,         ADMIN,  schemas.ModelChoice),
+    Endpoint("POST",   "/providers/{provider_id}/models/download",       handlers.download_model,       ADMIN,  schemas.DownloadRequest),
+    Endpoint("GET",    "/providers/{provider_id}/downloads",             handlers.list_downloads,       ADMIN),
 
     Endpoint("POST",   "/import",                                        handlers.import_upload,        USER,   None, query=schemas.ImportQuery),
     Endpoint("GET",    "/export",                                        handlers.export_all,           USER),

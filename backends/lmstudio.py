@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ..config import Provider
 from ..errors import ProviderFailed
@@ -20,9 +20,20 @@ from .answer import Part
 from .failures import unexpected_response
 from .http import fetch
 from .loose import array_at, at, boolean_at, count_at, decode, decode_small, object_at
-from .openai import EFFORTS, ERROR_BYTES, Model, OpenAI, fetch_entries, name_at, parse_models
+from .openai import (
+    DOWNLOAD_STATUSES,
+    EFFORTS,
+    ERROR_BYTES,
+    Model,
+    ModelDownload,
+    OpenAI,
+    fetch_entries,
+    name_at,
+    parse_models,
+)
 
 DEFAULT_PORT = 1234
+DOWNLOADS = 20  # whose progress can be asked for
 VARIANTS = 50  # of a model in the list
 START_SECONDS = 60.0  # the app itself may have to start first
 
@@ -32,6 +43,7 @@ class LMStudio(OpenAI):
 
     def __init__(self, provider: Provider) -> None:
         self._follows_port = not provider.url
+        self._downloads: dict[str, str] = {}  # names of models by the id of the job, the newest last
         super().__init__(replace(provider, url=provider.url or server_url()))
 
     async def models(self) -> list[Model] | None:
@@ -56,6 +68,32 @@ class LMStudio(OpenAI):
     async def unload(self, model: str) -> None:
         for instance in await self._instances(model):
             await self._post("unload", {"instance_id": instance})
+
+    async def download(self, model: str, quantization: str | None) -> ModelDownload:
+        """`model` is a name of LM Studio's catalog or a link to Hugging Face, for which a quantization can be chosen."""
+        body = {"model": model} | ({"quantization": quantization} if quantization else {})
+        status, response = await fetch(self.provider, "POST", f"{self._url}/download", ERROR_BYTES, body)
+        job = name_at(decode_small(response), "job_id")
+        if job is not None:
+            self._downloads[job] = model
+            while len(self._downloads) > DOWNLOADS:
+                del self._downloads[next(iter(self._downloads))]
+        return self._download(model, status, response)
+
+    async def downloads(self) -> list[ModelDownload]:
+        found = []
+        for job, model in list(self._downloads.items()):
+            url = f"{self._url}/download/status/{quote(job, safe='')}"
+            found.append(self._download(model, *await fetch(self.provider, "GET", url, ERROR_BYTES)))
+        return found
+
+    def _download(self, model: str, status: int, response: bytes) -> ModelDownload:
+        job = decode_small(response)
+        state = at(job, "status")
+        if status != 200 or state not in DOWNLOAD_STATUSES:
+            raise unexpected_response(self.provider, status, response, "the state of a download")
+        sizes = (count_at(job, name) for name in ("downloaded_bytes", "total_size_bytes", "bytes_per_second"))
+        return ModelDownload(model, state, *sizes)
 
     def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
         ttl = {"ttl": self.provider.ttl} if self.provider.ttl else {}  # counts for a model that this request loads

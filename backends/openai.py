@@ -24,6 +24,7 @@ LIST_BYTES = 2 * 1024 * 1024  # of a list of models: a hostile one of this size 
 LIST_MODELS = 1000
 NO_PATH_STATUSES = (404, 405, 501)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # values of `reasoning_effort`
+DOWNLOAD_STATUSES = ("downloading", "paused", "completed", "failed", "already_downloaded")
 NAME_CHARACTERS = 300  # of a model's id, as in web.schemas.Name
 
 
@@ -42,6 +43,16 @@ class Model(msgspec.Struct, frozen=True):
     reasoning_efforts: list[str] | None = None  # those of EFFORTS that it takes
     parallel: int | None = None  # answers at a time of the loaded instance
     variants: list[str] | None = None  # names of the quantizations that are on the disk
+
+
+class ModelDownload(msgspec.Struct, frozen=True):
+    """A model that a server downloads. None: the server does not say."""
+
+    model: str
+    status: str  # one of DOWNLOAD_STATUSES
+    downloaded_bytes: int | None = None
+    total_bytes: int | None = None
+    bytes_per_second: int | None = None
 
 
 class OpenAI:
@@ -85,6 +96,14 @@ class OpenAI:
     async def unload(self, model: str) -> None:
         """Return when no instance of the model is loaded. Raises Invalid if that is not possible."""
         raise Invalid(f"{self.provider.name} loads and unloads models by itself.")
+
+    async def download(self, model: str, quantization: str | None) -> ModelDownload:
+        """Start to download a model. Raises Invalid if that is not possible."""
+        raise Invalid(f"{self.provider.name} downloads no models for Fireside.")
+
+    async def downloads(self) -> list[ModelDownload]:
+        """Return the downloads that `download` has started, with their progress."""
+        return []
 
     async def can_start(self) -> bool:
         """Return whether `start` can start the server."""

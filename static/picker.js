@@ -1,15 +1,18 @@
 // The dialog of models: what each one is, its state, and for administrators a button to load or unload it.
 
-import { post, session } from "./api.js";
+import { get, post, session } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { button, h, stepFocus } from "./dom.js";
-import { on } from "./events.js";
+import { emit, on } from "./events.js";
 import { field, inputField } from "./fields.js";
 import { fileSize, number } from "./format.js";
 import { MODEL_STATES, stateDot } from "./head.js";
 import { icon, iconButton } from "./icons.js";
 import { modelName, providers, refreshModels } from "./models.js";
 import { announce, toast } from "./popups.js";
+
+const DOWNLOAD_POLL_MS = 1000;
+const OUTCOMES = { completed: "is downloaded.", already_downloaded: "was downloaded before." };
 
 /** `pick(choice)` is called with the chosen model. */
 export function openPicker(current, pick) {
@@ -46,7 +49,49 @@ function providerSection(provider, query, current, choose) {
     h("h3", {}, provider.name, !provider.online && h("span", { class: "badge" }, "offline")),
     note && h("p", { class: "faint" }, note),
     !provider.models_known && nameForm(provider, current, choose),
+    provider.kind === "lmstudio" && provider.online && session.user.role === "admin" && downloadForm(provider),
     h("ul", {}, models.map((model) => modelRow({ provider, model, id: model.id }, current, choose))));
+}
+
+const downloads = new Map(); // by name of the model, as the server reported them last
+
+function downloadForm(provider) {
+  const { control, node } = inputField("Name in LM Studio's catalog, or link to Hugging Face", {
+    maxlength: "300", autocomplete: "off", spellcheck: "false", placeholder: "qwen/qwen3-4b-2507",
+  });
+  const onsubmit = (event) => {
+    event.preventDefault();
+    const model = control.value.trim();
+    control.value = "";
+    control.blur();
+    if (model) download(provider, model);
+  };
+  const progress = [...downloads.values()].map(({ model, status, downloaded_bytes, total_bytes }) => {
+    const size = total_bytes ? `${fileSize(downloaded_bytes ?? 0)} of ${fileSize(total_bytes)}` : "";
+    return h("p", { class: "faint", role: "status" }, [`${model}: ${status}`, size].filter(Boolean).join(", "));
+  });
+  return h("details", { class: "faint", open: downloads.size > 0 }, h("summary", {}, "Download a model"),
+    h("form", { onsubmit }, node, button("Download", null, { type: "submit" })), progress);
+}
+
+/** Start a download and follow it until it ends, also when the dialog is closed. */
+async function download(provider, model) {
+  const path = `/providers/${encodeURIComponent(provider.provider_id)}`;
+  try {
+    let state = await post(`${path}/models/download`, { model });
+    while (state && ["downloading", "paused"].includes(state.status)) {
+      downloads.set(model, state);
+      emit("models");
+      await new Promise((resolve) => { setTimeout(resolve, DOWNLOAD_POLL_MS); });
+      state = (await get(`${path}/downloads`)).downloads.findLast((other) => other.model === model);
+    }
+    toast(`${model} ${OUTCOMES[state?.status] ?? "could not be downloaded."}`);
+  } catch (error) {
+    toast(error.message);
+  }
+  downloads.delete(model);
+  emit("models");
+  await refreshModels().catch(() => {});
 }
 
 /** For a server that does not list its models. */

@@ -406,6 +406,8 @@ class Upstream:
                 return self._load(**request.json)
             case "POST", "/api/v1/models/unload":
                 return self._unload(**request.json)
+            case "POST", "/api/v1/models/download":
+                return self._download(**request.json)
         return _unexpected(request)
 
     def _load(self, model: str, context_length: int = 4096, **options: bool) -> Command:
@@ -415,6 +417,12 @@ class Upstream:
         instance = model if not found.instances else f"{model}:{len(found.instances) + 1}"
         found.instances[instance] = context_length
         return status(200, {"type": "llm", "instance_id": instance, "load_time_seconds": 1.5, "status": "loaded"})
+
+    def _download(self, model: str, quantization: str = "") -> Command:
+        if any(known.key == model for known in self.models):
+            return status(200, {"status": "already_downloaded"})
+        job = {"job_id": "job_493c7c9ded", "status": "downloading", "total_size_bytes": 2_000_000_000}
+        return status(200, job | {"downloaded_bytes": 500_000_000, "bytes_per_second": 7834.7})
 
     def _unload(self, instance_id: str) -> Command:
         for model in self.models:

@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from .. import __version__, db
 from ..auth import Login
+from ..backends.openai import ModelDownload
 from ..errors import FiresideError, ImportUnreadable, Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from ..queries import accounts, conversations, generations, messages
 from ..queries.search import find
@@ -414,6 +415,15 @@ async def start_provider(request: Request, provider_id: str) -> schemas.Confirma
 async def load_model(request: Request, provider_id: str, body: schemas.ModelLoad) -> schemas.Confirmation:
     await request.app_state.providers.load(provider_id, **msgspec.structs.asdict(body))
     return schemas.Confirmation("Model loaded")
+
+
+async def download_model(request: Request, provider_id: str, body: schemas.DownloadRequest) -> ModelDownload:
+    audit("model download", request.identity.user, request.address)
+    return await request.app_state.providers.download(provider_id, body.model, body.quantization)
+
+
+async def list_downloads(request: Request, provider_id: str) -> schemas.Downloads:
+    return schemas.Downloads(await request.app_state.providers.downloads(provider_id))
 
 
 async def unload_model(request: Request, provider_id: str, body: schemas.ModelChoice) -> schemas.Confirmation:

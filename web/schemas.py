@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from ..auth import INVITE_HOURS
-from ..backends.openai import Model
+from ..backends.openai import Model, ModelDownload
 from ..queries.accounts import User
 from ..queries.search import Hit
 from ..queries.types import (
@@ -125,6 +125,10 @@ class Markdown(Struct):
 
 class ModelChoice(Struct):
     model: Name
+
+
+class DownloadRequest(ModelChoice):
+    quantization: Name | None = None
 
 
 class ModelLoad(ModelChoice):
@@ -317,6 +321,10 @@ class ProviderEntry(ProviderHealth):
 
 class Models(Struct):
     models: list[Model]
+
+
+class Downloads(Struct):
+    downloads: list[ModelDownload]
 
 
 class UsageEntry(Struct):

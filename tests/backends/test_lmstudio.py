@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fireside.backends import lmstudio
 from fireside.backends.engine import Engine
-from fireside.backends.openai import Model
+from fireside.backends.openai import Model, ModelDownload
 from fireside.config import Config, load
 from fireside.errors import ProviderFailed
 from fireside.providers import ChatRequest, Providers
@@ -112,6 +112,30 @@ async def test_ttl_of_the_settings_is_sent_with_each_question(upstream: Upstream
     async with aclosing(providers.chat("lmstudio", ChatRequest(MODEL, []))) as reads:
         assert [read async for read in reads]
     assert upstream.chats[0]["ttl"] == 300
+
+
+async def test_download_is_started_and_followed(providers: Providers, upstream: Upstream) -> None:
+    assert await providers.downloads("lmstudio") == []
+    assert await providers.download("lmstudio", MODEL) == ModelDownload(MODEL, "already_downloaded")
+    link = "https://huggingface.co/lmstudio-community/gpt-oss-20b-GGUF"
+    begun = ModelDownload(link, "downloading", 500_000_000, 2_000_000_000, 7834)
+    assert await providers.download("lmstudio", link, "Q8_0") == begun
+    assert upstream.requests[-1].json == {"model": link, "quantization": "Q8_0"}
+    done = {"job_id": "job_493c7c9ded", "status": "completed", "downloaded_bytes": 2_000_000_000}
+    path = "/api/v1/models/download/status/job_493c7c9ded"
+    upstream.enqueue(status(200, done), path=path)
+    assert await providers.downloads("lmstudio") == [ModelDownload(link, "completed", 2_000_000_000)]
+    upstream.enqueue(status(404, {"error": {"type": "job_not_found", "message": "No such job."}}), path=path)
+    with pytest.raises(ProviderFailed, match="No such job"):
+        await providers.downloads("lmstudio")
+
+
+async def test_id_of_a_download_cannot_change_the_path(providers: Providers, upstream: Upstream) -> None:
+    upstream.enqueue(status(200, {"job_id": "../unload?x=1", "status": "paused"}), path="/api/v1/models/download")
+    await providers.download("lmstudio", "evil")
+    with pytest.raises(ProviderFailed):
+        await providers.downloads("lmstudio")
+    assert upstream.requests[-1].path == "/api/v1/models/download/status/..%2Funload%3Fx%3D1"
 
 
 # ---- on this computer

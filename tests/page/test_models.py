@@ -141,6 +141,24 @@ def test_administrator_loads_models_and_sees_a_server_that_does_not_respond(
     expect(page.locator(".welcome")).to_contain_text("Llama 3.2 3B Instruct is ready.")
 
 
+def test_administrator_downloads_a_model(tmp_path: Path, visitor: Callable[..., Visit]) -> None:
+    with Upstream() as studio, contextlib.ExitStack() as stack:
+        fireside = stack.enter_context(Fireside(tmp_path, NO_ENGINE, lmstudio_url=studio.url))
+        page = visitor(fireside, fireside.first()).open()
+        press(page, LLAMA)
+        page.get_by_text("Download a model").click()
+        page.get_by_label("Name in LM Studio's catalog").fill("qwen/qwen3-4b")
+        gate = Gate()
+        done = script.status(200, {"job_id": "job_493c7c9ded", "status": "completed"})
+        studio.enqueue(pause(gate), done, path="/api/v1/models/download/status/job_493c7c9ded")
+        press(page, "Download")
+        expect(page.get_by_text("qwen/qwen3-4b: downloading, 500 MB of 2.0 GB")).to_be_visible()
+        studio.models.append(script.LocalModel("qwen/qwen3-4b", "Qwen3 4B"))
+        gate.open()
+        expect(page.locator(".toast")).to_contain_text("qwen/qwen3-4b is downloaded.")
+        expect(page.locator(".model-pick", has_text="Qwen3 4B")).to_be_visible()
+
+
 def test_reasoning_is_chosen_where_the_model_offers_it(tmp_path: Path, visitor: Callable[..., Visit]) -> None:
     with Upstream() as studio, contextlib.ExitStack() as stack:
         studio.models[0].reasoning = ("off", "on")

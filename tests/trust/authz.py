@@ -55,6 +55,7 @@ BODIES: dict[str, Any] = {
     "POST /render": {"text": "*hello*"},
     "POST /providers/{provider_id}/models/load": {"model": MODEL},
     "POST /providers/{provider_id}/models/unload": {"model": MODEL},
+    "POST /providers/{provider_id}/models/download": {"model": MODEL},
     "POST /import": [],
     "POST /control/password": {"password": PASSWORD, "username": "carl"},
     "POST /control/backup": {"file": "{folder}/backup.db"},

@@ -154,9 +154,14 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     await ann.delete(f"{chat}?purge=true")
 
     # Model servers and the service
-    for path in ("/providers", "/providers/lmstudio/models", "/providers/lmstudio/health"):
+    for path in (
+        "/providers",
+        "/providers/lmstudio/models",
+        "/providers/lmstudio/health",
+        "/providers/lmstudio/downloads",
+    ):
         await ann.get(path)
-    for action in ("models/load", "models/unload", "start"):
+    for action in ("models/load", "models/unload", "models/download", "start"):
         await ann.post(f"/providers/lmstudio/{action}", json={"model": MODEL["model"]})
     for path in ("/openapi.json", "/health", "/version", "/", "/static/app.js"):
         response = await ann.get(path)
