@@ -343,7 +343,7 @@ class Speed {
   #began = 0; // 0: not writing
   #counts = []; // {at, characters}, of the last seconds
   #timer = 0;
-  node = h("p", { class: "speed faint", hidden: true, "aria-hidden": "true" });
+  node = h("div", { class: "speed faint", hidden: true, "aria-hidden": "true" });
 
   count(delta) {
     const now = performance.now();
