@@ -515,7 +515,7 @@ def test_openwebui_is_read_as_row_array_import_file_and_chat() -> None:
     row = boats()
     bare = row["chat"] | {"id": "b0a7"}
     expected = tree(parse(row))
-    for file in ([row], row, {"chats": [row]}, bare, [bare]):
+    for file in ([row], row, {"chats": [row]}, {"success": True, "data": [row]}, bare, [bare]):  # "data": of Qwen Chat
         (value,) = formats.unpack(file)
         read = parse(value)
         assert tree(read) == expected

@@ -89,7 +89,7 @@ DATABASES = {
 
 def unpack(value: Any) -> Iterator[Any]:
     """Yield the conversations of a decoded file, of any program. Some wrap them into an object."""
-    wrapped = [at(value, name) for name in ("chats", "conversations")]
+    wrapped = [at(value, name) for name in ("chats", "conversations", "data")]
     yield from next((rows for rows in (value, *wrapped) if isinstance(rows, list)), [value])
 
 

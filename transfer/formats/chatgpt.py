@@ -105,7 +105,7 @@ def _read_message(node: Any, find_image: FindImage) -> Message | None:
 def _read_text(node: Any) -> str:
     content = object_at(node, "content")
     names = ("title", "name", "url", "summary", "result", "text")
-    own = (text_at(content, name) for name in names)
+    own = (text_at(content, name) for name in names if name in content)
     return joined(*own, *(text_at(part) or text_at(part, "text") for part in array_at(content, "parts")), by="\n")
 
 

@@ -287,22 +287,25 @@ def not_imported(kind: Literal["image", "document", "audio"], name: str = "") ->
 
 def with_documents(text: str, documents: Iterable[tuple[str, str]]) -> str:
     """Append the text of each attached document after its name, as far as a question may be long."""
+    texts, size = [text], len(text)
     for name, content in documents:
         line = not_imported("document", name)
-        whole = joined(text, line.removesuffix(" (not imported)"), fenced(content))
-        text = whole if content and len(whole) <= QUESTION_CHARACTERS else joined(text, line)
-    return text
+        whole = joined(line.removesuffix(" (not imported)"), fenced(content)) if content else line
+        texts.append(whole if size + len(whole) + 2 <= QUESTION_CHARACTERS else line)
+        size += len(texts[-1]) + 2
+    return joined(*texts)
 
 
 def with_images(text: str, images: Iterable[tuple[str, Image | None]]) -> tuple[str, list[Image]]:
     """Return the images that were found, and the text with the names of the others appended."""
     found: list[Image] = []
+    texts = [text]
     for name, image in images:
         if image:
             found.append(image)
         else:
-            text = joined(text, not_imported("image", name))
-    return text, found
+            texts.append(not_imported("image", name))
+    return joined(*texts), found
 
 
 _THINKING = re.compile(r"\s*<think(?:ing)?>(.*?)</think(?:ing)?>\s*", re.DOTALL)

@@ -5,7 +5,7 @@ A chat has no id: it is known by the time it was created and its first question,
 
 import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -140,30 +140,34 @@ def _read_message(version: dict[str, Any], find_image: FindImage) -> tuple[Messa
     return message, typed
 
 
+_NO_ID = ""  # of results of older versions, which follow their calls in order
+
+
 def _read_calls(steps: list[dict[str, Any]]) -> dict[int, str]:
     """Return each tool call with its result as a block, by the identity of the part that requests it, or of a result alone."""
     parts = [part for step in steps for part in objects_at(step, "content")]
-    results = [part for part in parts if part.get("type") == "toolCallResult"]
-    failures = {step.get("callId"): at(step, "statusState", "status", "error") for step in steps if "callId" in step}
+    results = {id(part): part for part in parts if part.get("type") == "toolCallResult"}
+    results_of = defaultdict[str | int, deque[dict[str, Any]]](deque)
+    for result in results.values():
+        for key in _call_ids(result) or (_NO_ID,):
+            results_of[key].append(result)
+    failures = {key: at(step, "statusState", "status", "error") for step in steps for key in _call_ids(step)}
     blocks: dict[int, str] = {}
     for call in (part for part in parts if part.get("type") == "toolCallRequest"):
-        ids = [call[name] for name in ("callId", "toolCallRequestId") if call.get(name) is not None]
-        own = (
-            one
-            for one in results
-            if any(one.get(name) in ids for name in ("callId", "toolCallRequestId", "toolCallId"))
-        )
-        result = next(own, None) or next((one for one in results if not _has_id(one)), None)
-        if result is not None:
-            results = [one for one in results if one is not result]
-        failed = next((failures[one] for one in ids if isinstance(one, (str, int)) and failures.get(one)), None)
-        found = failed if result is None else _result(result)
-        blocks[id(call)] = common.tool_block(text_at(call, "name"), call.get("parameters"), found)
-    return blocks | {id(one): common.tool_block("result", None, _result(one)) for one in results}
+        outcome: Any = next((failures[key] for key in _call_ids(call) if failures.get(key)), None)
+        for key in (*_call_ids(call), _NO_ID):
+            while results_of[key] and id(results_of[key][0]) not in results:
+                results_of[key].popleft()  # found by another id
+            if results_of[key]:
+                outcome = _result(results.pop(id(results_of[key][0])))
+                break
+        blocks[id(call)] = common.tool_block(text_at(call, "name"), call.get("parameters"), outcome)
+    return blocks | {key: common.tool_block("result", None, _result(result)) for key, result in results.items()}
 
 
-def _has_id(result: dict[str, Any]) -> bool:
-    return any(result.get(name) is not None for name in ("callId", "toolCallRequestId", "toolCallId"))
+def _call_ids(part: dict[str, Any]) -> list[str | int]:
+    ids = (part.get(name) for name in ("callId", "toolCallRequestId", "toolCallId"))
+    return [one for one in ids if isinstance(one, (str, int)) and one != _NO_ID]
 
 
 def _result(part: dict[str, Any]) -> Any:
