@@ -22,6 +22,7 @@ import platformdirs
 from .errors import ConfigError
 
 LMSTUDIO_CONCURRENCY = 4  # LM Studio's "Max Concurrent Predictions"; further requests would wait in its own queue
+MAX_CONCURRENCY = 1000
 KINDS = ("lmstudio", "openai", "embedded")
 
 
@@ -286,7 +287,7 @@ def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[
 
 
 _PROVIDER_KEYS: dict[str, Callable[[Any], Any]] = {
-    "id": _text, "kind": _text, "name": _text, "url": _url, "api_key": _key, "concurrency": _number(1, 1000, int),
+    "id": _text, "kind": _text, "name": _text, "url": _url, "api_key": _key, "concurrency": _number(1, MAX_CONCURRENCY, int),
     "ttl": _number(1, 31_536_000, int), "models": _texts,
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from .backends.answer import Part
 from .backends.engine import Embedded, Engine
 from .backends.lmstudio import LMStudio
 from .backends.openai import Model, ModelDownload, OpenAI
-from .config import Config, Provider
+from .config import MAX_CONCURRENCY, Config, Provider
 from .errors import NotFound, ProviderFailed
 
 log = logging.getLogger("fireside.providers")
@@ -129,7 +129,7 @@ class Providers:
     def concurrency(self, provider_id: str) -> int:
         """Return how many answers the server gives at a time: what a loaded model reports, else the setting."""
         reported = [model.parallel for model in self._known.get(provider_id, []) if model.parallel]
-        return max(reported, default=self.settings[provider_id].concurrency)
+        return min(max(reported, default=self.settings[provider_id].concurrency), MAX_CONCURRENCY)
 
     async def _list(self, provider_id: str, max_age: float) -> _ModelList:
         """Return the last list if it is young enough, otherwise a new one. Concurrent calls share one request."""

@@ -28,6 +28,7 @@ from .openai import (
     ModelDownload,
     OpenAI,
     fetch_entries,
+    is_name,
     name_at,
     parse_models,
 )
@@ -147,7 +148,7 @@ def _model(entry: Any) -> Model | None:
         size_bytes=count_at(entry, "size_bytes") or None,
         reasoning_efforts=_reasoning_efforts(at(entry, "capabilities")),
         parallel=count_at(instance, "config", "parallel") or None,
-        variants=[name for name in array_at(entry, "variants")[:VARIANTS] if isinstance(name, str)] or None,
+        variants=[name for name in array_at(entry, "variants")[:VARIANTS] if is_name(name)] or None,
     )
 
 

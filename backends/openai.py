@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from pathlib import PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 import httpx
@@ -179,10 +179,14 @@ def parse_models(entries: list[Any], parse: Callable[[Any], Model | None]) -> li
     return [model for entry in entries if (model := parse(entry))]
 
 
+def is_name(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= NAME_CHARACTERS
+
+
 def name_at(value: Any, *path: str) -> str | None:
     """Return the string at this path if it is usable as a name."""
     found = at(value, *path)
-    return found if isinstance(found, str) and 0 < len(found) <= NAME_CHARACTERS else None
+    return found if is_name(found) else None
 
 
 def _model(entry: Any) -> Model | None:

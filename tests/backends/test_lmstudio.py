@@ -104,6 +104,9 @@ async def test_parallel_of_the_loaded_model_is_the_concurrency(providers: Provid
     [model, _] = await providers.models("lmstudio")
     assert (model.parallel, model.variants) == (2, [f"{MODEL}@q4_k_m", f"{MODEL}@q8_0"])
     assert providers.concurrency("lmstudio") == 2
+    upstream.models[0].parallel = 2**52
+    await providers.models("lmstudio")
+    assert providers.concurrency("lmstudio") == 1000
 
 
 async def test_ttl_of_the_settings_is_sent_with_each_question(upstream: Upstream, tmp_path: Path) -> None:
