@@ -237,7 +237,7 @@ def test_sign_in_explains_forgotten_passwords_and_says_once_how_long_to_wait(
 ) -> None:
     page = visitor(studio).open()
     page.get_by_text("Forgot your password?").click()
-    expect(page.get_by_text("fireside login-link NAME")).to_be_visible()
+    expect(page.get_by_text("fireside login-link --user NAME")).to_be_visible()
     refusal = {"code": "RATE_LIMITED", "message": "Too many attempts. Try again in 4 s.", "request_id": "1"}
     page.route("**/auth/login", lambda route: route.fulfill(status=429, headers={"Retry-After": "4"}, json=refusal))
     page.get_by_label("Name").fill("ann")
