@@ -48,7 +48,7 @@ function signInForm(done, problem = "") {
     form("Sign in", password, (username, password) => post("/auth/login", { username, password }), done, problem),
     h("p", { class: "faint" }, "First time here? Open the link that Fireside printed in its terminal, or your invite link."),
     h("details", { class: "faint" }, h("summary", {}, "Forgot your password?"),
-      h("p", {}, "On the computer that runs Fireside, run this command with your name. It prints a link that signs you in once, within ten minutes."),
+      h("p", {}, "On the computer that runs Fireside, run this command with your name. It prints a link that signs you in once, within ten minutes. To set a new password, run fireside reset-password in the same way."),
       h("p", { class: "command" }, h("code", {}, LOGIN_LINK_COMMAND))),
   ];
 }
