@@ -245,6 +245,18 @@ async def test_empty_answer_is_explained_with_what_is_known(
     assert (failure["code"], failure["message"]) == ("EMPTY_ANSWER", f"LM Studio {message}")
 
 
+async def test_model_that_no_server_lists_is_asked_of_the_one_without_a_list(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    with Upstream() as box:
+        box.models = []
+        (tmp_path / "config.toml").write_text(BOX.format(box.url), "utf-8")
+        async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+            ann = await running.first()
+            events = await ann.answer(await ann.conversation("Why?"), model="mystery")
+    assert text(events) == "Hello from upstream." and box.chats[0]["model"] == "mystery"
+
+
 async def test_slow_list_of_models_delays_an_answer_briefly(ann: Person, upstream: Upstream) -> None:
     upstream.enqueue(hang(), path=MODELS)
     upstream.enqueue(answer("Because."))
