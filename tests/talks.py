@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import exports
+
 ROOT = "00000000-0000-4000-8000-000000000000"  # the parent that first messages name
 START = 1_720_000_000
 
@@ -297,6 +299,44 @@ def ollama(talk: Talk, **more: list[Any]) -> bytes:
     return database({"chats": [chat], "messages": rows, "tool_calls": [], "attachments": [], **more})
 
 
+def chatgpt(talk: Talk) -> bytes:
+    nodes: list[dict[str, Any]] = []
+    for said in talk:
+        parent = said.parent
+        if said.reasoning:
+            nodes.append(exports.thoughts(f"thoughts of {said.key}", parent or "", ("", said.reasoning)))
+            parent = nodes[-1]["id"]
+        facts = {"model_slug": said.model} if said.model else {}
+        nodes.append(exports.node(said.key, parent, said.role, said.text, at=said.at, metadata=facts))
+    return encoded([exports.chatgpt(*nodes, current=talk[-1].key, title="Boats")])
+
+
+def openwebui(talk: Talk) -> bytes:
+    def message(said: Said) -> dict[str, Any]:
+        block = f'<details type="reasoning" done="true">\n<summary>Thought</summary>\n> {said.reasoning}\n</details>\n'
+        content = (block if said.reasoning else "") + said.text
+        return exports.said(
+            said.key, said.parent, said.role, content, said.at, **({"model": said.model} if said.model else {})
+        )
+
+    return encoded([exports.openwebui(*map(message, talk), current=talk[-1].key)])
+
+
+def lmstudio(talk: Talk) -> bytes:
+    def version(said: Said) -> dict[str, Any]:
+        if said.role == "user":
+            return exports.asked(said.text)
+        thinking = [exports.block(said.reasoning, thinking=True)] if said.reasoning else []
+        return exports.answered(*thinking, exports.block(said.text), sender=said.model)
+
+    turns: list[dict[str, Any]] = []
+    parent: str | None = None
+    while versions := children(talk, parent):
+        turns.append(exports.turn(*map(version, versions)))
+        parent = versions[0].key
+    return encoded(exports.lmstudio(*turns, name="Boats"))
+
+
 # ---- all of them
 
 
@@ -309,6 +349,9 @@ class Program(NamedTuple):
 
 
 PROGRAMS = (
+    Program("ChatGPT", "chatgpt/conversations.json", chatgpt, BRANCHED),
+    Program("Open WebUI", "openwebui/chats.json", openwebui, BRANCHED),
+    Program("LM Studio", "conversations/17.conversation.json", lmstudio, SWIPED, ("model", "reasoning", "title")),
     Program("Claude", "claude/conversations.json", claude, BRANCHED, ("at", "reasoning", "title")),
     Program("LibreChat flat", "librechat/flat.json", librechat_flat, BRANCHED),
     Program("LibreChat tree", "librechat/tree.json", librechat_tree, BRANCHED),

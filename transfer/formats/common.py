@@ -142,7 +142,7 @@ def merge_steps(messages: list[Message], steps: set[int]) -> tuple[list[Message]
             and size < ANSWER_CHARACTERS
         ):
             by_id[message.id], merged[message.id] = parent, parent.id
-            parent.source = message.source
+            parent.source, parent.created_at = message.source, parent.created_at or message.created_at
             parent.content = joined(parent.content, message.content)
             parent.reasoning = joined(parent.reasoning, message.reasoning)
             parent.images = [*parent.images, *message.images]
