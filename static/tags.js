@@ -1,4 +1,4 @@
-// The elements and attributes of a rendered message. web/markdown.py reads the JSON object in this file.
+// The elements and attributes of a rendered message. web/tags.py reads the JSON object in this file.
 
 export const ALLOWED = {
   "html": {

@@ -10,17 +10,17 @@ Korean. What differs, since a model, or a document that it read, could use it ag
 
 Every block is decided by its first line, or keeps the blocks after it open (`open_from`), so that an answer can be shown while it streams.
 
-The rules are not those of mdit-py-plugins 0.7, because
-- dollarmath, texmath and amsmath find a formula only when its last line has arrived; until then a list stands where a line of it is "- y";
-- texmath finds \[ \] neither inside a paragraph nor directly after one, where models write it, and a formula in "in US$, A$ and NZ$";
+The rules are not those of mdit-py-plugins 0.7 (for formulas, see formulas.py), because
 - footnote drops a reference whose definition has not arrived, and moves the notes;
-- gfm_autolink, dollarmath and texmath take quadratic time on many "@", ":" or "\(".
+- gfm_autolink takes quadratic time on many "@" or ":".
 """
 
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
+
+from . import formulas
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 MAX_LEVEL = 30  # of blocks, where a list and its item are one level each, and of brackets that may be links
 MAX_DETAILS_LEVEL = 8  # each level of <details> reads its lines once more
-MAX_FORMULA_CHARACTERS = 2_000
-MAX_FORMULA_BLOCK_CHARACTERS = 2 * MAX_FORMULA_CHARACTERS  # a longer one is shown as its source
 MAX_URL_CHARACTERS = 2_000
 # Tags of HTML that come in pairs, and the element of each.
 PAIRED_TAGS = {
@@ -92,12 +90,12 @@ def parser() -> "MarkdownIt":
     block, inline = md.block.ruler, md.inline.ruler
     anywhere: Any = {"alt": ["paragraph", "blockquote", "list"]}
     block.before("table", "deep", _deep)
-    block.before("fence", "math_block", _math_block, anywhere)
+    block.before("fence", "math_block", formulas.parse_block, anywhere)
     block.before("fence", "details", _details, anywhere)
     block.before("fence", "footnote", _footnote, {"alt": ["paragraph"]})
     block.before("fence", "definition", _definition, {"alt": ["paragraph"]})
     block.at("table", _table, {"alt": ["paragraph"]})
-    inline.before("escape", "math_inline", _math_inline)
+    inline.before("escape", "math_inline", formulas.parse_inline)
     inline.at("linkify", _bare_address)
     inline.at("image", _image)
     inline.after("image", "label", _reference)
@@ -287,118 +285,6 @@ def _begin_line_at(state: "StateBlock", line: int, position: int) -> None:
 
 def _label(text: str) -> str:
     return " ".join(text.split()).casefold()
-
-
-# ---- math
-
-# Environments that are formulas also without delimiters around them.
-_ENVIRONMENT = (
-    r"(?:equation|align|alignat|flalign|gather|multline|eqnarray|(?:[pbvBV]|small)?matrix|cases|aligned|gathered)\*?"
-)
-_OPENER = re.compile(rf"\$\$|\\\[|\\\(|\\begin\{{{_ENVIRONMENT}\}}")
-_CLOSERS = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
-_REST_OF_LINE_IS_BLANK = re.compile(r"[ \t]*(?:\n|\Z)")
-# One dollar opens a formula only when no letter, digit or space is beside it ("$5 and $6" has none). A backtick may begin a code span,
-# which takes precedence. The bound keeps the time linear.
-_DOLLARS = re.compile(rf"(?<![a-zA-Z0-9])\$(?![\s$])((?:[^$\\\n`]|\\.){{1,{MAX_FORMULA_CHARACTERS}}}+)(?<!\s)\$(?!\d)")
-# \[ \] within a line are brackets that were escaped, as in "list\[0\]", unless there is a sign of a formula between them.
-_SIGN_OF_FORMULA = re.compile(r"\\[a-zA-Z]|[\^=<>+{]|\w_\w")
-_ESCAPED_WORDS = re.compile(r"[^\W\d_]{3,}(?:[\s,.;:!?'-]+[^\W\d_]+)*[.!?]?")
-
-
-def _closer(opener: str) -> str:
-    return _CLOSERS.get(opener) or opener.replace("begin", "end", 1)
-
-
-def _math_block(state: "StateBlock", start: int, end: int, silent: bool) -> bool:
-    r"""Parse `$$`, `\[` or `\begin{align}` at the start of a line, up to the line that ends with its counterpart.
-
-    Without that line, the lines up to a blank one are a paragraph.
-    """
-    begin = _begin(state, start)
-    opening = _OPENER.match(state.src, begin, state.eMarks[start])
-    if not opening or opening[0] == r"\(" or state.is_code_block(start):
-        return False
-    opener, closer = opening[0], _closer(opening[0])
-    first, found, rest = state.src[opening.end() : state.eMarks[start]].partition(closer)
-    if found and (rest.strip() or not first.strip()):
-        return False
-    is_escaped = _ESCAPED_WORDS.fullmatch(first.strip()) if found else not _SIGN_OF_FORMULA.search(first)
-    if opener == r"\[" and first.strip() and is_escaped:
-        return False
-    if silent:  # may it interrupt a paragraph? Not when it closes a formula that began in the middle of a line.
-        before = state.src[max(state.bMarks[state.line], begin - MAX_FORMULA_CHARACTERS) : begin]
-        return bool(found) or opener != "$$" or before.count("$$") % 2 == 0
-    line = start + 1
-    last = start if found else _last_line_of_formula(state, opening.end(), closer, start, end)
-    if last is not None:
-        line = last + 1
-    else:
-        while line < end and not state.isEmpty(line) and state.sCount[line] >= state.blkIndent:
-            line += 1
-    state.line = line
-    source = state.getLines(start, line, state.blkIndent, False).strip()
-    if last is not None:
-        token = state.push("math_block", "", 0)
-        token.content = source[2:-2].strip() if opener in _CLOSERS else source
-        token.markup, token.map = opener, [start, line]
-    else:
-        state.push("paragraph_open", "p", 1).map = [start, line]
-        state.push("inline", "", 0).content = source
-        state.push("paragraph_close", "p", -1)
-    return True
-
-
-def _last_line_of_formula(state: "StateBlock", begin: int, closer: str, start: int, end: int) -> int | None:
-    """Return the line that ends a formula, which may contain blank lines, or None.
-
-    Where the text ends too early to know, the block and all after it stay open.
-    """
-    close = state.src.find(closer, begin, begin + MAX_FORMULA_BLOCK_CHARACTERS)
-    if close < 0:
-        if len(state.src) < begin + MAX_FORMULA_BLOCK_CHARACTERS:
-            state.env["open_from"] = min(start, state.env.get("open_from", start))
-        return None
-    close += len(closer)
-    unreachable = state.env.setdefault("unreachable", set())  # so that no closer is looked for twice in vain
-    if (close, state.blkIndent) in unreachable or not _REST_OF_LINE_IS_BLANK.match(state.src, close):
-        return None
-    for line in range(start + 1, end):
-        if not state.isEmpty(line) and state.sCount[line] < state.blkIndent:
-            break
-        if close <= state.eMarks[line]:
-            return line
-    unreachable.add((close, state.blkIndent))
-    return None
-
-
-def _math_inline(state: "StateInline", silent: bool) -> bool:
-    if opening := _OPENER.match(state.src, state.pos):
-        opener, closer, begin = opening[0], _closer(opening[0]), opening.end()
-        close = state.src.find(closer, begin, min(state.posMax, begin + MAX_FORMULA_CHARACTERS + len(closer)))
-        formula, after = state.src[begin : max(begin, close)], close + len(closer)
-        if "`" in formula or (opener == r"\[" and not _is_display(state, formula, after)):
-            return False
-        if formula.strip() and opener not in _CLOSERS:
-            formula = opener + formula + closer
-    elif found := _DOLLARS.match(state.src, state.pos, state.posMax):
-        opener, formula, after = "$", found[1], found.end()
-    else:
-        return False
-    if not formula.strip():
-        return False
-    if not silent:
-        token = state.push("math_inline", "", 0)
-        token.content, token.markup = formula.strip(), opener
-    state.pos = after
-    return True
-
-
-def _is_display(state: "StateInline", formula: str, after: int) -> bool:
-    r"""Return whether \[ \] within a line surround a formula."""
-    before = state.src[max(0, state.pos - 1) : state.pos]
-    is_escaped = re.match(r"[a-zA-Z0-9]", before) or state.src[after : after + 1] in ("(", "[", ":")
-    return not is_escaped and _SIGN_OF_FORMULA.search(formula) is not None
 
 
 # ---- inline

@@ -2,30 +2,25 @@
 
 A node is a text or a list `[tag, {attribute: value}, node, node, ...]`. Tags and attributes are those in static/tags.js; values are texts.
 
-The dialect is that of dialect.py.
+dialect.py has the parser, formulas.py makes MathML of TeX.
 
 Highlighting, formulas and some hostile texts take long, so the service calls `render` in a sandbox child (renderer.py). markdown_it,
 pygments and latex2mathml are imported at first use, which keeps the start of the service fast.
 """
 
-import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
-from html import unescape
-from importlib import resources
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, groupby, pairwise, takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from . import dialect
+from . import dialect, formulas
+from .tags import TAGS
 
 if TYPE_CHECKING:
-    from xml.etree.ElementTree import Element
-
     from markdown_it.token import Token
 
 Node: TypeAlias = str | list[Any]
@@ -34,19 +29,9 @@ Outline: TypeAlias = tuple[
 ]  # where each top-level block of a text ends; how many of the blocks are closed
 
 MAX_DEPTH = 100  # of the tree, with formulas
-MAX_MATH_DEPTH = 40
-MAX_FORMULA_CHARACTERS = dialect.MAX_FORMULA_CHARACTERS
 MAX_CODE_CHARACTERS = 20_000  # longer code is not highlighted; 500 lines
 HIGHLIGHT_SECONDS = 0.1  # processor time; 500 lines take about as much
 
-_ALLOWED = json.loads(
-    re.findall(r"(?s)\{.*\}", resources.files("fireside").joinpath("static/tags.js").read_text("utf-8"))[0]
-)
-_MATHML, _MATHML_ATTRIBUTES = frozenset(_ALLOWED["mathml"]), frozenset(_ALLOWED["mathmlAttributes"])
-TAGS: dict[str, frozenset[str]] = {
-    **{tag: frozenset(attributes) for tag, attributes in _ALLOWED["html"].items()},
-    **dict.fromkeys(_MATHML, _MATHML_ATTRIBUTES),
-}
 # Pygments' short names, or their first letters: keyword, operator word, string, comment, number; names of functions, classes, builtins,
 # tags, attributes and decorators; deleted, inserted and heading lines of a diff.
 CODE_CLASSES = frozenset({"k", "ow", "s", "c", "m", "nf", "nc", "nb", "nt", "na", "nd", "gd", "gi", "gh"})
@@ -136,7 +121,7 @@ def _pair_tags(tokens: list["Token"]) -> list["Token"]:
 def _open(token: "Token", stack: list[list[Any]]) -> list[Any]:
     """Return the element that a token opens, or its parent when it must not stand there: what it contains then stands in the parent."""
     parent = stack[-1]
-    if token.hidden or token.tag not in TAGS or len(stack) > MAX_DEPTH - MAX_MATH_DEPTH:
+    if token.hidden or token.tag not in TAGS or len(stack) > MAX_DEPTH - formulas.MAX_DEPTH:
         return parent
     if token.tag == "a" and any(element[:1] == ["a"] for element in stack):
         return parent
@@ -207,7 +192,7 @@ def _leaf(token: "Token") -> Node:
     if token.type in ("fence", "code_block"):
         return _code(token.content, token.info)
     if token.type in ("math_inline", "math_block"):
-        math = _math(token.content, "inline" if token.markup in ("$", r"\(") else "block")
+        math = formulas.mathml(token.content, "inline" if token.markup in ("$", r"\(") else "block")
         source: Node = ["code", {"data-language": "latex"}, token.content]
         return math or (source if token.type == "math_inline" else ["pre", {}, source])
     return [token.tag, {}]  # br, hr
@@ -237,136 +222,3 @@ def _highlight(code: str, language: str) -> list[Node]:
     named = [(next((name for name in (short, short[:1]) if name in CODE_CLASSES), ""), text) for short, text in pieces]
     runs = [(name, "".join(text for _, text in run)) for name, run in groupby(named, itemgetter(0))]
     return [["span", {"class": name}, text] if name else text for name, text in runs if text]
-
-
-# ---- formulas
-
-
-# TeX that latex2mathml does not know, and what stands for it.
-_TEX_SUBSTITUTES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"\\(begin|end)\{alignat\*?\}(?:\{\d+\})?", r"\\\1{align*}"),
-    (r"\\(begin|end)\{(?:aligned|align|eqnarray|flalign)\*?\}", r"\\\1{align*}"),
-    (r"\\(begin|end)\{(?:gathered|gather|multline)\*?\}", r"\\\1{matrix}"),
-    (r"\\(begin|end)\{[dr]cases\}", r"\\\1{cases}"),
-    (r"(\\operatorname\*?\{[^{}]*)\\,", r"\1 "),
-    (r"\\arg(?![a-zA-Z])", r"\\operatorname{arg}"),
-    (r"\\label\{[^{}]*\}|\\(?:nonumber|notag)(?![a-zA-Z])", ""),
-    (r"\\ce\{((?:[^{}]|\{[^{}]*\})*+)\}", lambda found: _chemistry(found[1])),
-    (r"\\(?:SI|qty)\{([^{}]*)\}\{([^{}]*)\}", lambda found: rf"{_number(found[1])}\,{_unit(found[2])}"),
-    (r"\\(?:si|unit)\{([^{}]*)\}", lambda found: _unit(found[1])),
-    (r"\\num\{([^{}]*)\}", lambda found: _number(found[1])),
-)
-_CHEMICAL_ARROWS = {
-    "->": r"\rightarrow ",
-    "<-": r"\leftarrow ",
-    "<->": r"\leftrightarrow ",
-    "<=>": r"\rightleftharpoons ",
-}
-_UNIT_SYMBOLS = dict(
-    pair.split(":")
-    for pair in [
-        "per:/",
-        "squared:^{2}",
-        "cubed:^{3}",
-        "square:^{2}",
-        "cubic:^{3}",
-        "kilo:k",
-        "mega:M",
-        "giga:G",
-        "milli:m",
-        "micro:μ",
-        "nano:n",
-        "centi:c",
-        "meter:m",
-        "metre:m",
-        "second:s",
-        "gram:g",
-        "kilogram:kg",
-        "newton:N",
-        "joule:J",
-        "watt:W",
-        "volt:V",
-        "ampere:A",
-        "ohm:Ω",
-        "hertz:Hz",
-        "kelvin:K",
-        "mole:mol",
-        "pascal:Pa",
-        "coulomb:C",
-        "liter:L",
-        "litre:L",
-        "minute:min",
-        "hour:h",
-        "celsius:°C",
-        "degreeCelsius:°C",
-        "degree:°",
-        "percent:\\%",
-        "electronvolt:eV",
-    ]
-)
-
-
-def _chemistry(formula: str) -> str:
-    r"""Return TeX for the content of `\ce`: upright letters, indices, charges and arrows."""
-
-    def piece(found: re.Match[str]) -> str:
-        arrow, charge, index, letters = found.groups()
-        if arrow:
-            return _CHEMICAL_ARROWS[arrow]
-        return rf"^{{{charge}}}" if charge else f"_{{{index}}}" if index else rf"\text{{{letters}}}"
-
-    signs = r"(<=>|<->|->|<-)|(?:\^\{?|(?<=[A-Za-z0-9)\]]))(\d*[+-])(?![\w>])\}?|(?<=[A-Za-z)\]])(\d+)|([A-Za-z]+)"
-    return re.sub(signs, piece, formula)
-
-
-def _unit(unit: str) -> str:
-    r"""Return TeX for a unit of siunitx: symbols for what is known of `\meter\per\second`, and names for the rest."""
-    symbols = re.sub(r"\\([a-zA-Z]+)", lambda found: _UNIT_SYMBOLS.get(found[1], found[1]), unit)
-    return re.sub(r"[^\W\d_]+", lambda found: rf"\text{{{found[0]}}}", symbols)
-
-
-def _number(number: str) -> str:
-    return re.sub(r"[eE]([+-]?\d+)", r"\\times 10^{\1}", number)
-
-
-_OPERANDS = {"mfrac": 2, "mover": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "munderover": 3}
-_IGNORED_ATTRIBUTES = frozenset({"xmlns", "mathcolor", "mathbackground"})
-
-
-@lru_cache(maxsize=256)
-def _math(tex: str, display: str) -> Node | None:
-    """Return a formula as MathML, or None when it is not understood or contains more than a formula, such as links and styles.
-
-    Callers must not change the node.
-    """
-    from latex2mathml.converter import convert_to_element
-
-    if len(tex) > MAX_FORMULA_CHARACTERS or re.search(r"\\(?:def|newcommand|newenvironment)(?![a-zA-Z])", tex):
-        return None  # nested macros grow exponentially
-    for unknown, known in _TEX_SUBSTITUTES:
-        tex = re.sub(unknown, known, tex)
-    try:
-        return _mathml(convert_to_element(tex, display=display), MAX_MATH_DEPTH)
-    except Exception:  # latex2mathml raises IndexError, StopIteration, RecursionError and others
-        return None
-
-
-def _mathml(element: "Element", depth: int) -> Node:
-    """Return the node of a MathML element. Raises ValueError for anything that is not in TAGS, and for TeX that was not understood."""
-    attributes = {name: value for name, value in element.attrib.items() if name not in _IGNORED_ATTRIBUTES}
-    text = re.sub(r"\\([%$#&_{}])", r"\1", unescape(element.text or ""))
-    if (
-        depth == 0
-        or element.tag not in _MATHML
-        or not _MATHML_ATTRIBUTES.issuperset(attributes)
-        or not all(re.fullmatch(r"[a-zA-Z0-9.+ -]{0,60}", value) for value in attributes.values())
-        or (element.tag == "mi" and re.fullmatch(r"\\[a-zA-Z]+|[&{}]", text))
-    ):
-        raise ValueError("not allowed in a formula")
-    children: list[Node] = [_mathml(child, depth - 1) for child in element]
-    surplus = len(children) - _OPERANDS.get(element.tag, len(children))
-    if surplus < 0:
-        raise ValueError("an operand is missing")
-    if surplus > 0:  # latex2mathml does not group the parentheses of a matrix or binomial with their content
-        children[: surplus + 1] = [["mrow", {}, *children[: surplus + 1]]]
-    return [element.tag, attributes, *([text] if text else []), *children]

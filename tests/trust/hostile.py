@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fireside.server import ROUTES
-from fireside.web import markdown
+from fireside.web import formulas, markdown
 
 from .. import lexing
 from ..upstream import DONE, Step, Upstream, chunk, error, event, finish, headers, reasoning, split, status, wire
@@ -573,7 +573,7 @@ TEX = (
     "\\hat", "\\hat{", "x'", "'", "\\binom", "\\overline{", "\\color{red}{", "\\operatorname{", "\\int_", "\\sum^", "\\", "[", "x",
     "1", "\\begin{array}{", "\\begin{cases}1&", "\\mathbb{", "\\unicode{x3C}", "\\,", "~", "\\operatorname{\\,", "\\boxed{", "1.1.",
 )  # fmt: skip
-HALF = markdown.MAX_FORMULA_CHARACTERS // 2
+HALF = formulas.MAX_FORMULA_CHARACTERS // 2
 FORMULAS = [fill(part, 2 * HALF) for part in TEX]
 FORMULAS += [fill(part, HALF) + "x" + "}" * (HALF // len(part)) for part in TEX if part.endswith("{")]
 
