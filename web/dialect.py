@@ -12,7 +12,7 @@ Every block is decided by its first line, or keeps the blocks after it open (`op
 
 The rules are not those of mdit-py-plugins 0.7 (for formulas, see formulas.py), because
 - footnote drops a reference whose definition has not arrived, and moves the notes;
-- gfm_autolink takes quadratic time on many "@" or ":".
+- gfm_autolink takes quadratic time on many colons (32 s for 80 kB of "a:").
 """
 
 import re
