@@ -81,10 +81,16 @@ MIGRATIONS: tuple[str, ...] = (
     PRAGMA user_version = 3;
     COMMIT;
     """,
-    f"""
+    """
     BEGIN IMMEDIATE;
     DROP TABLE title_letters;
-    {RECOUNT_STORED_BYTES};
+    UPDATE users SET stored_bytes = (
+        SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (
+            SELECT coalesce(sum(length(CAST(m.content AS BLOB)) + length(CAST(m.reasoning AS BLOB))
+                + (SELECT coalesce(sum(length(i.data)), 0) FROM images i WHERE i.message_id = m.id)), 0)
+            FROM messages m WHERE m.conversation_id = c.id)), 0)
+        FROM conversations c WHERE c.user_id = users.id
+    );
     PRAGMA user_version = 4;
     COMMIT;
     """,
@@ -573,8 +579,9 @@ def _finish_restore(path: Path) -> Path | None:
     """Move the old database to backups/ and the new one into its place. Called again after a crash, it continues."""
     restored, kept = _pending_restore(path), None
     if path.exists():
+        # From the new file's time, so that a continued restore finds the name again.
         moment = timestamp(datetime.datetime.fromtimestamp(restored.stat().st_mtime, datetime.UTC))
-        kept = path.parent / "backups" / f"{REPLACED_PREFIX}{moment[:19].replace(':', '')}.db"
+        kept = path.parent / "backups" / f"{REPLACED_PREFIX}{moment.replace(':', '')}.db"
         kept.parent.mkdir(mode=0o700, exist_ok=True)
         for suffix in ("-wal", "-shm", ""):
             part = path.with_name(path.name + suffix)

@@ -67,6 +67,9 @@ class Providers:
         """Raises NotFound."""
         return self._server(provider_id).provider
 
+    def reports_loading(self, provider_id: str) -> bool:
+        return self._server(provider_id).reports_loading
+
     def _server(self, provider_id: str) -> OpenAI:
         if provider_id not in self._servers:
             raise NotFound("provider")

@@ -193,6 +193,8 @@ async def _run_housekeeping(config: Config, database: Database, auth: Auth, impo
             log.critical("%s", db.explain(config.database, error))
         except (FiresideError, OSError, sqlite3.Error) as error:
             log.error("housekeeping: %s", error)
+        except Exception:
+            log.exception("housekeeping failed")
         else:
             return True
         return False

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 class Embedded(OpenAI):
     """The embedded engine as a model server."""
 
+    reports_loading = True
+
     def __init__(self, provider: Provider, engine: "Engine") -> None:
         super().__init__(provider)
         self._engine = engine

@@ -42,6 +42,8 @@ START_SECONDS = 60.0  # the app itself may have to start first
 class LMStudio(OpenAI):
     """LM Studio 0.4 or newer. Without a url in the settings it is looked for on this computer at each `models`."""
 
+    reports_loading = True
+
     def __init__(self, provider: Provider) -> None:
         self._follows_port = not provider.url
         self._downloads: dict[str, str] = {}  # names of models by the id of the job, the newest last

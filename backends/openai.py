@@ -61,6 +61,8 @@ class OpenAI:
     All methods raise ProviderFailed.
     """
 
+    reports_loading = False  # whether its list of models says which one is being loaded
+
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
         self._is_llama_cpp = False  # by its list of models

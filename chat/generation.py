@@ -297,8 +297,8 @@ class Generation:
         self.stop(ProviderFailed("PROVIDER_TIMEOUT", message))
 
     async def _watch_loading(self) -> None:
-        """Until the first token, report whether the model is loading."""
-        if self._providers.get(self.job.provider_id).kind == "openai":  # these servers do not say
+        """Until the first token, report whether the model is loading, if the server says so."""
+        if not self._providers.reports_loading(self.job.provider_id):
             return
         while True:
             await asyncio.sleep(LOADING_POLL_SECONDS)

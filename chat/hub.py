@@ -200,11 +200,17 @@ class Hub:
             events.saved = length
 
     async def _save_ended(self, conversation_id: int | None = None) -> None:
-        """Save again what could not be saved at its end, in all conversations or in one. Raises StorageUnavailable."""
+        """Save again what could not be saved at its end, in all conversations or in one. Raises the last error after trying all."""
+        failure: Exception | None = None
         for generation in list(self.generations.values()):
             if generation.save_error and conversation_id in (None, generation.job.conversation_id):
-                await self.database.write(generation.save)
-                self.generations.pop(generation.id, None)
+                try:
+                    await self.database.write(generation.save)
+                    self.generations.pop(generation.id, None)
+                except Exception as error:
+                    failure = error
+        if failure:
+            raise failure
 
 
 def _interrupt_unfinished(conn: Connection) -> int:

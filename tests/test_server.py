@@ -183,6 +183,11 @@ async def test_path_with_a_trailing_slash_is_the_same_path(
     assert good(await ann.post("/conversations/", json={"title": "Mine"}))["title"] == "Mine"
     assert code(await ann.put("/conversations/")) == (405, "METHOD_NOT_ALLOWED")
     assert code(await running.anybody().get("/conversations/")) == (401, "AUTH_REQUIRED")
+    assert code(await ann.get("/auth/me%0A")) == (404, "PATH_NOT_FOUND")
+
+
+async def test_unknown_object_is_not_found_whatever_the_body(ann: Person) -> None:
+    assert code(await ann.post("/conversations/abc/messages", json={})) == (404, "CONVERSATION_NOT_FOUND")
 
 
 async def test_route_accepts_only_its_methods(ann: Person) -> None:

@@ -100,7 +100,7 @@ class Request(requests.Request):
     def is_local(self) -> bool:
         """Whether the request comes from this computer, and through no proxy."""
         forwarded = any(name.startswith(("forwarded", "x-forwarded-")) for name in self.headers)
-        return not forwarded and (is_loopback(self.address) or self.address == self.scope["server"][0])
+        return not forwarded and (is_loopback(self.address) or self.address == (self.scope.get("server") or ("",))[0])
 
     @property
     def visitor(self) -> Visitor:
@@ -183,8 +183,10 @@ class Endpoint(Route):
     ) -> None:
         super().__init__(path, handler, methods=[method], name=f"{method} {path}")
         # A trailing slash changes nothing, except for files: imports in /static/app.js/ would be relative to another folder.
-        if path != "/" and not path.startswith("/static/"):
-            self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + "/?$")
+        slash = "" if path == "/" or path.startswith("/static/") else "/?"
+        self.path_regex = re.compile(
+            self.path_regex.pattern.removesuffix("$") + slash + r"\Z"
+        )  # $ matches before a newline
         self.method, self.handler, self.access, self.body, self.query = method, handler, access, body, query
         self.csrf = "none" if method == "GET" else csrf
         self._limit = limit or (PUBLIC_BODY_BYTES if access is PUBLIC else BODY_BYTES)
@@ -193,7 +195,9 @@ class Endpoint(Route):
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         await self._authorize(request)
-        arguments = {"query": read_query(request.query_params, self.query)} if self.query is not Empty else {}
+        arguments: dict[str, Any] = request.path_arguments()
+        if self.query is not Empty:
+            arguments["query"] = read_query(request.query_params, self.query)
         async with contextlib.AsyncExitStack() as stack:
             if self.access in (USER, ADMIN):
                 if request.app_state.requests.waiting(request.user_id) >= request.app_state.waiting_per_user:
@@ -202,7 +206,7 @@ class Endpoint(Route):
             body = await self._read_body(request) if self.method != "GET" and self.body is not None else None
             if not isinstance(body, Empty | None):
                 arguments["body"] = body
-            result = await self.handler(request, **request.path_arguments(), **arguments)
+            result = await self.handler(request, **arguments)
             response = result if isinstance(result, Response) else JSONResponse(result)
             if isinstance(response, StreamingResponse):
                 await stack.aclose()  # an answer may stream for an hour; exports have limits of their own

@@ -26,7 +26,7 @@ def describe(data_dir: Path, fresh: bool) -> dict[str, Any]:
     proc = Path(f"/proc/{process.pid}")
     found = {
         "descriptors": sorted(re.sub(r"\[\d+\]", "", os.readlink(link)) for link in (proc / "fd").iterdir()),
-        "signals": re.findall(r"Sig(?:Blk|Ign|Cgt):.*", (proc / "status").read_text()),
+        "signals": re.findall(r"Sig(?:Ign|Cgt):.*", (proc / "status").read_text()),
         "folder": os.readlink(proc / "cwd"),
         "group": os.getpgid(process.pid),
     }

@@ -115,13 +115,21 @@ def test_killed_restore_is_finished_at_the_next_start(tmp_path: Path, moved: int
     stamp = db.timestamp(
         datetime.datetime.fromtimestamp(path.with_name("fireside.db.restored").stat().st_mtime, datetime.UTC)
     )
-    kept = tmp_path / "backups" / f"before-restore-{stamp[:19].replace(':', '')}.db"
+    kept = tmp_path / "backups" / f"before-restore-{stamp.replace(':', '')}.db"
     kept.parent.mkdir()
     for ending in ("-wal", "-shm", "")[:moved]:
         path.with_name(path.name + ending).replace(kept.with_name(kept.name + ending))
     db.prepare(path)
     assert users(path) == ["old"] and users(kept) == ["new", "newest"]
     assert not path.with_name("fireside.db.restored").exists()
+
+
+def test_two_restores_in_a_second_keep_both_replaced_databases(tmp_path: Path) -> None:
+    path = created(tmp_path / "fireside.db", "first")
+    for name in ("second", "third"):
+        db.restore(created(tmp_path / f"{name}.db", name), path)
+    assert users(path) == ["third"]
+    assert sorted(user for kept in (tmp_path / "backups").glob("*.db") for user in users(kept)) == ["first", "second"]
 
 
 # ---- backups
