@@ -26,6 +26,8 @@ def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -
         press(page, "Export everything")
     download.value.save_as(tmp_path / "all.zip")
     good(visit.client.delete(f"/conversations/{chat}?purge=true"))
+    page.reload()
+    open_settings(page, "Your data")
     files, result = page.get_by_label("Files to import"), page.get_by_role("tabpanel").get_by_role("status")
     with page.expect_file_chooser() as chooser:
         press(page, "Preview an import")

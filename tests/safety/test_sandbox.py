@@ -148,7 +148,13 @@ async def test_spare_child_takes_the_next_job(work: Any) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    ["sleep", pytest.param("hold_gil", marks=pytest.mark.skipif(not hasattr(signal, "SIGXCPU"), reason="POSIX"))],
+    [
+        "sleep",
+        pytest.param(
+            "hold_gil",
+            marks=[pytest.mark.long, pytest.mark.skipif(not hasattr(signal, "SIGXCPU"), reason="POSIX")],
+        ),
+    ],
 )
 async def test_busy_child_ends_when_its_service_is_killed(work: Any, function: str) -> None:
     program = (

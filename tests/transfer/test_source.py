@@ -167,12 +167,14 @@ def test_a_text_that_only_begins_like_an_image_is_left_out() -> None:
 ROWS = st.lists(st.dictionaries(st.text(), JSON, min_size=1), min_size=1, max_size=6)
 
 
+@settings(max_examples=25)
 @given(ROWS, st.integers(1, 40), st.sampled_from(["\n", "\r\n", "\n\n", " \n"]))
 def test_json_lines_are_split_into_lines(rows: list[Any], size: int, end: str) -> None:
     data = end.join(json.dumps(row) for row in rows).encode()
     assert [json.loads(part or b"") for part in split(pieces(data, size))] == rows
 
 
+@settings(max_examples=25)
 @given(ROWS, st.integers(1, 40))
 def test_a_damaged_line_loses_no_other_line(rows: list[Any], size: int) -> None:
     lines = [json.dumps(row).encode() for row in rows]

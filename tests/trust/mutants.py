@@ -10,7 +10,6 @@ Each mutant is a copy of the program, in which first the named tests run, then t
 """
 
 import ast
-import copy
 import os
 import re
 import shutil
@@ -105,7 +104,7 @@ _COMPARISON = re.compile(r"(?:[\w.]+|\([^()]*\)) (?:=|<|>|IS|NOT IN) ")
 class Mutant(NamedTuple):
     guard: str  # a key of GUARDS
     change: str  # what is removed
-    source: str  # of the changed file
+    number: int  # of the change in its function
 
     def __str__(self) -> str:
         return f"{self.guard}: {self.change}"
@@ -114,15 +113,25 @@ class Mutant(NamedTuple):
 def mutants() -> Iterator[Mutant]:
     """All mutants. Raises LookupError for a guard that does not exist."""
     for guard in GUARDS:
-        file, name = guard.split()
-        module = ast.parse((ROOT / file).read_text("utf-8"))
-        for number in range(len(list(_changes(_function(module, name))))):
-            changed = copy.deepcopy(module)
-            change, node, replacement = list(_changes(_function(changed, name)))[number]
-            _replace(changed, node, replacement)
-            mutant = Mutant(guard, change, ast.unparse(ast.fix_missing_locations(changed)))
+        _, function = _parse(guard)
+        for number, (change, _, _) in enumerate(_changes(function)):
+            mutant = Mutant(guard, change, number)
             if str(mutant) not in SURVIVORS:
                 yield mutant
+
+
+def _source(mutant: Mutant) -> str:
+    """The text of the changed file."""
+    module, function = _parse(mutant.guard)
+    _, node, replacement = list(_changes(function))[mutant.number]
+    _replace(module, node, replacement)
+    return ast.unparse(ast.fix_missing_locations(module))
+
+
+def _parse(guard: str) -> tuple[ast.Module, ast.AST]:
+    file, name = guard.split()
+    module = ast.parse((ROOT / file).read_text("utf-8"))
+    return module, _function(module, name)
 
 
 def _function(module: ast.Module, name: str) -> ast.AST:
@@ -184,7 +193,7 @@ def _is_noticed(mutant: Mutant | None) -> bool:
         shutil.copytree(ROOT, program, ignore=ignored)
         if mutant is None:
             return _fails(program, TESTS)
-        (program / mutant.guard.split()[0]).write_text(mutant.source, "utf-8")
+        (program / mutant.guard.split()[0]).write_text(_source(mutant), "utf-8")
         return _fails(program, GUARDS[mutant.guard]) or _fails(program, TESTS)
 
 
