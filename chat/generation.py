@@ -178,6 +178,7 @@ class Generation:
         self._report_progress(self._first_phase())
         while True:
             self._stats["omitted_messages"] = omitted
+            self._stats["sent_messages"] = len(prompt.turns) - omitted
             self._stats["omitted_images"] = sum(turn.omitted_images for turn in prompt.turns[omitted:])
             try:
                 await self._read(ChatRequest(job.model, prompts.messages(prompt, omitted), job.params))

@@ -74,6 +74,7 @@ class AnswerStats(msgspec.Struct):
     finish_reason: str | UnsetType = UNSET
     context_length: int | UnsetType = UNSET
     omitted_messages: int | UnsetType = UNSET
+    sent_messages: int | UnsetType = UNSET
     omitted_images: int | UnsetType = UNSET
     requested_model: str | UnsetType = UNSET  # if another one answered
 

@@ -130,7 +130,11 @@ class Shell {
       this.node.classList.remove("list-open");
       this.#drawList();
     });
-    this.sidebar.node.addEventListener("keydown", (event) => event.key === "Escape" && narrow.matches && this.showList(false));
+    this.sidebar.node.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !narrow.matches) return;
+      event.stopPropagation(); // it does not stop the answer too
+      this.showList(false);
+    });
   }
 
   /** Show or hide the list. On a narrow page it covers the chat; on a wide one, this browser remembers it. */
@@ -229,7 +233,8 @@ function shortcut(event) {
   if (command && !event.shiftKey && key === ".") return () => chat.head.pickModel();
   if (event.altKey && !command && key === "arrowup") return () => sidebar.step(-1);
   if (event.altKey && !command && key === "arrowdown") return () => sidebar.step(1);
-  if (key === "escape" && conversation.busy) return () => conversation.stop();
+  // A held Escape that has closed a menu does not stop the answer too.
+  if (key === "escape" && conversation.busy && !event.repeat) return () => conversation.stop();
   if (key === "?" && !isTyping) return openShortcuts;
   return null;
 }

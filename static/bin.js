@@ -8,12 +8,12 @@ import { counted, timeNode } from "./format.js";
 import { icon, iconButton } from "./icons.js";
 import { action } from "./rows.js";
 
-const KEPT = "Deleted conversations stay here for 30 days.";
+const KEPT = "Deleted chats stay here for 30 days.";
 
 export async function show(place) {
   const deleted = await get("/conversations?deleted=true");
   if (!deleted.length) return place.replaceChildren(h("p", { class: "faint" }, `The bin is empty. ${KEPT}`));
-  const all = deleted.length === 1 ? "One conversation" : `All ${counted(deleted.length, "conversation")} in it`;
+  const all = deleted.length === 1 ? "One chat" : `All ${counted(deleted.length, "chat")} in it`;
   const empty = action(() => emptyBin(deleted), {
     place, draw: show, ask: () => confirm("Empty the bin?", `${all} cannot be restored after this.`, "Empty it"),
   });

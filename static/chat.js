@@ -56,7 +56,7 @@ export class Chat {
     conversation.on("ended-hidden", () => noticeAnswer(conversation.details));
     conversation.on("problem", (text) => toast(text));
     conversation.on("gone", () => {
-      toast("This conversation no longer exists.");
+      toast("This chat no longer exists.");
       location.hash = "#/";
     });
   }

@@ -35,8 +35,6 @@ export class Conversation extends Emitter {
   #newFields = {}; // of the new conversation
   #hasOlder = false;
   #loadingOlder = null; // a promise
-  #counted = null; // {id, above}: a message, and how many lie above it
-  #counting = null; // the id of the message of a count under way
   #sending = false;
   #unaccepted = { content: null, clientId: "" }; // the message that was sent last
   #endedGeneration = null; // the one that ended last
@@ -116,7 +114,6 @@ export class Conversation extends Emitter {
       this.path = [...above, ...path]; // above a message, all branches are alike
       if (!above.length) this.#hasOlder = path.length === limit;
       this.emit("changed");
-      this.#countAbove();
       if (renamed) emit("list", { id });
     } catch (error) {
       if (id !== this.id) return false;
@@ -180,8 +177,8 @@ export class Conversation extends Emitter {
       if (id !== this.id) return;
       try {
         await post(`/conversations/${id}/active`, { message_id: messageId });
-      } catch {
-        return this.emit("problem", "This message no longer exists.");
+      } catch (error) {
+        return error.status === 404 ? this.emit("problem", "This message no longer exists.") : this.#report(error);
       }
       if (!await this.refresh() || !await load()) return;
     }
@@ -190,36 +187,13 @@ export class Conversation extends Emitter {
 
   // ---- the messages that did not fit the context
 
-  /** The index in `path` of the first message that was sent for the last answer; NaN if unknown. */
+  /** The index in `path` of the first message that was sent for the last answer; 0 if all were sent, NaN if unknown. */
   get firstSentIndex() {
-    return this.#omitted() - this.#above();
-  }
-
-  #omitted() {
-    return this.path.findLast(({ stats }) => stats)?.stats.omitted_messages ?? 0;
-  }
-
-  /** How many messages lie above `path`; NaN if they were not counted. */
-  #above() {
-    if (!this.#hasOlder) return 0;
-    const index = this.path.findIndex(({ id }) => id === this.#counted?.id);
-    return index < 0 ? NaN : this.#counted.above - index;
-  }
-
-  async #countAbove() {
-    if (!this.#omitted() || !isNaN(this.#above())) return;
-    if (this.path.some(({ id }) => id === this.#counting)) return;
-    const [{ id }] = this.path;
-    this.#counting = id;
-    try {
-      const { length } = await get(`/conversations/${this.id}/messages?before=${id}`);
-      this.#counted = { id, above: length };
-      this.emit("changed");
-    } catch {
-      // The next refresh tries again.
-    } finally {
-      if (id === this.#counting) this.#counting = null;
-    }
+    const answered = this.path.findLastIndex(({ stats }) => stats);
+    const { omitted_messages: omitted, sent_messages: sent } = this.path[answered]?.stats ?? {};
+    if (!omitted) return 0;
+    if (sent) return answered - sent;
+    return this.#hasOlder ? NaN : omitted;
   }
 
   // ---- writing
@@ -228,26 +202,26 @@ export class Conversation extends Emitter {
   async ask(text, images, parentId) {
     if (this.busy || this.#sending) return this.#refuse();
     this.#sending = true;
+    const { id } = this; // another conversation may be opened while the images are loaded
     try {
+      if (id !== null && !this.details && !await this.refresh()) return false;
+      const choice = chosenModel(this.details);
+      if (parentId === undefined) parentId = this.path.at(-1)?.id ?? null;
       const attached = await images();
+      if (id === this.id && this.busy) return this.#refuse();
       // A message that is sent again after a lost connection keeps its client_id: the server stores it once.
       const content = JSON.stringify([text, ...attached.map(({ data }) => data)]);
       if (this.#unaccepted.content !== content) this.#unaccepted = { content, clientId: randomId() };
-      if (this.id !== null && !this.details && !await this.refresh()) return false;
-      if (this.busy) return this.#refuse();
-      const choice = chosenModel(this.details);
-      if (parentId === undefined) parentId = this.path.at(-1)?.id ?? null;
       const message = { content: text, client_id: this.#unaccepted.clientId };
       if (attached.length) message.images = attached.map(({ media_type, data }) => ({ media_type, data }));
-      const isNew = this.id === null;
-      const id = isNew ? await this.#create(choice, message) : this.id;
-      if (!isNew) await post(`/conversations/${id}/messages`, { ...message, parent_id: parentId });
+      const askedId = id ?? await this.#create(choice, message);
+      if (id !== null) await post(`/conversations/${id}/messages`, { ...message, parent_id: parentId });
       this.#unaccepted = { content: null, clientId: "" };
-      const source = { path: `/conversations/${id}/stream`, body: modelFields(choice) };
-      await this.#showAsked(id);
-      if (id !== this.id) await startAnswer(source);
+      const source = { path: `/conversations/${askedId}/stream`, body: modelFields(choice) };
+      await this.#showAsked(askedId);
+      if (askedId !== this.id) await startAnswer(source);
       else if (!this.busy) this.#reader.read(source);
-      broadcast("list", { id });
+      broadcast("list", { id: askedId });
       return true;
     } catch (error) {
       this.emit("problem", error.status === 0 ? UNREACHABLE : error.message);
@@ -317,7 +291,10 @@ export class Conversation extends Emitter {
   /** Change fields of the conversation, or of the one to be created. Resolves to whether they were saved. */
   async change(fields) {
     const { id } = this;
-    if (id === null) return Boolean(Object.assign(this.#newFields, fields));
+    if (id === null) {
+      Object.assign(this.#newFields, fields);
+      return true;
+    }
     try {
       await patch(`/conversations/${id}`, fields);
     } catch (error) {
@@ -367,7 +344,8 @@ export class Conversation extends Emitter {
   }
 
   #report(error) {
-    if (error.status && error.status !== 401) this.emit("problem", error.message); // the page shows those two itself
+    // After a lost connection the page shows a banner, after a 401 the sign-in screen.
+    if (error.status && error.status !== 401) this.emit("problem", error.message);
   }
 }
 

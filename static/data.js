@@ -35,10 +35,10 @@ export function show(place) {
   const openers = [button([icon("upload"), "Import files"], () => choose(false)), button("Preview an import", () => choose(true))];
   place.append(
     h("h3", {}, "Export"),
-    h("p", { class: "faint" }, "All your conversations in one zip file, as JSON and as Markdown."),
+    h("p", { class: "faint" }, "All your chats in one zip file, as JSON and as Markdown."),
     button([icon("download"), "Export everything"], () => download("/export")),
     h("h3", {}, "Import"),
-    h("p", { class: "faint" }, "Exports of ChatGPT, Claude, Gemini, LibreChat, Open WebUI, LM Studio, Jan, SillyTavern, Ollama, llm, the llama.cpp page or Fireside, and OpenAI messages. Existing conversations do not change."),
+    h("p", { class: "faint" }, "Exports of ChatGPT, Claude, Gemini, LibreChat, Open WebUI, LM Studio, Jan, SillyTavern, Ollama, llm, llama.cpp's web UI or Fireside, and OpenAI messages. Existing chats do not change."),
     h("div", { class: "row" }, ...openers), input, result);
 }
 
@@ -94,8 +94,8 @@ function summary({ conversations, messages, unchanged, skipped, losses }, previe
   const titles = (loss) => loss.conversations.map(({ title, count }) => h("li", {}, `${title}: ${number(count)}`));
   return [
     some
-      ? h("p", {}, `${counted(conversations, "conversation")} and ${counted(messages, "message")} ${preview ? "would be" : "were"} added${existing}.`)
-      : h("p", { class: "error" }, skipped.length ? "Nothing was imported." : "Nothing was imported: there are no conversations in it."),
+      ? h("p", {}, `${counted(conversations, "chat")} and ${counted(messages, "message")} ${preview ? "would be" : "were"} added${existing}.`)
+      : h("p", { class: "error" }, skipped.length ? "Nothing was imported." : "Nothing was imported: there are no chats in it."),
     losses.length && h("div", { class: "faint" },
       h("p", {}, preview ? "Would not be kept as it was:" : "Not kept as it was:"),
       losses.map((loss) => h("details", {}, h("summary", {}, `${loss.text}: ${number(loss.count)}`), h("ul", {}, titles(loss))))),

@@ -23,9 +23,9 @@ export class Head {
     this.onPick = onPick;
     this.title = button("", () => this.#rename(), { class: "title", title: "Rename" });
     this.model = button("", () => this.pickModel(), { class: "pill", "aria-haspopup": "dialog" });
-    this.settings = iconButton("sliders", "Conversation settings", () => this.#togglePanel(), { "aria-expanded": "false" });
+    this.settings = iconButton("sliders", "Chat settings", () => this.#togglePanel(), { "aria-expanded": "false" });
     this.node = h("header", { class: "top" },
-      iconButton("menu", "Conversations", openList, { class: "quiet opens-list" }), h("h1", {}, this.title), this.model,
+      iconButton("menu", "Chats", openList, { class: "quiet opens-list" }), h("h1", {}, this.title), this.model,
       h("a", { class: "narrow new-chat", href: "#/", "aria-label": "New chat", title: "New chat" }, icon("new")), this.settings);
     conversation.on("leaving", () => this.#saveEdits());
   }

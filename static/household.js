@@ -24,7 +24,7 @@ export async function show(place) {
     h("h3", {}, "Users"),
     h("ul", { class: "rows" }, users.map((user) => userRow(user, place))),
     h("h3", {}, "Invite a person"),
-    h("p", { class: "faint" }, "An invite link works once, within a day. Each user sees only their own conversations."),
+    h("p", { class: "faint" }, "An invite link works once, within a day. Each user sees only their own chats."),
     h("div", { class: "row" }, button([icon("link"), "Make an invite"], invite, { class: "primary" }), role), link, invites);
 }
 

@@ -158,7 +158,7 @@ class Answer {
 
   /** What a screen reader says at the end. */
   get announcement() {
-    if (this.message.status !== "complete") return `The answer ended. ${this.#note.querySelector("p")?.textContent ?? ""}`;
+    if (this.message.status !== "complete") return this.#note.querySelector("p")?.textContent ?? "";
     return `Answer finished. ${this.#markdown.node.textContent.slice(0, 2000)}`;
   }
 
@@ -184,7 +184,7 @@ class Answer {
     }
     this.node.classList.toggle("last", last);
     arrange(this.#note, generating ? [] : this.#notes(message, last));
-    arrange(this.#foot, generating ? [] : this.#footer(message));
+    arrange(this.#foot, generating ? [] : this.#footer(message, last));
   }
 
   /** Remove the streamed text: all of it follows again. */
@@ -221,7 +221,7 @@ class Answer {
     }[status] ?? (stats?.finish_reason === "length" && "The token limit was reached.");
     if (!text) return [];
     const resume = last && message.content && button([icon("continue"), "Continue"], () => this.#actions.continueAnswer());
-    const retry = last && status !== "complete" && button([icon("retry"), "Try again"], () => this.#actions.retry(message));
+    const retry = canTryAgain(message, last) && button([icon("retry"), "Try again"], () => this.#actions.retry(message));
     const failed = status === "error";
     return [h("div", { class: failed ? "failed" : "halted" },
       failed && icon("alert"),
@@ -229,10 +229,10 @@ class Answer {
       h("span", { class: "row" }, resume, retry))];
   }
 
-  #footer(message) {
+  #footer(message, last) {
     return [
       message.content && copyButton("Copy answer", () => message.content, { "data-action": "copy" }),
-      iconButton("retry", "Another answer", () => this.#actions.retry(message), { "data-action": "retry" }),
+      !canTryAgain(message, last) && iconButton("retry", "Another answer", () => this.#actions.retry(message)),
       iconButton("more", "More about this answer", (event) => this.#openMenu(event.currentTarget), { "aria-haspopup": "menu" }),
       ...versionSwitch(message, this.#actions.select),
       ...figuresButton(message),
@@ -246,6 +246,11 @@ class Answer {
       { icon: "swap", label: "Retry with another model…", act: () => this.#actions.retryWith(message) },
     ]);
   }
+}
+
+/** Whether "Try again" is offered below an answer, instead of "Another answer". */
+function canTryAgain({ status }, last) {
+  return last && status !== "complete";
 }
 
 const HELP = {
@@ -383,7 +388,7 @@ class Phase {
     this.#label.textContent = {
       queued: `Waiting in the queue${place ? `, place ${place}` : ""}`,
       loading: "Loading the model",
-      prompt: share === null ? "Reading the conversation" : `Reading the conversation, ${number(share * 100)} %`,
+      prompt: share === null ? "Reading the chat" : `Reading the chat, ${number(share * 100)} %`,
     }[phase] ?? "Waiting for the model";
     if (share === null) this.#bar.removeAttribute("value");
     else this.#bar.value = share;

@@ -22,7 +22,7 @@ export function steps() {
       [h("strong", {}, "Start its server:"), " the Developer tab, then Start server. Or in a terminal:",
         h("span", { class: "command" }, h("code", {}, START_COMMAND), copyButton("Copy command", () => START_COMMAND))],
     ];
-  list.push([h("strong", {}, "That is all."), " This page continues by itself."]);
+  list.push(["This page then continues by itself."]);
   return [
     h("h2", {}, running ? "No model yet" : "No model server yet"),
     h("p", {}, running

@@ -29,8 +29,8 @@ export function openPanel(conversation, defaults, neighbour, onclose) {
     panel.remove();
     onclose();
   };
-  const panel = h("aside", { class: "panel", "aria-label": "Conversation settings" },
-    h("header", {}, h("h2", {}, "This conversation"), iconButton("close", "Close", close)), nodes);
+  const panel = h("aside", { class: "panel", "aria-label": "Chat settings" },
+    h("header", {}, h("h2", {}, "This chat"), iconButton("close", "Close", close)), nodes);
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     event.stopPropagation();

@@ -112,7 +112,7 @@ function modelRow(choice, current, choose) {
   const context = model.context_length ?? model.max_context_length;
   const facts = [
     provider.online && MODEL_STATES[model.state],
-    context && `${number(context)} context`,
+    context && `${number(context)} tokens of context`,
     model.quantization,
     model.size_bytes && fileSize(model.size_bytes),
     model.vision && "sees images",

@@ -8,12 +8,12 @@ import { toast } from "./popups.js";
 
 const SECTIONS = [
   { id: "general", label: "General", load: () => ({ show: showGeneral }) },
-  { id: "defaults", label: "New chats", load: () => ({ show: showDefaults }) },
+  { id: "defaults", label: "Defaults for new chats", load: () => ({ show: showDefaults }) },
   { id: "account", label: "Account", load: () => import("./account.js") },
   { id: "data", label: "Your data", load: () => import("./data.js") },
   { id: "bin", label: "Bin", load: () => import("./bin.js") },
   { id: "usage", label: "Usage", load: () => import("./usage.js") },
-  { id: "household", label: "Household", load: () => import("./household.js"), admin: true },
+  { id: "household", label: "Users and invites", load: () => import("./household.js"), admin: true },
 ];
 
 /** Open the dialog at a section. `context` has the page's `theme`. */
@@ -66,11 +66,11 @@ async function showGeneral(place, { theme }) {
   } });
   place.append(
     h("fieldset", { class: "choices" }, h("legend", {}, "Theme"),
-      choice("system", "As the system"), choice("light", "Light"), choice("dark", "Dark")),
+      choice("system", "System"), choice("light", "Light"), choice("dark", "Dark")),
     h("fieldset", { class: "choices", hidden: !notifications.available }, h("legend", {}, "When an answer is finished"),
       h("label", {}, notify, "Notify me while this tab is hidden")),
     refused,
-    h("p", { class: "faint" }, `Fireside ${version}. This page connects to no other server than this one.`));
+    h("p", { class: "faint" }, `Fireside ${version}. This page connects only to Fireside.`));
 }
 
 async function showDefaults(place) {

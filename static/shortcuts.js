@@ -14,9 +14,9 @@ const SHORTCUTS = [
   [`${modifier} ⇧ Enter`, "Another answer"],
   [`${modifier} ⇧ C`, "Copy the last answer"],
   ["↑", "In an empty box: edit the last question"],
-  ["Alt ↑ ↓", "Previous or next conversation"],
+  ["Alt ↑ ↓", "Previous or next chat"],
   [`${modifier} .`, "Choose a model"],
-  [`${modifier} P`, "Print the conversation"],
+  [`${modifier} P`, "Print the chat"],
   ["?", "Show this list"],
 ];
 

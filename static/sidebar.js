@@ -25,7 +25,7 @@ export class Sidebar {
     this.listNode = h("div", { class: "list" });
     this.search = new Search((searching) => { this.listNode.hidden = searching; });
     this.account = button("", () => openAccount(this.account), { class: "account", "aria-haspopup": "menu" });
-    this.node = h("nav", { class: "sidebar", "aria-label": "Conversations", tabindex: "-1" },
+    this.node = h("nav", { class: "sidebar", "aria-label": "Chats", tabindex: "-1" },
       h("header", {},
         h("a", { class: "brand", href: "#/", "aria-label": "Fireside" }, icon("flame"), "Fireside"),
         iconButton("close", "Close the list", close, { class: "quiet narrow" }), iconButton("collapse", "Hide the list", hide, { class: "quiet wide" })),
@@ -68,7 +68,7 @@ export class Sidebar {
     for (const id of this.#rows.keys()) if (!this.list.get(id)) this.#rows.delete(id);
     const headings = [...groups.keys()].sort((a, b) => (b === "Pinned") - (a === "Pinned"));
     const sections = headings.map((heading) => this.#group(heading, groups.get(heading)));
-    if (!sections.length) sections.push(h("p", { class: "faint" }, "Your conversations appear here."));
+    if (!sections.length) sections.push(h("p", { class: "faint" }, "Your chats appear here."));
     arrange(this.listNode, [...sections, this.end]);
   }
 
@@ -147,7 +147,7 @@ class Search {
   constructor(onsearch) {
     this.onsearch = onsearch;
     this.input = h("input", {
-      type: "search", placeholder: "Search", "aria-label": "Search conversations",
+      type: "search", placeholder: "Search", "aria-label": "Search chats",
       autocomplete: "off", spellcheck: "false", maxlength: "200",
       oninput: debounce(120, () => this.#search()), onkeydown: (event) => this.#key(event),
     });

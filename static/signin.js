@@ -36,7 +36,7 @@ function firstAccount(token, done) {
 function invitedAccount(invite_code, done) {
   return [
     h("h1", {}, "You are invited"),
-    h("p", {}, "Choose a name and a password. Other users cannot see your conversations."),
+    h("p", {}, "Choose a name and a password. Other users cannot see your chats."),
     newAccountForm((username, password) => post("/auth/register", { invite_code, username, password }), done),
   ];
 }

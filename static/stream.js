@@ -35,7 +35,7 @@ export async function* answerEvents(source, signal) {
         yield event;
         if (event.event === "done") return;
       }
-      if (silent && after >= 0) return; // a server that shuts down sends `done` first
+      if (silent && after >= 0) return; // all events were read before: a server that shuts down sends `done`, then closes the stream
     } catch (error) {
       if (signal.aborted || !generationId || (error.status ?? 0) !== 0) throw error;
     } finally {
@@ -73,7 +73,7 @@ export async function startAnswer(source) {
 export class AnswerReader {
   #stream = null; // {controller, generationId, messageId, after, stopRequested, stopping} of the stream being read
   #left = null; // the stream that was left last
-  #poll = 0;
+  #polling = new AbortController(); // of the poll of a hidden tab
 
   constructor(conversation) {
     this.conversation = conversation;
@@ -81,10 +81,6 @@ export class AnswerReader {
 
   get busy() {
     return this.#stream !== null;
-  }
-
-  get generationId() {
-    return this.#stream?.generationId;
   }
 
   /** `source` is as for answerEvents, with the messageId if `after` skips the event that has it. */
@@ -110,7 +106,8 @@ export class AnswerReader {
 
   /** Read the answer of this generation, from where its stream was left. A hidden tab reads nothing. */
   follow(generationId) {
-    if (document.hidden || generationId === this.generationId) return;
+    if (document.hidden || generationId === this.#stream?.generationId) return;
+    this.#polling.abort();
     this.read(this.#left?.generationId === generationId ? this.#left : { generationId });
   }
 
@@ -125,24 +122,34 @@ export class AnswerReader {
   /** Leave the stream, to read it from the beginning next time. */
   forget() {
     this.leave();
+    this.#polling.abort();
     this.#left = null;
   }
 
   /** Leave the stream of a hidden tab, and poll: a browser has six connections for all tabs. */
   hide() {
-    clearTimeout(this.#poll);
     if (!this.#stream) return;
     this.leave();
-    const poll = async () => {
-      const { generation_id } = await get(`/conversations/${this.conversation.id}`).catch(() => ({}));
-      if (!document.hidden) return;
-      if (generation_id === null) this.conversation.emit("ended-hidden");
-      else this.#poll = setTimeout(poll, HIDDEN_POLL_MS);
-    };
-    this.#poll = setTimeout(poll, HIDDEN_POLL_MS);
+    this.#polling.abort();
+    this.#polling = new AbortController();
+    this.#poll(`/conversations/${this.conversation.id}`, this.#polling);
   }
 
-  /** Stop the answer, or once its first event brings the generation's id. */
+  /** Poll until the answer has ended, the tab is shown, or the conversation no longer exists. */
+  async #poll(path, { signal }) {
+    for (;;) {
+      await new Promise((resolve) => { setTimeout(resolve, HIDDEN_POLL_MS); });
+      if (signal.aborted || !document.hidden) return;
+      try {
+        const { generation_id } = await get(path, { signal });
+        if (generation_id === null) return this.conversation.emit("ended-hidden");
+      } catch (error) {
+        if ([401, 404].includes(error.status)) return;
+      }
+    }
+  }
+
+  /** Stop the answer. If its generation's id is not known yet, the first event brings it: the answer is stopped then. */
   async stop() {
     const stream = this.#stream;
     if (!stream) return;

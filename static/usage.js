@@ -92,7 +92,7 @@ function legend(models) {
 }
 
 function table(models) {
-  const head = ["Model", "Answers", "Read", "Written", "tok/s"];
+  const head = ["Model", "Answers", "Tokens read", "Tokens written", "tok/s"];
   const row = ({ model, answers, read, written, timed, seconds }) =>
     [model, number(answers), short(read), short(written), seconds ? number(timed / seconds, 1) : "–"];
   const cells = (tag, texts) => h("tr", {}, texts.map((text, index) =>

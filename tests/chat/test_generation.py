@@ -185,7 +185,9 @@ async def test_oldest_messages_are_omitted_in_large_steps(ann: Person, upstream:
         assert len(messages) == 2 * number + 1 - omitted[-1] and messages[-1]["content"].startswith(f"{number}: ")
     assert omitted[0] == 0 and omitted[-1] > 0 and omitted == sorted(omitted)
     assert len(set(omitted)) <= 6, "the prompt begins with the same bytes in several turns"
-    assert [message["stats"]["omitted_messages"] for message in (await ann.messages(conversation_id))[1::2]] == omitted
+    stats = [message["stats"] for message in (await ann.messages(conversation_id))[1::2]]
+    assert [one["omitted_messages"] for one in stats] == omitted
+    assert [one["sent_messages"] + one["omitted_messages"] for one in stats] == list(range(1, 24, 2))
 
 
 OVERFLOW = "The number of tokens to keep is greater than the context length (n_ctx: 4096)."

@@ -17,7 +17,7 @@ from ..upstream import DONE, Upstream, answer, finish, reasoning, text, usage
 from .steps import answered, ask, attach, box, imported, new, open_settings, press, stream
 
 SMALL_PHONE = {"width": 360, "height": 740}
-SECTIONS = ("General", "New chats", "Account", "Your data", "Bin", "Usage", "Household")
+SECTIONS = ("General", "Defaults for new chats", "Account", "Your data", "Bin", "Usage", "Users and invites")
 
 
 def test_everything_is_reached_by_keyboard(visit: Visit, lmstudio: Upstream) -> None:
@@ -47,7 +47,7 @@ def test_everything_is_reached_by_keyboard(visit: Visit, lmstudio: Upstream) -> 
     expect(page.locator(".message.user .text")).to_have_text("first line\nsecond line", use_inner_text=True)
     expect(page.locator(".message.assistant .markdown")).to_contain_text("Slowly")
     page.keyboard.press("Escape")
-    expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
+    expect(page.locator(".halted p", has_text="Stopped.")).to_be_visible()
     gate.open()
 
     page.keyboard.press("ArrowUp")
@@ -74,23 +74,23 @@ def test_everything_is_reached_by_keyboard(visit: Visit, lmstudio: Upstream) -> 
         page.keyboard.press("Tab")
         reached.add(page.evaluate(name))
         assert page.evaluate(f"{outlined} || document.activeElement.matches('body, .composer textarea')")
-    assert {"New chatCtrl ⇧ O", "Search conversations", "Copy answer", "Another answer", "Message"} <= reached
+    assert {"New chatCtrl ⇧ O", "Search chats", "Copy answer", "Try again", "Message"} <= reached
 
 
 def test_phone_chats_lists_and_sets(new_visit: Callable[..., Visit]) -> None:
     visit = new_visit(viewport=PHONE, has_touch=True, is_mobile=True)
     new(visit.client, "An older conversation")
     page = visit.open()
-    sidebar = page.get_by_role("navigation", name="Conversations")
+    sidebar = page.get_by_role("navigation", name="Chats")
     expect(sidebar).to_be_hidden()
     box(page).fill("From the sofa")
     page.get_by_role("button", name="Send").tap()
     answered(page)
-    page.get_by_role("button", name="Conversations").tap()
+    page.get_by_role("button", name="Chats").tap()
     page.get_by_role("link", name="An older conversation").tap()
     expect(sidebar).to_be_hidden()
     expect(page.locator(".message.user")).to_contain_text("An older conversation")
-    page.get_by_role("button", name="Conversation settings").tap()
+    page.get_by_role("button", name="Chat settings").tap()
     page.get_by_label("Instructions for the model").fill("Be brief.")
     expect(page.get_by_role("status").filter(has_text="Saved")).to_be_visible()
     page.get_by_role("button", name="Close", exact=True).tap()
@@ -102,11 +102,11 @@ def test_list_of_a_narrow_window_has_the_focus_while_it_moves_in(new_visit: Call
     expect(box(page)).to_be_focused()
     page.keyboard.press("Control+k")
     page.keyboard.type("narrow")
-    expect(page.get_by_role("searchbox", name="Search conversations")).to_have_value("narrow")
+    expect(page.get_by_role("searchbox", name="Search chats")).to_have_value("narrow")
     for _ in range(2):  # the first clears the search, the second hides the list
         page.keyboard.press("Escape")
     expect(page.locator(".sidebar")).not_to_be_visible()
-    press(page, "Conversations")
+    press(page, "Chats")
     expect(page.locator(".sidebar")).to_be_focused()
 
 
@@ -219,7 +219,7 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     for folded in page.locator("details summary").all():
         folded.click()
     screens.check("chat")
-    press(page, "Conversation settings")
+    press(page, "Chat settings")
     page.get_by_label("Temperature").fill("15")
     expect(page.get_by_role("alert").filter(has_text="Not saved")).to_be_visible()
     screens.check("panel")
@@ -233,7 +233,7 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     expect(page.locator(".chip")).to_be_visible()
     screens.check("new chat")
     if viewport == SMALL_PHONE:
-        press(page, "Conversations")
+        press(page, "Chats")
         expect(page.locator(".sidebar")).to_be_in_viewport(ratio=0.99)
         screens.check("list")
     page.keyboard.press("Control+k")
@@ -252,7 +252,7 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
         if section == "Your data":
             page.get_by_label("Files to import").set_input_files(__file__)
             expect(page.get_by_text("Nothing was imported.")).to_be_visible()
-        if section == "Household":
+        if section == "Users and invites":
             press(page, "Make an invite")
             expect(page.locator(".command")).to_be_visible()
         screens.check(section)

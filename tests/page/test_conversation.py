@@ -7,7 +7,24 @@ from playwright.sync_api import expect
 from ..browser import Visit
 from ..live import good
 from ..upstream import Upstream, answer
-from .steps import Held, answered, ask, box, edit_question, imported, messages, new, press, refocus, stream, wait
+from .steps import (
+    DOT,
+    QWEN,
+    Held,
+    answered,
+    ask,
+    attach,
+    box,
+    edit_question,
+    imported,
+    messages,
+    new,
+    next_frame,
+    press,
+    refocus,
+    stream,
+    wait,
+)
 
 DETAILS = r"/conversations/\d+$"
 PATH = r"/messages\?"
@@ -163,12 +180,49 @@ def test_another_conversation_can_be_opened_while_a_question_is_sent(visit: Visi
     expect(box(page)).to_have_value("")
 
 
+def test_edited_question_with_an_image_stays_in_its_conversation(visit: Visit, lmstudio: Upstream) -> None:
+    """Its image is loaded before it is sent, and another conversation may be opened in that time."""
+    first, second = new(visit.client, title="First", **QWEN), new(visit.client, title="Second", **QWEN)
+    page = visit.open(f"/#/c/{first}")
+    heading = page.get_by_role("heading", level=1)
+    expect(heading).to_have_text("First")
+    attach(page, DOT)
+    lmstudio.enqueue(answer("A dot"))
+    ask(page, "What is this?")
+    expect(answered(page)).to_contain_text("A dot")
+    held = Held(page, r"/images/\d+$")
+    lmstudio.enqueue(answer("Still a dot"))
+    edit_question(page, "And now?")
+    held.wait()
+    page.goto(f"/#/c/{second}")
+    expect(heading).to_have_text("Second")
+    held.release()
+    wait(page, lambda: [one["content"] for one in messages(visit.client, first)] == ["And now?", "Still a dot"])
+    assert [bool(one["images"]) for one in messages(visit.client, first)] == [True, False]
+    assert messages(visit.client, second) == []
+
+
+def test_search_result_that_cannot_be_opened_is_called_missing_only_if_it_is(visit: Visit) -> None:
+    chat = new(visit.client, "Hello")
+    page = visit.open(f"/#/c/{chat}")
+    answered(page)
+    toast = page.locator(".toast")
+    page.route(re.compile(r"/active$"), lambda route: route.abort())
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("/active")):
+        page.goto(f"/#/c/{chat}/m/999999")
+    next_frame(page)
+    assert toast.count() == 0
+    page.unroute_all()
+    page.goto(f"/#/c/{chat}/m/999998")
+    expect(toast).to_contain_text("This message no longer exists.")
+
+
 def test_conversation_of_more_messages_than_one_request_returns(visit: Visit, lmstudio: Upstream) -> None:
     imported(visit.client, [("Long", ["The very first", *(f"Text {number}" for number in range(1, 1010))])])
     page = visit.open()
     older: list[str] = []
     page.on("request", lambda request: older.append(request.url) if "&before=" in request.url else None)
-    page.get_by_role("searchbox", name="Search conversations").fill("very first")
+    page.get_by_role("searchbox", name="Search chats").fill("very first")
     page.locator(".results a", has_text="very first").click()
     expect(page.locator(".message").first).to_contain_text("The very first")
     assert len(older) == 5, "each request doubles what is loaded"
@@ -182,7 +236,7 @@ def test_edits_are_saved_in_the_conversation_that_is_left(visit: Visit) -> None:
     first, second = new(visit.client, title="First"), new(visit.client, title="Second")
     page = visit.open(f"/#/c/{first}")
     heading = page.get_by_role("heading", level=1)
-    press(page, "Conversation settings")
+    press(page, "Chat settings")
     page.get_by_label("Instructions for the model").fill("Only for the first")
     page.get_by_label("Temperature").fill("0.5")
     page.keyboard.press("Alt+ArrowUp")
@@ -209,12 +263,12 @@ def test_conversation_that_is_still_being_read_can_be_asked(visit: Visit, lmstud
     page.goto(f"/#/c/{chat}")
     expect(box(page)).to_be_focused()
     held.wait()
-    settings = page.get_by_role("button", name="Conversation settings")
+    settings = page.get_by_role("button", name="Chat settings")
     expect(settings).to_be_disabled()
     lmstudio.enqueue(answer("Below"))
     ask(page, "Second")
     expect(answered(page)).to_contain_text("Below")
-    search = page.get_by_role("searchbox", name="Search conversations")
+    search = page.get_by_role("searchbox", name="Search chats")
     search.focus()
     held.release()
     expect(settings).to_be_enabled()

@@ -176,5 +176,5 @@ def test_hostile_names_of_models_and_users_and_errors_are_text(
         connection.executemany(user, [(payload,) for payload in sorted(set(PAYLOADS))])
     page.locator(".account").click()
     page.get_by_role("menuitem", name="Settings").click()
-    page.get_by_role("tab", name="Household").click()
+    page.get_by_role("tab", name="Users and invites").click()
     expect(page.locator(".rows").first.locator("li")).to_have_count(len(set(PAYLOADS)) + 1)

@@ -96,7 +96,7 @@ def test_model_is_chosen_for_this_and_later_chats(visit: Visit, lmstudio: Upstre
     expect(page.locator(".load")).to_have_count(0)
     page.get_by_role("searchbox", name="Find a model").fill("qwen")
     expect(models).to_have_count(1)
-    expect(models).to_contain_text("Not loaded · 131,072 context · Q4_K_M · 6.0 GB · sees images")
+    expect(models).to_contain_text("Not loaded · 131,072 tokens of context · Q4_K_M · 6.0 GB · sees images")
     page.keyboard.press("Enter")
     lmstudio.enqueue(answer("Hello", model=QWEN["model"]))
     ask(page, "Hi")
@@ -118,7 +118,7 @@ def test_administrator_loads_models_and_sees_a_server_that_does_not_respond(
     page.get_by_label("Context length, in tokens").fill("16384")
     page.get_by_label("Flash attention").select_option("off")
     press(page, "Load")
-    expect(page.locator(".model-pick", has_text="Qwen")).to_contain_text("Loaded · 16,384 context")
+    expect(page.locator(".model-pick", has_text="Qwen")).to_contain_text("Loaded · 16,384 tokens of context")
     sent = [request.json for request in lmstudio.requests if request.path == "/api/v1/models/load"]
     assert sent[-1] == {"model": QWEN["model"], "context_length": 16384, "flash_attention": False}
     press(page, "Unload Qwen2.5 VL 7B Instruct")
@@ -164,7 +164,7 @@ def test_reasoning_is_chosen_where_the_model_offers_it(tmp_path: Path, visitor: 
         studio.models[0].reasoning = ("off", "on")
         fireside = stack.enter_context(Fireside(tmp_path, NO_ENGINE, lmstudio_url=studio.url))
         page = visitor(fireside, fireside.first()).open()
-        press(page, "Conversation settings")
+        press(page, "Chat settings")
         effort = page.get_by_label("Reasoning")
         expect(effort.get_by_role("option")).to_have_text(["default", "Off", "On"])
         effort.select_option("Off")
@@ -174,7 +174,7 @@ def test_reasoning_is_chosen_where_the_model_offers_it(tmp_path: Path, visitor: 
         assert studio.chats[-1]["reasoning_effort"] == "none"
         press(page, LLAMA)
         page.locator(".model-pick", has_text="Qwen").click()
-        press(page, "Conversation settings")
+        press(page, "Chat settings")
         expect(effort.get_by_role("option")).to_have_text(["default", "Off"])  # it can be taken back
 
 

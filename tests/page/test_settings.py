@@ -32,10 +32,10 @@ def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -
     with page.expect_file_chooser() as chooser:
         press(page, "Preview an import")
     chooser.value.set_files(tmp_path / "all.zip")
-    expect(result).to_contain_text("1 conversation and 2 messages would be added.")
+    expect(result).to_contain_text("1 chat and 2 messages would be added.")
     expect(page.locator(".list li", has_text="To be exported")).not_to_be_attached()
     press(page, "Import these files")
-    expect(result).to_have_text("1 conversation and 2 messages were added.")
+    expect(result).to_have_text("1 chat and 2 messages were added.")
     expect(page.locator(".list li", has_text="To be exported")).to_be_attached()
 
     (tmp_path / "shopping.json").write_text("milk", "utf-8")
@@ -44,7 +44,7 @@ def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -
     expect(result.locator("li")).to_contain_text("shopping.json: is not valid JSON")
     (tmp_path / "empty.json").write_text("[]", "utf-8")
     files.set_input_files(tmp_path / "empty.json")
-    expect(result.locator(".error")).to_have_text("Nothing was imported: there are no conversations in it.")
+    expect(result.locator(".error")).to_have_text("Nothing was imported: there are no chats in it.")
 
     time = "2026-01-01T00:00:00.000000"
     for name in ("one", "two"):
@@ -52,7 +52,7 @@ def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -
         exported = {"fireside": 1, "title": name, "created_at": time, "updated_at": time, "active_message_id": 1}
         (tmp_path / f"{name}.json").write_text(json.dumps(exported | {"messages": messages}), "utf-8")
     files.set_input_files([tmp_path / name for name in ("one.json", "shopping.json", "two.json", "all.zip")])
-    expect(result).to_contain_text("2 conversations and 2 messages were added; 1 already existed.")
+    expect(result).to_contain_text("2 chats and 2 messages were added; 1 already existed.")
     expect(result.locator("li")).to_contain_text("shopping.json: is not valid JSON")
     tools = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}
     for name in ("lossy", "lossier"):
@@ -122,7 +122,7 @@ def test_invite_link_adds_a_user_whom_an_administrator_can_disable(
     for invite in good(admin.get("/admin/invites"))["invites"]:  # of other tests
         admin.post(f"/admin/invites/{invite['id']}/revoke")
     page = visitor(studio, admin).open()
-    open_settings(page, "Household")
+    open_settings(page, "Users and invites")
     press(page, "Make an invite")
     shown, revoke = page.locator(".command code"), page.get_by_role("button", name="Revoke")
     expect(page.locator(".advice")).to_contain_text("For other devices, start Fireside with fireside serve --lan")
@@ -142,10 +142,10 @@ def test_invite_link_adds_a_user_whom_an_administrator_can_disable(
     press(guest, "Create account")
     expect(guest.get_by_role("heading", name=name)).to_be_visible()
     open_settings(guest)
-    expect(guest.get_by_role("tab", name="Household")).to_have_count(0)
+    expect(guest.get_by_role("tab", name="Users and invites")).to_have_count(0)
 
     show_section(page, "General")
-    show_section(page, "Household")
+    show_section(page, "Users and invites")
     press(page, f"Disable {name}")
     expect(page.get_by_role("button", name=f"Enable {name}")).to_be_focused()
     guest.keyboard.press("Escape")
@@ -160,7 +160,7 @@ def test_number_out_of_range_is_explained_and_not_saved(visit: Visit) -> None:
     def settings() -> object:
         return good(visit.client.get(f"/conversations/{chat}"))["settings"]
 
-    press(page, "Conversation settings")
+    press(page, "Chat settings")
     warm, seed = page.get_by_label("Temperature"), page.get_by_label("Seed")
     warm.press("Control+a")
     with page.expect_response(re.compile(rf"/conversations/{chat}$")):
@@ -176,7 +176,7 @@ def test_number_out_of_range_is_explained_and_not_saved(visit: Visit) -> None:
     expect(seed).to_have_accessible_description(re.compile(r"Not saved\. Enter a whole number from -2,147,483,648 to"))
     warm.fill("-1")
     press(page, "Close")
-    press(page, "Conversation settings")
+    press(page, "Chat settings")
     expect(warm).to_have_value("1.5")
     expect(seed).to_have_value("")
     assert settings() == {"temperature": 1.5}
@@ -201,7 +201,7 @@ def test_bin_restores_deletes_and_is_emptied_after_a_question(visit: Visit) -> N
     press(page, "Delete")
     expect(rows).to_have_count(2)
     press(page, "Empty the bin")
-    expect(page.get_by_role("dialog", name="Empty the bin?")).to_contain_text("All 2 conversations in it")
+    expect(page.get_by_role("dialog", name="Empty the bin?")).to_contain_text("All 2 chats in it")
     press(page, "Cancel")
     good(visit.client.post(f"/conversations/{chats[3]}/restore"))  # on another device
     press(page, "Empty the bin")
@@ -216,14 +216,14 @@ def test_theme_and_defaults_of_new_chats_are_kept(visit: Visit, lmstudio: Upstre
     page = visit.open()
     open_settings(page)
     page.get_by_label("Dark").check()
-    show_section(page, "New chats")
+    show_section(page, "Defaults for new chats")
     page.get_by_label("Instructions for the model").fill("Answer in rhyme.")
     page.get_by_label("Temperature").fill("0.5")
     expect(page.get_by_role("dialog").get_by_role("status")).to_have_text("Saved")
     page.reload()
     expect(page.locator(".welcome")).to_be_visible()
     expect(page.locator("html")).to_have_css("color-scheme", "dark")
-    press(page, "Conversation settings")
+    press(page, "Chat settings")
     expect(page.get_by_label("Instructions for the model")).to_have_value("Answer in rhyme.")
     page.get_by_label("Longest answer").fill("50")
     lmstudio.enqueue(answer("Sublime"))

@@ -26,7 +26,7 @@ def test_search_finds_texts_and_opens_the_message(visit: Visit) -> None:
     expect(found).to_be_focused()
     page.keyboard.press("Control+k")
     page.keyboard.press("Escape")
-    expect(page.get_by_role("searchbox", name="Search conversations")).to_have_value("")
+    expect(page.get_by_role("searchbox", name="Search chats")).to_have_value("")
     expect(page.locator(".list")).to_be_visible()
 
 
@@ -150,9 +150,9 @@ def test_list_is_hidden_and_resized_and_this_is_remembered(visit: Visit) -> None
     expect(sidebar).to_be_hidden()
     page.keyboard.press("Control+k")
     page.keyboard.type("found")
-    expect(page.get_by_role("searchbox", name="Search conversations")).to_have_value("found")
+    expect(page.get_by_role("searchbox", name="Search chats")).to_have_value("found")
     press(page, "Hide the list")
-    press(page, "Conversations")
+    press(page, "Chats")
     expect(sidebar).to_be_focused()
     expect(sidebar).to_have_css("width", "400px")
 
@@ -160,7 +160,7 @@ def test_list_is_hidden_and_resized_and_this_is_remembered(visit: Visit) -> None
 def test_search_shows_each_conversation_once_with_its_matches(visit: Visit) -> None:
     imported(visit.client, [("Winds", [f"zephyr {number}" for number in range(6)]), ("One", ["A zephyr", "Yes"])])
     page = visit.open()
-    page.get_by_role("searchbox", name="Search conversations").fill("zephyr")
+    page.get_by_role("searchbox", name="Search chats").fill("zephyr")
     rows = page.locator(".results li")
     expect(rows).to_have_count(2)
     winds = rows.filter(has_text="Winds")

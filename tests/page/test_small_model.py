@@ -55,7 +55,7 @@ def test_answer_is_resumed_after_a_reload_stopped_and_retried(
     chat = new(client, settings={"temperature": 0, "seed": 1})
     page = visitor(fireside, client).open(f"/#/c/{chat}")
     ask(page, STORY)
-    text, stopped = page.locator(".message.assistant .markdown"), page.get_by_text("Stopped.", exact=True)
+    text, stopped = page.locator(".message.assistant .markdown"), page.locator(".halted p", has_text="Stopped.")
     expect(text).to_contain_text(re.compile(r"\w+ \w+ \w+"))
     page.reload()
     expect(text).to_contain_text(re.compile(r"\w+ \w+ \w+"))

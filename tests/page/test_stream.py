@@ -6,10 +6,10 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from ..browser import NO_ENGINE, Fireside, Visit
+from ..browser import NO_ENGINE, PHONE, Fireside, Visit
 from ..live import good
 from ..upstream import Upstream, answer
-from .steps import answered, ask, box, messages, open_settings, press, stream, wait
+from .steps import Held, answered, ask, box, messages, next_frame, open_settings, press, stream, wait
 
 HIDE = """(hidden) => {
     Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
@@ -30,7 +30,7 @@ def test_lost_connection_is_shown_and_resumed_without_repetition(
         visit.context.set_offline(True)
         box(page).fill("A draft")
         lost.open()
-        page.get_by_role("searchbox", name="Search conversations").fill("a request that fails")
+        page.get_by_role("searchbox", name="Search chats").fill("a request that fails")
         expect(banner).to_be_visible()
         visit.context.set_offline(False)
         expect(banner).to_be_hidden()
@@ -72,7 +72,7 @@ def test_stop_waits_for_the_connection_and_the_next_message_stays(visit: Visit, 
         box(page).press(key)
         expect_toast("Not sent: Fireside cannot be reached. Your text is still here.")
     visit.context.set_offline(False)
-    expect(page.get_by_text("Stopped.", exact=True)).to_be_visible()
+    expect(page.locator(".halted p", has_text="Stopped.")).to_be_visible()
     expect(box(page)).to_have_value("And then?")
     lmstudio.enqueue(answer("Three"))
     box(page).press("Enter")
@@ -127,3 +127,59 @@ def test_answer_that_ends_in_a_hidden_tab_is_noticed(visit: Visit, lmstudio: Ups
     page.evaluate(HIDE, False)
     expect(page).to_have_title("Count")
     expect(icon).to_have_attribute("href", "/static/favicon.svg")
+
+
+def test_hidden_tab_polls_one_answer_once_and_stops_when_the_conversation_is_gone(
+    visit: Visit, lmstudio: Upstream
+) -> None:
+    (gate,) = stream(lmstudio, "One, ", "two.")
+    visit.context.clock.install()
+    page = visit.open()
+    ask(page, "Count")
+    text = page.locator(".message.assistant .markdown")
+    expect(text).to_contain_text("One")
+    chat = good(visit.client.get("/conversations"))[0]["id"]
+    polls: list[str] = []
+    page.on("request", lambda request: polls.append(request.url) if re.search(DETAILS, request.url) else None)
+
+    page.evaluate(HIDE, True)
+    slow = Held(page, DETAILS, response=True)
+    page.clock.fast_forward(3000)
+    slow.wait()
+    with page.expect_event("requestfailed", lambda request: request == slow.routes[0].request):
+        page.evaluate(HIDE, False)
+        page.clock.fast_forward(100)
+
+    page.evaluate(HIDE, True)
+    good(visit.client.delete(f"/conversations/{chat}"))
+    good(visit.client.delete(f"/conversations/{chat}?purge=true"))
+    polls.clear()
+    with page.expect_response(re.compile(DETAILS)) as last:
+        page.clock.fast_forward(3000)
+    assert last.value.status == 404
+    next_frame(page)
+    page.clock.fast_forward(20_000)
+    next_frame(page)
+    assert len(polls) == 1
+    gate.open()
+
+
+DETAILS = r"/conversations/(\d+|null)$"
+
+
+def test_escape_closes_the_list_of_a_phone_and_does_not_stop_the_answer(
+    new_visit: Callable[..., Visit], lmstudio: Upstream
+) -> None:
+    (gate,) = stream(lmstudio, "One, ", "two.")
+    visit = new_visit(viewport=PHONE)
+    page = visit.open()
+    ask(page, "Count")
+    expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
+    page.get_by_role("button", name="Chats").click()
+    expect(page.locator(".list-open")).to_have_count(1)
+    page.keyboard.down("Escape")
+    expect(page.locator(".list-open")).to_have_count(0)
+    page.keyboard.down("Escape")  # held: the key repeats
+    page.keyboard.up("Escape")
+    gate.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One, two.")

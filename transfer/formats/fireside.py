@@ -58,6 +58,7 @@ class _Stats(msgspec.Struct):
     total_ms: float | None = None
     context_length: Count | None = None
     omitted_messages: Count | None = None
+    sent_messages: Count | None = None
 
 
 def _check(conversation: Conversation) -> None:
