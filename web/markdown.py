@@ -58,8 +58,8 @@ def render(text: str, skip: int = 0) -> Iterator[bytes]:
 
 
 def unformatted(text: str) -> Node:
-    """Return the node of a text that could not be formatted."""
-    return ["pre", {"class": "unformatted"}, ["code", {}, _printable(text)]]
+    """Return the node of a text that could not be formatted. Its line ends are LF, as in formatted code."""
+    return ["pre", {"class": "unformatted"}, ["code", {}, _printable(re.sub(r"\r\n?", "\n", text))]]
 
 
 def _printable(text: str) -> str:
