@@ -323,7 +323,8 @@ class Arena:
 
     def _new_exceptions(self) -> list[str]:
         log = (self.service.data_dir / "fireside.log").read_text("utf-8")
-        traces = [entry["trace"] for entry in map(json.loads, log.splitlines()) if "trace" in entry]
+        whole_lines = log[: log.rfind("\n") + 1].splitlines()  # the service may be writing the last one
+        traces = [entry["trace"] for entry in map(json.loads, whole_lines) if "trace" in entry]
         known, self.exceptions = self.exceptions, len(traces)
         return traces[known:]
 
