@@ -221,7 +221,7 @@ class Providers:
     # ---- answers
 
     def chat(self, provider_id: str, request: ChatRequest) -> AsyncGenerator[list[Part], None]:
-        """Return one answer as a generator of lists of parts, the last of which is Finish. It has no deadline.
+        """Return one answer as a generator of lists of parts. The last part is Finish. There is no deadline.
 
         A `reasoning_effort` that the model is known not to take is not sent.
 

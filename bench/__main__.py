@@ -74,7 +74,7 @@ def page(found: list[Row], rounds: int, seconds: float) -> str:
     return (
         f"{HEAD.format(rounds=rounds)}{table}\n\n"
         f"`{command}`, {datetime.date.today()}, {seconds / 60:.0f} minutes, {os.cpu_count()} shared cores, {memory:.0f} GB. {rows.versions()}.\n"
-        f"Load average of the last 5 and 15 minutes: {busy[1]:.1f} and {busy[2]:.1f}, of which the bench causes about 1.5.\n"
+        f"Load average of the last 5 and 15 minutes: {busy[1]:.1f} and {busy[2]:.1f}. The bench itself causes about 1.5.\n"
         "Compare ratios; absolute times vary with the machine's load.\n"
     )
 

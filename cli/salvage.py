@@ -172,7 +172,7 @@ class _Salvage:
     # ---- references between rows
 
     def _restore_conversations(self) -> None:
-        """Add the conversations of which only messages are left."""
+        """Add a conversation for messages that have lost theirs."""
         lost = "SELECT DISTINCT conversation_id FROM messages EXCEPT SELECT id FROM conversations"
         for (conversation_id,) in self.new.execute(lost).fetchall():
             self._insert("conversations", _defaults("conversations", conversation_id) | {"id": conversation_id})

@@ -12,7 +12,7 @@ Waiter = tuple[asyncio.Event, Report]  # the event is set when the waiter gets i
 
 
 class Slots:
-    """A semaphore with `capacity` slots, of which one user, known by any key, holds at most `per_user`.
+    """A semaphore with `capacity` slots. One user, known by any key, holds at most `per_user` of them.
 
     Users take turns: one who gets a slot goes to the end of the queue with all else that they wait for.
     """

@@ -333,7 +333,7 @@ class _Import:
         queries.messages.add_image(conn, message_id, self._position, image)
 
     def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
-        """Show what was added, and the new path unless somebody has continued the conversation in Fireside."""
+        """Show what was added, and the new path unless the conversation was continued in Fireside."""
         continued = archive.count_messages(conn, self.conversation_id) > len(self._keys)
         leaf = None if continued or step.active_key is None else self.ids[step.active_key]
         if self._new:

@@ -24,7 +24,7 @@ class Unreadable(Exception):
 
 LOSSES = {  # what the report of an import calls each kind. A kind may be followed by a name, as in "folder: Work"
     "image": "Images without a file",
-    "document": "Attached documents, of which only text in the export was kept",
+    "document": "Attached documents; only their text in the export was kept",
     "audio": "Audio recordings",
     "tool call": "Tool calls, kept as text",
     "code": "Code-interpreter blocks, kept as text",

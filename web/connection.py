@@ -50,7 +50,7 @@ class Limits:
         self._proxies = [ipaddress.ip_network(proxy) for proxy in config.trusted_proxies]
 
     def full_group(self, address: str, connections: Iterable["Connection"]) -> list["Connection"]:
-        """Return the connections, one of which must close before this address can open another, or an empty list."""
+        """Return the connections of a full group: one must close before this address can open another. Empty if there is room."""
         place = network(address)
         half = [other for other in connections if (other.network == LOOPBACK_NETWORK) == (place == LOOPBACK_NETWORK)]
         same = [other for other in half if other.network == place]

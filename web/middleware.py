@@ -162,7 +162,7 @@ def _cors_headers(origin: str) -> list[tuple[bytes, bytes]]:
 
 
 def _preflight_headers(request: Headers) -> dict[str, str]:
-    """Allow the request headers that an allowed origin asks for, whatever they are. A browser accepts no "*" with cookies."""
+    """Allow all request headers that an allowed origin asks for. A browser accepts no "*" with cookies."""
     headers = {
         "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE",
         "Access-Control-Max-Age": str(PREFLIGHT_SECONDS),

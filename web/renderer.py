@@ -76,7 +76,7 @@ def _size(text: str, nodes: list[Raw]) -> int:
 
 @dataclass
 class _Formatted:
-    """A text of which some blocks are formatted."""
+    """A text and its blocks that are formatted so far."""
 
     text: str
     ends: list[int] = field(default_factory=list)  # of the blocks; see markdown.Outline

@@ -681,7 +681,7 @@ async def test_one_conversation_is_written_and_read_an_image_at_a_time(here: Ser
     assert await there.dump() == await here.dump()
 
 
-async def test_a_long_import_and_its_removal_hold_nobody_up_and_show_nothing_in_part(here: Service) -> None:
+async def test_long_import_and_its_removal_delay_no_other_user_and_show_no_half_conversation(here: Service) -> None:
     count, bob = 10_000, await here.add_user()
     his = (await here.database.write(queries.conversations.add_conversation, bob, {})).id
     path = write(here.folder / "x.json", long_conversation(count))

@@ -1,4 +1,4 @@
-"""Atomicity: simultaneous requests of which one may succeed, for the first account, an invite and the last administrator."""
+"""Atomicity: one of many simultaneous requests succeeds, for the first account, an invite and the last administrator."""
 
 import asyncio
 import contextlib

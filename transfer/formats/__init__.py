@@ -117,7 +117,7 @@ def read_database(database: Reader) -> Iterator[Row]:
 
 
 def parse(value: Any, find_image: FindImage) -> Conversation:
-    """Raises Unreadable, of which Unknown and Unsupported concern the whole file."""
+    """Raises Unreadable. Its subclasses Unknown and Unsupported concern the whole file."""
     common.losses.clear()
     row = object_at(value)
     for format in FORMATS:
