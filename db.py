@@ -94,6 +94,12 @@ MIGRATIONS: tuple[str, ...] = (
     PRAGMA user_version = 4;
     COMMIT;
     """,
+    """
+    BEGIN IMMEDIATE;
+    ALTER TABLE users ADD COLUMN display_name TEXT NOT NULL DEFAULT '';
+    PRAGMA user_version = 5;
+    COMMIT;
+    """,
 )
 VERSION: Final = 1 + len(MIGRATIONS)
 APPLICATION_ID: Final = 0x46697265  # "Fire" in the file's header tells it from the databases of other programs

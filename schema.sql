@@ -13,7 +13,8 @@ CREATE TABLE users (
     created_at    TEXT NOT NULL,
     last_login    TEXT,
     defaults      TEXT NOT NULL DEFAULT '{}',                  -- JSON {"system_prompt"?, "settings"?} of new conversations
-    stored_bytes  INTEGER NOT NULL DEFAULT 0                   -- UTF-8 of the user's messages and system prompts, and bytes of the images
+    stored_bytes  INTEGER NOT NULL DEFAULT 0,                  -- UTF-8 of the user's messages and system prompts, and bytes of the images
+    display_name  TEXT NOT NULL DEFAULT ''                     -- as typed, such as 'Änna Smith'; '': the username is shown
 ) STRICT;
 
 CREATE TABLE sessions (

@@ -376,7 +376,8 @@ def test_upgraded_file_has_the_schema_of_a_new_one_and_all_its_rows(tmp_path: Pa
     with opened(old) as upgraded, opened(new) as fresh:
         assert shape(upgraded) == shape(fresh)
         assert db.examine(old) == db.VERSION
-        before["users"][0]["stored_bytes"] = len("Grüße".encode()) + 1000 + len("Be kurz, für Anna.".encode())
+        if version < 4:  # schema 4 counts what is there
+            before["users"][0]["stored_bytes"] = len("Grüße".encode()) + 1000 + len("Be kurz, für Anna.".encode())
         for table, kept in before.items():
             after = contents(upgraded, table)
             assert [row | was for row, was in zip(after, kept, strict=True)] == after
