@@ -1,19 +1,20 @@
-// The settings dialog: a tab for each section. A section is a module with `show(place, {theme})`.
+// The settings dialog: a tab for each section.
 
 import { get, Latest, patch, session } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { button, h, uniqueId } from "./dom.js";
-import { notifications } from "./notice.js";
+import { icon } from "./icons.js";
 import { toast } from "./popups.js";
 
+// In this order. `load` resolves to a module with `show(place, {theme})`.
 const SECTIONS = [
-  { id: "general", label: "General", load: () => ({ show: showGeneral }) },
-  { id: "defaults", label: "Defaults for new chats", load: () => ({ show: showDefaults }) },
-  { id: "account", label: "Account", load: () => import("./account.js") },
-  { id: "data", label: "Your data", load: () => import("./data.js") },
-  { id: "bin", label: "Bin", load: () => import("./bin.js") },
-  { id: "usage", label: "Usage", load: () => import("./usage.js") },
-  { id: "household", label: "Users and invites", load: () => import("./household.js"), admin: true },
+  { id: "general", label: "General", icon: "gear", load: () => import("./general.js") },
+  { id: "defaults", label: "Defaults for new chats", icon: "sliders", load: () => ({ show: showDefaults }) },
+  { id: "account", label: "Account", icon: "person", load: () => import("./account.js") },
+  { id: "data", label: "Your data", icon: "download", load: () => import("./data.js") },
+  { id: "bin", label: "Bin", icon: "trash", load: () => import("./bin.js") },
+  { id: "usage", label: "Usage", icon: "chart", load: () => import("./usage.js") },
+  { id: "household", label: "Users and invites", icon: "people", load: () => import("./household.js"), admin: true },
 ];
 
 /** Open the dialog at a section. `context` has the page's `theme`. */
@@ -26,7 +27,9 @@ export function openSettings(firstId, context) {
       const selected = tab.dataset.section === section.id;
       tab.setAttribute("aria-selected", String(selected));
       tab.tabIndex = selected ? 0 : -1;
-      if (selected) body.setAttribute("aria-labelledby", tab.id);
+      if (!selected) continue;
+      body.setAttribute("aria-labelledby", tab.id);
+      tab.scrollIntoView({ block: "nearest", inline: "center" });
     }
     const place = h("div", { class: "section" });
     try {
@@ -38,39 +41,29 @@ export function openSettings(firstId, context) {
     if (selection.isNewest()) body.replaceChildren(place);
   };
   const sections = SECTIONS.filter(({ admin }) => !admin || session.user.role === "admin");
-  const tabs = sections.map((section) => button(section.label, () => select(section), {
+  const tabs = sections.map((section) => button([icon(section.icon), section.label], () => select(section), {
     role: "tab", id: uniqueId("tab"), "data-section": section.id, "aria-controls": body.id,
   }));
   const onkeydown = (event) => {
-    const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
+    const at = tabs.indexOf(document.activeElement);
+    const { length } = tabs;
+    const next = { ArrowDown: at + 1, ArrowRight: at + 1, ArrowUp: at - 1, ArrowLeft: at - 1, Home: 0, End: -1 }[event.key];
+    if (next === undefined) return;
     event.preventDefault();
-    const next = tabs[(tabs.indexOf(document.activeElement) + step + tabs.length) % tabs.length];
-    next.focus();
-    next.click();
+    const tab = tabs[(next + length) % length];
+    tab.focus();
+    tab.click();
   };
-  const list = h("div", { role: "tablist", "aria-label": "Sections", "aria-orientation": "vertical", onkeydown }, tabs);
+  // On a narrow page the tabs are a row, which fades out where it can be scrolled.
+  const fade = () => {
+    const right = list.scrollWidth - list.clientWidth - list.scrollLeft;
+    list.classList.toggle("more-left", list.scrollLeft > 1);
+    list.classList.toggle("more-right", right > 1);
+  };
+  const list = h("div", { role: "tablist", onscroll: fade, "aria-label": "Sections", "aria-orientation": "vertical", onkeydown }, tabs);
   openDialog("Settings", { className: "settings" }, h("div", { class: "settings-grid" }, list, body));
   select(sections.find(({ id }) => id === firstId));
-}
-
-async function showGeneral(place, { theme }) {
-  const { version } = await get("/version");
-  const choice = (value, label) => h("label", {}, h("input", {
-    type: "radio", name: "theme", value, checked: theme.current === value, onchange: () => { theme.current = value; },
-  }), label);
-  const refused = h("p", { class: "faint", role: "status" });
-  const notify = h("input", { type: "checkbox", checked: notifications.wanted, onchange: async () => {
-    notify.checked = await notifications.want(notify.checked);
-    refused.textContent = notify.checked || Notification.permission !== "denied" ? "" : "This browser refuses. Allow notifications for this page in its settings.";
-  } });
-  place.append(
-    h("fieldset", { class: "choices" }, h("legend", {}, "Theme"),
-      choice("system", "System"), choice("light", "Light"), choice("dark", "Dark")),
-    h("fieldset", { class: "choices", hidden: !notifications.available }, h("legend", {}, "When an answer is finished"),
-      h("label", {}, notify, "Notify me while this tab is hidden")),
-    refused,
-    h("p", { class: "faint" }, `Fireside ${version}. This page connects only to Fireside.`));
+  fade();
 }
 
 async function showDefaults(place) {
