@@ -166,6 +166,12 @@ class RateLimited(FiresideError):
         super().__init__(f"Too many attempts. Try again in {seconds} s.")
 
 
+class TooManyReaders(FiresideError):
+    status = 429
+    code = "TOO_MANY_READERS"
+    message = "This answer is being read by too many clients. Close some of them."
+
+
 class HeadersTooLarge(FiresideError):
     status = 431
     code = "HEADERS_TOO_LARGE"

@@ -35,6 +35,7 @@ from .web.renderer import PRELOAD, Renderer
 log = logging.getLogger("fireside.server")
 
 MESSAGE_BYTES = 32 * 1024 * 1024  # of a request with images
+RENDER_BYTES = 4 * 1024 * 1024  # of an answer, escaped as JSON
 HOUSEKEEPING_DELAY_SECONDS = 60.0  # it would slow down the start
 HOUSEKEEPING_INTERVAL_SECONDS = 3600
 LISTEN_BACKLOG = 2048
@@ -72,7 +73,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/conversations/{conversation_id}/messages",      handlers.add_message,          USER,   schemas.NewMessage, limit=MESSAGE_BYTES),
     Endpoint("POST",   "/conversations/{conversation_id}/active",        handlers.select_version,       USER,   schemas.Selection),
     Endpoint("GET",    "/images/{image_id}",                             handlers.get_image,            USER),
-    Endpoint("POST",   "/render",                                        handlers.render_markdown,      USER,   schemas.Markdown),
+    Endpoint("POST",   "/render",                                        handlers.render_markdown,      USER,   schemas.Markdown, limit=RENDER_BYTES),
 
     Endpoint("POST",   "/conversations/{conversation_id}/stream",        handlers.stream,               USER,   schemas.AnswerRequest, csrf="lenient"),
     Endpoint("POST",   "/chat/retry",                                    handlers.retry,                USER,   schemas.RetryRequest),

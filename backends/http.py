@@ -160,7 +160,9 @@ class _Exchange(httpx.AsyncByteStream):
         self._overhead = 0  # bytes since the last piece of the body
         self._body: list[bytes] = []
         self._complete = False
+        self._time = asyncio.get_running_loop().time
         self._more_waiting = False
+        self._busy = 0.0  # seconds of parsing, and of the reader's work, since the last pause
         self._failure: httpx.RemoteProtocolError | None = None
 
     def send(self, request: httpx.Request, body: bytes) -> None:
@@ -173,6 +175,7 @@ class _Exchange(httpx.AsyncByteStream):
         if self._failure:
             raise self._failure
         data = await self._reader.read(CHUNK_BYTES)
+        started = self._time()
         if not data:
             if error := self._reader.error:
                 raise httpx.ReadError(getattr(error, "strerror", None) or str(error)) from error
@@ -186,24 +189,25 @@ class _Exchange(httpx.AsyncByteStream):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._failure = httpx.RemoteProtocolError("the response is not HTTP/1.1")
         self._more_waiting = len(data) == CHUNK_BYTES
+        self._busy += self._time() - started
         self._overhead = 0 if self._body else self._overhead + len(data)
         if self._overhead > OVERHEAD_BYTES and not self._complete:
             raise httpx.RemoteProtocolError("the headers or trailers are too long")
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives. A reader that is slower than the server yields to other tasks."""
-        time = asyncio.get_running_loop().time
-        busy = 0.0
         while True:
+            if not self._more_waiting:
+                self._busy = 0.0
+            elif self._busy > BUSY_SECONDS:
+                await asyncio.sleep(self._busy)
+                self._busy = 0.0
             if self._body:
                 data = b"".join(self._body)
                 self._body.clear()
-                started = time()
+                started = self._time()
                 yield data
-                busy = busy + time() - started if self._more_waiting else 0.0
-                if busy > BUSY_SECONDS:
-                    await asyncio.sleep(busy)
-                    busy = 0.0
+                self._busy += self._time() - started
             elif self._complete:
                 return
             else:

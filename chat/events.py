@@ -13,8 +13,10 @@ from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from ..db import now
+from ..errors import TooManyReaders
 from ..queries.generations import Recording, SavedPart
 
+MAX_READERS = 64  # each token wakes all of them
 BATCH_EVENTS = 512  # that a reader gets at a time
 MIN_EVENT_BYTES = 16  # that an event counts: one of a single character takes 200 bytes of memory
 CRASH_GAP = 1 << 32  # between the last saved id and that of `done` after a crash, so that it is new to every reader
@@ -37,7 +39,8 @@ class EventLog:
         self._delta_head = _text_head("delta", generation_id)
         self._reasoning_head = _text_head("reasoning", generation_id)
         self._published_at = 0.0  # loop time
-        self._readers: set[asyncio.Future[bool]] = set()  # those that wait for an event
+        self._readers = 0
+        self._waiting: set[asyncio.Future[bool]] = set()  # of the readers that wait for an event
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -78,10 +81,10 @@ class EventLog:
     def publish(self) -> None:
         """Wake the readers. They get all events since the last call in one piece."""
         self._published_at = asyncio.get_running_loop().time()
-        for reader in self._readers:
+        for reader in self._waiting:
             if not reader.done():
                 reader.set_result(True)
-        self._readers.clear()
+        self._waiting.clear()
 
     def end(self, done: dict[str, Any]) -> None:
         """Add the last event."""
@@ -90,6 +93,11 @@ class EventLog:
 
     def ends_at(self, position: int) -> bool:
         return self.ended and position == len(self)
+
+    def check_readers(self) -> None:
+        """Raise TooManyReaders if no other reader may follow this answer."""
+        if self._readers >= MAX_READERS:
+            raise TooManyReaders
 
     def unsaved_part(self) -> SavedPart:
         """Return the events that the database does not have yet."""
@@ -123,9 +131,9 @@ class EventLog:
                     waiting.set_result(False)
             timer = loop.call_later(ping_seconds - silence, check_silence)
 
-        timer = loop.call_later(
-            ping_seconds, check_silence
-        )  # set again only when it fires: a reader waits once a token
+        self._readers += 1
+        # Set again only when it fires, because a reader waits once a token.
+        timer = loop.call_later(ping_seconds, check_silence)
         try:
             if position > len(self._frames):
                 position = 0
@@ -139,12 +147,13 @@ class EventLog:
                     return
                 else:
                     waiting = loop.create_future()
-                    self._readers.add(waiting)
+                    self._waiting.add(waiting)
                     if not await waiting:
                         yield _frame(None, "ping", self.generation_id, {"ts": now()}).encode()
         finally:
             timer.cancel()
-            self._readers.discard(waiting)
+            self._waiting.discard(waiting)
+            self._readers -= 1
 
 
 async def replay(generation_id: str, recording: Recording, position: int) -> AsyncIterator[bytes]:

@@ -131,12 +131,15 @@ class Hub:
         return servers[0]["provider_id"] if servers else provider_id, model
 
     async def follow(self, user_id: int, generation_id: str, position: int = 0) -> AsyncIterator[bytes] | None:
-        """Return the events after `position` of a generation, running or not; None if `position` is its `done`. Raises NotFound."""
+        """Return the events after `position` of a generation, running or not; None if `position` is its `done`.
+
+        Raises NotFound, TooManyReaders."""
         generation = self.generations.get(generation_id)
         if generation is not None and generation.job.user_id == user_id:
-            return (
-                None if generation.log.ends_at(position) else generation.log.follow(position, self.config.ping_seconds)
-            )
+            if generation.log.ends_at(position):
+                return None
+            generation.log.check_readers()
+            return generation.log.follow(position, self.config.ping_seconds)
         recording = await self.database.read(queries.generations.get_recording, user_id, generation_id)
         return None if position and position == last_id(recording) else replay(generation_id, recording, position)
 

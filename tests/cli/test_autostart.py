@@ -152,6 +152,6 @@ def test_missing_or_failing_command_is_an_error_that_names_it(tmp_path: Path) ->
     missing = autostart.Plan(tmp_path / "x", "", (("no-such-command-here",),), ())
     with pytest.raises(OSError, match="no-such-command-here was not found"):
         missing.install()
-    failing = autostart.Plan(tmp_path / "x", "", ((sys.executable, "-c", "raise SystemExit('no bus')"),), ())
+    failing = autostart.Plan(tmp_path / "y", "", ((sys.executable, "-c", "raise SystemExit('no bus')"),), ())
     with pytest.raises(OSError, match="failed: no bus"):
         failing.install()

@@ -1,18 +1,19 @@
 """A reader that reconnects gets every event exactly once, byte for byte, also after a restart or a crash."""
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 
 import pytest
 from fireside.chat import events as eventlog
-from fireside.chat.events import CRASH_GAP, EventLog
+from fireside.chat.events import CRASH_GAP, MAX_READERS, EventLog
 from fireside.queries import generations
 from fireside.queries.generations import AnswerRequest, Recording, SavedPart
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ..live import Event, Person, Running, code, good, parse_event, text, until
+from ..live import PATIENCE, Event, Person, Running, code, good, parse_event, text, until
 from ..upstream import DONE, Gate, Step, Upstream, close, finish, hang, pause, reasoning, usage
 from ..upstream import text as says
 from ..witness import MODEL, STATUS
@@ -106,6 +107,26 @@ async def test_running_answer_is_resumed_after_every_event_by_two_readers(ann: P
     assert parse_event((await beyond)[0]).event == "reset" and (await beyond)[1:] == everything
     for count, reader in readers:
         assert await reader == everything[count:]
+
+
+async def test_number_of_readers_of_a_running_answer_is_limited(ann: Person, upstream: Upstream) -> None:
+    gate = Gate()
+    upstream.enqueue(says("one "), pause(gate), says("two"), finish("stop"), DONE)
+    async with ann.streaming(await ann.conversation("Why?"), **MODEL) as events:
+        path = f"/generations/{(await anext(events)).data['generation_id']}/stream"
+        async with contextlib.AsyncExitStack() as readers:
+            for _ in range(MAX_READERS - 1):
+                response = await readers.enter_async_context(ann.stream("GET", path))
+                assert response.status_code == 200
+            assert code(await ann.get(path)) == (429, "TOO_MANY_READERS")
+        status = 429  # until the server has noticed that the readers left
+        async with asyncio.timeout(PATIENCE):
+            while status == 429:
+                async with ann.stream("GET", path) as response:
+                    status = response.status_code
+        assert status == 200
+        gate.open()
+        assert text([event async for event in events]) == "one two"
 
 
 @pytest.mark.parametrize("status", ["ok", "interrupted"])

@@ -395,7 +395,7 @@ def _message(a: Attacker, body: bytes = b"", **fields: str) -> bytes:
 
 
 def _large_settings(a: Attacker) -> list[bytes]:
-    settings = {"response_format": {f"a{number}": [1] * 10 for number in range(a.scaled(100_000, 10_000))}}
+    settings = {"response_format": {f"a{number}": [1] * 10 for number in range(a.scaled(25_000, 10_000))}}
     paths = (f"/conversations/{a.conversation_id}", "/defaults")
     changes = [a.request("PATCH", path, {"settings": settings}) for path in paths]
     return [*changes, a.request("GET", "/conversations"), a.request("POST", "/conversations", {})]
@@ -406,7 +406,7 @@ def _large_bodies(a: Attacker) -> list[bytes]:
 
 
 repeated("bodies", "32 MB at once", _large_bodies, connections=2)
-repeated("bodies", "settings of 4 MB", _large_settings)
+repeated("bodies", "settings of 1 MB", _large_settings)
 slow_upload = functools.partial(_message, Content_Length="33000000")
 held("slow bodies", "32 MB in small pieces", lambda a: (slow_upload(a), b" " * 2000), connections=20, every=0.005)
 
@@ -695,7 +695,7 @@ def _many_versions(a: Attacker) -> list[dict[str, Any]]:
 
 
 def _other_programs(a: Attacker) -> list[dict[str, Any]]:
-    count = a.scaled(100_000, 10_000)
+    count = a.scaled(25_000, 10_000)
     nodes = {
         str(n): {"id": str(n), "parent": str(n - 1), "children": [str(n + 1)], "message": None} for n in range(count)
     }
