@@ -129,6 +129,11 @@ class Providers:
         """Return the model as the server last listed it, without waiting."""
         return next((model for model in self._known.get(provider_id, []) if model.id == model_id), None)
 
+    def models_with_vision(self) -> list[str]:
+        """Return the names of the models that can see images, as the servers last listed them, loaded ones first."""
+        models = [model for known in self._known.values() for model in known if model.vision]
+        return [model.label or model.id for model in sorted(models, key=lambda model: model.state != "loaded")]
+
     def concurrency(self, provider_id: str) -> int:
         """Return how many answers the server gives at a time: what a loaded model reports, else the setting."""
         reported = [model.parallel for model in self._known.get(provider_id, []) if model.parallel]

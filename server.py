@@ -72,6 +72,8 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET",    "/conversations/{conversation_id}/messages",      handlers.list_messages,        USER,   query=schemas.MessageQuery),
     Endpoint("POST",   "/conversations/{conversation_id}/messages",      handlers.add_message,          USER,   schemas.NewMessage, limit=MESSAGE_BYTES),
     Endpoint("POST",   "/conversations/{conversation_id}/active",        handlers.select_version,       USER,   schemas.Selection),
+    Endpoint("GET",    "/conversations/{conversation_id}/context",       handlers.get_context,          USER,   query=schemas.ContextQuery),
+    Endpoint("GET",    "/context",                                       handlers.get_new_context,      USER,   query=schemas.ContextQuery),
     Endpoint("GET",    "/images/{image_id}",                             handlers.get_image,            USER),
     Endpoint("POST",   "/render",                                        handlers.render_markdown,      USER,   schemas.Markdown, limit=RENDER_BYTES),
 

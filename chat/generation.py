@@ -29,6 +29,7 @@ LOOK_SECONDS = 1.5  # that an answer waits for the list of models
 LOOK_AGE_SECONDS = 30.0  # of a list of models that needs no new look
 LOADING_POLL_SECONDS = 1.0
 FULL_CONTEXT = 0.9  # of the context: a prompt above it leaves no room for an answer
+SUGGESTED_MODELS = 3
 MIN_MEASURED_SECONDS = 0.02  # an answer that arrived in less time has no meaningful speed
 
 
@@ -174,7 +175,9 @@ class Generation:
         context_length = model.context_length if model is not None else None
         omitted = prompts.omit(prompt, context_length, job.params.get("max_tokens"))
         if model is not None and model.vision is False and any(turn.images for turn in prompt.turns[omitted:]):
-            raise ProviderFailed("VISION_UNSUPPORTED", f"{job.model} cannot see images. Choose a model that can.")
+            seeing = self._providers.models_with_vision()[:SUGGESTED_MODELS]
+            which = f"Choose one that can: {', '.join(seeing)}." if seeing else "No model of the model servers can."
+            raise ProviderFailed("VISION_UNSUPPORTED", f"{job.model} cannot see images. {which}")
         self._report_progress(self._first_phase())
         while True:
             self._stats["omitted_messages"] = omitted

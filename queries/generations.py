@@ -12,7 +12,7 @@ from msgspec import Struct
 from ..db import Connection, insert, now
 from ..errors import AlreadyAnswered, GenerationActive, Invalid, NotFound, NoUserMessage
 from . import search
-from .conversations import add_stored_bytes, owned
+from .conversations import add_stored_bytes, get_defaults, owned
 from .messages import PATH, Image, get_message_row
 
 SENT_IMAGES = 32  # of a prompt: more fill the context of a local model, at several hundred tokens each
@@ -178,10 +178,10 @@ def _generation_of(conn: Connection, message: sqlite3.Row) -> sqlite3.Row:
     return row
 
 
-def get_prompt(conn: Connection, question_id: int) -> Prompt:
+def get_prompt(conn: Connection, question_id: int, image_data: bool = True) -> Prompt:
     """Return the path from the first message to this question, with the newest images of its user messages. Raises NotFound.
 
-    Servers accept no images in answers, so those of imported answers are not read.
+    Servers accept no images in answers, so those of imported answers are not read. Without `image_data` the images are empty.
     """
     conversation = conn.execute(
         "SELECT c.system_prompt FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
@@ -200,7 +200,8 @@ def get_prompt(conn: Connection, question_id: int) -> Prompt:
     select = "SELECT id, length(data) FROM images WHERE message_id = ? ORDER BY position"
     stored = {row["id"]: conn.execute(select, (row["id"],)).fetchall() for row in rows if row["has_images"]}
     sent = _choose_images(stored.values())
-    select = "SELECT media_type, data FROM images WHERE id = ?"
+    column = "data" if image_data else "x''"
+    select = f"SELECT media_type, {column} FROM images WHERE id = ?"
     images = {
         message_id: [Image(*conn.execute(select, (image_id,)).fetchone()) for image_id, _ in sizes if image_id in sent]
         for message_id, sizes in stored.items()
@@ -220,6 +221,20 @@ def get_prompt(conn: Connection, question_id: int) -> Prompt:
             for row in rows
         ],
     )
+
+
+def get_next_prompt(conn: Connection, user_id: int, conversation_id: int | None) -> tuple[Prompt, dict[str, Any]]:
+    """Return the prompt of the next question without that question and without the data of images, and the parameters.
+
+    None: of a new conversation. Raises NotFound.
+    """
+    if conversation_id is None:
+        defaults = get_defaults(conn, user_id)
+        return Prompt(defaults.get("system_prompt", ""), []), defaults.get("settings", {})
+    conversation = owned(conn, user_id, conversation_id)
+    leaf = conversation["active_message_id"]
+    prompt = get_prompt(conn, leaf, image_data=False) if leaf else Prompt(conversation["system_prompt"], [])
+    return prompt, json.loads(conversation["settings"])
 
 
 def _choose_images(messages: Iterable[Sequence[tuple[int, int]]]) -> set[int]:

@@ -29,6 +29,7 @@ from starlette.types import Receive, Scope, Send
 from .. import __version__, db
 from ..auth import Login
 from ..backends.openai import ModelDownload
+from ..chat.prompt import Forecast, forecast
 from ..errors import FiresideError, ImportUnreadable, Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
 from ..queries import accounts, conversations, generations, messages
 from ..queries.search import find
@@ -287,6 +288,22 @@ async def list_messages(
         if len(page) < MESSAGES_PER_PAGE:
             break
     return Response(b"[" + b",".join(reversed(pages)) + b"]", media_type="application/json")
+
+
+async def get_context(request: Request, conversation_id: int, query: schemas.ContextQuery) -> Forecast:
+    return await _context(request, conversation_id, query)
+
+
+async def get_new_context(request: Request, query: schemas.ContextQuery) -> Forecast:
+    return await _context(request, None, query)
+
+
+async def _context(request: Request, conversation_id: int | None, query: schemas.ContextQuery) -> Forecast:
+    prompt, params = await request.database.read(generations.get_next_prompt, request.user_id, conversation_id)
+    model = request.app_state.providers.known(query.provider_id or "", query.model or "")
+    context_length = model.context_length if model is not None else None
+    arguments = (prompt, context_length, params.get("max_tokens"), query.question_tokens)
+    return await asyncio.to_thread(forecast, *arguments)  # a long conversation takes a second
 
 
 async def _messages(

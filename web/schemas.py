@@ -213,6 +213,12 @@ class ImportQuery(Struct):
     progress: bool = False
 
 
+class ContextQuery(Struct):
+    provider_id: Name | None = None
+    model: Name | None = None
+    question_tokens: Annotated[int, Meta(ge=0, le=2**31)] = 0
+
+
 class ExportQuery(Struct):
     format: Literal["markdown", "json"] = "markdown"
 

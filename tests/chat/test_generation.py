@@ -190,6 +190,40 @@ async def test_oldest_messages_are_omitted_in_large_steps(ann: Person, upstream:
     assert [one["sent_messages"] + one["omitted_messages"] for one in stats] == list(range(1, 24, 2))
 
 
+async def test_forecast_is_what_the_next_question_needs_and_omits(ann: Person, bob: Person, upstream: Upstream) -> None:
+    upstream.models[0].instances[NAME] = 1000
+    await ann.get("/providers")
+    question = "word " * 100
+    new = good(await ann.get("/context", params=MODEL))
+    assert new["context_length"] == 1000 and new["answer_tokens"] == 250
+    assert new["used_tokens"] == new["omitted_messages"] == new["omitted_with_question"] == 0
+    assert new["rates"] == {"latin": pytest.approx(1 / 3.5), "other": 1, "image": 800, "message": 8}
+
+    conversation_id = await ann.conversation(system_prompt="Be short.", settings={"max_tokens": 200})
+    context = f"/conversations/{conversation_id}/context"
+    omitted: list[int] = []
+    for number in range(10):
+        rates = good(await ann.get(context, params=MODEL))["rates"]
+        size = round(len(question) * rates["latin"] + rates["message"])
+        forecast = good(await ann.get(context, params={**MODEL, "question_tokens": size}))
+        await ann.say(conversation_id, question)
+        upstream.enqueue(says("Well, well."), finish("stop"), usage(number * 100 + 90, 10), DONE)
+        stats = (await ann.answer(conversation_id, **MODEL))[-1].data["stats"]
+        assert forecast["omitted_with_question"] == stats["omitted_messages"]
+        assert forecast["omitted_messages"] == (omitted[-1] if omitted else 0)
+        omitted.append(stats["omitted_messages"])
+        if not omitted[-1]:  # the server's own count
+            after = good(await ann.get(context, params=MODEL))
+            assert after["used_tokens"] == number * 100 + 100 and after["answer_tokens"] == 200
+    assert omitted[1] == 0 < omitted[-1]
+
+    for person, path in ((bob, context), (ann, "/conversations/99/context")):
+        assert code(await person.get(path)) == (404, "CONVERSATION_NOT_FOUND")
+    assert code(await ann.get(f"{context}?question_tokens=-1")) == (400, "VALIDATION_ERROR")
+    unknown = good(await ann.get(context, params={"provider_id": "lmstudio", "model": "none"}))
+    assert unknown["context_length"] is unknown["answer_tokens"] is None
+
+
 OVERFLOW = "The number of tokens to keep is greater than the context length (n_ctx: 4096)."
 
 
@@ -280,7 +314,13 @@ async def question_with_image(person: Person) -> int:
 async def test_images_are_refused_for_a_model_without_vision(ann: Person, upstream: Upstream) -> None:
     upstream.models.append(LocalModel("blind", "Blind"))
     events = await ann.answer(await question_with_image(ann), provider_id="lmstudio", model="blind")
-    assert [failure["code"] for failure in errors(events)] == ["VISION_UNSUPPORTED"] and not upstream.chats
+    [failure] = errors(events)
+    assert failure["code"] == "VISION_UNSUPPORTED" and not upstream.chats
+    assert failure["message"] == "blind cannot see images. Choose one that can: Qwen2.5 VL 7B Instruct."
+    upstream.models = [model for model in upstream.models if model.type != "vlm"]
+    await ann.get("/providers")
+    [failure] = errors(await ann.answer(await question_with_image(ann), provider_id="lmstudio", model="blind"))
+    assert failure["message"] == "blind cannot see images. No model of the model servers can."
 
 
 async def test_server_that_reports_neither_vision_nor_loading_gets_images(tmp_path: Path, upstream: Upstream) -> None:
