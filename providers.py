@@ -19,6 +19,7 @@ from .backends.lmstudio import LMStudio
 from .backends.openai import Model, ModelDownload, OpenAI
 from .config import MAX_CONCURRENCY, Config, Provider
 from .errors import NotFound, ProviderFailed
+from .safety.queue import Slots
 
 log = logging.getLogger("fireside.providers")
 
@@ -46,68 +47,69 @@ class _ModelList:
     unlisted: bool = False  # it answers, but does not list its models
 
 
-class Providers:
-    """All model servers of the settings. Every failure of a server is a ProviderFailed."""
+class ModelServer:
+    """A model server: its settings, its models, its answers, and the queue of those that wait. Every failure is a ProviderFailed.
 
-    def __init__(self, config: Config, engine: Engine) -> None:
-        self.settings = {provider.id: provider for provider in config.providers}
-        self._servers = {provider.id: _create_server(provider, engine) for provider in config.providers}
-        self._lists: dict[str, _ModelList] = {}
-        self._known: dict[str, list[Model]] = {}  # of the last list that was received
-        self._refreshes: dict[str, asyncio.Task[_ModelList]] = {}
+    It is the same object while its settings change, and for an answer also after it was removed.
+    """
+
+    def __init__(self, provider: Provider, engine: Engine) -> None:
+        self._engine = engine
+        self.slots = Slots(provider.concurrency)
+        self._tasks: set[asyncio.Task[_ModelList]] = set()
+        self.configure(provider)
+
+    def configure(self, provider: Provider) -> None:
+        """Use other settings from the next request on. Answers that are being written keep their connections."""
+        self.settings = provider
+        self._backend = _create_backend(provider, self._engine)
+        self._last: _ModelList | None = None
+        self.last_models: list[Model] = []  # of the last list that was received
+        self._refresh: asyncio.Task[_ModelList] | None = None
+        self.slots.resize(provider.concurrency)
+
+    @property
+    def id(self) -> str:
+        return self.settings.id
+
+    @property
+    def reports_loading(self) -> bool:
+        return self._backend.reports_loading
 
     async def aclose(self) -> None:
         """Cancel the requests for models. Answers are closed by their readers, the engine by its owner."""
-        tasks = list(self._refreshes.values())
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def get(self, provider_id: str) -> Provider:
-        """Raises NotFound."""
-        return self._server(provider_id).provider
-
-    def reports_loading(self, provider_id: str) -> bool:
-        return self._server(provider_id).reports_loading
-
-    def _server(self, provider_id: str) -> OpenAI:
-        if provider_id not in self._servers:
-            raise NotFound("provider")
-        return self._servers[provider_id]
-
     # ---- models
 
-    async def catalog(self, max_age: float = 0.0, details: bool = False) -> list[dict[str, Any]]:
-        """Return the response of GET /providers. All servers are asked at once."""
-        return list(await asyncio.gather(*(self.entry(name, max_age, details) for name in self._servers)))
-
-    async def entry(self, provider_id: str, max_age: float = 0.0, details: bool = False) -> dict[str, Any]:
-        """Return one server's part of the catalog. `details`: errors with addresses, for administrators. Raises NotFound.
+    async def entry(self, max_age: float = 0.0, details: bool = False) -> dict[str, Any]:
+        """Return this server's part of GET /providers. `details`: errors with addresses, for administrators.
 
         A server that takes longer than CATALOG_SECONDS counts as offline until it has answered.
         """
-        server = self._server(provider_id)
-        provider = server.provider
         models_known = True
         try:
             async with asyncio.timeout(CATALOG_SECONDS):
-                found = await self._list(provider_id, max_age)
+                found = await self._list(max_age)
             models, error = found.models, found.failure.message if found.failure else None
             models_known = not found.unlisted
             if found.failure and found.failure.detail and details:
                 error = f"{error} ({found.failure.detail})"
         except TimeoutError:
-            models = self._known.get(provider_id, [])
-            error = f"{provider.name} has not answered within {CATALOG_SECONDS} s."
+            models = self.last_models
+            error = f"{self.settings.name} has not answered within {CATALOG_SECONDS} s."
         lengths = [length for model in models for length in (model.context_length, model.max_context_length) if length]
         return {
-            "provider_id": provider.id,
-            "name": provider.name,
-            "kind": provider.kind,
+            "provider_id": self.id,
+            "name": self.settings.name,
+            "kind": self.settings.kind,
             "online": error is None,
             "error": error,
             "models_known": models_known,
-            "can_start": error is not None and await server.can_start(),
+            "can_start": error is not None and await self._backend.can_start(),
             "capabilities": {
                 "streaming": True,
                 "vision": any(model.vision for model in models),
@@ -118,123 +120,116 @@ class Providers:
             "models": [msgspec.structs.asdict(model) for model in models],
         }
 
-    async def models(self, provider_id: str, max_age: float = 0.0) -> list[Model]:
-        """Return a server's models, not older than `max_age` seconds. Raises NotFound and ProviderFailed."""
-        found = await self._list(provider_id, max_age)
+    async def models(self, max_age: float = 0.0) -> list[Model]:
+        """Return the models, as they were at most `max_age` seconds ago."""
+        found = await self._list(max_age)
         if found.failure:
             raise ProviderFailed(found.failure.code, found.failure.message)
         return found.models
 
-    def known(self, provider_id: str, model_id: str) -> Model | None:
+    def known(self, model_id: str) -> Model | None:
         """Return the model as the server last listed it, without waiting."""
-        return next((model for model in self._known.get(provider_id, []) if model.id == model_id), None)
+        return next((model for model in self.last_models if model_id in (model.id, *(model.variants or ()))), None)
 
-    def models_with_vision(self) -> list[str]:
-        """Return the names of the models that can see images, as the servers last listed them, loaded ones first."""
-        models = [model for known in self._known.values() for model in known if model.vision]
-        return [model.label or model.id for model in sorted(models, key=lambda model: model.state != "loaded")]
-
-    def concurrency(self, provider_id: str) -> int:
+    def concurrency(self) -> int:
         """Return how many answers the server gives at a time: what a loaded model reports, else the setting."""
-        reported = [model.parallel for model in self._known.get(provider_id, []) if model.parallel]
-        return min(max(reported, default=self.settings[provider_id].concurrency), MAX_CONCURRENCY)
+        reported = [model.parallel for model in self.last_models if model.parallel]
+        return min(max(reported, default=self.settings.concurrency), MAX_CONCURRENCY)
 
-    async def _list(self, provider_id: str, max_age: float) -> _ModelList:
+    async def _list(self, max_age: float) -> _ModelList:
         """Return the last list if it is young enough, otherwise a new one. Concurrent calls share one request."""
-        found = self._lists.get(provider_id)
-        if found and time.monotonic() - found.received_at < max_age:
-            return found
-        task = self._refreshes.get(provider_id)
-        if task is None:
-            task = asyncio.create_task(self._refresh(self._server(provider_id)))
-            self._refreshes[provider_id] = task
-            task.add_done_callback(lambda _: self._refreshes.pop(provider_id))
-        return await asyncio.shield(task)
+        if self._last and time.monotonic() - self._last.received_at < max_age:
+            return self._last
+        if self._refresh is None or self._refresh.done():
+            self._refresh = asyncio.create_task(self._ask_for_models(self._backend))
+            self._tasks.add(self._refresh)
+            self._refresh.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(self._refresh)
 
-    async def _refresh(self, server: OpenAI) -> _ModelList:
-        provider = server.provider
+    async def _ask_for_models(self, backend: OpenAI) -> _ModelList:
+        name = self.settings.name
         models: list[Model] | None = []
         failure: ProviderFailed | None = None
         try:
             async with asyncio.timeout(LIST_SECONDS):
-                models = await server.models()
-                self._known[provider.id] = models or []
+                models = await backend.models()
         except ProviderFailed as failed:
             failure = failed
         except TimeoutError:
-            failure = ProviderFailed("PROVIDER_TIMEOUT", f"{provider.name} does not answer.")
+            failure = ProviderFailed("PROVIDER_TIMEOUT", f"{name} does not answer.")
         except Exception:  # an unexpected response of one server must not hide the others
-            log.exception("cannot read the list of models of %s", provider.id)
-            failure = ProviderFailed("PROVIDER_ERROR", f"{provider.name} sent a list of models that cannot be read.")
-        found = self._lists[provider.id] = _ModelList(time.monotonic(), models or [], failure, models is None)
+            log.exception("cannot read the list of models of %s", self.id)
+            failure = ProviderFailed("PROVIDER_ERROR", f"{name} sent a list of models that cannot be read.")
+        found = _ModelList(time.monotonic(), models or [], failure, models is None)
+        if backend is self._backend:  # the settings have not changed
+            self._last = found
+            if failure is None:
+                self.last_models = found.models
         return found
 
     # ---- starting a server, loading and unloading models
 
-    async def start(self, provider_id: str) -> None:
-        """Start the server of LM Studio on this computer. Raises ProviderFailed."""
-        await self._server(provider_id).start()
-        await self._list(provider_id, 0.0)
+    async def start(self) -> None:
+        """Start the server of LM Studio on this computer."""
+        await self._backend.start()
+        await self._list(0.0)
 
-    async def load(self, provider_id: str, model: str, **options: Any) -> None:
+    async def load(self, model: str, **options: Any) -> None:
         """Load a model with the options that are not None. Raises Invalid if the server cannot be told to."""
-        async with self._changing(provider_id) as server:
-            await server.load(model, {name: value for name, value in options.items() if value is not None})
+        async with self._changing() as backend:
+            await backend.load(model, {name: value for name, value in options.items() if value is not None})
 
-    async def unload(self, provider_id: str, model: str) -> None:
+    async def unload(self, model: str) -> None:
         """Unload all instances of a model. Raises Invalid as `load` does."""
-        async with self._changing(provider_id) as server:
-            await server.unload(model)
+        async with self._changing() as backend:
+            await backend.unload(model)
 
-    async def download(self, provider_id: str, model: str, quantization: str | None = None) -> ModelDownload:
+    async def download(self, model: str, quantization: str | None = None) -> ModelDownload:
         """Start to download a model. Raises Invalid if the server cannot be told to."""
-        async with self._within(DOWNLOAD_SECONDS, provider_id) as server:
-            return await server.download(model, quantization)
+        async with self._within(DOWNLOAD_SECONDS) as backend:
+            return await backend.download(model, quantization)
 
-    async def downloads(self, provider_id: str) -> list[ModelDownload]:
+    async def downloads(self) -> list[ModelDownload]:
         """Return the downloads that were started by `download`."""
-        async with self._within(LIST_SECONDS, provider_id) as server:
-            return await server.downloads()
+        async with self._within(LIST_SECONDS) as backend:
+            return await backend.downloads()
 
     @asynccontextmanager
-    async def _within(self, seconds: float, provider_id: str) -> AsyncIterator[OpenAI]:
-        server = self._server(provider_id)
+    async def _within(self, seconds: float) -> AsyncIterator[OpenAI]:
         try:
             async with asyncio.timeout(seconds):
-                yield server
+                yield self._backend
         except TimeoutError:
-            raise ProviderFailed("PROVIDER_TIMEOUT", f"{server.provider.name} does not answer.") from None
+            raise ProviderFailed("PROVIDER_TIMEOUT", f"{self.settings.name} does not answer.") from None
 
     @asynccontextmanager
-    async def _changing(self, provider_id: str) -> AsyncIterator[OpenAI]:
+    async def _changing(self) -> AsyncIterator[OpenAI]:
         """Limit the time that loading takes, and ask for the models again afterwards."""
-        server = self._server(provider_id)
         try:
             async with asyncio.timeout(LOAD_SECONDS):
-                yield server
+                yield self._backend
         except TimeoutError:
-            message = (
-                f"{server.provider.name} has not finished after {LOAD_SECONDS / 60:.0f} minutes. It may finish later."
-            )
+            minutes = f"{LOAD_SECONDS / 60:.0f} minutes"
+            message = f"{self.settings.name} has not finished after {minutes}. It may finish later."
             raise ProviderFailed("PROVIDER_TIMEOUT", message) from None
         finally:
-            self._lists.pop(provider_id, None)
-        if earlier := self._refreshes.get(provider_id):
-            await asyncio.wait([earlier])
-        await self._list(provider_id, 0.0)
+            self._last = None
+        if self._refresh is not None:
+            await asyncio.wait([self._refresh])
+        await self._list(0.0)
 
     # ---- answers
 
-    def chat(self, provider_id: str, request: ChatRequest) -> AsyncGenerator[list[Part], None]:
+    def chat(self, request: ChatRequest) -> AsyncGenerator[list[Part], None]:
         """Return one answer as a generator of lists of parts. The last part is Finish. There is no deadline.
 
         A `reasoning_effort` that the model is known not to take is not sent.
 
-        Raises NotFound at once, and ProviderFailed while it runs, after the parts that arrived before. Close it
-        (contextlib.aclosing): when it is closed or cancelled, so is the connection.
+        Raises ProviderFailed while it runs, after the parts that arrived before. Close it (contextlib.aclosing): when it is
+        closed or cancelled, so is the connection.
         """
         body = {name: value for name, value in request.params.items() if value is not None}
-        model = self.known(provider_id, request.model)
+        model = self.known(request.model)
         if (
             model
             and model.reasoning_efforts is not None
@@ -243,10 +238,38 @@ class Providers:
             body.pop("reasoning_effort", None)
         body |= {"model": request.model, "messages": request.messages}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return self._server(provider_id).chat(body)
+        return self._backend.chat(body)
 
 
-def _create_server(provider: Provider, engine: Engine) -> OpenAI:
+class Providers:
+    """The model servers by id."""
+
+    def __init__(self, config: Config, engine: Engine) -> None:
+        self._servers = {provider.id: ModelServer(provider, engine) for provider in config.providers}
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(server.aclose() for server in self._servers.values()))
+
+    def find(self, provider_id: str | None) -> ModelServer | None:
+        return self._servers.get(provider_id or "")
+
+    def get(self, provider_id: str) -> ModelServer:
+        """Raises NotFound."""
+        if server := self.find(provider_id):
+            return server
+        raise NotFound("provider")
+
+    def models_with_vision(self) -> list[str]:
+        """Return the names of the models that can see images, as the servers last listed them, loaded ones first."""
+        models = [model for server in self._servers.values() for model in server.last_models if model.vision]
+        return [model.label or model.id for model in sorted(models, key=lambda model: model.state != "loaded")]
+
+    async def catalog(self, max_age: float = 0.0, details: bool = False) -> list[dict[str, Any]]:
+        """Return the response of GET /providers. All servers are asked at once."""
+        return list(await asyncio.gather(*(server.entry(max_age, details) for server in self._servers.values())))
+
+
+def _create_backend(provider: Provider, engine: Engine) -> OpenAI:
     match provider.kind:
         case "lmstudio":
             return LMStudio(provider)

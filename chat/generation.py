@@ -15,10 +15,9 @@ from ..backends.openai import Model
 from ..config import Config
 from ..db import Connection, Database, now
 from ..errors import FiresideError, ProviderFailed, StorageUnavailable
-from ..providers import ChatRequest, Providers
+from ..providers import ChatRequest, ModelServer, Providers
 from ..queries.generations import Answer, Prompt
 from ..queries.messages import Message
-from ..safety.queue import Slots
 from . import prompt as prompts
 from .events import EventLog
 
@@ -38,7 +37,9 @@ class Generation:
 
     task: asyncio.Task[None]
 
-    def __init__(self, config: Config, database: Database, providers: Providers, answer: Answer) -> None:
+    def __init__(
+        self, config: Config, database: Database, providers: Providers, server: ModelServer, answer: Answer
+    ) -> None:
         assert answer.job is not None
         self.id = answer.generation_id
         self.message_id = answer.message_id
@@ -50,6 +51,7 @@ class Generation:
         self._config = config
         self._database = database
         self._providers = providers
+        self._server = server
         self._stop_reason: str | FiresideError | None = None
         self._error: FiresideError | None = None
         self._model: str | None = None  # that answers, by the server's account
@@ -61,11 +63,12 @@ class Generation:
 
     # ---- life
 
-    def start(self, slots: Slots) -> None:
-        """Start the task. It waits for one of the slots first."""
+    def start(self) -> None:
+        """Start the task. It waits for one of the server's slots first."""
+        self._server.slots.resize(self._server.concurrency())
         ids = {"message_id": self.message_id, "conversation_id": self.job.conversation_id}
         self.log.add("ping", ids | {"ts": now()})
-        self.task = asyncio.create_task(self._run(slots), name=f"generation {self.id}")
+        self.task = asyncio.create_task(self._run(), name=f"generation {self.id}")
 
     def stop(self, reason: str | FiresideError) -> None:
         """Ask the task to end: "canceled", "interrupted" or an error. The first reason counts."""
@@ -74,12 +77,12 @@ class Generation:
             if self.running:  # a task that is canceled before its first step would not run at all
                 self.task.cancel()
 
-    async def _run(self, slots: Slots) -> None:
+    async def _run(self) -> None:
         self.running = True
         outcome: str | FiresideError = "ok"
         try:
             if self._stop_reason is None:
-                async with slots.slot(self.job.user_id, self._report_place):
+                async with self._server.slots.slot(self.job.user_id, self._report_place):
                     if self.job.prompt is None:
                         read = queries.generations.get_prompt
                         self.job.prompt = await self._database.read(read, self.job.question_id)
@@ -215,11 +218,11 @@ class Generation:
         max_age = 0.0 if self._first_phase() == "loading" else LOOK_AGE_SECONDS
         with contextlib.suppress(ProviderFailed, TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):
-                await self._providers.models(self.job.provider_id, max_age)
+                await self._server.models(max_age)
         return self._known_model()
 
     def _known_model(self) -> Model | None:
-        return self._providers.known(self.job.provider_id, self.job.model)
+        return self._server.known(self.job.model)
 
     def _first_phase(self) -> str:
         """Return the phase of an answer before its first token."""
@@ -228,7 +231,7 @@ class Generation:
 
     async def _read(self, request: ChatRequest) -> None:
         limit = self._config.answer_max_bytes
-        async with contextlib.aclosing(self._providers.chat(self.job.provider_id, request)) as reads:
+        async with contextlib.aclosing(self._server.chat(request)) as reads:
             async for parts in reads:
                 for part in parts:
                     self._record(part)
@@ -302,14 +305,14 @@ class Generation:
 
     async def _watch_loading(self) -> None:
         """Until the first token, report whether the model is loading, if the server says so."""
-        if not self._providers.reports_loading(self.job.provider_id):
+        if not self._server.reports_loading:
             return
         while True:
             await asyncio.sleep(LOADING_POLL_SECONDS)
             if self._first_text_at is not None:
                 return
             with contextlib.suppress(ProviderFailed):
-                await self._providers.models(self.job.provider_id, LOADING_POLL_SECONDS / 2)
+                await self._server.models(LOADING_POLL_SECONDS / 2)
             phase = self._first_phase()
             if phase != self._progress.get("phase") and self._first_text_at is None:
                 self._report_progress(phase)

@@ -9,15 +9,15 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from .. import queries
 from ..config import Config
 from ..db import Connection, Database
 from ..errors import AuthRequired, NotFound, Stopping, StorageUnavailable
-from ..providers import Providers
+from ..providers import ModelServer, Providers
 from ..queries.generations import Answer, AnswerRequest
 from ..queries.messages import Message
-from ..safety.queue import Slots
 from .events import interrupted, last_id, replay
 from .generation import Generation, log_save_error
 
@@ -35,7 +35,6 @@ class Hub:
         self.database = database
         self.providers = providers
         self.generations: dict[str, Generation] = {}  # by id: running, or ended and not saved yet
-        self._slots = {provider.id: Slots(provider.concurrency) for provider in providers.settings.values()}
         self.closing = False
         self._beginning: set[asyncio.Task[Answer]] = set()
         self._begun = asyncio.Event()
@@ -67,24 +66,27 @@ class Hub:
     async def answer(self, user_id: int, conversation_id: int, request: AnswerRequest) -> Answer:
         """Begin an answer, or find the one that exists (queries.generations.begin_answer)."""
         await self._save_ended(conversation_id)
-        provider_id, model = await self._choose_model(user_id, conversation_id, request)
+        server, model = await self._choose_model(user_id, conversation_id, request)
 
         def begin(conn: Connection) -> Answer:
             if not queries.accounts.count_sessions(conn, user_id):  # the last one may have ended since the request came
                 raise AuthRequired
-            return queries.generations.begin_answer(conn, user_id, conversation_id, request, provider_id, model)
+            return queries.generations.begin_answer(
+                conn, user_id, conversation_id, request, server.id if server else None, model
+            )
 
         if self.closing:
             raise Stopping
-        beginning = asyncio.create_task(self._begin(begin))
+        beginning = asyncio.create_task(self._begin(begin, server))
         self._beginning.add(beginning)
         beginning.add_done_callback(self._beginning.discard)
         return await asyncio.shield(beginning)  # a canceled caller must not leave a row without its generation
 
-    async def _begin(self, begin: Callable[[Connection], Answer]) -> Answer:
+    async def _begin(self, begin: Callable[[Connection], Answer], server: ModelServer | None) -> Answer:
         answer = await self.database.write_unsynced(begin)
         if answer.job is not None:
-            self._start(Generation(self.config, self.database, self.providers, answer))
+            assert server is not None
+            self._start(Generation(self.config, self.database, self.providers, server, answer))
         return answer
 
     def _start(self, generation: Generation) -> None:
@@ -93,42 +95,39 @@ class Hub:
                 del self.generations[generation.id]
 
         self.generations[generation.id] = generation
-        slots = self._slots[generation.job.provider_id]
-        slots.resize(self.providers.concurrency(generation.job.provider_id))
-        generation.start(slots)
+        generation.start()
         generation.task.add_done_callback(remove)
         self._begun.set()
 
     async def _choose_model(
         self, user_id: int, conversation_id: int, request: AnswerRequest
-    ) -> tuple[str | None, str | None]:
-        """Return the provider and model for a new answer: as requested, else the conversation's, else a loaded one, else any.
+    ) -> tuple[ModelServer | None, str | None]:
+        """Return the server and the model for a new answer, as docs/api.md says under "Which model answers".
 
-        The model is None when the servers that can be reached have none. Raises NotFound.
+        Either is None if no server that can be reached offers one. Raises NotFound.
         """
-        provider_id, model = request.provider_id, request.model
-        if provider_id is not None:
-            self.providers.get(provider_id)
-        if provider_id is None or model is None:
-            last = self.database.read_here(queries.conversations.get_conversation, user_id, conversation_id)
-            if provider_id is None and last.provider_id in self.providers.settings:
-                provider_id = last.provider_id
-            if model is None and provider_id == last.provider_id:
-                model = last.model or None
-        if provider_id and model:
-            return provider_id, model
-        catalog = await self.providers.catalog(CATALOG_AGE_SECONDS)
-        servers = [one for one in catalog if one["online"] and provider_id in (None, one["provider_id"])]
-        offers = [
-            (offer["state"] == "loaded", server["provider_id"], offer["id"])
-            for server in servers
-            for offer in server["models"]
-            if model in (None, offer["id"])
-        ]
-        if offers:
-            return max(offers, key=lambda offer: offer[0])[1:]  # the first that is loaded, or the first
-        servers.sort(key=lambda one: one["models_known"])  # a server that does not list its models may have this one
-        return servers[0]["provider_id"] if servers else provider_id, model
+        providers, model = self.providers, request.model
+        server = None if request.provider_id is None else providers.get(request.provider_id)
+        if server and model:
+            return server, model
+        last = self.database.read_here(queries.conversations.get_conversation, user_id, conversation_id)
+        own = providers.find(last.provider_id)
+        if server is None and model is None:
+            server = own
+        if model is None and server is own:
+            model = last.model or None
+        if server and model:
+            return server, model
+        online = [one for one in await providers.catalog(CATALOG_AGE_SECONDS) if one["online"]]
+        if server:
+            online = [one for one in online if one["provider_id"] == server.id]
+        own_id = own.id if own else None
+        best = _best_offer(online, model, own_id)
+        if best is None and request.model is None:  # the conversation's server was removed, and no other has its model
+            best = _best_offer(online, None, own_id)
+        if best is not None:
+            return providers.find(best[0]), best[1]
+        return server or own or providers.find(online[0]["provider_id"] if online else None), model
 
     async def follow(self, user_id: int, generation_id: str, position: int = 0) -> AsyncIterator[bytes] | None:
         """Return the events after `position` of a generation, running or not; None if `position` is its `done`.
@@ -214,6 +213,24 @@ class Hub:
                     failure = error
         if failure:
             raise failure
+
+
+def _best_offer(catalog: list[dict[str, Any]], model: str | None, own_id: str | None) -> tuple[str, str] | None:
+    """Return the provider and the model, by name or any, that is best for a conversation: its own server, then a loaded model.
+
+    A server that does not list its models may have one of this name, so it comes after those that list it.
+    """
+    offers: list[tuple[tuple[bool, bool, bool], str, str]] = []
+    for server in catalog:
+        provider_id = server["provider_id"]
+        is_own = provider_id == own_id
+        for offer in server["models"]:
+            if model in (None, offer["id"], *(offer["variants"] or ())):
+                offers.append(((is_own, True, offer["state"] == "loaded"), provider_id, model or offer["id"]))
+        if model is not None and not server["models_known"]:
+            offers.append(((is_own, False, False), provider_id, model))
+    best = max(offers, key=lambda offer: offer[0], default=None)
+    return best and best[1:]
 
 
 def _interrupt_unfinished(conn: Connection) -> int:

@@ -72,7 +72,7 @@ async def ask(
     """Return the parts of an answer, with adjacent texts joined, and its failure."""
     parts: list[Part] = []
     try:
-        async with aclosing(providers.chat(provider_id, request)) as reads:
+        async with aclosing(providers.get(provider_id).chat(request)) as reads:
             async for read in reads:
                 assert read
                 for part in read:
@@ -92,7 +92,7 @@ async def failure_of(providers: Providers, provider_id: str = "lmstudio") -> Pro
 
 async def list_failure(providers: Providers, provider_id: str = "lmstudio") -> ProviderFailed:
     with pytest.raises(ProviderFailed) as caught:
-        await providers.models(provider_id)
+        await providers.get(provider_id).models()
     return caught.value
 
 
@@ -150,9 +150,9 @@ async def test_url_of_a_provider_may_have_a_path(upstream: Upstream, provider: P
 
 async def test_unknown_provider_is_not_found(providers: Providers) -> None:
     with pytest.raises(NotFound, match="There is no such provider"):
-        providers.chat("nowhere", REQUEST)
+        providers.get("nowhere").chat(REQUEST)
     with pytest.raises(NotFound):
-        await providers.models("nowhere")
+        await providers.get("nowhere").models()
 
 
 async def test_proxy_of_the_environment_is_not_used(providers: Providers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ async def test_key_is_sent(upstream: Upstream) -> None:
     upstream.token = KEY
     providers = made(lmstudio(upstream.url, api_key=KEY))
     assert (await ask(providers))[1] is None
-    assert len(await providers.models("lmstudio")) == 2
+    assert len(await providers.get("lmstudio").models()) == 2
 
 
 @pytest.mark.parametrize("key", ["", "sk-bogus-EVERYTHING"])
@@ -271,7 +271,7 @@ async def test_many_chunks_in_one_read_are_one_part(providers: Providers, upstre
     upstream.enqueue(
         headers(), wire(b"".join(b"%x\r\n%s\r\n" % (len(text(x)), text(x)) for x in "abcdef")), pause(gate)
     )
-    async with aclosing(providers.chat("lmstudio", REQUEST)) as reads:
+    async with aclosing(providers.get("lmstudio").chat(REQUEST)) as reads:
         assert await anext(reads) == [ActualModel(MODEL), Content("abcdef")]
     gate.open()
 
@@ -283,7 +283,7 @@ async def test_usage_after_the_finish_is_waited_for(providers: Providers, upstre
     gate = Gate()
     upstream.enqueue(text("Hi"), finish(), pause(gate), usage(5, 2), DONE)
     parts: list[Part] = []
-    async for read in providers.chat("lmstudio", REQUEST):
+    async for read in providers.get("lmstudio").chat(REQUEST):
         parts += read
         gate.open()
     assert Usage(5, 2, 7) in parts
@@ -295,7 +295,7 @@ async def test_end_of_the_body_is_read_so_that_the_server_sees_no_cancellation(
     monkeypatch.setattr(openai_module, "END_SECONDS", 5.0)
     gate = Gate()
     upstream.enqueue(text("Hi"), finish(), DONE, pause(gate), text("late"))
-    async for read in providers.chat("lmstudio", REQUEST):
+    async for read in providers.get("lmstudio").chat(REQUEST):
         assert Content("late") not in read
         if Finish("stop") in read:
             asyncio.get_running_loop().call_later(0.05, gate.open)
@@ -310,7 +310,7 @@ async def test_closing_the_generator_closes_the_connection_before_it_returns(
     providers: Providers, upstream: Upstream
 ) -> None:
     upstream.enqueue(text("Hi"), hang())
-    reads = providers.chat("lmstudio", REQUEST)
+    reads = providers.get("lmstudio").chat(REQUEST)
     await anext(reads)
     await reads.aclose()
     upstream.wait_closed()  # blocks the event loop, so nothing can happen later
@@ -379,7 +379,7 @@ async def test_models_of_llama_cpp_and_vllm_have_a_context_length(providers: Pro
         {"id": "nomic-embed-text:latest"},
     ]
     upstream.enqueue(status(200, {"object": "list", "data": data}), path="/v1/models")
-    assert await providers.models("box") == [
+    assert await providers.get("box").models() == [
         Model("C:\\models\\Llama.gguf", "Llama", None, 8192, 131072, True, None, "Q4_1", 123),
         Model("Qwen/Qwen3-8B", "Qwen/Qwen3-8B", None, 40960, 40960),
         Model("llama3.2:3b", "llama3.2:3b"),
@@ -387,7 +387,7 @@ async def test_models_of_llama_cpp_and_vllm_have_a_context_length(providers: Pro
     await ask(providers, "box")
     assert upstream.chats[-1]["return_progress"] is True
     upstream.enqueue(status(200, {"data": data[1:]}), path="/v1/models")
-    await providers.models("box")
+    await providers.get("box").models()
     await ask(providers, "box")
     assert "return_progress" not in upstream.chats[-1]  # others may refuse it
 
@@ -397,20 +397,20 @@ async def test_server_that_lists_no_models_is_online_and_usable(
     providers: Providers, upstream: Upstream, answered: Step
 ) -> None:
     upstream.enqueue(answered, path="/v1/models")
-    entry = await providers.entry("box")
+    entry = await providers.get("box").entry()
     assert (entry["online"], entry["error"], entry["models_known"], entry["models"]) == (True, None, False, [])
     assert (await ask(providers, "box"))[1] is None
-    assert (await providers.entry("lmstudio"))["models_known"] is True
+    assert (await providers.get("lmstudio").entry())["models_known"] is True
 
 
 async def test_models_of_the_settings_are_offered_whatever_the_server_lists(upstream: Upstream) -> None:
     providers = made(openai(upstream.url, models=("small", MODEL)))
     upstream.enqueue(status(200, {"data": [{"id": MODEL, "max_model_len": 4096}, {"id": "other"}]}), path="/v1/models")
-    assert await providers.models("box") == [Model("small", "small"), Model(MODEL, MODEL, None, 4096, 4096)]
+    assert await providers.get("box").models() == [Model("small", "small"), Model(MODEL, MODEL, None, 4096, 4096)]
     for answered in (status(404), status(500, "broken"), status(200, {"data": []}), status(200, "<html>")):
         upstream.enqueue(answered, path="/v1/models")
-        assert [model.id for model in await providers.models("box")] == ["small", MODEL]
-        assert (await providers.entry("box", max_age=60))["models_known"] is True
+        assert [model.id for model in await providers.get("box").models()] == ["small", MODEL]
+        assert (await providers.get("box").entry(max_age=60))["models_known"] is True
     for answered, code in ((reset(), "PROVIDER_ERROR"), (status(401), "PROVIDER_AUTH")):
         upstream.enqueue(answered, path="/v1/models")
         assert (await list_failure(providers, "box")).code == code
@@ -429,7 +429,7 @@ async def test_reasoning_effort_is_sent_as_the_server_and_the_model_take_it(
         ((), []),
     ):
         upstream.models[0].reasoning = options
-        assert (await providers.models("lmstudio"))[0].reasoning_efforts == offered
+        assert (await providers.get("lmstudio").models())[0].reasoning_efforts == offered
     await ask(providers, request=request("low"))
     assert "reasoning_effort" not in upstream.chats[-1]  # this model does not reason
     await ask(providers, "box", request("low", chat_template_kwargs={"a": 1}))
@@ -439,7 +439,7 @@ async def test_reasoning_effort_is_sent_as_the_server_and_the_model_take_it(
     for template, found in (("{% if enable_thinking %}", ["none", "medium"]), ("{{ messages }}", []), (7, None)):
         upstream.enqueue(status(200, {"data": llama_cpp}), path="/v1/models")
         upstream.enqueue(status(200, {"chat_template": template}), path="/props")
-        assert (await providers.models("box"))[0].reasoning_efforts == found
+        assert (await providers.get("box").models())[0].reasoning_efforts == found
     await ask(providers, "box", request("none", chat_template_kwargs={"a": 1}))
     assert "reasoning_effort" not in upstream.chats[-1]
     assert upstream.chats[-1]["chat_template_kwargs"] == {"enable_thinking": False, "reasoning_effort": "none", "a": 1}
@@ -461,7 +461,7 @@ async def test_invalid_values_in_a_list_of_models_are_ignored(
     upstream.enqueue(
         status(200, {key: [*NONSENSE, *({**entry, field: value} for field in entry for value in NONSENSE)]}), path=path
     )
-    models = await providers.models(name)
+    models = await providers.get(name).models()
     assert len(models) > 100
     for model in models:
         assert isinstance(model.id, str) and isinstance(model.label, str) and model.vision in (None, True, False)
@@ -477,9 +477,9 @@ async def test_list_of_models_is_bounded(providers: Providers, upstream: Upstrea
         return status(200, {"data": [{"id": identity} for identity in identities]})
 
     upstream.enqueue(listing("long" * 100, *map(str, range(2000))), path="/v1/models")
-    assert [model.id for model in await providers.models("box")] == [str(number) for number in range(999)]
+    assert [model.id for model in await providers.get("box").models()] == [str(number) for number in range(999)]
     upstream.enqueue(listing("huge" * 20_000, "other"), path="/v1/models")
-    assert [model.id for model in await providers.models("box")] == ["other"]
+    assert [model.id for model in await providers.get("box").models()] == ["other"]
     upstream.enqueue(headers(content_type="application/json"), b"[" * (LIST_BYTES + 1), hang(), path="/v1/models")
     assert (await list_failure(providers, "box")).message == "The box sent a list of models of over 2 MiB."
     await upstream.closed()
@@ -511,7 +511,7 @@ async def test_catalog_does_not_wait_for_a_server_that_hangs(upstream: Upstream)
     gate = Gate()
     with Upstream() as slow:
         providers = made(openai(slow.url), lmstudio(upstream.url))
-        before = await providers.models("box")
+        before = await providers.get("box").models()
         slow.enqueue(pause(gate), path="/v1/models")
         started = asyncio.get_running_loop().time()
         hanging, good = await providers.catalog()
@@ -519,7 +519,7 @@ async def test_catalog_does_not_wait_for_a_server_that_hangs(upstream: Upstream)
         assert (good["online"], hanging["online"]) == (True, False)
         assert hanging["error"] == "The box has not answered within 1.5 s."
         assert len(hanging["models"]) == len(before) == 2
-        assert providers.known("box", MODEL) == before[0]
+        assert providers.get("box").known(MODEL) == before[0]
         await providers.aclose()
         await slow.closed()
 
@@ -527,7 +527,7 @@ async def test_catalog_does_not_wait_for_a_server_that_hangs(upstream: Upstream)
 async def test_concurrent_calls_share_one_request(providers: Providers, upstream: Upstream) -> None:
     gate = Gate()
     upstream.enqueue(pause(gate), status(200, {"models": []}), path="/api/v1/models")
-    calls = [asyncio.create_task(providers.models("lmstudio", age)) for age in (0, 0, 60, 60)]
+    calls = [asyncio.create_task(providers.get("lmstudio").models(age)) for age in (0, 0, 60, 60)]
     await gate.reached()
     calls[0].cancel()
     gate.open()
@@ -537,13 +537,13 @@ async def test_concurrent_calls_share_one_request(providers: Providers, upstream
 
 
 async def test_list_is_reused_up_to_its_maximum_age(providers: Providers, upstream: Upstream) -> None:
-    assert providers.known("lmstudio", MODEL) is None
+    assert providers.get("lmstudio").known(MODEL) is None
     await providers.catalog()
-    assert providers.known("lmstudio", MODEL) == LLAMA
-    await providers.models("lmstudio", max_age=60)
+    assert providers.get("lmstudio").known(MODEL) == LLAMA
+    await providers.get("lmstudio").models(max_age=60)
     await providers.catalog(max_age=60)
     assert upstream.count("/api/v1/models") == 1
-    await providers.models("lmstudio")
+    await providers.get("lmstudio").models()
     assert upstream.count("/api/v1/models") == 2
 
 
@@ -555,16 +555,17 @@ async def test_server_that_comes_back_is_online_again(upstream: Upstream) -> Non
 
 
 async def test_other_servers_cannot_be_told_to_load(providers: Providers) -> None:
-    for method in (providers.load, providers.unload):
+    box = providers.get("box")
+    for method in (box.load, box.unload):
         with pytest.raises(Invalid, match="The box loads and unloads models by itself"):
-            await method("box", MODEL)
+            await method(MODEL)
 
 
 async def test_load_has_a_timeout(providers: Providers, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOAD_SECONDS", 0.2)
     upstream.enqueue(hang(), path="/api/v1/models/load")
     with pytest.raises(ProviderFailed) as caught:
-        await providers.load("lmstudio", "qwen2.5-vl-7b-instruct")
+        await providers.get("lmstudio").load("qwen2.5-vl-7b-instruct")
     assert caught.value.code == "PROVIDER_TIMEOUT"
     await upstream.closed()
 
@@ -583,7 +584,7 @@ async def test_embedded_engine_lists_answers_and_unloads(tmp_path: Path, monkeyp
     engine = Engine(config := Config(providers=(embedded,), engine_threads=1, engine_context=512))
     providers = Providers(config, engine)
     try:
-        [before] = await providers.models("embedded")
+        [before] = await providers.get("embedded").models()
         assert (before.id, before.state, before.context_length) == (SMOLLM, "not-loaded", None)
         question = [{"role": "user", "content": "What is the capital of Japan?"}]
         request = ChatRequest(SMOLLM, question, {"temperature": 0, "max_tokens": 12})
@@ -591,13 +592,13 @@ async def test_embedded_engine_lists_answers_and_unloads(tmp_path: Path, monkeyp
         assert failure is None and ActualModel(SMOLLM) in parts
         assert [part.done == part.total for part in parts if isinstance(part, Progress)][-1]
         assert any("Tokyo" in part.text for part in parts if isinstance(part, Content))
-        [loaded] = await providers.models("embedded")
+        [loaded] = await providers.get("embedded").models()
         assert (loaded.state, loaded.context_length) == ("loaded", 512)
         long = ChatRequest(SMOLLM, [{"role": "user", "content": "word " * 900}])
         _, failure = await ask(providers, "embedded", long)
         assert failure is not None and failure.code == "CONTEXT_OVERFLOW"
         assert re.search(r"room for 512 tokens\. It takes (9\d\d|1\d{3})\.", failure.message)
-        await providers.unload("embedded", SMOLLM)
+        await providers.get("embedded").unload(SMOLLM)
         assert engine.state(SMOLLM) == "not-loaded"
     finally:
         await providers.aclose()

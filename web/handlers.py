@@ -413,11 +413,11 @@ async def list_providers(request: Request) -> list[schemas.ProviderEntry]:
 
 
 async def list_models(request: Request, provider_id: str) -> schemas.Models:
-    return schemas.Models(await request.app_state.providers.models(provider_id))
+    return schemas.Models(await request.app_state.providers.get(provider_id).models())
 
 
 async def provider_health(request: Request, provider_id: str) -> schemas.ProviderHealth:
-    return _health(await request.app_state.providers.entry(provider_id, details=request.is_admin))
+    return _health(await request.app_state.providers.get(provider_id).entry(details=request.is_admin))
 
 
 def _health(entry: dict[str, Any]) -> schemas.ProviderHealth:
@@ -425,26 +425,26 @@ def _health(entry: dict[str, Any]) -> schemas.ProviderHealth:
 
 
 async def start_provider(request: Request, provider_id: str) -> schemas.Confirmation:
-    await request.app_state.providers.start(provider_id)
+    await request.app_state.providers.get(provider_id).start()
     return schemas.Confirmation("Server started")
 
 
 async def load_model(request: Request, provider_id: str, body: schemas.ModelLoad) -> schemas.Confirmation:
-    await request.app_state.providers.load(provider_id, **msgspec.structs.asdict(body))
+    await request.app_state.providers.get(provider_id).load(**msgspec.structs.asdict(body))
     return schemas.Confirmation("Model loaded")
 
 
 async def download_model(request: Request, provider_id: str, body: schemas.DownloadRequest) -> ModelDownload:
     audit("model download", request.identity.user, request.address)
-    return await request.app_state.providers.download(provider_id, body.model, body.quantization)
+    return await request.app_state.providers.get(provider_id).download(body.model, body.quantization)
 
 
 async def list_downloads(request: Request, provider_id: str) -> schemas.Downloads:
-    return schemas.Downloads(await request.app_state.providers.downloads(provider_id))
+    return schemas.Downloads(await request.app_state.providers.get(provider_id).downloads())
 
 
 async def unload_model(request: Request, provider_id: str, body: schemas.ModelChoice) -> schemas.Confirmation:
-    await request.app_state.providers.unload(provider_id, body.model)
+    await request.app_state.providers.get(provider_id).unload(body.model)
     return schemas.Confirmation("Model unloaded")
 
 

@@ -36,7 +36,7 @@ async def providers(upstream: Upstream, tmp_path: Path) -> AsyncIterator[Provide
 
 
 async def test_models_have_states_and_do_not_include_embedding_models(providers: Providers, upstream: Upstream) -> None:
-    assert await providers.models("lmstudio") == [
+    assert await providers.get("lmstudio").models() == [
         Model(MODEL, "Llama 3.2 3B Instruct", "loaded", 4096, 131_072, False, True, "Q4_K_M", 2_019_377_696, []),
         Model(QWEN, "Qwen2.5 VL 7B Instruct", "not-loaded", None, 131_072, True, True, "Q4_K_M", 6_000_000_000, []),
     ]
@@ -45,40 +45,40 @@ async def test_models_have_states_and_do_not_include_embedding_models(providers:
 
 async def test_models_of_lm_studio_before_0_4_have_names_only(providers: Providers, upstream: Upstream) -> None:
     upstream.without = ("/api/v1",)
-    assert await providers.models("lmstudio") == [Model(MODEL, MODEL), Model(QWEN, QWEN)]
+    assert await providers.get("lmstudio").models() == [Model(MODEL, MODEL), Model(QWEN, QWEN)]
 
 
 async def test_200_for_an_unknown_path_is_not_an_empty_list(providers: Providers, upstream: Upstream) -> None:
     upstream.without = ("/api/v1", "/v1/models")
     with pytest.raises(ProviderFailed, match="Unexpected endpoint") as caught:
-        await providers.models("lmstudio")
+        await providers.get("lmstudio").models()
     assert caught.value.code == "PROVIDER_ERROR"
 
 
 async def test_model_is_loaded_and_unloaded(providers: Providers, upstream: Upstream) -> None:
-    await providers.load("lmstudio", QWEN, context_length=8192, flash_attention=False, offload_kv_cache_to_gpu=None)
+    await providers.get("lmstudio").load(QWEN, context_length=8192, flash_attention=False, offload_kv_cache_to_gpu=None)
     assert upstream.requests[1].json == {"model": QWEN, "context_length": 8192, "flash_attention": False}
-    loaded = providers.known("lmstudio", QWEN)
+    loaded = providers.get("lmstudio").known(QWEN)
     assert loaded is not None and (loaded.state, loaded.context_length) == ("loaded", 8192)
-    await providers.unload("lmstudio", QWEN)
-    unloaded = providers.known("lmstudio", QWEN)
+    await providers.get("lmstudio").unload(QWEN)
+    unloaded = providers.get("lmstudio").known(QWEN)
     assert unloaded is not None and unloaded.state == "not-loaded"
-    await providers.unload("lmstudio", QWEN)
+    await providers.get("lmstudio").unload(QWEN)
 
 
 async def test_loaded_model_gets_no_second_instance(providers: Providers, upstream: Upstream) -> None:
-    await providers.load("lmstudio", MODEL)
-    await providers.load("lmstudio", MODEL, context_length=4096, flash_attention=True)
+    await providers.get("lmstudio").load(MODEL)
+    await providers.get("lmstudio").load(MODEL, context_length=4096, flash_attention=True)
     assert {request.path for request in upstream.requests} == {"/api/v1/models"}
-    await providers.load("lmstudio", MODEL, context_length=16384)
+    await providers.get("lmstudio").load(MODEL, context_length=16384)
     assert upstream.models[0].instances == {MODEL: 16384}
 
 
 async def test_unload_ends_all_instances_of_a_model_or_the_named_one(providers: Providers, upstream: Upstream) -> None:
     upstream.models[0].instances = {MODEL: 4096, f"{MODEL}:2": 8192, "mine": 512}
-    await providers.unload("lmstudio", "mine")
+    await providers.get("lmstudio").unload("mine")
     assert upstream.models[0].instances == {MODEL: 4096, f"{MODEL}:2": 8192}
-    await providers.unload("lmstudio", MODEL)
+    await providers.get("lmstudio").unload(MODEL)
     assert upstream.models[0].instances == {}
 
 
@@ -86,58 +86,58 @@ async def test_failed_load_has_a_reason_and_the_models_are_listed_again(
     providers: Providers, upstream: Upstream
 ) -> None:
     with pytest.raises(ProviderFailed, match="Invalid model identifier") as caught:
-        await providers.load("lmstudio", "unknown")
+        await providers.get("lmstudio").load("unknown")
     assert caught.value.code == "MODEL_NOT_FOUND"
     error = {"error": {"message": f'Failed to load model "{QWEN}". Error: Model loading aborted', "type": "x"}}
     upstream.enqueue(status(500, error), path="/api/v1/models/load")
     with pytest.raises(ProviderFailed) as caught:
-        await providers.load("lmstudio", QWEN)
+        await providers.get("lmstudio").load(QWEN)
     assert caught.value.code == "MODEL_LOAD_FAILED"
     requests = upstream.count("/api/v1/models")
-    await providers.models("lmstudio", max_age=60)
+    await providers.get("lmstudio").models(max_age=60)
     assert upstream.count("/api/v1/models") == requests + 1
 
 
 async def test_parallel_of_the_loaded_model_is_the_concurrency(providers: Providers, upstream: Upstream) -> None:
     upstream.models[0].parallel, upstream.models[0].variants = 2, (f"{MODEL}@q4_k_m", f"{MODEL}@q8_0")
-    assert providers.concurrency("lmstudio") == 4
-    [model, _] = await providers.models("lmstudio")
+    assert providers.get("lmstudio").concurrency() == 4
+    [model, _] = await providers.get("lmstudio").models()
     assert (model.parallel, model.variants) == (2, [f"{MODEL}@q4_k_m", f"{MODEL}@q8_0"])
-    assert providers.concurrency("lmstudio") == 2
+    assert providers.get("lmstudio").concurrency() == 2
     upstream.models[0].parallel = 2**52
-    await providers.models("lmstudio")
-    assert providers.concurrency("lmstudio") == 1000
+    await providers.get("lmstudio").models()
+    assert providers.get("lmstudio").concurrency() == 1000
 
 
 async def test_ttl_of_the_settings_is_sent_with_each_question(upstream: Upstream, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(f'[[providers]]\nid = "lmstudio"\nurl = "{upstream.url}"\nttl = 300\n')
     providers = made(load({"data_dir": str(tmp_path)}, {}))
-    async with aclosing(providers.chat("lmstudio", ChatRequest(MODEL, []))) as reads:
+    async with aclosing(providers.get("lmstudio").chat(ChatRequest(MODEL, []))) as reads:
         assert [read async for read in reads]
     assert upstream.chats[0]["ttl"] == 300
 
 
 async def test_download_is_started_and_followed(providers: Providers, upstream: Upstream) -> None:
-    assert await providers.downloads("lmstudio") == []
-    assert await providers.download("lmstudio", MODEL) == ModelDownload(MODEL, "already_downloaded")
+    assert await providers.get("lmstudio").downloads() == []
+    assert await providers.get("lmstudio").download(MODEL) == ModelDownload(MODEL, "already_downloaded")
     link = "https://huggingface.co/lmstudio-community/gpt-oss-20b-GGUF"
     begun = ModelDownload(link, "downloading", 500_000_000, 2_000_000_000, 7834)
-    assert await providers.download("lmstudio", link, "Q8_0") == begun
+    assert await providers.get("lmstudio").download(link, "Q8_0") == begun
     assert upstream.requests[-1].json == {"model": link, "quantization": "Q8_0"}
     done = {"job_id": "job_493c7c9ded", "status": "completed", "downloaded_bytes": 2_000_000_000}
     path = "/api/v1/models/download/status/job_493c7c9ded"
     upstream.enqueue(status(200, done), path=path)
-    assert await providers.downloads("lmstudio") == [ModelDownload(link, "completed", 2_000_000_000)]
+    assert await providers.get("lmstudio").downloads() == [ModelDownload(link, "completed", 2_000_000_000)]
     upstream.enqueue(status(404, {"error": {"type": "job_not_found", "message": "No such job."}}), path=path)
     with pytest.raises(ProviderFailed, match="No such job"):
-        await providers.downloads("lmstudio")
+        await providers.get("lmstudio").downloads()
 
 
 async def test_id_of_a_download_cannot_change_the_path(providers: Providers, upstream: Upstream) -> None:
     upstream.enqueue(status(200, {"job_id": "../unload?x=1", "status": "paused"}), path="/api/v1/models/download")
-    await providers.download("lmstudio", "evil")
+    await providers.get("lmstudio").download("evil")
     with pytest.raises(ProviderFailed):
-        await providers.downloads("lmstudio")
+        await providers.get("lmstudio").downloads()
     assert upstream.requests[-1].path == "/api/v1/models/download/status/..%2Funload%3Fx%3D1"
 
 
@@ -187,14 +187,14 @@ async def test_changed_port_is_used_without_a_restart(home: Path, tmp_path: Path
     for _ in range(2):
         with Upstream() as upstream:
             set_port(home, upstream.port)
-            assert await providers.models("lmstudio")
+            assert await providers.get("lmstudio").models()
             assert upstream.requests
     await providers.aclose()
 
 
 async def test_url_of_the_settings_takes_precedence(home: Path, providers: Providers) -> None:
     set_port(home, 9)
-    assert await providers.models("lmstudio")
+    assert await providers.get("lmstudio").models()
 
 
 @needs_shell

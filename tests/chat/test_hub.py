@@ -93,6 +93,20 @@ async def test_model_is_the_requested_then_the_conversations_then_an_offered_one
             assert await answered_by(conversation_id) == ("box", "patient")
             assert await answered_by(await ann.conversation("Why?", provider_id="box")) == ("box", "patient")
             assert await answered_by(await ann.conversation("Why?", model="patient")) == ("box", "patient")
+            assert await answered_by(conversation_id, model=loaded[1]) == loaded  # the conversation's server lacks it
+            other.models.append(LocalModel(MODEL["model"]))
+            good(await ann.get("/providers"))  # asks for the models again
+            assert await answered_by(await ann.conversation("Why?", provider_id="box"), model=loaded[1]) == (
+                "box", loaded[1],
+            )  # fmt: skip
+
+            gone = {"provider_id": "gone"}
+            assert await answered_by(await ann.conversation("Why?", **gone, model="patient")) == ("box", "patient")
+            assert await answered_by(await ann.conversation("Why?", **gone, model="gone")) == loaded
+            assert await answered_by(await ann.conversation("Why?", **gone)) == loaded
+            assert code(await ann.post(f"/conversations/{conversation_id}/stream", json=gone)) == (
+                404, "PROVIDER_NOT_FOUND",
+            )  # fmt: skip
 
 
 async def test_without_a_model_server_an_answer_is_replayed_but_none_begins(tmp_path: Path, upstream: Upstream) -> None:

@@ -397,7 +397,7 @@ async def test_generation_can_be_stopped_before_its_first_step(witness: Witness)
     begun = await state.database.write(
         queries.generations.begin_answer, user_id, conversation_id, AnswerRequest(), "lmstudio", "m"
     )
-    generation = Generation(state.config, state.database, state.providers, begun)
+    generation = Generation(state.config, state.database, state.providers, state.providers.get("lmstudio"), begun)
     state.hub._start(generation)
     generation.stop("canceled")  # in the same step of the event loop
     events = await newest_answer(ann, conversation_id)
