@@ -300,7 +300,8 @@ async def get_new_context(request: Request, query: schemas.ContextQuery) -> Fore
 
 async def _context(request: Request, conversation_id: int | None, query: schemas.ContextQuery) -> Forecast:
     prompt, params = await request.database.read(generations.get_next_prompt, request.user_id, conversation_id)
-    model = request.app_state.providers.known(query.provider_id or "", query.model or "")
+    server = request.app_state.providers.find(query.provider_id)
+    model = server.known(query.model or "") if server else None
     context_length = model.context_length if model is not None else None
     arguments = (prompt, context_length, params.get("max_tokens"), query.question_tokens)
     return await asyncio.to_thread(forecast, *arguments)  # a long conversation takes a second
