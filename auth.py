@@ -36,6 +36,7 @@ from .errors import (
     InvalidBootstrapToken,
     InvalidCredentials,
     InvalidInvite,
+    OwnAccount,
     RateLimited,
     StorageUnavailable,
 )
@@ -44,11 +45,14 @@ from .safety.logs import TERMINAL, audit
 from .safety.queue import Slots
 from .safety.throttle import Throttle, network
 
+NAME_LENGTH = 64
 LINK_MINUTES = 10
+RESET_LINK_HOURS = 24
 INVITE_HOURS = (1, 720)
 PASSWORD_LENGTH = (12, 256)
 SESSION_SEEN_SECONDS = 60  # between two updates of a session's last_seen
 REFUSAL_LOG_SECONDS = 600  # between two lines in audit.log about refused passwords of one account
+INVALID_RESET_LINK = "This link is no longer valid. Ask an administrator for a new one."
 HASH_QUEUE_LENGTH = 64  # at 76 ms for a hash the last one waits for 5 s
 HASH_QUEUE_LENGTH_PER_KEY = 24
 HASH_QUEUE_RETRY_SECONDS = 5
@@ -94,26 +98,33 @@ class Login:
     csrf_token: str
 
 
-def clean_username(username: str) -> str:
-    """Return the form in which a name is stored and compared. Raises Invalid."""
-    name = _casefold(username)
-    if not 1 <= len(name) <= 64 or not all(c.isalnum() or c in "._-" for c in name):
-        raise Invalid("username must be 1 to 64 letters, digits, dots, underscores or hyphens.")
-    return name
+def clean_username(name: str) -> str:
+    """Return the form in which a name is compared: "Änna  Smith" and "änna smith" are one name. Raises Invalid."""
+    username = _casefold(name)
+    if not 1 <= len(username) <= NAME_LENGTH or not all(c.isalnum() or c in " ._-'" for c in username):
+        raise Invalid(
+            f"The name must be 1 to {NAME_LENGTH} letters, digits, spaces, dots, hyphens, underscores or apostrophes."
+        )
+    return username
 
 
-def _casefold(username: str) -> str:
-    return unicodedata.normalize("NFKC", username).casefold().strip()
+def display_name(name: str) -> str:
+    """Return a name as typed, without unusual forms of its characters and without superfluous spaces."""
+    return " ".join(unicodedata.normalize("NFKC", name).replace("\u2019", "'").split())
 
 
-def _check_new_account(username: str, password: str) -> str:
-    """Return the cleaned name. Raises Invalid for a weak password and for a name that mixes scripts whose letters look alike.
-    Existing names that mix scripts stay valid."""
-    name = clean_username(username)
-    if len({unicodedata.name(c, "").partition(" ")[0] for c in name} & {"LATIN", "GREEK", "CYRILLIC"}) > 1:
-        raise Invalid("username must not mix Latin, Greek and Cyrillic letters.")
-    check_password(password, name)
-    return name
+def _casefold(name: str) -> str:
+    return display_name(name).casefold()
+
+
+def _check_new_name(name: str, password: str, password_field: str = "password") -> str:
+    """Return the name in the form in which it is compared. Raises Invalid for a weak password and for a name that mixes scripts
+    whose letters look alike. Existing names that mix scripts stay valid."""
+    username = clean_username(name)
+    if len({unicodedata.name(c, "").partition(" ")[0] for c in username} & {"LATIN", "GREEK", "CYRILLIC"}) > 1:
+        raise Invalid("The name must not mix Latin, Greek and Cyrillic letters.")
+    check_password(password, username, password_field)
+    return username
 
 
 def check_password(password: str, username: str, field: str = "password") -> None:
@@ -122,7 +133,9 @@ def check_password(password: str, username: str, field: str = "password") -> Non
     if not low <= len(password) <= high:
         raise Invalid(f"{field} must have {low} to {high} characters.")
     folded = password.casefold()
-    without_name = folded.replace(username, "") if len(username) >= 3 else folded
+    without_name = folded
+    for name in (username, username.replace(" ", "")):
+        without_name = without_name.replace(name, "") if len(name) >= 3 else without_name
     hashed = hashlib.sha256(folded.encode("utf-8", "replace")).hexdigest()[:10]
     if len(without_name) < 6 or _COMMON_WORDS.fullmatch(without_name) or hashed in _common_passwords():
         raise Invalid(f"{field} is too easy to guess. Choose a few unrelated words.")
@@ -242,15 +255,18 @@ class Auth:
         await self.database.write(queries.accounts.add_session, user.id, digest(token), client, verified, replaces)
         audit("signed in", user, visitor.address, by=by)
         if self.throttle.remember(user.username, visitor.address):
-            with contextlib.suppress(OSError):
-                write_private(self._known_file, json.dumps(list(self.throttle.known)))
+            self._save_known()
         return Login(user, self._signer.sign(token).decode(), self._csrf(token))
+
+    def _save_known(self) -> None:
+        with contextlib.suppress(OSError):
+            write_private(self._known_file, json.dumps(list(self.throttle.known)))
 
     # ---- ways in
 
     async def login(self, username: str, password: str, visitor: Visitor) -> Login:
         """Sign in with a password. Raises RateLimited, and InvalidCredentials after the same time for known and unknown users."""
-        name = _casefold(username)[:65]  # a name has at most 64 characters, so a longer one matches no user
+        name = _casefold(username)[: NAME_LENGTH + 1]  # a longer name matches no user
         queue = self._known_users if self.throttle.is_known(name, visitor.address) else self._strangers
         async with self._attempt(queue, *self.throttle.login_keys(name, visitor.address)):
             found = await self.database.read(queries.accounts.get_password, name)
@@ -275,9 +291,10 @@ class Auth:
         with self.throttle.attempt(f"bootstrap {network(visitor.address)}"):
             if not constant_time_equals(token, self.bootstrap_token):
                 raise InvalidBootstrapToken
-        name = _check_new_account(username, password)
+        name = _check_new_name(username, password)
         password_hash = await self._hash(password, name)
-        user = await self.database.write(queries.accounts.add_first_user, name, password_hash)
+        add = queries.accounts.add_first_user
+        user = await self.database.write(add, name, password_hash, display_name(username))
         self._delete_bootstrap_token()
         return await self._log_in(user, password_hash, visitor, "bootstrap token")
 
@@ -290,10 +307,11 @@ class Auth:
         except InvalidInvite:
             with self.throttle.attempt(f"invite {network(visitor.address)}"):
                 raise
-        name = _check_new_account(username, password)
+        name = _check_new_name(username, password)
         async with self._attempt(self._known_users, f"names for invite {digest(code).hex()}"):
             password_hash = await asyncio.to_thread(_HASHER.hash, password)
-            user = await self.database.write(queries.accounts.redeem_invite, digest(code), name, password_hash)
+            redeem = queries.accounts.redeem_invite
+            user = await self.database.write(redeem, digest(code), name, password_hash, display_name(username))
         return await self._log_in(user, password_hash, visitor, "invite")
 
     async def redeem_link(self, token: str, visitor: Visitor) -> Login:
@@ -303,6 +321,29 @@ class Auth:
             with self.throttle.attempt(f"link {network(visitor.address)}"):
                 raise InvalidCredentials("This link is no longer valid. Run fireside login-link for a new one.")
         return await self._log_in(*found, visitor, "login link")
+
+    async def reset_by_link(self, token: str, password: str, visitor: Visitor) -> Login:
+        """Set a new password by an administrator's link, and sign in. All other sessions end. A valid link is not throttled.
+
+        Raises InvalidCredentials, and Invalid for a weak password, after which the link still works."""
+        user = await self.database.read(queries.accounts.get_reset_link, digest(token))
+        if user is None:
+            with self.throttle.attempt(f"link {network(visitor.address)}"):
+                raise InvalidCredentials(INVALID_RESET_LINK)
+        check_password(password, user.username)
+        password_hash = await self._hash(password, user.username)
+        if await self.database.write(queries.accounts.redeem_reset_link, digest(token), password_hash) is None:
+            raise InvalidCredentials(INVALID_RESET_LINK)
+        audit("password reset", user, visitor.address, by="reset link")
+        return await self._log_in(user, password_hash, visitor, "reset link")
+
+    async def reset_link(self, admin: User, user_id: int, address: str) -> tuple[str, str]:
+        """Return the token of a link that sets a new password once, and when it expires. Raises NotFound, UserDisabled, OwnAccount."""
+        _check_other(admin, user_id)
+        token, expires_at = secrets.token_urlsafe(32), _time_after(hours=RESET_LINK_HOURS)
+        user = await self.database.write(queries.accounts.add_reset_link, user_id, digest(token), expires_at)
+        audit("reset link made", admin, address, about=user.username)
+        return token, expires_at
 
     async def invite(self, user: User, role: str, hours: int, address: str = TERMINAL) -> dict[str, Any]:
         """Create an invite by `user`."""
@@ -344,21 +385,62 @@ class Auth:
         name = clean_username(username) if username is not None else None
         return await self.database.read(queries.accounts.get_user_named, name)
 
+    # ---- names and the deletion of accounts
+
+    async def change_name(self, identity: Identity, name: str, password: str, address: str) -> User:
+        """Change the user's own name. Raises InvalidCredentials if the password is wrong, UsernameExists, Invalid.
+
+        A taken name counts as a failure that no success clears: UsernameExists tells who has an account."""
+        user_id, old = identity.user.id, identity.user.username
+        username = _check_new_name(name, password, "current_password")
+        async with self._attempt(self._known_users, f"password {user_id}", f"names for user {user_id}"):
+            verified = await self._verify_own(identity, password)
+            change = queries.accounts.set_name
+            user = await self.database.write(change, user_id, username, display_name(name), verified)
+        self.throttle.rename(old, username)
+        self._save_known()
+        audit("name changed", user, address, about=old)
+        return user
+
+    async def delete_own_account(self, identity: Identity, password: str, address: str) -> None:
+        """Close the user's own account, for queries.accounts.remove_closed. Raises InvalidCredentials, LastAdmin."""
+        async with self._attempt(self._known_users, f"password {identity.user.id}"):
+            verified = await self._verify_own(identity, password)
+        user = await self.database.write(queries.accounts.close_account, identity.user.id, verified)
+        self._forget(user)
+        audit("account deleted", user, address)
+
+    async def delete_user(self, admin: User, user_id: int, address: str) -> None:
+        """Close another user's account, for queries.accounts.remove_closed. Raises NotFound, LastAdmin, OwnAccount."""
+        _check_other(admin, user_id)
+        user = await self.database.write(queries.accounts.close_account, user_id)
+        self._forget(user)
+        audit("user deleted", admin, address, about=user.username)
+
+    def _forget(self, user: User) -> None:
+        self.throttle.rename(user.username, None)
+        self._save_known()
+
     # ---- passwords
 
     async def change_password(self, identity: Identity, current: str, new: str, address: str) -> None:
         """Set a new password and end all other sessions. Raises InvalidCredentials if the current password is wrong, or has
         changed by the time the new one is stored."""
         async with self._attempt(self._known_users, f"password {identity.user.id}"):
-            found = await self.database.read(queries.accounts.get_password, identity.user.username)
-            if found is None or not await self._verify(found[1], current):
-                raise InvalidCredentials("The current password is wrong.")
+            verified = await self._verify_own(identity, current)
         check_password(new, identity.user.username, "new_password")
         password_hash = await self._hash(new, identity.user.username)
         await self.database.write(
-            queries.accounts.set_password, identity.user.id, password_hash, identity.session_id, verified=found[1]
+            queries.accounts.set_password, identity.user.id, password_hash, identity.session_id, verified=verified
         )
         audit("password changed", identity.user, address)
+
+    async def _verify_own(self, identity: Identity, password: str) -> str:
+        """Return the hash of the user's password, which matches. Raises InvalidCredentials."""
+        stored = await self.database.read(queries.accounts.get_password_hash, identity.user.id)
+        if not await self._verify(stored, password):
+            raise InvalidCredentials("The current password is wrong.")
+        return stored
 
     @contextlib.asynccontextmanager
     async def _attempt(self, queue: Slots, *keys: str) -> AsyncIterator[None]:
@@ -398,6 +480,12 @@ class Auth:
         else:
             audit("sign-in refused", user, address, count=count + 1)
             self._refusals[user.id] = (0, now)
+
+
+def _check_other(admin: User, user_id: int) -> None:
+    """Raise OwnAccount: for one's own account these actions need the password."""
+    if user_id == admin.id:
+        raise OwnAccount
 
 
 def _time_after(**span: float) -> str:

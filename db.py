@@ -97,6 +97,8 @@ MIGRATIONS: tuple[str, ...] = (
     """
     BEGIN IMMEDIATE;
     ALTER TABLE users ADD COLUMN display_name TEXT NOT NULL DEFAULT '';
+    ALTER TABLE users ADD COLUMN closed_at TEXT;
+    ALTER TABLE login_links ADD COLUMN resets_password INTEGER NOT NULL DEFAULT 0 CHECK (resets_password IN (0, 1));
     PRAGMA user_version = 5;
     COMMIT;
     """,

@@ -50,7 +50,7 @@ class AuthRequired(FiresideError):
 
 class InvalidCredentials(AuthRequired):
     code = "INVALID_CREDENTIALS"
-    message = "The user name or the password is wrong."
+    message = "The name or the password is wrong."
 
 
 class Forbidden(FiresideError):
@@ -107,7 +107,7 @@ class Conflict(FiresideError):
 
 class UsernameExists(Conflict):
     code = "USERNAME_EXISTS"
-    message = "This user name is taken, or looks like one that is taken. Choose another."
+    message = "This name is taken, or looks like one that is taken. Choose another."
 
 
 class GenerationActive(Conflict):
@@ -122,7 +122,20 @@ class AlreadyAnswered(Conflict):
 
 class LastAdmin(Conflict):
     code = "LAST_ADMIN"
-    message = "The last active administrator cannot be demoted or disabled."
+    message = (
+        "The last active administrator cannot be demoted, disabled or deleted."
+        " Make another user an administrator first."
+    )
+
+
+class OwnAccount(Conflict):
+    code = "OWN_ACCOUNT"
+    message = "This is your own account. Change its password or delete it under Settings, Account."
+
+
+class UserDisabled(Conflict):
+    code = "USER_DISABLED"
+    message = "This user is disabled. Enable the user first."
 
 
 class RequestTimeout(FiresideError):

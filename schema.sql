@@ -6,7 +6,7 @@
 
 CREATE TABLE users (
     id            INTEGER PRIMARY KEY AUTOINCREMENT,
-    username      TEXT NOT NULL UNIQUE,                        -- NFKC and case-folded, so that Ä and ä are one
+    username      TEXT NOT NULL UNIQUE,                        -- the name in NFKC and case-folded, so that Ä and ä are one
     password_hash TEXT NOT NULL,                               -- Argon2id
     role          TEXT NOT NULL CHECK (role IN ('user', 'admin')),
     status        TEXT NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'disabled')),
@@ -14,7 +14,8 @@ CREATE TABLE users (
     last_login    TEXT,
     defaults      TEXT NOT NULL DEFAULT '{}',                  -- JSON {"system_prompt"?, "settings"?} of new conversations
     stored_bytes  INTEGER NOT NULL DEFAULT 0,                  -- UTF-8 of the user's messages and system prompts, and bytes of the images
-    display_name  TEXT NOT NULL DEFAULT ''                     -- as typed, such as 'Änna Smith'; '': the username is shown
+    display_name  TEXT NOT NULL DEFAULT '',                    -- the name as typed, such as 'Änna Smith'; '': the username is shown
+    closed_at     TEXT                                         -- time of the account's deletion, while its data is being removed
 ) STRICT;
 
 CREATE TABLE sessions (
@@ -42,7 +43,8 @@ CREATE TABLE invites (
 CREATE TABLE login_links (
     token_hash  BLOB PRIMARY KEY,                              -- SHA-256; using the link deletes the row
     user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
-    expires_at  TEXT NOT NULL
+    expires_at  TEXT NOT NULL,
+    resets_password INTEGER NOT NULL DEFAULT 0 CHECK (resets_password IN (0, 1)) -- 1: sets a new password; 0: signs in without one
 ) STRICT;
 
 CREATE TABLE conversations (

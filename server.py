@@ -46,15 +46,21 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/auth/login",                                    handlers.login,                PUBLIC, schemas.Credentials, csrf="none"),
     Endpoint("POST",   "/auth/register",                                 handlers.register,             PUBLIC, schemas.Registration, csrf="none"),
     Endpoint("POST",   "/auth/link",                                     handlers.redeem_link,          PUBLIC, schemas.Link, csrf="none"),
+    Endpoint("POST",   "/auth/reset",                                    handlers.reset_by_link,        PUBLIC, schemas.ResetByLink, csrf="none"),
     Endpoint("POST",   "/auth/logout",                                   handlers.logout,               USER),
     Endpoint("GET",    "/auth/me",                                       handlers.me,                   USER),
     Endpoint("POST",   "/auth/password",                                 handlers.change_password,      USER,   schemas.PasswordChange),
+    Endpoint("POST",   "/auth/name",                                     handlers.change_name,          USER,   schemas.NameChange),
+    Endpoint("POST",   "/auth/delete",                                   handlers.delete_account,       USER,   schemas.AccountDeletion),
+    Endpoint("GET",    "/auth/data",                                     handlers.stored_data,          USER),
     Endpoint("GET",    "/auth/sessions",                                 handlers.list_sessions,        USER),
     Endpoint("DELETE", "/auth/sessions/{session_id}",                    handlers.delete_session,       USER),
 
     Endpoint("POST",   "/admin/bootstrap",                               handlers.bootstrap,            PUBLIC, schemas.Bootstrap, csrf="none"),
     Endpoint("GET",    "/admin/users",                                   handlers.list_users,           ADMIN),
     Endpoint("PATCH",  "/admin/users/{user_id}",                         handlers.change_user,          ADMIN,  schemas.UserChange),
+    Endpoint("DELETE", "/admin/users/{user_id}",                         handlers.delete_user,          ADMIN),
+    Endpoint("POST",   "/admin/users/{user_id}/reset-link",              handlers.create_reset_link,    ADMIN),
     Endpoint("POST",   "/admin/invites",                                 handlers.create_invite,        ADMIN,  schemas.InviteRequest),
     Endpoint("GET",    "/admin/invites",                                 handlers.list_invites,         ADMIN),
     Endpoint("POST",   "/admin/invites/{invite_id}/revoke",              handlers.revoke_invite,        ADMIN),
@@ -209,6 +215,7 @@ async def _run_housekeeping(config: Config, database: Database, auth: Auth, impo
         examined = examined or await succeeds(lambda: asyncio.to_thread(db.examine, config.database))
         await succeeds(lambda: asyncio.to_thread(db.back_up_daily, config.database, config.backups))
         await succeeds(auth.clean_up)
+        await succeeds(lambda: queries.accounts.remove_closed(database))
         await succeeds(lambda: database.write(queries.conversations.hide_expired))
         await succeeds(importer.remove_leftovers)
         await succeeds(lambda: database.write(queries.conversations.optimize))

@@ -188,7 +188,7 @@ class _Salvage:
             sql = "UPDATE conversations SET user_id = ?, source = NULL WHERE id = ?"
             self.new.execute(sql, (self._recovered_user(), conversation_id))
         if not self.new.execute("SELECT 1 FROM users WHERE role = 'admin' AND status = 'active'").fetchone():
-            first = "SELECT min(id) FROM users"
+            first = "SELECT min(id) FROM users WHERE closed_at IS NULL"
             self.new.execute(f"UPDATE users SET role = 'admin', status = 'active' WHERE id = ({first})")
 
     def _recovered_user(self) -> int:

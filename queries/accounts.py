@@ -1,4 +1,7 @@
-"""Queries of users, sessions, login links and invites. See conversations.py for the first parameter."""
+"""Queries of users, sessions, login links and invites. See conversations.py for the first parameter.
+
+A closed account has lost its name, its password and its sessions, and `remove_closed` removes its data. Only that function finds it.
+"""
 
 import sqlite3
 from typing import Any, Literal
@@ -6,20 +9,33 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..db import Connection, insert, now
-from ..errors import BootstrapDisabled, InvalidCredentials, InvalidInvite, LastAdmin, NotFound, UsernameExists
+from ..db import Connection, Database, insert, now
+from ..errors import (
+    AuthRequired,
+    BootstrapDisabled,
+    InvalidCredentials,
+    InvalidInvite,
+    LastAdmin,
+    NotFound,
+    UserDisabled,
+    UsernameExists,
+)
+from . import conversations
 from .types import Role
 
 MAX_SESSIONS = 20  # of a user
+HIDDEN_AT_ONCE = 100  # conversations of a closed account
 
 
 class User(Struct):
     id: int
     username: str
+    display_name: str
     role: Role
     status: Literal["active", "disabled"]
     created_at: str
     last_login: str | None
+    stored_bytes: int
 
 
 class Session(Struct):
@@ -33,10 +49,10 @@ def count_users(conn: Connection) -> int:
     return count
 
 
-def add_first_user(conn: Connection, username: str, password_hash: str) -> User:
+def add_first_user(conn: Connection, username: str, password_hash: str, display_name: str = "") -> User:
     if count_users(conn):
         raise BootstrapDisabled
-    return _add_user(conn, username, password_hash, "admin")
+    return _add_user(conn, username, password_hash, "admin", display_name)
 
 
 # Cyrillic and Greek small letters, and the Latin letters that they look like. User names are stored in small letters.
@@ -46,16 +62,33 @@ _LOOK_ALIKES = str.maketrans(
 )
 
 
-def _add_user(conn: Connection, username: str, password_hash: str, role: str) -> User:
-    """Add a user. Raises UsernameExists for a name that is taken or looks like one that is."""
-    rows = conn.execute("SELECT username FROM users")
+def _check_name(conn: Connection, username: str, user_id: int | None = None) -> None:
+    """Raise UsernameExists for a name that another user than this one has, or that looks like one."""
+    rows = conn.execute("SELECT username FROM users WHERE id IS NOT ?", (user_id,))
     if any(row["username"].translate(_LOOK_ALIKES) == username.translate(_LOOK_ALIKES) for row in rows):
         raise UsernameExists
-    sql = "INSERT INTO users (username, password_hash, role, created_at) VALUES (?, ?, ?, ?)"
-    return get_user(conn, insert(conn, sql, (username, password_hash, role, now())))
 
 
-_USER = "u.id, u.username, u.role, u.status, u.created_at, u.last_login"
+def _add_user(conn: Connection, username: str, password_hash: str, role: str, display_name: str = "") -> User:
+    """Add a user. Raises UsernameExists."""
+    _check_name(conn, username)
+    sql = "INSERT INTO users (username, display_name, password_hash, role, created_at) VALUES (?, ?, ?, ?, ?)"
+    return get_user(conn, insert(conn, sql, (username, display_name, password_hash, role, now())))
+
+
+def set_name(conn: Connection, user_id: int, username: str, display_name: str, verified: str) -> User:
+    """Change the user's name. Raises UsernameExists, and InvalidCredentials as `set_password`."""
+    _check_name(conn, username, user_id)
+    sql = "UPDATE users SET username = ?, display_name = ? WHERE id = ? AND password_hash = ?"
+    if not conn.execute(sql, (username, display_name, user_id, verified)).rowcount:
+        raise InvalidCredentials("The current password is wrong.")
+    return get_user(conn, user_id)
+
+
+_USER = (
+    "u.id, u.username, coalesce(nullif(u.display_name, ''), u.username) AS display_name, u.role, u.status, u.created_at,"
+    " u.last_login, u.stored_bytes"
+)
 
 
 def _user(row: sqlite3.Row) -> User:
@@ -63,7 +96,7 @@ def _user(row: sqlite3.Row) -> User:
 
 
 def get_user(conn: Connection, user_id: int) -> User:
-    row = conn.execute(f"SELECT {_USER} FROM users u WHERE id = ?", (user_id,)).fetchone()
+    row = conn.execute(f"SELECT {_USER} FROM users u WHERE id = ? AND closed_at IS NULL", (user_id,)).fetchone()
     if row is None:
         raise NotFound("user")
     return _user(row)
@@ -81,12 +114,36 @@ def get_user_named(conn: Connection, username: str | None) -> User:
 
 def get_password(conn: Connection, username: str) -> tuple[User, str] | None:
     """Return the user and the password's hash."""
-    row = conn.execute("SELECT * FROM users WHERE username = ?", (username,)).fetchone()
+    row = conn.execute(
+        f"SELECT {_USER}, password_hash FROM users u WHERE username = ? AND closed_at IS NULL", (username,)
+    ).fetchone()
     return (_user(row), row["password_hash"]) if row else None
 
 
+def get_password_hash(conn: Connection, user_id: int) -> str:
+    """Return the hash of a signed-in user's password. Raises AuthRequired if the account was closed meanwhile."""
+    row = conn.execute("SELECT password_hash FROM users WHERE id = ? AND closed_at IS NULL", (user_id,)).fetchone()
+    if row is None:
+        raise AuthRequired
+    password_hash: str = row["password_hash"]
+    return password_hash
+
+
 def list_users(conn: Connection) -> list[User]:
-    return [_user(row) for row in conn.execute(f"SELECT {_USER} FROM users u ORDER BY id")]
+    return [_user(row) for row in conn.execute(f"SELECT {_USER} FROM users u WHERE closed_at IS NULL ORDER BY id")]
+
+
+def count_data(conn: Connection, user_id: int) -> dict[str, int]:
+    """Return the numbers of a user's conversations and images, also of those in the bin, and of stored bytes."""
+    row = conn.execute(
+        "SELECT (SELECT count(*) FROM conversations WHERE user_id = ?1 AND hidden = 0) AS conversations,"
+        # In this order: most messages have no image.
+        " (SELECT count(*) FROM images i CROSS JOIN messages m ON m.id = i.message_id"
+        " CROSS JOIN conversations c ON c.id = m.conversation_id WHERE c.user_id = ?1 AND c.hidden = 0) AS images,"
+        " (SELECT stored_bytes FROM users WHERE id = ?1) AS bytes",
+        (user_id,),
+    ).fetchone()
+    return dict(row)
 
 
 def set_user(conn: Connection, user_id: int, role: str | None, status: str | None) -> User:
@@ -99,14 +156,57 @@ def set_user(conn: Connection, user_id: int, role: str | None, status: str | Non
     if changed == user:
         return user
     conn.execute("UPDATE users SET role = ?, status = ? WHERE id = ?", (changed.role, changed.status, user_id))
-    admins = conn.execute("SELECT count(*) FROM users WHERE role = 'admin' AND status = 'active'").fetchone()[0]
-    if not admins:
-        raise LastAdmin  # rolls the transaction back
+    _check_admin_remains(conn)
     conn.execute("DELETE FROM sessions WHERE user_id = ?", (user_id,))
     conn.execute("DELETE FROM login_links WHERE user_id = ?", (user_id,))
     sql = "UPDATE invites SET revoked_at = ? WHERE created_by = ? AND used_at IS NULL AND revoked_at IS NULL"
     conn.execute(sql, (now(), user_id))
     return changed
+
+
+def _check_admin_remains(conn: Connection) -> None:
+    """Raise LastAdmin, which rolls the transaction back, when there is no active administrator any more."""
+    if conn.execute("SELECT 1 FROM users WHERE role = 'admin' AND status = 'active'").fetchone() is None:
+        raise LastAdmin
+
+
+def close_account(conn: Connection, user_id: int, verified: str | None = None) -> User:
+    """Close an account, before `remove_closed`. Return the user it was.
+
+    `verified` is as in `set_password`. Raises LastAdmin, NotFound, InvalidCredentials.
+    """
+    user = get_user(conn, user_id)
+    sql = (  # '#' is in no name, so nobody can sign in or register with this one
+        "UPDATE users SET username = '#' || id, display_name = '', password_hash = '', role = 'user', status = 'disabled',"
+        " last_login = NULL, defaults = '{}', closed_at = ? WHERE id = ? AND password_hash = coalesce(?, password_hash)"
+    )
+    if not conn.execute(sql, (now(), user_id, verified)).rowcount:
+        raise InvalidCredentials("The current password is wrong.")
+    _check_admin_remains(conn)
+    for table, owner in (("sessions", "user_id"), ("login_links", "user_id"), ("invites", "created_by")):
+        conn.execute(f"DELETE FROM {table} WHERE {owner} = ?", (user_id,))
+    return user
+
+
+async def remove_closed(database: Database) -> None:
+    """Remove the conversations of closed accounts in transactions of about PART_SECONDS each, then the accounts."""
+    for user_id in await database.read(list_closed):
+        ids = await database.read(conversations.list_all, user_id)
+        for start in range(0, len(ids), HIDDEN_AT_ONCE):
+            some = ids[start : start + HIDDEN_AT_ONCE]
+            await database.write_part(conversations.hide_all, some)
+            await conversations.remove_hidden(database, some)
+        await database.write(remove_emptied, user_id)
+
+
+def list_closed(conn: Connection) -> list[int]:
+    return [row["id"] for row in conn.execute("SELECT id FROM users WHERE closed_at IS NOT NULL")]
+
+
+def remove_emptied(conn: Connection, user_id: int) -> None:
+    """Remove a closed account that has no conversations. A request that had begun before may have added one."""
+    sql = "DELETE FROM users WHERE id = ?1 AND closed_at IS NOT NULL"
+    conn.execute(f"{sql} AND NOT EXISTS (SELECT 1 FROM conversations WHERE user_id = ?1)", (user_id,))
 
 
 def set_password(
@@ -194,12 +294,42 @@ def add_login_link(conn: Connection, user_id: int, token_hash: bytes, expires_at
 
 def redeem_login_link(conn: Connection, token_hash: bytes) -> tuple[User, str] | None:
     """Delete a login link and return its user with the password's hash, or None when it has expired or the user is disabled."""
-    sql = "DELETE FROM login_links WHERE token_hash = ? RETURNING user_id, expires_at"
+    sql = "DELETE FROM login_links WHERE token_hash = ? AND resets_password = 0 RETURNING user_id, expires_at"
     row = conn.execute(sql, (token_hash,)).fetchone()
     if row is None or row["expires_at"] <= now():
         return None
-    user = conn.execute("SELECT * FROM users WHERE id = ? AND status = 'active'", (row["user_id"],)).fetchone()
+    sql = f"SELECT {_USER}, password_hash FROM users u WHERE id = ? AND status = 'active'"
+    user = conn.execute(sql, (row["user_id"],)).fetchone()
     return (_user(user), user["password_hash"]) if user else None
+
+
+def add_reset_link(conn: Connection, user_id: int, token_hash: bytes, expires_at: str) -> User:
+    """Add a link that sets a new password, in place of an earlier one. Raises NotFound, UserDisabled."""
+    user = get_user(conn, user_id)
+    if user.status != "active":
+        raise UserDisabled
+    conn.execute("DELETE FROM login_links WHERE user_id = ? AND resets_password = 1", (user_id,))
+    sql = "INSERT INTO login_links (token_hash, user_id, expires_at, resets_password) VALUES (?, ?, ?, 1)"
+    conn.execute(sql, (token_hash, user_id, expires_at))
+    return user
+
+
+def get_reset_link(conn: Connection, token_hash: bytes) -> User | None:
+    """Return the user of a link that sets a new password, or None when it has expired or the user is disabled."""
+    row = conn.execute(
+        f"SELECT {_USER} FROM login_links l JOIN users u ON u.id = l.user_id"
+        " WHERE l.token_hash = ? AND l.resets_password = 1 AND l.expires_at > ? AND u.status = 'active'",
+        (token_hash, now()),
+    ).fetchone()
+    return _user(row) if row else None
+
+
+def redeem_reset_link(conn: Connection, token_hash: bytes, password_hash: str) -> User | None:
+    """Set the password by a link, and end all sessions and links of the user. Return None as `get_reset_link`."""
+    user = get_reset_link(conn, token_hash)
+    if user is not None:
+        set_password(conn, user.id, password_hash)
+    return user
 
 
 def add_invite(conn: Connection, code_hash: bytes, role: str, created_by: int, expires_at: str) -> int:
@@ -211,7 +341,7 @@ def list_invites(conn: Connection) -> list[dict[str, Any]]:
     rows = conn.execute(
         "SELECT i.id, i.role, CASE WHEN i.used_at IS NOT NULL THEN 'used' WHEN i.revoked_at IS NOT NULL THEN 'revoked'"
         " WHEN i.expires_at <= ? THEN 'expired' ELSE 'open' END AS status,"
-        " i.created_at, i.expires_at, u.username AS used_by, i.used_at"
+        " i.created_at, i.expires_at, coalesce(nullif(u.display_name, ''), u.username) AS used_by, i.used_at"
         " FROM invites i LEFT JOIN users u ON u.id = i.used_by ORDER BY i.id DESC",
         (now(),),
     )
@@ -225,14 +355,16 @@ def revoke_invite(conn: Connection, invite_id: int) -> None:
         raise NotFound("invite")
 
 
-def redeem_invite(conn: Connection, code_hash: bytes, username: str, password_hash: str) -> User:
+def redeem_invite(
+    conn: Connection, code_hash: bytes, username: str, password_hash: str, display_name: str = ""
+) -> User:
     """Add a user by an invite, which works once. Raises InvalidInvite, and UsernameExists, after which the invite still works."""
     open_invite = "code_hash = ?2 AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1"
     sql = f"UPDATE invites SET used_at = ?1 WHERE {open_invite} RETURNING id, role"
     row = conn.execute(sql, (now(), code_hash)).fetchone()
     if row is None:
         raise InvalidInvite
-    user = _add_user(conn, username, password_hash, row["role"])
+    user = _add_user(conn, username, password_hash, row["role"], display_name)
     conn.execute("UPDATE invites SET used_by = ? WHERE id = ?", (user.id, row["id"]))
     return user
 

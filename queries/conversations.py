@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from ..db import Connection, Database, ago, insert, now
-from ..errors import NotFound, QuotaExceeded
+from ..errors import AuthRequired, NotFound, QuotaExceeded
 from . import search
 from .types import Parameters, stored
 
@@ -175,6 +175,8 @@ def set_title(conn: Connection, conversation: sqlite3.Row, title: str) -> None:
 def get_defaults(conn: Connection, user_id: int) -> dict[str, Any]:
     """Return the fields of the user's new conversations: system_prompt and settings (a dict), if they were set."""
     row = conn.execute("SELECT defaults FROM users WHERE id = ?", (user_id,)).fetchone()
+    if row is None:  # the account was deleted while the request ran
+        raise AuthRequired
     defaults: dict[str, Any] = json.loads(row["defaults"])
     return defaults
 
@@ -227,6 +229,16 @@ def hide_conversation(conn: Connection, user_id: int, conversation_id: int) -> N
     except NotFound:
         owned(conn, user_id, conversation_id, deleted=True)
     conn.execute(f"{_HIDE} id = ?", (conversation_id,))
+
+
+def hide_all(conn: Connection, conversation_ids: list[int]) -> None:
+    """Hide the conversations of a closed account."""
+    conn.executemany(f"{_HIDE} id = ?", [(conversation_id,) for conversation_id in conversation_ids])
+
+
+def list_all(conn: Connection, user_id: int) -> list[int]:
+    """Return the ids of all of a user's conversations, hidden ones and those in the bin included."""
+    return [row["id"] for row in conn.execute("SELECT id FROM conversations WHERE user_id = ?", (user_id,))]
 
 
 def hide_expired(conn: Connection) -> None:

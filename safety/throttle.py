@@ -57,11 +57,22 @@ class Throttle:
             self.known.popitem(last=False)
         return is_new
 
+    def rename(self, name: str, new_name: str | None) -> None:
+        """Give the pairs of an account another name. None: remove them."""
+        kept = OrderedDict[str, None]()
+        for pair in self.known:
+            account, _, address = pair.rpartition(" at ")
+            if account != name:
+                kept[pair] = None
+            elif new_name is not None:
+                kept[f"{new_name} at {address}"] = None
+        self.known = kept
+
     def login_keys(self, name: str, address: str) -> tuple[str, ...]:
         """Return the keys under which a failed login counts."""
         if self.is_known(name, address):
             return (_pair(name, address),)
-        return (f"account {name}", f"address {network(address)}")
+        return (f"account: {name}", f"address: {network(address)}")  # no name has a colon, so no pair is the same
 
     def check(self, *keys: str) -> None:
         """Raise RateLimited while one of the keys has to wait."""

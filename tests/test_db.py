@@ -286,7 +286,9 @@ def test_transaction_that_a_kill_left_in_a_rollback_journal_is_rolled_back(tmp_p
     with opened(path) as connection:
         connection.execute("PRAGMA cache_size = 1")
         connection.execute("BEGIN")
-        connection.executemany("INSERT INTO login_links VALUES (randomblob(400), 1, ?)", [("",)] * 300)
+        connection.executemany(
+            "INSERT INTO login_links (token_hash, user_id, expires_at) VALUES (randomblob(400), 1, ?)", [("",)] * 300
+        )
         for file in (path, path.with_name("fireside.db-journal")):
             (killed.parent / file.name).write_bytes(file.read_bytes())
     db.prepare(killed)
@@ -300,7 +302,7 @@ def test_orphaned_row_is_damage(tmp_path: Path) -> None:
     db.copy(path, target)
     earlier = target.read_bytes()
     with opened(path) as connection:
-        connection.execute("INSERT INTO login_links VALUES (x'00', 77, '')")
+        connection.execute("INSERT INTO login_links (token_hash, user_id, expires_at) VALUES (x'00', 77, '')")
     with pytest.raises(DatabaseUnusable, match="login_links"):
         db.prepare(path)
     with pytest.raises(DatabaseDamaged, match="login_links"):

@@ -204,7 +204,8 @@ class _Import:
         self._conversation: Conversation | None = None
 
     def store(self, conn: Connection, steps: list[source.Step]) -> int:
-        """Do the first of these steps, for PART_SECONDS, and return how many. Raises QuotaExceeded."""
+        """Do the first of these steps, for PART_SECONDS, and return how many. Raises QuotaExceeded, NotFound."""
+        queries.accounts.get_user(conn, self.user_id)  # the account may have been deleted during the import
         end, done, self._size = time.monotonic() + queries.conversations.PART_SECONDS, 0, 0
         if self._conversation is not None and not self._new:
             try:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import enum
 import re
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -206,7 +207,12 @@ class Endpoint(Route):
             body = await self._read_body(request) if self.method != "GET" and self.body is not None else None
             if not isinstance(body, Empty | None):
                 arguments["body"] = body
-            result = await self.handler(request, **arguments)
+            try:
+                result = await self.handler(request, **arguments)
+            except sqlite3.IntegrityError:
+                if self.access in (USER, ADMIN):
+                    await _identify(request)  # raises AuthRequired if the account was deleted while the request ran
+                raise
             response = result if isinstance(result, Response) else JSONResponse(result)
             if isinstance(response, StreamingResponse):
                 await stack.aclose()  # an answer may stream for an hour; exports have limits of their own

@@ -67,7 +67,11 @@ def _logged_in(request: Request, login: Login) -> Response:
 
 
 def _signed_in(user: accounts.User, csrf_token: str) -> schemas.SignedIn:
-    return schemas.SignedIn(schemas.Person(user.id, user.username, user.role), csrf_token)
+    return schemas.SignedIn(_person(user), csrf_token)
+
+
+def _person(user: accounts.User) -> schemas.Person:
+    return schemas.Person(user.id, user.username, user.display_name, user.role)
 
 
 def _cookie_attributes(request: Request) -> Any:
@@ -82,7 +86,11 @@ async def login(request: Request, body: schemas.Credentials) -> SignedIn:
 async def logout(request: Request) -> Annotated[Response, schemas.Confirmation]:
     await request.database.write(accounts.delete_session, request.user_id, request.identity.session_id)
     await _cancel_without_sessions(request.app_state, request.user_id)
-    response = JSONResponse(schemas.Confirmation("Logged out successfully"), headers={"Clear-Site-Data": '"cache"'})
+    return _signed_out(request, "Logged out successfully")
+
+
+def _signed_out(request: Request, message: str) -> Response:
+    response = JSONResponse(schemas.Confirmation(message), headers={"Clear-Site-Data": '"cache"'})
     response.delete_cookie(request.cookie_name, **_cookie_attributes(request))
     return response
 
@@ -108,6 +116,36 @@ async def change_password(request: Request, body: schemas.PasswordChange) -> sch
         request.identity, body.current_password, body.new_password, request.address
     )
     return schemas.Confirmation("Password changed")
+
+
+async def change_name(request: Request, body: schemas.NameChange) -> schemas.SignedIn:
+    identity = request.identity
+    user = await request.app_state.auth.change_name(identity, body.username, body.current_password, request.address)
+    return _signed_in(user, identity.csrf_token)
+
+
+async def delete_account(request: Request, body: schemas.AccountDeletion) -> Annotated[Response, schemas.Confirmation]:
+    await request.app_state.auth.delete_own_account(request.identity, body.current_password, request.address)
+    await _remove_closed(request.app_state, request.user_id)
+    return _signed_out(request, "Account deleted")
+
+
+async def _remove_closed(state: AppState, user_id: int) -> None:
+    """End the answers and remove the data of a closed account. After its sessions have ended, no new answer can begin."""
+    await state.hub.cancel_all(user_id)
+    try:
+        await accounts.remove_closed(state.database)
+    except StorageUnavailable as error:  # nobody can reach the data; housekeeping removes the rest
+        log.warning("the data of a deleted account is removed later: %s", error)
+
+
+async def stored_data(request: Request) -> schemas.StoredData:
+    counts = await request.database.read(accounts.count_data, request.user_id)
+    return schemas.StoredData(**counts, daily_backups=request.app_state.config.backups)
+
+
+async def reset_by_link(request: Request, body: schemas.ResetByLink) -> SignedIn:
+    return _logged_in(request, await request.app_state.auth.reset_by_link(body.token, body.password, request.visitor))
 
 
 async def redeem_link(request: Request, body: schemas.Link) -> SignedIn:
@@ -147,6 +185,16 @@ async def change_user(request: Request, user_id: int, body: schemas.UserChange) 
     )
     await _cancel_without_sessions(request.app_state, user.id)
     return user
+
+
+async def create_reset_link(request: Request, user_id: int) -> schemas.ResetLink:
+    return schemas.ResetLink(*await request.app_state.auth.reset_link(request.identity.user, user_id, request.address))
+
+
+async def delete_user(request: Request, user_id: int) -> schemas.Confirmation:
+    await request.app_state.auth.delete_user(request.identity.user, user_id, request.address)
+    await _remove_closed(request.app_state, user_id)
+    return schemas.Confirmation("User deleted")
 
 
 async def create_invite(request: Request, body: schemas.InviteRequest) -> schemas.NewInvite:

@@ -57,8 +57,21 @@ class PasswordChange(Struct):
     new_password: Secret
 
 
+class NameChange(Struct):
+    username: Secret
+    current_password: Secret
+
+
+class AccountDeletion(Struct):
+    current_password: Secret
+
+
 class Link(Struct):
     token: Secret
+
+
+class ResetByLink(Link):
+    password: Secret
 
 
 class InviteRequest(Struct):
@@ -234,6 +247,7 @@ class Confirmation(Struct):
 class Person(Struct):
     id: int
     username: str
+    display_name: str
     role: Role
 
 
@@ -254,8 +268,20 @@ class Sessions(Struct):
     sessions: list[SessionEntry]
 
 
+class StoredData(Struct):
+    conversations: int
+    images: int
+    bytes: int
+    daily_backups: int
+
+
 class Users(Struct):
     users: list[User]
+
+
+class ResetLink(Struct):
+    token: str
+    expires_at: str
 
 
 class NewInvite(Struct):

@@ -66,6 +66,9 @@ OUTCOMES: dict[str, set[tuple[int, str]]] = {
     "POST /auth/login": INVALID,
     "POST /auth/register": INVALID,
     "POST /auth/link": INVALID,
+    "POST /auth/reset": INVALID,
+    "POST /auth/name": INVALID,
+    "POST /auth/delete": INVALID,
     "POST /admin/bootstrap": INVALID,
     "POST /providers/{provider_id}/start": {(200, ""), *INVALID, (502, "PROVIDER_UNREACHABLE")},
 }
@@ -198,6 +201,11 @@ class World:
         if not route or "/invites/" in route:
             ann = await self.database.read(queries.accounts.get_user, self.users["ann"])
             made["invite_id"] = (await self.running.state.auth.invite(ann, "user", 24))["id"]
+        if route.startswith("DELETE /admin/users/"):  # the others need Carl
+            code = uuid.uuid4().bytes
+            await write(queries.accounts.add_invite, code, "user", self.users["ann"], "9999")
+            guest = await write(queries.accounts.redeem_invite, code, f"guest-{code.hex()}", "")
+            made["user_id"] = guest.id
         if route.endswith("/restore"):
             await write(queries.conversations.delete_conversation, user_id, conversation.id)
         return made
