@@ -98,7 +98,16 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     token = good(await owner.post("/control/link", json={"username": "bob"}))["token"]
     await sign_in(bob, "/auth/link", token=token)
     await bob.post("/auth/password", json={"current_password": PASSWORD * 2, "new_password": PASSWORD})
+    await bob.post("/auth/name", json={"username": "Robert", "current_password": PASSWORD})
+    await bob.get("/auth/data")
+    reset = good(await ann.post("/admin/users/2/reset-link"))["token"]
+    await sign_in(bob, "/auth/reset", token=reset, password=PASSWORD)
     await bob.post("/auth/logout")
+    await sign_in(bob, "/auth/login", username="robert", password=PASSWORD)
+    await bob.post("/auth/delete", json={"current_password": PASSWORD})
+    invite = good(await ann.post("/admin/invites", json={}))
+    await sign_in(bob, "/auth/register", username="carl", password=PASSWORD, invite_code=invite["invite_code"])
+    await ann.delete("/admin/users/3")
 
     # Conversations and answers
     await ann.get("/defaults")
