@@ -99,6 +99,12 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE users ADD COLUMN display_name TEXT NOT NULL DEFAULT '';
     ALTER TABLE users ADD COLUMN closed_at TEXT;
     ALTER TABLE login_links ADD COLUMN resets_password INTEGER NOT NULL DEFAULT 0 CHECK (resets_password IN (0, 1));
+    CREATE TABLE continued_generations (
+        id          TEXT PRIMARY KEY,
+        message_id  INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
+        log         TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX continued_generations_of_message ON continued_generations (message_id);
     PRAGMA user_version = 5;
     COMMIT;
     """,

@@ -76,6 +76,10 @@ class ModelServer:
     def reports_loading(self) -> bool:
         return self._backend.reports_loading
 
+    @property
+    def continues_answers(self) -> bool:
+        return self._backend.continues_answers
+
     async def aclose(self) -> None:
         """Cancel the requests for models. Answers are closed by their readers, the engine by its owner."""
         tasks = list(self._tasks)

@@ -118,6 +118,14 @@ CREATE TABLE generations (
     log         TEXT NOT NULL DEFAULT '[]'
 ) STRICT;
 
+-- The first part of an answer that was continued: its log, whose texts are the beginning of the message's.
+CREATE TABLE continued_generations (
+    id          TEXT PRIMARY KEY,                              -- a UUID
+    message_id  INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
+    log         TEXT NOT NULL
+) STRICT;
+CREATE INDEX continued_generations_of_message ON continued_generations (message_id);
+
 -- A running generation appends a row with each save. Its end moves the texts to `messages` and the log to `generations`, and deletes
 -- the rows; after a crash the next start does that.
 CREATE TABLE generation_parts (

@@ -85,6 +85,7 @@ ROUTES: tuple[Endpoint, ...] = (
 
     Endpoint("POST",   "/conversations/{conversation_id}/stream",        handlers.stream,               USER,   schemas.AnswerRequest, csrf="lenient"),
     Endpoint("POST",   "/chat/retry",                                    handlers.retry,                USER,   schemas.RetryRequest),
+    Endpoint("POST",   "/chat/continue",                                 handlers.continue_answer,      USER,   schemas.ContinueRequest),
     Endpoint("POST",   "/chat/cancel/{generation_id}",                   handlers.cancel,               USER),
     Endpoint("GET",    "/generations/{generation_id}/stream",            handlers.resume,               USER,   query=schemas.ResumeQuery),
 

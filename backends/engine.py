@@ -45,6 +45,10 @@ class Embedded(OpenAI):
         super().__init__(provider)
         self._engine = engine
 
+    @property
+    def continues_answers(self) -> bool:
+        return True
+
     async def models(self) -> list[Model]:
         models = []
         for file in await self._engine.models():

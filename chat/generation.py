@@ -13,11 +13,12 @@ from .. import queries
 from ..backends.answer import ActualModel, Content, Finish, Part, Progress, Reasoning, Usage
 from ..backends.openai import Model
 from ..config import Config
-from ..db import Connection, Database, now
+from ..db import Connection, Database
 from ..errors import FiresideError, ProviderFailed, StorageUnavailable
 from ..providers import ChatRequest, ModelServer, Providers
 from ..queries.generations import Answer, Prompt
 from ..queries.messages import Message
+from . import continuation
 from . import prompt as prompts
 from .events import EventLog
 
@@ -45,6 +46,10 @@ class Generation:
         self.message_id = answer.message_id
         self.job = answer.job
         self.log = EventLog(self.id)
+        self._first_event = queries.generations.first_event(answer)
+        earlier = self.job.earlier
+        self._joint = continuation.Joint(earlier.content) if earlier else None
+        self._asks_to_continue = False  # the server cannot go on by itself
         self.running = False  # can be stopped
         self.status = "generating"  # at the end: ok, canceled, interrupted or error
         self.save_error: StorageUnavailable | None = None  # set when the answer has ended and could not be saved
@@ -66,8 +71,12 @@ class Generation:
     def start(self) -> None:
         """Start the task. It waits for one of the server's slots first."""
         self._server.slots.resize(self._server.concurrency())
-        ids = {"message_id": self.message_id, "conversation_id": self.job.conversation_id}
-        self.log.add("ping", ids | {"ts": now()})
+        self.log.add(**self._first_event)
+        if earlier := self.job.earlier:
+            if earlier.reasoning:
+                self.log.append_reasoning(earlier.reasoning)
+            self.log.append_content(earlier.content)
+            self.log.publish()
         self.task = asyncio.create_task(self._run(), name=f"generation {self.id}")
 
     def stop(self, reason: str | FiresideError) -> None:
@@ -85,7 +94,7 @@ class Generation:
                 async with self._server.slots.slot(self.job.user_id, self._report_place):
                     if self.job.prompt is None:
                         read = queries.generations.get_prompt
-                        self.job.prompt = await self._database.read(read, self.job.question_id)
+                        self.job.prompt = await self._database.read(read, self.job.leaf_id)
                     await self._write(self.job.prompt)
         except asyncio.CancelledError:
             outcome = "interrupted"
@@ -99,6 +108,12 @@ class Generation:
 
     async def _conclude(self, outcome: str | FiresideError) -> None:
         """Save the answer, then end its log. Readers learn when it cannot be saved."""
+        if self.job.earlier and self._joint:
+            if rest := self._joint.end():
+                self.log.append_content(rest)
+            wrote = self._first_text_at is not None
+            self._usage = continuation.whole_usage(self.job.earlier, self._usage, wrote)
+            self._stats = continuation.whole_stats(self.job.earlier, self._stats, self._usage, wrote)
         if self._usage is not None:
             self.log.add("usage", {"usage": self._usage})
         if isinstance(outcome, FiresideError):
@@ -182,14 +197,20 @@ class Generation:
             which = f"Choose one that can: {', '.join(seeing)}." if seeing else "No model of the model servers can."
             raise ProviderFailed("VISION_UNSUPPORTED", f"{job.model} cannot see images. {which}")
         self._report_progress(self._first_phase())
+        self._asks_to_continue = bool(job.earlier) and not self._server.continues_answers
         while True:
             self._stats["omitted_messages"] = omitted
-            self._stats["sent_messages"] = len(prompt.turns) - omitted
+            self._stats["sent_messages"] = len(prompt.turns) - omitted - bool(job.earlier)
             self._stats["omitted_images"] = sum(turn.omitted_images for turn in prompt.turns[omitted:])
             try:
-                await self._read(ChatRequest(job.model, prompts.messages(prompt, omitted), job.params))
+                await self._read(self._request(prompt, omitted))
                 break
             except ProviderFailed as failure:
+                if job.earlier and failure.code == "EMPTY_ANSWER" and self._first_text_at is None:  # it was complete
+                    break
+                if job.earlier and not self._asks_to_continue and self._is_refusal(failure):
+                    self._asks_to_continue = True
+                    continue
                 more = prompts.omit_more(prompt, omitted)
                 if failure.code == "EMPTY_ANSWER":
                     raise self._explain_empty(failure) from failure
@@ -198,6 +219,17 @@ class Generation:
                 omitted = more
         if self._first_phase() == "loading":
             await self._look_up_model()  # this answer loaded it: `stats` gets its context length
+
+    def _request(self, prompt: Prompt, omitted: int) -> ChatRequest:
+        messages, params = prompts.messages(prompt, omitted), self.job.params
+        if self._asks_to_continue:
+            messages.append({"role": "user", "content": continuation.INSTRUCTION})
+        elif self.job.earlier:
+            params = params | {"reasoning_effort": "none"}  # llama.cpp refuses to continue an answer with reasoning
+        return ChatRequest(self.job.model, messages, params)
+
+    def _is_refusal(self, failure: ProviderFailed) -> bool:
+        return failure.code == "PROVIDER_ERROR" and self._first_text_at is None
 
     def _explain_empty(self, failure: ProviderFailed) -> ProviderFailed:
         """Add the size of the prompt, as far as it is known, and what can be done."""
@@ -248,9 +280,9 @@ class Generation:
                     self._first_text_at = self._text_at
                     self._report_progress("generating")
                 if isinstance(part, Reasoning):
-                    self.log.append_reasoning(text)
+                    self.log.append_reasoning(self._new_paragraph(text))
                     self._stats["reasoning_ms"] = _ms(self._text_at - self._first_text_at)
-                else:
+                elif text := self._joint.add(text) if self._joint else text:
                     self.log.append_content(text)
             case Usage():
                 self._usage = asdict(part)
@@ -260,6 +292,11 @@ class Generation:
                 self._report_progress("prompt", done=done, total=total)
             case Finish(reason):
                 self._stats["finish_reason"] = reason
+
+    def _new_paragraph(self, text: str) -> str:
+        """Return the first reasoning of a continuation below that of the first part."""
+        is_first = self.job.earlier and self.job.earlier.reasoning and "reasoning_ms" not in self._stats
+        return f"\n\n{text}" if is_first else text
 
     def _measure(self, sent_at: float) -> None:
         """Add times and speed to the statistics. They are measured here, because LM Studio's stream has none."""

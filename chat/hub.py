@@ -28,6 +28,8 @@ RETRY_SECONDS = 2.0  # between two saves while the disk cannot be written
 CLOSING_SECONDS = 3.0  # that a stop of the server waits for the answers to be saved
 CATALOG_AGE_SECONDS = 5.0  # of a list of models that needs no new look
 
+BeginQuery = Callable[[Connection, int, int, AnswerRequest, str | None, str | None], Answer]
+
 
 class Hub:
     def __init__(self, config: Config, database: Database, providers: Providers) -> None:
@@ -63,17 +65,21 @@ class Hub:
 
     # ---- answers
 
-    async def answer(self, user_id: int, conversation_id: int, request: AnswerRequest) -> Answer:
-        """Begin an answer, or find the one that exists (queries.generations.begin_answer)."""
+    async def answer(
+        self,
+        user_id: int,
+        conversation_id: int,
+        request: AnswerRequest,
+        query: BeginQuery = queries.generations.begin_answer,
+    ) -> Answer:
+        """Begin an answer, or find the one that exists, with `begin_answer` or `begin_continuation` of queries.generations."""
         await self._save_ended(conversation_id)
         server, model = await self._choose_model(user_id, conversation_id, request)
 
         def begin(conn: Connection) -> Answer:
             if not queries.accounts.count_sessions(conn, user_id):  # the last one may have ended since the request came
                 raise AuthRequired
-            return queries.generations.begin_answer(
-                conn, user_id, conversation_id, request, server.id if server else None, model
-            )
+            return query(conn, user_id, conversation_id, request, server.id if server else None, model)
 
         if self.closing:
             raise Stopping

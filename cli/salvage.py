@@ -24,7 +24,15 @@ RECOVERED_TITLE = "Recovered"
 PROBED_ROWS = 100  # row ids read one by one after an error, before reading the rest of the table at once again
 MAX_UNREADABLE_ROWS = 50_000  # row ids in succession; after so many the table is taken to have ended
 
-TABLES = ("users", "conversations", "messages", "images", "generations", "generation_parts")  # no sessions, no invites
+TABLES = (
+    "users",
+    "conversations",
+    "messages",
+    "images",
+    "generations",
+    "continued_generations",
+    "generation_parts",
+)  # no sessions, no invites
 JSON_COLUMNS = {"defaults", "settings", "token_usage", "stats", "error", "params", "log"}
 ALLOWED_VALUES = {
     ("users", "role"): {"user", "admin"},
@@ -209,6 +217,7 @@ class _Salvage:
         for table, key, parent in (
             ("images", "message_id", "messages"),
             ("generations", "message_id", "messages"),
+            ("continued_generations", "message_id", "messages"),
             ("generation_parts", "generation_id", "generations"),
         ):
             orphans = self.new.execute(f"DELETE FROM {table} WHERE {key} NOT IN (SELECT id FROM {parent})")
@@ -238,7 +247,7 @@ class _Salvage:
             search.index_title(new, row["user_id"], row["id"], title)
         messages = (
             "SELECT m.id, m.content, c.user_id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
-            " WHERE m.status != 'generating' ORDER BY m.id"
+            " ORDER BY m.id"
         )
         for row in new.cursor().execute(messages):
             search.index_message(new, row["user_id"], row["id"], row["content"])

@@ -46,16 +46,27 @@ class AnswerRequest(Struct, frozen=True):
     message_id: int | None = None  # the question or one of its answers; None: the active leaf
 
 
+class Earlier(Struct):
+    """The part of an answer that exists before it is continued."""
+
+    content: str
+    reasoning: str
+    token_usage: dict[str, int] | None
+    stats: dict[str, Any]
+
+
 class Job(Struct):
-    """What is needed to write a new answer."""
+    """What is needed to write a new answer, or the rest of one."""
 
     user_id: int
     conversation_id: int
     provider_id: str
     model: str
     params: dict[str, Any]
-    question_id: int
+    leaf_id: int  # the last message of the prompt: the question, or the answer that is continued
     prompt: Prompt | None  # None while the answer is queued
+    begun_at: str
+    earlier: Earlier | None = None  # of an answer that is continued
 
 
 class Answer(Struct):
@@ -101,12 +112,7 @@ def begin_answer(
     """
     conversation = owned(conn, user_id, conversation_id)
     leaf, question = _question(conn, conversation, request.message_id)
-    running = conn.execute(
-        "SELECT m.id AS message_id, m.parent_id, g.* FROM messages m JOIN generations g ON g.message_id = m.id"
-        " WHERE m.conversation_id = ? AND m.status = 'generating'",
-        (conversation_id,),
-    ).fetchone()
-    if running:
+    if running := _running(conn, conversation_id):
         if request.retry or running["parent_id"] != question["id"] or not _matches(running, request):
             raise GenerationActive
         return Answer(running["id"], running["message_id"])
@@ -119,7 +125,66 @@ def begin_answer(
         raise Invalid("model: choose one. No model server that can be reached offers any.")
     params = json.loads(conversation["settings"]) | request.params
     prompt = get_prompt(conn, question["id"])
-    return _add_answer(conn, Job(user_id, conversation_id, provider_id, model, params, question["id"], prompt))
+    return _add_answer(conn, Job(user_id, conversation_id, provider_id, model, params, question["id"], prompt, now()))
+
+
+def begin_continuation(
+    conn: Connection,
+    user_id: int,
+    conversation_id: int,
+    request: AnswerRequest,
+    provider_id: str | None,
+    model: str | None,
+) -> Answer:
+    """Let an answer, by default the active leaf, go on with this provider and model. Return its continuation if that is running.
+
+    Raises NotFound, GenerationActive and Invalid.
+    """
+    conversation = owned(conn, user_id, conversation_id)
+    message_id = request.message_id or conversation["active_message_id"] or 0
+    message = get_message_row(conn, conversation_id, message_id)
+    if running := _running(conn, conversation_id):
+        if running["message_id"] != message_id or not message["content"]:
+            raise GenerationActive
+        return Answer(running["id"], message_id)
+    if message["role"] != "assistant" or not message["content"]:
+        raise Invalid("message_id: only an answer with text can be continued.")
+    if conn.execute("SELECT 1 FROM messages WHERE parent_id = ?", (message_id,)).fetchone():
+        raise Invalid("message_id: only the last message of a branch can be continued.")
+    if not provider_id or not model:
+        raise Invalid("model: choose one. No model server that can be reached offers any.")
+    params = json.loads(conversation["settings"]) | request.params
+    usage, stats = (json.loads(message[name] or "null") for name in ("token_usage", "stats"))
+    job = Job(user_id, conversation_id, provider_id, model, params, message_id, get_prompt(conn, message_id), now())
+    job.earlier = Earlier(message["content"], message["reasoning"], usage, stats or {})
+    conn.execute(
+        "INSERT INTO continued_generations (id, message_id, log) SELECT id, message_id, log FROM generations WHERE message_id = ?",
+        (message_id,),
+    )
+    conn.execute("DELETE FROM generations WHERE message_id = ?", (message_id,))
+    sql = "UPDATE messages SET status = 'generating', provider_id = ?, model = ?, error = NULL WHERE id = ?"
+    conn.execute(sql, (provider_id, model, message_id))
+    answer = _add_generation(conn, job, message_id)
+    # The next save replaces this part. After a crash before it, the text is not lost.
+    log = [first_event(answer), *(length for length in (-len(message["reasoning"]), len(message["content"])) if length)]
+    add_parts(conn, [SavedPart(answer.generation_id, 1, message["content"], message["reasoning"], json.dumps(log))])
+    return answer
+
+
+def first_event(answer: Answer) -> dict[str, Any]:
+    """Return the first event of a new answer."""
+    assert answer.job is not None
+    ids = {"message_id": answer.message_id, "conversation_id": answer.job.conversation_id}
+    return {"event": "ping", "data": ids | {"ts": answer.job.begun_at}}
+
+
+def _running(conn: Connection, conversation_id: int) -> sqlite3.Row | None:
+    row: sqlite3.Row | None = conn.execute(
+        "SELECT m.id AS message_id, m.parent_id, g.* FROM messages m JOIN generations g ON g.message_id = m.id"
+        " WHERE m.conversation_id = ? AND m.status = 'generating'",
+        (conversation_id,),
+    ).fetchone()
+    return row
 
 
 def _question(conn: Connection, conversation: sqlite3.Row, message_id: int | None) -> tuple[sqlite3.Row, sqlite3.Row]:
@@ -143,13 +208,16 @@ def _matches(generation: sqlite3.Row, request: AnswerRequest) -> bool:
 
 
 def _add_answer(conn: Connection, job: Job) -> Answer:
-    created_at = now()
     message_id = insert(
         conn,
         "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, created_at)"
         " VALUES (?, ?, 'assistant', '', 'generating', ?, ?, ?)",
-        (job.conversation_id, job.question_id, job.provider_id, job.model, created_at),
+        (job.conversation_id, job.leaf_id, job.provider_id, job.model, job.begun_at),
     )
+    return _add_generation(conn, job, message_id)
+
+
+def _add_generation(conn: Connection, job: Job, message_id: int) -> Answer:
     generation_id = str(uuid.uuid4())
     conn.execute(
         "INSERT INTO generations (id, message_id, provider_id, model, params) VALUES (?, ?, ?, ?, ?)",
@@ -157,7 +225,7 @@ def _add_answer(conn: Connection, job: Job) -> Answer:
     )
     conn.execute(
         "UPDATE conversations SET active_message_id = ?, updated_at = ?, provider_id = ?, model = ? WHERE id = ?",
-        (message_id, created_at, job.provider_id, job.model, job.conversation_id),
+        (message_id, job.begun_at, job.provider_id, job.model, job.conversation_id),
     )
     return Answer(generation_id, message_id, job)
 
@@ -178,14 +246,14 @@ def _generation_of(conn: Connection, message: sqlite3.Row) -> sqlite3.Row:
     return row
 
 
-def get_prompt(conn: Connection, question_id: int, image_data: bool = True) -> Prompt:
-    """Return the path from the first message to this question, with the newest images of its user messages. Raises NotFound.
+def get_prompt(conn: Connection, leaf_id: int, image_data: bool = True) -> Prompt:
+    """Return the path from the first message to this message, with the newest images of its user messages. Raises NotFound.
 
     Servers accept no images in answers, so those of imported answers are not read. Without `image_data` the images are empty.
     """
     conversation = conn.execute(
         "SELECT c.system_prompt FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
-        (question_id,),
+        (leaf_id,),
     ).fetchone()
     if conversation is None:
         raise NotFound("conversation")
@@ -195,7 +263,7 @@ def get_prompt(conn: Connection, question_id: int, image_data: bool = True) -> P
         " json_extract(m.stats, '$.context_length') AS context_length,"
         " m.role = 'user' AND EXISTS (SELECT 1 FROM images i WHERE i.message_id = m.id) AS has_images"
         " FROM path JOIN messages m ON m.id = path.id ORDER BY path.depth DESC",
-        {"leaf": question_id, "limit": -1},
+        {"leaf": leaf_id, "limit": -1},
     ).fetchall()
     select = "SELECT id, length(data) FROM images WHERE message_id = ? ORDER BY position"
     stored = {row["id"]: conn.execute(select, (row["id"],)).fetchall() for row in rows if row["has_images"]}
@@ -292,9 +360,13 @@ def finish_generation(
     error: dict[str, str] | None = None,
 ) -> None:
     """Save the whole answer with its end. Does nothing when its message has been deleted or has ended before."""
-    row = conn.execute(
-        "UPDATE messages SET content = ?, reasoning = ?, status = ?, model = coalesce(?, model), token_usage = ?, stats = ?, error = ?"
-        " WHERE id = ? AND status = 'generating' RETURNING conversation_id",
+    select = "SELECT * FROM messages WHERE id = ? AND status = 'generating'"
+    row = conn.execute(select, (recording.message_id,)).fetchone()
+    if row is None:
+        return
+    conn.execute(
+        "UPDATE messages SET content = ?, reasoning = ?, status = ?, model = coalesce(?, model), token_usage = ?,"
+        " stats = coalesce(?, stats), error = ? WHERE id = ?",
         (
             recording.content,
             recording.reasoning,
@@ -303,24 +375,29 @@ def finish_generation(
             *(json.dumps(value) if value is not None else None for value in (token_usage, stats, error)),
             recording.message_id,
         ),
-    ).fetchone()
-    if row is None:
-        return
+    )
     conn.execute("UPDATE generations SET log = ? WHERE id = ?", (recording.log, generation_id))
     conn.execute("DELETE FROM generation_parts WHERE generation_id = ?", (generation_id,))
     (user_id,) = conn.execute(
         "UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ? RETURNING user_id",
         (now(), row["conversation_id"]),
     ).fetchone()
+    search.unindex_message(conn, user_id, row)
     search.index_message(conn, user_id, recording.message_id, recording.content)
-    add_stored_bytes(conn, user_id, len(recording.content.encode()) + len(recording.reasoning.encode()))
+    earlier = len(row["content"].encode()) + len(row["reasoning"].encode())  # of a continued answer
+    add_stored_bytes(conn, user_id, len(recording.content.encode()) + len(recording.reasoning.encode()) - earlier)
 
 
 def get_recording(conn: Connection, user_id: int, generation_id: str) -> Recording:
-    """Return what is stored of a generation. Raises NotFound."""
+    """Return what is stored of a generation. Raises NotFound.
+
+    The texts of an answer that was continued are longer than the log of its first part.
+    """
     row = conn.execute(
-        "SELECT m.conversation_id, m.id, m.status, m.content, m.reasoning, g.log"
-        " FROM generations g JOIN messages m ON m.id = g.message_id WHERE g.id = ?",
+        "SELECT m.conversation_id, m.id, m.status, m.content, m.reasoning, g.log FROM ("
+        " SELECT message_id, log FROM generations WHERE id = ?1"
+        " UNION ALL SELECT message_id, log FROM continued_generations WHERE id = ?1"
+        ") g JOIN messages m ON m.id = g.message_id",
         (generation_id,),
     ).fetchone()
     try:

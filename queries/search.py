@@ -101,7 +101,7 @@ def index_message(conn: sqlite3.Connection, user_id: int, message_id: int, conte
 
 
 def unindex_message(conn: sqlite3.Connection, user_id: int, message: sqlite3.Row) -> None:
-    if message["content"] and message["status"] != "generating":
+    if message["content"]:
         sql = "INSERT INTO message_words (message_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)"
         conn.execute(sql, (message["id"], f"u{user_id}", words(message["content"])))
 

@@ -22,7 +22,7 @@ export class Chat {
       edit: (message, text) => conversation.ask(text, () => loadImages(message), message.parent_id),
       retry: (message) => conversation.retry(message),
       retryWith: (message) => this.#retryWith(message),
-      continueAnswer: () => conversation.ask("Continue where you stopped.", () => []),
+      continueAnswer: () => conversation.continueLast(),
       select: (id) => this.#select(id),
     };
     this.column = h("div", { class: "column" });

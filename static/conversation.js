@@ -259,9 +259,22 @@ export class Conversation extends Emitter {
     const { id } = this;
     const model = modelFields(choice);
     if (answer.role === "user") return this.#reader.read({ path: `/conversations/${id}/stream`, body: model });
+    return this.#requestAnswer("/chat/retry", { conversation_id: id, message_id: answer.id, ...model });
+  }
+
+  /** Let the last answer go on where it stops. */
+  async continueLast() {
+    const answer = this.path.at(-1);
+    if (answer?.role !== "assistant" || this.busy || this.#sending) return;
+    const request = { conversation_id: this.id, message_id: answer.id, ...modelFields(chosenModel(this.details)) };
+    return this.#requestAnswer("/chat/continue", request);
+  }
+
+  async #requestAnswer(path, request) {
+    const { id } = this;
     this.#sending = true;
     try {
-      await post("/chat/retry", { conversation_id: id, message_id: answer.id, ...model });
+      await post(path, request);
       await this.#showAsked(id);
       broadcast("conversation", { id });
     } catch (error) {

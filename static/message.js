@@ -146,6 +146,8 @@ class Answer {
   #foot = h("footer", {});
   #speed = new Speed();
   #streaming = false; // its text comes from the stream
+  #outdated = false; // the text that is shown comes again
+  #writing = false; // the model has begun
   #content = null; // the finished text that is shown
   #last = false;
 
@@ -187,11 +189,11 @@ class Answer {
     arrange(this.#foot, generating ? [] : this.#footer(message, last));
   }
 
-  /** Remove the streamed text: all of it follows again. */
+  /** All of the text follows again. Until it does, the old one stays. */
   clear() {
     if (!this.#streaming) return;
-    this.#markdown.clear();
-    this.#reasoning.show("");
+    this.#outdated = true;
+    this.#writing = false;
     this.#phase.show({ phase: "waiting" });
     this.#speed.stop();
   }
@@ -200,10 +202,18 @@ class Answer {
   receive(event, data) {
     if (!this.#streaming) return;
     if (event === "reset") this.clear();
-    if (event === "progress") this.#phase.show(data);
+    if (event === "progress") {
+      this.#writing ||= data.phase === "generating";
+      this.#phase.show(data);
+    }
     if (event === "reasoning" || event === "delta") {
+      if (this.#outdated) {
+        this.#outdated = false;
+        this.#markdown.clear();
+        this.#reasoning.show("");
+      }
       this.#phase.hide();
-      this.#speed.count(data.delta);
+      if (this.#writing) this.#speed.count(data.delta); // else it is the first part of an answer that is continued
     }
     if (event === "reasoning") this.#reasoning.append(data.delta);
     if (event === "delta") {

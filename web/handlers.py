@@ -441,6 +441,14 @@ async def retry(request: Request, body: schemas.RetryRequest) -> schemas.NewAnsw
     return schemas.NewAnswerIds(begun.message_id, body.conversation_id, begun.generation_id)
 
 
+async def continue_answer(request: Request, body: schemas.ContinueRequest) -> schemas.NewAnswerIds:
+    options = generations.AnswerRequest(body.provider_id, body.model, body.given(), message_id=body.message_id)
+    continued = await request.app_state.hub.answer(
+        request.user_id, body.conversation_id, options, generations.begin_continuation
+    )
+    return schemas.NewAnswerIds(continued.message_id, body.conversation_id, continued.generation_id)
+
+
 async def cancel(request: Request, generation_id: str) -> schemas.Confirmation:
     await request.app_state.hub.cancel(request.user_id, generation_id)
     return schemas.Confirmation("Generation canceled")

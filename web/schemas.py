@@ -94,6 +94,11 @@ class RetryRequest(AnswerRequest, kw_only=True):
     message_id: Id | None = None  # an answer, or its question, of any branch
 
 
+class ContinueRequest(AnswerRequest, kw_only=True):
+    conversation_id: Id
+    message_id: Id | None = None  # the last answer of any branch
+
+
 class Defaults(Struct):
     """Fields that are not sent stay UNSET, and msgspec.to_builtins leaves them out."""
 

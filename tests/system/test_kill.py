@@ -66,7 +66,7 @@ class Use:
         self.stopping = False
 
     async def until_it_ends(self, one_long_answer: bool) -> None:
-        actions = (self._append, self._stream, self._stream, self._cancel, self._retry)
+        actions = (self._append, self._stream, self._stream, self._cancel, self._retry, self._continue)
         with contextlib.suppress(Stopped, httpx.TransportError):
             while True:
                 action = self._stream if one_long_answer else self.dice.choice(actions)
@@ -108,16 +108,28 @@ class Use:
             self.cut = False
         return str(event.data["generation_id"])
 
-    async def _cancel(self, conversation_id: int) -> None:
+    async def _cancel(self, conversation_id: int) -> str:
         generation_id = await self._stream(conversation_id, self.dice.choice((1, 2, 5, 50)))
         await self._post(f"/chat/cancel/{generation_id}")
         self.canceled.add(generation_id)
+        return generation_id
 
     async def _retry(self, conversation_id: int) -> None:
         await self._cancel(conversation_id)
         generation_id = (await self._post("/chat/retry", conversation_id=conversation_id, **MODEL))["generation_id"]
         self.events[generation_id] = []
         await self._read(self.dice.choice((1, 50, WORDS)), method="GET", url=f"/generations/{generation_id}/stream")
+
+    async def _continue(self, conversation_id: int) -> None:
+        canceled = await self._cancel(conversation_id)
+        if text([event for _, event in self.events[canceled]]):
+            generation_id = (await self._post("/chat/continue", conversation_id=conversation_id, **MODEL))[
+                "generation_id"
+            ]
+            self.events[generation_id] = []
+            await self._read(
+                self.dice.choice((1, 5, 50, WORDS)), method="GET", url=f"/generations/{generation_id}/stream"
+            )
 
     async def check(self, ended_at: float) -> None:
         """Check that all that was acknowledged is there, except the last second of unfinished answers."""
@@ -141,7 +153,10 @@ class Use:
                 assert replayed[-1].data["status"] == "canceled" and text(replayed).startswith(text(seen))
             message = shown.get(replayed[-1].data["message_id"])  # None when another version is shown
             expected = text(replayed), STATUS[replayed[-1].data["status"]]
-            assert message is None or (message["content"], message["status"]) == expected
+            if message is not None and message["generation_id"] != generation_id:  # it was continued
+                assert message["content"].startswith(text(replayed))
+            elif message is not None:
+                assert (message["content"], message["status"]) == expected
 
     async def _check_resumed(self, generation_id: str, seen: list[Event], replayed: list[Event]) -> None:
         """A reader that resumes has each event once: it continues after a saved event, and is reset after another."""

@@ -52,6 +52,7 @@ BODIES: dict[str, Any] = {
     "POST /conversations/{conversation_id}/active": {"message_id": "{message_id}"},
     "POST /conversations/{conversation_id}/stream": {"provider_id": "lmstudio", "model": MODEL},
     "POST /chat/retry": {"conversation_id": "{conversation_id}", "provider_id": "lmstudio", "model": MODEL},
+    "POST /chat/continue": {"conversation_id": "{conversation_id}", "provider_id": "lmstudio", "model": MODEL},
     "POST /render": {"text": "*hello*"},
     "POST /providers/{provider_id}/models/load": {"model": MODEL},
     "POST /providers/{provider_id}/models/unload": {"model": MODEL},
@@ -70,6 +71,7 @@ OUTCOMES: dict[str, set[tuple[int, str]]] = {
     "POST /auth/name": INVALID,
     "POST /auth/delete": INVALID,
     "POST /admin/bootstrap": INVALID,
+    "POST /chat/continue": INVALID | {(409, "GENERATION_ACTIVE")},  # the conversation ends with a question
     "POST /providers/{provider_id}/start": {(200, ""), *INVALID, (502, "PROVIDER_UNREACHABLE")},
 }
 

@@ -96,6 +96,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/messages.py get_message_row": (QUERIES,),
     "queries/generations.py get_recording": (QUERIES, AUTHZ),
     "queries/generations.py begin_answer": (QUERIES,),
+    "queries/generations.py begin_continuation": ("tests/chat/test_continuation.py",),
     "chat/hub.py Hub.cancel": (AUTHZ,),
     "chat/hub.py Hub.follow": (AUTHZ,),
     "db.py check": (DB,),

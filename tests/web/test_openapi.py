@@ -132,6 +132,7 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     for path in ("/conversations", "/conversations?limit=5", f"{chat}", f"{chat}/messages"):
         await ann.get(path)
     good(await ann.post(f"/chat/cancel/{generation}"))
+    good(await ann.post("/chat/continue", json={"conversation_id": 1, **MODEL}))
     await ann.post(f"{chat}/active", json={"message_id": question})
     await ann.patch(chat, json={"pinned": True, "settings": {"stop": ["x"]}})
     await ann.post("/render", json={"text": "*a*\n\n| b |"})
