@@ -64,12 +64,35 @@ SALVAGE = (
 )
 PATHS = _argument("paths", "file or folder (default: the conversations of LM Studio)", metavar="PATH", nargs="*")
 DRY_RUN = _argument("--dry-run", "only print what would be added and lost", action="store_true")
+MODEL = _argument("--model", "model to ask, such as qwen3-8b or lmstudio/qwen3-8b", metavar="NAME")
+CONVERSATION = _argument("--conversation", "continue this conversation", metavar="ID|last")
+SYSTEM = _argument("--system", "instructions for the model", metavar="TEXT")
+ASK = (
+    _argument("question", "the question; text on standard input is appended", metavar="QUESTION", nargs="*"),
+    _argument("--file", "append this text file; may be repeated", metavar="FILE", action="append", default=[]),
+    _argument("--image", "send this image too; may be repeated", metavar="FILE", action="append", default=[]),
+    MODEL,
+    CONVERSATION,
+    SYSTEM,
+    _argument("--json", "print the answer and what is known about it as JSON, at its end", action="store_true"),
+    _argument("--no-save", "delete the conversation afterwards", action="store_true"),
+    USER,
+)
+CHAT = (MODEL, CONVERSATION, SYSTEM, USER)
+LIMIT = _argument("--limit", "lines to print at most (default: 20)", metavar="NUMBER", default="20")
+SEARCH = (_argument("words", "words to find", metavar="WORD", nargs="+"), LIMIT, USER)
+SHOW = (_argument("conversation", "id of the conversation, or last", metavar="ID"), USER)
 SERVICE = (
     _argument("action", "install or remove the service that starts at login", choices=("install", "remove")),
     _argument("--dry-run", "only print what would be done", action="store_true"),
 )
 COMMANDS: tuple[tuple[str, str, tuple[Argument, ...]], ...] = (
     ("serve", "start Fireside, as without a command", SERVE),
+    ("ask", "ask one question and print the answer; text can be piped in", ASK),
+    ("chat", "ask questions in turn in the terminal", CHAT),
+    ("list", "list the most recently used conversations", (LIMIT, USER)),
+    ("search", "search all conversations", SEARCH),
+    ("show", "print a conversation as Markdown", SHOW),
     ("backup", "write a backup of the database, also while Fireside is running", (FILE,)),
     ("restore", "replace the database with a backup, while Fireside is stopped", (BACKUP,)),
     ("salvage", "copy what is readable in a damaged database to a new file, while Fireside is stopped", SALVAGE),

@@ -32,6 +32,7 @@ from .errors import (
     AuthRequired,
     BootstrapDisabled,
     CsrfInvalid,
+    Forbidden,
     Invalid,
     InvalidBootstrapToken,
     InvalidCredentials,
@@ -372,6 +373,16 @@ class Auth:
         await self.database.write(queries.accounts.add_login_link, user.id, digest(token), expires_at)
         audit("login link made", user, TERMINAL)
         return token
+
+    async def terminal_session(self, username: str | None, visitor: Visitor) -> Login:
+        """Sign in for a command at the terminal, as this user (None: the first administrator). Raises NotFound, Forbidden."""
+        if self.bootstrap_token:
+            raise Forbidden("There is no account yet. Start Fireside and create the first one.")
+        name = (await self._user_named(username)).username
+        found = await self.database.read(queries.accounts.get_password, name)
+        if found is None or found[0].status != "active":
+            raise Forbidden("This account is disabled.")
+        return await self._log_in(*found, visitor, "terminal")
 
     async def reset_password(self, username: str | None, password: str) -> User:
         """Set a password without the old one, for the owner at the terminal. All sessions end. Raises NotFound, Invalid."""

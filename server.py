@@ -104,6 +104,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET",    "/usage",                                         handlers.usage,                USER),
 
     Endpoint("POST",   "/control/link",                                  handlers.control_link,         OWNER,  schemas.OptionalUser),
+    Endpoint("POST",   "/control/session",                               handlers.control_session,      OWNER,  schemas.OptionalUser),
     Endpoint("POST",   "/control/invite",                                handlers.control_invite,       OWNER),
     Endpoint("POST",   "/control/password",                              handlers.control_password,     OWNER,  schemas.PasswordReset),
     Endpoint("POST",   "/control/backup",                                handlers.control_backup,       OWNER,  schemas.BackupTarget),

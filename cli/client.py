@@ -34,24 +34,25 @@ class Service:
 
     def __init__(self, url: str, secret: str, certificate: str) -> None:
         self.url = url
+        self.certificate = _trust_only(certificate)
         self.http = httpx.Client(
             base_url=url,
             # When connections run out, the server closes idle ones first, so none is kept alive.
             headers={"Authorization": f"Bearer {secret}", "Connection": "close"},
-            verify=_trust_only(certificate),
+            verify=self.certificate,
             trust_env=False,
             timeout=httpx.Timeout(10, read=None),
         )
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return dict(_checked(self.http.post(f"/control/{path}", json=body)).json())
+        return dict(checked(self.http.post(f"/control/{path}", json=body)).json())
 
     @contextlib.contextmanager
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[httpx.Response]:
         with self.http.stream("POST", f"/control/{path}", json=body) as response:
             if response.status_code != 200:
                 response.read()
-            yield _checked(response)
+            yield checked(response)
 
     def lines(self, path: str, body: dict[str, Any]) -> Iterator[bytes]:
         """Yield lines of JSON. httpx's iter_lines would also split at U+2028, which a title may contain."""
@@ -72,7 +73,8 @@ def _trust_only(certificate: str) -> ssl.SSLContext:
     return context
 
 
-def _checked(response: httpx.Response) -> httpx.Response:
+def checked(response: httpx.Response) -> httpx.Response:
+    """Return a response with status 200. Raises CommandFailed with the service's message for another."""
     if response.status_code != 200:
         raise CommandFailed(str(response.json().get("message", response.text)))
     return response

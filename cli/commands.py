@@ -20,7 +20,7 @@ from ..errors import NotFound
 from ..safety.logs import TERMINAL, audit
 from ..transfer.exporter import Exporter
 from ..transfer.importer import Importer
-from . import autostart
+from . import autostart, chat
 from .client import (
     CommandFailed,
     Service,
@@ -267,6 +267,11 @@ def _wait_for_service(settings: Config) -> Service:
 
 
 FUNCTIONS: dict[str, Callable[[dict[str, Any]], int]] = {
+    "ask": chat.ask,
+    "chat": chat.chat,
+    "list": chat.list_conversations,
+    "search": chat.search,
+    "show": chat.show,
     "backup": backup,
     "restore": restore,
     "salvage": salvage_database,

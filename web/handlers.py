@@ -599,6 +599,10 @@ async def control_link(request: Request, body: schemas.OptionalUser) -> schemas.
     return schemas.LoginToken(await request.app_state.auth.login_link(body.username))
 
 
+async def control_session(request: Request, body: schemas.OptionalUser) -> SignedIn:
+    return _logged_in(request, await request.app_state.auth.terminal_session(body.username, request.visitor))
+
+
 async def control_invite(request: Request) -> schemas.NewInvite:
     user = await request.database.read(accounts.get_user_named, None)
     return schemas.NewInvite(**await request.app_state.auth.invite(user, "user", 24))

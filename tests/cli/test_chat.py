@@ -1,0 +1,253 @@
+"""The commands that chat and read conversations, with the running service and without one, in pipes and on a terminal."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fireside.cli.printer import Markdown
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ..exports import png
+from ..live import PATIENCE
+from ..processes import environment, run, start
+from ..upstream import DONE, Gate, Upstream, finish, pause, reasoning
+from ..upstream import text as says
+from .test_commands import Service, serving
+
+MODEL = "llama-3.2-3b-instruct"
+CTRL_D = "\x04"
+terminal_only = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are of POSIX")
+
+
+def ask(data_dir: Path, upstream: Upstream, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, with `stdin` piped in."""
+    process = start(
+        *arguments, "--data-dir", str(data_dir), environ=environment(lmstudio_url=upstream.url), stdin=subprocess.PIPE
+    )
+    out, err = process.communicate(stdin, timeout=PATIENCE)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def asked(upstream: Upstream) -> dict[str, object]:
+    """Return the body of the newest request for an answer."""
+    requests = [one for one in upstream.requests if one.path.endswith("/chat/completions")]
+    body: dict[str, object] = json.loads(requests[-1].body)
+    return body
+
+
+class Terminal:
+    """A command on a pseudo-terminal."""
+
+    def __init__(self, data_dir: Path, upstream: Upstream, *arguments: str) -> None:
+        self.screen, theirs = os.openpty()
+        settings = environment(lmstudio_url=upstream.url) | {"TERM": "xterm"}
+        self.process = start(
+            *arguments, "--data-dir", str(data_dir), environ=settings, stdin=theirs, stdout=theirs, stderr=theirs
+        )
+        os.close(theirs)
+        self.output = ""
+        self._seen = 0
+        self._changed = threading.Condition()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # the process has ended
+            while data := os.read(self.screen, 65536):
+                with self._changed:
+                    self.output += data.decode(errors="replace")
+                    self._changed.notify_all()
+
+    def type(self, text: str) -> None:
+        os.write(self.screen, text.encode())
+
+    def expect(self, text: str) -> None:
+        """Wait until a text is printed after the last one that was expected."""
+        with self._changed:
+            found = self._changed.wait_for(lambda: text in self.output[self._seen :], PATIENCE)
+            assert found, f"{text!r} is missing in {self.output[self._seen :]!r}"
+            self._seen = self.output.index(text, self._seen) + len(text)
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        self.process.kill()
+        os.close(self.screen)
+
+
+@pytest.fixture
+def service(tmp_path: Path, upstream: Upstream) -> Iterator[Service]:
+    with serving(tmp_path, lmstudio_url=upstream.url) as service, service.first():
+        yield service
+
+
+def test_question_is_made_of_words_input_files_and_images(tmp_path: Path, upstream: Upstream, service: Service) -> None:
+    (tmp_path / "plan.md").write_text("one\n```\ntwo", "utf-8")
+    (tmp_path / "photo.png").write_bytes(png())
+    upstream.enqueue(says("It is ", "**fine**.\x1b[2J"), finish("stop"), DONE)
+    arguments = ("--file", str(tmp_path / "plan.md"), "--image", str(tmp_path / "photo.png"), "--system", "Be brief.")
+    vision = "lmstudio/qwen2.5-vl-7b-instruct"
+    done = ask(tmp_path, upstream, "ask", "review", "this", *arguments, "--model", vision, stdin="+ a line\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "It is **fine**.\x1b[2J\n", "")
+    system, question = asked(upstream)["messages"]  # type: ignore[misc]
+    assert system == {"role": "system", "content": "Be brief."}
+    words, image = question["content"]
+    assert words["text"] == "review this\n\n+ a line\n\nplan.md:\n````md\none\n```\ntwo\n````"
+    assert image["type"] == "image_url"
+
+
+def test_conversation_is_continued_and_its_answer_printed_as_json(
+    tmp_path: Path, upstream: Upstream, service: Service
+) -> None:
+    upstream.enqueue(says("Tea."), finish("stop"), DONE)
+    assert ask(tmp_path, upstream, "ask", "What do I drink?").stdout == "Tea.\n"
+    upstream.enqueue(reasoning("hm"), says("Green."), finish("stop"), DONE)
+    answer = json.loads(ask(tmp_path, upstream, "ask", "Which?", "--conversation", "last", "--json").stdout)
+    assert (answer["content"], answer["reasoning"], answer["status"]) == ("Green.", "hm", "ok")
+    assert (answer["provider_id"], answer["model"]) == ("lmstudio", MODEL)
+    assert [one["content"] for one in asked(upstream)["messages"]] == ["What do I drink?", "Tea.", "Which?"]  # type: ignore[attr-defined]
+    listed = ask(tmp_path, upstream, "list").stdout.splitlines()
+    assert len(listed) == 1 and listed[0].split()[0] == str(answer["conversation_id"])
+    found = ask(tmp_path, upstream, "search", "green")
+    assert "assistant: Green." in found.stdout and found.returncode == 0
+    assert "Which?" in ask(tmp_path, upstream, "show", listed[0].split()[0]).stdout
+    nothing = ask(tmp_path, upstream, "search", "coffee")
+    assert (nothing.returncode, nothing.stderr) == (1, "Nothing was found.\n")
+
+
+def test_question_without_saving_leaves_no_conversation(tmp_path: Path, upstream: Upstream, service: Service) -> None:
+    upstream.enqueue(says("Yes."), finish("stop"), DONE)
+    assert ask(tmp_path, upstream, "ask", "--no-save", "Secret?").stdout == "Yes.\n"
+    assert ask(tmp_path, upstream, "list").stdout == ""
+    assert "Secret" not in ask(tmp_path, upstream, "search", "secret").stdout
+
+
+def test_answer_is_printed_while_it_is_generated_and_stopped_by_ctrl_c(
+    tmp_path: Path, upstream: Upstream, service: Service
+) -> None:
+    upstream.enqueue(says("half an "), pause(Gate()))
+    process = start("ask", "Hello?", "--data-dir", str(tmp_path), environ=environment())
+    assert process.stdout is not None and process.stdout.read(8) == "half an "
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (130, "\n", "fireside: Stopped.\n")
+    with service.first_again() as ann:
+        answer = ann.get("/conversations/1/messages").json()[-1]
+    assert (answer["content"], answer["status"]) == ("half an ", "canceled")
+
+
+def test_reader_that_closes_the_pipe_stops_the_answer(tmp_path: Path, upstream: Upstream, service: Service) -> None:
+    gate = Gate()
+    upstream.enqueue(says("one\n"), pause(gate), says("two\n"), pause(Gate()))
+    process = start("ask", "Hello?", "--data-dir", str(tmp_path), environ=environment())
+    assert process.stdout is not None and process.stdout.read(4) == "one\n"
+    process.stdout.close()
+    gate.open()
+    assert process.communicate(timeout=PATIENCE)[1] == "fireside: Stopped.\n"
+    with service.first_again() as ann:
+        assert ann.get("/conversations/1/messages").json()[-1]["status"] == "canceled"
+
+
+def test_command_reconnects_after_a_restart_of_the_service(tmp_path: Path, upstream: Upstream) -> None:
+    upstream.enqueue(says("half an "), pause(Gate()))
+    with serving(tmp_path, lmstudio_url=upstream.url) as service, service.first():
+        process = start("ask", "Hello?", "--data-dir", str(tmp_path), environ=environment())
+        assert process.stdout is not None and process.stdout.read(8) == "half an "
+        service.stop()
+        with serving(tmp_path, "--port", str(service.port)):
+            out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out) == (1, "\n")
+    assert err == "fireside: Fireside stopped before the answer was complete.\n"
+
+
+def test_commands_without_a_service_open_the_data_directory(tmp_path: Path, upstream: Upstream) -> None:
+    missing = ask(tmp_path, upstream, "list")
+    assert missing.returncode == 1 and "does not exist. Start Fireside once" in missing.stderr
+    with serving(tmp_path) as service:
+        without_account = ask(tmp_path, upstream, "ask", "Hello?")
+        assert without_account.returncode == 1 and "account" in without_account.stderr
+        with service.first():
+            pass
+        service.stop()
+    upstream.enqueue(says("Hello."), finish("stop"), DONE)
+    answered = ask(tmp_path, upstream, "ask", "Hello?")
+    assert (answered.returncode, answered.stdout, answered.stderr) == (0, "Hello.\n", "")
+    assert "Hello?" in ask(tmp_path, upstream, "list").stdout
+    closed = run("ask", "Hello?", "--data-dir", str(tmp_path), lmstudio_url="http://127.0.0.1:9", embedded="false")
+    assert closed.returncode == 1 and closed.stdout == "" and closed.stderr.startswith("fireside: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("ask",), 2, "no question"),
+        (("ask", "x", "--model", "nope"), 1, f"There is no model nope. There are: lmstudio/{MODEL}"),
+        (("ask", "x", "--conversation", "99"), 1, "no such conversation"),
+        (("ask", "x", "--conversation", "first"), 2, "--conversation"),
+        (("ask", "x", "--conversation", "last"), 1, "There is no conversation yet."),
+        (("ask", "x", "--file", "no-such-file"), 1, "no-such-file: No such file"),
+        (("ask", "x", "--image", __file__), 1, "is not a PNG, JPEG or WebP image"),
+        (("ask", "x", "--user", "zoe"), 1, "no such user"),
+        (("list", "--limit", "0"), 2, "--limit"),
+    ],
+)
+def test_wrong_argument_is_one_line_that_names_it(
+    tmp_path: Path, upstream: Upstream, service: Service, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = ask(tmp_path, upstream, *arguments)
+    assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert ask(tmp_path, upstream, "list").stdout == "", "a conversation was created"
+
+
+@terminal_only
+def test_chat_on_a_terminal(tmp_path: Path, upstream: Upstream, service: Service) -> None:
+    with contextlib.closing(Terminal(tmp_path, upstream, "chat")) as terminal:
+        terminal.expect("> ")
+        upstream.enqueue(
+            reasoning("let me think"), says("# Tea\n", "It is **good**.\x1b]0;x\x07"), finish("stop"), DONE
+        )
+        terminal.type("What is \\\rtea?\r")
+        terminal.expect("\x1b[2mlet me think")
+        terminal.expect("\x1b[1m# Tea")
+        terminal.expect("\x1b[1m**good**\x1b[0m.\ufffd]0;x\ufffd")
+        terminal.expect("> ")
+        assert asked(upstream)["messages"][-1]["content"] == "What is \ntea?"  # type: ignore[index]
+        upstream.enqueue(says("second "), pause(Gate()))
+        terminal.type("/retry\r")
+        terminal.expect("second ")
+        terminal.interrupt()
+        terminal.expect("Stopped.")
+        terminal.expect("> ")
+        terminal.type("/model qwen\r")
+        terminal.expect("There is no model qwen")
+        terminal.expect("> ")
+        upstream.enqueue(says("third"), finish("stop"), DONE)
+        terminal.type("/new\r/model lmstudio/qwen2.5-vl-7b-instruct\rAnother?\r")
+        terminal.expect("third")
+        assert asked(upstream)["model"] == "qwen2.5-vl-7b-instruct"
+        terminal.type("/open 1\r")
+        terminal.expect("second")
+        terminal.expect("> ")
+        terminal.type("\x1b[A")  # the arrow key shows the last question of the conversation
+        terminal.expect("tea?")
+        terminal.type("\x15" + CTRL_D)
+        assert terminal.process.wait(PATIENCE) == 0
+    with service.first_again() as ann:
+        conversations = ann.get("/conversations").json()
+        assert len(conversations) == 2
+        assert len(ann.get("/auth/sessions").json()["sessions"]) == 2, "the terminal's session has not ended"
+
+
+@given(st.lists(st.text("a#*` \n~", max_size=8), max_size=8))
+def test_styles_keep_every_character(pieces: list[str]) -> None:
+    markdown = Markdown()
+    styled = "".join(map(markdown.feed, pieces)) + markdown.end()
+    assert re.sub(r"\x1b\[\d+m", "", styled) == "".join(pieces)
