@@ -352,7 +352,7 @@ async def test_large_bodies_are_refused_with_and_without_a_length(ann: Person, r
             yield b" " * 65536
 
     too_large = (413, "BODY_TOO_LARGE")
-    for path, limit in (("/render", BODY_BYTES), ("/auth/login", PUBLIC_BODY_BYTES)):
+    for path, limit in (("/chat/retry", BODY_BYTES), ("/auth/login", PUBLIC_BODY_BYTES)):
         assert code(await ann.post(path, content=b" " * (limit + 1), headers=JSON)) == too_large
         assert code(await ann.post(path, content=chunks(limit), headers=JSON)) == too_large
         assert code(await ann.post(path, content=b" " * (limit - 100), headers=JSON)) == INVALID

@@ -9,12 +9,14 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fireside.cli.printer import Markdown
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ..browser import NO_ENGINE
 from ..exports import png
 from ..live import PATIENCE
 from ..processes import environment, run, start
@@ -36,10 +38,10 @@ def ask(data_dir: Path, upstream: Upstream, *arguments: str, stdin: str = "") ->
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def asked(upstream: Upstream) -> dict[str, object]:
+def asked(upstream: Upstream) -> dict[str, Any]:
     """Return the body of the newest request for an answer."""
     requests = [one for one in upstream.requests if one.path.endswith("/chat/completions")]
-    body: dict[str, object] = json.loads(requests[-1].body)
+    body: dict[str, Any] = json.loads(requests[-1].body)
     return body
 
 
@@ -97,7 +99,7 @@ def test_question_is_made_of_words_input_files_and_images(tmp_path: Path, upstre
     vision = "lmstudio/qwen2.5-vl-7b-instruct"
     done = ask(tmp_path, upstream, "ask", "review", "this", *arguments, "--model", vision, stdin="+ a line\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, "It is **fine**.\x1b[2J\n", "")
-    system, question = asked(upstream)["messages"]  # type: ignore[misc]
+    system, question = asked(upstream)["messages"]
     assert system == {"role": "system", "content": "Be brief."}
     words, image = question["content"]
     assert words["text"] == "review this\n\n+ a line\n\nplan.md:\n````md\none\n```\ntwo\n````"
@@ -113,7 +115,7 @@ def test_conversation_is_continued_and_its_answer_printed_as_json(
     answer = json.loads(ask(tmp_path, upstream, "ask", "Which?", "--conversation", "last", "--json").stdout)
     assert (answer["content"], answer["reasoning"], answer["status"]) == ("Green.", "hm", "ok")
     assert (answer["provider_id"], answer["model"]) == ("lmstudio", MODEL)
-    assert [one["content"] for one in asked(upstream)["messages"]] == ["What do I drink?", "Tea.", "Which?"]  # type: ignore[attr-defined]
+    assert [one["content"] for one in asked(upstream)["messages"]] == ["What do I drink?", "Tea.", "Which?"]
     listed = ask(tmp_path, upstream, "list").stdout.splitlines()
     assert len(listed) == 1 and listed[0].split()[0] == str(answer["conversation_id"])
     found = ask(tmp_path, upstream, "search", "green")
@@ -181,8 +183,9 @@ def test_commands_without_a_service_open_the_data_directory(tmp_path: Path, upst
     answered = ask(tmp_path, upstream, "ask", "Hello?")
     assert (answered.returncode, answered.stdout, answered.stderr) == (0, "Hello.\n", "")
     assert "Hello?" in ask(tmp_path, upstream, "list").stdout
-    closed = run("ask", "Hello?", "--data-dir", str(tmp_path), lmstudio_url="http://127.0.0.1:9", embedded="false")
-    assert closed.returncode == 1 and closed.stdout == "" and closed.stderr.startswith("fireside: ")
+    (tmp_path / "config.toml").write_text(NO_ENGINE)
+    without_model = run("ask", "Hello?", "--data-dir", str(tmp_path), lmstudio_url="http://127.0.0.1:9")
+    assert (without_model.returncode, without_model.stdout) == (1, "") and "model" in without_model.stderr
 
 
 @pytest.mark.parametrize(
@@ -219,7 +222,7 @@ def test_chat_on_a_terminal(tmp_path: Path, upstream: Upstream, service: Service
         terminal.expect("\x1b[1m# Tea")
         terminal.expect("\x1b[1m**good**\x1b[0m.\ufffd]0;x\ufffd")
         terminal.expect("> ")
-        assert asked(upstream)["messages"][-1]["content"] == "What is \ntea?"  # type: ignore[index]
+        assert asked(upstream)["messages"][-1]["content"] == "What is \ntea?"
         upstream.enqueue(says("second "), pause(Gate()))
         terminal.type("/retry\r")
         terminal.expect("second ")

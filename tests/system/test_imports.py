@@ -15,9 +15,10 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"config", "db"}),
     frozenset({"backends", "queries", "safety"}),
     frozenset({"auth", "providers", "transfer"}),
-    frozenset({"chat", "cli"}),
+    frozenset({"chat"}),
     frozenset({"web"}),
     frozenset({"server"}),
+    frozenset({"cli"}),
     frozenset({"__main__"}),
 )
 FOLDERS = frozenset(file.parent.name for file in ROOT.glob("*/__init__.py")) - {"tests", "bench"}

@@ -157,6 +157,7 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     await ann.post(f"/conversations/{imported}/stream")
     await owner.post("/control/import", json={"paths": [str(tmp_path / "nothing.json")]})
     await owner.post("/control/export", json={})
+    await owner.post("/control/session", json={})
     await owner.post("/control/backup", json={"file": str(tmp_path / "backup.db")})
     for path in ("/usage", "/export"):
         await ann.get(path)
