@@ -50,7 +50,7 @@ MIN_FREE_BYTES = 1_000_000  # with less free space SQLite may report an I/O erro
 STARTUP_CHECK_MAX_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
 REPLACED_PREFIX = "before-restore-"  # of the names of the databases that a restore has replaced
 
-# The UTF-8 of each user's messages and system prompts, and the bytes of their images.
+# The UTF-8 of each user's messages, system prompts and saved prompts, and the bytes of their images.
 RECOUNT_STORED_BYTES = """
     UPDATE users SET stored_bytes = (
         SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (
@@ -58,7 +58,8 @@ RECOUNT_STORED_BYTES = """
                 + (SELECT coalesce(sum(length(i.data)), 0) FROM images i WHERE i.message_id = m.id)), 0)
             FROM messages m WHERE m.conversation_id = c.id)), 0)
         FROM conversations c WHERE c.user_id = users.id
-    )
+    ) + (SELECT coalesce(sum(length(CAST(content AS BLOB))), 0) FROM prompts WHERE user_id = users.id)
+    + (SELECT coalesce(sum(length(CAST(system_prompt AS BLOB))), 0) FROM presets WHERE user_id = users.id)
 """
 
 # One script for each older schema version, in order. Script n upgrades version n + 1 to n + 2 in a transaction of its own.
@@ -105,6 +106,31 @@ MIGRATIONS: tuple[str, ...] = (
         log         TEXT NOT NULL
     ) STRICT;
     CREATE INDEX continued_generations_of_message ON continued_generations (message_id);
+    CREATE TABLE prompts (
+        id          INTEGER PRIMARY KEY AUTOINCREMENT,
+        user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+        name        TEXT NOT NULL CHECK (length(name) <= 100),
+        name_key    TEXT NOT NULL,
+        content     TEXT NOT NULL,
+        created_at  TEXT NOT NULL,
+        updated_at  TEXT NOT NULL,
+        UNIQUE (user_id, name_key)
+    ) STRICT;
+    CREATE TABLE presets (
+        id            INTEGER PRIMARY KEY AUTOINCREMENT,
+        user_id       INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+        name          TEXT NOT NULL CHECK (length(name) <= 100),
+        name_key      TEXT NOT NULL,
+        system_prompt TEXT NOT NULL DEFAULT '',
+        provider_id   TEXT,
+        model         TEXT,
+        settings      TEXT NOT NULL DEFAULT '{}',
+        is_default    INTEGER NOT NULL DEFAULT 0 CHECK (is_default IN (0, 1)),
+        created_at    TEXT NOT NULL,
+        updated_at    TEXT NOT NULL,
+        UNIQUE (user_id, name_key)
+    ) STRICT;
+    CREATE UNIQUE INDEX one_default_preset_a_user ON presets (user_id) WHERE is_default = 1;
     PRAGMA user_version = 5;
     COMMIT;
     """,
@@ -546,6 +572,18 @@ def _is_fireside_database(path: Path) -> bool:
     with path.open("rb") as file:
         header = file.read(72)
     return header.startswith(b"SQLite format 3\0") and header[68:] == APPLICATION_ID.to_bytes(4, "big")
+
+
+def measure(path: Path) -> dict[str, int]:
+    """Return the sizes of the database and of all backups, the number of backups, and the free space on the disk."""
+    files = [path, path.with_name(path.name + "-wal")]
+    backups = [file for file in (path.parent / "backups").glob("*.db") if file.is_file()]
+    return {
+        "database_bytes": sum(file.stat().st_size for file in files if file.exists()),
+        "backup_bytes": sum(file.stat().st_size for file in backups),
+        "backups": len(backups),
+        "free_bytes": shutil.disk_usage(path.parent).free,
+    }
 
 
 def back_up_daily(path: Path, keep: int) -> None:

@@ -110,6 +110,13 @@ class UsernameExists(Conflict):
     message = "This name is taken, or looks like one that is taken. Choose another."
 
 
+class NameExists(Conflict):
+    code = "NAME_EXISTS"
+
+    def __init__(self, thing: str) -> None:
+        super().__init__(f"You have a {thing} with this name. Choose another name.")
+
+
 class GenerationActive(Conflict):
     code = "GENERATION_ACTIVE"
     message = "An answer is being generated in this conversation. Wait for it or cancel it."

@@ -135,6 +135,12 @@ class ModelServer:
         """Return the model as the server last listed it, without waiting."""
         return next((model for model in self.last_models if model_id in (model.id, *(model.variants or ()))), None)
 
+    def lacks(self, model_id: str) -> bool:
+        """Return whether the server is known, without waiting, not to have the model."""
+        last = self._last
+        is_listed = last is not None and not last.failure and not last.unlisted
+        return is_listed and self.known(model_id) is None
+
     def concurrency(self) -> int:
         """Return how many answers the server gives at a time: what a loaded model reports, else the setting."""
         reported = [model.parallel for model in self.last_models if model.parallel]

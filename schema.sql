@@ -12,8 +12,8 @@ CREATE TABLE users (
     status        TEXT NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'disabled')),
     created_at    TEXT NOT NULL,
     last_login    TEXT,
-    defaults      TEXT NOT NULL DEFAULT '{}',                  -- JSON {"system_prompt"?, "settings"?} of new conversations
-    stored_bytes  INTEGER NOT NULL DEFAULT 0,                  -- UTF-8 of the user's messages and system prompts, and bytes of the images
+    defaults      TEXT NOT NULL DEFAULT '{}',                  -- JSON {"system_prompt"?, "settings"?} of new conversations, if no preset is the default
+    stored_bytes  INTEGER NOT NULL DEFAULT 0,                  -- UTF-8 of the user's messages, system prompts and saved prompts, and bytes of the images
     display_name  TEXT NOT NULL DEFAULT '',                    -- the name as typed, such as 'Änna Smith'; '': the username is shown
     closed_at     TEXT                                         -- time of the account's deletion, while its data is being removed
 ) STRICT;
@@ -136,6 +136,34 @@ CREATE TABLE generation_parts (
     log           TEXT NOT NULL,
     PRIMARY KEY (generation_id, first_event)
 ) STRICT;
+
+CREATE TABLE prompts (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    name        TEXT NOT NULL CHECK (length(name) <= 100),
+    name_key    TEXT NOT NULL,                                 -- case-folded name
+    content     TEXT NOT NULL,                                 -- may contain variables, as in 'Translate {{text}}'
+    created_at  TEXT NOT NULL,
+    updated_at  TEXT NOT NULL,
+    UNIQUE (user_id, name_key)
+) STRICT;
+
+-- Instructions, a model and settings under a name. A new conversation copies them.
+CREATE TABLE presets (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id       INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    name          TEXT NOT NULL CHECK (length(name) <= 100),
+    name_key      TEXT NOT NULL,                               -- case-folded name
+    system_prompt TEXT NOT NULL DEFAULT '',
+    provider_id   TEXT,
+    model         TEXT,                                        -- NULL: the usual choice
+    settings      TEXT NOT NULL DEFAULT '{}',                  -- JSON object of generation parameters
+    is_default    INTEGER NOT NULL DEFAULT 0 CHECK (is_default IN (0, 1)), -- 1: new conversations begin with it
+    created_at    TEXT NOT NULL,
+    updated_at    TEXT NOT NULL,
+    UNIQUE (user_id, name_key)
+) STRICT;
+CREATE UNIQUE INDEX one_default_preset_a_user ON presets (user_id) WHERE is_default = 1;
 
 -- Full-text search. The text is that of search.words() (CJK in pairs of characters); `owner` is 'u' and the user's id, so that a search
 -- finds only the user's own. search.py writes both tables when a message or a title is final: a trigger would need trusted_schema.

@@ -32,6 +32,8 @@ TABLES = (
     "generations",
     "continued_generations",
     "generation_parts",
+    "prompts",
+    "presets",
 )  # no sessions, no invites
 JSON_COLUMNS = {"defaults", "settings", "token_usage", "stats", "error", "params", "log"}
 ALLOWED_VALUES = {
@@ -189,7 +191,8 @@ class _Salvage:
     def _restore_owners(self) -> None:
         """Add lost users. A conversation whose owner is unknown (user_id 0) goes to the only user that ever existed, or else to a
         new, disabled user. Make sure that there is an administrator."""
-        lost = "SELECT DISTINCT user_id FROM conversations WHERE user_id != 0 EXCEPT SELECT id FROM users"
+        owners = " UNION ".join(f"SELECT user_id FROM {table}" for table in ("conversations", "prompts", "presets"))
+        lost = f"SELECT user_id FROM ({owners}) WHERE user_id != 0 EXCEPT SELECT id FROM users"
         for (user_id,) in self.new.execute(lost).fetchall():
             self._add_user(user_id)
         for (conversation_id,) in self.new.execute("SELECT id FROM conversations WHERE user_id = 0").fetchall():
@@ -282,6 +285,10 @@ def _defaults(table: str, rowid: int) -> dict[str, Any]:
         return {"username": name, "password_hash": "", "role": "user", "status": "disabled", "created_at": now}
     if table == "conversations":
         return {"user_id": 0, "title": RECOVERED_TITLE, "title_key": "", "created_at": now, "updated_at": now}
+    if table in ("prompts", "presets"):
+        name = f"{RECOVERED_TITLE} {rowid}"
+        row = {"name": name, "name_key": queries.conversations.title_key(name), "created_at": now, "updated_at": now}
+        return row | ({"content": LOST_TEXT} if table == "prompts" else {})
     if table == "messages":
         return {"created_at": now, "role": "user", "content": LOST_TEXT, "status": "complete"}
     return {}

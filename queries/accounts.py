@@ -374,3 +374,20 @@ def check_invite(conn: Connection, code_hash: bytes) -> None:
     open_invite = "code_hash = ? AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?"
     if conn.execute(f"SELECT 1 FROM invites WHERE {open_invite}", (code_hash, now())).fetchone() is None:
         raise InvalidInvite
+
+
+def get_stored_bytes(conn: Connection, user_id: int) -> tuple[int, int]:
+    """Return the bytes that count towards the user's limit, and those of them that are images."""
+    row = conn.execute(
+        "SELECT stored_bytes, (SELECT coalesce(sum(length(i.data)), 0) FROM images i JOIN messages m ON m.id = i.message_id"
+        " JOIN conversations c ON c.id = m.conversation_id WHERE c.user_id = users.id) AS image_bytes"
+        " FROM users WHERE id = ?",
+        (user_id,),
+    ).fetchone()
+    return row["stored_bytes"], row["image_bytes"]
+
+
+def count_image_bytes(conn: Connection) -> int:
+    """Return the bytes of the images of all users."""
+    count: int = conn.execute("SELECT coalesce(sum(length(data)), 0) FROM images").fetchone()[0]
+    return count

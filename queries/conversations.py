@@ -173,18 +173,11 @@ def set_title(conn: Connection, conversation: sqlite3.Row, title: str) -> None:
 
 
 def get_defaults(conn: Connection, user_id: int) -> dict[str, Any]:
-    """Return the fields of the user's new conversations: system_prompt and settings (a dict), if they were set."""
+    """Return system_prompt and settings (a dict) of new conversations without a preset, if they were set."""
     row = conn.execute("SELECT defaults FROM users WHERE id = ?", (user_id,)).fetchone()
     if row is None:  # the account was deleted while the request ran
         raise AuthRequired
     defaults: dict[str, Any] = json.loads(row["defaults"])
-    return defaults
-
-
-def set_defaults(conn: Connection, user_id: int, fields: dict[str, Any]) -> dict[str, Any]:
-    """Change the defaults for new conversations. Return all of them."""
-    defaults = get_defaults(conn, user_id) | fields
-    conn.execute("UPDATE users SET defaults = ? WHERE id = ?", (json.dumps(defaults), user_id))
     return defaults
 
 

@@ -8,6 +8,9 @@ from msgspec import UNSET, Meta, UnsetType
 QUESTION_CHARACTERS = 200_000
 ANSWER_CHARACTERS = 2_000_000  # of an imported answer; config.answer_max_bytes limits generated ones
 TITLE_CHARACTERS = 200
+NAME_CHARACTERS = 100  # of a saved prompt or preset
+PROMPT_CHARACTERS = 20_000
+SYSTEM_PROMPT_CHARACTERS = 100_000
 JSON_PARAMETER_BYTES = 64 * 1024  # each list of conversations contains it
 
 Role = Literal["user", "admin"]

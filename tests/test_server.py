@@ -142,6 +142,8 @@ async def create_objects(person: Person) -> Objects:
         session_id=good(await person.get("/auth/sessions"))["sessions"][0]["id"],
         user_id=good(await person.get("/auth/me"))["user"]["id"],
         invite_id=1,
+        prompt_id=good(await person.post("/prompts", json={"name": "Greeting", "content": "Hello"}))["id"],
+        preset_id=good(await person.post("/presets", json={"name": "Brief"}))["id"],
         provider_id="lmstudio",
         name="app.js",
     )

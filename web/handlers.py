@@ -31,7 +31,7 @@ from ..auth import Login
 from ..backends.openai import ModelDownload
 from ..chat.prompt import Forecast, forecast
 from ..errors import FiresideError, ImportUnreadable, Invalid, NotFound, StorageUnavailable, UnsupportedMediaType
-from ..queries import accounts, conversations, generations, messages
+from ..queries import accounts, conversations, generations, messages, prompts
 from ..queries.search import find
 from ..queries.types import image_type
 from ..safety.logs import TERMINAL, audit
@@ -216,23 +216,19 @@ async def revoke_invite(request: Request, invite_id: int) -> schemas.Confirmatio
 # ---------------------------------------------------------------------------------------------------- conversations
 
 
-async def get_defaults(request: Request) -> schemas.CurrentDefaults:
-    return _defaults(await request.database.read(conversations.get_defaults, request.user_id))
+async def get_defaults(request: Request) -> prompts.Defaults:
+    return await request.database.read(prompts.get_effective_defaults, request.user_id)
 
 
-async def change_defaults(request: Request, body: schemas.Defaults) -> schemas.CurrentDefaults:
-    fields = msgspec.to_builtins(body)
-    return _defaults(await request.database.write(conversations.set_defaults, request.user_id, fields))
-
-
-def _defaults(stored: dict[str, Any]) -> schemas.CurrentDefaults:
-    return schemas.CurrentDefaults(stored.get("system_prompt", ""), stored.get("settings", {}))
+async def change_defaults(request: Request, body: schemas.DefaultsChange) -> prompts.Defaults:
+    return await request.database.write(prompts.set_defaults, request.user_id, msgspec.to_builtins(body))
 
 
 async def create_conversation(request: Request, body: schemas.NewConversation) -> conversations.Conversation:
     message, fields = body.message, msgspec.to_builtins(msgspec.structs.replace(body, message=msgspec.UNSET))
     if body.title is None or not body.title.strip():
         del fields["title"]
+    fields = _copy_preset(request, fields.pop("preset_id")) | fields
     quota = request.app_state.config.user_max_bytes
     if not isinstance(message, schemas.NewMessage):
         return await request.database.write(conversations.add_conversation, request.user_id, fields, quota)
@@ -245,6 +241,18 @@ async def create_conversation(request: Request, body: schemas.NewConversation) -
         _check_message(message, "message."),
         quota,
     )
+
+
+def _copy_preset(request: Request, preset_id: int | None) -> dict[str, Any]:
+    """Return the fields that a new conversation copies from its preset: without the model if the model's server no longer has it."""
+    preset = request.database.read_here(prompts.get_first_preset, request.user_id, preset_id)
+    if preset is None:
+        return {}
+    copied = {"system_prompt": preset.system_prompt, "settings": msgspec.json.decode(preset.settings)}
+    server = request.app_state.providers.find(preset.provider_id)
+    if server and preset.model and not server.lacks(preset.model):
+        copied |= {"provider_id": preset.provider_id, "model": preset.model}
+    return copied
 
 
 async def list_conversations(
@@ -318,6 +326,47 @@ async def restore_conversation(request: Request, conversation_id: int) -> conver
 
 async def search(request: Request, query: schemas.SearchQuery) -> schemas.SearchResults:
     return schemas.SearchResults(await _search(request, find, request.user_id, query.q, query.limit))
+
+
+# ---------------------------------------------------------------------------------------------------- prompts and presets
+
+
+async def list_prompts(request: Request) -> schemas.Prompts:
+    return schemas.Prompts(await request.database.read(prompts.list_prompts, request.user_id))
+
+
+async def add_prompt(request: Request, body: schemas.NewPrompt) -> prompts.Prompt:
+    fields, quota = msgspec.to_builtins(body), request.app_state.config.user_max_bytes
+    return await request.database.write(prompts.add_prompt, request.user_id, fields, quota)
+
+
+async def change_prompt(request: Request, prompt_id: int, body: schemas.PromptChange) -> prompts.Prompt:
+    fields, quota = msgspec.to_builtins(body), request.app_state.config.user_max_bytes
+    return await request.database.write(prompts.set_prompt, request.user_id, prompt_id, fields, quota)
+
+
+async def delete_prompt(request: Request, prompt_id: int) -> schemas.Confirmation:
+    await request.database.write(prompts.delete_prompt, request.user_id, prompt_id)
+    return schemas.Confirmation("Prompt deleted")
+
+
+async def list_presets(request: Request) -> schemas.Presets:
+    return schemas.Presets(await request.database.read(prompts.list_presets, request.user_id))
+
+
+async def add_preset(request: Request, body: schemas.NewPreset) -> prompts.Preset:
+    fields, quota = msgspec.to_builtins(body), request.app_state.config.user_max_bytes
+    return await request.database.write(prompts.add_preset, request.user_id, fields, quota)
+
+
+async def change_preset(request: Request, preset_id: int, body: schemas.PresetChange) -> prompts.Preset:
+    fields, quota = msgspec.to_builtins(body), request.app_state.config.user_max_bytes
+    return await request.database.write(prompts.set_preset, request.user_id, preset_id, fields, quota)
+
+
+async def delete_preset(request: Request, preset_id: int) -> schemas.Confirmation:
+    await request.database.write(prompts.delete_preset, request.user_id, preset_id)
+    return schemas.Confirmation("Preset deleted")
 
 
 # ---------------------------------------------------------------------------------------------------- messages
@@ -648,6 +697,17 @@ async def control_export(request: Request, body: schemas.OptionalUser) -> Zip:
 async def usage(request: Request) -> schemas.UsageByDay:
     usage = await request.database.read(generations.list_usage, request.user_id)
     return schemas.UsageByDay([schemas.UsageEntry(**entry) for entry in usage])
+
+
+async def storage(request: Request) -> schemas.Storage:
+    config = request.app_state.config
+    used, images = await request.database.read(accounts.get_stored_bytes, request.user_id)
+    server = None
+    if request.is_admin:
+        all_images = await request.database.read(accounts.count_image_bytes)
+        sizes = await asyncio.to_thread(db.measure, config.database)
+        server = schemas.ServerStorage(image_bytes=all_images, **sizes)
+    return schemas.Storage(used, images, config.user_max_bytes or None, server)
 
 
 async def health(request: Request) -> schemas.Health:

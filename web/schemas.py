@@ -7,10 +7,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from ..auth import INVITE_HOURS
 from ..backends.openai import Model, ModelDownload
 from ..queries.accounts import User
+from ..queries.prompts import Preset, Prompt
 from ..queries.search import Hit
 from ..queries.types import (
     ANSWER_CHARACTERS,
+    NAME_CHARACTERS,
+    PROMPT_CHARACTERS,
     QUESTION_CHARACTERS,
+    SYSTEM_PROMPT_CHARACTERS,
     TITLE_CHARACTERS,
     AnswerStats,
     Id,
@@ -36,6 +40,8 @@ PATTERNS = {  # with the messages for values that do not match
 Text = Annotated[str, Meta(pattern=NO_NUL)]
 Title = Annotated[str, Meta(min_length=1, max_length=TITLE_CHARACTERS, pattern=NOT_BLANK)]
 Name = Annotated[str, Meta(min_length=1, max_length=300, pattern=NO_NUL)]
+SavedName = Annotated[str, Meta(min_length=1, max_length=NAME_CHARACTERS, pattern=NOT_BLANK)]
+PromptText = Annotated[str, Meta(min_length=1, max_length=PROMPT_CHARACTERS, pattern=NOT_BLANK)]
 Secret = Annotated[str, Meta(max_length=1000)]  # a password or a token, and any user name before auth.py checks it
 
 
@@ -102,14 +108,39 @@ class ContinueRequest(AnswerRequest, kw_only=True):
 class Defaults(Struct):
     """Fields that are not sent stay UNSET, and msgspec.to_builtins leaves them out."""
 
-    system_prompt: Annotated[Text, Meta(max_length=100_000)] | UnsetType = UNSET
+    system_prompt: Annotated[Text, Meta(max_length=SYSTEM_PROMPT_CHARACTERS)] | UnsetType = UNSET
     settings: Parameters | UnsetType = UNSET
 
 
-class ConversationFields(Defaults):
-    pinned: bool | UnsetType = UNSET
+class DefaultsChange(Defaults):
+    preset_id: Id | None | UnsetType = UNSET
+
+
+class PresetFields(Defaults):
     provider_id: Name | None | UnsetType = UNSET
     model: Name | None | UnsetType = UNSET
+
+
+class NewPreset(PresetFields, kw_only=True):
+    name: SavedName
+
+
+class PresetChange(PresetFields):
+    name: SavedName | UnsetType = UNSET
+
+
+class NewPrompt(Struct):
+    name: SavedName
+    content: PromptText
+
+
+class PromptChange(Struct):
+    name: SavedName | UnsetType = UNSET
+    content: PromptText | UnsetType = UNSET
+
+
+class ConversationFields(PresetFields):
+    pinned: bool | UnsetType = UNSET
 
 
 class ConversationChange(ConversationFields):
@@ -131,6 +162,7 @@ class NewMessage(Struct):
 class NewConversation(ConversationFields):
     title: Annotated[Text, Meta(max_length=TITLE_CHARACTERS)] | None = None  # null and blank are the same as no title
     message: NewMessage | UnsetType = UNSET  # the first question, stored together with the conversation
+    preset_id: Id | None = None  # None: the default preset, if there is one
 
 
 class Selection(Struct):
@@ -310,9 +342,27 @@ class Invites(Struct):
     invites: list[InviteEntry]
 
 
-class CurrentDefaults(Struct):
-    system_prompt: str
-    settings: Parameters
+class Prompts(Struct):
+    prompts: list[Prompt]
+
+
+class Presets(Struct):
+    presets: list[Preset]
+
+
+class ServerStorage(Struct):
+    database_bytes: int
+    image_bytes: int  # part of the database
+    backup_bytes: int
+    backups: int
+    free_bytes: int  # on the disk of the database
+
+
+class Storage(Struct):
+    used_bytes: int  # by the user, as counted towards the limit
+    image_bytes: int  # part of used_bytes
+    limit_bytes: int | None
+    server: ServerStorage | None  # for administrators
 
 
 class SearchResults(Struct):

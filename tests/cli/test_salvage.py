@@ -52,6 +52,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     queries.messages.add_message(conn, user.id, conversation_id, text, images=images)
                     for _ in range(1 + turn % 2):
                         _answer(conn, user.id, conversation_id, f"{name} is told {number}.{turn}.")
+        for user in queries.accounts.list_users(conn):
+            prompt = {"name": "Question", "content": f"{user.username} asks {{{{what}}}}"}
+            queries.prompts.add_prompt(conn, user.id, prompt)
+            preset = {"name": "Long", "system_prompt": LONG, "settings": {"seed": 1}}
+            preset_id = queries.prompts.add_preset(conn, user.id, preset).id
+            queries.prompts.set_defaults(conn, user.id, {"preset_id": preset_id})
         conn.commit()
     return path
 
@@ -167,6 +173,7 @@ DAMAGES: dict[str, Callable[[sqlite3.Connection], object]] = {
         "UPDATE messages SET parent_id = 2 WHERE conversation_id = 5"
     ),
     "missing owner": lambda conn: conn.execute("UPDATE conversations SET user_id = 77 WHERE id = 3"),
+    "missing owner of a prompt": lambda conn: conn.execute("UPDATE prompts SET user_id = 77 WHERE id = 2"),
     "missing conversation": lambda conn: conn.execute("DELETE FROM conversations WHERE id = 3"),
     "invalid time": lambda conn: conn.execute("UPDATE messages SET created_at = 'noon' WHERE id = 3"),
     "invalid JSON": lambda conn: conn.execute("UPDATE generations SET log = '[1,' WHERE rowid = 3"),
@@ -198,7 +205,8 @@ def test_conversation_without_owner_goes_to_a_new_disabled_user(sound: Path, tmp
     broken.write_bytes(sound.read_bytes())
     with opened(broken) as connection:  # only the messages of bob are left, and ann has the name of the new user
         connection.execute("DELETE FROM users WHERE username = 'bob'")
-        connection.execute("DELETE FROM conversations WHERE user_id = 2")
+        for table in ("conversations", "prompts", "presets"):
+            connection.execute(f"DELETE FROM {table} WHERE user_id = 2")
         connection.execute("UPDATE users SET username = 'user-recovered'")
         connection.commit()
     _, target = salvaged(broken.read_bytes(), tmp_path)

@@ -20,7 +20,7 @@ from fireside.errors import (
     NoUserMessage,
     UsernameExists,
 )
-from fireside.queries import accounts, conversations, generations, messages, search
+from fireside.queries import accounts, conversations, generations, messages, prompts, search
 from fireside.queries.generations import Answer, AnswerRequest, Job, Recording
 from fireside.queries.messages import Image
 from fireside.transfer import archive
@@ -227,6 +227,12 @@ OWNED: dict[str, tuple[Any, ...]] = {  # a query, and the arguments after the us
     "begin_answer": (generations.begin_answer, "conversation", AnswerRequest(retry=True), "lmstudio", "m"),
     "delete_session": (accounts.delete_session, "session"),
     "owned": (conversations.owned, "conversation"),
+    "set_prompt": (prompts.set_prompt, "prompt", {"content": "hello"}),
+    "delete_prompt": (prompts.delete_prompt, "prompt"),
+    "get_preset": (prompts.get_preset, "preset"),
+    "set_preset": (prompts.set_preset, "preset", {"system_prompt": "hello"}),
+    "delete_preset": (prompts.delete_preset, "preset"),
+    "get_first_preset": (prompts.get_first_preset, "preset"),
 }
 
 
@@ -245,6 +251,8 @@ def test_object_of_another_user_or_hidden_is_like_a_missing_one(conn: Connection
         "image": conn.execute("SELECT id FROM images").fetchone()[0],
         "generation": conn.execute("SELECT id FROM generations").fetchone()[0],
         "session": accounts.add_session(conn, ANN, b"1", "", "hash of ann"),
+        "prompt": prompts.add_prompt(conn, ANN, {"name": "Hers", "content": "hi"}).id,
+        "preset": prompts.add_preset(conn, ANN, {"name": "Hers"}).id,
     }
     if kind == "hidden":
         conn.execute("UPDATE conversations SET user_id = ?, hidden = 1 WHERE id <> ?", (BOB, objects["own"]))

@@ -43,7 +43,14 @@ ORIGINS: dict[str, dict[str, str]] = {
 }
 ALLOWED_ORIGINS = ("none", "same origin")
 MODEL = "llama-3.2-3b-instruct"
-PRIVATE = ("conversation", "session", "image", "generation")  # kinds of objects that belong to one user
+PRIVATE = (
+    "conversation",
+    "session",
+    "image",
+    "generation",
+    "prompt",
+    "preset",
+)  # kinds of objects that belong to one user
 
 # The body of a request to a route, and the expected answers to an authorized request if it is not 200.
 BODIES: dict[str, Any] = {
@@ -54,6 +61,8 @@ BODIES: dict[str, Any] = {
     "POST /chat/retry": {"conversation_id": "{conversation_id}", "provider_id": "lmstudio", "model": MODEL},
     "POST /chat/continue": {"conversation_id": "{conversation_id}", "provider_id": "lmstudio", "model": MODEL},
     "POST /render": {"text": "*hello*"},
+    "POST /prompts": {"name": "Greeting", "content": "Hello"},
+    "POST /presets": {"name": "Brief"},
     "POST /providers/{provider_id}/models/load": {"model": MODEL},
     "POST /providers/{provider_id}/models/unload": {"model": MODEL},
     "POST /providers/{provider_id}/models/download": {"model": MODEL},
@@ -197,6 +206,9 @@ class World:
         made["image_id"] = await self._newest("images")
         if not route or "/generations/" in route or "/cancel/" in route:
             made["generation_id"] = await self._begin(user_id, conversation.id, "/generations/" not in route)
+        name_here = {"name": str(uuid.uuid4())}
+        made["prompt_id"] = (await write(queries.prompts.add_prompt, user_id, name_here | {"content": "Hello"})).id
+        made["preset_id"] = (await write(queries.prompts.add_preset, user_id, name_here)).id
         if not route or "/sessions/" in route:
             await self.sign_in(name)
             made["session_id"] = await self._newest("sessions")
@@ -246,7 +258,16 @@ class World:
         """Return a hash of all rows, without when sessions were last seen and without unfinished answers."""
         tables = [
             f"{table} ORDER BY 1"
-            for table in ("users", "invites", "login_links", "conversations", "messages", "images")
+            for table in (
+                "users",
+                "invites",
+                "login_links",
+                "conversations",
+                "messages",
+                "images",
+                "prompts",
+                "presets",
+            )
         ]
         queries = [f"SELECT * FROM {table}" for table in (*tables, "generations ORDER BY 1")]
         queries.append("SELECT id, user_id, token_hash FROM sessions ORDER BY id")

@@ -112,6 +112,13 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     # Conversations and answers
     await ann.get("/defaults")
     await ann.patch("/defaults", json={"system_prompt": "Be brief.", "settings": {"temperature": 0.5}})
+    prompt = good(await ann.post("/prompts", json={"name": "Greeting", "content": "Hello {{name}}"}))["id"]
+    await ann.patch(f"/prompts/{prompt}", json={"content": "Good evening, {{name}}"})
+    preset = good(await ann.post("/presets", json={"name": "Brief", "settings": {"temperature": 0.5}, **MODEL}))["id"]
+    await ann.patch(f"/presets/{preset}", json={"system_prompt": "Be brief."})
+    await ann.patch("/defaults", json={"preset_id": preset})
+    for path in ("/prompts", "/presets", "/defaults"):
+        await ann.get(path)
     image = {"media_type": "image/png", "data": PNG}
     message = {"content": "Look", "images": [image]}
     chat = f"/conversations/{await ann.conversation(title='Mine', message=message)}"
@@ -159,8 +166,10 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     await owner.post("/control/export", json={})
     await owner.post("/control/session", json={})
     await owner.post("/control/backup", json={"file": str(tmp_path / "backup.db")})
-    for path in ("/usage", "/export"):
+    for path in ("/usage", "/export", "/storage"):
         await ann.get(path)
+    await ann.delete(f"/prompts/{prompt}")
+    await ann.delete(f"/presets/{preset}")
     await ann.delete(chat)
     await ann.get("/conversations?deleted=true")
     await ann.post(f"{chat}/restore")

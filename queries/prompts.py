@@ -1,0 +1,258 @@
+"""Queries of what a user saves for later: prompts, and presets of instructions, model and settings. See conversations.py for the first
+parameter.
+
+Names are unique for each user, ignoring case. A conversation copies a preset, so changing the preset later does not change the conversation.
+"""
+
+import json
+import sqlite3
+from typing import Annotated, Any, Literal
+
+from msgspec import Raw, Struct
+
+from ..db import Connection, insert, now
+from ..errors import Invalid, NameExists, NotFound
+from .conversations import add_stored_bytes, get_defaults, title_key
+from .types import NAME_CHARACTERS, Parameters, stored
+
+MAX_SAVED = {"prompts": 500, "presets": 100}  # of a user
+
+Table = Literal["prompts", "presets"]
+
+
+class Prompt(Struct):
+    id: int
+    name: str
+    content: str
+    created_at: str
+    updated_at: str
+
+
+class Preset(Struct):
+    id: int
+    name: str
+    system_prompt: str
+    provider_id: str | None
+    model: str | None
+    settings: Annotated[Raw, stored(Parameters)]
+    is_default: bool  # new conversations begin with it
+    created_at: str
+    updated_at: str
+
+
+class Defaults(Struct):
+    """What new conversations begin with: the default preset, or what the user has set without one."""
+
+    system_prompt: str
+    settings: Annotated[Raw, stored(Parameters)]
+    preset_id: int | None
+    provider_id: str | None  # of the preset
+    model: str | None
+
+
+def list_prompts(conn: Connection, user_id: int) -> list[Prompt]:
+    """Return the user's prompts, sorted by name."""
+    return [_prompt(row) for row in _list(conn, "prompts", user_id)]
+
+
+def add_prompt(conn: Connection, user_id: int, fields: dict[str, Any], max_bytes: int = 0) -> Prompt:
+    """Add a prompt: name and content. Raises NameExists, QuotaExceeded, and Invalid when there are too many."""
+    return _prompt(_add(conn, "prompts", user_id, fields, max_bytes))
+
+
+def set_prompt(conn: Connection, user_id: int, prompt_id: int, fields: dict[str, Any], max_bytes: int = 0) -> Prompt:
+    """Change `fields`. Raises NotFound, NameExists and QuotaExceeded."""
+    return _prompt(_set(conn, "prompts", user_id, prompt_id, fields, max_bytes))
+
+
+def delete_prompt(conn: Connection, user_id: int, prompt_id: int) -> None:
+    _delete(conn, "prompts", user_id, prompt_id)
+
+
+def list_presets(conn: Connection, user_id: int) -> list[Preset]:
+    """Return the user's presets, sorted by name."""
+    return [_preset(row) for row in _list(conn, "presets", user_id)]
+
+
+def get_preset(conn: Connection, user_id: int, preset_id: int) -> Preset:
+    return _preset(_owned(conn, "presets", user_id, preset_id))
+
+
+def add_preset(conn: Connection, user_id: int, fields: dict[str, Any], max_bytes: int = 0) -> Preset:
+    """Add a preset: name, and optionally system_prompt, provider_id, model and settings (a dict). Raises as `add_prompt` does."""
+    return _preset(_add(conn, "presets", user_id, fields, max_bytes))
+
+
+def set_preset(conn: Connection, user_id: int, preset_id: int, fields: dict[str, Any], max_bytes: int = 0) -> Preset:
+    """Change `fields`. Raises as `set_prompt` does."""
+    return _preset(_set(conn, "presets", user_id, preset_id, fields, max_bytes))
+
+
+def delete_preset(conn: Connection, user_id: int, preset_id: int) -> None:
+    _delete(conn, "presets", user_id, preset_id)
+
+
+def save_imported(
+    conn: Connection, user_id: int, table: Table, fields: dict[str, Any], max_bytes: int = 0, dry_run: bool = False
+) -> bool:
+    """Add an imported prompt or preset, with a number after its name if another one has the name. Return whether it was new.
+
+    Raises as `add_prompt` does. `dry_run`: change nothing.
+    """
+    name = fields["name"]
+    for number in range(2, 3 + MAX_SAVED[table]):
+        row = _named(conn, table, user_id, fields["name"])
+        if row is None:
+            break
+        if _contains(row, fields):
+            return False
+        ending = f" ({number})"
+        fields = fields | {"name": name[: NAME_CHARACTERS - len(ending)] + ending}
+    if dry_run:
+        _check_count(conn, table, user_id)
+    else:
+        _add(conn, table, user_id, fields, max_bytes)
+    return True
+
+
+# ---- what new conversations begin with
+
+
+def get_effective_defaults(conn: Connection, user_id: int) -> Defaults:
+    preset = _default_preset(conn, user_id)
+    if preset is not None:
+        return Defaults(preset.system_prompt, preset.settings, preset.id, preset.provider_id, preset.model)
+    own = get_defaults(conn, user_id)
+    return Defaults(own.get("system_prompt", ""), Raw(json.dumps(own.get("settings", {})).encode()), None, None, None)
+
+
+def set_defaults(conn: Connection, user_id: int, fields: dict[str, Any]) -> Defaults:
+    """Change system_prompt and settings of new conversations, or have them begin with a preset (preset_id; None: with none).
+
+    Changing a field while there is a default preset keeps the other field's value, and new conversations no longer begin with the preset.
+    Raises NotFound for the preset, and Invalid for a preset together with other fields.
+    """
+    own = {name: value for name, value in fields.items() if name != "preset_id"}
+    preset_id = fields.get("preset_id")
+    if preset_id is not None and own:
+        raise Invalid("preset_id cannot be set together with system_prompt or settings.")
+    if preset_id is not None:
+        get_preset(conn, user_id, preset_id)
+    elif own and (preset := _default_preset(conn, user_id)):
+        own = {"system_prompt": preset.system_prompt, "settings": json.loads(bytes(preset.settings))} | own
+    if fields:
+        conn.execute("UPDATE presets SET is_default = 0 WHERE user_id = ? AND is_default = 1", (user_id,))
+        conn.execute("UPDATE presets SET is_default = 1 WHERE user_id = ? AND id = ?", (user_id, preset_id))
+    own = get_defaults(conn, user_id) | own
+    conn.execute("UPDATE users SET defaults = ? WHERE id = ?", (json.dumps(own), user_id))
+    return get_effective_defaults(conn, user_id)
+
+
+def get_first_preset(conn: Connection, user_id: int, preset_id: int | None) -> Preset | None:
+    """Return the preset that a new conversation copies: the one that is named, else the default, else None. Raises NotFound."""
+    return _default_preset(conn, user_id) if preset_id is None else get_preset(conn, user_id, preset_id)
+
+
+def _default_preset(conn: Connection, user_id: int) -> Preset | None:
+    row = conn.execute("SELECT * FROM presets WHERE user_id = ? AND is_default = 1", (user_id,)).fetchone()
+    return None if row is None else _preset(row)
+
+
+# ---- both tables
+
+_CONTENTS = {  # the columns that a user fills, with their values where they are not given
+    "prompts": {"content": ""},
+    "presets": {"system_prompt": "", "provider_id": None, "model": None, "settings": "{}"},
+}
+_COUNTED = {"prompts": "content", "presets": "system_prompt"}  # towards stored_bytes
+
+
+def _prompt(row: sqlite3.Row) -> Prompt:
+    return Prompt(**{name: row[name] for name in Prompt.__struct_fields__})
+
+
+def _preset(row: sqlite3.Row) -> Preset:
+    columns: dict[str, Any] = {name: row[name] for name in Preset.__struct_fields__}
+    return Preset(**columns | {"settings": Raw(row["settings"].encode()), "is_default": bool(row["is_default"])})
+
+
+def _list(conn: Connection, table: Table, user_id: int) -> list[sqlite3.Row]:
+    return conn.execute(f"SELECT * FROM {table} WHERE user_id = ? ORDER BY name_key", (user_id,)).fetchall()
+
+
+def _owned(conn: Connection, table: Table, user_id: int, row_id: int) -> sqlite3.Row:
+    """Return the user's row. Raises NotFound."""
+    row: sqlite3.Row | None = conn.execute(
+        f"SELECT * FROM {table} WHERE id = ? AND user_id = ?", (row_id, user_id)
+    ).fetchone()
+    if row is None:
+        raise NotFound(table.removesuffix("s"))
+    return row
+
+
+def _named(conn: Connection, table: Table, user_id: int, name: str) -> sqlite3.Row | None:
+    row: sqlite3.Row | None = conn.execute(
+        f"SELECT * FROM {table} WHERE user_id = ? AND name_key = ?", (user_id, _columns({"name": name})["name_key"])
+    ).fetchone()
+    return row
+
+
+def _columns(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields as the table stores them: a name is one line."""
+    columns = dict(fields)
+    if "name" in fields:
+        columns["name"] = " ".join(fields["name"].split())
+        columns["name_key"] = title_key(columns["name"])
+    if "settings" in fields:
+        columns["settings"] = json.dumps(fields["settings"])
+    return columns
+
+
+def _contains(row: sqlite3.Row, fields: dict[str, Any]) -> bool:
+    """Whether the row has these values. Names are compared by their keys."""
+    return all(row[name] == value for name, value in _columns(fields).items() if name not in ("name", "name_key"))
+
+
+def _check_count(conn: Connection, table: Table, user_id: int) -> None:
+    count = conn.execute(f"SELECT count(*) FROM {table} WHERE user_id = ?", (user_id,)).fetchone()[0]
+    if count >= MAX_SAVED[table]:
+        raise Invalid(f"At most {MAX_SAVED[table]} {table} can be saved. Delete one first.")
+
+
+def _add(conn: Connection, table: Table, user_id: int, fields: dict[str, Any], max_bytes: int) -> sqlite3.Row:
+    """Add a row. If it exists as it is, because a request was repeated, return it."""
+    existing = _named(conn, table, user_id, fields["name"])
+    if existing is not None:
+        if _contains(existing, fields) and existing["name"] == _columns(fields)["name"]:
+            return existing
+        raise NameExists(table.removesuffix("s"))
+    _check_count(conn, table, user_id)
+    columns = _CONTENTS[table] | _columns(fields)
+    add_stored_bytes(conn, user_id, len(columns[_COUNTED[table]].encode()), max_bytes)
+    columns |= {"user_id": user_id, "created_at": now(), "updated_at": now()}
+    places = ", ".join(f":{name}" for name in columns)
+    row_id = insert(conn, f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", columns)
+    return _owned(conn, table, user_id, row_id)
+
+
+def _set(
+    conn: Connection, table: Table, user_id: int, row_id: int, fields: dict[str, Any], max_bytes: int
+) -> sqlite3.Row:
+    row = _owned(conn, table, user_id, row_id)
+    columns = _columns(fields) | {"updated_at": now()}
+    if "name" in fields:
+        other = _named(conn, table, user_id, fields["name"])
+        if other is not None and other["id"] != row_id:
+            raise NameExists(table.removesuffix("s"))
+    counted = _COUNTED[table]
+    if counted in fields:
+        add_stored_bytes(conn, user_id, len(fields[counted].encode()) - len(row[counted].encode()), max_bytes)
+    changes = ", ".join(f"{name} = :{name}" for name in columns)
+    conn.execute(f"UPDATE {table} SET {changes} WHERE id = :id", columns | {"id": row_id})
+    return _owned(conn, table, user_id, row_id)
+
+
+def _delete(conn: Connection, table: Table, user_id: int, row_id: int) -> None:
+    row = _owned(conn, table, user_id, row_id)
+    add_stored_bytes(conn, user_id, -len(row[_COUNTED[table]].encode()))
+    conn.execute(f"DELETE FROM {table} WHERE id = ?", (row_id,))
