@@ -160,7 +160,7 @@ def _default_preset(conn: Connection, user_id: int) -> Preset | None:
 
 # ---- both tables
 
-_CONTENTS = {  # the columns that a user fills, with their values where they are not given
+_CONTENTS: dict[str, dict[str, Any]] = {  # the columns that a user fills, with their values where they are not given
     "prompts": {"content": ""},
     "presets": {"system_prompt": "", "provider_id": None, "model": None, "settings": "{}"},
 }
@@ -186,7 +186,7 @@ def _owned(conn: Connection, table: Table, user_id: int, row_id: int) -> sqlite3
         f"SELECT * FROM {table} WHERE id = ? AND user_id = ?", (row_id, user_id)
     ).fetchone()
     if row is None:
-        raise NotFound(table.removesuffix("s"))
+        raise NotFound("prompt") if table == "prompts" else NotFound("preset")
     return row
 
 

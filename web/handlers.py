@@ -250,7 +250,7 @@ def _copy_preset(request: Request, preset_id: int | None) -> dict[str, Any]:
         return {}
     copied = {"system_prompt": preset.system_prompt, "settings": msgspec.json.decode(preset.settings)}
     server = request.app_state.providers.find(preset.provider_id)
-    if server and preset.model and not server.lacks(preset.model):
+    if preset.model and not (server and server.lacks(preset.model)):
         copied |= {"provider_id": preset.provider_id, "model": preset.model}
     return copied
 

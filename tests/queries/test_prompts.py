@@ -52,11 +52,12 @@ def test_names_are_unique_for_each_user_ignoring_case_and_spaces(conn: Connectio
 
 def test_repeated_request_adds_nothing(conn: Connection) -> None:
     assert save(conn) == save(conn)
-    first = preset(conn, system_prompt="Be brief.", settings={"seed": 1})
-    assert preset(conn, system_prompt="Be brief.", settings={"seed": 1}) == first
-    for changed in ({"settings": {"seed": 2}}, {"system_prompt": ""}):
+    fields: dict[str, Any] = {"system_prompt": "Be brief.", "settings": {"seed": 1}}
+    assert preset(conn, **fields) == preset(conn, **fields)
+    changes: list[dict[str, Any]] = [{"settings": {"seed": 2}}, {"system_prompt": ""}]
+    for changed in changes:
         with pytest.raises(NameExists):
-            preset(conn, **{"system_prompt": "Be brief.", "settings": {"seed": 1}} | changed)
+            preset(conn, **fields | changed)
 
 
 def test_saved_texts_count_towards_the_limit(conn: Connection) -> None:
@@ -120,17 +121,19 @@ def test_default_preset_is_what_new_conversations_begin_with(conn: Connection) -
 def test_changing_one_default_keeps_the_other_of_the_preset(conn: Connection) -> None:
     """After PATCH /defaults, GET /defaults returns what was set, also if a preset was the default."""
     brief = preset(conn, system_prompt="Be brief.", settings={"top_k": 2}, provider_id="lmstudio", model="m")
-    for fields, expected in (
+    changes: list[tuple[dict[str, Any], Any]] = [
         ({"system_prompt": "Rhyme."}, ("Rhyme.", {"top_k": 2}, None, None)),
         ({"settings": {"seed": 1}}, ("Be brief.", {"seed": 1}, None, None)),
         ({"system_prompt": "Rhyme.", "preset_id": None}, ("Rhyme.", {"top_k": 2}, None, None)),
-    ):
+    ]
+    for fields, expected in changes:
         prompts.set_defaults(conn, ANN, {"preset_id": brief.id})
         assert defaults(prompts.set_defaults(conn, ANN, fields)) == expected
-    for fields, error in (
+    refused: list[tuple[dict[str, Any], type[Exception]]] = [
         ({"preset_id": brief.id, "settings": {}}, Invalid),
         ({"preset_id": brief.id + 1}, NotFound),
-    ):
+    ]
+    for fields, error in refused:
         before = conn.total_changes
         with pytest.raises(error):
             prompts.set_defaults(conn, ANN, fields)

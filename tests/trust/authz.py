@@ -206,9 +206,11 @@ class World:
         made["image_id"] = await self._newest("images")
         if not route or "/generations/" in route or "/cancel/" in route:
             made["generation_id"] = await self._begin(user_id, conversation.id, "/generations/" not in route)
-        name_here = {"name": str(uuid.uuid4())}
-        made["prompt_id"] = (await write(queries.prompts.add_prompt, user_id, name_here | {"content": "Hello"})).id
-        made["preset_id"] = (await write(queries.prompts.add_preset, user_id, name_here)).id
+        saved = {"name": str(uuid.uuid4())}
+        if not route or "/prompts/" in route:
+            made["prompt_id"] = (await write(queries.prompts.add_prompt, user_id, saved | {"content": "Hello"})).id
+        if not route or "/presets/" in route:
+            made["preset_id"] = (await write(queries.prompts.add_preset, user_id, saved)).id
         if not route or "/sessions/" in route:
             await self.sign_in(name)
             made["session_id"] = await self._newest("sessions")
