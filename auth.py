@@ -11,7 +11,6 @@ import functools
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import time
@@ -27,7 +26,7 @@ import itsdangerous
 
 from . import queries
 from .config import Config
-from .db import Database, ago, create_private, timestamp
+from .db import Database, ago, timestamp, write_private
 from .errors import (
     AuthRequired,
     BootstrapDisabled,
@@ -165,17 +164,6 @@ def private_file(path: Path, make: Callable[[], str]) -> str:
     text = make()
     write_private(path, text)
     return text
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write or replace a file that only its owner can read. A crash leaves the old or the new file, not a part of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    with create_private(partial) as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 class Auth:

@@ -6,14 +6,15 @@ in capitals. A test compares docs/configuration.md with the fields.
 
 import importlib.util
 import ipaddress
+import json
 import os
 import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -24,6 +25,8 @@ from .errors import ConfigError
 LMSTUDIO_CONCURRENCY = 4  # LM Studio's "Max Concurrent Predictions"; further requests would wait in its own queue
 MAX_CONCURRENCY = 1000
 KINDS = ("lmstudio", "openai", "embedded")
+Source = Literal["built-in", "page", "config.toml", "environment"]
+SERVERS_FILE = "model-servers.json"  # in the data directory: the model servers from the page, with their keys
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,14 @@ class Provider:
     concurrency: int = 4  # generations at a time; more wait in Fireside's queue
     ttl: int = 0  # seconds after which LM Studio unloads a model that an answer has loaded; 0: as it is set there
     models: tuple[str, ...] = ()  # names of the models to offer; empty: those that the server lists
+    enabled: bool = True
+    source: Source = "built-in"  # only servers that are built in or from the page can be changed there
+
+
+BUILT_IN = {
+    "lmstudio": Provider("lmstudio", "lmstudio", "LM Studio", concurrency=LMSTUDIO_CONCURRENCY),
+    "embedded": Provider("embedded", "embedded", "Embedded engine", concurrency=1),
+}
 
 
 # ---- Parsers: each takes a value from any source and returns it converted, or raises ValueError with what it must be.
@@ -100,7 +111,7 @@ def _key(value: Any) -> str:
 _HOST = r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])"
 
 
-def _url(value: Any) -> str:
+def parse_url(value: Any) -> str:
     """Return the URL as browsers send it: lower case, punycode, without the scheme's default port."""
     invalid = ValueError("a URL such as http://127.0.0.1:1234")
     text = value.strip() if isinstance(value, str) else ""
@@ -118,7 +129,7 @@ def _url(value: Any) -> str:
 
 
 def _origins(value: Any) -> tuple[str, ...]:
-    origins = tuple(_url(item) for item in _texts(value))
+    origins = tuple(parse_url(item) for item in _texts(value))
     if any(urlsplit(origin).path for origin in origins):
         raise ValueError("origins such as https://chat.example.org, without a path")
     return origins
@@ -155,7 +166,7 @@ class Config:
     port: int = _setting(_number(0, 65535, int), 8000)
     lan: bool = _setting(_flag, False)
     open: bool = _setting(_flag, True)
-    public_url: str = _setting(_url, "")
+    public_url: str = _setting(parse_url, "")
     allowed_hosts: tuple[str, ...] = _setting(_hosts, ())
     allowed_origins: tuple[str, ...] = _setting(_origins, ())
     trusted_proxies: tuple[str, ...] = _setting(_networks, ())
@@ -184,6 +195,10 @@ class Config:
     @property
     def database(self) -> Path:
         return self.data_dir / "fireside.db"
+
+    @property
+    def servers_file(self) -> Path:
+        return self.data_dir / SERVERS_FILE
 
     @property
     def bootstrap_file(self) -> Path:
@@ -223,7 +238,9 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os
         values[setting.name] = next((value for value in checked if value is not None), setting.default)
     if (values["tls_certificate"] is None) != (values["tls_key"] is None):
         raise ConfigError("tls_certificate and tls_key: set both or neither")
-    values["providers"] = _providers(table.pop("providers", []), variables, file)
+    values["providers"] = _providers(
+        table.pop("providers", []), variables, file, _read_servers(data_dir / SERVERS_FILE)
+    )
     if table:
         raise ConfigError(f"{file}: {min(table)}: unknown setting")
     if unknown := variables.keys() - _VARIABLES:
@@ -257,16 +274,34 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
 
 
-def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[Provider, ...]:
-    """Return LM Studio, the embedded engine if it is installed, and the servers that config.toml adds.
+def _read_servers(file: Path) -> list[Any]:
+    """Return the model servers that administrators have added on the page, as `providers.Providers` wrote them."""
+    try:
+        servers = json.loads(file.read_text("utf-8"))["servers"]
+        if isinstance(servers, list) and all(isinstance(entry, dict) for entry in servers):
+            return servers
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise ConfigError(f"{file} is damaged. Delete it, and add the model servers again on the page.")
 
-    An entry with the id lmstudio or embedded changes that one; environment variables override it for LM Studio. An entry for an
-    engine that is not installed is left out with a warning, so that uninstalling the engine does not break the start.
+
+def _providers(
+    entries: Any, variables: Mapping[str, str], file: Path, added: list[dict[str, Any]]
+) -> tuple[Provider, ...]:
+    """Return LM Studio, the embedded engine if it is installed, and the servers of config.toml and of the page.
+
+    An entry with the id lmstudio or embedded changes that one; environment variables override it for LM Studio, and config.toml
+    overrides the page. An entry for an engine that is not installed is left out with a warning, so that uninstalling the engine
+    does not break the start.
     """
     tables: dict[str, dict[str, Any]] = {
-        "lmstudio": {"kind": "lmstudio", "name": "LM Studio", "concurrency": LMSTUDIO_CONCURRENCY},
-        "embedded": {"kind": "embedded", "name": "Embedded engine", "concurrency": 1},
+        one.id: {"kind": one.kind, "name": one.name, "concurrency": one.concurrency} for one in BUILT_IN.values()
     }
+    sources: dict[str, Source] = {}
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"{file}: providers: must be tables that begin with [[providers]]")
     for number, entry in enumerate(entries, 1):
@@ -274,10 +309,23 @@ def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[
         if not isinstance(identity, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", identity):
             raise ConfigError(f"{file}: providers[{number}].id: must be 1 to 64 lower-case letters, digits, - and _")
         tables[identity] = tables.get(identity, {}) | entry
+        sources[identity] = "config.toml"
     for variable, key in _LMSTUDIO_VARIABLES.items():
         if variable in variables:
             tables["lmstudio"][key] = _checked(variable, _PROVIDER_KEYS[key], variables[variable])
-    providers = {identity: _provider(identity, table, file) for identity, table in tables.items()}
+            sources["lmstudio"] = "environment"
+    for entry in added:
+        identity = entry.get("id")
+        if isinstance(identity, str) and identity not in sources:
+            tables[identity] = tables.get(identity, {}) | entry
+            sources[identity] = "page"
+    providers = {
+        identity: replace(
+            _provider(identity, table, file.with_name(SERVERS_FILE) if sources.get(identity) == "page" else file),
+            source=sources.get(identity, "built-in"),
+        )
+        for identity, table in tables.items()
+    }
     if providers["embedded"].kind == "embedded" and importlib.util.find_spec("xllamacpp") is None:
         del providers["embedded"]
         if any(entry["id"] == "embedded" for entry in entries):
@@ -287,8 +335,8 @@ def _providers(entries: Any, variables: Mapping[str, str], file: Path) -> tuple[
 
 
 _PROVIDER_KEYS: dict[str, Callable[[Any], Any]] = {
-    "id": _text, "kind": _text, "name": _text, "url": _url, "api_key": _key, "concurrency": _number(1, MAX_CONCURRENCY, int),
-    "ttl": _number(1, 31_536_000, int), "models": _texts,
+    "id": _text, "kind": _text, "name": _text, "url": parse_url, "api_key": _key, "concurrency": _number(1, MAX_CONCURRENCY, int),
+    "ttl": _number(1, 31_536_000, int), "models": _texts, "enabled": _flag,
 }  # fmt: skip
 
 

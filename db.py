@@ -177,6 +177,17 @@ def create_private(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb")
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write or replace a file that only its owner can read. A crash leaves the old or the new file, not a part of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    with create_private(partial) as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
 def insert(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
     """Run an INSERT and return the id of the new row."""
     row_id = conn.execute(sql, values).lastrowid

@@ -145,6 +145,21 @@ class UserDisabled(Conflict):
     message = "This user is disabled. Enable the user first."
 
 
+class ProviderExists(Conflict):
+    code = "PROVIDER_EXISTS"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} has this address already.")
+
+
+class ProviderFixed(Conflict):
+    code = "PROVIDER_FIXED"
+
+    def __init__(self, source: str) -> None:
+        place = "config.toml" if source == "config.toml" else "environment variables"
+        super().__init__(f"This model server is set by {place}. Change it there, and restart Fireside.")
+
+
 class RequestTimeout(FiresideError):
     status = 408
     code = "REQUEST_TIMEOUT"

@@ -4,11 +4,15 @@ Each kind of model server is a class in `backends/`, derived from `backends.open
 """
 
 import asyncio
+import itertools
+import json
 import logging
+import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+import unicodedata
+from collections.abc import AsyncGenerator, AsyncIterator, Container
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import msgspec
@@ -16,9 +20,10 @@ import msgspec
 from .backends.answer import Part
 from .backends.engine import Embedded, Engine
 from .backends.lmstudio import LMStudio
-from .backends.openai import Model, ModelDownload, OpenAI
-from .config import MAX_CONCURRENCY, Config, Provider
-from .errors import NotFound, ProviderFailed
+from .backends.openai import Model, ModelDownload, OpenAI, base_url
+from .config import BUILT_IN, MAX_CONCURRENCY, Config, Provider
+from .db import write_private
+from .errors import NotFound, ProviderExists, ProviderFailed, ProviderFixed, StorageUnavailable
 from .safety.queue import Slots
 
 log = logging.getLogger("fireside.providers")
@@ -71,6 +76,16 @@ class ModelServer:
     @property
     def id(self) -> str:
         return self.settings.id
+
+    @property
+    def url(self) -> str:
+        """Where chats are sent; empty for the embedded engine."""
+        return base_url(self._backend.provider) if self._backend.provider.url else ""
+
+    @property
+    def address(self) -> str:
+        """As it was set, or as it was found on this computer; empty for the embedded engine."""
+        return self._backend.provider.url
 
     @property
     def reports_loading(self) -> bool:
@@ -252,16 +267,26 @@ class ModelServer:
 
 
 class Providers:
-    """The model servers by id."""
+    """The model servers by id. Those that are not built in or set in config.toml can be changed while Fireside runs."""
 
     def __init__(self, config: Config, engine: Engine) -> None:
+        self._file = config.servers_file
+        self._engine = engine
         self._servers = {provider.id: ModelServer(provider, engine) for provider in config.providers}
+        self._removed: list[ModelServer] = []
+        self._saving = asyncio.Lock()
 
     async def aclose(self) -> None:
-        await asyncio.gather(*(server.aclose() for server in self._servers.values()))
+        await asyncio.gather(*(server.aclose() for server in (*self._servers.values(), *self._removed)))
+
+    @property
+    def enabled(self) -> list[ModelServer]:
+        return [server for server in self._servers.values() if server.settings.enabled]
 
     def find(self, provider_id: str | None) -> ModelServer | None:
-        return self._servers.get(provider_id or "")
+        """Return the server if it is enabled, else None."""
+        server = self._servers.get(provider_id or "")
+        return server if server and server.settings.enabled else None
 
     def get(self, provider_id: str) -> ModelServer:
         """Raises NotFound."""
@@ -271,12 +296,98 @@ class Providers:
 
     def models_with_vision(self) -> list[str]:
         """Return the names of the models that can see images, as the servers last listed them, loaded ones first."""
-        models = [model for server in self._servers.values() for model in server.last_models if model.vision]
+        models = [model for server in self.enabled for model in server.last_models if model.vision]
         return [model.label or model.id for model in sorted(models, key=lambda model: model.state != "loaded")]
 
     async def catalog(self, max_age: float = 0.0, details: bool = False) -> list[dict[str, Any]]:
         """Return the response of GET /providers. All servers are asked at once."""
-        return list(await asyncio.gather(*(server.entry(max_age, details) for server in self._servers.values())))
+        return list(await asyncio.gather(*(server.entry(max_age, details) for server in self.enabled)))
+
+    # ---- changing the servers
+
+    async def status(self, max_age: float = 0.0) -> list[tuple[ModelServer, dict[str, Any] | None]]:
+        """Return all servers, each with its entry of the catalog if it is enabled."""
+        servers = list(self._servers.values())
+        enabled = [server for server in servers if server.settings.enabled]
+        entries = await asyncio.gather(*(server.entry(max_age, details=True) for server in enabled))
+        found = {server.id: entry for server, entry in zip(enabled, entries, strict=True)}
+        return [(server, found.get(server.id)) for server in servers]
+
+    def settings(self, provider_id: str) -> Provider:
+        """Return the settings of a server, also of one that is not enabled. Raises NotFound."""
+        if provider_id not in self._servers:
+            raise NotFound("provider")
+        return self._servers[provider_id].settings
+
+    async def add(self, provider: Provider) -> ModelServer:
+        """Add a server, save it, and use it at once. Its id is made of its name. Raises ProviderExists, StorageUnavailable."""
+        async with self._saving:
+            self._check_address(provider)
+            identity = _free_id(provider.name, self._servers)
+            provider = replace(provider, id=identity, source="page")
+            await self._save({provider.id: provider})
+            server = self._servers[identity] = ModelServer(provider, self._engine)
+            return server
+
+    async def change(self, provider_id: str, **fields: Any) -> ModelServer:
+        """Change a server's settings. Raises NotFound, ProviderFixed, ProviderExists, StorageUnavailable."""
+        async with self._saving:
+            provider = replace(self._changeable(provider_id), **fields, source="page")
+            self._check_address(provider)
+            await self._save({provider_id: provider})
+            server = self._servers[provider_id]
+            server.configure(provider)
+            return server
+
+    async def remove(self, provider_id: str) -> None:
+        """Remove a server, or give a built-in one its first settings again. Answers that it was asked for are finished.
+
+        Raises NotFound, ProviderFixed, StorageUnavailable.
+        """
+        async with self._saving:
+            self._changeable(provider_id)
+            await self._save({provider_id: None})
+            if provider_id in BUILT_IN:
+                self._servers[provider_id].configure(BUILT_IN[provider_id])
+            else:
+                self._removed.append(self._servers.pop(provider_id))
+
+    def _changeable(self, provider_id: str) -> Provider:
+        provider = self.settings(provider_id)
+        if provider.source not in ("built-in", "page"):
+            raise ProviderFixed(provider.source)
+        return provider
+
+    def _check_address(self, provider: Provider) -> None:
+        """Raise ProviderExists if another server has this address: its models would be listed twice."""
+        for server in self._servers.values():
+            address = base_url(provider).replace("//localhost", "//127.0.0.1")
+            if server.id != provider.id and server.url.replace("//localhost", "//127.0.0.1") == address:
+                raise ProviderExists(server.settings.name)
+
+    async def _save(self, changed: dict[str, Provider | None]) -> None:
+        settings = {server.id: server.settings for server in self._servers.values()} | changed
+        added = [_stored(one) for one in settings.values() if one is not None and one.source == "page"]
+        text = json.dumps({"servers": added}, indent=1, ensure_ascii=False)
+        try:
+            await asyncio.to_thread(write_private, self._file, text)
+        except OSError as error:
+            raise StorageUnavailable(f"{self._file.name} cannot be written: {error.strerror}.") from error
+
+
+def _stored(provider: Provider) -> dict[str, Any]:
+    """Return a provider's entry in the file, as config.load reads it."""
+    unset = Provider(provider.id, provider.kind, provider.name)
+    fields = {name: value for name, value in asdict(provider).items() if value != getattr(unset, name)}
+    fields.pop("source")
+    return {"id": provider.id, "kind": provider.kind, "name": provider.name, **fields}
+
+
+def _free_id(name: str, taken: Container[str]) -> str:
+    """Return an id such as `ollama` or `ollama-2`."""
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", ascii_name).strip("-")[:50].strip("-") or "server"
+    return next(one for n in itertools.count(1) if (one := slug if n == 1 else f"{slug}-{n}") not in taken)
 
 
 def _create_backend(provider: Provider, engine: Engine) -> OpenAI:

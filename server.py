@@ -64,6 +64,11 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/admin/invites",                                 handlers.create_invite,        ADMIN,  schemas.InviteRequest),
     Endpoint("GET",    "/admin/invites",                                 handlers.list_invites,         ADMIN),
     Endpoint("POST",   "/admin/invites/{invite_id}/revoke",              handlers.revoke_invite,        ADMIN),
+    Endpoint("GET",    "/admin/providers",                               handlers.list_servers,         ADMIN),
+    Endpoint("POST",   "/admin/providers",                               handlers.add_server,           ADMIN,  schemas.NewServer),
+    Endpoint("POST",   "/admin/provider-test",                          handlers.test_server,          ADMIN,  schemas.ServerAddress),
+    Endpoint("PATCH",  "/admin/providers/{provider_id}",                 handlers.change_server,        ADMIN,  schemas.ServerChange),
+    Endpoint("DELETE", "/admin/providers/{provider_id}",                 handlers.remove_server,        ADMIN),
 
     Endpoint("GET",    "/defaults",                                      handlers.get_defaults,         USER),
     Endpoint("PATCH",  "/defaults",                                      handlers.change_defaults,      USER,   schemas.DefaultsChange),

@@ -4,6 +4,7 @@ Servers report the same error in different words and shapes, so the code is foun
 """
 
 import re
+import ssl
 from urllib.parse import urlsplit
 
 import httpx
@@ -80,13 +81,21 @@ def reported_error(provider: Provider, body: bytes, status: int | None = None) -
 
 
 def _advice(provider: Provider, code: str, status: int | None, text: str) -> str:
+    if code == "PROVIDER_AUTH" and provider.source in ("built-in", "page"):
+        return " An administrator can enter its key in the settings, under Model servers."
     if code == "PROVIDER_AUTH":
         variable = "FIRESIDE_LMSTUDIO_API_KEY or " if provider.id == "lmstudio" else ""
         return f" Fireside takes the key from {variable}api_key of the provider {provider.id} in config.toml."
     wrong_url = text.lstrip().startswith("<") or "Unexpected endpoint" in text
     if code == "PROVIDER_ERROR" and (wrong_url or status in (301, 302, 303, 307, 308, 404, 405)):
-        return f" Check the url of the provider {provider.id}."
+        return f" {_check_address(provider)}"
     return ""
+
+
+def _check_address(provider: Provider) -> str:
+    if provider.source in ("built-in", "page"):
+        return "Check its address in the settings, under Model servers."
+    return f"Check the url of the provider {provider.id}."
 
 
 def unexpected_response(provider: Provider, status: int, body: bytes, expected: str) -> ProviderFailed:
@@ -94,7 +103,7 @@ def unexpected_response(provider: Provider, status: int, body: bytes, expected: 
     payload = decode_small(body)
     if status != 200 or at(payload, "error") or at(payload, "object") == "error" or body.lstrip().startswith(b"<"):
         return reported_error(provider, body, status)
-    message = f"{provider.name} did not answer with {expected}. Check the url of the provider {provider.id}."
+    message = f"{provider.name} did not answer with {expected}. {_check_address(provider)}"
     return ProviderFailed("PROVIDER_ERROR", message)
 
 
@@ -102,7 +111,9 @@ def connection_error(provider: Provider, error: httpx.TransportError) -> Provide
     """Map a failed connection to a ProviderFailed. `detail` has the address, which only administrators see."""
     reason = display_text(str(error))
     code, message = "PROVIDER_UNREACHABLE", f"{provider.name} cannot be reached. Is its server running?"
-    if isinstance(error, httpx.ConnectTimeout):
+    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+        message = f"{provider.name} cannot be reached: its certificate is not valid."
+    elif isinstance(error, httpx.ConnectTimeout):
         message = f"{provider.name} did not answer in time. Is its server running?"
     elif not isinstance(error, httpx.ConnectError):
         code, message = "PROVIDER_ERROR", f"{provider.name} broke off the connection: {reason}."

@@ -65,7 +65,7 @@ class OpenAI:
 
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
-        self._is_llama_cpp = False  # by its list of models
+        self.is_llama_cpp = False  # by its list of models
 
     @property
     def continues_answers(self) -> bool:
@@ -81,9 +81,9 @@ class OpenAI:
             if not names or failure.code != "PROVIDER_ERROR" or failure.detail:
                 raise
             entries = None
-        self._is_llama_cpp = any(at(entry, "owned_by") == "llamacpp" for entry in entries or [])
+        self.is_llama_cpp = any(at(entry, "owned_by") == "llamacpp" for entry in entries or [])
         listed = parse_models(entries or [], _model)
-        if self._is_llama_cpp and len(listed) == 1:
+        if self.is_llama_cpp and len(listed) == 1:
             efforts = reasoning_efforts(await self._chat_template())
             listed = [msgspec.structs.replace(listed[0], reasoning_efforts=efforts)]
         if names:
@@ -121,7 +121,7 @@ class OpenAI:
 
     def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
         """Send a chat request; see `stream_answer`."""
-        return stream_answer(self.provider, for_llama_cpp(body) if self._is_llama_cpp else body)
+        return stream_answer(self.provider, for_llama_cpp(body) if self.is_llama_cpp else body)
 
 
 def for_llama_cpp(body: dict[str, Any]) -> dict[str, Any]:

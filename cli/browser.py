@@ -7,8 +7,8 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from ..auth import write_private
 from ..config import Config
+from ..db import write_private
 
 _REDIRECT = """\
 <!doctype html>

@@ -51,6 +51,11 @@ class Slots:
         for _ in range(more):
             self._grant()
 
+    @property
+    def held(self) -> int:
+        """How many slots are held."""
+        return self._capacity - self._free
+
     def waiting(self, user: Hashable | None = None) -> int:
         """Return how many wait for a slot, in all or for this user."""
         return sum(map(len, self._queue.values())) if user is None else len(self._queue.get(user, ()))

@@ -1,5 +1,6 @@
 """Settings: sources, valid values, and the error line for a wrong value."""
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -209,17 +210,40 @@ def test_environment_overrides_the_entry_of_lmstudio(tmp_path: Path) -> None:
     variables = {"URL": "http://127.0.0.1:2/", "API_KEY": "key", "CONCURRENCY": "9"}
     environ = {f"FIRESIDE_LMSTUDIO_{name}": value for name, value in variables.items()}
     changed = config.load({"data_dir": str(tmp_path)}, environ)
-    assert provider(changed, "lmstudio") == Provider("lmstudio", "lmstudio", "Mine", "http://127.0.0.1:2", "key", 9)
+    assert provider(changed, "lmstudio") == Provider(
+        "lmstudio", "lmstudio", "Mine", "http://127.0.0.1:2", "key", 9, source="environment"
+    )
     for name in ("FIRESIDE_LMSTUDIO_URL", "FIRESIDE_LMSTUDIO_CONCURRENCY"):
         assert refused(tmp_path, environ={name: "x"}).startswith(f"{name}: must be ")
 
 
 def test_file_adds_servers(tmp_path: Path) -> None:
     loaded = load(tmp_path, "[[providers]]\nid = 'big'\nurl = 'http://10.0.0.1:8080/v1'\napi_key = 'k'")
-    assert provider(loaded, "big") == Provider("big", "openai", "big", "http://10.0.0.1:8080/v1", "k", 4)
+    assert provider(loaded, "big") == Provider(
+        "big", "openai", "big", "http://10.0.0.1:8080/v1", "k", 4, source="config.toml"
+    )
     assert loaded.providers[0].id == "lmstudio"
     named = load(tmp_path, "[[providers]]\nid = 'big'\nurl = 'http://10.0.0.1'\nmodels = ['a', 'b/c']")
     assert provider(named, "big").models == ("a", "b/c")
+
+
+def test_servers_of_the_page_are_read_unless_config_toml_has_the_same_id(tmp_path: Path) -> None:
+    added = [
+        {"id": "attic", "kind": "openai", "name": "Attic", "url": "http://10.0.0.2", "api_key": "k", "enabled": False},
+        {"id": "big", "kind": "openai", "name": "Big", "url": "http://10.0.0.3"},
+        {"id": "lmstudio", "kind": "lmstudio", "name": "Mine", "url": "http://10.0.0.4"},
+    ]
+    (tmp_path / "model-servers.json").write_text(json.dumps({"servers": added}), "utf-8")
+    loaded = load(tmp_path, "[[providers]]\nid = 'big'\nurl = 'http://10.0.0.1'\nenabled = false")
+    attic = Provider("attic", "openai", "Attic", "http://10.0.0.2", "k", enabled=False, source="page")
+    assert provider(loaded, "attic") == attic
+    assert (provider(loaded, "big").url, provider(loaded, "big").enabled) == ("http://10.0.0.1", False)
+    assert (provider(loaded, "lmstudio").url, provider(loaded, "lmstudio").concurrency) == ("http://10.0.0.4", 4)
+    for damaged in ("", "{", "[]", '{"servers": 7}', '{"servers": [7]}'):
+        (tmp_path / "model-servers.json").write_text(damaged, "utf-8")
+        assert "model-servers.json is damaged. Delete it" in refused(tmp_path)
+    (tmp_path / "model-servers.json").write_text('{"servers": [{"id": "x", "url": "7"}]}', "utf-8")
+    assert "model-servers.json: provider x: url: must be" in refused(tmp_path)
 
 
 def test_engine_that_is_not_installed_is_left_out_with_a_warning(

@@ -47,11 +47,11 @@ KEY = "sk-lm-12345678:abcdefghijklmnopqrst"
 
 
 def lmstudio(url: str, **more: Any) -> Provider:
-    return Provider("lmstudio", "lmstudio", "LM Studio", url, **more)
+    return Provider("lmstudio", "lmstudio", "LM Studio", url, source="environment", **more)
 
 
 def openai(url: str, **more: Any) -> Provider:
-    return Provider("box", "openai", "The box", url, **more)
+    return Provider("box", "openai", "The box", url, source="config.toml", **more)
 
 
 def made(*settings: Provider) -> Providers:

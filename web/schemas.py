@@ -6,6 +6,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from ..auth import INVITE_HOURS
 from ..backends.openai import Model, ModelDownload
+from ..config import MAX_CONCURRENCY, Source
 from ..queries.accounts import User
 from ..queries.prompts import Preset, Prompt
 from ..queries.search import Hit
@@ -31,10 +32,12 @@ IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
 NO_NUL = r"^[^\0]*$"  # SQLite's functions end a text at NUL
 NOT_BLANK = r"^(?!\s*$)[^\0]*$"
 VISIBLE_ASCII = r"^[\x21-\x7e]+(?!\n)$"
+VISIBLE_ASCII_OR_EMPTY = r"^[\x21-\x7e]*(?!\n)$"
 PATTERNS = {  # with the messages for values that do not match
     NO_NUL: "must not contain a NUL character",
     NOT_BLANK: "must not be blank or contain a NUL character",
     VISIBLE_ASCII: "must be visible ASCII characters without spaces",
+    VISIBLE_ASCII_OR_EMPTY: "must be visible ASCII characters without spaces",
 }
 
 Text = Annotated[str, Meta(pattern=NO_NUL)]
@@ -185,6 +188,43 @@ class ModelLoad(ModelChoice):
     context_length: Annotated[int, Meta(ge=256, le=16 * 1024 * 1024)] | None = None
     flash_attention: bool | None = None
     offload_kv_cache_to_gpu: bool | None = None
+
+
+Url = Annotated[Text, Meta(min_length=1, max_length=2000)]
+ApiKey = Annotated[str, Meta(max_length=1000, pattern=VISIBLE_ASCII_OR_EMPTY)]
+Concurrency = Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY)]
+ModelNames = Annotated[list[Title], Meta(max_length=100)]
+ServerName = Annotated[str, Meta(min_length=1, max_length=60, pattern=NOT_BLANK)]
+
+
+class ServerAddress(Struct):
+    """`provider_id`: the server whose saved key is used if `api_key` is not sent, at its own address only."""
+
+    url: Url
+    api_key: ApiKey | UnsetType = UNSET
+    provider_id: Name | None = None
+
+
+class NewServer(Struct):
+    url: Url
+    name: ServerName | None = None
+    api_key: ApiKey = ""
+    concurrency: Concurrency = 4
+    models: ModelNames = []
+    untested: bool = False  # save it although it cannot be used now
+    kind: Literal["lmstudio", "openai"] | None = None
+
+
+class ServerChange(Struct):
+    """Fields that are not sent stay as they are. An empty `url` is for LM Studio, which is then looked for on this computer."""
+
+    name: ServerName | UnsetType = UNSET
+    url: Annotated[Text, Meta(max_length=2000)] | UnsetType = UNSET
+    api_key: ApiKey | UnsetType = UNSET
+    concurrency: Concurrency | UnsetType = UNSET
+    models: ModelNames | UnsetType = UNSET
+    enabled: bool | UnsetType = UNSET
+    untested: bool = False
 
 
 class OptionalUser(Struct):
@@ -412,6 +452,28 @@ class Models(Struct):
 
 class Downloads(Struct):
     downloads: list[ModelDownload]
+
+
+class ModelServer(Struct):
+    provider_id: str
+    name: str
+    kind: str
+    url: str
+    has_key: bool
+    concurrency: int
+    models: list[str]  # of the settings
+    enabled: bool
+    source: Source
+    online: bool
+    error: str | None
+    models_known: bool
+    models_found: int
+    answering: int
+    waiting: int
+
+
+class ModelServers(Struct):
+    providers: list[ModelServer]
 
 
 class UsageEntry(Struct):

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from fireside.backends.failures import display_text, reported_error
 from fireside.config import Provider
 from fireside.errors import ProviderFailed
 
-LMSTUDIO = Provider("lmstudio", "lmstudio", "LM Studio")
-BOX = Provider("box", "openai", "The box", "http://10.0.0.5:1234/v1", api_key="sk-secret-0123456789")
+LMSTUDIO = Provider("lmstudio", "lmstudio", "LM Studio", source="environment")
+BOX = Provider(
+    "box", "openai", "The box", "http://10.0.0.5:1234/v1", api_key="sk-secret-0123456789", source="config.toml"
+)
 
 
 def reported(provider: Provider, payload: Any, status: int | None = None) -> ProviderFailed:
@@ -134,6 +137,9 @@ def test_web_page_is_not_shown() -> None:
 
 def test_authentication_error_names_the_setting() -> None:
     assert "FIRESIDE_LMSTUDIO_API_KEY" in reported(LMSTUDIO, {"error": "bad"}, 401).message
+    added = replace(LMSTUDIO, source="page")
+    assert reported(added, {"error": "bad"}, 401).message.endswith("key in the settings, under Model servers.")
+    assert reported(added, "<html>", 502).message.endswith("Check its address in the settings, under Model servers.")
     message = reported(BOX, {"error": "Invalid API Key"}, 401).message
     assert message == (
         "The box said: Invalid API Key. Fireside takes the key from api_key of the provider box in config.toml."

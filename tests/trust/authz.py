@@ -66,11 +66,15 @@ BODIES: dict[str, Any] = {
     "POST /providers/{provider_id}/models/load": {"model": MODEL},
     "POST /providers/{provider_id}/models/unload": {"model": MODEL},
     "POST /providers/{provider_id}/models/download": {"model": MODEL},
+    "POST /admin/providers": {"url": "http://127.0.0.1:9"},
+    "POST /admin/provider-test": {"url": "http://127.0.0.1:9"},
+    "PATCH /admin/providers/{provider_id}": {"name": "Mine"},
     "POST /import": [],
     "POST /control/password": {"password": PASSWORD, "username": "carl"},
     "POST /control/backup": {"file": "{folder}/backup.db"},
     "POST /control/import": {"paths": []},
 }
+FIXED = {(409, "PROVIDER_FIXED")}  # the environment of the trial names LM Studio's address
 INVALID = {(400, "VALIDATION_ERROR")}
 OUTCOMES: dict[str, set[tuple[int, str]]] = {
     "POST /auth/login": INVALID,
@@ -81,6 +85,9 @@ OUTCOMES: dict[str, set[tuple[int, str]]] = {
     "POST /auth/delete": INVALID,
     "POST /admin/bootstrap": INVALID,
     "POST /chat/continue": INVALID | {(409, "GENERATION_ACTIVE")},  # the conversation ends with a question
+    "POST /admin/providers": {(502, "PROVIDER_UNREACHABLE")},
+    "PATCH /admin/providers/{provider_id}": FIXED,
+    "DELETE /admin/providers/{provider_id}": FIXED,
     "POST /providers/{provider_id}/start": {(200, ""), *INVALID, (502, "PROVIDER_UNREACHABLE")},
 }
 

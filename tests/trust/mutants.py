@@ -34,6 +34,7 @@ AUTH, ENDPOINT, MIDDLEWARE, DB = (
     "tests/test_db.py",
 )
 QUERIES, SECURITY, RECOVERY = "tests/queries", "tests/system/test_security.py", "tests/system/test_recovery.py"
+SERVERS = "tests/web/test_servers.py"
 AUTHZ = "tests/system/test_trust.py::test_it_holds[authz]"
 ACCOUNTS = "tests/test_accounts.py"
 TESTS = (
@@ -104,6 +105,8 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/prompts.py _check_count": (QUERIES,),
     "queries/prompts.py _add": (QUERIES,),
     "queries/prompts.py _set": (QUERIES,),
+    "web/handlers.py _changed_address": (SERVERS,),
+    "providers.py Providers._changeable": (SERVERS,),
     "chat/hub.py Hub.cancel": (AUTHZ,),
     "chat/hub.py Hub.follow": (AUTHZ,),
     "db.py check": (DB,),

@@ -185,6 +185,13 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
         await ann.get(path)
     for action in ("models/load", "models/unload", "models/download", "start"):
         await ann.post(f"/providers/lmstudio/{action}", json={"model": MODEL["model"]})
+    with Upstream() as box:
+        for path in ("-test", "s", "s"):
+            await ann.post(f"/admin/provider{path}", json={"url": box.url, "name": "Box"})
+        await ann.get("/admin/providers")
+        await ann.patch("/admin/providers/box", json={"enabled": False})
+        await ann.get("/admin/providers")
+        await ann.delete("/admin/providers/box")
     for path in ("/openapi.json", "/health", "/version", "/", "/static/app.js"):
         response = await ann.get(path)
         await ann.get(path, headers={"If-None-Match": response.headers.get("etag", "")})
