@@ -70,7 +70,7 @@ class OpenAI:
     @property
     def continues_answers(self) -> bool:
         """Whether a request that ends with an assistant message lets the model go on with it."""
-        return self._is_llama_cpp
+        return self.is_llama_cpp
 
     async def models(self) -> list[Model] | None:
         """Return the models that the settings name, otherwise those that the server lists, or None if it lists none."""

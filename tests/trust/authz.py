@@ -302,7 +302,7 @@ def cells(size: int) -> list[Cell]:
         chance = random.Random(7)
         chosen = [(route, "right", chance.choice(ALLOWED_ORIGINS)) for route in ROUTES]
         chosen += [row for row in rows if row[0].csrf == "lenient" and row[2] == "none" and row not in chosen]
-        rows = chosen + chance.sample([row for row in rows if row not in chosen], count - len(chosen))
+        rows = chosen + chance.sample([row for row in rows if row not in chosen], max(0, count - len(chosen)))
     return [Cell(route, role, token, origin) for route, token, origin in rows for role in ROLES]
 
 
