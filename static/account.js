@@ -1,37 +1,96 @@
-// Settings: the password, and the sessions of the account.
+// Settings: the name, the password, the sessions of the account, and its deletion.
 
 import { get, post, remove, session } from "./api.js";
-import { button, h } from "./dom.js";
-import { newPasswordField, passwordField } from "./fields.js";
-import { timeNode } from "./format.js";
+import { forgetDrafts } from "./composer.js";
+import { openDialog } from "./dialogs.js";
+import { button, download, h } from "./dom.js";
+import { broadcast } from "./events.js";
+import { inputField, newPasswordField, passwordField } from "./fields.js";
+import { counted, timeNode } from "./format.js";
+import { icon } from "./icons.js";
+import { toast } from "./popups.js";
 import { action } from "./rows.js";
 
 export async function show(place) {
   const { sessions } = await get("/auth/sessions");
-  const current = passwordField("Current password", "current-password");
-  const chosen = newPasswordField("New password");
-  const result = h("p", { class: "faint", role: "status" });
   const rows = h("ul", { class: "rows" }, sessions.map(sessionRow));
-  const onsubmit = async (event) => {
-    event.preventDefault();
-    try {
-      await post("/auth/password", { current_password: current.control.value, new_password: chosen.control.value });
-      event.target.reset();
-      result.className = "faint";
-      result.textContent = "Changed. All other sessions have ended.";
-      rows.replaceChildren(...sessions.filter((one) => one.current).map(sessionRow));
-    } catch (error) {
-      result.className = "error";
-      result.textContent = error.message;
-    }
-  };
+  const endOthers = () => rows.replaceChildren(...sessions.filter((one) => one.current).map(sessionRow));
+  const name = h("small", {}, session.user.display_name);
   place.append(
-    h("h3", {}, "Password"),
-    h("form", { class: "stack", onsubmit },
-      h("input", { type: "text", autocomplete: "username", value: session.user.username, hidden: true }),
-      current.node, chosen.node, h("div", { class: "row" }, h("button", { type: "submit" }, "Change password"), result)),
+    h("ul", { class: "rows" },
+      settingRow("Name", name, "Change name", (opener) => changeName(opener, name)),
+      settingRow("Password", h("small", {}, "A new one ends all other sessions."), "Change password", (opener) => changePassword(opener, endOthers)),
+      settingRow("Account", h("small", {}, "Deleting it deletes all your chats."), "Delete account", deleteAccount, "danger")),
     h("h3", {}, "Where you are signed in"), rows);
 }
+
+function settingRow(title, detail, verb, open, className = null) {
+  const pressed = button(verb, action(() => open(pressed)), { class: className, "aria-haspopup": "dialog" });
+  return h("li", {}, h("span", {}, h("strong", {}, title), detail), pressed);
+}
+
+function changeName(opener, shown) {
+  const name = inputField("Name", { autocomplete: "username", spellcheck: "false", maxlength: "64" });
+  name.control.value = session.user.display_name;
+  openForm(opener, "Change name", [h("p", { class: "faint" }, "You also sign in with this name. Capital letters make no difference."), name.node], async (current_password) => {
+    const { user } = await post("/auth/name", { username: name.control.value, current_password });
+    broadcast("account", { user });
+    shown.textContent = user.display_name;
+    toast(`You are now ${user.display_name}.`);
+  });
+}
+
+function changePassword(opener, endOthers) {
+  const chosen = newPasswordField("New password");
+  openForm(opener, "Change password", [chosen.node], async (current_password) => {
+    await post("/auth/password", { current_password, new_password: chosen.control.value });
+    endOthers();
+    toast("Password changed. All other sessions have ended.");
+  });
+}
+
+async function deleteAccount(opener) {
+  const { conversations, images, daily_backups } = await get("/auth/data");
+  const stored = counted(conversations, "chat") + (images ? ` and ${counted(images, "image")}` : "");
+  const days = daily_backups ? `: the daily ones for ${counted(daily_backups, "day")}, others until they are deleted there` : " until they are deleted there";
+  openForm(opener, "Delete account", [
+    h("p", {}, `This deletes your account with ${stored}, those in the bin included. You cannot undo it.`),
+    h("p", { class: "faint" }, `You are signed out everywhere. Backups on the computer that runs Fireside keep a copy${days}.`),
+    button([icon("download"), "Save my chats first"], () => download("/export")),
+  ], async (current_password) => {
+    await post("/auth/delete", { current_password });
+    forgetDrafts();
+    session.user = null;
+    broadcast("session");
+    location.assign("/");
+  }, "danger");
+}
+
+/** Open a dialog that asks for the current password too, and closes when `send(password)` has resolved. */
+function openForm(opener, verb, nodes, send, className = "primary") {
+  const current = passwordField("Current password", "current-password");
+  const problem = h("p", { class: "error", role: "alert" });
+  const submit = h("button", { type: "submit", class: className }, verb);
+  const onsubmit = async (event) => {
+    event.preventDefault();
+    submit.disabled = true;
+    problem.textContent = "";
+    try {
+      await send(current.control.value);
+      dialog.close();
+    } catch (error) {
+      problem.textContent = error.message;
+      submit.disabled = false;
+    }
+  };
+  const dialog = openDialog(verb, { className: "small", onclose: () => opener.focus() },
+    h("form", { class: "stack", onsubmit },
+      h("input", { type: "text", autocomplete: "username", value: session.user.username, hidden: true }),
+      nodes, current.node, problem, h("footer", {}, button("Cancel", () => dialog.close()), submit)));
+  dialog.querySelector("input:not([hidden])").focus();
+}
+
+// ---- sessions
 
 function sessionRow({ id, client, last_seen, current }) {
   const row = h("li", {},

@@ -43,7 +43,7 @@ let shell = null; // from the first sign-in on
 
 /** Remove the secret of a link such as `#setup=...` from the address. Returns {kind, secret}, both null without one. */
 function takeSecret() {
-  const [, kind = null, secret = null] = /^#(setup|invite|login)=(.+)$/.exec(location.hash) ?? [];
+  const [, kind = null, secret = null] = /^#(setup|invite|reset|login)=(.+)$/.exec(location.hash) ?? [];
   if (kind) history.replaceState(null, "", "/");
   try {
     return { kind, secret: secret && decodeURIComponent(secret) };
@@ -187,7 +187,7 @@ function followAddress() {
   shell.chat.open(id ? Number(id) : null, messageId ? Number(messageId) : null);
 }
 
-window.addEventListener("hashchange", () => (/^#(setup|invite|login)=/.test(location.hash) ? start() : followAddress()));
+window.addEventListener("hashchange", () => (/^#(setup|invite|reset|login)=/.test(location.hash) ? start() : followAddress()));
 
 function openAccount(anchor) {
   openMenu(anchor, [

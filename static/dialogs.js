@@ -10,7 +10,7 @@ export function openDialog(title, { className = "", onclose } = {}, ...content) 
   const heading = h("h2", { id: uniqueId("dialog") }, title);
   const dialog = h(
     "dialog", { class: className, "aria-labelledby": heading.id },
-    h("header", {}, heading, iconButton("close", "Close", () => dialog.close())),
+    h("header", { role: "presentation" }, heading, iconButton("close", "Close", () => dialog.close())),
     ...content,
   );
   dialog.addEventListener("pointerdown", (event) => event.target === dialog && dialog.close());

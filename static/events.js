@@ -17,12 +17,13 @@ export class Emitter {
 }
 
 /*
- * The page's events. `broadcast` sends the first four to all tabs, to the others with `elsewhere: true`.
+ * The page's events. `broadcast` sends the first five to all tabs, to the others with `elsewhere: true`.
  *
  * list          {id}          a conversation in the list changed; no id: several
  * conversation  {id}          messages or settings of a conversation changed
  * bin           {id}          a conversation left the bin
  * session                     a user signed in or out
+ * account       {user}        the user's name changed
  * models                      the models, their states or the chosen model changed
  * listed        conversation  the open conversation, as the list was just read
  * offline, online             the server can no longer be reached; it can again

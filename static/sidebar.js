@@ -42,12 +42,16 @@ export class Sidebar {
     });
     list.on("problem", (text) => toast(text));
     on("bin", ({ id }) => this.#undo.get(id)?.());
+    on("account", ({ user }) => {
+      session.user = user;
+      this.showAccount();
+    });
   }
 
   showAccount() {
-    const { username } = session.user;
-    this.account.replaceChildren(h("span", { class: "avatar", "aria-hidden": "true" }, [...username][0].toUpperCase()),
-      h("span", {}, username), icon("more"));
+    const { display_name } = session.user;
+    this.account.replaceChildren(h("span", { class: "avatar", "aria-hidden": "true" }, [...display_name][0].toUpperCase()),
+      h("span", {}, display_name), icon("more"));
   }
 
   /** Open the conversation above (-1) or below (1) the current one. */

@@ -5,11 +5,11 @@ import { h, styles } from "./dom.js";
 import { inputField, newPasswordField, passwordField } from "./fields.js";
 import { icon, iconButton } from "./icons.js";
 
-const LOGIN_LINK_COMMAND = "fireside login-link --user NAME";
+const RESET_COMMAND = 'fireside reset-password --user "NAME"';
 
 await styles("more.css");
 
-/** Show the form for a `kind` of link: "setup", "invite", "login" or null. Resolves when the person is signed in. */
+/** Show the form for a `kind` of link: "setup", "invite", "reset", "login" or null. Resolves when the person is signed in. */
 export function signInScreen(place, kind, secret) {
   return new Promise((resolve) => {
     const done = (answer) => {
@@ -19,6 +19,7 @@ export function signInScreen(place, kind, secret) {
     const show = (screen) => place.replaceChildren(h("main", { class: "signin" }, h("div", { class: "card" }, icon("flame"), ...screen)));
     if (kind === "setup") show(firstAccount(secret, done));
     else if (kind === "invite") show(invitedAccount(secret, done));
+    else if (kind === "reset") show(newPassword(secret, done));
     else if (kind === "login") post("/auth/link", { token: secret }).then(done, (error) => show(signInForm(done, error.message)));
     else show(signInForm(done));
     place.querySelector("input")?.focus();
@@ -41,22 +42,34 @@ function invitedAccount(invite_code, done) {
   ];
 }
 
+function newPassword(token, done) {
+  const password = newPasswordField("New password");
+  return [
+    h("h1", {}, "Choose a new password"),
+    h("p", {}, "It replaces your old one. All your other sessions end."),
+    form("Set password", null, password, () => post("/auth/reset", { token, password: password.control.value }), done),
+  ];
+}
+
 function signInForm(done, problem = "") {
   const password = passwordField("Password", "current-password");
   return [
     h("h1", {}, "Fireside"),
-    form("Sign in", password, (username, password) => post("/auth/login", { username, password }), done, problem),
+    form("Sign in", nameField("none"), password, (username, password) => post("/auth/login", { username, password }), done, problem),
     h("p", { class: "faint" }, "First time here? Open the link that Fireside printed in its terminal, or your invite link."),
     h("details", { class: "faint" }, h("summary", {}, "Forgot your password?"),
-      h("p", {}, "On the computer that runs Fireside, run this command with your name. It prints a link that signs you in once, within ten minutes. To set a new password, run fireside reset-password in the same way."),
-      h("p", { class: "command" }, h("code", {}, LOGIN_LINK_COMMAND))),
+      h("p", {}, "Ask an administrator for a link to set a new one. They make it in Settings, Users and invites."),
+      h("p", {}, "Or run this on the computer that runs Fireside. It asks for a new password:"),
+      h("p", { class: "command" }, h("code", {}, RESET_COMMAND))),
   ];
 }
 
-const newAccountForm = (send, done) => form("Create account", newPasswordField("Password"), send, done);
+const newAccountForm = (send, done) => form("Create account", nameField("words"), newPasswordField("Password"), send, done);
 
-function form(verb, password, send, done, problem = "") {
-  const name = inputField("Name", { autocomplete: "username", autocapitalize: "none", spellcheck: "false", maxlength: "64" });
+const nameField = (autocapitalize) => inputField("Name", { autocomplete: "username", autocapitalize, spellcheck: "false", maxlength: "64" });
+
+/** `name` is null where the link names the user. */
+function form(verb, name, password, send, done, problem = "") {
   const reveal = iconButton("eye", "Show the password", () => {
     const hidden = password.control.type === "password";
     password.control.type = hidden ? "text" : "password";
@@ -69,12 +82,12 @@ function form(verb, password, send, done, problem = "") {
     submit.disabled = true;
     error.textContent = "";
     try {
-      done(await send(name.control.value.trim(), password.control.value));
+      done(await send(name?.control.value, password.control.value));
     } catch (refusal) {
       error.textContent = refusal.message;
       submit.disabled = false;
       password.control.select();
     }
   };
-  return h("form", { onsubmit }, name.node, h("div", { class: "with-button" }, password.node, reveal), error, submit);
+  return h("form", { onsubmit }, name?.node, h("div", { class: "with-button" }, password.node, reveal), error, submit);
 }

@@ -44,7 +44,7 @@ def edit_question(page: Page, content: str) -> None:
     page.keyboard.press("Control+Enter")
 
 
-def press(page: Page, name: str) -> None:
+def press(page: Page | Locator, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
 

@@ -203,7 +203,8 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     markdown += "Less\n</details>\n\n[1]: https://example.org\n[^1]: A *note*.\n\n"
     markdown += "".join(f"> [!{kind}]\n> Mind this\n\n" for kind in ("NOTE", "TIP", "IMPORTANT", "WARNING", "CAUTION"))
     lmstudio.enqueue(reasoning("Let me see."), text(markdown), finish("length"), usage(3000, 500), DONE)
-    new_visit(name=f"somebody-with-a-very-long-name-{viewport['width']}")
+    somebody = f"Somebody-with-a-very-long-name-{viewport['width']}"
+    new_visit(name=somebody)
     chat = new(client, "What can you show on the other side of the mountains?\n\nlist.txt:\n```txt\nmilk\n```")
     lmstudio.enqueue(script.status(500, {"error": {"message": "broken"}}))
     failed = new(client, "Fail, please")
@@ -249,12 +250,26 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     for section in SECTIONS:
         page.get_by_role("tab", name=section).click()
         expect(page.get_by_role("tabpanel", name=section).locator(".section > *").first).to_be_visible()
+        if section == "Account":
+            press(page, "Delete account")
+            expect(page.get_by_role("dialog", name="Delete account")).to_be_visible()
+            screens.check("delete account")
+            page.keyboard.press("Escape")
+            expect(page.get_by_role("button", name="Delete account")).to_be_focused()
         if section == "Your data":
             page.get_by_label("Files to import").set_input_files(__file__)
             expect(page.get_by_text("Nothing was imported.")).to_be_visible()
         if section == "Users and invites":
             press(page, "Make an invite")
             expect(page.locator(".command")).to_be_visible()
+            user = page.get_by_role("button", name=f"Change {somebody}")
+            user.click()
+            screens.check("menu of a user")
+            page.get_by_role("menuitem", name="Reset password").click()
+            expect(page.get_by_role("dialog", name=f"Reset the password of {somebody}")).to_be_visible()
+            screens.check("reset link")
+            page.keyboard.press("Escape")
+            expect(user).to_be_focused()
         screens.check(section)
     page.keyboard.press("Escape")
     page.keyboard.press("Escape")
@@ -265,4 +280,7 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     page.reload()
     page.get_by_text("Forgot your password?").click()
     screens.check("sign in")
+    page.goto("/#reset=x")
+    expect(page.get_by_role("heading", name="Choose a new password")).to_be_visible()
+    screens.check("new password")
     assert screens == {}
