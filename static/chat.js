@@ -1,6 +1,8 @@
 // The view of the open conversation: the bar above, the messages, the composer.
 
+import { describeSizes } from "./attachments.js";
 import { Composer } from "./composer.js";
+import { Context } from "./context.js";
 import { arrange, button, h } from "./dom.js";
 import { on } from "./events.js";
 import { Head } from "./head.js";
@@ -19,17 +21,21 @@ export class Chat {
   constructor(conversation, { openList }) {
     this.conversation = conversation;
     this.#actions = {
-      edit: (message, text) => conversation.ask(text, () => loadImages(message), message.parent_id),
+      edit: (message, text, images) => conversation.ask(text, () => loadImages(images), message.parent_id),
       retry: (message) => conversation.retry(message),
       retryWith: (message) => this.#retryWith(message),
       continueAnswer: () => conversation.continueLast(),
       select: (id) => this.#select(id),
+      model: () => chosenModel(conversation.details),
+      enlarge: () => this.#load(chosenModel(conversation.details)),
     };
+    this.context = new Context(conversation);
     this.column = h("div", { class: "column" });
     this.scroller = new Scroller(this.column);
     this.composer = new Composer({
       send: (text, images) => conversation.ask(text, () => images), stop: () => conversation.stop(), editLast: () => this.#editLast(),
-    }, this.scroller.button);
+      useModel: (choice) => this.head.useModel(choice), load: (choice, contextLength) => this.#load(choice, contextLength),
+    }, this.context, this.scroller.button);
     this.head = new Head(conversation, { openList, onPick: () => this.composer.focus() });
     this.banner = h("p", { class: "banner", role: "status", hidden: true },
       h("span", { class: "pulse" }), "Connection lost. Reconnecting.");
@@ -41,6 +47,7 @@ export class Chat {
     const near = { root: this.scroller.node, rootMargin: "800px" };
     this.observer = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && conversation.loadOlder(), near);
     on("models", () => this.#drawAround());
+    this.context.on("changed", () => describeSizes(this.node));
     on("offline", () => { this.banner.hidden = false; });
     on("online", () => { this.banner.hidden = true; });
     conversation.on("opened", () => this.#open());
@@ -111,14 +118,12 @@ export class Chat {
 
   /** Draw what depends on the models as well as on the conversation. */
   #drawAround() {
-    const { id, details, path } = this.conversation;
+    const { id, details } = this.conversation;
     this.head.draw();
     const choice = chosenModel(details);
-    const usage = path.findLast(({ token_usage }) => token_usage);
     const isLoading = id !== null && !details; // its model may be another than the chosen one
-    this.composer.vision = isLoading ? null : choice?.model?.vision;
+    this.composer.choice = isLoading ? null : choice;
     this.composer.note = choice && !choice.provider?.online ? `${modelName(choice)} cannot be reached. Choose another model, or start its server.` : "";
-    this.composer.showContext(usage?.token_usage.total_tokens, choice?.model?.context_length ?? usage?.stats?.context_length);
     this.column.querySelector(".welcome")?.replaceWith(welcome());
   }
 
@@ -143,14 +148,19 @@ export class Chat {
       (choice) => this.conversation.retry(message, choice));
   }
 
+  async #load(choice, contextLength = Math.min(2 * choice.model.context_length, choice.model.max_context_length)) {
+    const { openLoadOptions } = await import("./picker.js");
+    openLoadOptions(choice, contextLength);
+  }
+
   #editLast() {
     this.conversation.path.map(({ id }) => this.#views.get(id)).findLast((view) => view.edit)?.edit(this.composer.area);
   }
 }
 
-/** The images of a question that is edited: the new version keeps them. */
-async function loadImages(message) {
-  if (!message.images?.length) return [];
+/** The images of a question that is edited: those that the server has are read again. */
+async function loadImages(images) {
+  if (images.every(({ data }) => data)) return images;
   const { loadImage } = await import("./files.js");
-  return Promise.all(message.images.map(loadImage));
+  return Promise.all(images.map((image) => (image.data ? image : loadImage(image))));
 }

@@ -1,10 +1,12 @@
 // The box to write a message in: the draft, the attached files, the button to send or stop, and how full the context is.
 
 import { session } from "./api.js";
+import { Attachments, MAX_CHARACTERS } from "./attachments.js";
 import { h } from "./dom.js";
 import { debounce } from "./events.js";
 import { number } from "./format.js";
-import { icon, iconButton } from "./icons.js";
+import { icon } from "./icons.js";
+import { modelName } from "./models.js";
 import { announce, toast } from "./popups.js";
 
 // A draft stays in localStorage until it is sent or the user signs out: it survives a crash and an expired session.
@@ -18,40 +20,42 @@ export function forgetDrafts() {
   }
 }
 
-// Limits of the server for one message.
-const MAX_IMAGES = 8;
-const MAX_CHARACTERS = 200_000;
+const METER_SHARE = 0.6; // of the context, above which the meter is shown
+const MEASURE_MS = 250;
 
 const touch = matchMedia("(hover: none) and (pointer: coarse)");
 
 export class Composer {
   #userId = session.user.id; // also after the session has ended
   #conversationId = null;
-  #files = []; // attached images {name, media_type, data} and texts {name, block}
+  #attachments;
   #otherFiles = new Map(); // those of other conversations by id
-  #reading = null; // the promise of files that are being read
-  #acceptsImages = true;
+  #context;
+  #choice = null; // the model
+  #advised = null; // the advice that is shown
   #busy = false;
   #sending = null; // {id}: the conversation whose message is being sent
 
-  /** `send(text, images)` resolves to whether it was sent. `toEnd` is the button that scrolls to the end: here it covers no text. */
-  constructor({ send, stop, editLast }, toEnd) {
+  /**
+   * `send(text, images)` resolves to whether it was sent. `useModel(choice)`, `load(choice, contextLength)`. `toEnd` is the button that
+   * scrolls to the end: here it covers no text.
+   */
+  constructor({ send, stop, editLast, useModel, load }, context, toEnd) {
     this.send = send;
     this.editLast = editLast;
+    this.act = { useModel, load, send: () => this.#send() };
+    this.#context = context;
     this.area = h("textarea", {
       rows: "1", placeholder: "Write a message", "aria-label": "Message", enterkeyhint: touch.matches ? "enter" : "send",
-      oninput: () => this.#edited(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event),
+      oninput: () => this.#edited(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#attachments.paste(event),
     });
-    this.chips = h("div", { class: "chips" });
-    const input = h("input", {
-      type: "file", multiple: true, hidden: true, "aria-label": "Files to attach",
-      onchange: () => {
-        this.#attach([...input.files]);
-        input.value = "";
-      },
+    this.#attachments = new Attachments({
+      label: "Files to attach", changed: () => this.#changed(), typed: () => this.area.value, focus: () => this.focus(),
     });
-    this.meter = h("div", { class: "meter", role: "meter", "aria-label": "Context used", "aria-valuemin": "0", hidden: true },
-      h("span", { class: "bar" }, h("span", {})), h("span", { class: "amount" }));
+    this.tip = h("span", { class: "tip" });
+    this.meter = h("div", { class: "meter", role: "meter", tabindex: "0", "aria-label": "Context used", "aria-valuemin": "0", hidden: true },
+      h("span", { class: "bar" }, h("span", {})), h("span", {}), this.tip);
+    this.advice = h("div", {});
     this.button = h("button", { type: "submit", class: "send" });
     this.hint = h("p", { class: "hint" });
     const onsubmit = (event) => {
@@ -59,25 +63,26 @@ export class Composer {
       if (this.#busy) stop();
       else this.#send();
     };
-    this.node = h("form", { class: "composer", onsubmit },
+    this.node = h("form", { class: "composer", onsubmit }, this.advice,
       h("div", { class: "box", onclick: (event) => event.target === event.currentTarget && this.area.focus() },
-        this.chips, this.area,
-        h("div", { class: "row" }, iconButton("clip", "Attach files", () => input.click()), input, this.meter, toEnd, this.button)),
+        this.#attachments.node, this.area,
+        h("div", { class: "row" }, this.#attachments.controls, this.meter, toEnd, this.button)),
       this.hint);
     this.#acceptDrops();
     window.addEventListener("storage", (event) => this.#followDraft(event));
+    context.on("changed", () => this.#drawContext());
     this.#draw();
   }
 
   /** Show the draft of a conversation; null: of a new one. */
   open(conversationId) {
-    this.#otherFiles.set(this.#conversationId, this.#files);
-    this.#files = this.#otherFiles.get(conversationId) ?? [];
+    this.#otherFiles.set(this.#conversationId, this.#attachments.files);
+    const files = this.#otherFiles.get(conversationId) ?? [];
     this.#otherFiles.delete(conversationId);
     this.#conversationId = conversationId;
     this.area.value = localStorage.getItem(draftKey(this.#userId, conversationId)) ?? "";
     this.#resize();
-    this.#draw();
+    this.#attachments.show(files);
   }
 
   /** The new conversation was created: its draft goes with it. */
@@ -98,51 +103,67 @@ export class Composer {
     this.#draw();
   }
 
-  /** Whether the model sees images; null or undefined if that is unknown. */
-  set vision(seesImages) {
-    this.#acceptsImages = seesImages !== false;
-    if (this.#acceptsImages || !this.#images.length) return;
-    this.#files = this.#files.filter(({ data }) => !data);
-    toast("This model cannot see images, so they were not sent.");
-    this.#draw();
+  /** The model that will be asked; null if that is unknown. */
+  set choice(choice) {
+    this.#choice = choice;
+    this.#drawContext();
   }
 
   set note(text) {
     this.hint.textContent = text;
   }
 
-  /** In tokens; undefined if unknown. */
-  showContext(used, size) {
-    this.meter.hidden = !(used && size);
-    if (this.meter.hidden) return;
-    const share = Math.min(used / size, 1);
-    const amount = `${number(used)} of ${number(size)} tokens`;
-    this.meter.classList.toggle("full", share > 0.85);
-    this.meter.firstChild.firstChild.style.width = `${share * 100}%`;
-    this.meter.lastChild.textContent = `${number(used)} / ${number(size)}`;
-    this.meter.title = `Context: ${amount}. When it is full, the oldest messages are left out.`;
-    this.meter.setAttribute("aria-valuenow", Math.min(used, size));
+  #measure = debounce(MEASURE_MS, () => {
+    const text = this.#attachments.content();
+    this.#context.question = { text: text.length > MAX_CHARACTERS ? "" : text, images: this.#attachments.images.length };
+    this.#drawContext();
+  });
+
+  /** Draw how full the context is, and what can be done when the message does not fit. */
+  #drawContext() {
+    const { usage } = this.#context;
+    const share = usage ? Math.min((usage.chat + usage.question) / usage.size, 1) : 0;
+    this.meter.hidden = share < METER_SHARE;
+    if (!this.meter.hidden) this.#drawMeter(usage, share);
+    this.#advise();
+  }
+
+  #drawMeter({ chat, question, size, answer }, share) {
+    const percent = `${number(share * 100)} %`;
+    const [bar, amount] = this.meter.children;
+    const amounts = `About ${number(chat + question)} of ${number(size)} tokens`;
+    this.meter.classList.toggle("full", chat + question + answer > size);
+    bar.firstChild.style.width = `${share * 100}%`;
+    amount.textContent = percent;
+    this.tip.replaceChildren(h("strong", {}, amounts), h("span", {}, `${number(chat)} of the chat, ${number(question)} of this message`),
+      h("span", {}, `${number(answer)} are kept free for the answer. When the context is full, the oldest messages are left out.`));
+    this.meter.setAttribute("aria-valuenow", Math.min(chat + question, size));
     this.meter.setAttribute("aria-valuemax", size);
-    this.meter.setAttribute("aria-valuetext", amount);
+    this.meter.setAttribute("aria-valuetext", `${percent}. ${[...this.tip.children].map(({ textContent }) => textContent).join(". ")}`);
   }
 
-  #content(files = this.#files) {
-    return [this.area.value.trim(), ...files.map(({ block }) => block)].filter(Boolean).join("\n\n");
+  get #blind() {
+    return this.#choice?.model?.vision === false && this.#attachments.images.length > 0;
   }
 
-  get #images() {
-    return this.#files.filter(({ data }) => data);
-  }
-
-  get #empty() {
-    return !this.#content() && !this.#images.length;
+  async #advise() {
+    const needed = () => this.#blind || this.#context.usage?.fits === false;
+    const module = needed() && await import("./advice.js").catch(() => null);
+    const found = module && needed()
+      ? module.advice({ choice: this.#choice, usage: this.#context.usage, attachments: this.#attachments, act: this.act }) : null;
+    if (found?.node.textContent === this.#advised?.node.textContent) return;
+    if (found && found.kind !== this.#advised?.kind) announce(found.node.querySelector("p").textContent);
+    this.#advised = found;
+    const hadFocus = this.advice.contains(document.activeElement);
+    this.advice.replaceChildren(...found ? [found.node] : []);
+    if (hadFocus) this.focus();
   }
 
   async #send() {
     if (this.#sending) return;
     const sending = (this.#sending = { id: this.#conversationId });
     this.area.readOnly = true;
-    await this.#reading;
+    await this.#attachments.ready;
     const sent = sending.id === this.#conversationId && await this.#sendContent();
     this.#sending = null;
     this.area.readOnly = false;
@@ -152,17 +173,21 @@ export class Composer {
       return this.#otherFiles.delete(sending.id);
     }
     this.area.value = "";
-    this.#files = [];
+    this.#attachments.show([]);
     this.#edited();
   }
 
   async #sendContent() {
-    const content = this.#content();
+    const content = this.#attachments.content();
+    if (this.#blind) {
+      toast(`${modelName(this.#choice)} cannot see images. Choose another model, or remove them.`);
+      return false;
+    }
     if (content.length > MAX_CHARACTERS) {
       toast(`The message has ${number(content.length)} characters. At most ${number(MAX_CHARACTERS)} can be sent.`);
       return false;
     }
-    return !this.#empty && this.send(content, this.#images);
+    return !this.#attachments.empty && this.send(content, this.#attachments.images);
   }
 
   #key(event) {
@@ -180,7 +205,12 @@ export class Composer {
   #edited() {
     this.#save();
     this.#resize();
+    this.#changed();
+  }
+
+  #changed() {
     this.#draw();
+    this.#measure();
   }
 
   #save() {
@@ -213,17 +243,8 @@ export class Composer {
       this.button.setAttribute("aria-label", label);
       this.button.title = this.#busy ? "Stop (Esc)" : "Send (Enter)";
     }
-    this.button.disabled = !this.#busy && this.#empty;
-    this.chips.replaceChildren(...this.#files.map((file) => h("span", { class: "chip" },
-      icon(file.data ? "image" : "file"), h("span", {}, file.name),
-      iconButton("close", `Remove ${file.name}`, () => {
-        this.#files.splice(this.#files.indexOf(file), 1);
-        this.#draw();
-        this.focus();
-      }))));
+    this.button.disabled = !this.#busy && this.#attachments.empty;
   }
-
-  // ---- attaching files
 
   #acceptDrops() {
     const isUsable = () => this.node.isConnected && !document.querySelector("dialog[open]");
@@ -235,40 +256,6 @@ export class Composer {
       this.node.classList.add("dropping");
       leave();
     });
-    window.addEventListener("drop", (event) => isUsable() && this.#attach(event.dataTransfer.files, event));
-  }
-
-  #paste(event) {
-    const { files, types } = event.clipboardData;
-    const isOfficeText = types.includes("text/plain") && types.includes("text/html"); // it comes with a picture of the text
-    if (!isOfficeText) this.#attach(files, event);
-  }
-
-  #attach(files, event = null) {
-    if (!files.length) return;
-    event?.preventDefault();
-    this.#reading = Promise.all([this.#reading, this.#readFiles([...files])]);
-  }
-
-  async #readFiles(files) {
-    const attached = this.#files; // also if another conversation is opened meanwhile
-    const reader = await import("./files.js").catch(() => null);
-    if (!reader) return toast("Not attached: Fireside cannot be reached.");
-    for (const file of files) {
-      try {
-        const tooLong = () => new Error(`${file.name} is too long: a message can have at most ${number(MAX_CHARACTERS)} characters.`);
-        if (!reader.isImage(file) && file.size > MAX_CHARACTERS * 4) throw tooLong(); // a character has at most 4 bytes
-        const one = await reader.attachment(file);
-        const all = [...attached, one];
-        if (one.data && !this.#acceptsImages) throw new Error("This model cannot see images.");
-        if (all.filter(({ data }) => data).length > MAX_IMAGES) throw new Error(`A message can have at most ${MAX_IMAGES} images.`);
-        if (this.#content(all).length > MAX_CHARACTERS) throw tooLong();
-        attached.push(one);
-        announce(`${one.name} attached`);
-      } catch (refusal) {
-        toast(refusal.message);
-      }
-      this.#draw();
-    }
+    window.addEventListener("drop", (event) => isUsable() && this.#attachments.attach(event.dataTransfer.files, event));
   }
 }

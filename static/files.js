@@ -1,7 +1,6 @@
-// Files to attach: an image becomes {name, media_type, data} with base64 data; a text becomes {name, block}, a part of the message.
+// Reading files to attach: an image becomes {name, media_type, data} with base64 data; a text becomes {name, text}.
 
 import { h } from "./dom.js";
-import { block } from "./message.js";
 
 const TYPES = ["image/png", "image/jpeg", "image/webp"];
 const SMALL_BYTES = 600_000; // a larger image is scaled down, because each later question sends it to the model again
@@ -14,7 +13,7 @@ export const isImage = ({ type }) => type.startsWith("image/") && type !== "imag
 export async function attachment(file) {
   const name = file.name.replace(/\s+/g, " ");
   try {
-    return { name, ...(isImage(file) ? await encode(file) : { block: block(name, await textOf(file)) }) };
+    return { name, ...(isImage(file) ? await encode(file) : { text: await textOf(file) }) };
   } catch {
     throw new Error(isImage(file) ? `${name} is not an image that this browser can read.` : `${name} is neither a text file nor an image.`);
   }
@@ -23,7 +22,13 @@ export async function attachment(file) {
 async function textOf(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   const encoding = { 0xfffe: "utf-16le", 0xfeff: "utf-16be" }[(bytes[0] << 8) | bytes[1]] ?? "utf-8";
-  const text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
+  let text;
+  try {
+    text = new TextDecoder(encoding, { fatal: true }).decode(bytes);
+  } catch (error) {
+    text = new TextDecoder("windows-1252").decode(bytes); // as older programs on Windows write
+    if (/[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f-\x9f]/.test(text) || text.startsWith("%PDF-")) throw error;
+  }
   if (text.includes("\0")) throw new TypeError();
   return text.replace(/\r\n?/g, "\n").replace(/\n$/, "");
 }

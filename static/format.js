@@ -37,6 +37,9 @@ export const number = (value, digits = 0) =>
 /** "1 line", "2 lines". */
 export const counted = (count, noun, plural = `${noun}s`) => `${number(count)} ${count === 1 ? noun : plural}`;
 
+/** An estimated number of tokens, with two digits that mean something. */
+export const aboutTokens = (count) => `about ${counted(Number(Math.ceil(count).toPrecision(2)), "token")}`;
+
 export function duration(milliseconds) {
   if (milliseconds < 100) return `${number(Math.ceil(milliseconds))} ms`;
   if (milliseconds < 10_000) return `${number(milliseconds / 1000, 1)} s`;

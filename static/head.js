@@ -47,11 +47,13 @@ export class Head {
 
   async pickModel() {
     const { openPicker } = await import("./picker.js");
-    openPicker(chosenModel(this.conversation.details), async (choice) => {
-      rememberModel(choice);
-      if (this.conversation.details) await this.conversation.change(modelFields(choice));
-      this.onPick();
-    });
+    openPicker(chosenModel(this.conversation.details), (choice) => this.useModel(choice));
+  }
+
+  async useModel(choice) {
+    rememberModel(choice);
+    if (this.conversation.details) await this.conversation.change(modelFields(choice));
+    this.onPick();
   }
 
   #rename() {

@@ -1,15 +1,18 @@
 // The view of a message: a question as it was typed, or an answer with its reasoning, its state and its figures.
 
+import { Attachments, fileCard, pictures, splitContent } from "./attachments.js";
 import { copyButton } from "./clipboard.js";
 import { arrange, button, h } from "./dom.js";
 import { counted, duration, number, timeNode } from "./format.js";
 import { icon, iconButton } from "./icons.js";
 import { build, Markdown } from "./markdown.js";
+import { canGrow } from "./models.js";
 import { openMenu, placeBeside } from "./popups.js";
 
 const FOLDED_QUESTION = { characters: 1500, lines: 25 };
 
-/** `actions`: `select(id)` another version, `edit(message, text)`, `retry(message)`, `retryWith(message)` another model, `continueAnswer()`. */
+/** `actions`: `select(id)` another version, `edit(message, text, images)`, `retry(message)`, `retryWith(message)` another model, `continueAnswer()`,
+ * `model()` the chosen one, `enlarge()` its context. */
 export function messageView(message, actions) {
   return message.role === "user" ? new Question(message, actions) : new Answer(message, actions);
 }
@@ -22,7 +25,7 @@ class Question {
     this.#actions = actions;
     const { typed, files } = splitContent(message.content);
     this.bubble = h("div", { class: "bubble", dir: "auto" },
-      message.images?.map(imageNode), typed !== "" && questionText(typed), files.map(fileNode));
+      pictures(message.images), typed !== "" && questionText(typed), files.map(fileCard));
     this.editButton = iconButton("edit", "Edit question", () => this.edit());
     this.foot = h("footer", {},
       timeNode(message.created_at),
@@ -43,7 +46,10 @@ class Question {
   /** Put a text box in the question's place. Sending it makes a branch: the old question stays as a version. Cancelling focuses `back`. */
   edit(back = this.editButton) {
     if (this.editor) return this.editor.querySelector("textarea").focus();
-    const area = h("textarea", { "aria-label": "Edited question", rows: "3" }, this.message.content);
+    const { typed, files } = splitContent(this.message.content);
+    const area = h("textarea", { "aria-label": "Edited question", rows: "3", onpaste: (event) => attached.paste(event) }, typed);
+    const attached = new Attachments({ label: "Files for the question", changed() {}, typed: () => area.value, focus: () => area.focus() });
+    attached.show([...this.message.images ?? [], ...files]);
     const close = () => {
       this.editor = null;
       this.node.replaceChildren(this.bubble, this.foot);
@@ -53,8 +59,8 @@ class Question {
       back.focus();
     };
     const send = async () => {
-      const text = area.value.trim();
-      if (text && await this.#actions.edit(this.message, text)) close();
+      await attached.ready;
+      if (!attached.empty && await this.#actions.edit(this.message, attached.content(), attached.images)) close();
     };
     const onkeydown = (event) => {
       if (event.isComposing) return;
@@ -66,49 +72,18 @@ class Question {
         send();
       }
     };
-    this.editor = h("div", { class: "editor", onkeydown }, area,
-      h("div", { class: "row" }, h("small", {}, "The first version is kept."),
+    const ondrop = (event) => {
+      event.stopPropagation(); // the composer takes files that are dropped elsewhere
+      attached.attach(event.dataTransfer.files, event);
+    };
+    this.editor = h("div", { class: "editor", onkeydown, ondrop }, attached.node, area,
+      h("div", { class: "row" }, attached.controls, h("small", {}, "The first version is kept."),
         button("Cancel", cancel), button("Send", send, { class: "primary" })));
     this.node.replaceChildren(this.editor);
     area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight / 2)}px`;
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
   }
-}
-
-/** A text file as a part of a message. Its fence always names a language, unlike most code blocks that a person types below a heading. */
-export function block(name, text) {
-  const longest = (text.match(/`{3,}/g) ?? []).reduce((most, { length }) => Math.max(most, length), 2);
-  const fence = "`".repeat(longest + 1);
-  const language = /\.(\w{1,12})$/.exec(name)?.[1].toLowerCase() ?? "text";
-  return `${name}:\n${fence}${language}\n${text}\n${fence}`;
-}
-
-/** Split a message into what the person typed and the files {name, text} that follow. */
-function splitContent(content) {
-  const files = [];
-  let typed = content;
-  for (;;) {
-    const end = typed.lastIndexOf("\n");
-    const fence = typed.slice(end + 1);
-    const named = /^`{3,}$/.test(fence) ? typed.lastIndexOf(`:\n${fence}`, end - 2) : -1;
-    if (named < 0) return { typed, files };
-    const head = typed.lastIndexOf("\n", named) + 1;
-    const name = typed.slice(head, named);
-    const text = typed.slice(typed.indexOf("\n", named + 2) + 1, end);
-    const apart = head === 0 || typed.slice(0, head).endsWith("\n\n");
-    if (!name || !apart || typed.slice(head) !== block(name, text)) return { typed, files };
-    files.unshift({ name, text });
-    typed = typed.slice(0, Math.max(0, head - 2));
-  }
-}
-
-function fileNode({ name, text }) {
-  const lines = text.split("\n").length;
-  const size = `${counted(lines, "line")}, ${counted(text.length, "character")}`;
-  return h("details", { class: "file" },
-    h("summary", {}, icon("file"), h("span", {}, h("span", {}, name), h("small", {}, size)), icon("down")),
-    h("pre", { tabindex: "0", role: "region", "aria-label": name, dir: "auto" }, text));
 }
 
 const FENCED = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*\n((?:.*\n)*?) {0,3}\1[`~]*[ \t]*$/gm;
@@ -132,11 +107,6 @@ function questionText(content) {
   return [text, unfold];
 }
 
-function imageNode(image) {
-  const source = `/images/${Number(image.id)}`;
-  return h("a", { href: source, target: "_blank", class: "picture" }, h("img", { src: source, alt: "Attached image", loading: "lazy" }));
-}
-
 class Answer {
   #actions;
   #markdown = new Markdown();
@@ -154,7 +124,7 @@ class Answer {
   constructor(message, actions) {
     this.#actions = actions;
     this.node = h("article", { class: "message assistant", id: `m${message.id}`, tabindex: "-1", "aria-label": "Answer" },
-      this.#reasoning.node, message.images?.map(imageNode), this.#markdown.node, this.#phase.node, this.#speed.node, this.#note, this.#foot);
+      this.#reasoning.node, pictures(message.images), this.#markdown.node, this.#phase.node, this.#speed.node, this.#note, this.#foot);
     this.update(message);
   }
 
@@ -233,10 +203,12 @@ class Answer {
     const resume = last && message.content && button([icon("continue"), "Continue"], () => this.#actions.continueAnswer());
     const retry = canTryAgain(message, last) && button([icon("retry"), "Try again"], () => this.#actions.retry(message));
     const failed = status === "error";
+    const enlarge = last && error?.code === "CONTEXT_OVERFLOW" && canGrow(this.#actions.model())
+      && button("Load with a larger context…", () => this.#actions.enlarge());
     return [h("div", { class: failed ? "failed" : "halted" },
       failed && icon("alert"),
       h("p", {}, text, failed && HELP[error?.code] && h("small", {}, HELP[error.code])),
-      h("span", { class: "row" }, resume, retry))];
+      h("span", { class: "row" }, enlarge, resume, retry))];
   }
 
   #footer(message, last) {
@@ -266,7 +238,6 @@ function canTryAgain({ status }, last) {
 const HELP = {
   PROVIDER_UNREACHABLE: "In LM Studio: Developer, then Start server.",
   MODEL_NOT_LOADED: "Load it in the list of models, or let LM Studio load models when they are used.",
-  CONTEXT_OVERFLOW: "Load the model with a larger context, or begin a new chat.",
 };
 
 /** A button with the model's name, and the figures that it opens. */

@@ -72,6 +72,22 @@ function find({ provider_id, model: id }) {
   return model ? { provider, model, id } : null;
 }
 
+/** The models that can see images, loaded ones first. */
+export function modelsWithVision() {
+  const online = (providers ?? []).filter((provider) => provider.online);
+  const all = online.flatMap((provider) => provider.models.map((model) => ({ provider, model, id: model.id })));
+  return all.filter(({ model }) => model.vision).sort((a, b) => (b.model.state === "loaded") - (a.model.state === "loaded"));
+}
+
+/** Whether an administrator can load the model with a larger context. */
+export function mayGrow(choice) {
+  const { provider, model } = choice ?? {};
+  return Boolean(provider?.online && provider.kind !== "openai" && model?.context_length < model?.max_context_length);
+}
+
+/** Whether this user can. */
+export const canGrow = (choice) => session.user.role === "admin" && mayGrow(choice);
+
 /** The fields of a request that name the model. */
 export function modelFields(choice) {
   return choice?.model ? { provider_id: choice.provider.provider_id, model: choice.id } : {};

@@ -158,12 +158,12 @@ async function change(provider, action, fields) {
   return done;
 }
 
-/** Ask for the options of loading a model. A loaded model is loaded again. */
-function openLoadOptions(choice) {
+/** Ask for the options of loading a model, with a context length filled in. A loaded model is loaded again. */
+export function openLoadOptions(choice, contextLength = choice.model.context_length) {
   const { provider, model } = choice;
   const context = inputField("Context length, in tokens", {
     type: "number", min: "256", max: String(model.max_context_length ?? 16777216), step: "1", required: false,
-    value: model.context_length ?? "", placeholder: "default",
+    value: contextLength ?? "", placeholder: "default",
   });
   const onOff = (label) => field(label, h("select", {}, ["default", "on", "off"].map((value) => h("option", { value }, value))));
   const flash = onOff("Flash attention");

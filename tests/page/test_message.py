@@ -91,7 +91,7 @@ def test_imported_answer_shows_its_images_and_figures(visit: Visit) -> None:
     page.get_by_role("link", name="Boats").click()
     shown = page.locator(".message.assistant")
     expect(shown.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 1)
-    expect(shown.locator(".picture + .markdown")).to_have_text("Here")
+    expect(shown.locator(".pictures + .markdown")).to_have_text("Here")
     expect(shown.locator("summary")).to_have_text("Thought for a moment")
     press(page, "Figures")
     figures = shown.locator(".figures")

@@ -44,7 +44,6 @@ def test_first_run_leads_from_the_printed_link_to_an_answer(tmp_path: Path, visi
         ask(page, "What is the capital of Japan?")
         expect(page.locator(".message.user")).to_contain_text("What is the capital of Japan?")
         expect(answered(page).locator(".markdown")).to_contain_text(re.compile(r"\w"))
-        expect(page.get_by_role("meter", name="Context used")).to_be_visible()
         expect(page.locator(".sidebar li.current")).to_have_text("What is the capital of Japan?")
         expect(page).to_have_url(re.compile(r"/#/c/\d+$"))
 
