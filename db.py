@@ -131,6 +131,15 @@ MIGRATIONS: tuple[str, ...] = (
         UNIQUE (user_id, name_key)
     ) STRICT;
     CREATE UNIQUE INDEX one_default_preset_a_user ON presets (user_id) WHERE is_default = 1;
+    ALTER TABLE conversations ADD COLUMN deleted_from INTEGER REFERENCES conversations (id) ON DELETE SET NULL;
+    CREATE INDEX conversations_deleted_from ON conversations (deleted_from) WHERE deleted_from IS NOT NULL;
+    ALTER TABLE messages ADD COLUMN edited INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE messages ADD COLUMN copied INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE former_parents (
+        message_id INTEGER PRIMARY KEY REFERENCES messages (id) ON DELETE CASCADE,
+        parent_id  INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE
+    ) STRICT;
+    CREATE INDEX former_parents_of ON former_parents (parent_id);
     PRAGMA user_version = 5;
     COMMIT;
     """,

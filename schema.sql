@@ -63,7 +63,8 @@ CREATE TABLE conversations (
     created_at        TEXT NOT NULL,
     updated_at        TEXT NOT NULL,                           -- time of the last message; renaming does not change it
     deleted_at        TEXT,                                    -- time of the move to the bin; removed 30 days later
-    hidden            INTEGER NOT NULL DEFAULT 0 CHECK (hidden IN (0, 1)), -- 1: an import or the removal is not finished
+    hidden            INTEGER NOT NULL DEFAULT 0 CHECK (hidden IN (0, 1)), -- 1: an import, a copy or the removal is not finished
+    deleted_from      INTEGER REFERENCES conversations (id) ON DELETE SET NULL, -- in the bin: it holds messages deleted from that conversation
     UNIQUE (user_id, source)
 ) STRICT;
 CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at, hidden) -- covers the filter
@@ -71,6 +72,7 @@ CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id
 CREATE INDEX conversations_pinned      ON conversations (user_id, updated_at, id) WHERE deleted_at IS NULL AND pinned;
 CREATE INDEX conversations_in_bin      ON conversations (user_id, deleted_at) WHERE deleted_at IS NOT NULL;
 CREATE INDEX conversations_hidden      ON conversations (user_id) WHERE hidden = 1;
+CREATE INDEX conversations_deleted_from ON conversations (deleted_from) WHERE deleted_from IS NOT NULL;
 CREATE INDEX conversations_of_leaf     ON conversations (active_message_id); -- else deleting a message reads all conversations
 
 -- Messages form a tree: an edited question and another version of an answer are siblings. Nothing is overwritten.
@@ -90,12 +92,21 @@ CREATE TABLE messages (
     error           TEXT,                                      -- JSON {"code", "message"} when status is 'error'
     client_id       TEXT,                                      -- chosen by the client: repeating a request adds nothing
     source          TEXT,                                      -- the message's id in the imported file
+    edited          INTEGER NOT NULL DEFAULT 0,                -- 1: an answer whose text the user has changed
+    copied          INTEGER NOT NULL DEFAULT 0,                -- 1: copied from another conversation, which counts its tokens
     UNIQUE (conversation_id, client_id),
     UNIQUE (conversation_id, source)
 ) STRICT;
 CREATE INDEX messages_in_tree ON messages (conversation_id, parent_id, id);
 CREATE INDEX messages_of_parent ON messages (parent_id);
 CREATE UNIQUE INDEX one_generation_a_conversation ON messages (conversation_id) WHERE status = 'generating';
+
+-- The true parents of messages that were moved because their parent was deleted, and of deleted messages. queries/bin.py restores by them.
+CREATE TABLE former_parents (
+    message_id INTEGER PRIMARY KEY REFERENCES messages (id) ON DELETE CASCADE,
+    parent_id  INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE
+) STRICT;
+CREATE INDEX former_parents_of ON former_parents (parent_id);
 
 CREATE TABLE images (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -90,6 +90,10 @@ ROUTES: tuple[Endpoint, ...] = (
 
     Endpoint("GET",    "/conversations/{conversation_id}/messages",      handlers.list_messages,        USER,   query=schemas.MessageQuery),
     Endpoint("POST",   "/conversations/{conversation_id}/messages",      handlers.add_message,          USER,   schemas.NewMessage, limit=MESSAGE_BYTES),
+    Endpoint("GET",    "/conversations/{conversation_id}/messages/{message_id}",      handlers.get_message,    USER,   query=schemas.RenderQuery),
+    Endpoint("DELETE", "/conversations/{conversation_id}/messages/{message_id}",      handlers.delete_message, USER),
+    Endpoint("POST",   "/conversations/{conversation_id}/messages/{message_id}/edit", handlers.edit_answer,    USER,   schemas.EditedAnswer, limit=MESSAGE_BYTES),
+    Endpoint("POST",   "/conversations/{conversation_id}/branch",        handlers.branch,               USER,   schemas.BranchRequest),
     Endpoint("POST",   "/conversations/{conversation_id}/active",        handlers.select_version,       USER,   schemas.Selection),
     Endpoint("GET",    "/conversations/{conversation_id}/context",       handlers.get_context,          USER,   query=schemas.ContextQuery),
     Endpoint("GET",    "/context",                                       handlers.get_new_context,      USER,   query=schemas.ContextQuery),

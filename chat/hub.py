@@ -152,6 +152,15 @@ class Hub:
         """Return queries.messages.list_messages with the texts of running answers, whose rows have none yet."""
         earlier = self.generations.copy()  # one may end while the rows are read
         messages = await self.database.read(queries.messages.list_messages, user_id, conversation_id, limit, before)
+        return self._completed(messages, earlier)
+
+    async def message(self, user_id: int, conversation_id: int, message_id: int) -> Message:
+        """Return queries.messages.get_message with the text of a running answer."""
+        earlier = self.generations.copy()
+        message = await self.database.read(queries.messages.get_message, user_id, conversation_id, message_id)
+        return self._completed([message], earlier)[0]
+
+    def _completed(self, messages: list[Message], earlier: dict[str, Generation]) -> list[Message]:
         for message in messages:
             if message.status == "generating" and isinstance(message.generation_id, str):
                 generation = earlier.get(message.generation_id) or self.generations.get(message.generation_id)

@@ -28,6 +28,7 @@ TABLES = (
     "users",
     "conversations",
     "messages",
+    "former_parents",
     "images",
     "generations",
     "continued_generations",
@@ -218,6 +219,8 @@ class _Salvage:
     def _repair_references(self) -> None:
         """Delete rows whose message is lost, and let a message whose parent is lost follow the message before it."""
         for table, key, parent in (
+            ("former_parents", "message_id", "messages"),
+            ("former_parents", "parent_id", "messages"),
             ("images", "message_id", "messages"),
             ("generations", "message_id", "messages"),
             ("continued_generations", "message_id", "messages"),
@@ -225,6 +228,9 @@ class _Salvage:
         ):
             orphans = self.new.execute(f"DELETE FROM {table} WHERE {key} NOT IN (SELECT id FROM {parent})")
             self.damaged += orphans.rowcount
+        self.new.execute(
+            "UPDATE conversations SET deleted_from = NULL WHERE deleted_from NOT IN (SELECT id FROM conversations)"
+        )
         earlier = "SELECT {0} FROM messages p WHERE p.conversation_id = messages.conversation_id AND p.id < messages.id"
         self.new.execute(
             f"UPDATE messages SET parent_id = ({earlier.format('max(p.id)')}) WHERE parent_id IS NOT NULL"

@@ -22,7 +22,16 @@ from .types import Parameters, stored
 
 UNTITLED = "New conversation"
 BIN_DAYS = 30
+BRANCH_SOURCE = "branch:"  # before the client_id in the `source` of a copy
+BRANCH_HOURS = 1.0  # after which a copy that is not finished was ended by a crash
 PART_SECONDS = 0.05  # of work in one transaction of a long import or removal, while other writes wait
+
+
+class Home(Struct):
+    """The conversation of a deleted message."""
+
+    id: int
+    title: str
 
 
 class Conversation(Struct):
@@ -37,10 +46,12 @@ class Conversation(Struct):
     settings: Annotated[Raw, stored(Parameters)]
     generation_id: str | None  # of the answer that is being generated
     deleted_at: str | UnsetType = UNSET
+    deleted_from: Home | UnsetType = UNSET  # of a message in the bin
 
 
 _SELECT = (
     "SELECT c.id, c.title, c.created_at, c.updated_at, c.system_prompt, c.pinned, c.provider_id, c.model, c.settings, c.deleted_at,"
+    " c.deleted_from, (SELECT h.title FROM conversations h WHERE h.id = c.deleted_from AND h.hidden = 0) AS home_title,"
     " (SELECT g.id FROM messages m JOIN generations g ON g.message_id = m.id"
     " WHERE m.conversation_id = c.id AND m.status = 'generating') AS generation_id"
     " FROM json_each(?) j CROSS JOIN conversations c ON c.id = j.value ORDER BY j.key"
@@ -52,7 +63,9 @@ def get_conversations(conn: Connection, ids: list[int]) -> list[Conversation]:
     found = []
     for row in conn.execute(_SELECT, (json.dumps(ids),)):
         fields = dict(row)
+        home = Home(row["deleted_from"], title) if (title := fields.pop("home_title")) is not None else UNSET
         fields |= {
+            "deleted_from": home,
             "pinned": bool(row["pinned"]),
             "settings": Raw(row["settings"].encode()),
             "deleted_at": row["deleted_at"] or UNSET,
@@ -215,13 +228,14 @@ def restore_conversation(conn: Connection, user_id: int, conversation_id: int) -
 _HIDE = "UPDATE conversations SET hidden = 1, source = NULL, active_message_id = NULL WHERE"
 
 
-def hide_conversation(conn: Connection, user_id: int, conversation_id: int) -> None:
-    """Hide a conversation, in the bin or not, for `remove_hidden`."""
+def hide_conversation(conn: Connection, user_id: int, conversation_id: int) -> list[int]:
+    """Hide a conversation, in the bin or not, and the messages in the bin that were deleted from it. Return what to remove."""
     try:
         owned(conn, user_id, conversation_id)
     except NotFound:
         owned(conn, user_id, conversation_id, deleted=True)
-    conn.execute(f"{_HIDE} id = ?", (conversation_id,))
+    rows = conn.execute(f"{_HIDE} (id = ?1 OR deleted_from = ?1) RETURNING id", (conversation_id,)).fetchall()
+    return [row["id"] for row in rows]
 
 
 def hide_all(conn: Connection, conversation_ids: list[int]) -> None:
@@ -240,8 +254,12 @@ def hide_expired(conn: Connection) -> None:
 
 
 def list_hidden(conn: Connection, user_id: int | None = None) -> list[int]:
-    """Return the ids of the hidden conversations of one user, or of all users."""
-    rows = conn.execute("SELECT id FROM conversations WHERE hidden = 1 AND user_id = coalesce(?, user_id)", (user_id,))
+    """Return the ids of the hidden conversations of one user, or of all users, without the branches that are being copied."""
+    rows = conn.execute(
+        "SELECT id FROM conversations WHERE hidden = 1 AND user_id = coalesce(?, user_id)"
+        " AND (source IS NULL OR source NOT LIKE ? || '%' OR created_at < ?)",
+        (user_id, BRANCH_SOURCE, ago(hours=BRANCH_HOURS)),
+    )
     return [row["id"] for row in rows]
 
 
@@ -268,7 +286,7 @@ def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
     end, done, size, user_id = time.monotonic() + PART_SECONDS, 0, 0, None
     for message_id in ids:
         row = conn.execute(
-            "SELECT m.id, m.content, m.reasoning, m.status, c.user_id,"
+            "SELECT m.id, m.content, m.reasoning, m.status, c.user_id, c.deleted_from,"
             " (SELECT coalesce(sum(length(data)), 0) FROM images WHERE message_id = m.id) AS image_bytes"
             " FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?1"
             " AND NOT EXISTS (SELECT 1 FROM messages WHERE parent_id = ?1)"
@@ -279,6 +297,8 @@ def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
             user_id = row["user_id"]
             size += len(row["content"].encode()) + len(row["reasoning"].encode()) + row["image_bytes"]
             search.unindex_message(conn, user_id, row)
+            if row["deleted_from"] is not None:
+                _unlink(conn, message_id)
             conn.execute("DELETE FROM messages WHERE id = ?", (message_id,))
         done += 1
         if time.monotonic() > end:
@@ -286,6 +306,27 @@ def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
     if user_id is not None:
         add_stored_bytes(conn, user_id, -size)
     return ids[done:]
+
+
+def _unlink(conn: Connection, message_id: int) -> None:
+    """Let what followed a deleted message follow its parent: this message cannot be restored any more."""
+    parent = conn.execute(
+        "SELECT coalesce(f.parent_id, m.parent_id) AS id FROM messages m LEFT JOIN former_parents f ON f.message_id = m.id"
+        " WHERE m.id = ?",
+        (message_id,),
+    ).fetchone()["id"]
+    if parent is not None:
+        conn.execute("UPDATE former_parents SET parent_id = ? WHERE parent_id = ?", (parent, message_id))
+        drop_links(conn, parent)
+
+
+def drop_links(conn: Connection, parent_id: int) -> None:
+    """Forget the true parent of the messages that are in the same conversation as this parent."""
+    conn.execute(
+        "DELETE FROM former_parents WHERE parent_id = ?1 AND (SELECT conversation_id FROM messages WHERE id = message_id)"
+        " = (SELECT conversation_id FROM messages WHERE id = ?1)",
+        (parent_id,),
+    )
 
 
 def remove_emptied(conn: Connection, conversation_id: int) -> None:

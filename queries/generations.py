@@ -408,7 +408,7 @@ def get_recording(conn: Connection, user_id: int, generation_id: str) -> Recordi
 
 
 def list_usage(conn: Connection, user_id: int) -> list[dict[str, Any]]:
-    """Return the sums of the answers of each day (UTC) and model, newest day first.
+    """Return the sums of the answers of each day (UTC) and model, newest day first. Edited texts and copies were not generated.
 
     Speed counts only answers that have one. Each answer's own statistics show the same speed.
     """
@@ -425,6 +425,7 @@ def list_usage(conn: Connection, user_id: int) -> list[dict[str, Any]]:
                 ) AS generation_ms
             FROM conversations c JOIN messages m ON m.conversation_id = c.id
             WHERE c.user_id = ? AND c.hidden = 0 AND m.role = 'assistant' AND m.status <> 'generating'
+                AND NOT m.edited AND NOT m.copied
         )
         SELECT day, model, count(*) AS answers,
             coalesce(sum(prompt_tokens), 0) AS prompt_tokens,

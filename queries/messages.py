@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from ..db import Connection, insert, now
-from ..errors import NotFound
+from ..errors import GenerationActive, Invalid, NotFound
 from . import search
 from .conversations import (
     Conversation,
@@ -23,10 +23,12 @@ from .types import AnswerError, AnswerStats, ImageType, TokenUsage, stored
 
 
 class Versions(TypedDict):
-    """The ids of a message and its siblings, and the position of the message."""
+    """A message and its siblings: the position of the message, and of each the id, the model, and whether it was edited."""
 
     ids: list[int]
     index: int
+    models: list[str | None]
+    edited: list[bool]
 
 
 class ImageReference(TypedDict):
@@ -51,6 +53,7 @@ class Message(Struct):
     stats: Annotated[Raw, stored(AnswerStats)] | None
     error: Annotated[Raw, stored(AnswerError)] | None
     images: list[ImageReference]
+    edited: bool
     token_usage: Annotated[Raw, stored(TokenUsage)] | None | UnsetType = UNSET
     blocks: list[Any] | UnsetType = UNSET  # the rendered content, for a request that asks for it
 
@@ -97,9 +100,10 @@ WITH RECURSIVE path (id, depth) AS (
 """
 _SELECT = """
 SELECT m.id, m.role, m.content, m.created_at, m.parent_id, m.status, m.token_usage, m.provider_id, m.model, g.id AS generation_id,
-    m.reasoning, m.stats, m.error,
-    (SELECT json_group_array(id) FROM (
-        SELECT s.id FROM messages s WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id ORDER BY s.id
+    m.reasoning, m.stats, m.error, m.edited,
+    (SELECT json_group_array(json_array(id, model, edited)) FROM (
+        SELECT s.id, s.model, s.edited FROM messages s
+        WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id ORDER BY s.id
     )) AS siblings,
     (SELECT json_group_array(json_object('id', i.id, 'media_type', i.media_type)) FROM (
         SELECT id, media_type FROM images WHERE message_id = m.id ORDER BY position
@@ -110,7 +114,7 @@ ORDER BY path.depth DESC
 
 
 def _message(row: sqlite3.Row) -> Message:
-    siblings = json.loads(row["siblings"])
+    ids, models, edited = (list(column) for column in zip(*json.loads(row["siblings"]), strict=True))
     names = (
         "id",
         "role",
@@ -126,10 +130,11 @@ def _message(row: sqlite3.Row) -> Message:
     usage, stats, error = (Raw(row[name].encode()) if row[name] else None for name in ("token_usage", "stats", "error"))
     return Message(
         **{name: row[name] for name in names},
-        versions={"ids": siblings, "index": siblings.index(row["id"])},
+        versions={"ids": ids, "index": ids.index(row["id"]), "models": models, "edited": [*map(bool, edited)]},
         stats=stats,
         error=error,
         images=json.loads(row["images"]),
+        edited=bool(row["edited"]),
         token_usage=usage if row["role"] == "assistant" else UNSET,
     )
 
@@ -142,6 +147,13 @@ def list_messages(
     if before is not None:
         leaf = get_message_row(conn, conversation_id, before)["parent_id"]
     return [_message(row) for row in conn.execute(PATH + _SELECT, {"leaf": leaf, "limit": limit})]
+
+
+def get_message(conn: Connection, user_id: int, conversation_id: int, message_id: int) -> Message:
+    """Return a message of any branch. Raises NotFound."""
+    owned(conn, user_id, conversation_id)
+    get_message_row(conn, conversation_id, message_id)
+    return _message(conn.execute(PATH + _SELECT, {"leaf": message_id, "limit": 1}).fetchone())
 
 
 def get_message_row(conn: Connection, conversation_id: int, message_id: int) -> sqlite3.Row:
@@ -193,21 +205,82 @@ def add_message(
     return message_id
 
 
+def edit_answer(
+    conn: Connection,
+    user_id: int,
+    conversation_id: int,
+    message_id: int,
+    content: str,
+    client_id: str | None = None,
+    max_bytes: int = 0,
+) -> int:
+    """Add an edited text of an answer as another version, which becomes the active leaf, and return its id.
+
+    It keeps the model and the images, but not the reasoning and the figures, which belong to the text that was generated.
+    A known `client_id` returns the id of that message. Raises GenerationActive, Invalid for a question, and QuotaExceeded.
+    """
+    owned(conn, user_id, conversation_id)
+    sql = "SELECT id FROM messages WHERE conversation_id = ? AND client_id = ?"
+    if known := conn.execute(sql, (conversation_id, client_id)).fetchone():
+        return int(known["id"])
+    answer = get_message_row(conn, conversation_id, message_id)
+    if answer["role"] != "assistant":
+        raise Invalid("Only an answer can be edited here. To edit a question, add a message with the same parent_id.")
+    refuse_while_generating(conn, conversation_id)
+    moment = now()
+    version_id = insert(
+        conn,
+        "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, client_id, edited, created_at)"
+        " VALUES (?, ?, 'assistant', ?, 'complete', ?, ?, ?, 1, ?)",
+        (conversation_id, answer["parent_id"], content, answer["provider_id"], answer["model"], client_id, moment),
+    )
+    size = len(content.encode()) + copy_images(conn, message_id, version_id)
+    add_stored_bytes(conn, user_id, size, max_bytes)
+    sql = "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?"
+    conn.execute(sql, (version_id, moment, conversation_id))
+    search.index_message(conn, user_id, version_id, content)
+    return version_id
+
+
+def refuse_while_generating(conn: Connection, conversation_id: int) -> None:
+    """Raise GenerationActive when an answer is generated in the conversation."""
+    sql = "SELECT 1 FROM messages WHERE conversation_id = ? AND status = 'generating'"
+    if conn.execute(sql, (conversation_id,)).fetchone():
+        raise GenerationActive
+
+
 def set_active(conn: Connection, user_id: int, conversation_id: int, message_id: int) -> int:
     """Activate the path through this message to the newest message below it. Return the id of that leaf."""
     owned(conn, user_id, conversation_id)
     get_message_row(conn, conversation_id, message_id)
+    leaf = newest_leaf(conn, conversation_id, message_id)
+    conn.execute("UPDATE conversations SET active_message_id = ? WHERE id = ?", (leaf, conversation_id))
+    return leaf  # type: ignore[return-value]
+
+
+def newest_leaf(conn: Connection, conversation_id: int, message_id: int | None) -> int | None:
+    """Return the end of the path from this message, or from the newest first message, through the newest message each time."""
     leaf = message_id
-    newest_child = "SELECT max(id) FROM messages WHERE conversation_id = ? AND parent_id = ?"
+    newest_child = "SELECT max(id) FROM messages WHERE conversation_id = ? AND parent_id IS ?"
     while child := conn.execute(newest_child, (conversation_id, leaf)).fetchone()[0]:
         leaf = child
-    conn.execute("UPDATE conversations SET active_message_id = ? WHERE id = ?", (leaf, conversation_id))
     return leaf
 
 
 def add_image(conn: Connection, message_id: int, position: int, image: Image) -> None:
     sql = "INSERT INTO images (message_id, position, media_type, data) VALUES (?, ?, ?, ?)"
     conn.execute(sql, (message_id, position, image.media_type, image.data))
+
+
+def copy_images(conn: Connection, message_id: int, to_message_id: int) -> int:
+    """Copy the images of a message to another one. Return their bytes."""
+    conn.execute(
+        "INSERT INTO images (message_id, position, media_type, data) SELECT ?, position, media_type, data FROM images"
+        " WHERE message_id = ? ORDER BY position",
+        (to_message_id, message_id),
+    )
+    sql = "SELECT coalesce(sum(length(data)), 0) FROM images WHERE message_id = ?"
+    return int(conn.execute(sql, (to_message_id,)).fetchone()[0])
 
 
 def get_image(conn: Connection, user_id: int, image_id: int) -> Image:

@@ -215,7 +215,8 @@ def test_every_table_is_strict_and_has_an_index_on_each_foreign_key(tmp_path: Pa
         ).fetchall()
         assert len(tables) >= 8 and all(strict for _, strict in tables), tables
         keys = 'SELECT "from" FROM pragma_foreign_key_list(?) WHERE "table" <> \'users\''  # users are never deleted
-        firsts = "SELECT i.name FROM pragma_index_list(?) l, pragma_index_info(l.name) i WHERE i.seqno = 0"
+        firsts = "SELECT i.name FROM pragma_index_list(?1) l, pragma_index_info(l.name) i WHERE i.seqno = 0"
+        firsts += " UNION SELECT name FROM pragma_table_info(?1) WHERE pk = 1"
         for table, _ in tables:
             indexed = {name for (name,) in connection.execute(firsts, (table,))}
             assert {name for (name,) in connection.execute(keys, (table,))} <= indexed, table

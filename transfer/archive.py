@@ -10,6 +10,7 @@ from typing import Any
 
 from ..db import Connection, insert
 from ..queries import search
+from ..queries.bin import place
 from ..queries.conversations import title_key
 from .transcript import Unreadable
 
@@ -44,7 +45,9 @@ def get_beginning(conn: Connection, conversation_id: int) -> sqlite3.Row | None:
     return _row(
         conn,
         "SELECT c.id, c.deleted_at,"
-        " (SELECT content FROM messages WHERE conversation_id = c.id AND parent_id IS NULL ORDER BY id LIMIT 1) AS question"
+        " (SELECT content FROM messages m WHERE (conversation_id = c.id OR conversation_id IN"
+        " (SELECT id FROM conversations WHERE deleted_from = c.id)) AND parent_id IS NULL"
+        " AND NOT EXISTS (SELECT 1 FROM former_parents WHERE message_id = m.id) ORDER BY id LIMIT 1) AS question"
         " FROM conversations c WHERE c.id = ? AND c.hidden = 0",
         conversation_id,
     )
@@ -67,8 +70,8 @@ def add_message(conn: Connection, user_id: int, conversation_id: int, fields: di
     """`fields`: every column but id and conversation_id. Raises Unreadable when another message has its client_id or source."""
     rows = conn.execute(
         "INSERT INTO messages (conversation_id, parent_id, role, content, reasoning, status, provider_id, model,"
-        " token_usage, stats, error, client_id, source, created_at) VALUES (:conversation_id, :parent_id, :role, :content,"
-        " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at)"
+        " token_usage, stats, error, client_id, source, created_at, edited, copied) VALUES (:conversation_id, :parent_id, :role, :content,"
+        " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at, :edited, :copied)"
         " ON CONFLICT DO NOTHING RETURNING id",
         fields | {"conversation_id": conversation_id},
     ).fetchall()
@@ -90,18 +93,28 @@ def add_generation(conn: Connection, message_id: int, fields: dict[str, Any]) ->
     )
 
 
-def list_message_keys(conn: Connection, conversation_id: int) -> dict[str, int]:
-    """Return the id of each message by its key: its source, or its time and role and which of several with these it is."""
+_WITH_DELETED = "(conversation_id = ?1 OR conversation_id IN (SELECT id FROM conversations WHERE deleted_from = ?1))"
+
+
+def list_message_keys(conn: Connection, conversation_id: int) -> dict[str, int | None]:
+    """Return the id of each message by its key: its source, or its time and role and which of several with these it is.
+
+    For a message in the bin, return that of the message below which its children are now.
+    """
     rows = conn.execute(
-        "SELECT id, coalesce(nullif(source, ''), created_at || ' ' || role || ' ' ||"
-        " row_number() OVER (PARTITION BY created_at, role ORDER BY id)) AS key FROM messages WHERE conversation_id = ?",
+        "SELECT id, conversation_id, coalesce(nullif(source, ''), created_at || ' ' || role || ' ' ||"
+        f" row_number() OVER (PARTITION BY created_at, role ORDER BY id)) AS key FROM messages WHERE {_WITH_DELETED}",
         (conversation_id,),
-    )
-    return {row["key"]: row["id"] for row in rows}
+    ).fetchall()
+    return {
+        row["key"]: row["id"] if row["conversation_id"] == conversation_id else place(conn, conversation_id, row["id"])
+        for row in rows
+    }
 
 
 def count_messages(conn: Connection, conversation_id: int) -> int:
-    row = _row(conn, "SELECT count(*) AS count FROM messages WHERE conversation_id = ?", conversation_id)
+    """Count the messages of a conversation, also those in the bin."""
+    row = _row(conn, f"SELECT count(*) AS count FROM messages WHERE {_WITH_DELETED}", conversation_id)
     return row["count"] if row else 0
 
 
@@ -147,7 +160,7 @@ _TEXTS = ", ".join(
     for column in ("content", "reasoning")
 )
 _WHOLE_MESSAGE = (
-    "SELECT id, parent_id, role, created_at, provider_id, model, token_usage, stats, error, client_id, source,"
+    "SELECT id, parent_id, role, created_at, provider_id, model, token_usage, stats, error, client_id, source, edited, copied,"
     f" CASE status WHEN 'generating' THEN 'interrupted' ELSE status END AS status, {_TEXTS} FROM messages m WHERE id = ?"
 )
 

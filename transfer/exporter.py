@@ -187,6 +187,7 @@ def _read_messages(conn: Connection, outline: _Outline, ids: list[int]) -> tuple
 
 def _message(row: sqlite3.Row, made: sqlite3.Row | None, outline: _Outline) -> Message:
     columns = dict(row)
+    columns |= {"edited": bool(row["edited"]), "copied": bool(row["copied"])}
     for name in ("token_usage", "stats", "error"):
         columns[name] = json.loads(columns[name]) if columns[name] else None
     generation = None

@@ -194,7 +194,7 @@ class _Import:
     def __init__(self, user_id: int, max_bytes: int, made_here: dict[str, list[int]]) -> None:
         self.user_id = user_id
         self.report = Report()
-        self.ids: dict[str, int] = {}  # of the conversation's messages in the database, by key
+        self.ids: dict[str, int | None] = {}  # of the conversation's messages in the database, by key
         self.needs_ids = (
             False  # the conversation is in the database, and `ids` must be read before its messages are stored
         )
@@ -223,7 +223,7 @@ class _Import:
         self._add_size(conn, self._size)
         return done
 
-    def read_ids(self, conn: Connection) -> dict[str, int]:
+    def read_ids(self, conn: Connection) -> dict[str, int | None]:
         return archive.list_message_keys(conn, self.conversation_id)
 
     def _do(self, conn: Connection, step: source.Step) -> None:
@@ -350,7 +350,7 @@ class _DryRun(_Import):
 
     def __init__(self, user_id: int, max_bytes: int, made_here: dict[str, list[int]]) -> None:
         super().__init__(user_id, max_bytes, made_here)
-        self._counted: dict[str, dict[str, int]] = {}  # the keys of messages, by the conversation's identity
+        self._counted: dict[str, dict[str, int | None]] = {}  # the keys of messages, by the conversation's identity
         self._total = 0  # bytes
 
     def _begin(self, conn: Connection, step: source.Begin) -> None:
@@ -360,7 +360,7 @@ class _DryRun(_Import):
     def _find(self, conn: Connection, step: source.Begin) -> Any:
         return super()._find(conn, step) or ({"id": 0, "deleted_at": None} if self._identity in self._counted else None)
 
-    def read_ids(self, conn: Connection) -> dict[str, int]:
+    def read_ids(self, conn: Connection) -> dict[str, int | None]:
         return super().read_ids(conn) | self._counted.get(self._identity, {})
 
     def _give_up(self, reason: str = "") -> None:

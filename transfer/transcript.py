@@ -89,6 +89,8 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     generation: Generation | None = None
     client_id: str | None = None
     source: str | None = None
+    edited: bool = False  # an answer whose text the user has changed
+    copied: bool = False  # from another conversation, which counts its tokens
 
 
 class Conversation(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -134,7 +136,7 @@ def markdown(message: Message, version: int, versions: int, images: str = "") ->
     """Yield the parts of a message as Markdown. `images` precedes the file name of an image in a link."""
     who = "You" if message.role == "user" else message.model or "Answer"
     which = f" (version {version} of {versions})" if versions > 1 else ""
-    yield f"\n## {who}, {_minute(message.created_at)}{which}\n"
+    yield f"\n## {who}, {_minute(message.created_at)}{which}{', edited' if message.edited else ''}\n"
     if message.reasoning:
         yield f"\n<details><summary>Reasoning</summary>\n\n{message.reasoning}\n\n</details>\n"
     for image in message.images:

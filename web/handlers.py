@@ -42,7 +42,7 @@ from ..errors import (
     UnsupportedMediaType,
 )
 from ..providers import ModelServer
-from ..queries import accounts, conversations, generations, messages, prompts
+from ..queries import accounts, bin, branches, conversations, generations, messages, prompts
 from ..queries.search import find
 from ..queries.types import image_type
 from ..safety.logs import TERMINAL, audit
@@ -317,22 +317,24 @@ async def change_conversation(
 async def delete_conversation(
     request: Request, conversation_id: int, query: schemas.DeleteQuery
 ) -> schemas.Confirmation:
-    delete = conversations.hide_conversation if query.purge else conversations.delete_conversation
-    await request.database.write(delete, request.user_id, conversation_id)
+    hidden: list[int] = []
     if query.purge:
+        hidden = await request.database.write(conversations.hide_conversation, request.user_id, conversation_id)
         audit("conversations purged", request.identity.user, request.address, count=1)
+    else:
+        await request.database.write(conversations.delete_conversation, request.user_id, conversation_id)
     # After the deletion, so that no new generation can begin.
     await request.app_state.hub.cancel_all(request.user_id, conversation_id)
     if query.purge:
         try:
-            await conversations.remove_hidden(request.database, [conversation_id])
+            await conversations.remove_hidden(request.database, hidden)
         except StorageUnavailable as error:  # the conversation is hidden; housekeeping removes the rest
             log.warning("a purged conversation is removed later: %s", error)
     return schemas.Confirmation("Conversation deleted")
 
 
 async def restore_conversation(request: Request, conversation_id: int) -> conversations.Conversation:
-    return await request.database.write(conversations.restore_conversation, request.user_id, conversation_id)
+    return await request.database.write(bin.restore, request.user_id, conversation_id)
 
 
 async def search(request: Request, query: schemas.SearchQuery) -> schemas.SearchResults:
@@ -418,13 +420,16 @@ async def _context(request: Request, conversation_id: int | None, query: schemas
 async def _messages(
     request: Request, conversation_id: int, limit: int, before: int | None, render: bool
 ) -> list[messages.Message]:
-    state = request.app_state
-    page = await state.hub.messages(request.user_id, conversation_id, limit, before)
-    if render:
-        texts = ["" if message.status == "generating" else message.content for message in page]
-        rendered = await while_connected(request.receive, state.renderer.finished(request.user_id, texts))
-        for message, blocks in zip(page, rendered, strict=True):
-            message.blocks = blocks
+    page = await request.app_state.hub.messages(request.user_id, conversation_id, limit, before)
+    return await _rendered(request, page) if render else page
+
+
+async def _rendered(request: Request, page: list[messages.Message]) -> list[messages.Message]:
+    texts = ["" if message.status == "generating" else message.content for message in page]
+    renderer = request.app_state.renderer
+    rendered = await while_connected(request.receive, renderer.finished(request.user_id, texts))
+    for message, blocks in zip(page, rendered, strict=True):
+        message.blocks = blocks
     return page
 
 
@@ -440,6 +445,35 @@ async def add_message(request: Request, conversation_id: int, body: schemas.NewM
         request.app_state.config.user_max_bytes,
     )
     return schemas.NewMessageIds(message_id, conversation_id)
+
+
+async def get_message(
+    request: Request, conversation_id: int, message_id: int, query: schemas.RenderQuery
+) -> messages.Message:
+    message = await request.app_state.hub.message(request.user_id, conversation_id, message_id)
+    return (await _rendered(request, [message]))[0] if query.render else message
+
+
+async def edit_answer(
+    request: Request, conversation_id: int, message_id: int, body: schemas.EditedAnswer
+) -> schemas.NewMessageIds:
+    quota = request.app_state.config.user_max_bytes
+    version_id = await request.database.write(
+        messages.edit_answer, request.user_id, conversation_id, message_id, body.content, body.client_id, quota
+    )
+    return schemas.NewMessageIds(version_id, conversation_id)
+
+
+async def delete_message(request: Request, conversation_id: int, message_id: int) -> schemas.MessageDeleted:
+    deleted = await request.database.write(bin.delete_message, request.user_id, conversation_id, message_id)
+    return schemas.MessageDeleted("Message deleted", deleted.deleted_id, deleted.active_message_id)
+
+
+async def branch(request: Request, conversation_id: int, body: schemas.BranchRequest) -> conversations.Conversation:
+    quota = request.app_state.config.user_max_bytes
+    return await branches.branch(
+        request.database, request.user_id, conversation_id, body.message_id, body.client_id, quota
+    )
 
 
 def _check_message(message: schemas.NewMessage, path: str = "") -> list[messages.Image]:

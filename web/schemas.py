@@ -168,8 +168,20 @@ class NewConversation(ConversationFields):
     preset_id: Id | None = None  # None: the default preset, if there is one
 
 
+ClientId = Annotated[str, Meta(min_length=1, max_length=100, pattern=VISIBLE_ASCII)]
+
+
 class Selection(Struct):
     message_id: Id
+
+
+class BranchRequest(Selection):
+    client_id: ClientId | None = None
+
+
+class EditedAnswer(Struct):
+    content: Annotated[Text, Meta(min_length=1, max_length=ANSWER_CHARACTERS)]
+    client_id: ClientId | None = None
 
 
 class Markdown(Struct):
@@ -273,10 +285,13 @@ class SearchQuery(Struct):
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
 
 
-class MessageQuery(Struct):
+class RenderQuery(Struct):
+    render: bool = False
+
+
+class MessageQuery(RenderQuery):
     limit: Limit | UnsetType = UNSET
     before: Id | UnsetType = UNSET
-    render: bool = False
 
 
 EventId = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -416,6 +431,11 @@ class NewMessageIds(Struct):
 
 class NewAnswerIds(NewMessageIds):
     generation_id: str
+
+
+class MessageDeleted(Confirmation):
+    deleted_id: int
+    active_message_id: int | None
 
 
 class VersionSelected(Confirmation):

@@ -53,7 +53,15 @@ def say(conn: Connection, text: str, title: str = "t", user_id: int = 1) -> int:
 def add(conn: Connection, conversation_id: int, content: str, at: str) -> None:
     """Add a message with a time."""
     names = ("parent_id", "provider_id", "model", "token_usage", "stats", "error", "client_id", "source")
-    fields = {"role": "user", "content": content, "reasoning": "", "status": "complete", "created_at": at}
+    fields = {
+        "edited": False,
+        "copied": False,
+        "role": "user",
+        "content": content,
+        "reasoning": "",
+        "status": "complete",
+        "created_at": at,
+    }
     archive.add_message(conn, 1, conversation_id, dict.fromkeys(names) | fields)
 
 

@@ -1,6 +1,7 @@
 """A conversation is a tree of messages: versions, branches, and repeated requests."""
 
 import asyncio
+import base64
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ async def test_edited_question_is_a_branch_with_its_own_answer(ann: Person, upst
     assert await contents(ann, conversation_id) == ["Hello", "Hi.", "Why is the sky red?"]
     await ask(ann, upstream, conversation_id, "Dust.")
     assert sent(upstream) == ["Hello", "Hi.", "Why is the sky red?"]
-    assert (await ann.messages(conversation_id))[2]["versions"] == {"ids": [first, second], "index": 1}
+    assert (await ann.messages(conversation_id))[2]["versions"]["ids"] == [first, second]
     selected = await select(ann, conversation_id, first)
     *_, question, reply = await ann.messages(conversation_id)
     assert (question["content"], reply["content"]) == ("Why is the sky blue?", "Rayleigh.")
@@ -226,3 +227,96 @@ async def test_parameters_reach_the_model_and_unknown_ones_are_refused(ann: Pers
         streamed = await ann.post(f"/conversations/{conversation_id}/stream", json=body)
         retried = await ann.post("/chat/retry", json=body | {"conversation_id": conversation_id})
         assert code(streamed) == code(retried) == (400, "VALIDATION_ERROR")
+
+
+# ---- single messages
+
+
+async def test_next_question_is_answered_on_an_edited_answer_and_export_and_import_keep_it(
+    ann: Person, bob: Person, upstream: Upstream
+) -> None:
+    conversation_id = await ann.conversation("Why?")
+    await ask(ann, upstream, conversation_id, "Because.")
+    first = (await ann.messages(conversation_id))[1]["id"]
+    edit = {"content": "Because of dust.", "client_id": "edit-1"}
+    made = [good(await ann.post(f"/conversations/{conversation_id}/messages/{first}/edit", json=edit)) for _ in "12"]
+    assert made[0] == made[1] == {"message_id": made[0]["message_id"], "conversation_id": conversation_id}
+    reply = (await ann.messages(conversation_id))[1]
+    assert (reply["content"], reply["edited"], reply["model"]) == ("Because of dust.", True, MODEL["model"])
+    assert reply["versions"]["edited"] == [False, True] and len(reply["versions"]["models"]) == 2
+    await ann.say(conversation_id, "Which?")
+    await ask(ann, upstream, conversation_id, "Desert dust.")
+    assert sent(upstream) == ["Why?", "Because of dust.", "Which?"]
+    exported = await ann.get(f"/conversations/{conversation_id}/export?format=json")
+    assert "edited" in (await ann.get(f"/conversations/{conversation_id}/export")).text
+    assert good(await bob.post("/import", json=[exported.json()]))["conversations"] == 1
+    [theirs] = good(await bob.get("/conversations"))
+    assert [message["edited"] for message in await bob.messages(theirs["id"])] == [False, True, False, False]
+    shown = good(await ann.get(f"/conversations/{conversation_id}/messages/{first}?render=true"))
+    assert (shown["content"], shown["blocks"]) == ("Because.", [["p", {}, "Because."]])
+
+
+async def test_deleted_exchange_is_not_sent_found_or_imported_again_until_it_is_restored(
+    ann: Person, upstream: Upstream
+) -> None:
+    conversation_id = await ann.conversation("One?")
+    await ask(ann, upstream, conversation_id, "First.")
+    image = {"media_type": "image/png", "data": base64.b64encode(b"\x89PNG\r\n\x1a\n0000").decode()}
+    second = await ann.say(conversation_id, "Two?", images=[image])
+    await ask(ann, upstream, conversation_id, "Second.")
+    await ann.say(conversation_id, "Three?")
+    await ask(ann, upstream, conversation_id, "Third.")
+    before = await ann.messages(conversation_id)
+    exported = (await ann.get(f"/conversations/{conversation_id}/export?format=json")).json()
+    path = f"/conversations/{conversation_id}/messages/{second}"
+    deleted, again = [good(await ann.delete(path)) for _ in "12"]
+    assert deleted == again and deleted["message"] == "Message deleted"
+    assert await contents(ann, conversation_id) == ["One?", "First.", "Three?", "Third."]
+    assert good(await ann.get("/search?q=second"))["results"] == []
+    assert (await ann.get(f"/images/{before[2]['images'][0]['id']}")).status_code == 404
+    assert good(await ann.post("/import", json=[exported]))["unchanged"] == 1
+    await retry(ann, upstream, conversation_id, "Third again.")
+    assert sent(upstream) == ["One?", "First.", "Three?"]
+    home = {"id": conversation_id, "title": "One?"}
+    [entry] = good(await ann.get("/conversations?deleted=true"))
+    assert (entry["id"], entry["deleted_from"], entry["title"]) == (deleted["deleted_id"], home, "Two?")
+    assert good(await ann.post(f"/conversations/{entry['id']}/restore"))["id"] == conversation_id
+    after = await ann.messages(conversation_id)
+    assert after[:5] == before[:5] and after[5]["versions"]["ids"][0] == before[5]["id"]
+    assert good(await ann.get("/conversations?deleted=true")) == []
+
+
+async def test_message_that_an_answer_in_progress_depends_on_is_not_deleted(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("One?")
+    gate = Gate()
+    upstream.enqueue(says("First."), pause(gate), finish(), DONE)
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        await anext(events)
+        for message in await ann.messages(conversation_id):
+            response = await ann.delete(f"/conversations/{conversation_id}/messages/{message['id']}")
+            assert code(response) == (409, "GENERATION_ACTIVE")
+        gate.open()
+        assert text([event async for event in events]) == "First."
+    question, reply = await ann.messages(conversation_id)
+    good(await ann.delete(f"/conversations/{conversation_id}/messages/{reply['id']}"))
+    await ask(ann, upstream, conversation_id, "Once more.")
+    assert await contents(ann, conversation_id) == ["One?", "Once more."] and sent(upstream) == ["One?"]
+
+
+async def test_branch_is_answered_on_its_own_and_purged_with_its_chat(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("One?")
+    await ask(ann, upstream, conversation_id, "First.")
+    reply = (await ann.messages(conversation_id))[1]
+    body = {"message_id": reply["id"], "client_id": "b"}
+    branches = [good(await ann.post(f"/conversations/{conversation_id}/branch", json=body)) for _ in "12"]
+    assert branches[0] == branches[1] and branches[0]["title"] == "One? (branch)"
+    branch_id = branches[0]["id"]
+    await ann.say(branch_id, "Two?")
+    await ask(ann, upstream, branch_id, "Second.")
+    assert sent(upstream) == ["One?", "First.", "Two?"]
+    assert await contents(ann, conversation_id) == ["One?", "First."]
+    question = (await ann.messages(branch_id))[2]["id"]
+    good(await ann.delete(f"/conversations/{branch_id}/messages/{question}"))
+    good(await ann.delete(f"/conversations/{branch_id}?purge=true"))
+    assert good(await ann.get("/conversations?deleted=true")) == []
+    assert [one["id"] for one in good(await ann.get("/conversations"))] == [conversation_id]

@@ -56,6 +56,8 @@ PRIVATE = (
 BODIES: dict[str, Any] = {
     "POST /auth/password": {"current_password": PASSWORD, "new_password": PASSWORD},
     "POST /conversations/{conversation_id}/messages": {"content": "Hello?"},
+    "POST /conversations/{conversation_id}/messages/{message_id}/edit": {"content": "Mine."},
+    "POST /conversations/{conversation_id}/branch": {"message_id": "{message_id}"},
     "POST /conversations/{conversation_id}/active": {"message_id": "{message_id}"},
     "POST /conversations/{conversation_id}/stream": {"provider_id": "lmstudio", "model": MODEL},
     "POST /chat/retry": {"conversation_id": "{conversation_id}", "provider_id": "lmstudio", "model": MODEL},

@@ -233,7 +233,8 @@ class Sequence(RuleBasedStateMachine):
             one = known.messages[message["id"]]
             assert (message["parent_id"], message["role"], message["content"]) == (one.parent, one.role, one.content)
             siblings = known.children(one.parent)
-            assert message["versions"] == {"ids": siblings, "index": siblings.index(message["id"])}
+            versions = message["versions"]
+            assert (versions["ids"], versions["index"]) == (siblings, siblings.index(message["id"]))
 
     @invariant()
     def lists_agree(self) -> None:

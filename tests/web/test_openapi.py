@@ -141,6 +141,13 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     good(await ann.post(f"/chat/cancel/{generation}"))
     good(await ann.post("/chat/continue", json={"conversation_id": 1, **MODEL}))
     await ann.post(f"{chat}/active", json={"message_id": question})
+    reply = (await ann.messages(1))[-1]["id"]
+    await ann.get(f"{chat}/messages/{reply}?render=true")
+    edited = good(await ann.post(f"{chat}/messages/{reply}/edit", json={"content": "Mine."}))["message_id"]
+    await ann.post(f"{chat}/branch", json={"message_id": edited})
+    deleted = good(await ann.delete(f"{chat}/messages/{edited}"))["deleted_id"]
+    await ann.get("/conversations?deleted=true")
+    await ann.post(f"/conversations/{deleted}/restore")
     await ann.patch(chat, json={"pinned": True, "settings": {"stop": ["x"]}})
     await ann.post("/render", json={"text": "*a*\n\n| b |"})
     for path in (
