@@ -38,9 +38,9 @@ BODY_BYTES = 1024 * 1024  # JSON of 4 MB keeps the event loop busy for 0.3 s
 PUBLIC_BODY_BYTES = 64 * 1024  # without a session
 CHUNK_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
-INTEGERS = frozenset(
-    {"conversation_id", "image_id", "user_id", "session_id", "invite_id", "prompt_id", "preset_id"}
-)  # in paths
+INTEGERS = frozenset(  # in paths
+    {"conversation_id", "message_id", "image_id", "user_id", "session_id", "invite_id", "prompt_id", "preset_id"}
+)
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
 
 

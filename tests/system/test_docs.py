@@ -52,7 +52,7 @@ def test_api_lists_the_error_codes() -> None:
     providers = set(CODE.findall(errors.ProviderFailed.__doc__ or ""))
     assert set(re.findall(r'ProviderFailed\(\s*"(\w+)"', sources)) <= providers
     own = set(re.findall(r'^    code = "(\w+)"', (ROOT / "errors.py").read_text("utf-8"), re.MULTILINE))
-    raised = (own | providers | {f"{thing.upper()}_NOT_FOUND" for thing in things})
+    raised = own | providers | {f"{thing.upper()}_NOT_FOUND" for thing in things}
     api = read("api.md")
     [event_codes] = re.findall(r"^`error` codes: (.*?)\n\n", api, re.MULTILINE | re.DOTALL)
     table = " ".join(codes for _, codes in rows(api, "status"))

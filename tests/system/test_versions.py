@@ -263,9 +263,11 @@ async def test_deleted_exchange_is_not_sent_found_or_imported_again_until_it_is_
     await ask(ann, upstream, conversation_id, "First.")
     image = {"media_type": "image/png", "data": base64.b64encode(b"\x89PNG\r\n\x1a\n0000").decode()}
     second = await ann.say(conversation_id, "Two?", images=[image])
-    await ask(ann, upstream, conversation_id, "Second.")
-    await ann.say(conversation_id, "Three?")
-    await ask(ann, upstream, conversation_id, "Third.")
+    for words, question in (("Second.", "Three?"), ("Third.", "")):
+        upstream.enqueue(answer(words))
+        await ann.answer(conversation_id, **ANOTHER)
+        if question:
+            await ann.say(conversation_id, question)
     before = await ann.messages(conversation_id)
     exported = (await ann.get(f"/conversations/{conversation_id}/export?format=json")).json()
     path = f"/conversations/{conversation_id}/messages/{second}"
@@ -297,8 +299,8 @@ async def test_message_that_an_answer_in_progress_depends_on_is_not_deleted(ann:
             assert code(response) == (409, "GENERATION_ACTIVE")
         gate.open()
         assert text([event async for event in events]) == "First."
-    question, reply = await ann.messages(conversation_id)
-    good(await ann.delete(f"/conversations/{conversation_id}/messages/{reply['id']}"))
+    reply = (await ann.messages(conversation_id))[-1]["id"]
+    good(await ann.delete(f"/conversations/{conversation_id}/messages/{reply}"))
     await ask(ann, upstream, conversation_id, "Once more.")
     assert await contents(ann, conversation_id) == ["One?", "Once more."] and sent(upstream) == ["One?"]
 
