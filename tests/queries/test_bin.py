@@ -86,7 +86,8 @@ def test_any_deletions_are_undone_in_any_order(conn: Connection) -> None:
     for _ in range(100):
         tree: Tree = {}
         for number in range(chance.randrange(2, 14)):
-            parent = chance.choice([None, *tree]) if chance.random() < 0.3 else (list(tree) or [None])[-1]
+            names: list[str | None] = [None, *tree]
+            parent = chance.choice(names) if chance.random() < 0.3 else names[-1]
             above = tree[parent][1] if parent else "assistant"
             usual = "user" if above == "assistant" else "assistant"
             tree[f"M{number}"] = (parent, usual if chance.random() < 0.9 else above)
@@ -174,7 +175,7 @@ def test_restored_message_is_shown_unless_the_chat_went_on(conn: Connection) -> 
 def test_deletion_is_refused_while_an_answer_is_generated(conn: Connection) -> None:
     conversation_id = asked(conn)
     begun, job = begin(conn, conversation_id)
-    for message_id in (begun.message_id, job.question_id):
+    for message_id in (begun.message_id, job.leaf_id):
         with pytest.raises(GenerationActive):
             bin.delete_message(conn, ANN, conversation_id, message_id)
     with pytest.raises(GenerationActive):

@@ -13,7 +13,8 @@ from fireside.errors import Conflict, GenerationActive, NotFound, QuotaExceeded
 from fireside.queries import accounts, branches, conversations, generations, messages, search
 from fireside.queries.messages import Image
 
-from .test_queries import ANN, asked, begin, conversation, finish, path, say
+from .conftest import ANN
+from .test_queries import asked, begin, conversation, finish, path, say
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ async def test_branch_has_the_path_up_to_the_message_and_leaves_the_original(dat
     [image] = first.images
     assert (await database.read(messages.get_image, ANN, image["id"])).data == b"1234"
     assert await database.read(row, "conversations", conversation_id) == original
-    assert await database.read(path, conversation_id) == ["What is this?", "A boat", "And this?"]
+    assert await database.read(lambda conn: path(conn, conversation_id)) == ["What is this?", "A boat", "And this?"]
     found = await database.read(search.find, ANN, "boat", 10)
     assert {hit.conversation_id for hit in found if hit.message_id} == {conversation_id, branch.id}
     [usage] = await database.read(generations.list_usage, ANN)
@@ -74,14 +75,14 @@ async def test_same_branch_twice_at_once_is_made_once(database: Database) -> Non
 
 
 async def test_branch_at_an_unfinished_answer_or_a_missing_message_is_refused(database: Database) -> None:
-    conversation_id = await database.write(asked)
-    begun, job = await database.write(begin, conversation_id)
+    conversation_id = await database.write(lambda conn: asked(conn))
+    begun, job = await database.write(lambda conn: begin(conn, conversation_id))
     with pytest.raises(GenerationActive):
         await branches.branch(database, ANN, conversation_id, begun.message_id)
     with pytest.raises(NotFound):
         await branches.branch(database, ANN, conversation_id, 99)
-    branch = await branches.branch(database, ANN, conversation_id, job.question_id)
-    assert await database.read(path, branch.id) == ["q"]
+    branch = await branches.branch(database, ANN, conversation_id, job.leaf_id)
+    assert await database.read(lambda conn: path(conn, branch.id)) == ["q"]
 
 
 async def test_branch_above_the_quota_leaves_nothing(database: Database) -> None:
@@ -100,6 +101,7 @@ async def test_branch_above_the_quota_leaves_nothing(database: Database) -> None
 async def test_leftover_of_a_crash_is_removed_but_not_a_branch_in_the_making(database: Database) -> None:
     conversation_id, answer_id = await database.write(talk)
     copy = await database.write(branches._begin, ANN, conversation_id, answer_id, "branch:key", 0)
+    assert isinstance(copy, branches._Copy)
     assert await database.read(conversations.list_hidden) == []
     late = "UPDATE conversations SET created_at = ? WHERE hidden = 1"
     await database.write(lambda conn: conn.execute(late, (ago(hours=2),)).rowcount)
