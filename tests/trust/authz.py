@@ -86,6 +86,7 @@ OUTCOMES: dict[str, set[tuple[int, str]]] = {
     "POST /auth/name": INVALID,
     "POST /auth/delete": INVALID,
     "POST /admin/bootstrap": INVALID,
+    "POST /conversations/{conversation_id}/messages/{message_id}/edit": INVALID,  # the message is a question
     "POST /chat/continue": INVALID | {(409, "GENERATION_ACTIVE")},  # the conversation ends with a question
     "POST /admin/providers": {(502, "PROVIDER_UNREACHABLE")},
     "PATCH /admin/providers/{provider_id}": FIXED,
