@@ -82,6 +82,13 @@ CHAT = (MODEL, CONVERSATION, SYSTEM, USER)
 LIMIT = _argument("--limit", "lines to print at most (default: 20)", metavar="NUMBER", default="20")
 SEARCH = (_argument("words", "words to find", metavar="WORD", nargs="+"), LIMIT, USER)
 SHOW = (_argument("conversation", "id of the conversation, or last", metavar="ID"), USER)
+TOKEN = (
+    _argument("action", "create, list or revoke", choices=("create", "list", "revoke")),
+    _argument("name", "name of a new token; name or number of the one to revoke", metavar="NAME", nargs="?"),
+    _argument("--no-record", "do not keep the program's conversations", action="store_true"),
+    _argument("--days", "days after which the token expires (default: never)", type=int, metavar="N"),
+    USER,
+)
 SERVICE = (
     _argument("action", "install or remove the service that starts at login", choices=("install", "remove")),
     _argument("--dry-run", "only print what would be done", action="store_true"),
@@ -101,6 +108,7 @@ COMMANDS: tuple[tuple[str, str, tuple[Argument, ...]], ...] = (
     ("export", "write all conversations of a user to a zip file", (FILE, USER)),
     ("login-link", "print a link that signs in without a password, once, within ten minutes", (USER,)),
     ("reset-password", "set a new password without the old one", (USER,)),
+    ("token", "manage the tokens with which other programs use this Fireside like an OpenAI server", TOKEN),
     ("service", "install or remove a service that starts Fireside when you log in", SERVICE),
 )
 

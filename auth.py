@@ -15,6 +15,7 @@ import re
 import secrets
 import time
 import unicodedata
+import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -26,7 +27,7 @@ import itsdangerous
 
 from . import queries
 from .config import Config
-from .db import Database, ago, timestamp, write_private
+from .db import Connection, Database, ago, timestamp, write_private
 from .errors import (
     AuthRequired,
     BootstrapDisabled,
@@ -36,11 +37,13 @@ from .errors import (
     InvalidBootstrapToken,
     InvalidCredentials,
     InvalidInvite,
+    InvalidToken,
     OwnAccount,
     RateLimited,
     StorageUnavailable,
 )
 from .queries.accounts import User
+from .queries.tokens import Token
 from .safety.logs import TERMINAL, audit
 from .safety.queue import Slots
 from .safety.throttle import Throttle, network
@@ -49,6 +52,8 @@ NAME_LENGTH = 64
 LINK_MINUTES = 10
 RESET_LINK_HOURS = 24
 INVITE_HOURS = (1, 720)
+TOKEN_DAYS = (1, 3650)
+TOKEN_PREFIX = "fs_"  # by which programs that search for leaked secrets can find it
 PASSWORD_LENGTH = (12, 256)
 SESSION_SEEN_SECONDS = 60  # between two updates of a session's last_seen
 REFUSAL_LOG_SECONDS = 600  # between two lines in audit.log about refused passwords of one account
@@ -152,6 +157,22 @@ def digest(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "replace")).digest()
 
 
+def new_token() -> str:
+    """Return a personal access token: the prefix, 256 random bits and their checksum, in hexadecimal."""
+    secret = secrets.token_hex(32)
+    return f"{TOKEN_PREFIX}{secret}{_checksum(secret)}"
+
+
+def is_well_formed(token: str) -> bool:
+    """Return whether the checksum of a token is right. That of a token with a typing error is wrong."""
+    secret = token.removeprefix(TOKEN_PREFIX)[:64]
+    return constant_time_equals(token, f"{TOKEN_PREFIX}{secret}{_checksum(secret)}")
+
+
+def _checksum(secret: str) -> str:
+    return f"{zlib.crc32(secret.encode('utf-8', 'replace')):08x}"
+
+
 def constant_time_equals(given: str, expected: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
 
@@ -250,6 +271,38 @@ class Auth:
     def _save_known(self) -> None:
         with contextlib.suppress(OSError):
             write_private(self._known_file, json.dumps(list(self.throttle.known)))
+
+    # ---- personal access tokens
+
+    async def create_token(
+        self, user: User, name: str, record: bool, days: int | None, address: str = TERMINAL
+    ) -> tuple[Token, str]:
+        """Return a new token as it is listed, and its text, which is stored nowhere. Raises Invalid when there are too many."""
+        text, expires_at = new_token(), _time_after(days=days) if days else None
+        token = await self.database.write(queries.tokens.add_token, user.id, name, digest(text), record, expires_at)
+        audit("token created", user, address, token=token.id)
+        return token, text
+
+    async def identify_token(self, text: str, address: str) -> tuple[Token, User]:
+        """Return a token and its user. A valid one is not throttled. Raises InvalidToken, RateLimited."""
+        found = self.database.read_here(queries.tokens.get_token, digest(text)) if is_well_formed(text) else None
+        if found is None:
+            with self.throttle.attempt(f"token {network(address)}"):
+                raise InvalidToken(
+                    "The token was revoked, has expired or never existed. Create another in the settings of Fireside."
+                    if is_well_formed(text)
+                    else "The token has a typing error, or is not a token of Fireside."
+                )
+        token, user = found
+        if token.last_used is None or token.last_used < ago(seconds=SESSION_SEEN_SECONDS):
+            with contextlib.suppress(StorageUnavailable):
+                await self.database.write_unsynced(queries.tokens.set_token_used, token.id)
+        return token, user
+
+    async def revoke_token(self, user: User, token_id: int, address: str = TERMINAL) -> None:
+        """Raises NotFound."""
+        await self.database.write(queries.tokens.delete_token, user.id, token_id)
+        audit("token revoked", user, address, token=token_id)
 
     # ---- ways in
 
@@ -356,7 +409,7 @@ class Auth:
 
     async def login_link(self, username: str | None) -> str:
         """Return a token that signs a browser in once, as this user (None: the first administrator). Raises NotFound."""
-        user, token = await self._user_named(username), secrets.token_urlsafe(32)
+        user, token = await self.user_named(username), secrets.token_urlsafe(32)
         expires_at = _time_after(minutes=LINK_MINUTES)
         await self.database.write(queries.accounts.add_login_link, user.id, digest(token), expires_at)
         audit("login link made", user, TERMINAL)
@@ -366,21 +419,30 @@ class Auth:
         """Sign in for a command at the terminal, as this user (None: the first administrator). Raises NotFound, Forbidden."""
         if self.bootstrap_token:
             raise Forbidden("There is no account yet. Start Fireside and create the first one.")
-        name = (await self._user_named(username)).username
+        name = (await self.user_named(username)).username
         found = await self.database.read(queries.accounts.get_password, name)
         if found is None or found[0].status != "active":
             raise Forbidden("This account is disabled.")
         return await self._log_in(*found, visitor, "terminal")
 
     async def reset_password(self, username: str | None, password: str) -> User:
-        """Set a password without the old one, for the owner at the terminal. All sessions end. Raises NotFound, Invalid."""
-        user = await self._user_named(username)
+        """Set a password without the old one, for the owner at the terminal. All sessions end, and all tokens are revoked.
+
+        Raises NotFound, Invalid.
+        """
+        user = await self.user_named(username)
         check_password(password, user.username)
-        await self.database.write(queries.accounts.set_password, user.id, await self._hash(password, user.username))
+        password_hash = await self._hash(password, user.username)
+
+        def reset(conn: Connection) -> None:
+            queries.accounts.set_password(conn, user.id, password_hash)
+            queries.tokens.delete_tokens(conn, user.id)
+
+        await self.database.write(reset)
         audit("password reset", user, TERMINAL)
         return user
 
-    async def _user_named(self, username: str | None) -> User:
+    async def user_named(self, username: str | None) -> User:
         name = clean_username(username) if username is not None else None
         return await self.database.read(queries.accounts.get_user_named, name)
 

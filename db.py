@@ -140,6 +140,21 @@ MIGRATIONS: tuple[str, ...] = (
         parent_id  INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE
     ) STRICT;
     CREATE INDEX former_parents_of ON former_parents (parent_id);
+    CREATE TABLE tokens (
+        id          INTEGER PRIMARY KEY AUTOINCREMENT,
+        user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+        name        TEXT NOT NULL,
+        token_hash  BLOB NOT NULL UNIQUE,
+        record      INTEGER NOT NULL CHECK (record IN (0, 1)),
+        created_at  TEXT NOT NULL,
+        expires_at  TEXT,
+        last_used   TEXT,
+        requests    INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE INDEX tokens_of_user ON tokens (user_id);
+    ALTER TABLE conversations ADD COLUMN token_id INTEGER REFERENCES tokens (id) ON DELETE SET NULL;
+    ALTER TABLE conversations ADD COLUMN token_name TEXT;
+    CREATE INDEX conversations_of_token ON conversations (token_id) WHERE token_id IS NOT NULL;
     PRAGMA user_version = 5;
     COMMIT;
     """,

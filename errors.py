@@ -53,6 +53,11 @@ class InvalidCredentials(AuthRequired):
     message = "The name or the password is wrong."
 
 
+class InvalidToken(AuthRequired):
+    code = "INVALID_TOKEN"
+    message = "The token is missing. Send it as: Authorization: Bearer fs_..."
+
+
 class Forbidden(FiresideError):
     status = 403
     code = "FORBIDDEN"
@@ -226,10 +231,11 @@ class ProviderFailed(FiresideError):
 
     status = 502
 
-    def __init__(self, code: str, message: str, detail: str = "") -> None:
-        """`detail` may contain addresses, so only administrators see it."""
+    def __init__(self, code: str, message: str, detail: str = "", refused_with: int | None = None) -> None:
+        """`detail` may contain addresses, so only administrators see it. `refused_with`: the server's own status 400 to 422."""
         self.code = code
         self.detail = detail
+        self.refused_with = refused_with
         super().__init__(message)
 
 

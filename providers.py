@@ -23,7 +23,7 @@ from .backends.lmstudio import LMStudio
 from .backends.openai import Model, ModelDownload, OpenAI, base_url
 from .config import BUILT_IN, MAX_CONCURRENCY, Config, Provider
 from .db import write_private
-from .errors import NotFound, ProviderExists, ProviderFailed, ProviderFixed, StorageUnavailable
+from .errors import Invalid, NotFound, ProviderExists, ProviderFailed, ProviderFixed, StorageUnavailable
 from .safety.queue import Slots
 
 log = logging.getLogger("fireside.providers")
@@ -31,6 +31,7 @@ log = logging.getLogger("fireside.providers")
 CATALOG_SECONDS = 1.5  # that GET /providers waits for the slowest server
 LIST_SECONDS = 10.0  # after which a server that does not list its models counts as offline
 DOWNLOAD_SECONDS = 60.0  # in which LM Studio must have found a model to download
+RESOLVE_AGE_SECONDS = 30.0  # of the lists in which a model is looked up by its name alone
 LOAD_SECONDS = 600.0  # a large model on a slow disk takes minutes
 
 
@@ -265,6 +266,10 @@ class ModelServer:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         return self._backend.chat(body)
 
+    async def embed(self, body: dict[str, Any]) -> bytes:
+        """Return the server's response to a request for embeddings, which is JSON. Raises Invalid if it makes none."""
+        return await self._backend.embed(body)
+
 
 class Providers:
     """The model servers by id. Those that are not built in or set in config.toml can be changed while Fireside runs."""
@@ -293,6 +298,34 @@ class Providers:
         if server := self.find(provider_id):
             return server
         raise NotFound("provider")
+
+    async def resolve(self, name: str) -> tuple[ModelServer, str]:
+        """Return the server and the model of a name: `server/model`, or a model that only one server has. "" is a loaded one, or any.
+
+        A server that does not list its models may have any. Raises ProviderFailed with MODEL_NOT_FOUND, and Invalid.
+        """
+        server_id, _, model = name.partition("/")
+        if model and (server := self.find(server_id)):
+            return server, model
+        catalog = await self.catalog(RESOLVE_AGE_SECONDS)
+        offers = [(entry["provider_id"], model) for entry in catalog for model in entry["models"]]
+        having = [(server, model["id"]) for server, model in offers if model["id"] == name]
+        if not name:
+            having = [(server, model["id"]) for server, model in offers if model["state"] == "loaded"] or [
+                (server, model["id"]) for server, model in offers
+            ]
+            having = having[:1]
+        elif not having:
+            having = [
+                (entry["provider_id"], name) for entry in catalog if entry["online"] and not entry["models_known"]
+            ]
+        if len(having) > 1:
+            choices = " or ".join(f"{server}/{model}" for server, model in having[:3])
+            raise Invalid(f"model: more than one server may have it. Use {choices}.")
+        if not having:
+            what = f"no model {name}" if name else "no model"
+            raise ProviderFailed("MODEL_NOT_FOUND", f"There is {what}. GET /v1/models lists all.")
+        return self.get(having[0][0]), having[0][1]
 
     def models_with_vision(self) -> list[str]:
         """Return the names of the models that can see images, as the servers last listed them, loaded ones first."""

@@ -47,6 +47,20 @@ CREATE TABLE login_links (
     resets_password INTEGER NOT NULL DEFAULT 0 CHECK (resets_password IN (0, 1)) -- 1: sets a new password; 0: signs in without one
 ) STRICT;
 
+-- Personal access tokens: what other programs send to /v1. Revoking one deletes its row.
+CREATE TABLE tokens (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    name        TEXT NOT NULL,
+    token_hash  BLOB NOT NULL UNIQUE,                          -- SHA-256; the token itself is shown once
+    record      INTEGER NOT NULL CHECK (record IN (0, 1)),     -- 1: what passes is kept as conversations
+    created_at  TEXT NOT NULL,
+    expires_at  TEXT,                                          -- NULL: never
+    last_used   TEXT,                                          -- within about a minute, as sessions.last_seen
+    requests    INTEGER NOT NULL DEFAULT 0                     -- POST requests to /v1
+) STRICT;
+CREATE INDEX tokens_of_user ON tokens (user_id);
+
 CREATE TABLE conversations (
     id                INTEGER PRIMARY KEY AUTOINCREMENT,
     user_id           INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
@@ -65,6 +79,8 @@ CREATE TABLE conversations (
     deleted_at        TEXT,                                    -- time of the move to the bin; removed 30 days later
     hidden            INTEGER NOT NULL DEFAULT 0 CHECK (hidden IN (0, 1)), -- 1: an import, a copy or the removal is not finished
     deleted_from      INTEGER REFERENCES conversations (id) ON DELETE SET NULL, -- in the bin: it holds messages deleted from that conversation
+    token_id          INTEGER REFERENCES tokens (id) ON DELETE SET NULL, -- of the program that began it through /v1
+    token_name        TEXT,                                    -- name of that token, also after it was revoked
     UNIQUE (user_id, source)
 ) STRICT;
 CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at, hidden) -- covers the filter
@@ -73,6 +89,7 @@ CREATE INDEX conversations_pinned      ON conversations (user_id, updated_at, id
 CREATE INDEX conversations_in_bin      ON conversations (user_id, deleted_at) WHERE deleted_at IS NOT NULL;
 CREATE INDEX conversations_hidden      ON conversations (user_id) WHERE hidden = 1;
 CREATE INDEX conversations_deleted_from ON conversations (deleted_from) WHERE deleted_from IS NOT NULL;
+CREATE INDEX conversations_of_token    ON conversations (token_id) WHERE token_id IS NOT NULL;
 CREATE INDEX conversations_of_leaf     ON conversations (active_message_id); -- else deleting a message reads all conversations
 
 -- Messages form a tree: an edited question and another version of an answer are siblings. Nothing is overwritten.

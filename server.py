@@ -26,9 +26,9 @@ from .providers import Providers
 from .safety.sandbox import Sandbox
 from .transfer.exporter import Exporter
 from .transfer.importer import Importer
-from .web import handlers, schemas
+from .web import handlers, openai, schemas
 from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines, half_of_connections
-from .web.endpoint import ADMIN, OWNER, PUBLIC, USER, AppState, Endpoint
+from .web.endpoint import ADMIN, OWNER, PUBLIC, TOKEN, USER, USER_OR_TOKEN, AppState, Endpoint
 from .web.middleware import SecurityMiddleware, error_response
 from .web.renderer import PRELOAD, Renderer
 
@@ -55,6 +55,10 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET",    "/auth/data",                                     handlers.stored_data,          USER),
     Endpoint("GET",    "/auth/sessions",                                 handlers.list_sessions,        USER),
     Endpoint("DELETE", "/auth/sessions/{session_id}",                    handlers.delete_session,       USER),
+
+    Endpoint("POST",   "/tokens",                                        handlers.create_token,         USER,   schemas.TokenRequest),
+    Endpoint("GET",    "/tokens",                                        handlers.list_tokens,          USER),
+    Endpoint("DELETE", "/tokens/{token_id}",                             handlers.delete_token,         USER),
 
     Endpoint("POST",   "/admin/bootstrap",                               handlers.bootstrap,            PUBLIC, schemas.Bootstrap, csrf="none"),
     Endpoint("GET",    "/admin/users",                                   handlers.list_users,           ADMIN),
@@ -104,7 +108,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/chat/retry",                                    handlers.retry,                USER,   schemas.RetryRequest),
     Endpoint("POST",   "/chat/continue",                                 handlers.continue_answer,      USER,   schemas.ContinueRequest),
     Endpoint("POST",   "/chat/cancel/{generation_id}",                   handlers.cancel,               USER),
-    Endpoint("GET",    "/generations/{generation_id}/stream",            handlers.resume,               USER,   query=schemas.ResumeQuery),
+    Endpoint("GET",    "/generations/{generation_id}/stream",            handlers.resume,               USER_OR_TOKEN, query=schemas.ResumeQuery),
 
     Endpoint("GET",    "/providers",                                     handlers.list_providers,       USER),
     Endpoint("GET",    "/providers/{provider_id}/models",                handlers.list_models,          USER),
@@ -125,9 +129,16 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/control/session",                               handlers.control_session,      OWNER,  schemas.OptionalUser),
     Endpoint("POST",   "/control/invite",                                handlers.control_invite,       OWNER),
     Endpoint("POST",   "/control/password",                              handlers.control_password,     OWNER,  schemas.PasswordReset),
+    Endpoint("POST",   "/control/tokens/create",                         handlers.control_create_token, OWNER,  schemas.TokenOfUser),
+    Endpoint("POST",   "/control/tokens/list",                           handlers.control_list_tokens,  OWNER,  schemas.OptionalUser),
+    Endpoint("POST",   "/control/tokens/revoke",                         handlers.control_revoke_token, OWNER,  schemas.TokenChoice),
     Endpoint("POST",   "/control/backup",                                handlers.control_backup,       OWNER,  schemas.BackupTarget),
     Endpoint("POST",   "/control/import",                                handlers.control_import,       OWNER,  schemas.ImportSources),
     Endpoint("POST",   "/control/export",                                handlers.control_export,       OWNER,  schemas.OptionalUser),
+
+    Endpoint("GET",    "/v1/models",                                     openai.list_models,            TOKEN),
+    Endpoint("GET",    "/v1/models/{model_id}",                          openai.get_model,              TOKEN),
+    Endpoint("POST",   "/v1/embeddings",                                 openai.embed,                  TOKEN,  None, csrf="none"),
 
     Endpoint("GET",    "/openapi.json",                                  handlers.describe_api,         PUBLIC),
     Endpoint("GET",    "/health",                                        handlers.health,               PUBLIC),
@@ -141,7 +152,7 @@ ROUTES: tuple[Endpoint, ...] = (
 async def _fireside_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, FiresideError)
     request.state.code = error.code
-    return error_response(error, request.state.request_id)
+    return error_response(error, request.state.request_id, request.scope["path"])
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -77,6 +77,9 @@ class Embedded(OpenAI):
         if self._engine.state(model) != "not-loaded":
             await self._engine.unload()
 
+    async def embed(self, body: dict[str, Any]) -> bytes:
+        raise Invalid(f"{self.provider.name} makes no embeddings.")
+
     async def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
         async with self._engine.use(body["model"]) as endpoint:
             server = replace(self.provider, url=endpoint.url, api_key=endpoint.api_key)

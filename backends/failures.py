@@ -15,6 +15,7 @@ from .loose import at, count_at, decode_small
 
 MESSAGE_CHARACTERS = 300  # of a server's own words in a message
 SEARCHED_CHARACTERS = 2000  # of an error message
+REFUSALS = (400, 404, 413, 415, 422)  # statuses for a request that the server will never accept
 
 # The order matters: a server that cannot load a model may mention the context length too.
 _PATTERNS = [
@@ -77,7 +78,8 @@ def reported_error(provider: Provider, body: bytes, status: int | None = None) -
         message = f"{provider.name} reported an error" + (f" with HTTP status {status}." if status else ".")
     advice = _advice(provider, code, status, text)
     stop = "." if advice and not message.endswith((".", "!", "?", "…")) else ""
-    return ProviderFailed(code, message + stop + advice)
+    refused_with = status if status in REFUSALS else None
+    return ProviderFailed(code, message + stop + advice, refused_with=refused_with)
 
 
 def _advice(provider: Provider, code: str, status: int | None, text: str) -> str:

@@ -21,6 +21,7 @@ USAGE_SECONDS = 2.0  # that usage and [DONE] may come after a finish_reason
 END_SECONDS = 0.2  # that the end of the body may come after [DONE]; LM Studio logs an earlier close as a cancellation
 ERROR_BYTES = PROPS_BYTES = 64 * 1024
 LIST_BYTES = 2 * 1024 * 1024  # of a list of models: a hostile one of this size takes 40 ms to split
+EMBEDDING_BYTES = 64 * 1024 * 1024
 LIST_MODELS = 1000
 NO_PATH_STATUSES = (404, 405, 501)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # values of `reasoning_effort`
@@ -118,6 +119,20 @@ class OpenAI:
 
     async def start(self) -> None:
         raise ProviderFailed("PROVIDER_UNREACHABLE", "Only LM Studio on this computer can be started from here.")
+
+    async def embed(self, body: dict[str, Any]) -> bytes:
+        """Return the response to a request for embeddings. Raises Invalid if the server makes none."""
+        status, response = await fetch(
+            self.provider, "POST", f"{base_url(self.provider)}/embeddings", EMBEDDING_BYTES, body
+        )
+        if status != 200 or not response.lstrip().startswith(b"{") or b'"data"' not in response:
+            raise unexpected_response(self.provider, status, response, "embeddings")
+        if len(response) == EMBEDDING_BYTES:
+            message = (
+                f"{self.provider.name} sent over {EMBEDDING_BYTES >> 20} MiB of embeddings. Send fewer texts at a time."
+            )
+            raise ProviderFailed("PROVIDER_ERROR", message)
+        return response
 
     def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
         """Send a chat request; see `stream_answer`."""

@@ -135,18 +135,26 @@ class Hub:
             return providers.find(best[0]), best[1]
         return server or own or providers.find(online[0]["provider_id"] if online else None), model
 
-    async def follow(self, user_id: int, generation_id: str, position: int = 0) -> AsyncIterator[bytes] | None:
+    async def follow(
+        self, user_id: int, generation_id: str, position: int = 0, token_id: int | None = None
+    ) -> AsyncIterator[bytes] | None:
         """Return the events after `position` of a generation, running or not; None if `position` is its `done`.
 
-        Raises NotFound, TooManyReaders."""
+        `token_id`: the token of the reader, which finds only what its conversations have. Raises NotFound, TooManyReaders.
+        """
         generation = self.generations.get(generation_id)
-        if generation is not None and generation.job.user_id == user_id:
-            if generation.log.ends_at(position):
-                return None
-            generation.log.check_readers()
-            return generation.log.follow(position, self.config.ping_seconds)
-        recording = await self.database.read(queries.generations.get_recording, user_id, generation_id)
+        if generation is not None and generation.job.user_id == user_id and token_id in (None, generation.job.token_id):
+            return self._follow_live(generation, position)
+        recording = await self.database.read(queries.generations.get_recording, user_id, generation_id, token_id)
+        if generation is not None:  # begun by the page in a conversation of the token
+            return self._follow_live(generation, position)
         return None if position and position == last_id(recording) else replay(generation_id, recording, position)
+
+    def _follow_live(self, generation: Generation, position: int) -> AsyncIterator[bytes] | None:
+        if generation.log.ends_at(position):
+            return None
+        generation.log.check_readers()
+        return generation.log.follow(position, self.config.ping_seconds)
 
     async def messages(self, user_id: int, conversation_id: int, limit: int, before: int | None) -> list[Message]:
         """Return queries.messages.list_messages with the texts of running answers, whose rows have none yet."""
@@ -185,6 +193,11 @@ class Hub:
         """Cancel all generations of a user, or those in one conversation."""
         everything = [one for one in self.generations.values() if one.job.user_id == user_id]
         await self._stop([one for one in everything if conversation_id in (None, one.job.conversation_id)], "canceled")
+
+    async def cancel_unless(self, user_id: int, may_run: Callable[[int | None], bool]) -> None:
+        """Cancel the user's generations whose token (None: a session) may no longer let them run."""
+        everything = [one for one in self.generations.values() if one.job.user_id == user_id]
+        await self._stop([one for one in everything if not may_run(one.job.token_id)], "canceled")
 
     async def _stop(self, generations: list[Generation], reason: str) -> None:
         for generation in generations:

@@ -34,6 +34,7 @@ from .client import (
 )
 from .doctor import doctor, printable
 from .salvage import salvage
+from .tokens import manage_tokens
 
 SERVICE_START_SECONDS = 30.0  # the first start after an installation may be slow
 
@@ -68,7 +69,7 @@ def login_link(options: dict[str, Any]) -> int:
 
 
 def reset_password(options: dict[str, Any]) -> int:
-    """Set a new password and end all sessions of the user."""
+    """Set a new password, end all sessions of the user and revoke all tokens."""
     settings, name = config.load(options), options["user"]
     if sys.stdin.isatty():
         try:
@@ -85,7 +86,7 @@ def reset_password(options: dict[str, Any]) -> int:
     else:
         user = with_database(settings, lambda database: Auth(settings, database).reset_password(name, password))
         name = user.username
-    print(f"The password of {name} was changed. All sessions of {name} have ended.")
+    print(f"The password of {name} was changed. All sessions of {name} have ended, and all tokens are revoked.")
     return 0
 
 
@@ -280,5 +281,6 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], int]] = {
     "export": export,
     "login-link": login_link,
     "reset-password": reset_password,
+    "token": manage_tokens,
     "service": manage_service,
 }

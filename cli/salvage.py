@@ -236,6 +236,7 @@ class _Salvage:
             f"UPDATE messages SET parent_id = ({earlier.format('max(p.id)')}) WHERE parent_id IS NOT NULL"
             f" AND NOT EXISTS ({earlier.format(1)} AND p.id = messages.parent_id)"
         )
+        self.new.execute("UPDATE conversations SET token_id = NULL")  # tokens are not copied
         own = "SELECT {0} FROM messages m WHERE m.conversation_id = conversations.id"
         self.new.execute(
             f"UPDATE conversations SET active_message_id = ({own.format('max(m.id)')})"

@@ -1,5 +1,5 @@
 """Every SQL statement, a function each, in a module per noun."""
 
-from . import accounts, bin, branches, conversations, generations, messages, prompts, search
+from . import accounts, bin, branches, conversations, generations, messages, prompts, search, tokens
 
-__all__ = ["accounts", "bin", "branches", "conversations", "generations", "messages", "prompts", "search"]
+__all__ = ["accounts", "bin", "branches", "conversations", "generations", "messages", "prompts", "search", "tokens"]

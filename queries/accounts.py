@@ -183,7 +183,8 @@ def close_account(conn: Connection, user_id: int, verified: str | None = None) -
     if not conn.execute(sql, (now(), user_id, verified)).rowcount:
         raise InvalidCredentials("The current password is wrong.")
     _check_admin_remains(conn)
-    for table, owner in (("sessions", "user_id"), ("login_links", "user_id"), ("invites", "created_by")):
+    tables = (("sessions", "user_id"), ("tokens", "user_id"), ("login_links", "user_id"), ("invites", "created_by"))
+    for table, owner in tables:
         conn.execute(f"DELETE FROM {table} WHERE {owner} = ?", (user_id,))
     return user
 

@@ -67,6 +67,7 @@ class Job(Struct):
     prompt: Prompt | None  # None while the answer is queued
     begun_at: str
     earlier: Earlier | None = None  # of an answer that is continued
+    token_id: int | None = None  # of the program that asked; None: the page
 
 
 class Answer(Struct):
@@ -388,8 +389,8 @@ def finish_generation(
     add_stored_bytes(conn, user_id, len(recording.content.encode()) + len(recording.reasoning.encode()) - earlier)
 
 
-def get_recording(conn: Connection, user_id: int, generation_id: str) -> Recording:
-    """Return what is stored of a generation. Raises NotFound.
+def get_recording(conn: Connection, user_id: int, generation_id: str, token_id: int | None = None) -> Recording:
+    """Return what is stored of a generation; for a token, only in conversations that it began. Raises NotFound.
 
     The texts of an answer that was continued are longer than the log of its first part.
     """
@@ -401,9 +402,11 @@ def get_recording(conn: Connection, user_id: int, generation_id: str) -> Recordi
         (generation_id,),
     ).fetchone()
     try:
-        owned(conn, user_id, row["conversation_id"] if row else 0)
+        conversation = owned(conn, user_id, row["conversation_id"] if row else 0)
     except NotFound:
         raise NotFound("generation") from None
+    if token_id is not None and conversation["token_id"] != token_id:
+        raise NotFound("generation")
     return Recording(row["id"], row["status"], row["content"], row["reasoning"], row["log"])
 
 

@@ -17,7 +17,7 @@ AUDIT_FILE = "audit.log"
 TERMINAL = "terminal"  # the address of the owner at the command line
 # fmt: off
 FIELDS = (
-    "request", "method", "route", "user", "account", "about", "status", "ms", "code", "address", "by", "role", "invite", "count",
+    "request", "method", "route", "user", "account", "about", "status", "ms", "code", "address", "by", "role", "invite", "token", "count",
 )
 # fmt: on
 

@@ -11,6 +11,7 @@ const SECTIONS = [
   { id: "general", label: "General", icon: "gear", load: () => import("./general.js") },
   { id: "defaults", label: "Defaults for new chats", icon: "sliders", load: () => ({ show: showDefaults }) },
   { id: "account", label: "Account", icon: "person", load: () => import("./account.js") },
+  { id: "tokens", label: "Other programs", icon: "key", load: () => import("./tokens.js") },
   { id: "data", label: "Your data", icon: "download", load: () => import("./data.js") },
   { id: "bin", label: "Bin", icon: "trash", load: () => import("./bin.js") },
   { id: "usage", label: "Usage", icon: "chart", load: () => import("./usage.js") },

@@ -72,8 +72,11 @@ def good(response: httpx.Response) -> Any:
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
-    """Return status and error code, after checking the shape of the error."""
+    """Return status and error code, after checking the shape of the error, which is OpenAI's for /v1."""
     body = response.json()
+    if "error" in body:
+        assert list(body) == ["error"] and sorted(body["error"]) == ["code", "message", "param", "type"], body
+        return response.status_code, body["error"]["code"].upper()
     assert sorted(body) == ["code", "message", "request_id"], body
     assert body["request_id"] == response.headers["x-request-id"]
     return response.status_code, body["code"]

@@ -144,6 +144,8 @@ async def create_objects(person: Person) -> Objects:
         invite_id=1,
         prompt_id=good(await person.post("/prompts", json={"name": "Greeting", "content": "Hello"}))["id"],
         preset_id=good(await person.post("/presets", json={"name": "Brief"}))["id"],
+        token_id=good(await person.post("/tokens", json={"name": "Zed"}))["id"],
+        model_id="llama-3.2-3b-instruct",
         provider_id="lmstudio",
         name="app.js",
     )

@@ -402,6 +402,12 @@ class Upstream:
                 return status(200, {"models": [model.native_v1() for model in self.models]})
             case "GET", "/v1/models":
                 return status(200, {"object": "list", "data": [{"id": model.key} for model in self.models]})
+            case "POST", "/v1/embeddings":
+                given = request.json["input"]
+                inputs = given if isinstance(given, list) else [given]
+                data = [{"object": "embedding", "index": n, "embedding": [0.5, -0.25]} for n in range(len(inputs))]
+                used = {"prompt_tokens": 2, "total_tokens": 2}
+                return status(200, {"object": "list", "data": data, "model": request.json["model"], "usage": used})
             case "POST", "/api/v1/models/load":
                 return self._load(**request.json)
             case "POST", "/api/v1/models/unload":

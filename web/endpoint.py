@@ -21,8 +21,18 @@ from ..auth import Auth, Identity, Visitor, constant_time_equals
 from ..chat.hub import Hub
 from ..config import Config
 from ..db import READERS, Database
-from ..errors import AuthRequired, BodyTooLarge, Forbidden, Invalid, NotFound, RateLimited, UnsupportedMediaType
+from ..errors import (
+    AuthRequired,
+    BodyTooLarge,
+    Forbidden,
+    Invalid,
+    InvalidToken,
+    NotFound,
+    RateLimited,
+    UnsupportedMediaType,
+)
 from ..providers import Providers
+from ..queries.tokens import Token
 from ..safety.queue import Slots
 from ..safety.throttle import is_loopback
 from ..transfer.exporter import Exporter
@@ -39,7 +49,17 @@ PUBLIC_BODY_BYTES = 64 * 1024  # without a session
 CHUNK_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
 INTEGERS = frozenset(  # in paths
-    {"conversation_id", "message_id", "image_id", "user_id", "session_id", "invite_id", "prompt_id", "preset_id"}
+    {
+        "conversation_id",
+        "message_id",
+        "image_id",
+        "user_id",
+        "session_id",
+        "invite_id",
+        "prompt_id",
+        "preset_id",
+        "token_id",
+    }
 )
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
 
@@ -49,9 +69,11 @@ class Access(enum.Enum):
     USER = "user"
     ADMIN = "admin"
     OWNER = "owner"  # the command line, which proves that it can read a private file of this service
+    TOKEN = "token"  # another program, with a personal access token and without a session
+    USER_OR_TOKEN = "user or token"
 
 
-PUBLIC, USER, ADMIN, OWNER = Access
+PUBLIC, USER, ADMIN, OWNER, TOKEN, USER_OR_TOKEN = Access
 
 
 @dataclass
@@ -76,6 +98,7 @@ class Request(requests.Request):
     """Starlette's Request, with the application's state and the user who sent it."""
 
     identity: Identity  # not on public routes
+    token: Token | None = None  # of a request without a session
 
     @property
     def app_state(self) -> AppState:
@@ -159,6 +182,18 @@ class JSONResponse(Response):
         return msgspec.json.encode(content)
 
 
+class Later(Response):
+    """A response that `make` returns, perhaps after minutes. It is canceled when the client disconnects."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, Response]]) -> None:
+        super().__init__()
+        self._make = make
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await while_connected(receive, self._make())
+        await response(scope, receive, send)
+
+
 class Endpoint(Route):
     """A row of ROUTES.
 
@@ -187,9 +222,10 @@ class Endpoint(Route):
         super().__init__(path, handler, methods=[method], name=f"{method} {path}")
         # A trailing slash changes nothing, except for files: imports in /static/app.js/ would be relative to another folder.
         slash = "" if path == "/" or path.startswith("/static/") else "/?"
-        self.path_regex = re.compile(
-            self.path_regex.pattern.removesuffix("$") + slash + r"\Z"
-        )  # $ matches before a newline
+        pattern = self.path_regex.pattern.removesuffix("$").replace(
+            "(?P<model_id>[^/]+)", "(?P<model_id>.+?)"
+        )  # has slashes
+        self.path_regex = re.compile(pattern + slash + r"\Z")  # $ matches before a newline
         self.method, self.handler, self.access, self.body, self.query = method, handler, access, body, query
         self.csrf = "none" if method == "GET" else csrf
         self._limit = limit or (PUBLIC_BODY_BYTES if access is PUBLIC else BODY_BYTES)
@@ -202,7 +238,7 @@ class Endpoint(Route):
         if self.query is not Empty:
             arguments["query"] = read_query(request.query_params, self.query)
         async with contextlib.AsyncExitStack() as stack:
-            if self.access in (USER, ADMIN):
+            if self.access not in (PUBLIC, OWNER):
                 if request.app_state.requests.waiting(request.user_id) >= request.app_state.waiting_per_user:
                     raise RateLimited(1)
                 await stack.enter_async_context(request.app_state.requests.slot(request.user_id))
@@ -216,13 +252,16 @@ class Endpoint(Route):
                     await _identify(request)  # raises AuthRequired if the account was deleted while the request ran
                 raise
             response = result if isinstance(result, Response) else JSONResponse(result)
-            if isinstance(response, StreamingResponse):
+            if isinstance(response, StreamingResponse | Later):
                 await stack.aclose()  # an answer may stream for an hour; exports have limits of their own
             # Else the slot is held until the response is sent, so that unread downloads of a user cannot fill the memory.
             await response(scope, receive, _in_chunks(send))
 
     async def _authorize(self, request: Request) -> None:
-        """Raise AuthRequired without a session, CsrfInvalid without its token, Forbidden without the role."""
+        """Raise AuthRequired without a session, CsrfInvalid without its token, Forbidden without the role.
+
+        Where a personal access token is accepted, raise InvalidToken without one.
+        """
         if self.access is PUBLIC:
             return
         auth, headers = request.app_state.auth, request.headers
@@ -230,6 +269,9 @@ class Endpoint(Route):
             bearer = f"Bearer {request.app_state.secret}"
             if not constant_time_equals(headers.get("authorization", ""), bearer) or not request.is_local:
                 raise AuthRequired
+            return
+        if self.access is TOKEN or (self.access is USER_OR_TOKEN and "authorization" in headers):
+            await _identify_by_token(request)
             return
         request.identity = await _identify(request)
         request.state.user_id = request.user_id
@@ -255,6 +297,18 @@ async def _identify(request: Request) -> Identity:
         with contextlib.suppress(AuthRequired):
             return await request.app_state.auth.identify(cookie)
     raise AuthRequired
+
+
+async def _identify_by_token(request: Request) -> None:
+    """Set the request's token and its user. Raises InvalidToken, also when there is a session cookie: a browser adds that by itself."""
+    kind, _, text = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or len(request.headers.getlist("authorization")) > 1:
+        raise InvalidToken
+    if request.session_cookies():
+        raise InvalidToken("Send the token without a session cookie.")
+    request.token, user = await request.app_state.auth.identify_token(text.strip(), request.address)
+    request.identity = Identity(user, session_id=0, csrf_token="")
+    request.state.user_id = request.user_id
 
 
 def read_query(params: Mapping[str, str], kind: type[Q]) -> Q:

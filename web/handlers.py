@@ -42,7 +42,7 @@ from ..errors import (
     UnsupportedMediaType,
 )
 from ..providers import ModelServer
-from ..queries import accounts, bin, branches, conversations, generations, messages, prompts
+from ..queries import accounts, bin, branches, conversations, generations, messages, prompts, tokens
 from ..queries.search import find
 from ..queries.types import image_type
 from ..safety.logs import TERMINAL, audit
@@ -107,9 +107,10 @@ def _signed_out(request: Request, message: str) -> Response:
 
 
 async def _cancel_without_sessions(state: AppState, user_id: int) -> None:
-    """Cancel the generations of a user who has no session left."""
-    if not await state.database.read(accounts.count_sessions, user_id):
-        await state.hub.cancel_all(user_id)
+    """Cancel the generations of a user who has no session left, and those of tokens that are no longer valid."""
+    has_session = await state.database.read(accounts.count_sessions, user_id) > 0
+    valid = await state.database.read(tokens.list_valid_ids, user_id)
+    await state.hub.cancel_unless(user_id, lambda token_id: has_session if token_id is None else token_id in valid)
 
 
 async def me(request: Request) -> schemas.SignedIn:
@@ -173,6 +174,35 @@ async def delete_session(request: Request, session_id: int) -> schemas.Confirmat
     await request.database.write(accounts.delete_session, request.user_id, session_id)
     await _cancel_without_sessions(request.app_state, request.user_id)
     return schemas.Confirmation("Session ended")
+
+
+# ---------------------------------------------------------------------------------------------------- tokens
+
+
+async def create_token(request: Request, body: schemas.TokenRequest) -> schemas.NewToken:
+    return await _new_token(request, request.identity.user, body, request.address)
+
+
+async def _new_token(
+    request: Request, user: accounts.User, body: schemas.TokenRequest, address: str
+) -> schemas.NewToken:
+    auth, name = request.app_state.auth, body.name.strip()
+    token, text = await auth.create_token(user, name, body.record, body.expires_in_days, address)
+    return schemas.NewToken(**msgspec.structs.asdict(token), token=text)
+
+
+async def list_tokens(request: Request) -> schemas.Tokens:
+    return schemas.Tokens(await request.database.read(tokens.list_tokens, request.user_id))
+
+
+async def delete_token(request: Request, token_id: int) -> schemas.Confirmation:
+    return await _revoke(request, request.identity.user, token_id, request.address)
+
+
+async def _revoke(request: Request, user: accounts.User, token_id: int, address: str) -> schemas.Confirmation:
+    await request.app_state.auth.revoke_token(user, token_id, address)
+    await _cancel_without_sessions(request.app_state, user.id)
+    return schemas.Confirmation("Token revoked")
 
 
 # ---------------------------------------------------------------------------------------------------- administration
@@ -552,7 +582,8 @@ async def resume(request: Request, generation_id: str, query: schemas.ResumeQuer
     after = query.after
     if last := request.headers.get("last-event-id"):
         after = read_query({"Last-Event-ID": last}, schemas.ResumeHeader).after
-    return _events(await request.app_state.hub.follow(request.user_id, generation_id, after))
+    token_id = request.token.id if request.token else None
+    return _events(await request.app_state.hub.follow(request.user_id, generation_id, after, token_id))
 
 
 # ---------------------------------------------------------------------------------------------------- providers
@@ -799,6 +830,20 @@ async def control_password(request: Request, body: schemas.PasswordReset) -> sch
     user = await request.app_state.auth.reset_password(body.username, body.password)
     await _cancel_without_sessions(request.app_state, user.id)
     return schemas.PasswordOwner(user.username)
+
+
+async def control_create_token(request: Request, body: schemas.TokenOfUser) -> schemas.NewToken:
+    return await _new_token(request, await request.app_state.auth.user_named(body.username), body, TERMINAL)
+
+
+async def control_list_tokens(request: Request, body: schemas.OptionalUser) -> schemas.Tokens:
+    user = await request.app_state.auth.user_named(body.username)
+    return schemas.Tokens(await request.database.read(tokens.list_tokens, user.id))
+
+
+async def control_revoke_token(request: Request, body: schemas.TokenChoice) -> schemas.Confirmation:
+    user = await request.app_state.auth.user_named(body.username)
+    return await _revoke(request, user, body.token_id, TERMINAL)
 
 
 async def control_backup(request: Request, body: schemas.BackupTarget) -> schemas.Confirmation:

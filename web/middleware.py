@@ -11,6 +11,7 @@ import logging
 import secrets
 import socket
 import time
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -44,10 +45,36 @@ SECURITY_HEADERS = {
 }
 
 
-def error_response(error: FiresideError, request_id: str) -> Response:
-    """Return the response to an error. All have this JSON shape."""
-    body = {"code": error.code, "message": error.message, "request_id": request_id}
-    return Response(json.dumps(body), error.status, error.headers, media_type="application/json")
+def error_response(error: FiresideError, request_id: str, path: str = "") -> Response:
+    """Return the response to an error. All have this JSON shape, except that those of /v1 have OpenAI's."""
+    body: dict[str, Any] = {"code": error.code, "message": error.message, "request_id": request_id}
+    status = error.status
+    if path == "/v1" or path.startswith("/v1/"):
+        status, body = openai_error(error)
+    return Response(json.dumps(body), status, error.headers, media_type="application/json")
+
+
+# OpenAI's names for what its clients tell apart. Its own packages repeat a request after 408, 409, 429 and 5xx.
+_OPENAI_CODES = {
+    "INVALID_TOKEN": (401, "invalid_request_error", "invalid_api_key"),
+    "CONTEXT_OVERFLOW": (400, "invalid_request_error", "context_length_exceeded"),
+    "MODEL_NOT_FOUND": (404, "invalid_request_error", "model_not_found"),
+    "VISION_UNSUPPORTED": (400, "invalid_request_error", "image_not_supported"),
+    "RATE_LIMITED": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "PROVIDER_BUSY": (503, "server_error", "provider_busy"),
+    "PROVIDER_TIMEOUT": (504, "server_error", "provider_timeout"),
+}
+
+
+def openai_error(error: FiresideError) -> tuple[int, dict[str, Any]]:
+    """Return the status and the body of an error in OpenAI's shape."""
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    status, kind, code = _OPENAI_CODES.get(error.code, (error.status, kind, error.code.lower()))
+    refused = getattr(error, "refused_with", None)  # by the model server: repeating the request would not help
+    if refused and code == "provider_error":
+        status, kind = refused, "invalid_request_error"
+    param = "model" if code == "model_not_found" else None
+    return status, {"error": {"message": error.message, "type": kind, "param": param, "code": code}}
 
 
 class SecurityMiddleware:
@@ -96,15 +123,15 @@ class SecurityMiddleware:
                 await self.app(scope, receive, send_with_headers)
         except FiresideError as error:
             scope["state"]["code"] = error.code
-            await respond(error_response(error, request_id))
+            await respond(error_response(error, request_id, scope["path"]))
         except asyncio.CancelledError:  # uvicorn cancels requests that outlast timeout_graceful_shutdown
             if status:
                 raise
-            await respond(error_response(Stopping(), request_id))
+            await respond(error_response(Stopping(), request_id, scope["path"]))
         except Exception:
             log.exception("request %s failed", request_id)
             if not status:
-                await respond(error_response(FiresideError(), request_id))
+                await respond(error_response(FiresideError(), request_id, scope["path"]))
         finally:
             self.log.add(scope, request_id, status, started)
 

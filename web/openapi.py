@@ -22,23 +22,47 @@ _SECURITY: Schema = {
     "session": {"type": "apiKey", "in": "cookie", "name": "fireside_8000", "description": "fireside_ and the port"},
     "csrf": {"type": "apiKey", "in": "header", "name": "X-CSRF-Token"},
     "owner": {"type": "http", "scheme": "bearer"},
+    "token": {"type": "http", "scheme": "bearer", "bearerFormat": "fs_ and 72 hexadecimal digits"},
 }
 _ERROR = {
     "type": "object",
     "properties": {name: {"type": "string"} for name in ("code", "message", "request_id")},
     "required": ["code", "message", "request_id"],
 }
-_ERRORS = {
-    status: {
-        "description": description,
-        "content": {"application/json": {"schema": {"$ref": _REF.format(name="Error")}}},
-    }
-    for status, description in {
-        "4XX": "The request is refused",
-        "500": "Fireside has a fault, which is in its log",
-        "502": "A model server failed",
-        "503": "The database cannot be used",
-    }.items()
+_OPENAI_ERROR = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+            "required": ["message", "type", "param", "code"],
+        }
+    },
+    "required": ["error"],
+}
+_STATUSES = {
+    "4XX": "The request is refused",
+    "500": "Fireside has a fault, which is in its log",
+    "502": "A model server failed",
+    "503": "The database cannot be used",
+}
+# Bodies that handlers read by themselves. Unknown fields reach the model server.
+_RAW_BODIES: dict[str, Schema] = {
+    "POST /import": {kind: {} for kind in IMPORT_TYPES},
+    "POST /v1/embeddings": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {"model": {"type": "string"}, "input": {}},
+                "required": ["input"],
+            }
+        }
+    },
 }
 _NOT_MODIFIED = {"304": {"description": "The browser has the newest version"}}
 _WITHOUT_CONTENT = {
@@ -57,7 +81,11 @@ def document(routes: Iterable[BaseRoute]) -> Schema:
     )
     for name in others.keys() - components.keys():
         _require_all(others[name])
-    schemas = {"Error": _ERROR, "Event": _event({name: sent[kind] for name, kind in EVENTS.items()})}
+    schemas = {
+        "Error": _ERROR,
+        "OpenAIError": _OPENAI_ERROR,
+        "Event": _event({name: sent[kind] for name, kind in EVENTS.items()}),
+    }
     schemas["ImportLine"] = {"anyOf": [sent[ImportStep], sent[ImportFailed]]}
     paths: dict[str, Schema] = {}
     for route in table:
@@ -121,14 +149,21 @@ def _operation(route: Endpoint, schemas: dict[Any, Schema]) -> Schema:
         "responses": {
             "200": {"description": "Success", "content": content},
             **_WITHOUT_CONTENT.get(route.name, {}),
-            **_ERRORS,
+            **_errors(route),
         },
     }
     if _has_json_body(route):
         operation["requestBody"] = {"content": {"application/json": {"schema": schemas[route.body]}}}
     elif route.body is None:
-        operation["requestBody"] = {"content": {kind: {} for kind in IMPORT_TYPES}}
+        operation["requestBody"] = {"content": _RAW_BODIES[route.name]}
     return operation
+
+
+def _errors(route: Endpoint) -> Schema:
+    name = "OpenAIError" if route.path.startswith("/v1/") else "Error"
+    content = {"application/json": {"schema": {"$ref": _REF.format(name=name)}}}
+    statuses = _STATUSES | ({"504": "A model server did not answer in time"} if name == "OpenAIError" else {})
+    return {status: {"description": text, "content": content} for status, text in statuses.items()}
 
 
 def _content(kind: Any, schemas: dict[Any, Schema]) -> tuple[str, Schema]:
@@ -151,4 +186,7 @@ def _security(route: Endpoint) -> list[dict[str, list[str]]]:
         return []
     if route.access is Access.OWNER:
         return [{"owner": []}]
-    return [{"session": [], "csrf": []} if route.csrf == "required" else {"session": []}]
+    if route.access is Access.TOKEN:
+        return [{"token": []}]
+    session: dict[str, list[str]] = {"session": [], "csrf": []} if route.csrf == "required" else {"session": []}
+    return [session, {"token": []}] if route.access is Access.USER_OR_TOKEN else [session]

@@ -4,12 +4,13 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from ..auth import INVITE_HOURS
+from ..auth import INVITE_HOURS, TOKEN_DAYS
 from ..backends.openai import Model, ModelDownload
 from ..config import MAX_CONCURRENCY, Source
 from ..queries.accounts import User
 from ..queries.prompts import Preset, Prompt
 from ..queries.search import Hit
+from ..queries.tokens import Token
 from ..queries.types import (
     ANSWER_CHARACTERS,
     NAME_CHARACTERS,
@@ -45,6 +46,7 @@ Title = Annotated[str, Meta(min_length=1, max_length=TITLE_CHARACTERS, pattern=N
 Name = Annotated[str, Meta(min_length=1, max_length=300, pattern=NO_NUL)]
 SavedName = Annotated[str, Meta(min_length=1, max_length=NAME_CHARACTERS, pattern=NOT_BLANK)]
 PromptText = Annotated[str, Meta(min_length=1, max_length=PROMPT_CHARACTERS, pattern=NOT_BLANK)]
+ModelName = Annotated[str, Meta(max_length=300, pattern=NO_NUL)]
 Secret = Annotated[str, Meta(max_length=1000)]  # a password or a token, and any user name before auth.py checks it
 
 
@@ -86,6 +88,12 @@ class ResetByLink(Link):
 class InviteRequest(Struct):
     expires_in_hours: Annotated[int, Meta(ge=INVITE_HOURS[0], le=INVITE_HOURS[1])] = 24
     role: Role = "user"
+
+
+class TokenRequest(Struct):
+    name: Annotated[str, Meta(min_length=1, max_length=100, pattern=NOT_BLANK)]
+    record: bool = True
+    expires_in_days: Annotated[int, Meta(ge=TOKEN_DAYS[0], le=TOKEN_DAYS[1])] | None = None
 
 
 class UserChange(Struct):
@@ -249,6 +257,14 @@ class PasswordReset(OptionalUser, kw_only=True):
     password: str
 
 
+class TokenOfUser(TokenRequest, kw_only=True):
+    username: str | None = None  # as in OptionalUser
+
+
+class TokenChoice(OptionalUser, kw_only=True):
+    token_id: Id
+
+
 class ImportSources(OptionalUser, kw_only=True):
     paths: list[str]
     dry_run: bool = False
@@ -397,6 +413,14 @@ class Invites(Struct):
     invites: list[InviteEntry]
 
 
+class NewToken(Token):
+    token: str
+
+
+class Tokens(Struct):
+    tokens: list[Token]
+
+
 class Prompts(Struct):
     prompts: list[Prompt]
 
@@ -508,6 +532,18 @@ class UsageEntry(Struct):
 
 class UsageByDay(Struct):
     usage: list[UsageEntry]
+
+
+class OpenAIModel(Struct):
+    id: str
+    object: str = "model"
+    created: int = 0  # model servers do not say
+    owned_by: str = ""
+
+
+class OpenAIModels(Struct):
+    data: list[OpenAIModel]
+    object: str = "list"
 
 
 class LoginToken(Struct):

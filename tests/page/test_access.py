@@ -17,7 +17,16 @@ from ..upstream import DONE, Upstream, answer, finish, reasoning, text, usage
 from .steps import answered, ask, attach, box, imported, new, open_settings, press, stream
 
 SMALL_PHONE = {"width": 360, "height": 740}
-SECTIONS = ("General", "Defaults for new chats", "Account", "Your data", "Bin", "Usage", "Users and invites")
+SECTIONS = (
+    "General",
+    "Defaults for new chats",
+    "Account",
+    "Other programs",
+    "Your data",
+    "Bin",
+    "Usage",
+    "Users and invites",
+)
 
 
 def test_everything_is_reached_by_keyboard(visit: Visit, lmstudio: Upstream) -> None:

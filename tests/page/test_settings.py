@@ -250,3 +250,31 @@ def test_sign_in_explains_forgotten_passwords_and_says_once_how_long_to_wait(
     page.get_by_label("Password", exact=True).fill(PASSWORD)
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_have_text("Too many attempts. Try again in 4 s.")
+
+
+def test_token_is_created_with_lines_for_programs_and_revoked(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open()
+    open_settings(page, "Other programs")
+    panel = page.get_by_role("tabpanel")
+    panel.get_by_label("Name of the program").fill("Zed")
+    panel.get_by_label("The token expires").select_option("in 30 days")
+    panel.get_by_label("Keep what is asked as chats").uncheck()
+    press(page, "Create token")
+    token = panel.locator("[data-token] code").inner_text()
+    curl = panel.locator("pre").inner_text()
+    assert f"Bearer {token}" in curl and '"model": "lmstudio/llama-3.2-3b-instruct"' in curl
+    headers = {"Authorization": f"Bearer {token}"}
+    assert httpx.get(f"{visit.url}/v1/models", headers=headers, trust_env=False).status_code == 200
+    for program in ("Python (openai)", "JavaScript (openai)", "llm", "Continue", "Zed"):
+        panel.get_by_label("Lines for").select_option(program)
+        lines = panel.locator("pre").inner_text()
+        assert f"{visit.url}/v1" in lines and "lmstudio/llama-3.2-3b-instruct" in lines
+        assert (token in lines) == (program != "Zed")  # Zed keeps keys elsewhere
+    row = panel.locator(".rows li", has_text="Zed")
+    expect(row.locator(".badge")).to_have_text("not kept")
+    expect(row).to_contain_text("0 requests, expires")
+    row.get_by_role("button", name="Revoke Zed").click()
+    press(page, "Revoke")
+    expect(panel.locator(".rows li")).to_have_count(0)
+    expect(panel.locator("[data-token]")).to_have_count(0)
+    assert httpx.get(f"{visit.url}/v1/models", headers=headers, trust_env=False).status_code == 401

@@ -18,8 +18,9 @@ import httpx
 from fireside import queries
 from fireside.db import ago
 from fireside.queries.generations import AnswerRequest
+from fireside.safety.throttle import Throttle
 from fireside.server import ROUTES
-from fireside.web.endpoint import ADMIN, OWNER, PUBLIC, Endpoint
+from fireside.web.endpoint import ADMIN, OWNER, PUBLIC, TOKEN, USER_OR_TOKEN, Endpoint
 
 from ..live import NO_TLS, PASSWORD, Running, good, until
 from ..upstream import Gate, Upstream, pause
@@ -30,7 +31,11 @@ SIGNED_OUT = ("anonymous", "idle session", "old session", "revoked session", "di
 OWN, OTHERS, MISSING, BY_ADMIN = "user, own object", "user, another's", "user, missing object", "admin, another's"
 SIGNED_IN = (OWN, OTHERS, MISSING, BY_ADMIN)
 MACHINE = "owner of the machine"
-ROLES = (*SIGNED_OUT, *SIGNED_IN, MACHINE)
+BY_TOKEN, FOREIGN_TOKEN, TOKEN_MISSING = "token, own object", "token, another's", "token, missing object"
+SIBLING_TOKEN = "token, object of another token"
+WITH_TOKEN = (BY_TOKEN, FOREIGN_TOKEN, TOKEN_MISSING, SIBLING_TOKEN)
+BAD_TOKENS = ("revoked token", "expired token", "token of a disabled user", "mistyped token", "token with a session")
+ROLES = (*SIGNED_OUT, *SIGNED_IN, MACHINE, *WITH_TOKEN, *BAD_TOKENS)
 TOKENS = ("right", "missing", "wrong", "another session's", "in a cookie only")
 ORIGINS: dict[str, dict[str, str]] = {
     "none": {},
@@ -50,6 +55,7 @@ PRIVATE = (
     "generation",
     "prompt",
     "preset",
+    "token",
 )  # kinds of objects that belong to one user
 
 # The body of a request to a route, and the expected answers to an authorized request if it is not 200.
@@ -72,7 +78,12 @@ BODIES: dict[str, Any] = {
     "POST /admin/provider-test": {"url": "http://127.0.0.1:9"},
     "PATCH /admin/providers/{provider_id}": {"name": "Mine"},
     "POST /import": [],
-    "POST /control/password": {"password": PASSWORD, "username": "carl"},
+    "POST /tokens": {"name": "Zed"},
+    "POST /v1/embeddings": {"model": MODEL, "input": "x"},
+    "POST /control/tokens/create": {"name": "Zed", "username": "carl"},
+    "POST /control/tokens/list": {"username": "carl"},
+    "POST /control/tokens/revoke": {"token_id": "{token_id}", "username": "carl"},
+    "POST /control/password": {"password": PASSWORD, "username": "eve"},
     "POST /control/backup": {"file": "{folder}/backup.db"},
     "POST /control/import": {"paths": []},
 }
@@ -107,7 +118,8 @@ class Cell(NamedTuple):
     @property
     def owner(self) -> str:
         """Whose object the request names."""
-        return {OWN: "own", MISSING: "missing"}.get(self.role, "another's")
+        owners = {OWN: "own", BY_TOKEN: "own", MISSING: "missing", TOKEN_MISSING: "missing", SIBLING_TOKEN: "sibling"}
+        return owners.get(self.role, "another's")
 
 
 @dataclass
@@ -126,6 +138,8 @@ def refusal(cell: Cell) -> tuple[int, str] | None:
         return None
     if access is OWNER:
         return None if cell.role == MACHINE else (401, "AUTH_REQUIRED")
+    if access is TOKEN or (access is USER_OR_TOKEN and cell.role in (*WITH_TOKEN, *BAD_TOKENS, MACHINE)):
+        return None if cell.role in WITH_TOKEN else (401, "INVALID_TOKEN")
     if cell.role not in SIGNED_IN:
         return 401, "AUTH_REQUIRED"
     allowed_tokens = {"required": TOKENS[:1], "lenient": (*TOKENS[:2], TOKENS[4]), "none": TOKENS}[csrf]
@@ -146,8 +160,8 @@ def expected(cell: Cell) -> set[tuple[int, str]]:
     if refused := refusal(cell):
         return {refused}
     kind, access = object_kind(cell.route), cell.route.access
-    hidden = access is not PUBLIC and kind in PRIVATE and cell.role in (OTHERS, BY_ADMIN)
-    if kind and (cell.role == MISSING or hidden):
+    hidden = access is not PUBLIC and kind in PRIVATE and cell.role in (OTHERS, BY_ADMIN, FOREIGN_TOKEN, SIBLING_TOKEN)
+    if kind and (cell.role in (MISSING, TOKEN_MISSING) or hidden):
         return {(404, f"{kind.upper()}_NOT_FOUND")}
     return OUTCOMES.get(cell.route.name, {(200, "")})
 
@@ -188,9 +202,35 @@ class World:
         ):
             self.credentials[role] = await self.sign_in(name)
             await self._write(sql)
+        await self._make_tokens()
         self.objects = {"own": await self.make("bob"), "another's": await self.make("carl")}
-        missing = {"generation_id": str(uuid.uuid4()), "provider_id": "nowhere"}
+        self.objects["sibling"] = await self.make("bob", token_id=self.tokens["sibling"])
+        missing = {"generation_id": str(uuid.uuid4()), "provider_id": "nowhere", "model_id": "lmstudio/nothing"}
         self.objects["missing"] = dict.fromkeys(self.objects["own"], 2**62) | missing
+
+    async def _make_tokens(self) -> None:
+        """Give Bob and Carl a token, Bob another one, and each role of BAD_TOKENS one that is refused."""
+        self.tokens: dict[str, int] = {}
+
+        async def create(key: str, name: str) -> str:
+            user = await self.database.read(queries.accounts.get_user, self.users[name])
+            token, text = await self.running.state.auth.create_token(user, key, True, None)
+            self.tokens[key] = token.id
+            return text
+
+        good_token = Credentials(bearer=await create("bob", "bob"))
+        self.credentials |= dict.fromkeys(WITH_TOKEN, good_token)
+        for key, name in (("carl", "carl"), ("sibling", "bob")):
+            await create(key, name)
+        bad = {
+            role: Credentials(bearer=await create(role, "dora" if "disabled" in role else "bob")) for role in BAD_TOKENS
+        }
+        last = bad["mistyped token"].bearer[-1]
+        bad["mistyped token"].bearer = f"{bad['mistyped token'].bearer[:-1]}{'1' if last == '0' else '0'}"
+        bad["token with a session"].cookies = self.credentials["revoked session"].cookies
+        await self._write(f"DELETE FROM tokens WHERE id = {self.tokens['revoked token']}")
+        await self._write(f"UPDATE tokens SET expires_at = '{ago(days=1)}' WHERE id = {self.tokens['expired token']}")
+        self.credentials |= bad
 
     async def _write(self, sql: str) -> None:
         await self.database.write(lambda conn: conn.execute(sql).rowcount)
@@ -204,12 +244,20 @@ class World:
         self.http.cookies.clear()
         return Credentials(dict(answer.cookies), good(answer)["csrf_token"])
 
-    async def make(self, name: str, route: str = "") -> dict[str, Any]:
-        """Make objects of this user, one of each kind or those that the route needs. Return their ids by path parameter."""
+    async def make(self, name: str, route: str = "", token_id: int = 0) -> dict[str, Any]:
+        """Make objects of this user, one of each kind or those that the route needs. Return their ids by path parameter.
+
+        The conversation is that of a token, by default of the user's first."""
         write, user_id = self.database.write, self.users[name]
         made = {"user_id": self.users["carl"], "provider_id": "lmstudio", "folder": self.folder, "name": "app.js"}
         conversation, album = [await write(queries.conversations.add_conversation, user_id, {}) for _ in range(2)]
         made["conversation_id"] = conversation.id
+        made["model_id"] = f"lmstudio/{MODEL}"
+        token_id = token_id or self.tokens[name]
+        await self._write(f"UPDATE conversations SET token_id = {token_id} WHERE id = {conversation.id}")
+        if not route or "/tokens/" in route:
+            owner = await self.database.read(queries.accounts.get_user, user_id)
+            made["token_id"] = (await self.running.state.auth.create_token(owner, "Spare", True, None))[0].id
         made["message_id"] = await write(queries.messages.add_message, user_id, conversation.id, "Why?")
         image = queries.messages.Image("image/png", b"\x89PNG\r\n\x1a\n0000")
         await write(queries.messages.add_message, user_id, album.id, "This?", None, None, [image])
@@ -251,6 +299,7 @@ class World:
     async def send(self, cell: Cell, credentials: Credentials, objects: dict[str, Any]) -> httpx.Response:
         path = re.sub(r"{(\w+)}", lambda name: str(objects[name[1]]), cell.route.path)
         headers = {name: value.format(own=self.running.url) for name, value in ORIGINS[cell.origin].items()}
+        self.running.state.auth.throttle = Throttle()  # which would refuse the sixth wrong token
         cookies = dict(credentials.cookies)
         if cell.token == "in a cookie only":
             cookies["csrf_token"] = credentials.token
@@ -264,10 +313,12 @@ class World:
         if isinstance(body, dict):
             body = {name: _filled(value, objects) for name, value in body.items()}
         content = {} if cell.route.method == "GET" else {"json": body}
-        return await self.http.request(cell.route.method, path, headers=headers, **content)
+        answer = await self.http.request(cell.route.method, path, headers=headers, **content)
+        self.http.cookies.clear()  # else the next request has the cookie of a new session too
+        return answer
 
     async def fingerprint(self) -> str:
-        """Return a hash of all rows, without when sessions were last seen and without unfinished answers."""
+        """Return a hash of all rows, without when sessions and tokens were used and without unfinished answers."""
         tables = [
             f"{table} ORDER BY 1"
             for table in (
@@ -282,7 +333,7 @@ class World:
             )
         ]
         queries = [f"SELECT * FROM {table}" for table in (*tables, "generations ORDER BY 1")]
-        queries.append("SELECT id, user_id, token_hash FROM sessions ORDER BY id")
+        queries += [f"SELECT id, user_id, token_hash FROM {table} ORDER BY id" for table in ("sessions", "tokens")]
 
         def dump(conn: Any) -> str:
             rows = (repr(tuple(row)).encode() for query in queries for row in conn.execute(query))
@@ -337,10 +388,11 @@ async def _check_refused(world: World, refused: list[Cell], figures: Figures) ->
         figures.expect(after == before, f"{route.name}: a refused request changed the database")
         before = after
     for where, by_role in answers.items():
-        if MISSING in by_role and OTHERS in by_role:
-            same = by_role[MISSING] == by_role[OTHERS]
-            figures.expect(same, f"{where}: the answer tells another's object from a missing one")
-    for owner in ("own", "another's"):
+        for missing, others in ((MISSING, OTHERS), (TOKEN_MISSING, FOREIGN_TOKEN), (TOKEN_MISSING, SIBLING_TOKEN)):
+            if missing in by_role and others in by_role:
+                same = by_role[missing] == by_role[others]
+                figures.expect(same, f"{where}: the answer tells another's object from a missing one")
+    for owner in ("own", "another's", "sibling"):
         running = world.objects[owner]["generation_id"] in world.running.state.hub.generations
         figures.expect(running, f"{owner} generation was stopped")
 
@@ -349,14 +401,21 @@ async def _check_allowed(world: World, cell: Cell, figures: Figures) -> None:
     credentials = world.credentials[cell.role]
     if cell.role in SIGNED_IN:
         credentials = await world.sign_in("ann" if cell.role == BY_ADMIN else "bob")
-    objects = await world.make("bob" if cell.role == OWN else "carl", cell.route.name)
+    objects = await world.make("bob" if cell.role in (OWN, BY_TOKEN) else "carl", cell.route.name)
     _compare(cell, await world.send(cell, credentials, world.objects["another's"] | objects), figures)
 
 
 def _compare(cell: Cell, answer: httpx.Response, figures: Figures) -> None:
     is_error = answer.headers["content-type"] == "application/json" and answer.status_code >= 400
-    actual = (answer.status_code, answer.json()["code"] if is_error else "")
+    error = answer.json() if is_error else {}
+    actual = (answer.status_code, _code(error))
     figures.expect(actual in expected(cell), f"{cell}: expected {expected(cell)}, got {actual}")
+
+
+def _code(error: dict[str, Any]) -> str:
+    """Return Fireside's code of an error; /v1 has OpenAI's."""
+    code = error.get("code") or error.get("error", {}).get("code", "").upper()
+    return "INVALID_TOKEN" if code == "INVALID_API_KEY" else code
 
 
 def _without_request_id(answer: httpx.Response) -> bytes:

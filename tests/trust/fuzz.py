@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 from hypothesis import HealthCheck, Phase, given, settings
@@ -124,6 +124,11 @@ class Target:
         self.statuses: Counter[int] = Counter()
         self.slowest = 0.0
         secret = json.loads((fireside.data_dir / "service.json").read_text("utf-8"))["secret"]
+        # A program for /v1. The requests revoke the tokens with small ids.
+        tokens = [good(self.http.post("/tokens", json={"name": "x"}))["token"] for _ in range(20)]
+        self.program = httpx.Client(
+            base_url=fireside.url, headers={"Authorization": f"Bearer {tokens[-1]}"}, timeout=30
+        )
         self.owner = {"Authorization": f"Bearer {secret}"}
         self.description = good(self.http.get("/openapi.json"))
         for _ in range(6):
@@ -137,8 +142,11 @@ class Target:
         if request["token"] == "wrong":
             headers["X-CSRF-Token"] = "é".encode()
         self.send(
-            self.http.build_request(request["method"], path, params=query, headers=headers, content=request["content"])
+            self._client(path), request["method"], path, params=query, headers=headers, content=request["content"]
         )
+
+    def _client(self, path: str) -> httpx.Client:
+        return self.program if urlsplit(path).path.startswith("/v1/") else self.http
 
     def send_case(self, case: Any) -> None:
         """Send a request of schemathesis, and let it compare the answer with the description."""
@@ -147,16 +155,16 @@ class Target:
         content = {name: made[name] for name in ("json", "data", "params") if made.get(name) is not None}
         if isinstance(content.get("data"), bytes | str):
             content["content"] = content.pop("data")
-        answer = self.send(self.http.build_request(made["method"], made["url"], headers=headers, **content))
+        answer = self.send(self._client(made["url"]), made["method"], made["url"], headers=headers, **content)
         if answer is not None and not case.operation.is_valid_response(answer):
             problem = f"{answer.status_code} is not as described: {answer.text[:300]}"
             self.figures.wrong.append(f"{case.operation.label}: {problem}")
 
-    def send(self, request: httpx.Request) -> httpx.Response | None:
-        started = time.monotonic()
+    def send(self, client: httpx.Client, method: str, url: str, **more: Any) -> httpx.Response | None:
+        started, request = time.monotonic(), client.build_request(method, url, **more)
         what = f"{request.method} {request.url.raw_path[:200]!r} {request.content[:200]!r}"
         try:
-            answer = self.http.send(request)
+            answer = client.send(request)
         except httpx.HTTPError as error:
             self.figures.expect(False, f"{what}: {error!r}")
             return None
@@ -181,6 +189,7 @@ class Target:
     def finish(self) -> None:
         """Check that the service still works and has logged no exception."""
         self.sign_in_http.close()
+        self.program.close()
         good(self.http.get("/health"))
         for line in (self.fireside.data_dir / "fireside.log").read_text("utf-8").splitlines():
             if "trace" in (entry := json.loads(line)):
@@ -202,6 +211,8 @@ def _is_well_formed(answer: httpx.Response) -> bool:
     if answer.status_code < 400:
         return "content-security-policy" in answer.headers
     body = answer.json()
+    if "error" in body:  # of /v1
+        return sorted(body["error"]) == ["code", "message", "param", "type"]
     return sorted(body) == ["code", "message", "request_id"] and body["request_id"] == answer.headers["x-request-id"]
 
 

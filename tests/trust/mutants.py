@@ -35,6 +35,7 @@ AUTH, ENDPOINT, MIDDLEWARE, DB = (
 )
 QUERIES, SECURITY, RECOVERY = "tests/queries", "tests/system/test_security.py", "tests/system/test_recovery.py"
 SERVERS = "tests/web/test_servers.py"
+TOKENS = "tests/web/test_tokens.py"
 AUTHZ = "tests/system/test_trust.py::test_it_holds[authz]"
 ACCOUNTS = "tests/test_accounts.py"
 TESTS = (
@@ -46,6 +47,7 @@ TESTS = (
     AUTH,
     ACCOUNTS,
     ENDPOINT,
+    TOKENS,
     RECOVERY,
     "tests/chat",
     "tests/system/test_resume.py",
@@ -58,6 +60,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "web/endpoint.py Request.path_arguments": (ENDPOINT,),
     "web/endpoint.py Request.chunks": (ENDPOINT,),
     "web/endpoint.py Endpoint._authorize": (AUTHZ,),
+    "web/endpoint.py _identify_by_token": (AUTHZ, TOKENS),
     "web/endpoint.py Endpoint._read_body": (ENDPOINT,),
     "auth.py _check_new_name": (AUTH, ACCOUNTS),
     "auth.py _check_other": (ACCOUNTS,),
@@ -89,6 +92,10 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/accounts.py redeem_invite": (QUERIES,),
     "queries/accounts.py check_invite": (QUERIES,),
     "queries/accounts.py revoke_invite": (QUERIES,),
+    "queries/tokens.py add_token": (TOKENS,),
+    "queries/tokens.py get_token": (AUTHZ, TOKENS),
+    "queries/tokens.py list_valid_ids": (TOKENS,),
+    "queries/tokens.py delete_token": (AUTHZ, TOKENS),
     "queries/conversations.py owned": (QUERIES,),
     "queries/conversations.py find_conversations": (QUERIES,),
     "queries/messages.py add_message": (QUERIES,),

@@ -34,7 +34,7 @@ def kills(size: int) -> Figures:
 
 FUZZ = "Input validation: unusual requests get a documented error, never a 500"
 PROOFS = (
-    Proof("authz", "Access control: every route x role x CSRF token x origin", "cells", authz.prove, 700, ALL),
+    Proof("authz", "Access control: every route x role x CSRF token x origin", "cells", authz.prove, 1_600, ALL),
     Proof("attacks", "Same-origin protection: attacks by other pages in Chromium", "attacks", attacks.prove, 12, ALL),
     Proof("races", "Atomicity: of 50 simultaneous requests, one succeeds", "races", races.prove, 1, 5),
     Proof("timing", "No user enumeration: a login takes as long for unknown names", "logins", timing.prove, 16, 250),

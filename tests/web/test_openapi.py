@@ -109,6 +109,20 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     await sign_in(bob, "/auth/register", username="carl", password=PASSWORD, invite_code=invite["invite_code"])
     await ann.delete("/admin/users/3")
 
+    # Tokens
+    text = good(await ann.post("/tokens", json={"name": "Zed"}))["token"]
+    program = checker.watch(running.anybody())
+    program.headers["Authorization"] = f"Bearer {text}"
+    for path in ("/v1/models", f"/v1/models/{MODEL['model']}", "/v1/models/nothing"):
+        await program.get(path)
+    await program.post("/v1/embeddings", json={"model": MODEL["model"], "input": "x"})
+    spare = good(await owner.post("/control/tokens/create", json={"name": "Spare", "expires_in_days": 1}))["id"]
+    good(await owner.post("/control/tokens/list", json={}))
+    good(await owner.post("/control/tokens/revoke", json={"token_id": spare}))
+    spare = good(await ann.post("/tokens", json={"name": "Spare"}))["id"]
+    await ann.get("/tokens")
+    await ann.delete(f"/tokens/{spare}")
+
     # Conversations and answers
     await ann.get("/defaults")
     await ann.patch("/defaults", json={"system_prompt": "Be brief.", "settings": {"temperature": 0.5}})
