@@ -52,7 +52,6 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/auth/password",                                 handlers.change_password,      USER,   schemas.PasswordChange),
     Endpoint("POST",   "/auth/name",                                     handlers.change_name,          USER,   schemas.NameChange),
     Endpoint("POST",   "/auth/delete",                                   handlers.delete_account,       USER,   schemas.AccountDeletion),
-    Endpoint("GET",    "/auth/data",                                     handlers.stored_data,          USER),
     Endpoint("GET",    "/auth/sessions",                                 handlers.list_sessions,        USER),
     Endpoint("DELETE", "/auth/sessions/{session_id}",                    handlers.delete_session,       USER),
 

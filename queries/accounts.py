@@ -133,19 +133,6 @@ def list_users(conn: Connection) -> list[User]:
     return [_user(row) for row in conn.execute(f"SELECT {_USER} FROM users u WHERE closed_at IS NULL ORDER BY id")]
 
 
-def count_data(conn: Connection, user_id: int) -> dict[str, int]:
-    """Return the numbers of a user's conversations and images, also of those in the bin, and of stored bytes."""
-    row = conn.execute(
-        "SELECT (SELECT count(*) FROM conversations WHERE user_id = ?1 AND hidden = 0) AS conversations,"
-        # In this order: most messages have no image.
-        " (SELECT count(*) FROM images i CROSS JOIN messages m ON m.id = i.message_id"
-        " CROSS JOIN conversations c ON c.id = m.conversation_id WHERE c.user_id = ?1 AND c.hidden = 0) AS images,"
-        " (SELECT stored_bytes FROM users WHERE id = ?1) AS bytes",
-        (user_id,),
-    ).fetchone()
-    return dict(row)
-
-
 def set_user(conn: Connection, user_id: int, role: str | None, status: str | None) -> User:
     """Change role or status. A change ends the user's sessions and login links, and revokes the open invites that the user made.
 
@@ -377,15 +364,18 @@ def check_invite(conn: Connection, code_hash: bytes) -> None:
         raise InvalidInvite
 
 
-def get_stored_bytes(conn: Connection, user_id: int) -> tuple[int, int]:
-    """Return the bytes that count towards the user's limit, and those of them that are images."""
+def measure_data(conn: Connection, user_id: int) -> dict[str, int]:
+    """Return the numbers of a user's conversations and images, also of those in the bin, and their bytes."""
     row = conn.execute(
-        "SELECT stored_bytes, (SELECT coalesce(sum(length(i.data)), 0) FROM images i JOIN messages m ON m.id = i.message_id"
-        " JOIN conversations c ON c.id = m.conversation_id WHERE c.user_id = users.id) AS image_bytes"
-        " FROM users WHERE id = ?",
+        "SELECT (SELECT count(*) FROM conversations WHERE user_id = ?1 AND hidden = 0) AS conversations,"
+        " count(*) AS images, coalesce(sum(length(i.data)), 0) AS image_bytes,"
+        " (SELECT stored_bytes FROM users WHERE id = ?1) AS used_bytes"
+        # In this order: most messages have no image.
+        " FROM images i CROSS JOIN messages m ON m.id = i.message_id CROSS JOIN conversations c ON c.id = m.conversation_id"
+        " WHERE c.user_id = ?1 AND c.hidden = 0",
         (user_id,),
     ).fetchone()
-    return row["stored_bytes"], row["image_bytes"]
+    return dict(row)
 
 
 def count_image_bytes(conn: Connection) -> int:

@@ -50,7 +50,7 @@ function changePassword(opener, endOthers) {
 }
 
 async function deleteAccount(opener) {
-  const { conversations, images, daily_backups } = await get("/auth/data");
+  const { conversations, images, daily_backups } = await get("/storage");
   const stored = counted(conversations, "chat") + (images ? ` and ${counted(images, "image")}` : "");
   const days = daily_backups ? `: the daily ones for ${counted(daily_backups, "day")}, others until they are deleted there` : " until they are deleted there";
   openForm(opener, "Delete account", [

@@ -155,9 +155,9 @@ async def test_user_deletes_the_account_with_all_data(log: Running, ann: Person,
     good(await bob.patch("/defaults", json={"system_prompt": "Be brief."}))
     await running.state.auth.login_link("bob")
     phone = await running.login("bob")
-    stored = good(await bob.get("/auth/data"))
-    assert (stored["conversations"], stored["images"], stored["daily_backups"]) == (3, 1, 7) and stored["bytes"] > 70
-    assert good(await ann.get("/auth/data"))["conversations"] == 1
+    stored = good(await bob.get("/storage"))
+    assert (stored["conversations"], stored["images"], stored["daily_backups"]) == (3, 1, 7)
+    assert good(await ann.get("/storage"))["conversations"] == 1
     wrong = await bob.post("/auth/delete", json={"current_password": WRONG})
     assert code(wrong) == (401, "INVALID_CREDENTIALS")
     answer = await bob.post("/auth/delete", json={"current_password": PASSWORD})

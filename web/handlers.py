@@ -151,11 +151,6 @@ async def _remove_closed(state: AppState, user_id: int) -> None:
         log.warning("the data of a deleted account is removed later: %s", error)
 
 
-async def stored_data(request: Request) -> schemas.StoredData:
-    counts = await request.database.read(accounts.count_data, request.user_id)
-    return schemas.StoredData(**counts, daily_backups=request.app_state.config.backups)
-
-
 async def reset_by_link(request: Request, body: schemas.ResetByLink) -> SignedIn:
     return _logged_in(request, await request.app_state.auth.reset_by_link(body.token, body.password, request.visitor))
 
@@ -884,13 +879,14 @@ async def usage(request: Request) -> schemas.UsageByDay:
 
 async def storage(request: Request) -> schemas.Storage:
     config = request.app_state.config
-    used, images = await request.database.read(accounts.get_stored_bytes, request.user_id)
+    data = await request.database.read(accounts.measure_data, request.user_id)
     server = None
     if request.is_admin:
         all_images = await request.database.read(accounts.count_image_bytes)
         sizes = await asyncio.to_thread(db.measure, config.database)
         server = schemas.ServerStorage(image_bytes=all_images, **sizes)
-    return schemas.Storage(used, images, config.user_max_bytes or None, server)
+    limit = config.user_max_bytes or None
+    return schemas.Storage(**data, limit_bytes=limit, daily_backups=config.backups, server=server)
 
 
 async def health(request: Request) -> schemas.Health:

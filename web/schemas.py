@@ -376,13 +376,6 @@ class Sessions(Struct):
     sessions: list[SessionEntry]
 
 
-class StoredData(Struct):
-    conversations: int
-    images: int
-    bytes: int
-    daily_backups: int
-
-
 class Users(Struct):
     users: list[User]
 
@@ -440,7 +433,10 @@ class ServerStorage(Struct):
 class Storage(Struct):
     used_bytes: int  # by the user, as counted towards the limit
     image_bytes: int  # part of used_bytes
+    conversations: int
+    images: int
     limit_bytes: int | None
+    daily_backups: int  # that are kept
     server: ServerStorage | None  # for administrators
 
 
