@@ -47,7 +47,7 @@ from ..queries.search import find
 from ..queries.types import image_type
 from ..safety.logs import TERMINAL, audit
 from ..transfer.importer import Report
-from . import openapi, schemas
+from . import icons, openapi, schemas
 from .endpoint import AppState, JSONResponse, Request, read_query, while_connected
 from .middleware import PAGE_POLICY
 from .renderer import GrowingText
@@ -930,10 +930,14 @@ def _load(name: str) -> tuple[bytes, bytes, dict[str, str]]:
     They stay in memory. For the 22 files of a first visit this takes 5 ms of CPU; StaticFiles and GZipMiddleware, which open and
     compress each file each time, take 29 ms and delay the first paint by as much.
     """
-    found = next((file for file in resources.files("fireside").joinpath("static").iterdir() if file.name == name), None)
-    if found is None or Path(name).suffix not in MEDIA_TYPES:
-        raise NotFound("file")
-    body = found.read_bytes()
+    if name in icons.FILES:
+        body = icons.draw(name)
+    else:
+        files = resources.files("fireside").joinpath("static").iterdir()
+        found = next((file for file in files if file.name == name), None)
+        if found is None or Path(name).suffix not in MEDIA_TYPES:
+            raise NotFound("file")
+        body = found.read_bytes()
     headers = {
         "Cache-Control": "no-cache",
         "Content-Security-Policy": PAGE_POLICY,
@@ -949,6 +953,8 @@ async def page(request: Request) -> Annotated[Response, "text/html"]:
 
 
 async def static(request: Request, name: str) -> Annotated[Response, "*/*"]:
+    if name in icons.FILES:
+        await asyncio.to_thread(icons.draw, name)
     body, gzipped, headers = _load(name)
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)

@@ -141,6 +141,8 @@ def test_first_visit_is_small(visit: Visit) -> None:
     files = {url: size for url, size in sizes.items() if "/static/" in url or url == visit.url + "/"}
     assert len(files) <= 40
     assert sum(files.values()) < 120_000, files  # compressed
+    manifest = visit.context.new_cdp_session(page).send("Page.getAppManifest")
+    assert manifest["errors"] == [] and manifest["manifest"]["display"] == "kStandalone"
 
 
 AXE = "async (options) => (await axe.run({ resultTypes: ['violations'], ...options })).violations"
