@@ -342,15 +342,15 @@ class Providers:
         """Return all servers, each with its entry of the catalog if it is enabled."""
         servers = list(self._servers.values())
         enabled = [server for server in servers if server.settings.enabled]
-        entries = await asyncio.gather(*(server.entry(max_age, details=True) for server in enabled))
+        entries = await asyncio.gather(*(server.entry(max_age) for server in enabled))
         found = {server.id: entry for server, entry in zip(enabled, entries, strict=True)}
         return [(server, found.get(server.id)) for server in servers]
 
-    def settings(self, provider_id: str) -> Provider:
-        """Return the settings of a server, also of one that is not enabled. Raises NotFound."""
+    def configured(self, provider_id: str) -> ModelServer:
+        """Return a server, also one that is not enabled. Raises NotFound."""
         if provider_id not in self._servers:
             raise NotFound("provider")
-        return self._servers[provider_id].settings
+        return self._servers[provider_id]
 
     async def add(self, provider: Provider) -> ModelServer:
         """Add a server, save it, and use it at once. Its id is made of its name. Raises ProviderExists, StorageUnavailable."""
@@ -386,7 +386,7 @@ class Providers:
                 self._removed.append(self._servers.pop(provider_id))
 
     def _changeable(self, provider_id: str) -> Provider:
-        provider = self.settings(provider_id)
+        provider = self.configured(provider_id).settings
         if provider.source not in ("built-in", "page"):
             raise ProviderFixed(provider.source)
         return provider

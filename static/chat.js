@@ -8,11 +8,11 @@ import { on } from "./events.js";
 import { Head } from "./head.js";
 import { icon } from "./icons.js";
 import { messageView } from "./message.js";
-import { chosenModel, modelName } from "./models.js";
+import { chosenModel, modelNote } from "./models.js";
 import { noticeAnswer } from "./notice.js";
 import { announce, toast } from "./popups.js";
 import { Scroller } from "./scroll.js";
-import { welcome } from "./welcome.js";
+import { redrawWelcome, welcome } from "./welcome.js";
 
 export class Chat {
   #views = new Map(); // by message id; kept while the conversation is open, for an answer whose stream is resumed
@@ -89,7 +89,8 @@ export class Chat {
 
   #open() {
     this.#views.clear();
-    this.scroller.toEnd();
+    if (this.conversation.id === null) this.scroller.toStart();
+    else this.scroller.toEnd();
     this.composer.open(this.conversation.id);
     this.#draw();
   }
@@ -123,8 +124,8 @@ export class Chat {
     const choice = chosenModel(details);
     const isLoading = id !== null && !details; // its model may be another than the chosen one
     this.composer.choice = isLoading ? null : choice;
-    this.composer.note = choice && !choice.provider?.online ? `${modelName(choice)} cannot be reached. Choose another model, or start its server.` : "";
-    this.column.querySelector(".welcome")?.replaceWith(welcome());
+    this.composer.note = modelNote(choice, details?.provider_id);
+    redrawWelcome(this.column);
   }
 
   #reveal(node) {

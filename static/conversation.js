@@ -2,7 +2,7 @@
 
 import { get, isOnline, Latest, patch, post } from "./api.js";
 import { broadcast, debounce, emit, Emitter, on } from "./events.js";
-import { chosenModel, modelFields, refreshModels, watchLoading } from "./models.js";
+import { chosenModel, hasModels, modelFields, noModel, providers, refreshModels, watchLoading } from "./models.js";
 import { AnswerReader, startAnswer } from "./stream.js";
 
 const PAGE = 60; // messages
@@ -205,7 +205,9 @@ export class Conversation extends Emitter {
     const { id } = this; // another conversation may be opened while the images are loaded
     try {
       if (id !== null && !this.details && !await this.refresh()) return false;
+      if (!providers) await refreshModels();
       const choice = chosenModel(this.details);
+      if (!choice?.model && !hasModels()) return this.#problem(noModel());
       if (parentId === undefined) parentId = this.path.at(-1)?.id ?? null;
       const attached = await images();
       if (id === this.id && this.busy) return this.#refuse();
@@ -229,6 +231,11 @@ export class Conversation extends Emitter {
     } finally {
       this.#sending = false;
     }
+  }
+
+  #problem(text) {
+    this.emit("problem", text);
+    return false;
   }
 
   #refuse() {
@@ -256,6 +263,7 @@ export class Conversation extends Emitter {
   /** Have a version of an answer written, by the chosen model or another. */
   async retry(answer = this.path.at(-1), choice = chosenModel(this.details)) {
     if (!answer || this.busy || this.#sending) return;
+    if (providers && !choice?.model && !hasModels()) return this.#problem(noModel());
     const { id } = this;
     const model = modelFields(choice);
     if (answer.role === "user") return this.#reader.read({ path: `/conversations/${id}/stream`, body: model });

@@ -52,23 +52,47 @@ export function watchLoading(id) {
 
 export const hasModels = () => Boolean(chosenModel(null));
 
-/** The model that a conversation asks, as {provider, model, id}, or null. `model` is null if no server has it. */
+/** What to do when a question cannot be answered by any model. */
+export function noModel() {
+  const add = session.user.role === "admin" ? "add a model server in the settings" : "ask an administrator for a model";
+  return `Not sent: there is no model yet. Start a model server, or ${add}. Your text is still here.`;
+}
+
+/**
+ * The model that a conversation asks, as {provider, model, id}, or null.
+ *
+ * `model` is null if the conversation's server no longer has it. If that server was removed, another model answers, and
+ * `replaced` is the id of the earlier one.
+ */
 export function chosenModel(conversation) {
-  if (conversation?.model) return find(conversation) ?? { provider: null, model: null, id: conversation.model };
+  if (!conversation?.model) return usualModel();
+  const { provider_id, model: id } = conversation;
+  const found = find(conversation);
+  if (found) return found;
+  const provider = providers?.find((candidate) => candidate.provider_id === provider_id) ?? null;
+  if (provider || !providers) return { provider, model: null, id };
+  const other = offers().find(({ model }) => model.id === id) ?? usualModel();
+  return other ? { ...other, replaced: id } : { provider: null, model: null, id };
+}
+
+const offers = () => (providers ?? []).flatMap((provider) => provider.models.map((model) => ({ provider, model, id: model.id })));
+
+function usualModel() {
   let last = null;
   try {
     last = JSON.parse(localStorage.getItem(CHOICE));
   } catch {
     localStorage.removeItem(CHOICE);
   }
-  const all = (providers ?? []).flatMap((provider) => provider.models.map((model) => ({ provider, model, id: model.id })));
+  const all = offers();
   const online = all.filter(({ provider }) => provider.online);
   return (last && find(last)) ?? online.find(({ model }) => model.state === "loaded") ?? online[0] ?? all[0] ?? null;
 }
 
+/** `id` may be a variant of a model. */
 function find({ provider_id, model: id }) {
   const provider = providers?.find((candidate) => candidate.provider_id === provider_id);
-  const model = provider?.models.find((candidate) => candidate.id === id) ?? (provider?.models_known === false ? { id } : null);
+  const model = provider?.models.find((one) => one.id === id || one.variants?.includes(id)) ?? (provider?.models_known === false ? { id } : null);
   return model ? { provider, model, id } : null;
 }
 
@@ -99,7 +123,25 @@ export function rememberModel(choice) {
   emit("models");
 }
 
-export const modelName = (choice) => choice?.model?.label || choice?.model?.id || choice?.id || "";
+export function modelName(choice) {
+  const { model, id } = choice ?? {};
+  const name = model?.label || model?.id || id || "";
+  return model && id !== model.id && model.variants?.includes(id) ? `${name}, ${variantName(id)}` : name;
+}
+
+/** The part of a variant's id that tells it from the others: Q8_0 for qwen/qwen3-4b@q8_0. */
+export const variantName = (id) => (id.split("@")[1] ?? id).toUpperCase();
+
+/** Why the chosen model is not the one that one expects; "" if it is. */
+export function modelNote(choice, providerId) {
+  if (!choice || !providers) return "";
+  if (choice.replaced) {
+    const why = providerId ? `The model server of ${choice.replaced} was removed.` : `${choice.replaced} is not available here.`;
+    return choice.model.id === choice.replaced ? "" : `${why} ${modelName(choice)} answers instead.`;
+  }
+  if (choice.provider?.online && !choice.model) return `${choice.provider.name} no longer offers ${choice.id}. Choose another model.`;
+  return choice.provider?.online ? "" : `${modelName(choice)} cannot be reached. Choose another model, or start its server.`;
+}
 
 /** Start LM Studio's server on the computer that runs Fireside. */
 export async function startServer({ provider_id }) {

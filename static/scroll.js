@@ -30,6 +30,11 @@ export class Scroller {
     this.#resized();
   }
 
+  toStart() {
+    this.hold();
+    this.node.scrollTop = 0;
+  }
+
   /** Follow the end no longer. */
   hold() {
     this.#following = false;

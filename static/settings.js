@@ -15,6 +15,7 @@ const SECTIONS = [
   { id: "data", label: "Your data", icon: "download", load: () => import("./data.js") },
   { id: "bin", label: "Bin", icon: "trash", load: () => import("./bin.js") },
   { id: "usage", label: "Usage", icon: "chart", load: () => import("./usage.js") },
+  { id: "servers", label: "Model servers", icon: "server", load: () => import("./servers.js"), admin: true },
   { id: "household", label: "Users and invites", icon: "people", load: () => import("./household.js"), admin: true },
 ];
 

@@ -5,16 +5,30 @@ import { h } from "./dom.js";
 import { icon } from "./icons.js";
 import { chosenModel, hasModels, modelName, providers } from "./models.js";
 
+let noModel = null; // the module of the screen without a model, once it is needed
+
 export function welcome() {
   const section = h("section", { class: "welcome" }, icon("flame"));
   if (providers && !hasModels()) {
-    import("./nomodel.js").then(({ steps }) => section.append(...steps()), () => {});
+    if (noModel) section.append(...noModel.steps());
+    else {
+      import("./nomodel.js").then((module) => {
+        noModel = module;
+        section.append(...module.steps());
+      }, () => {});
+    }
   } else {
     const hour = new Date().getHours();
     const greeting = hour < 5 || hour >= 18 ? "Good evening" : hour < 12 ? "Good morning" : "Good afternoon";
     section.append(h("h2", {}, `${greeting}, ${session.user.username}`), h("p", {}, readiness(chosenModel(null))));
   }
   return section;
+}
+
+/** Draw the welcome in this column again, but not while a person types an address into it. */
+export function redrawWelcome(column) {
+  const isTyping = !hasModels() && document.activeElement?.matches(".welcome :is(input, textarea)");
+  if (!isTyping) column.querySelector(".welcome")?.replaceWith(welcome());
 }
 
 function readiness(choice) {

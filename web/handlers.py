@@ -633,7 +633,7 @@ async def test_server(request: Request, body: schemas.ServerAddress) -> Finding:
     """A saved key is sent only where it was saved for, so that a session cannot be used to read it."""
     url, key = parse_address(body.url), body.api_key or ""
     if body.api_key is msgspec.UNSET and body.provider_id is not None:
-        settings = request.app_state.providers.settings(body.provider_id)
+        settings = request.app_state.providers.configured(body.provider_id).settings
         key = settings.api_key if origin(settings.url) == origin(url) else ""
     return await while_connected(request.receive, examine(url, key))
 
@@ -654,12 +654,12 @@ async def add_server(request: Request, body: schemas.NewServer) -> schemas.Model
         )
     )
     audit("model server added", request.identity.user, request.address, about=server.id)
-    return _server(server, await server.entry(details=True))
+    return _server(server, await server.entry())
 
 
 async def change_server(request: Request, provider_id: str, body: schemas.ServerChange) -> schemas.ModelServer:
     providers = request.app_state.providers
-    settings = providers.settings(provider_id)
+    address, settings = providers.configured(provider_id).address, providers.configured(provider_id).settings
     fields = msgspec.to_builtins(body)
     untested = fields.pop("untested")
     if "name" in fields:
@@ -671,13 +671,13 @@ async def change_server(request: Request, provider_id: str, body: schemas.Server
     if settings.kind == "embedded" and fields.keys() - {"name", "enabled"}:
         raise Invalid("The embedded engine has no address, no key and no queue to set.")
     if not untested and fields.get("enabled", settings.enabled) and fields.keys() & {"url", "api_key"}:
-        url = fields.get("url", settings.url)
+        url = fields.get("url", address)  # empty: LM Studio is looked for
         found = await examine(url, fields.get("api_key", settings.api_key)) if url else None
         if found and found.problem:
             raise ProviderFailed(found.problem, found.message)
     server = await providers.change(provider_id, **fields)
     audit("model server changed", request.identity.user, request.address, about=server.id)
-    return _server(server, await server.entry(details=True) if server.settings.enabled else None)
+    return _server(server, await server.entry() if server.settings.enabled else None)
 
 
 def _changed_address(settings: Provider, body: schemas.ServerChange) -> str:
@@ -703,7 +703,8 @@ def _server(server: ModelServer, entry: dict[str, Any] | None) -> schemas.ModelS
         provider_id=settings.id,
         name=settings.name,
         kind=settings.kind,
-        url=server.address,
+        url=settings.url,
+        address=server.address,
         has_key=bool(settings.api_key),
         concurrency=server.concurrency(),
         models=list(settings.models),

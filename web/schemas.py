@@ -498,7 +498,8 @@ class ModelServer(Struct):
     provider_id: str
     name: str
     kind: str
-    url: str
+    url: str  # of the settings
+    address: str
     has_key: bool
     concurrency: int
     models: list[str]  # of the settings

@@ -25,6 +25,7 @@ SECTIONS = (
     "Your data",
     "Bin",
     "Usage",
+    "Model servers",
     "Users and invites",
 )
 

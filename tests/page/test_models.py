@@ -9,9 +9,11 @@ import pytest
 from playwright.sync_api import expect
 
 from .. import upstream as script
-from ..browser import NO_ENGINE, Fireside, Visit
+from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Visit
+from ..live import good
 from ..upstream import DONE, Gate, Upstream, answer, finish, pause, text, usage
-from .steps import QWEN, answered, ask, press
+from .steps import QWEN, answered, ask, box, open_settings, press
+from .test_access import Screens
 
 LLAMA = "Model: Llama 3.2 3B Instruct"
 
@@ -52,6 +54,71 @@ def test_name_of_a_model_is_typed_for_a_server_that_lists_none(tmp_path: Path, v
         expect(page.locator(".pill .dot.offline")).to_have_count(0)
 
 
+def test_first_run_connects_a_server_which_is_later_changed_and_removed(
+    tmp_path: Path, visitor: Callable[..., Visit]
+) -> None:
+    key = "sk-lm-12345678:abcdefghijklmnopqrst"
+    with Upstream(token=key) as studio, Upstream() as other, contextlib.ExitStack() as stack:
+        fireside = stack.enter_context(Fireside(tmp_path, NO_ENGINE, lmstudio_url=script.refused_url()))
+        admin = fireside.first()
+        screens = Screens(visitor(fireside, admin, viewport=PHONE), "/")
+        page = screens.page
+        expect(page.get_by_role("heading", name="Connect a model")).to_be_visible()
+        logo, top = page.locator(".welcome > .icon").bounding_box(), page.locator("header.top").bounding_box()
+        assert logo and top and logo["y"] >= top["y"] + top["height"]
+        screens.check("first run")
+        ask(page, "Hello?")
+        expect(page.locator(".toast")).to_contain_text("Not sent: there is no model yet.")
+        expect(box(page)).to_have_value("Hello?")
+        assert good(admin.get("/conversations")) == []
+
+        address, finding = page.get_by_label("Address"), page.locator(".finding")
+        refused = script.refused_url()
+        address.fill(refused)
+        expect(finding).to_contain_text("Nothing answers at")
+        press(page, "Add this server")
+        expect(page.get_by_role("button", name="Save anyway")).to_be_visible()
+        address.fill(studio.url)
+        expect(finding).to_contain_text("The server requires a key.")
+        page.get_by_label("API key").fill(key)
+        expect(finding).to_contain_text("LM Studio has 2 models: Llama 3.2 3B Instruct, Qwen2.5 VL 7B Instruct.")
+        press(page, "Add this server")
+        expect(page.get_by_role("button", name=LLAMA)).to_be_visible()
+        page.locator(".toast").get_by_role("button", name="Dismiss").last.click()
+        expect(page.locator(".programs")).to_have_count(0)
+        box(page).press("Enter")
+        expect(answered(page)).to_contain_text("Hello from upstream.")
+
+        page.set_viewport_size(DESKTOP)
+        good(admin.post("/admin/providers", json={"url": f"{other.url}/v1", "name": "Cellar"}))
+        open_settings(page, "Model servers")
+        row = page.locator(".servers li", has_text="has a key")
+        expect(row).to_contain_text("LM Studio · Reachable · 2 models · 4 answers at a time")
+        expect(page.locator(".servers li", has_text="from config.toml").get_by_role("button")).to_have_count(0)
+        screens.check("model servers")
+        row.get_by_role("button", name="Change").click()
+        page.get_by_label("Name on this page").fill("Attic")
+        press(page, "Save")
+        row = page.locator(".servers li", has_text="Attic")
+        row.get_by_role("button", name="Disable").click()
+        expect(row).to_contain_text("disabled")
+        row.get_by_role("button", name="Enable").click()
+        expect(row).to_contain_text("Reachable")
+        row.get_by_role("button", name="Remove").click()
+        press(page, "Remove")
+        expect(row).to_have_count(0)
+        page.keyboard.press("Escape")
+        expect(page.locator(".composer .hint")).to_have_text("")  # the other server has a model of this name
+        other.models = other.models[1:]
+        page.reload()
+        expect(page.locator(".composer .hint")).to_have_text(
+            "The model server of llama-3.2-3b-instruct was removed. Qwen2.5 VL 7B Instruct answers instead."
+        )
+        assert screens == {}
+        ask(page, "And now?")
+        expect(answered(page)).to_contain_text("qwen2.5-vl-7b-instruct")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="the stand-in for LM Studio's command reads a FIFO")
 def test_page_without_a_model_starts_lm_studio_and_continues(
     tmp_path: Path, visitor: Callable[..., Visit], monkeypatch: pytest.MonkeyPatch
@@ -70,7 +137,7 @@ def test_page_without_a_model_starts_lm_studio_and_continues(
     with Fireside(tmp_path / "data", NO_ENGINE, lmstudio_url=f"http://127.0.0.1:{port}") as fireside:
         admin = fireside.first()
         page = visitor(fireside, admin).open()
-        no_server = page.get_by_role("heading", name="No model server yet")
+        no_server = page.get_by_role("heading", name="Connect a model")
         expect(no_server).to_be_visible()
         expect(page.get_by_text("lms server start")).to_be_visible()
         press(page, "Start LM Studio's server")
@@ -83,7 +150,8 @@ def test_page_without_a_model_starts_lm_studio_and_continues(
             expect(page.get_by_role("button", name=LLAMA)).to_be_visible()
             expect(no_server).to_be_hidden()
         member = visitor(fireside, fireside.join(admin, "member")).open()
-        expect(member.get_by_role("heading", name="No model server yet")).to_be_visible()
+        expect(member.get_by_role("heading", name="No model yet")).to_be_visible()
+        expect(member.get_by_label("Address")).to_have_count(0)
         expect(member.get_by_role("button", name="Start LM Studio's server")).to_have_count(0)
 
 
