@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from .. import upstream as script
-from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Visit
+from ..browser import NO_ENGINE, PHONE, Fireside, Visit
 from ..live import good
 from ..upstream import DONE, Gate, Upstream, answer, finish, pause, text, usage
 from .steps import QWEN, answered, ask, box, open_settings, press
@@ -89,7 +89,7 @@ def test_first_run_connects_a_server_which_is_later_changed_and_removed(
         box(page).press("Enter")
         expect(answered(page)).to_contain_text("Hello from upstream.")
 
-        page.set_viewport_size(DESKTOP)
+        page.set_viewport_size({"width": 1280, "height": 820})
         good(admin.post("/admin/providers", json={"url": f"{other.url}/v1", "name": "Cellar"}))
         open_settings(page, "Model servers")
         row = page.locator(".servers li", has_text="has a key")
