@@ -56,7 +56,8 @@ RECOUNT_STORED_BYTES = """
         SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (
             SELECT coalesce(sum(length(CAST(m.content AS BLOB)) + length(CAST(m.reasoning AS BLOB))
                 + (SELECT coalesce(sum(length(i.data)), 0) FROM images i WHERE i.message_id = m.id)), 0)
-            FROM messages m WHERE m.conversation_id = c.id)), 0)
+            FROM messages m WHERE m.conversation_id = c.id)
+            + (SELECT coalesce(sum(q.stored_bytes), 0) FROM queued_messages q WHERE q.conversation_id = c.id)), 0)
         FROM conversations c WHERE c.user_id = users.id
     ) + (SELECT coalesce(sum(length(CAST(content AS BLOB))), 0) FROM prompts WHERE user_id = users.id)
     + (SELECT coalesce(sum(length(CAST(system_prompt AS BLOB))), 0) FROM presets WHERE user_id = users.id)
@@ -155,6 +156,17 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE conversations ADD COLUMN token_id INTEGER REFERENCES tokens (id) ON DELETE SET NULL;
     ALTER TABLE conversations ADD COLUMN token_name TEXT;
     CREATE INDEX conversations_of_token ON conversations (token_id) WHERE token_id IS NOT NULL;
+    CREATE TABLE queued_messages (
+        id              INTEGER PRIMARY KEY AUTOINCREMENT,
+        conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+        content         TEXT NOT NULL,
+        images          TEXT NOT NULL DEFAULT '[]',
+        stored_bytes    INTEGER NOT NULL DEFAULT 0,
+        client_id       TEXT,
+        created_at      TEXT NOT NULL,
+        UNIQUE (conversation_id, client_id)
+    ) STRICT;
+    CREATE INDEX queued_messages_in_order ON queued_messages (conversation_id, id);
     PRAGMA user_version = 5;
     COMMIT;
     """,

@@ -134,6 +134,19 @@ CREATE TABLE images (
     UNIQUE (message_id, position)
 ) STRICT;
 
+-- Messages that wait until the answer before them is complete. Then they become rows of `messages`.
+CREATE TABLE queued_messages (
+    id              INTEGER PRIMARY KEY AUTOINCREMENT,
+    conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+    content         TEXT NOT NULL,
+    images          TEXT NOT NULL DEFAULT '[]',                -- JSON [{"media_type", "data": base64}]
+    stored_bytes    INTEGER NOT NULL DEFAULT 0,                -- UTF-8 of the content, and bytes of the images
+    client_id       TEXT,
+    created_at      TEXT NOT NULL,
+    UNIQUE (conversation_id, client_id)
+) STRICT;
+CREATE INDEX queued_messages_in_order ON queued_messages (conversation_id, id);
+
 -- How an answer was generated. `log` is the event log as a JSON array: a number n is a delta of n characters of the message's
 -- content, -n a delta of n characters of its reasoning, an object any other event. With the two texts it replays the stream exactly
 -- (docs/decisions/0003-event-log.md).

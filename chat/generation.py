@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import Raw
@@ -33,14 +34,25 @@ SUGGESTED_MODELS = 3
 MIN_MEASURED_SECONDS = 0.02  # an answer that arrived in less time has no meaningful speed
 
 
+Begun = tuple[Answer, ModelServer | None]  # an answer that exists or is new, and the server that writes it
+
+
 class Generation:
     """An answer that is written. Once it has ended it is kept until it is saved. All times are the event loop's."""
 
     task: asyncio.Task[None]
 
     def __init__(
-        self, config: Config, database: Database, providers: Providers, server: ModelServer, answer: Answer
+        self,
+        config: Config,
+        database: Database,
+        providers: Providers,
+        server: ModelServer,
+        answer: Answer,
+        begin_next: Callable[[Connection, int, int, int], Begun | None],
+        start: Callable[[Begun | None], None],
     ) -> None:
+        """`begin_next` begins the answer to the next queued message when this one is complete; `start` starts its generation."""
         assert answer.job is not None
         self.id = answer.generation_id
         self.message_id = answer.message_id
@@ -57,6 +69,8 @@ class Generation:
         self._database = database
         self._providers = providers
         self._server = server
+        self._begin_next = begin_next
+        self._start = start
         self._stop_reason: str | FiresideError | None = None
         self._error: FiresideError | None = None
         self._model: str | None = None  # that answers, by the server's account
@@ -121,8 +135,9 @@ class Generation:
             self.log.add("error", _error_fields(outcome))
         else:
             self.status = outcome
+        following = None
         try:
-            await self._database.write(self.save)
+            following = await self._database.write(self.save)
         except Exception as error:
             log_save_error(error)
             self.save_error = StorageUnavailable(
@@ -130,10 +145,11 @@ class Generation:
             )
             if self._error is None:
                 self.log.add("error", _error_fields(self.save_error))
+        self._start(following)  # a reader that gets `done` finds it
         self.log.end(self._done())
 
-    def save(self, conn: Connection) -> None:
-        """Save the ended answer. A `save_error` that its readers were told stays in its events, but not in its status."""
+    def save(self, conn: Connection) -> Begun | None:
+        """Save the ended answer. Return the next one of the conversation's queue, which has begun in the same transaction. A `save_error` that its readers were told stays in its events, but not in its status."""
         queries.generations.finish_generation(
             conn,
             self.id,
@@ -143,6 +159,9 @@ class Generation:
             stats=self._stats,
             error=_error_fields(self._error) if self._error else None,
         )
+        if self.status != "ok":
+            return None
+        return self._begin_next(conn, self.job.user_id, self.job.conversation_id, self.message_id)
 
     def _done(self) -> dict[str, Any]:
         status = "error" if self.save_error else self.status

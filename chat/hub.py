@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import queries
 from ..config import Config
@@ -19,7 +19,7 @@ from ..providers import ModelServer, Providers
 from ..queries.generations import Answer, AnswerRequest
 from ..queries.messages import Message
 from .events import interrupted, last_id, replay
-from .generation import Generation, log_save_error
+from .generation import Begun, Generation, log_save_error
 
 log = logging.getLogger("fireside.chat")
 
@@ -28,6 +28,7 @@ RETRY_SECONDS = 2.0  # between two saves while the disk cannot be written
 CLOSING_SECONDS = 3.0  # that a stop of the server waits for the answers to be saved
 CATALOG_AGE_SECONDS = 5.0  # of a list of models that needs no new look
 
+B = TypeVar("B", bound=Begun | None)
 BeginQuery = Callable[[Connection, int, int, AnswerRequest, str | None, str | None], Answer]
 
 
@@ -38,7 +39,7 @@ class Hub:
         self.providers = providers
         self.generations: dict[str, Generation] = {}  # by id: running, or ended and not saved yet
         self.closing = False
-        self._beginning: set[asyncio.Task[Answer]] = set()
+        self._beginning: set[asyncio.Task[Any]] = set()
         self._begun = asyncio.Event()
         self._saver: asyncio.Task[None] | None = None
 
@@ -55,7 +56,7 @@ class Hub:
         await asyncio.gather(*self._beginning, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_SECONDS):
-                await self._stop(list(self.generations.values()), "interrupted")
+                await self._stop_all("interrupted")
         if self._saver is not None:
             self._saver.cancel()
             await asyncio.gather(self._saver, return_exceptions=True)
@@ -72,30 +73,50 @@ class Hub:
         request: AnswerRequest,
         query: BeginQuery = queries.generations.begin_answer,
     ) -> Answer:
-        """Begin an answer, or find the one that exists, with `begin_answer` or `begin_continuation` of queries.generations."""
+        """Begin an answer, or find the one that exists, as `query` says: `begin_answer` or another query with its parameters."""
         await self._save_ended(conversation_id)
         server, model = await self._choose_model(user_id, conversation_id, request)
 
-        def begin(conn: Connection) -> Answer:
+        def begin(conn: Connection) -> Begun:
             if not queries.accounts.count_sessions(conn, user_id):  # the last one may have ended since the request came
                 raise AuthRequired
-            return query(conn, user_id, conversation_id, request, server.id if server else None, model)
+            return query(conn, user_id, conversation_id, request, server.id if server else None, model), server
 
         if self.closing:
             raise Stopping
-        beginning = asyncio.create_task(self._begin(begin, server))
+        return (await self._begin(begin))[0]
+
+    async def begin_next(self, user_id: int, conversation_id: int) -> None:
+        """Begin the answer to the oldest queued message if its turn has come. The end of an answer does so too."""
+        await self._begin(lambda conn: self._begin_next(conn, user_id, conversation_id))
+
+    def _begin_next(self, conn: Connection, *place: int) -> Begun | None:
+        """Run queries.queued.begin_next in its transaction, unless the server stops or the user has no session left."""
+        if self.closing or not queries.accounts.count_sessions(conn, place[0]):
+            return None
+        return queries.queued.begin_next(conn, self.providers.find, *place)
+
+    async def _begin(self, begin: Callable[[Connection], B]) -> B:
+        async def begin_and_start() -> B:
+            begun = await self.database.write_unsynced(begin)
+            self._start(begun)
+            return begun
+
+        beginning = asyncio.create_task(begin_and_start())
         self._beginning.add(beginning)
         beginning.add_done_callback(self._beginning.discard)
         return await asyncio.shield(beginning)  # a canceled caller must not leave a row without its generation
 
-    async def _begin(self, begin: Callable[[Connection], Answer], server: ModelServer | None) -> Answer:
-        answer = await self.database.write_unsynced(begin)
-        if answer.job is not None:
-            assert server is not None
-            self._start(Generation(self.config, self.database, self.providers, server, answer))
-        return answer
+    def _start(self, begun: Begun | None) -> None:
+        """Start the generation of an answer if it is new."""
+        answer, server = begun or (None, None)
+        if answer is None or answer.job is None:
+            return
+        assert server is not None
+        generation = Generation(
+            self.config, self.database, self.providers, server, answer, self._begin_next, self._start
+        )
 
-    def _start(self, generation: Generation) -> None:
         def remove(_: object) -> None:
             if generation.save_error is None:
                 del self.generations[generation.id]
@@ -191,8 +212,18 @@ class Hub:
 
     async def cancel_all(self, user_id: int, conversation_id: int | None = None) -> None:
         """Cancel all generations of a user, or those in one conversation."""
-        everything = [one for one in self.generations.values() if one.job.user_id == user_id]
-        await self._stop([one for one in everything if conversation_id in (None, one.job.conversation_id)], "canceled")
+        await self._stop_all("canceled", user_id, conversation_id)
+
+    async def _stop_all(self, reason: str, user_id: int | None = None, conversation_id: int | None = None) -> None:
+        """Stop generations, and those that begin while they end: of messages in the queue."""
+        while running := [
+            generation
+            for generation in self.generations.values()
+            if user_id in (None, generation.job.user_id)
+            and conversation_id in (None, generation.job.conversation_id)
+            and not generation.task.done()
+        ]:
+            await self._stop(running, reason)
 
     async def cancel_unless(self, user_id: int, may_run: Callable[[int | None], bool]) -> None:
         """Cancel the user's generations whose token (None: a session) may no longer let them run."""
@@ -235,8 +266,9 @@ class Hub:
         for generation in list(self.generations.values()):
             if generation.save_error and conversation_id in (None, generation.job.conversation_id):
                 try:
-                    await self.database.write(generation.save)
+                    following = await self.database.write(generation.save)
                     self.generations.pop(generation.id, None)
+                    self._start(following)
                 except Exception as error:
                     failure = error
         if failure:

@@ -35,8 +35,9 @@ TABLES = (
     "generation_parts",
     "prompts",
     "presets",
+    "queued_messages",
 )  # no sessions, no invites
-JSON_COLUMNS = {"defaults", "settings", "token_usage", "stats", "error", "params", "log"}
+JSON_COLUMNS = {"defaults", "settings", "token_usage", "stats", "error", "params", "log", "images"}
 ALLOWED_VALUES = {
     ("users", "role"): {"user", "admin"},
     ("users", "status"): {"active", "disabled"},
@@ -222,6 +223,7 @@ class _Salvage:
             ("former_parents", "message_id", "messages"),
             ("former_parents", "parent_id", "messages"),
             ("images", "message_id", "messages"),
+            ("queued_messages", "conversation_id", "conversations"),
             ("generations", "message_id", "messages"),
             ("continued_generations", "message_id", "messages"),
             ("generation_parts", "generation_id", "generations"),
@@ -298,4 +300,6 @@ def _defaults(table: str, rowid: int) -> dict[str, Any]:
         return row | ({"content": LOST_TEXT} if table == "prompts" else {})
     if table == "messages":
         return {"created_at": now, "role": "user", "content": LOST_TEXT, "status": "complete"}
+    if table == "queued_messages":
+        return {"created_at": now, "content": LOST_TEXT}
     return {}

@@ -1,5 +1,16 @@
 """Every SQL statement, a function each, in a module per noun."""
 
-from . import accounts, bin, branches, conversations, generations, messages, prompts, search, tokens
+from . import accounts, bin, branches, conversations, generations, messages, prompts, queued, search, tokens
 
-__all__ = ["accounts", "bin", "branches", "conversations", "generations", "messages", "prompts", "search", "tokens"]
+__all__ = [
+    "accounts",
+    "bin",
+    "branches",
+    "conversations",
+    "generations",
+    "messages",
+    "prompts",
+    "queued",
+    "search",
+    "tokens",
+]

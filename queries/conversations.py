@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from ..db import Connection, Database, ago, insert, now
 from ..errors import AuthRequired, NotFound, QuotaExceeded
 from . import search
-from .types import Parameters, stored
+from .types import Parameters, QueuedMessage, stored
 
 UNTITLED = "New conversation"
 BIN_DAYS = 30
@@ -47,6 +47,7 @@ class Conversation(Struct):
     generation_id: str | None  # of the answer that is being generated
     deleted_at: str | UnsetType = UNSET
     deleted_from: Home | UnsetType = UNSET  # of a message in the bin
+    queue: list[QueuedMessage] | UnsetType = UNSET
 
 
 _SELECT = (
@@ -334,7 +335,9 @@ def remove_emptied(conn: Connection, conversation_id: int) -> None:
     row = conn.execute("SELECT * FROM conversations WHERE id = ? AND hidden = 1", (conversation_id,)).fetchone()
     if row is not None:
         search.unindex_title(conn, row)
-        add_stored_bytes(conn, row["user_id"], -len(row["system_prompt"].encode()))
+        sql = "SELECT coalesce(sum(stored_bytes), 0) FROM queued_messages WHERE conversation_id = ?"
+        (queued,) = conn.execute(sql, (conversation_id,)).fetchone()
+        add_stored_bytes(conn, row["user_id"], -len(row["system_prompt"].encode()) - queued)
         conn.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
 
 

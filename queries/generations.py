@@ -113,7 +113,7 @@ def begin_answer(
     """
     conversation = owned(conn, user_id, conversation_id)
     leaf, question = _question(conn, conversation, request.message_id)
-    if running := _running(conn, conversation_id):
+    if running := running_answer(conn, conversation_id):
         if request.retry or running["parent_id"] != question["id"] or not _matches(running, request):
             raise GenerationActive
         return Answer(running["id"], running["message_id"])
@@ -144,7 +144,7 @@ def begin_continuation(
     conversation = owned(conn, user_id, conversation_id)
     message_id = request.message_id or conversation["active_message_id"] or 0
     message = get_message_row(conn, conversation_id, message_id)
-    if running := _running(conn, conversation_id):
+    if running := running_answer(conn, conversation_id):
         if running["message_id"] != message_id or not message["content"]:
             raise GenerationActive
         return Answer(running["id"], message_id)
@@ -179,7 +179,8 @@ def first_event(answer: Answer) -> dict[str, Any]:
     return {"event": "ping", "data": ids | {"ts": answer.job.begun_at}}
 
 
-def _running(conn: Connection, conversation_id: int) -> sqlite3.Row | None:
+def running_answer(conn: Connection, conversation_id: int) -> sqlite3.Row | None:
+    """Return the generation that is running in a conversation, with its message_id and parent_id."""
     row: sqlite3.Row | None = conn.execute(
         "SELECT m.id AS message_id, m.parent_id, g.* FROM messages m JOIN generations g ON g.message_id = m.id"
         " WHERE m.conversation_id = ? AND m.status = 'generating'",

@@ -82,6 +82,15 @@ class AnswerStats(msgspec.Struct):
     requested_model: str | UnsetType = UNSET  # if another one answered
 
 
+class QueuedMessage(msgspec.Struct):
+    """A message that waits until the answer before it is complete."""
+
+    id: int
+    content: str
+    created_at: str
+    images: int
+
+
 def stored(kind: type[msgspec.Struct]) -> Meta:
     """Describe a field of type Raw, the JSON text of a column, as a value of this type."""
     return Meta(extra_json_schema={"$ref": f"#/components/schemas/{kind.__name__}"})

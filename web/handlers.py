@@ -42,7 +42,7 @@ from ..errors import (
     UnsupportedMediaType,
 )
 from ..providers import ModelServer
-from ..queries import accounts, bin, branches, conversations, generations, messages, prompts, tokens
+from ..queries import accounts, bin, branches, conversations, generations, messages, prompts, queued, tokens
 from ..queries.search import find
 from ..queries.types import image_type
 from ..safety.logs import TERMINAL, audit
@@ -327,7 +327,7 @@ async def _search(request: Request, function: db.Function[P, T], *args: P.args, 
 
 
 async def get_conversation(request: Request, conversation_id: int) -> conversations.Conversation:
-    return await request.database.read(conversations.get_conversation, request.user_id, conversation_id)
+    return await request.database.read(queued.get_conversation, request.user_id, conversation_id)
 
 
 async def change_conversation(
@@ -458,7 +458,9 @@ async def _rendered(request: Request, page: list[messages.Message]) -> list[mess
     return page
 
 
-async def add_message(request: Request, conversation_id: int, body: schemas.NewMessage) -> schemas.NewMessageIds:
+async def add_message(request: Request, conversation_id: int, body: schemas.AddedMessage) -> schemas.AddedMessageIds:
+    if body.queue:
+        return await _queue_message(request, conversation_id, body)
     message_id = await request.database.write(
         messages.add_message,
         request.user_id,
@@ -469,7 +471,47 @@ async def add_message(request: Request, conversation_id: int, body: schemas.NewM
         _check_message(body),
         request.app_state.config.user_max_bytes,
     )
-    return schemas.NewMessageIds(message_id, conversation_id)
+    return schemas.AddedMessageIds(message_id, conversation_id)
+
+
+async def _queue_message(request: Request, conversation_id: int, body: schemas.AddedMessage) -> schemas.AddedMessageIds:
+    if body.parent_id is not msgspec.UNSET:
+        raise Invalid("parent_id: a queued message follows the answer before it. Leave parent_id out.")
+    queued_id, message_id = await request.database.write(
+        queued.add_queued,
+        request.user_id,
+        conversation_id,
+        body.content,
+        body.client_id,
+        _check_message(body),
+        request.app_state.config.user_max_bytes,
+    )
+    await request.app_state.hub.begin_next(request.user_id, conversation_id)
+    return schemas.AddedMessageIds(message_id, conversation_id, msgspec.UNSET if queued_id is None else queued_id)
+
+
+async def change_queued(
+    request: Request, conversation_id: int, queued_id: int, body: schemas.QueuedContent
+) -> schemas.Confirmation:
+    limit = request.app_state.config.user_max_bytes
+    await request.database.write(queued.change_queued, request.user_id, conversation_id, queued_id, body.content, limit)
+    return schemas.Confirmation("Message changed")
+
+
+async def remove_queued(request: Request, conversation_id: int, queued_id: int) -> schemas.Confirmation:
+    await request.database.write(queued.remove_queued, request.user_id, conversation_id, queued_id)
+    return schemas.Confirmation("Message removed")
+
+
+async def send_queued(
+    request: Request, conversation_id: int, queued_id: int, body: schemas.AnswerRequest
+) -> schemas.NewAnswerIds:
+    def begin(conn: db.Connection, user_id: int, conversation_id: int, *choice: Any) -> generations.Answer:
+        return queued.send_queued(conn, user_id, conversation_id, queued_id, *choice)
+
+    options = generations.AnswerRequest(body.provider_id, body.model, body.given())
+    begun = await request.app_state.hub.answer(request.user_id, conversation_id, options, begin)
+    return schemas.NewAnswerIds(begun.message_id, conversation_id, begun.generation_id)
 
 
 async def get_message(

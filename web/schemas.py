@@ -170,6 +170,14 @@ class NewMessage(Struct):
     images: Annotated[list[NewImage], Meta(max_length=IMAGES)] = []
 
 
+class AddedMessage(NewMessage):
+    queue: bool = False  # wait until the answer before it is complete
+
+
+class QueuedContent(Struct):
+    content: Annotated[Text, Meta(max_length=QUESTION_CHARACTERS)]
+
+
 class NewConversation(ConversationFields):
     title: Annotated[Text, Meta(max_length=TITLE_CHARACTERS)] | None = None  # null and blank are the same as no title
     message: NewMessage | UnsetType = UNSET  # the first question, stored together with the conversation
@@ -447,6 +455,12 @@ class SearchResults(Struct):
 class NewMessageIds(Struct):
     message_id: int
     conversation_id: int
+
+
+class AddedMessageIds(Struct):
+    message_id: int | None  # None while it waits in the queue
+    conversation_id: int
+    queued_id: int | UnsetType = UNSET
 
 
 class NewAnswerIds(NewMessageIds):

@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import pytest
 from fireside import queries
-from fireside.chat.generation import Generation
 from fireside.queries.generations import AnswerRequest
 from fireside.web import connection
 
@@ -397,9 +396,8 @@ async def test_generation_can_be_stopped_before_its_first_step(witness: Witness)
     begun = await state.database.write(
         queries.generations.begin_answer, user_id, conversation_id, AnswerRequest(), "lmstudio", "m"
     )
-    generation = Generation(state.config, state.database, state.providers, state.providers.get("lmstudio"), begun)
-    state.hub._start(generation)
-    generation.stop("canceled")  # in the same step of the event loop
+    state.hub._start((begun, state.providers.get("lmstudio")))
+    state.hub.generations[begun.generation_id].stop("canceled")  # in the same step of the event loop
     events = await newest_answer(ann, conversation_id)
     assert [event.event for event in events] == ["ping", "done"] and events[-1].data["status"] == "canceled"
     await witness.nothing_lost(ann, conversation_id, events)
