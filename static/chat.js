@@ -11,6 +11,7 @@ import { messageView } from "./message.js";
 import { chosenModel, modelNote } from "./models.js";
 import { noticeAnswer } from "./notice.js";
 import { announce, toast } from "./popups.js";
+import { Queue } from "./queue.js";
 import { Scroller } from "./scroll.js";
 import { redrawWelcome, welcome } from "./welcome.js";
 
@@ -42,6 +43,7 @@ export class Chat {
     this.top = h("div", { class: "sentinel" });
     this.divider = h("p", { class: "divider" }, h("span", {}, "Messages above were not sent: the context is full"));
     this.unanswered = h("p", { class: "halted" }, "Not answered yet.", button([icon("retry"), "Answer"], () => conversation.retry()));
+    this.queue = new Queue(conversation, () => this.composer.focus());
     this.node = h("main", { tabindex: "-1" }, this.head.node, this.banner, this.scroller.node, this.composer.node);
 
     const near = { root: this.scroller.node, rootMargin: "800px" };
@@ -101,7 +103,7 @@ export class Chat {
   }
 
   #draw() {
-    const { id, path, firstSentIndex, unanswered } = this.conversation;
+    const { id, path, queue, firstSentIndex, unanswered } = this.conversation;
     const nodes = path.map((message) => {
       const view = this.#view(message);
       view.update(message, message === path.at(-1));
@@ -109,6 +111,8 @@ export class Chat {
     });
     if (firstSentIndex > 0 && firstSentIndex < nodes.length) nodes.splice(firstSentIndex, 0, this.divider);
     if (unanswered) nodes.push(this.unanswered);
+    this.queue.draw();
+    if (queue.length) nodes.push(this.queue.node);
     if (id === null && !nodes.length) nodes.push(welcome());
     arrange(this.column, [this.top, ...nodes]);
     this.observer.unobserve(this.top);

@@ -56,17 +56,17 @@ export class Composer {
     this.meter = h("div", { class: "meter", role: "meter", tabindex: "0", "aria-label": "Context used", "aria-valuemin": "0", hidden: true },
       h("span", { class: "bar" }, h("span", {})), h("span", {}), this.tip);
     this.advice = h("div", {});
-    this.button = h("button", { type: "submit", class: "send" });
+    this.button = h("button", { type: "submit", class: "send", "aria-label": "Send" }, icon("send"));
+    this.stopButton = h("button", { type: "button", class: "send stop", "aria-label": "Stop", title: "Stop (Esc)", onclick: stop }, icon("stop"));
     this.hint = h("p", { class: "hint" });
     const onsubmit = (event) => {
       event.preventDefault();
-      if (this.#busy) stop();
-      else this.#send();
+      this.#send();
     };
     this.node = h("form", { class: "composer", onsubmit }, this.advice,
       h("div", { class: "box", onclick: (event) => event.target === event.currentTarget && this.area.focus() },
         this.#attachments.node, this.area,
-        h("div", { class: "row" }, this.#attachments.controls, this.meter, toEnd, this.button)),
+        h("div", { class: "row" }, this.#attachments.controls, this.meter, toEnd, this.stopButton, this.button)),
       this.hint);
     this.#acceptDrops();
     window.addEventListener("storage", (event) => this.#followDraft(event));
@@ -237,13 +237,11 @@ export class Composer {
   }
 
   #draw() {
-    const label = this.#busy ? "Stop" : "Send";
-    if (this.button.getAttribute("aria-label") !== label) {
-      this.button.replaceChildren(icon(this.#busy ? "stop" : "send"));
-      this.button.setAttribute("aria-label", label);
-      this.button.title = this.#busy ? "Stop (Esc)" : "Send (Enter)";
-    }
-    this.button.disabled = !this.#busy && this.#attachments.empty;
+    if (!this.#busy && document.activeElement === this.stopButton) this.focus();
+    this.stopButton.hidden = !this.#busy;
+    this.button.hidden = this.#busy && this.#attachments.empty;
+    this.button.disabled = this.#attachments.empty;
+    this.button.title = this.#busy ? "Send after this answer (Enter)" : "Send (Enter)";
   }
 
   #acceptDrops() {

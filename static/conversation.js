@@ -1,6 +1,6 @@
 // The open conversation: its messages, and what can be done to them. It draws nothing.
 
-import { get, isOnline, Latest, patch, post } from "./api.js";
+import { get, isOnline, Latest, patch, post, remove } from "./api.js";
 import { broadcast, debounce, emit, Emitter, on } from "./events.js";
 import { chosenModel, hasModels, modelFields, noModel, providers, refreshModels, watchLoading } from "./models.js";
 import { AnswerReader, startAnswer } from "./stream.js";
@@ -71,6 +71,16 @@ export class Conversation extends Emitter {
 
   get unanswered() {
     return this.path.at(-1)?.role === "user" && !this.busy && !this.#sending && !this.details?.generation_id;
+  }
+
+  /** The messages that wait for the answer before them. */
+  get queue() {
+    return this.details?.queue ?? [];
+  }
+
+  /** Whether the queue waits for the user: after an answer that was stopped or failed. */
+  get queueWaits() {
+    return !this.busy && !this.#sending && !this.details?.generation_id;
   }
 
   /** The fields of the conversation, or of the one to be created. */
@@ -198,9 +208,13 @@ export class Conversation extends Emitter {
 
   // ---- writing
 
-  /** Add a question below `parentId`, else at the end, and have it answered. `images()` may be async. Resolves to whether it was sent. */
+  /**
+   * Add a question below `parentId`, else at the end, and have it answered. While an answer is written, a question at the end joins the
+   * queue. `images()` may be async. Resolves to whether it was sent.
+   */
   async ask(text, images, parentId) {
-    if (this.busy || this.#sending) return this.#refuse();
+    const isAtEnd = parentId === undefined;
+    if (this.#sending || (this.busy && !isAtEnd)) return this.#refuse();
     this.#sending = true;
     const { id } = this; // another conversation may be opened while the images are loaded
     try {
@@ -208,17 +222,23 @@ export class Conversation extends Emitter {
       if (!providers) await refreshModels();
       const choice = chosenModel(this.details);
       if (!choice?.model && !hasModels()) return this.#problem(noModel());
-      if (parentId === undefined) parentId = this.path.at(-1)?.id ?? null;
+      if (isAtEnd) parentId = this.path.at(-1)?.id ?? null;
       const attached = await images();
-      if (id === this.id && this.busy) return this.#refuse();
+      const joinsQueue = id === this.id && this.busy;
+      if (joinsQueue && !isAtEnd) return this.#refuse();
       // A message that is sent again after a lost connection keeps its client_id: the server stores it once.
       const content = JSON.stringify([text, ...attached.map(({ data }) => data)]);
       if (this.#unaccepted.content !== content) this.#unaccepted = { content, clientId: randomId() };
       const message = { content: text, client_id: this.#unaccepted.clientId };
       if (attached.length) message.images = attached.map(({ media_type, data }) => ({ media_type, data }));
       const askedId = id ?? await this.#create(choice, message);
-      if (id !== null) await post(`/conversations/${id}/messages`, { ...message, parent_id: parentId });
+      if (id !== null) await post(`/conversations/${id}/messages`, { ...message, ...(joinsQueue ? { queue: true } : { parent_id: parentId }) });
       this.#unaccepted = { content: null, clientId: "" };
+      if (joinsQueue) {
+        await this.#showAsked(id);
+        broadcast("conversation", { id });
+        return true;
+      }
       const source = { path: `/conversations/${askedId}/stream`, body: modelFields(choice) };
       await this.#showAsked(askedId);
       if (askedId !== this.id) await startAnswer(source);
@@ -236,6 +256,35 @@ export class Conversation extends Emitter {
   #problem(text) {
     this.emit("problem", text);
     return false;
+  }
+
+  /** Change a message of the queue. Resolves to whether it was changed. */
+  changeQueued(queuedId, content) {
+    return this.#changeQueue(patch(`/conversations/${this.id}/queue/${queuedId}`, { content }));
+  }
+
+  removeQueued(queuedId) {
+    return this.#changeQueue(remove(`/conversations/${this.id}/queue/${queuedId}`));
+  }
+
+  /** Send a message of a queue that waits. */
+  async sendQueued(queuedId) {
+    if (this.busy || this.#sending) return;
+    await this.#requestAnswer(`/conversations/${this.id}/queue/${queuedId}/send`, modelFields(chosenModel(this.details)));
+  }
+
+  async #changeQueue(request) {
+    const { id } = this;
+    try {
+      await request;
+      broadcast("conversation", { id });
+      return true;
+    } catch (error) {
+      this.emit("problem", error.code === "MESSAGE_NOT_FOUND" ? "This message is no longer in the queue." : error.message);
+      return false;
+    } finally {
+      if (id === this.id) await this.refresh();
+    }
   }
 
   #refuse() {

@@ -67,6 +67,8 @@ BODIES: dict[str, Any] = {
     "POST /conversations/{conversation_id}/active": {"message_id": "{message_id}"},
     "POST /conversations/{conversation_id}/stream": {"provider_id": "lmstudio", "model": MODEL},
     "POST /chat/retry": {"conversation_id": "{conversation_id}", "provider_id": "lmstudio", "model": MODEL},
+    "PATCH /conversations/{conversation_id}/queue/{queued_id}": {"content": "Changed"},
+    "POST /conversations/{conversation_id}/queue/{queued_id}/send": {"provider_id": "lmstudio", "model": MODEL},
     "POST /chat/continue": {"conversation_id": "{conversation_id}", "provider_id": "lmstudio", "model": MODEL},
     "POST /render": {"text": "*hello*"},
     "POST /prompts": {"name": "Greeting", "content": "Hello"},
@@ -264,6 +266,9 @@ class World:
         made["image_id"] = await self._newest("images")
         if not route or "/generations/" in route or "/cancel/" in route:
             made["generation_id"] = await self._begin(user_id, conversation.id, "/generations/" not in route)
+        if not route or "/queue/" in route:
+            queued_id, _ = await write(queries.queued.add_queued, user_id, conversation.id, "And then?")
+            made["queued_id"] = queued_id
         saved = {"name": str(uuid.uuid4())}
         if not route or "/prompts/" in route:
             made["prompt_id"] = (await write(queries.prompts.add_prompt, user_id, saved | {"content": "Hello"})).id

@@ -111,6 +111,8 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/generations.py get_recording": (QUERIES, AUTHZ),
     "queries/generations.py begin_answer": (QUERIES,),
     "queries/generations.py begin_continuation": ("tests/chat/test_continuation.py",),
+    "queries/queued.py _queued": ("tests/chat/test_queued.py", AUTHZ),
+    "queries/queued.py add_queued": ("tests/chat/test_queued.py", AUTHZ),
     "queries/prompts.py set_defaults": (QUERIES,),
     "queries/prompts.py _default_preset": (QUERIES,),
     "queries/prompts.py _owned": (QUERIES, AUTHZ),

@@ -149,10 +149,16 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     await ann.get(f"/generations/{generation}/stream?after={int(last) + 1}")
     upstream.enqueue(says("Because"), pause(Gate()))
     generation = good(await ann.post("/chat/retry", json={"conversation_id": 1, **MODEL}))["generation_id"]
+    waiting = [good(await ann.post(f"{chat}/messages", json=message | {"queue": True}))["queued_id"] for _ in range(2)]
     for path in ("/conversations", "/conversations?limit=5", f"{chat}", f"{chat}/messages"):
         await ann.get(path)
+    await ann.patch(f"{chat}/queue/{waiting[0]}", json={"content": "And this?"})
+    await ann.delete(f"{chat}/queue/{waiting[0]}")
     good(await ann.post(f"/chat/cancel/{generation}"))
-    good(await ann.post("/chat/continue", json={"conversation_id": 1, **MODEL}))
+    continued = good(await ann.post("/chat/continue", json={"conversation_id": 1, **MODEL}))["generation_id"]
+    await ann.post(f"/chat/cancel/{continued}")
+    sent = good(await ann.post(f"{chat}/queue/{waiting[1]}/send", json=MODEL))["generation_id"]
+    await ann.get(f"/generations/{sent}/stream")
     await ann.post(f"{chat}/active", json={"message_id": question})
     reply = (await ann.messages(1))[-1]["id"]
     await ann.get(f"{chat}/messages/{reply}?render=true")
