@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from typing import TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from ..db import Connection, insert, now
 from ..errors import GenerationActive, Invalid, NotFound
@@ -17,16 +18,17 @@ from .types import QueuedMessage
 Server = TypeVar("Server")
 
 QUEUED_MESSAGES = 20  # of a conversation
+QUEUED_BYTES = 32 * 1024 * 1024  # of a conversation
 
 
 def get_conversation(conn: Connection, user_id: int, conversation_id: int) -> Conversation:
-    """Return a conversation with its queue."""
+    """Return a conversation with its queue if there is one."""
     conversation = conversations.get_conversation(conn, user_id, conversation_id)
     rows = conn.execute(
         "SELECT id, content, created_at, json_array_length(images) AS images FROM queued_messages WHERE conversation_id = ? ORDER BY id",
         (conversation_id,),
     )
-    conversation.queue = [QueuedMessage(**row) for row in rows]
+    conversation.queue = [QueuedMessage(**row) for row in rows] or UNSET
     return conversation
 
 
@@ -48,10 +50,12 @@ def add_queued(
     for place, table in enumerate(("messages", "queued_messages")):
         if known := conn.execute(f"SELECT id FROM {table} {of_client}", (conversation_id, client_id)).fetchone():
             return (None, known["id"]) if place == 0 else (known["id"], None)
-    count = "SELECT count(*) FROM queued_messages WHERE conversation_id = ?"
-    if conn.execute(count, (conversation_id,)).fetchone()[0] >= QUEUED_MESSAGES:
-        raise Invalid(f"queue: at most {QUEUED_MESSAGES} messages of a conversation can wait.")
     size = len(content.encode()) + sum(len(image.data) for image in images)
+    totals = "SELECT count(*), coalesce(sum(stored_bytes), 0) FROM queued_messages WHERE conversation_id = ?"
+    count, used = conn.execute(totals, (conversation_id,)).fetchone()
+    if count >= QUEUED_MESSAGES or used + size > QUEUED_BYTES:
+        limits = f"{QUEUED_MESSAGES} messages with {QUEUED_BYTES >> 20} MiB"
+        raise Invalid(f"queue: at most {limits} of a conversation can wait. Wait for an answer, or remove one.")
     add_stored_bytes(conn, user_id, size, max_bytes)
     queued_id = insert(
         conn,

@@ -62,6 +62,7 @@ class Item {
     this.images.textContent = images ? counted(images, "image") : "";
     this.images.hidden = !images;
     this.label.textContent = index ? `Number ${index + 1} in the queue` : "Next";
+    this.label.hidden = waits;
     this.sendButton.hidden = !waits;
   }
 

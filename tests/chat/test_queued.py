@@ -38,7 +38,7 @@ async def queue(ann: Person, conversation_id: int, content: str, **fields: Any) 
 
 async def waiting(ann: Person, conversation_id: int) -> list[str]:
     conversation = good(await ann.get(f"/conversations/{conversation_id}"))
-    return [message["content"] for message in conversation["queue"]]
+    return [message["content"] for message in conversation.get("queue", ())]
 
 
 async def contents(ann: Person, conversation_id: int) -> list[str]:

@@ -48,7 +48,7 @@ def test_questions_wait_in_the_queue_of_all_tabs_and_are_answered_in_turn(visit:
     ask(page, "Count to tree")
     expect(queue).to_have_count(3)
     expect(queue.first).to_contain_text("Next")
-    other = visit.open(page.url.partition("#")[2].removeprefix("/"))
+    other = visit.open(page.url)
     others = other.locator(".queue li")
     expect(others).to_have_count(3)
 
@@ -59,7 +59,6 @@ def test_questions_wait_in_the_queue_of_all_tabs_and_are_answered_in_turn(visit:
     page.get_by_role("textbox", name="Edited message").fill("Count to three")
     page.keyboard.press("Control+Enter")
     expect(others.nth(1)).to_contain_text("Count to three")
-    assert visit.findings(page) == []
 
     (second,) = stream(lmstudio, "Two, ", "done.")
     first.open()
