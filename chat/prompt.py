@@ -5,6 +5,7 @@ are omitted in large steps, and the next turns omit as many while the rest fits.
 """
 
 import base64
+import re
 from collections.abc import Iterator
 from itertools import accumulate, groupby
 from typing import Any
@@ -14,6 +15,7 @@ from msgspec import Struct
 from ..queries.generations import Prompt, Turn
 
 LATIN_CHARACTERS_PER_TOKEN = 3.5  # other characters count as one token each
+LATIN = re.compile("[\0-\u024f]+")
 TURN_TOKENS = 8  # that a chat template adds to a message
 IMAGE_TOKENS = 800
 FILL_RATIO = 0.7  # of the room that is used after omitting, so that the next few turns fit too
@@ -147,5 +149,5 @@ def _tokens(prompt: Prompt) -> tuple[float, float, list[float]]:
 
 
 def _estimate(text: str) -> float:
-    others = 0 if text.isascii() else sum(map("\u024f".__lt__, text))
+    others = 0 if text.isascii() else len(LATIN.sub("", text))
     return (len(text) - others) / LATIN_CHARACTERS_PER_TOKEN + others + (TURN_TOKENS if text else 0)

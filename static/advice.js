@@ -1,6 +1,6 @@
 // What is said above the box before a message is sent that the model cannot take whole, with buttons for what can be done.
 
-import { tokensOf, tokensOfImages } from "./context.js";
+import { charactersOf, tokensOf, tokensOfImages } from "./context.js";
 import { button, h } from "./dom.js";
 import { aboutTokens, number } from "./format.js";
 import { icon } from "./icons.js";
@@ -41,7 +41,7 @@ function imagesPart(images) {
 /** What takes most of the question, as {subject, name, files, tokens, excess}; without files if that is the typed text. */
 function largestPart(attachments, question) {
   const { images, texts } = attachments;
-  const parts = texts.map((file) => ({ subject: file.name, name: file.name, files: [file], tokens: tokensOf(file.text), excess: "is too long" }));
+  const parts = texts.map((file) => ({ subject: file.name, name: file.name, files: [file], tokens: tokensOf(charactersOf(file.text)), excess: "is too long" }));
   if (images.length) parts.push(imagesPart(images));
   const typed = question - parts.reduce((sum, { tokens }) => sum + tokens, 0);
   parts.push({ subject: "This message", name: "", files: [], tokens: typed, excess: "is too long" });

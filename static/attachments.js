@@ -1,8 +1,9 @@
 // Attached files as objects: cards of texts and thumbnails of images, in a draft, in a question, and in the editor of a question.
 // A text is {name, text}. An image is {name, media_type, data} with base64 data, or {id} once the server has it.
 
-import { tokensOf } from "./context.js";
+import { charactersOf, tokensOf } from "./context.js";
 import { h } from "./dom.js";
+import { debounce } from "./events.js";
 import { aboutTokens, counted, number } from "./format.js";
 import { icon, iconButton } from "./icons.js";
 import { announce, toast } from "./popups.js";
@@ -42,7 +43,8 @@ export function splitContent(content) {
 /** A card that unfolds to show the text. */
 export function fileCard({ name, text }) {
   const size = h("small", { class: "file-size" });
-  size.text = text;
+  size.characters = charactersOf(text);
+  size.sizes = [counted(text.split("\n").length, "line"), counted(text.length, "character")];
   describeSize(size);
   return h("details", { class: "file" },
     h("summary", {}, icon("file"), h("span", {}, h("span", {}, name), size), icon("down")),
@@ -50,9 +52,8 @@ export function fileCard({ name, text }) {
 }
 
 function describeSize(size) {
-  const tokens = tokensOf(size.text);
-  const sizes = [counted(size.text.split("\n").length, "line"), counted(size.text.length, "character")];
-  size.textContent = sizes.concat(tokens === null ? [] : `${aboutTokens(tokens)}`).join(", ");
+  const tokens = tokensOf(size.characters);
+  size.textContent = size.sizes.concat(tokens === null ? [] : aboutTokens(tokens)).join(", ");
 }
 
 /** Write the sizes of the cards below `node` again, because the rates of tokens changed. */
@@ -169,6 +170,23 @@ export class Attachments {
     const { files, types } = event.clipboardData;
     const isOfficeText = types.includes("text/plain") && types.includes("text/html"); // it comes with a picture of the text
     if (!isOfficeText) this.attach(files, event);
+  }
+
+  /** Attach the files that are dropped on `target`, while `isUsable()`. `node` shows that they can be. */
+  acceptDrops(target, node, isUsable = () => true) {
+    const leave = debounce(200, () => node.classList.remove("dropping"));
+    target.addEventListener("dragover", (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
+      event.preventDefault(); // otherwise the browser opens a dropped file in place of the page
+      event.stopPropagation();
+      if (!isUsable()) return;
+      node.classList.add("dropping");
+      leave();
+    });
+    target.addEventListener("drop", (event) => {
+      event.stopPropagation();
+      if (isUsable()) this.attach(event.dataTransfer.files, event);
+    });
   }
 
   #draw() {

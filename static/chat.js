@@ -153,7 +153,8 @@ export class Chat {
       (choice) => this.conversation.retry(message, choice));
   }
 
-  async #load(choice, contextLength = Math.min(2 * choice.model.context_length, choice.model.max_context_length)) {
+  /** By default twice its context, if it is loaded. */
+  async #load(choice, contextLength = Math.min(2 * choice.model.context_length, choice.model.max_context_length) || undefined) {
     const { openLoadOptions } = await import("./picker.js");
     openLoadOptions(choice, contextLength);
   }

@@ -68,7 +68,7 @@ export class Composer {
         this.#attachments.node, this.area,
         h("div", { class: "row" }, this.#attachments.controls, this.meter, toEnd, this.stopButton, this.button)),
       this.hint);
-    this.#acceptDrops();
+    this.#attachments.acceptDrops(window, this.node, () => this.node.isConnected && !document.querySelector("dialog[open]"));
     window.addEventListener("storage", (event) => this.#followDraft(event));
     context.on("changed", () => this.#drawContext());
     this.#draw();
@@ -121,6 +121,7 @@ export class Composer {
 
   /** Draw how full the context is, and what can be done when the message does not fit. */
   #drawContext() {
+    if (this.#sending) return; // the message may be counted twice, in the box and in the chat
     const { usage } = this.#context;
     const share = usage ? Math.min((usage.chat + usage.question) / usage.size, 1) : 0;
     this.meter.hidden = share < METER_SHARE;
@@ -174,7 +175,9 @@ export class Composer {
     }
     this.area.value = "";
     this.#attachments.show([]);
+    this.#context.question = { text: "", images: 0 };
     this.#edited();
+    this.#drawContext();
   }
 
   async #sendContent() {
@@ -242,18 +245,5 @@ export class Composer {
     this.button.hidden = this.#busy && this.#attachments.empty;
     this.button.disabled = this.#attachments.empty;
     this.button.title = this.#busy ? "Send after this answer (Enter)" : "Send (Enter)";
-  }
-
-  #acceptDrops() {
-    const isUsable = () => this.node.isConnected && !document.querySelector("dialog[open]");
-    const leave = debounce(200, () => this.node.classList.remove("dropping"));
-    window.addEventListener("dragover", (event) => {
-      if (!event.dataTransfer.types.includes("Files")) return;
-      event.preventDefault(); // otherwise the browser opens a dropped file in place of the page
-      if (!isUsable()) return;
-      this.node.classList.add("dropping");
-      leave();
-    });
-    window.addEventListener("drop", (event) => isUsable() && this.#attachments.attach(event.dataTransfer.files, event));
   }
 }

@@ -6,12 +6,14 @@ import { chosenModel, modelFields } from "./models.js";
 
 let rates = null; // tokens of a character, an image and a message, as GET /context returns them
 
-/** Count the tokens of a text by the server's rates; null while they are unknown. */
-export function tokensOf(text) {
-  if (!rates) return null;
+/** Count the characters of a text as the rates tell them apart. */
+export function charactersOf(text) {
   const others = text.replace(/[\0-\u024f]+/g, "");
-  return (text.length - others.length) * rates.latin + [...others].length * rates.other;
+  return { latin: text.length - others.length, other: [...others].length };
 }
+
+/** Estimate the tokens of so many characters; null while the rates are unknown. */
+export const tokensOf = ({ latin, other }) => (rates ? latin * rates.latin + other * rates.other : null);
 
 export const tokensOfImages = (count) => (rates ? count * rates.image : null);
 
@@ -28,6 +30,7 @@ export class Context extends Emitter {
     this.#conversation = conversation;
     conversation.on("opened", () => {
       this.#forecast = null;
+      this.#question = { text: "", images: 0 };
       this.#reads.discard();
       this.#requested = "";
     });
@@ -60,7 +63,7 @@ export class Context extends Emitter {
 
   get #questionTokens() {
     const { text, images } = this.#question;
-    return text || images ? Math.round(tokensOf(text) + images * rates.image + rates.message) : 0;
+    return text || images ? Math.round(tokensOf(charactersOf(text)) + images * rates.image + rates.message) : 0;
   }
 
   async #refresh() {

@@ -72,13 +72,10 @@ class Question {
         send();
       }
     };
-    const ondrop = (event) => {
-      event.stopPropagation(); // the composer takes files that are dropped elsewhere
-      attached.attach(event.dataTransfer.files, event);
-    };
-    this.editor = h("div", { class: "editor", onkeydown, ondrop }, attached.node, area,
+    this.editor = h("div", { class: "editor", onkeydown }, attached.node, area,
       h("div", { class: "row" }, attached.controls, h("small", {}, "The first version is kept."),
         button("Cancel", cancel), button("Send", send, { class: "primary" })));
+    attached.acceptDrops(this.editor, this.editor);
     this.node.replaceChildren(this.editor);
     area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight / 2)}px`;
     area.focus();
@@ -255,6 +252,7 @@ function figuresButton(message) {
 function figures({ model, stats, token_usage: usage }) {
   const shown = [];
   if (stats?.requested_model && stats.requested_model !== model) shown.push([model, `Requested: ${stats.requested_model}`]);
+  if (stats?.omitted_messages) shown.push([`${counted(stats.omitted_messages, "older message")} not sent`, "The context was full"]);
   if (stats?.omitted_images) {
     shown.push([`${counted(stats.omitted_images, "older image")} not sent`, "Only the newest images are sent: at most 32 images, and at most 32 MiB in all"]);
   }

@@ -14,7 +14,7 @@ from .. import upstream as script
 from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Visit
 from ..live import PASSWORD, good
 from ..upstream import DONE, Upstream, answer, finish, reasoning, text, usage
-from .steps import answered, ask, attach, box, imported, new, open_settings, press, stream
+from .steps import DOT, answered, ask, attach, box, imported, new, open_settings, press, stream
 
 SMALL_PHONE = {"width": 360, "height": 740}
 SECTIONS = (
@@ -244,9 +244,13 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     screens.check("failed")
     page.goto("/#/")
     expect(page.locator(".welcome")).to_be_visible()
-    attach(page, ("note.txt", b"milk"))
-    expect(page.locator(".chip")).to_be_visible()
-    screens.check("new chat")
+    attach(page, ("note.txt", b"milk"), DOT)
+    expect(page.locator(".advice-box")).to_be_visible()
+    screens.check("new chat with files")
+    page.get_by_role("button", name="dot.png", exact=True).click()
+    expect(page.locator(".viewer img")).to_be_visible()
+    screens.check("viewer")
+    page.keyboard.press("Escape")
     if viewport == SMALL_PHONE:
         press(page, "Chats")
         expect(page.locator(".sidebar")).to_be_in_viewport(ratio=0.99)
