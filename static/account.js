@@ -70,10 +70,12 @@ async function deleteAccount(opener) {
 function openForm(opener, verb, nodes, send, className = "primary") {
   const current = passwordField("Current password", "current-password");
   const problem = h("p", { class: "error", role: "alert" });
+  const waiting = h("span", { class: "pulse", role: "img", "aria-label": "Please wait" });
   const submit = h("button", { type: "submit", class: className }, verb);
   const onsubmit = async (event) => {
     event.preventDefault();
     submit.disabled = true;
+    submit.prepend(waiting); // removing 100,000 messages takes 20 s
     problem.textContent = "";
     try {
       await send(current.control.value);
@@ -81,6 +83,7 @@ function openForm(opener, verb, nodes, send, className = "primary") {
     } catch (error) {
       problem.textContent = error.message;
       submit.disabled = false;
+      waiting.remove();
     }
   };
   const dialog = openDialog(verb, { className: "small", onclose: () => opener.focus() },

@@ -172,7 +172,7 @@ class Shell {
         line.setPointerCapture(event.pointerId);
       },
       onpointermove: (event) => line.hasPointerCapture(event.pointerId) && resize(event.clientX),
-      onkeydown: ({ key }) => resize(width + ({ ArrowLeft: -20, ArrowRight: 20 }[key] ?? 0)),
+      onkeydown: ({ key }) => resize({ ArrowLeft: width - 20, ArrowRight: width + 20, Home: least, End: most }[key] ?? width),
       ondblclick: () => resize(usual),
     });
     resize(width);

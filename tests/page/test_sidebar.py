@@ -135,8 +135,9 @@ def test_list_is_hidden_and_resized_and_this_is_remembered(visit: Visit) -> None
     page = visit.open()
     sidebar, line = page.locator(".sidebar"), page.get_by_role("separator", name="Width of the list")
     line.focus()
-    page.keyboard.press("ArrowRight")
-    expect(sidebar).to_have_css("width", "300px")
+    for key, width in (("ArrowRight", 300), ("End", 480), ("Home", 200)):
+        page.keyboard.press(key)
+        expect(sidebar).to_have_css("width", f"{width}px")
     line.hover()
     page.mouse.down()
     page.mouse.move(400, 300)

@@ -34,7 +34,7 @@ QUERY, PATH, HEADER, BODY, NAME = SENT = tuple(
 )
 MODEL = {"provider_id": "lmstudio", "model": "m"}
 JSON = {"Content-Type": "application/json"}
-SIGN_IN_PATHS = ("/auth/login", "/auth/register", "/auth/link", "/admin/bootstrap")
+SIGN_IN_PATHS = ("/auth/login", "/auth/register", "/auth/link", "/auth/reset", "/admin/bootstrap")
 
 
 class Session:
@@ -78,6 +78,9 @@ class Session:
         invite = good(ann.post("/admin/invites"))["invite_code"]
         self.issued[invite] = "ann POST /admin/invites"
         self.sign_in(bob, "/auth/register", {"username": "bob", "password": PASSWORD, "invite_code": invite})
+        reset = good(ann.post("/admin/users/2/reset-link"))["token"]
+        self.issued[reset] = "ann POST /admin/users/2/reset-link"
+        self.sign_in(bob, "/auth/reset", {"token": reset, "password": PASSWORD})
         for username in ("ann", NAME):
             anonymous.post("/auth/login", json={"username": username, "password": WRONG_PASSWORD})
         self._write(ann)
