@@ -10,17 +10,13 @@ from ..trials import FULL, TRIALS
 from ..trust import mutants
 from ..trust.proofs import PROOFS, Proof
 
-INDIVISIBLE = ("authz", "timing", "soak")  # prove nothing in a smaller size
+INDIVISIBLE = ("authz", "timing")  # prove nothing in a smaller size
+MARKS = {"timing": [pytest.mark.costly], "soak": [pytest.mark.long], "starvation": [pytest.mark.long]}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses loopback addresses, limits and /proc of Linux")
 @pytest.mark.parametrize(
-    "proof",
-    [
-        pytest.param(proof, id=proof.name, marks=[pytest.mark.costly] if proof.name == "timing" else [])
-        for proof in PROOFS
-        if proof.ci
-    ],
+    "proof", [pytest.param(proof, id=proof.name, marks=MARKS.get(proof.name, [])) for proof in PROOFS if proof.ci]
 )
 def test_it_holds(proof: Proof) -> None:
     divisor = 3 if TRIALS < FULL and proof.name not in INDIVISIBLE else 1
