@@ -101,6 +101,13 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE users ADD COLUMN display_name TEXT NOT NULL DEFAULT '';
     ALTER TABLE users ADD COLUMN closed_at TEXT;
     ALTER TABLE login_links ADD COLUMN resets_password INTEGER NOT NULL DEFAULT 0 CHECK (resets_password IN (0, 1));
+    ALTER TABLE generations ADD COLUMN request TEXT;
+    CREATE TABLE sent_system_prompts (
+        conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+        text_hash       BLOB NOT NULL,
+        text            TEXT NOT NULL,
+        PRIMARY KEY (conversation_id, text_hash)
+    ) STRICT;
     CREATE TABLE continued_generations (
         id          TEXT PRIMARY KEY,
         message_id  INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,

@@ -246,6 +246,10 @@ class ModelServer:
 
     # ---- answers
 
+    @property
+    def chat_url(self) -> str | None:
+        return self._backend.chat_url
+
     def chat(self, request: ChatRequest) -> AsyncGenerator[list[Part], None]:
         """Return one answer as a generator of lists of parts. The last part is Finish. There is no deadline.
 

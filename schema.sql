@@ -156,7 +156,16 @@ CREATE TABLE generations (
     provider_id TEXT NOT NULL,                                 -- as requested; messages.model is the model that answered
     model       TEXT NOT NULL,
     params      TEXT NOT NULL DEFAULT '{}',                    -- JSON, as sent to the provider
-    log         TEXT NOT NULL DEFAULT '[]'
+    log         TEXT NOT NULL DEFAULT '[]',
+    request     TEXT                                           -- JSON: generations.SentRequest, but for the system prompt. NULL: not known
+) STRICT;
+
+-- The system prompts of requests, which `generations.request` names by their hash: a conversation's own may have changed since.
+CREATE TABLE sent_system_prompts (
+    conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+    text_hash       BLOB NOT NULL,                             -- SHA-256
+    text            TEXT NOT NULL,
+    PRIMARY KEY (conversation_id, text_hash)
 ) STRICT;
 
 -- The first part of an answer that was continued: its log, whose texts are the beginning of the message's.

@@ -19,6 +19,7 @@ from . import db, queries
 from .auth import Auth
 from .backends.engine import Engine
 from .chat.hub import Hub
+from .chat.receipt import Receipts
 from .config import Config
 from .db import Database
 from .errors import FiresideError, MethodNotAllowed, NotFound
@@ -103,6 +104,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/conversations/{conversation_id}/active",        handlers.select_version,       USER,   schemas.Selection),
     Endpoint("GET",    "/conversations/{conversation_id}/context",       handlers.get_context,          USER,   query=schemas.ContextQuery),
     Endpoint("GET",    "/context",                                       handlers.get_new_context,      USER,   query=schemas.ContextQuery),
+    Endpoint("GET",    "/messages/{message_id}/request",                 handlers.get_sent_request,     USER),
     Endpoint("GET",    "/images/{image_id}",                             handlers.get_image,            USER),
     Endpoint("POST",   "/render",                                        handlers.render_markdown,      USER,   schemas.Markdown, limit=RENDER_BYTES),
 
@@ -217,7 +219,8 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> AppState:
     stack.push_async_callback(_cancel, housekeeping)
     secret, renderer, exporter = secrets.token_urlsafe(32), Renderer(sandbox), Exporter(database)
     waiting = half_of_connections() // 2
-    return AppState(config, database, providers, hub, auth, secret, renderer, importer, exporter, waiting)
+    receipts = Receipts(database, providers)
+    return AppState(config, database, providers, hub, auth, secret, renderer, importer, exporter, receipts, waiting)
 
 
 async def _run_housekeeping(config: Config, database: Database, auth: Auth, importer: Importer) -> None:

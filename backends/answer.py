@@ -28,6 +28,13 @@ THINK_TAG_CHARACTERS = 1000  # of white space, after which a <think> no longer c
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
+class Sent(msgspec.Struct, frozen=True):
+    """The body of the request, before any part of the answer, and the SHA-256 of its bytes."""
+
+    body: dict[str, Any]
+    sha256: str
+
+
 class Content(msgspec.Struct, frozen=True):
     text: str
 
@@ -61,7 +68,7 @@ class Finish(msgspec.Struct, frozen=True):
     reason: str
 
 
-Part = Content | Reasoning | ActualModel | Progress | Usage | Finish
+Part = Sent | Content | Reasoning | ActualModel | Progress | Usage | Finish
 
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)

@@ -68,6 +68,10 @@ class Embedded(OpenAI):
             )
         return models
 
+    @property
+    def chat_url(self) -> None:
+        return None
+
     async def load(self, model: str, options: dict[str, Any]) -> None:
         if unknown := options.keys() - {"context_length"}:
             raise Invalid(f"{min(unknown)}: the embedded engine does not take this option.")

@@ -1,6 +1,7 @@
 """The OpenAI-compatible API: lists of models, and an answer as an async generator of its parts."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from pathlib import PureWindowsPath
@@ -12,7 +13,7 @@ import msgspec
 
 from ..config import Provider
 from ..errors import Invalid, ProviderFailed
-from .answer import AnswerParser, Part
+from .answer import AnswerParser, Part, Sent
 from .failures import unexpected_response
 from .http import body_chunks, fetch, open_response, read_body
 from .loose import at, count_at, decode_small
@@ -67,6 +68,11 @@ class OpenAI:
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
         self.is_llama_cpp = False  # by its list of models
+
+    @property
+    def chat_url(self) -> str | None:
+        """The address that answers are requested from; None if only Fireside can reach it."""
+        return f"{base_url(self.provider)}/chat/completions"
 
     @property
     def continues_answers(self) -> bool:
@@ -236,13 +242,15 @@ def _model(entry: Any) -> Model | None:
 
 
 async def stream_answer(provider: Provider, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
-    """Yield a list of parts whenever the network brought some; the last one is Finish. Raises ProviderFailed.
+    """Yield Sent, then a list of parts whenever the network brought some; the last one is Finish. Raises ProviderFailed.
 
     Close it (contextlib.aclosing): when it is closed or cancelled, so is the connection. It waits for as long as the
     server does.
     """
     parser = AnswerParser(provider)
-    async with open_response(provider, "POST", f"{base_url(provider)}/chat/completions", body) as response:
+    content = msgspec.json.encode(body)
+    yield [Sent(body, hashlib.sha256(content).hexdigest())]
+    async with open_response(provider, "POST", f"{base_url(provider)}/chat/completions", content) as response:
         content_type = response.headers.get("content-type", "text/event-stream").lower()
         if response.status_code != 200 or not content_type.startswith("text/event-stream"):
             error = await read_body(response, ERROR_BYTES)

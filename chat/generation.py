@@ -11,13 +11,13 @@ from msgspec import Raw
 from msgspec.structs import asdict
 
 from .. import queries
-from ..backends.answer import ActualModel, Content, Finish, Part, Progress, Reasoning, Usage
+from ..backends.answer import ActualModel, Content, Finish, Part, Progress, Reasoning, Sent, Usage
 from ..backends.openai import Model
 from ..config import Config
 from ..db import Connection, Database
 from ..errors import FiresideError, ProviderFailed, StorageUnavailable
 from ..providers import ChatRequest, ModelServer, Providers
-from ..queries.generations import Answer, Prompt
+from ..queries.generations import Answer, Prompt, SentRequest
 from ..queries.messages import Message
 from . import continuation
 from . import prompt as prompts
@@ -73,6 +73,7 @@ class Generation:
         self._start = start
         self._stop_reason: str | FiresideError | None = None
         self._error: FiresideError | None = None
+        self._sent: SentRequest | None = None  # the last request; without a hash, it was not sent
         self._model: str | None = None  # that answers, by the server's account
         self._usage: dict[str, int] | None = None
         self._stats: dict[str, Any] = {}
@@ -158,6 +159,7 @@ class Generation:
             token_usage=self._usage,
             stats=self._stats,
             error=_error_fields(self._error) if self._error else None,
+            sent=self._sent if self._sent and self._sent.sha256 else None,
         )
         if self.status != "ok":
             return None
@@ -241,6 +243,9 @@ class Generation:
 
     def _request(self, prompt: Prompt, omitted: int) -> ChatRequest:
         messages, params = prompts.messages(prompt, omitted), self.job.params
+        characters = len(self.job.earlier.content) if self.job.earlier else None
+        leaf_id, asks = self.job.leaf_id, self._asks_to_continue
+        self._sent = SentRequest("", {}, leaf_id, omitted, prompt.system_prompt, characters, asks)
         if self._asks_to_continue:
             messages.append({"role": "user", "content": continuation.INSTRUCTION})
         elif self.job.earlier:
@@ -293,6 +298,9 @@ class Generation:
 
     def _record(self, part: Part) -> None:
         match part:
+            case Sent(body, sha256):
+                assert self._sent is not None
+                self._sent.sha256, self._sent.body = sha256, body | {"messages": None}
             case Content(text) | Reasoning(text):
                 self._text_at = asyncio.get_running_loop().time()
                 if self._first_text_at is None:

@@ -1,5 +1,7 @@
 """Queries of answers: begin one, read its prompt, save it, read it again."""
 
+import contextlib
+import hashlib
 import json
 import sqlite3
 import uuid
@@ -8,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from ..db import Connection, insert, now
 from ..errors import AlreadyAnswered, GenerationActive, Invalid, NotFound, NoUserMessage
@@ -76,6 +79,26 @@ class Answer(Struct):
     generation_id: str
     message_id: int
     job: Job | None = None
+
+
+class SentRequest(Struct):
+    """What is stored of a request's body: all but its messages, and how those are built again. The hash proves the result."""
+
+    sha256: str
+    body: dict[str, Any]  # with null in place of the messages
+    leaf_id: int  # of the path that was sent
+    omitted: int  # oldest messages of the path
+    system_prompt: str
+    leaf_characters: int | None = None  # of an answer that was continued: its length then
+    asks_to_continue: bool = False  # the last message was continuation.INSTRUCTION
+
+
+class FoundRequest(Struct):
+    """A stored request and its path; None: it was not stored, or the path's last message is gone."""
+
+    provider_id: str | None
+    sent: SentRequest | None = None
+    path: Prompt | None = None
 
 
 class Recording(Struct):
@@ -360,6 +383,7 @@ def finish_generation(
     token_usage: dict[str, int] | None = None,
     stats: dict[str, Any] | None = None,
     error: dict[str, str] | None = None,
+    sent: SentRequest | None = None,
 ) -> None:
     """Save the whole answer with its end. Does nothing when its message has been deleted or has ended before."""
     select = "SELECT * FROM messages WHERE id = ? AND status = 'generating'"
@@ -378,7 +402,8 @@ def finish_generation(
             recording.message_id,
         ),
     )
-    conn.execute("UPDATE generations SET log = ? WHERE id = ?", (recording.log, generation_id))
+    request = _stored_request(conn, row["conversation_id"], sent) if sent else None
+    conn.execute("UPDATE generations SET log = ?, request = ? WHERE id = ?", (recording.log, request, generation_id))
     conn.execute("DELETE FROM generation_parts WHERE generation_id = ?", (generation_id,))
     (user_id,) = conn.execute(
         "UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ? RETURNING user_id",
@@ -388,6 +413,38 @@ def finish_generation(
     search.index_message(conn, user_id, recording.message_id, recording.content)
     earlier = len(row["content"].encode()) + len(row["reasoning"].encode())  # of a continued answer
     add_stored_bytes(conn, user_id, len(recording.content.encode()) + len(recording.reasoning.encode()) - earlier)
+
+
+def _stored_request(conn: Connection, conversation_id: int, sent: SentRequest) -> str:
+    """Return a request as it is stored in `generations`: its system prompt, often the same one, is in a table of its own."""
+    stored = asdict(sent)
+    text = stored.pop("system_prompt")
+    digest = hashlib.sha256(text.encode()).digest()
+    sql = "INSERT OR IGNORE INTO sent_system_prompts (conversation_id, text_hash, text) VALUES (?, ?, ?)"
+    conn.execute(sql, (conversation_id, digest, text))
+    return json.dumps(stored | {"system_prompt_hash": digest.hex()})
+
+
+def get_sent_request(conn: Connection, user_id: int, message_id: int) -> FoundRequest:
+    """Return what is stored of the request for an answer, and the path that was sent, as it is now. Raises NotFound."""
+    row = conn.execute(
+        "SELECT m.conversation_id, m.provider_id, g.request FROM messages m LEFT JOIN generations g ON g.message_id = m.id"
+        " WHERE m.id = ?",
+        (message_id,),
+    ).fetchone()
+    try:
+        owned(conn, user_id, row["conversation_id"] if row else 0)
+    except NotFound:
+        raise NotFound("message") from None
+    if row["request"] is None:
+        return FoundRequest(row["provider_id"])
+    stored = json.loads(row["request"])
+    sql = "SELECT text FROM sent_system_prompts WHERE conversation_id = ? AND text_hash = ?"
+    (text,) = conn.execute(sql, (row["conversation_id"], bytes.fromhex(stored.pop("system_prompt_hash")))).fetchone()
+    found = FoundRequest(row["provider_id"], SentRequest(**stored, system_prompt=text))
+    with contextlib.suppress(NotFound):
+        found.path = get_prompt(conn, stored["leaf_id"])
+    return found
 
 
 def get_recording(conn: Connection, user_id: int, generation_id: str, token_id: int | None = None) -> Recording:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from fireside import providers as module
 from fireside.backends import openai as openai_module
-from fireside.backends.answer import ActualModel, Content, Finish, Part, Progress, Reasoning, Usage
+from fireside.backends.answer import ActualModel, Content, Finish, Part, Progress, Reasoning, Sent, Usage
 from fireside.backends.engine import Engine
 from fireside.backends.openai import EFFORTS, LIST_BYTES, Model
 from fireside.config import Config, Provider
@@ -76,6 +76,9 @@ async def ask(
             async for read in reads:
                 assert read
                 for part in read:
+                    if isinstance(part, Sent):
+                        assert not parts
+                        continue
                     if parts and isinstance(part, Content | Reasoning) and type(part) is type(parts[-1]):
                         part = type(part)(parts.pop().text + part.text)  # type: ignore[union-attr]
                     parts.append(part)
@@ -272,6 +275,7 @@ async def test_many_chunks_in_one_read_are_one_part(providers: Providers, upstre
         headers(), wire(b"".join(b"%x\r\n%s\r\n" % (len(text(x)), text(x)) for x in "abcdef")), pause(gate)
     )
     async with aclosing(providers.get("lmstudio").chat(REQUEST)) as reads:
+        await anext(reads)
         assert await anext(reads) == [ActualModel(MODEL), Content("abcdef")]
     gate.open()
 
@@ -311,6 +315,7 @@ async def test_closing_the_generator_closes_the_connection_before_it_returns(
 ) -> None:
     upstream.enqueue(text("Hi"), hang())
     reads = providers.get("lmstudio").chat(REQUEST)
+    await anext(reads)
     await anext(reads)
     await reads.aclose()
     upstream.wait_closed()  # blocks the event loop, so nothing can happen later

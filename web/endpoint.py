@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..auth import Auth, Identity, Visitor, constant_time_equals
 from ..chat.hub import Hub
+from ..chat.receipt import Receipts
 from ..config import Config
 from ..db import READERS, Database
 from ..errors import (
@@ -89,6 +90,7 @@ class AppState:
     renderer: Renderer
     importer: Importer
     exporter: Exporter
+    receipts: Receipts
     waiting_per_user: int  # waiting requests have no deadline, so one user must not fill all connections with them
     searches: Slots = field(default_factory=lambda: Slots(READERS - 1, per_user=1))
     requests: Slots = field(default_factory=lambda: Slots(sys.maxsize, per_user=REQUESTS_PER_USER))

@@ -31,6 +31,7 @@ from ..auth import Login
 from ..backends.detect import Finding, examine, origin, parse_address
 from ..backends.openai import ModelDownload
 from ..chat.prompt import Forecast, forecast
+from ..chat.receipt import Receipt
 from ..config import Provider
 from ..errors import (
     FiresideError,
@@ -561,6 +562,11 @@ async def get_image(request: Request, image_id: int) -> Annotated[Response, "ima
 async def select_version(request: Request, conversation_id: int, body: schemas.Selection) -> schemas.VersionSelected:
     leaf = await request.database.write(messages.set_active, request.user_id, conversation_id, body.message_id)
     return schemas.VersionSelected("Version selected", leaf)
+
+
+async def get_sent_request(request: Request, message_id: int) -> Annotated[Response, Receipt]:
+    content = await request.app_state.receipts.encoded(request.user_id, message_id, with_url=request.is_admin)
+    return Response(content, media_type="application/json")
 
 
 async def render_markdown(request: Request, body: schemas.Markdown) -> GrowingText:

@@ -1,0 +1,100 @@
+"""The request for an answer is built again, byte for byte, from what is stored."""
+
+import base64
+import hashlib
+import random
+
+from ..exports import png
+from ..live import Person, Running, code, good
+from ..trials import FULL, TRIALS
+from ..upstream import DONE, Upstream, finish, status
+from ..upstream import text as says
+from ..witness import MODEL
+
+CHAT = "/v1/chat/completions"
+VISION = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}
+STEPS = 1000 * TRIALS // FULL  # answers in all
+STEPS_PER_CONVERSATION = 25
+WORDS = ("Grüße", "東京", "😀", '"quoted"', "\u2028", "\\", "{}", "word " * 400)
+
+
+async def receipt(person: Person, message_id: int) -> dict[str, object]:
+    found: dict[str, object] = good(await person.get(f"/messages/{message_id}/request"))
+    return found
+
+
+async def test_requests_of_random_histories_are_built_again(ann: Person, upstream: Upstream) -> None:
+    """With long texts, images, versions, edits, continuations, and changes of settings and instructions."""
+    rng = random.Random(1)
+    for _ in range(max(1, STEPS // STEPS_PER_CONVERSATION)):
+        conversation_id = await ann.conversation()
+        sent: dict[int, bytes] = {}
+        answered: list[int] = []
+        for _ in range(STEPS_PER_CONVERSATION):
+            if rng.random() < 0.2:
+                prompt = rng.choice(("", "Be brief.", "Antworte auf Deutsch."))
+                settings = rng.choice(
+                    ({}, {"temperature": rng.random()}, {"stop": ["x"], "seed": 3, "max_tokens": 100})
+                )
+                good(
+                    await ann.patch(
+                        f"/conversations/{conversation_id}", json={"system_prompt": prompt, "settings": settings}
+                    )
+                )
+            upstream.enqueue(says(rng.choice(WORDS), " and more"), finish("stop"), DONE)
+            action = rng.random()
+            if answered and action < 0.2:
+                body = {"conversation_id": conversation_id, "message_id": rng.choice(answered), **VISION}
+                message_id = good(await ann.post("/chat/retry", json=body))["message_id"]
+                await ann.answer(conversation_id)
+            else:
+                fields = {"parent_id": rng.choice(answered)} if answered and action < 0.3 else {}
+                if rng.random() < 0.15:
+                    data = [base64.b64encode(png(rng.randrange(255))).decode() for _ in range(rng.randint(1, 3))]
+                    fields |= {"images": [{"media_type": "image/png", "data": one} for one in data]}
+                await ann.say(conversation_id, " ".join(rng.choices(WORDS, k=rng.randint(1, 4))), **fields)
+                message_id = (await ann.answer(conversation_id, **VISION))[0].data["message_id"]
+            answered.append(message_id)
+            sent[message_id] = [one for one in upstream.requests if one.path == CHAT][-1].body
+        for message_id, body in sent.items():
+            found = await receipt(ann, message_id)
+            assert (found["body"], found["problem"]) == (body.decode(), None)
+            assert found["sha256"] == hashlib.sha256(body).hexdigest()
+            assert found["url"] == f"{upstream.url}{CHAT}"
+        omissions = [
+            message["stats"]["omitted_messages"] for message in await ann.messages(conversation_id) if message["stats"]
+        ]
+    assert any(omissions), "no history was too long for the context"
+
+
+async def test_request_of_the_last_attempt_is_kept(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation("one " * 50)
+    upstream.enqueue(says("1"), finish("stop"), DONE)
+    await ann.answer(conversation_id, **MODEL)
+    await ann.say(conversation_id, "two")
+    upstream.enqueue(status(400, {"error": {"message": "the request exceeds the available context size"}}), path=CHAT)
+    upstream.enqueue(says("2"), finish("stop"), DONE)
+    message_id = (await ann.answer(conversation_id, **MODEL))[0].data["message_id"]
+    bodies = [one.body for one in upstream.requests if one.path == CHAT]
+    assert (await receipt(ann, message_id))["body"] == bodies[-1].decode() != bodies[-2].decode()
+
+
+async def test_receipt_says_why_there_is_none(ann: Person, running: Running, upstream: Upstream) -> None:
+    conversation = {
+        "title": "Old",
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    }
+    good(await ann.post("/import", json=[conversation["messages"]]))
+    imported = good(await ann.get("/conversations"))[0]["id"]
+    question, answer = await ann.messages(imported)
+    for message in (question, answer):
+        found = await receipt(ann, message["id"])
+        assert found["body"] is found["sha256"] is None and "imported" in str(found["problem"])
+    bob = await running.join(ann, "bob")
+    for message_id in (answer["id"], 999):
+        assert code(await bob.get(f"/messages/{message_id}/request")) == (404, "MESSAGE_NOT_FOUND")
+    conversation_id = await bob.conversation("Hello?")
+    upstream.enqueue(says("Hi."), finish("stop"), DONE)
+    message_id = (await bob.answer(conversation_id, **MODEL))[0].data["message_id"]
+    found = await receipt(bob, message_id)
+    assert found["url"] is None and found["body"], "the address of a server is for administrators"
