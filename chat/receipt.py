@@ -12,9 +12,7 @@ from ..queries.generations import FoundRequest, Prompt, SentRequest
 from ..safety.queue import Slots
 from . import continuation, prompt
 
-NOT_STORED = (
-    "The request for this answer is not known. The answer was imported, or made by an earlier version of Fireside."
-)
+NOT_STORED = "There is no request for this message: it was written, edited or imported, or an earlier version of Fireside made it."
 CHANGED = "The request cannot be shown: a message or an image that was sent has been deleted or moved since."
 
 

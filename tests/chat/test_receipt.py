@@ -26,6 +26,7 @@ async def receipt(person: Person, message_id: int) -> dict[str, object]:
 async def test_requests_of_random_histories_are_built_again(ann: Person, upstream: Upstream) -> None:
     """With long texts, images, versions, edits, continuations, and changes of settings and instructions."""
     rng = random.Random(1)
+    next(one for one in upstream.models if one.key == VISION["model"]).instances = {VISION["model"]: 2048}
     for _ in range(max(1, STEPS // STEPS_PER_CONVERSATION)):
         conversation_id = await ann.conversation()
         sent: dict[int, bytes] = {}
@@ -44,11 +45,14 @@ async def test_requests_of_random_histories_are_built_again(ann: Person, upstrea
             upstream.enqueue(says(rng.choice(WORDS), " and more"), finish("stop"), DONE)
             action = rng.random()
             if answered and action < 0.2:
-                body = {"conversation_id": conversation_id, "message_id": rng.choice(answered), **VISION}
-                message_id = good(await ann.post("/chat/retry", json=body))["message_id"]
+                again = {"conversation_id": conversation_id, "message_id": rng.choice(answered), **VISION}
+                message_id = good(await ann.post("/chat/retry", json=again))["message_id"]
                 await ann.answer(conversation_id)
+            elif answered and action < 0.3:
+                good(await ann.post("/chat/continue", json={"conversation_id": conversation_id, **VISION}))
+                message_id = (await ann.answer(conversation_id))[0].data["message_id"]
             else:
-                fields = {"parent_id": rng.choice(answered)} if answered and action < 0.3 else {}
+                fields: dict[str, object] = {"parent_id": rng.choice(answered)} if answered and action < 0.4 else {}
                 if rng.random() < 0.15:
                     data = [base64.b64encode(png(rng.randrange(255))).decode() for _ in range(rng.randint(1, 3))]
                     fields |= {"images": [{"media_type": "image/png", "data": one} for one in data]}

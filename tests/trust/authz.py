@@ -52,6 +52,7 @@ PRIVATE = (
     "conversation",
     "session",
     "image",
+    "message",
     "generation",
     "prompt",
     "preset",

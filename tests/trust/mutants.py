@@ -109,6 +109,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/messages.py get_image": (QUERIES, AUTHZ),
     "queries/messages.py get_message_row": (QUERIES,),
     "queries/generations.py get_recording": (QUERIES, AUTHZ),
+    "queries/generations.py get_sent_request": ("tests/chat/test_receipt.py",),
     "queries/generations.py begin_answer": (QUERIES,),
     "queries/generations.py begin_continuation": ("tests/chat/test_continuation.py",),
     "queries/queued.py _queued": ("tests/chat/test_queued.py", AUTHZ),

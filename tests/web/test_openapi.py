@@ -173,6 +173,7 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
         "/search?q=because",
         "/search?q=mine",
         f"{chat}/messages",
+        f"/messages/{question}/request",
         f"{chat}/context",
         "/context",
         f"{chat}/export",
