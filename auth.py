@@ -49,6 +49,7 @@ from .safety.queue import Slots
 from .safety.throttle import Throttle, network
 
 NAME_LENGTH = 64
+INVISIBLE_LETTERS = "\u115f\u1160"  # Hangul fillers; NFKC replaces the other two by the second
 LINK_MINUTES = 10
 RESET_LINK_HOURS = 24
 INVITE_HOURS = (1, 720)
@@ -106,7 +107,8 @@ class Login:
 def clean_username(name: str) -> str:
     """Return the form in which a name is compared: "Änna  Smith" and "änna smith" are one name. Raises Invalid."""
     username = _casefold(name)
-    if not 1 <= len(username) <= NAME_LENGTH or not all(c.isalnum() or c in " ._-'" for c in username):
+    visible = all((c.isalnum() and c not in INVISIBLE_LETTERS) or c in " ._-'" for c in username)
+    if not visible or not 1 <= len(username) <= NAME_LENGTH:
         raise Invalid(
             f"The name must be 1 to {NAME_LENGTH} letters, digits, spaces, dots, hyphens, underscores or apostrophes."
         )

@@ -330,13 +330,20 @@ BODIES: dict[str, Any] = {  # of the routes whose handler is not reached with {}
     "/auth/register": {"invite_code": "x", "username": "x", "password": "a long enough phrase"},
     "/auth/link": {"token": "x"},
     "/auth/password": {"current_password": "not the right one", "new_password": "another long phrase"},
+    "/auth/name": {"username": "mallory", "current_password": "not the right one"},
+    "/auth/delete": {"current_password": "not the right one"},
+    "/auth/reset": {"token": "x", "password": "a long enough phrase"},
     "/admin/bootstrap": {"username": "x", "password": "a long enough phrase", "token": "x"},
     "/conversations/{conversation_id}/messages": {"content": "x"},
     "/conversations/{conversation_id}/active": {"message_id": 1},
     "/render": {"text": "*x*"},
     "/import": exported(1),
 }
-DESTRUCTIVE = ("DELETE /conversations/{conversation_id}", "DELETE /auth/sessions/{session_id}")
+DESTRUCTIVE = (
+    "DELETE /conversations/{conversation_id}",
+    "DELETE /auth/sessions/{session_id}",
+    "DELETE /admin/users/{user_id}",
+)
 
 
 def odd_bodies(size: int) -> list[bytes]:
