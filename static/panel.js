@@ -1,7 +1,7 @@
 // Instructions and answer settings: of a conversation in the side panel, and of new chats in the settings.
 
 import { styles, h } from "./dom.js";
-import { debounce } from "./events.js";
+import { debounce, on } from "./events.js";
 import { field } from "./fields.js";
 import { number } from "./format.js";
 import { iconButton } from "./icons.js";
@@ -23,8 +23,12 @@ const EFFORTS = { none: "Off", minimal: "Minimal", low: "Low", medium: "Medium",
 
 /** Open the panel after `neighbour`. Changes are saved as they are typed. `defaults` apply to a new chat. Returns a function that closes it. */
 export function openPanel(conversation, defaults, neighbour, onclose) {
-  const { nodes, flush } = answerFields(conversation.details ?? { ...defaults, ...conversation.fields }, (fields) => conversation.change(fields));
+  const { nodes, flush, followModel } = answerFields(
+    conversation.details ?? { ...defaults, ...conversation.fields }, (fields) => conversation.change(fields));
+  const follow = () => followModel(chosenModel(conversation.details));
+  const stopListening = [on("models", follow), conversation.on("changed", follow)];
   const close = () => {
+    for (const stop of stopListening) stop();
     flush();
     panel.remove();
     onclose();
@@ -70,16 +74,27 @@ export function answerFields(source, save) {
     rows: "7", placeholder: "For example: Answer briefly. I know Python well.",
     oninput: () => change({ system_prompt: prompt.control.value }),
   }, system_prompt));
+  const effort = h("div", { hidden: true });
+  let offered = null; // the efforts that are shown
+  const followModel = (choice) => {
+    const efforts = choice?.model?.reasoning_efforts ?? [];
+    if (efforts.join() === offered) return; // drawing again would take the focus away
+    offered = efforts.join();
+    const node = effortField(values.reasoning_effort, efforts, changeParameter);
+    effort.hidden = !node;
+    effort.replaceChildren(...(node ? [node] : []));
+  };
+  followModel(chosenModel(source));
   const nodes = [
     prompt.node,
     h("h3", {}, "Answer settings"),
     h("p", { class: "faint" }, "Empty fields use the model server's defaults."),
-    effortField(values.reasoning_effort, chosenModel(source)?.model?.reasoning_efforts ?? [], changeParameter),
+    effort,
     ...PARAMETERS.map((parameter) => parameterField(parameter, values[parameter.name], changeParameter)),
     saved,
   ].filter(Boolean);
   for (const node of nodes) node.addEventListener("change", flush); // on leaving a field, so that a question uses the new value
-  return { nodes, flush };
+  return { nodes, flush, followModel };
 }
 
 /** Null for a model that does not offer a choice. */

@@ -8,10 +8,11 @@ import { field, inputField } from "./fields.js";
 import { fileSize, number } from "./format.js";
 import { MODEL_STATES, stateDot } from "./head.js";
 import { icon, iconButton } from "./icons.js";
-import { modelName, providers, refreshModels } from "./models.js";
+import { modelName, providers, refreshModels, starting, startServer, variantName } from "./models.js";
 import { announce, toast } from "./popups.js";
 
 const DOWNLOAD_POLL_MS = 1000;
+const LOAD_OPTIONS = "fireside.load"; // in localStorage, with provider and model appended
 const OUTCOMES = { completed: "is downloaded.", already_downloaded: "was downloaded before." };
 
 /** `pick(choice)` is called with the chosen model. */
@@ -28,9 +29,11 @@ export function openPicker(current, pick) {
     dialog.close();
     pick(choice);
   };
+  const addServer = async () => (await import("./servers.js")).openServerDialog(null);
   search.addEventListener("input", draw);
-  const dialog = openDialog("Models", { className: "picker", onclose: () => stopListening() }, search, list);
-  const isTyping = () => document.activeElement?.matches(".models input"); // drawing again would clear what was typed
+  const dialog = openDialog("Models", { className: "picker", onclose: () => stopListening() }, search, list,
+    session.user.role === "admin" && h("footer", {}, button([icon("server"), "Add a model server"], addServer, { class: "quiet" })));
+  const isTyping = () => document.activeElement?.matches(".models :is(input, select)"); // drawing again would clear what was typed
   const stopListening = on("models", () => isTyping() || draw());
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target === search) list.querySelector(".model-pick")?.click();
@@ -41,6 +44,12 @@ export function openPicker(current, pick) {
   refreshModels().catch(() => {}); // the banner shows that the server cannot be reached
 }
 
+/** If LM Studio is on the computer that runs Fireside. */
+function startButton(provider) {
+  const start = () => startServer(provider).catch((error) => toast(error.message));
+  return button(starting ? `Starting ${provider.name}…` : `Start ${provider.name}'s server`, start, { disabled: starting });
+}
+
 function providerSection(provider, query, current, choose) {
   const models = provider.models.filter((model) => `${model.id} ${model.label}`.toLowerCase().includes(query));
   const listing = provider.models_known ? "It has no model yet." : "It does not list its models.";
@@ -48,6 +57,7 @@ function providerSection(provider, query, current, choose) {
   return h("section", { "aria-label": provider.name, hidden: Boolean(query) && !models.length && provider.models_known },
     h("h3", {}, provider.name, !provider.online && h("span", { class: "badge" }, "offline")),
     note && h("p", { class: "faint" }, note),
+    provider.can_start && session.user.role === "admin" && startButton(provider),
     !provider.models_known && nameForm(provider, current, choose),
     provider.kind === "lmstudio" && provider.online && session.user.role === "admin" && downloadForm(provider),
     h("ul", {}, models.map((model) => modelRow({ provider, model, id: model.id }, current, choose))));
@@ -116,32 +126,58 @@ function modelRow(choice, current, choose) {
     model.quantization,
     model.size_bytes && fileSize(model.size_bytes),
     model.vision && "sees images",
-    model.variants?.length > 1 && `${model.variants.length} variants`,
   ].filter(Boolean);
+  const variants = model.variants?.length > 1 && h("select", { class: "variant", "aria-label": `Variant of ${modelName(choice)}` },
+    h("option", { value: model.id }, "usual variant"),
+    model.variants.map((id) => h("option", { value: id, selected: isCurrent && current.id === id }, variantName(id))));
+  const chosen = () => (variants ? { ...choice, id: variants.value } : choice);
   return h("li", {},
-    h("button", { type: "button", class: "model-pick", "aria-current": isCurrent ? "true" : null, onclick: () => choose(choice) },
+    h("button", { type: "button", class: "model-pick", "aria-current": isCurrent ? "true" : null, onclick: () => choose(chosen()) },
       stateDot(model, provider.online),
       h("span", {}, h("strong", {}, modelName(choice)), h("small", {}, facts.join(" · "))),
       isCurrent && icon("check")),
+    variants,
     session.user.role === "admin" && provider.kind !== "openai" && provider.online && model.state && [
-      iconButton("sliders", `Load ${modelName(choice)} with options`, () => openLoadOptions(choice), { class: "quiet" }),
-      loadButton(choice),
+      iconButton("sliders", `Load ${modelName(choice)} with options`, () => openLoadOptions(chosen()), { class: "quiet" }),
+      loadButton(choice, chosen),
     ]);
 }
 
-function loadButton(choice) {
+/** It loads the model with the options that were used last in this browser. `chosen()` names the variant to load. */
+function loadButton(choice, chosen) {
   const { provider, model } = choice;
   const verb = model.state === "loaded" ? "Unload" : "Load";
   const act = async (event) => {
     const pressed = event.currentTarget;
     pressed.disabled = true;
     pressed.textContent = `${verb}ing`;
-    await change(provider, verb.toLowerCase(), { model: model.id });
+    const fields = verb === "Load" ? { ...loadOptions(choice), model: chosen().id } : { model: model.id };
+    await change(provider, verb.toLowerCase(), fields);
     pressed.disabled = false;
     pressed.textContent = verb;
   };
   const loading = model.state === "loading";
-  return button(loading ? "Loading" : verb, act, { class: "load", disabled: loading, "aria-label": `${verb} ${modelName(choice)}` });
+  const { context_length: last } = loadOptions(choice);
+  return button(loading ? "Loading" : verb, act, {
+    class: "load", disabled: loading, "aria-label": `${verb} ${modelName(choice)}`,
+    title: verb === "Load" && last ? `With ${number(last)} tokens of context, as last time` : null,
+  });
+}
+
+const optionsKey = ({ provider, model }) => `${LOAD_OPTIONS}.${provider.provider_id}.${model.id}`;
+
+/** The options with which the model was loaded last, in this browser. */
+function loadOptions(choice) {
+  try {
+    return JSON.parse(localStorage.getItem(optionsKey(choice))) ?? {};
+  } catch {
+    return {};
+  }
+}
+
+function rememberOptions(choice, { model, ...options }) {
+  if (Object.values(options).every((value) => value === null)) localStorage.removeItem(optionsKey(choice));
+  else localStorage.setItem(optionsKey(choice), JSON.stringify(options));
 }
 
 /** Load or unload a model. Resolves to whether it worked. */
@@ -159,23 +195,36 @@ async function change(provider, action, fields) {
 }
 
 /** Ask for the options of loading a model, with a context length filled in. A loaded model is loaded again. */
-export function openLoadOptions(choice, contextLength = choice.model.context_length) {
+export function openLoadOptions(choice, contextLength = choice.model.context_length ?? loadOptions(choice).context_length) {
   const { provider, model } = choice;
+  const last = loadOptions(choice);
   const context = inputField("Context length, in tokens", {
     type: "number", min: "256", max: String(model.max_context_length ?? 16777216), step: "1", required: false,
     value: contextLength ?? "", placeholder: "default",
   });
-  const onOff = (label) => field(label, h("select", {}, ["default", "on", "off"].map((value) => h("option", { value }, value))));
-  const flash = onOff("Flash attention");
-  const offload = onOff("Keep the context in the memory of the GPU");
+  const hint = h("small", {}, [
+    model.max_context_length && `At most ${number(model.max_context_length)}.`,
+    model.size_bytes ? `The model itself takes about ${fileSize(model.size_bytes)} of memory; a longer context takes more.` : "A longer context takes more memory.",
+    model.state === "loaded" && "The model is loaded again, and answers that it is writing end.",
+  ].filter(Boolean).join(" "));
+  hint.id = `${context.control.id}-help`;
+  context.control.setAttribute("aria-describedby", hint.id);
+  context.node.append(hint);
+  const onOff = (label, chosen) => field(label, h("select", {}, ["default", "on", "off"].map((value) =>
+    h("option", { value, selected: value === { true: "on", false: "off" }[chosen] }, value))));
+  const flash = onOff("Flash attention", last.flash_attention);
+  const offload = onOff("Keep the context in the memory of the GPU", last.offload_kv_cache_to_gpu);
   const flag = ({ control: { value } }) => (value === "default" ? null : value === "on");
   const onsubmit = async (event) => {
     event.preventDefault();
     submit.disabled = true;
     submit.textContent = "Loading";
-    const fields = { model: model.id, context_length: context.control.value ? Number(context.control.value) : null };
+    const fields = { model: choice.id, context_length: context.control.value ? Number(context.control.value) : null };
     if (provider.kind === "lmstudio") Object.assign(fields, { flash_attention: flag(flash), offload_kv_cache_to_gpu: flag(offload) });
-    if (await change(provider, "load", fields)) return dialog.close();
+    if (await change(provider, "load", fields)) {
+      rememberOptions(choice, fields);
+      return dialog.close();
+    }
     submit.disabled = false;
     submit.textContent = "Load";
   };

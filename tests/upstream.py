@@ -417,7 +417,7 @@ class Upstream:
         return _unexpected(request)
 
     def _load(self, model: str, context_length: int = 4096, **options: bool) -> Command:
-        found = next((known for known in self.models if known.key == model), None)
+        found = next((known for known in self.models if model in (known.key, *known.variants)), None)
         if found is None:
             return _error(404, f'Invalid model identifier "{model}".', "model_not_found")
         instance = model if not found.instances else f"{model}:{len(found.instances) + 1}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -190,7 +191,18 @@ def test_administrator_loads_models_and_sees_a_server_that_does_not_respond(
     sent = [request.json for request in lmstudio.requests if request.path == "/api/v1/models/load"]
     assert sent[-1] == {"model": QWEN["model"], "context_length": 16384, "flash_attention": False}
     press(page, "Unload Qwen2.5 VL 7B Instruct")
+    press(page, "Load Qwen2.5 VL 7B Instruct with options")
+    context = page.get_by_label("Context length, in tokens")
+    expect(context).to_have_value("16384")  # as last time
+    expect(context).to_have_accessible_description(
+        re.compile(r"At most 131,072\. The model itself takes about 6\.0 GB")
+    )
+    page.keyboard.press("Escape")
+    press(page, "Load Qwen2.5 VL 7B Instruct")
+    press(page, "Unload Qwen2.5 VL 7B Instruct")
     expect(page.get_by_role("button", name="Load Qwen2.5 VL 7B Instruct", exact=True)).to_be_visible()
+    sent = [request.json for request in lmstudio.requests if request.path == "/api/v1/models/load"]
+    assert sent[-1] == sent[-2] == {"model": QWEN["model"], "context_length": 16384, "flash_attention": False}
 
     gate = Gate()
     models = [model.native_v1() for model in lmstudio.models]
@@ -230,6 +242,7 @@ def test_administrator_downloads_a_model(tmp_path: Path, visitor: Callable[..., 
 def test_reasoning_is_chosen_where_the_model_offers_it(tmp_path: Path, visitor: Callable[..., Visit]) -> None:
     with Upstream() as studio, contextlib.ExitStack() as stack:
         studio.models[0].reasoning = ("off", "on")
+        studio.models[0].variants = ("llama-3.2-3b-instruct@q4_k_m", "llama-3.2-3b-instruct@q8_0")
         fireside = stack.enter_context(Fireside(tmp_path, NO_ENGINE, lmstudio_url=studio.url))
         page = visitor(fireside, fireside.first()).open()
         press(page, "Chat settings")
@@ -244,6 +257,16 @@ def test_reasoning_is_chosen_where_the_model_offers_it(tmp_path: Path, visitor: 
         page.locator(".model-pick", has_text="Qwen").click()
         press(page, "Chat settings")
         expect(effort.get_by_role("option")).to_have_text(["default", "Off"])  # it can be taken back
+        press(page, "Model: Qwen2.5 VL 7B Instruct")
+        page.get_by_label("Variant of Llama 3.2 3B Instruct").select_option("Q8_0")
+        page.locator(".model-pick", has_text="Llama").click()
+        expect(effort.get_by_role("option")).to_have_text(["default", "Off", "On"])  # the open panel follows the model
+        expect(page.get_by_role("button", name=f"{LLAMA}, Q8_0")).to_be_visible()
+        page.get_by_role("button", name="Close").click()
+        ask(page, "And now?")
+        expect(page.locator(".message.assistant")).to_have_count(2)
+        answered(page)
+        assert studio.chats[-1]["model"] == "llama-3.2-3b-instruct@q8_0"
 
 
 def test_model_that_an_answer_loads_is_shown_as_loaded(visit: Visit, lmstudio: Upstream) -> None:
