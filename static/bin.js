@@ -8,7 +8,7 @@ import { counted, timeNode } from "./format.js";
 import { icon, iconButton } from "./icons.js";
 import { action } from "./rows.js";
 
-const KEPT = "Deleted chats stay here for 30 days.";
+const KEPT = "Deleted chats and messages stay here for 30 days.";
 
 export async function show(place) {
   const deleted = await get("/conversations?deleted=true");
@@ -25,12 +25,12 @@ export async function show(place) {
 function row(one, place) {
   const restore = async () => {
     await post(`/conversations/${one.id}/restore`);
-    broadcast("list", { id: one.id });
-    broadcast("bin", { id: one.id });
+    broadcast("list", { id: one.deleted_from?.id ?? one.id });
+    broadcast("bin", { id: one.id, home: one.deleted_from?.id });
   };
   const ask = () => confirm("Delete for good?", `“${one.title}” cannot be restored after this.`, "Delete");
   return h("li", {},
-    h("span", {}, h("strong", {}, one.title), h("small", {}, "Deleted ", timeNode(one.deleted_at))),
+    h("span", {}, h("strong", {}, one.title), h("small", {}, one.deleted_from ? `From “${one.deleted_from.title}”, deleted ` : "Deleted ", timeNode(one.deleted_at))),
     iconButton("restore", `Restore ${one.title}`, action(restore, { place, draw: show })),
     iconButton("trash", `Delete ${one.title} for good`, action(() => purge(one), { place, draw: show, ask })));
 }

@@ -18,6 +18,7 @@ import { redrawWelcome, welcome } from "./welcome.js";
 export class Chat {
   #views = new Map(); // by message id; kept while the conversation is open, for an answer whose stream is resumed
   #actions; // of the messages
+  #undo = new Map(); // functions that remove the toast with Undo, by the id of what is in the bin
 
   constructor(conversation, { openList }) {
     this.conversation = conversation;
@@ -27,6 +28,11 @@ export class Chat {
       retryWith: (message) => this.#retryWith(message),
       continueAnswer: () => conversation.continueLast(),
       select: (id) => this.#select(id),
+      compare: (message) => this.#compare(message),
+      save: (message, text) => this.#save(message, text),
+      branch: (message) => this.#branch(message),
+      remove: (message) => this.#remove(message),
+      next: (message) => conversation.path[conversation.path.findIndex(({ id }) => id === message.id) + 1],
       model: () => chosenModel(conversation.details),
       enlarge: () => this.#load(chosenModel(conversation.details)),
     };
@@ -50,6 +56,7 @@ export class Chat {
     this.observer = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && conversation.loadOlder(), near);
     on("models", () => this.#drawAround());
     this.context.on("changed", () => describeSizes(this.node));
+    on("bin", ({ id }) => this.#undo.get(id)?.());
     on("offline", () => { this.banner.hidden = false; });
     on("online", () => { this.banner.hidden = true; });
     conversation.on("opened", () => this.#open());
@@ -133,6 +140,7 @@ export class Chat {
   }
 
   #reveal(node) {
+    if (!node?.isConnected) return;
     this.scroller.hold();
     node.scrollIntoView({ block: "center" });
     node.focus({ preventScroll: true });
@@ -157,6 +165,36 @@ export class Chat {
   async #load(choice, contextLength = Math.min(2 * choice.model.context_length, choice.model.max_context_length) || undefined) {
     const { openLoadOptions } = await import("./picker.js");
     openLoadOptions(choice, contextLength);
+  }
+
+  async #compare(message) {
+    const { compareVersions } = await import("./versions.js");
+    compareVersions(this.conversation.id, message, (id) => this.#select(id));
+  }
+
+  async #save(message, text) {
+    const versionId = await this.conversation.saveAnswer(message.id, text);
+    this.#views.get(versionId)?.node.focus({ preventScroll: true });
+    return versionId;
+  }
+
+  async #branch(message) {
+    const id = await this.conversation.branch(message.id);
+    if (!id) return;
+    location.hash = `#/c/${id}`;
+    toast("This is a copy of the chat up to that message. The original is unchanged.");
+  }
+
+  async #remove(message) {
+    this.scroller.hold();
+    const removed = await this.conversation.removeMessage(message.id);
+    if (!removed) return;
+    this.composer.focus();
+    const what = message.role === "user" ? "Question" : "Answer";
+    this.#undo.set(removed.deletedId, toast(`${what} deleted`, "Undo", async () => {
+      const restored = await this.conversation.restoreMessage(removed);
+      if (restored && removed.id === this.conversation.id) this.#reveal(this.#views.get(message.id)?.node);
+    }));
   }
 
   #editLast() {

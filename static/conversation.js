@@ -37,6 +37,7 @@ export class Conversation extends Emitter {
   #loadingOlder = null; // a promise
   #sending = false;
   #unaccepted = { content: null, clientId: "" }; // the message that was sent last
+  #unsure = { request: null, clientId: "" }; // the change of a message that was sent last
   #endedGeneration = null; // the one that ended last
   #phase = null; // of the answer
   #visits = new Latest();
@@ -61,6 +62,7 @@ export class Conversation extends Emitter {
     });
     on("listed", (listed) => this.#differsFrom(listed) && refresh());
     on("conversation", ({ id, elsewhere }) => elsewhere && id === this.id && refresh());
+    on("bin", ({ home }) => home && home === this.id && refresh());
     window.addEventListener("focus", refresh);
     document.addEventListener("visibilitychange", () => (document.hidden ? this.#reader.hide() : refresh()));
   }
@@ -120,8 +122,9 @@ export class Conversation extends Emitter {
       if (!read.accept()) return this.details !== null;
       const renamed = this.details?.title !== details.title;
       this.details = details;
-      const above = this.path.slice(0, Math.max(0, this.path.findIndex((message) => message.id === path[0]?.id)));
-      this.path = [...above, ...path]; // above a message, all branches are alike
+      const isWhole = path.length < limit; // else the messages above are kept: they are the same on all branches
+      const above = isWhole ? [] : this.path.slice(0, Math.max(0, this.path.findIndex((message) => message.id === path[0].id)));
+      this.path = [...above, ...path];
       if (!above.length) this.#hasOlder = path.length === limit;
       this.emit("changed");
       if (renamed) emit("list", { id });
@@ -356,6 +359,64 @@ export class Conversation extends Emitter {
     }
     broadcast("conversation", { id });
     return this.refresh();
+  }
+
+  // ---- single messages
+
+  /** Save an edited text of an answer as another version. Resolves to its id, or undefined. */
+  async saveAnswer(messageId, content) {
+    const { id } = this;
+    const made = await this.#try(() => this.#postOnce(`/conversations/${id}/messages/${messageId}/edit`, { content }));
+    if (made) await this.#showChanged(id);
+    return made?.message_id;
+  }
+
+  /** Move a message to the bin. Resolves to what `restoreMessage` needs, or undefined. */
+  async removeMessage(messageId) {
+    const { id } = this;
+    const removed = await this.#try(() => remove(`/conversations/${id}/messages/${messageId}`));
+    if (removed) await this.#showChanged(id);
+    return removed && { id, deletedId: removed.deleted_id };
+  }
+
+  /** Resolves to whether it worked. */
+  async restoreMessage({ id, deletedId }) {
+    const restored = await this.#try(() => post(`/conversations/${deletedId}/restore`));
+    if (restored) await this.#showChanged(id);
+    return Boolean(restored);
+  }
+
+  /** Copy the messages up to this one to a new conversation. Resolves to its id, or undefined. */
+  async branch(messageId) {
+    const made = await this.#try(() => this.#postOnce(`/conversations/${this.id}/branch`, { message_id: messageId }));
+    if (made) broadcast("list", { id: made.id });
+    return made?.id;
+  }
+
+  /** Repeating a request whose response was lost has the same client_id: the server does it once. */
+  async #postOnce(path, body) {
+    const request = JSON.stringify([path, body]);
+    if (this.#unsure.request !== request) this.#unsure = { request, clientId: randomId() };
+    const response = await post(path, { ...body, client_id: this.#unsure.clientId });
+    this.#unsure.request = null;
+    return response;
+  }
+
+  async #try(act) {
+    try {
+      return await act();
+    } catch (error) {
+      this.emit("problem", error.message);
+    }
+  }
+
+  async #showChanged(id) {
+    if (id === this.id) {
+      if (this.path.length >= MAX_PAGE) this.path = []; // a refresh would not reach the messages above
+      await this.refresh();
+    }
+    broadcast("conversation", { id });
+    broadcast("list", { id });
   }
 
   /** Change fields of the conversation, or of the one to be created. Resolves to whether they were saved. */

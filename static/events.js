@@ -21,7 +21,7 @@ export class Emitter {
  *
  * list          {id}          a conversation in the list changed; no id: several
  * conversation  {id}          messages or settings of a conversation changed
- * bin           {id}          a conversation left the bin
+ * bin           {id, home}    a conversation left the bin; `home` is the conversation that a single message returned to
  * session                     a user signed in or out
  * account       {user}        the user's name changed
  * models                      the models, their states or the chosen model changed

@@ -11,8 +11,9 @@ import { openMenu, placeBeside } from "./popups.js";
 
 const FOLDED_QUESTION = { characters: 1500, lines: 25 };
 
-/** `actions`: `select(id)` another version, `edit(message, text, images)`, `retry(message)`, `retryWith(message)` another model, `continueAnswer()`,
- * `model()` the chosen one, `enlarge()` its context. */
+/** `actions`: `select(id)` another version, `compare(message)` versions, `edit(message, text, images)` a question, `save(message, text)` of an edited
+ * answer, `retry(message)`, `retryWith(message)` another model, `continueAnswer()`, `branch(message)`, `remove(message)`, `next(message)` the one
+ * below, `model()` the chosen one, `enlarge()` its context. */
 export function messageView(message, actions) {
   return message.role === "user" ? new Question(message, actions) : new Answer(message, actions);
 }
@@ -31,6 +32,7 @@ class Question {
       timeNode(message.created_at),
       copyButton("Copy question", () => message.content),
       this.editButton,
+      iconButton("more", "More about this question", (event) => this.#openMenu(event.currentTarget), { "aria-haspopup": "menu" }),
       this.#versions);
     this.node = h("article", { class: "message user", id: `m${message.id}`, tabindex: "-1", "aria-label": "Question" },
       this.bubble, this.foot);
@@ -40,7 +42,15 @@ class Question {
   update(message) {
     if (message === this.message) return;
     this.message = message;
-    arrange(this.#versions, versionSwitch(message, this.#actions.select));
+    arrange(this.#versions, versionSwitch(message, this.#actions));
+  }
+
+  #openMenu(anchor) {
+    const next = this.#actions.next(this.message);
+    const answers = next?.role === "assistant" ? next.versions?.ids.length ?? 1 : 0;
+    const label = answers ? `Delete question and ${answers === 1 ? "answer" : counted(answers, "answer")}` : "Delete question";
+    const note = (answers ? this.#actions.next(next) : next) && "What follows stays";
+    openMenu(anchor, messageMenu(this.message, this.#actions, { label, note }));
   }
 
   /** Put a text box in the question's place. Sending it makes a branch: the old question stays as a version. Cancelling focuses `back`. */
@@ -62,25 +72,42 @@ class Question {
       await attached.ready;
       if (!attached.empty && await this.#actions.edit(this.message, attached.content(), attached.images)) close();
     };
-    const onkeydown = (event) => {
-      if (event.isComposing) return;
-      if (event.key === "Escape") {
-        event.stopPropagation();
-        cancel();
-      } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-        event.preventDefault();
-        send();
-      }
-    };
-    this.editor = h("div", { class: "editor", onkeydown }, attached.node, area,
+    this.editor = h("div", { class: "editor", onkeydown: editorKeys(cancel, send) }, attached.node, area,
       h("div", { class: "row" }, attached.controls, h("small", {}, "The first version is kept."),
         button("Cancel", cancel), button("Send", send, { class: "primary" })));
     attached.acceptDrops(this.editor, this.editor);
     this.node.replaceChildren(this.editor);
-    area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight / 2)}px`;
-    area.focus();
+    beginTyping(area);
     area.setSelectionRange(area.value.length, area.value.length);
   }
+}
+
+/** The keys of a text box in a message's place. */
+function editorKeys(cancel, send) {
+  return (event) => {
+    if (event.isComposing) return;
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      cancel();
+    } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      send();
+    }
+  };
+}
+
+function beginTyping(area) {
+  area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight / 2)}px`;
+  area.focus();
+}
+
+/** What the menus of questions and answers share. */
+function messageMenu(message, actions, deletion) {
+  return [
+    { icon: "branch", label: "Branch to a new chat", act: () => actions.branch(message) },
+    message.versions?.ids.length > 1 && { icon: "columns", label: "Compare versions…", act: () => actions.compare(message) },
+    { ...deletion, icon: "trash", danger: true, act: () => actions.remove(message) },
+  ].filter(Boolean);
 }
 
 const FENCED = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*\n((?:.*\n)*?) {0,3}\1[`~]*[ \t]*$/gm;
@@ -213,17 +240,42 @@ class Answer {
       message.content && copyButton("Copy answer", () => message.content, { "data-action": "copy" }),
       !canTryAgain(message, last) && iconButton("retry", "Another answer", () => this.#actions.retry(message)),
       iconButton("more", "More about this answer", (event) => this.#openMenu(event.currentTarget), { "aria-haspopup": "menu" }),
-      ...versionSwitch(message, this.#actions.select),
+      ...versionSwitch(message, this.#actions),
       ...figuresButton(message),
+      message.edited && h("span", { class: "edited" }, "edited"),
     ].filter(Boolean);
   }
 
   #openMenu(anchor) {
     const { message } = this;
+    const note = message.versions?.ids.length > 1 ? "Another version takes its place" : this.#actions.next(message) && "What follows stays";
     openMenu(anchor, [
-      { icon: "retry", label: "Another answer", act: () => this.#actions.retry(message) },
       { icon: "swap", label: "Retry with another model…", act: () => this.#actions.retryWith(message) },
+      { icon: "edit", label: "Edit answer", act: () => this.#edit() },
+      ...messageMenu(message, this.#actions, { label: "Delete answer", note }),
     ]);
+  }
+
+  /** Put a text box in the answer's place. What is saved becomes another version. */
+  #edit() {
+    const { content } = this.message;
+    const shown = [...this.node.childNodes];
+    const area = h("textarea", { "aria-label": "Edited answer", rows: "3" }, content);
+    const close = () => this.node.replaceChildren(...shown);
+    const cancel = () => {
+      close();
+      this.#foot.querySelector("[aria-haspopup]")?.focus();
+    };
+    const save = async () => {
+      if (area.value.trim() === content.trim()) return cancel();
+      if (area.value.trim() && await this.#actions.save(this.message, area.value)) close();
+    };
+    const note = this.#actions.next(this.message) ? "Saved as another version. What follows stays with this one." : "Saved as another version.";
+    this.node.replaceChildren(h("div", { class: "editor", onkeydown: editorKeys(cancel, save) }, area,
+      h("div", { class: "row" }, h("small", {}, note), button("Cancel", cancel), button("Save", save, { class: "primary" }))));
+    beginTyping(area);
+    area.setSelectionRange(0, 0);
+    area.scrollTop = 0;
   }
 }
 
@@ -249,7 +301,7 @@ function figuresButton(message) {
 }
 
 /** The figures of an answer, each with its explanation. */
-function figures({ model, stats, token_usage: usage }) {
+function figures({ model, status, content, stats, token_usage: usage }) {
   const shown = [];
   if (stats?.requested_model && stats.requested_model !== model) shown.push([model, `Requested: ${stats.requested_model}`]);
   if (stats?.omitted_messages) shown.push([`${counted(stats.omitted_messages, "older message")} not sent`, "The context was full"]);
@@ -257,6 +309,12 @@ function figures({ model, stats, token_usage: usage }) {
     shown.push([`${counted(stats.omitted_images, "older image")} not sent`, "Only the newest images are sent: at most 32 images, and at most 32 MiB in all"]);
   }
   if (usage) shown.push([counted(usage.completion_tokens, "token"), `${counted(usage.prompt_tokens, "token")} read`]);
+  if (!usage && content && stats?.total_ms && status !== "complete") {
+    const tokens = content.length / CHARACTERS_PER_TOKEN;
+    const seconds = (stats.total_ms - (stats.ttft_ms ?? 0)) / 1000;
+    shown.push([`about ${counted(Math.ceil(tokens), "token")}`, "Estimated: the answer was stopped before its tokens were counted"]);
+    if (seconds >= 1) shown.push([`about ${number(tokens / seconds)} tok/s`]);
+  }
   if (stats?.tokens_per_second) shown.push([`${number(stats.tokens_per_second, 1)} tok/s`, "Speed of writing"]);
   if (stats?.ttft_ms != null) {
     const first = stats.ttft_ms < 100 ? duration(stats.ttft_ms) : `${number(stats.ttft_ms / 1000, 2)} s`;
@@ -267,14 +325,31 @@ function figures({ model, stats, token_usage: usage }) {
   return shown;
 }
 
-function versionSwitch({ versions }, select) {
-  const { ids, index } = versions ?? { ids: [], index: 0 };
+function versionSwitch(message, actions) {
+  const { ids, index } = message.versions ?? { ids: [], index: 0 };
   if (ids.length < 2) return [];
-  const step = (name, label, to) => iconButton(name, label, () => select(ids[to]), { disabled: !(to in ids) });
+  const step = (name, label, to) =>
+    iconButton(name, label, () => actions.select(ids[to]), { disabled: !(to in ids), title: to in ids ? `${label}: ${versionName(message, to)}` : label });
   return [h("span", { class: "switch", role: "group", "aria-label": "Versions" },
     step("left", "Previous version", index - 1),
-    h("span", {}, `${index + 1}/${ids.length}`),
+    button(`${index + 1}/${ids.length}`, (event) => openVersionMenu(event.currentTarget, message, actions), {
+      class: "quiet", "aria-haspopup": "menu", "aria-label": `Version ${index + 1} of ${ids.length}`, title: "All versions",
+    }),
     step("right", "Next version", index + 1))];
+}
+
+function openVersionMenu(anchor, message, actions) {
+  const { ids, index } = message.versions;
+  openMenu(anchor, [
+    ...ids.map((id, at) => ({ label: versionName(message, at), checked: at === index, act: () => at === index || actions.select(id) })),
+    { icon: "columns", label: "Compare versions…", act: () => actions.compare(message) },
+  ]);
+}
+
+/** "2 · llama-3.2, edited" */
+export function versionName({ role, versions: { models, edited } }, at) {
+  const details = [role === "assistant" && (models?.[at] || "Unknown model"), edited?.[at] && "edited"].filter(Boolean);
+  return [at + 1, details.join(", ")].filter(Boolean).join(" · ");
 }
 
 /** The reasoning of a model, folded, as plain text, with the time that it took. */

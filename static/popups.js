@@ -3,17 +3,18 @@
 import { button, h, stepFocus } from "./dom.js";
 import { icon, iconButton } from "./icons.js";
 
-/** Open a menu beside `anchor`. Items are {label, icon, act, danger}. Arrow keys move; Escape or a click elsewhere closes. */
+/** Open a menu beside `anchor`. Items are {label, icon, act, danger, note}, and {label, act, checked} for one of several choices. Arrow keys move; Escape or a click elsewhere closes. */
 export function openMenu(anchor, items) {
   const close = () => menu.hidePopover();
   const menu = h("div", { class: "menu", popover: "auto", role: "menu" }, items.map((item) =>
     h("button", {
-      type: "button", role: "menuitem", class: item.danger ? "danger" : null,
+      type: "button", role: item.checked === undefined ? "menuitem" : "menuitemradio", "aria-checked": item.checked?.toString(), class: item.danger ? "danger" : null,
       onclick: () => {
         close();
         item.act();
       },
-    }, icon(item.icon), item.label)));
+    }, item.checked === false ? h("span", { class: "icon" }) : icon(item.icon ?? "check"),
+    item.note ? h("span", {}, item.label, h("small", {}, item.note)) : item.label)));
   menu.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.stopPropagation(); // it closes the menu only
     stepFocus(event, [...menu.children]);
