@@ -87,6 +87,11 @@ def _add_entry(conn: Connection, conversation: sqlite3.Row, message: sqlite3.Row
         ),
     )
     search.index_title(conn, conversation["user_id"], entry_id, title)
+    conn.execute(  # without them the requests of its answers could not be rebuilt
+        "INSERT INTO sent_system_prompts (conversation_id, text_hash, text)"
+        " SELECT ?, text_hash, text FROM sent_system_prompts WHERE conversation_id = ?",
+        (entry_id, conversation["id"]),
+    )
     return entry_id
 
 
