@@ -26,6 +26,7 @@ export class Chat {
       edit: (message, text, images) => conversation.ask(text, () => loadImages(images), message.parent_id),
       retry: (message) => conversation.retry(message),
       retryWith: (message) => this.#retryWith(message),
+      showRequest: (message) => this.#showRequest(message),
       continueAnswer: () => conversation.continueLast(),
       select: (id) => this.#select(id),
       compare: (message) => this.#compare(message),
@@ -159,6 +160,12 @@ export class Chat {
     const { openPicker } = await import("./picker.js");
     openPicker(message.model ? { model: { id: message.model }, provider: { provider_id: message.provider_id } } : null,
       (choice) => this.conversation.retry(message, choice));
+  }
+
+  async #showRequest(message) {
+    const { openRequest } = await import("./receipt.js");
+    const { path } = this.conversation;
+    openRequest(message, path.slice(0, path.findIndex(({ id }) => id === message.id)).findLast(({ role }) => role === "assistant"));
   }
 
   /** By default twice its context, if it is loaded. */

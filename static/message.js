@@ -12,7 +12,7 @@ import { openMenu, placeBeside } from "./popups.js";
 const FOLDED_QUESTION = { characters: 1500, lines: 25 };
 
 /** `actions`: `select(id)` another version, `compare(message)` versions, `edit(message, text, images)` a question, `save(message, text)` of an edited
- * answer, `retry(message)`, `retryWith(message)` another model, `continueAnswer()`, `branch(message)`, `remove(message)`, `next(message)` the one
+ * answer, `retry(message)`, `retryWith(message)` another model, `continueAnswer()`, `showRequest(message)`, `branch(message)`, `remove(message)`, `next(message)` the one
  * below, `model()` the chosen one, `enlarge()` its context. */
 export function messageView(message, actions) {
   return message.role === "user" ? new Question(message, actions) : new Answer(message, actions);
@@ -253,6 +253,7 @@ class Answer {
       { icon: "swap", label: "Retry with another model…", act: () => this.#actions.retryWith(message) },
       { icon: "edit", label: "Edit answer", act: () => this.#edit() },
       ...messageMenu(message, this.#actions, { label: "Delete answer", note }),
+      { icon: "file", label: "What was sent…", act: () => this.#actions.showRequest(message) },
     ]);
   }
 

@@ -45,6 +45,28 @@ def test_phases_and_reasoning_are_shown_and_the_answer_is_announced_once(visit: 
     assert page.evaluate("said") == ["Answer finished. Hello you"]
 
 
+def test_request_of_an_answer_is_shown_and_copied(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open()
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    for question in ("What is tea?", "And coffee?"):
+        lmstudio.enqueue(answer("A drink."))
+        ask(page, question)
+        expect(answered(page)).to_contain_text("A drink.")
+    page.get_by_role("button", name="More about this answer").last.click()
+    page.get_by_role("menuitem", name="What was sent").click()
+    dialog = page.get_by_role("dialog", name="What was sent")
+    expect(dialog).to_contain_text("3 messages for")
+    dialog.get_by_text("Changes since the answer before").click()
+    expect(dialog.get_by_role("listitem")).to_have_text("Messages: the first 1 as before, then 2 new; 0 no longer sent")
+    dialog.get_by_role("button", name="Copy JSON").click()
+    page.wait_for_function("window.copied")
+    sent = [one.body.decode() for one in lmstudio.requests if one.path.endswith("/chat/completions")][-1]
+    assert page.evaluate("copied") == sent
+    dialog.get_by_role("button", name="Copy as curl").click()
+    page.wait_for_function("copied.startsWith('curl')")
+    assert f"'END'\n{sent}\nEND\n" in page.evaluate("copied")
+
+
 def test_failure_is_explained_and_can_be_retried_once(visit: Visit, lmstudio: Upstream) -> None:
     lmstudio.enqueue(script.status(500, {"error": {"message": "The tensor is upside down."}}))
     page = visit.open()
