@@ -174,6 +174,21 @@ MIGRATIONS: tuple[str, ...] = (
         UNIQUE (conversation_id, client_id)
     ) STRICT;
     CREATE INDEX queued_messages_in_order ON queued_messages (conversation_id, id);
+    CREATE TABLE folders (
+        id          INTEGER PRIMARY KEY AUTOINCREMENT,
+        user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+        name        TEXT NOT NULL CHECK (length(name) <= 100),
+        UNIQUE (user_id, name)
+    ) STRICT;
+    ALTER TABLE conversations ADD COLUMN folder_id INTEGER REFERENCES folders (id) ON DELETE SET NULL;
+    ALTER TABLE conversations ADD COLUMN temporary INTEGER NOT NULL DEFAULT 0 CHECK (temporary IN (0, 1));
+    DROP INDEX conversations_by_activity;
+    CREATE INDEX conversations_by_activity ON conversations
+        (user_id, updated_at, id, title_key, deleted_at, hidden, temporary, folder_id) WHERE deleted_at IS NULL;
+    CREATE INDEX conversations_by_name ON conversations
+        (user_id, title_key, id, deleted_at, hidden, temporary, folder_id) WHERE deleted_at IS NULL;
+    CREATE INDEX conversations_in_folder ON conversations (folder_id, deleted_at, hidden, temporary) WHERE folder_id IS NOT NULL;
+    CREATE INDEX conversations_temporary ON conversations (updated_at) WHERE temporary = 1;
     PRAGMA user_version = 5;
     COMMIT;
     """,

@@ -61,6 +61,13 @@ CREATE TABLE tokens (
 ) STRICT;
 CREATE INDEX tokens_of_user ON tokens (user_id);
 
+CREATE TABLE folders (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    name        TEXT NOT NULL CHECK (length(name) <= 100),
+    UNIQUE (user_id, name)
+) STRICT;
+
 CREATE TABLE conversations (
     id                INTEGER PRIMARY KEY AUTOINCREMENT,
     user_id           INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
@@ -81,10 +88,17 @@ CREATE TABLE conversations (
     deleted_from      INTEGER REFERENCES conversations (id) ON DELETE SET NULL, -- in the bin: it holds messages deleted from that conversation
     token_id          INTEGER REFERENCES tokens (id) ON DELETE SET NULL, -- of the program that began it through /v1
     token_name        TEXT,                                    -- name of that token, also after it was revoked
+    folder_id         INTEGER REFERENCES folders (id) ON DELETE SET NULL,
+    temporary         INTEGER NOT NULL DEFAULT 0 CHECK (temporary IN (0, 1)), -- 1: in no list, and removed when it is left
     UNIQUE (user_id, source)
 ) STRICT;
-CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at, hidden) -- covers the filter
-    WHERE deleted_at IS NULL;
+-- These two cover the filters of the list.
+CREATE INDEX conversations_by_activity ON conversations
+    (user_id, updated_at, id, title_key, deleted_at, hidden, temporary, folder_id) WHERE deleted_at IS NULL;
+CREATE INDEX conversations_by_name     ON conversations
+    (user_id, title_key, id, deleted_at, hidden, temporary, folder_id) WHERE deleted_at IS NULL;
+CREATE INDEX conversations_in_folder   ON conversations (folder_id, deleted_at, hidden, temporary) WHERE folder_id IS NOT NULL;
+CREATE INDEX conversations_temporary   ON conversations (updated_at) WHERE temporary = 1;
 CREATE INDEX conversations_pinned      ON conversations (user_id, updated_at, id) WHERE deleted_at IS NULL AND pinned;
 CREATE INDEX conversations_in_bin      ON conversations (user_id, deleted_at) WHERE deleted_at IS NOT NULL;
 CREATE INDEX conversations_hidden      ON conversations (user_id) WHERE hidden = 1;

@@ -20,6 +20,7 @@ from .auth import Auth
 from .backends.engine import Engine
 from .chat.hub import Hub
 from .chat.receipt import Receipts
+from .chat.temporary import TemporaryChats
 from .config import Config
 from .db import Database
 from .errors import FiresideError, MethodNotAllowed, NotFound
@@ -82,6 +83,12 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("PATCH",  "/conversations/{conversation_id}",               handlers.change_conversation,  USER,   schemas.ConversationChange),
     Endpoint("DELETE", "/conversations/{conversation_id}",               handlers.delete_conversation,  USER,   query=schemas.DeleteQuery),
     Endpoint("POST",   "/conversations/{conversation_id}/restore",       handlers.restore_conversation, USER),
+    Endpoint("POST",   "/conversations/{conversation_id}/presence",      handlers.note_presence,        USER,   schemas.Presence),
+    Endpoint("POST",   "/bulk",                                          handlers.change_conversations, USER,   schemas.BulkChange),
+    Endpoint("GET",    "/folders",                                       handlers.list_folders,         USER),
+    Endpoint("POST",   "/folders",                                       handlers.create_folder,        USER,   schemas.FolderName),
+    Endpoint("PATCH",  "/folders/{folder_id}",                           handlers.rename_folder,        USER,   schemas.FolderName),
+    Endpoint("DELETE", "/folders/{folder_id}",                           handlers.delete_folder,        USER),
     Endpoint("GET",    "/prompts",                                       handlers.list_prompts,         USER),
     Endpoint("POST",   "/prompts",                                       handlers.add_prompt,           USER,   schemas.NewPrompt),
     Endpoint("PATCH",  "/prompts/{prompt_id}",                           handlers.change_prompt,        USER,   schemas.PromptChange),
@@ -124,7 +131,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET",    "/providers/{provider_id}/downloads",             handlers.list_downloads,       ADMIN),
 
     Endpoint("POST",   "/import",                                        handlers.import_upload,        USER,   None, query=schemas.ImportQuery),
-    Endpoint("GET",    "/export",                                        handlers.export_all,           USER),
+    Endpoint("GET",    "/export",                                        handlers.export_all,           USER,   query=schemas.ExportAllQuery),
     Endpoint("GET",    "/conversations/{conversation_id}/export",        handlers.export_one,           USER,   query=schemas.ExportQuery),
     Endpoint("GET",    "/usage",                                         handlers.usage,                USER),
     Endpoint("GET",    "/storage",                                       handlers.storage,              USER),
@@ -211,19 +218,27 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> AppState:
     providers = await stack.enter_async_context(aclosing(Providers(config, engine)))
     hub = await stack.enter_async_context(aclosing(Hub(config, database, providers)))
     auth = Auth(config, database)
+    temporary = await stack.enter_async_context(aclosing(TemporaryChats(database, hub)))
     await hub.start()
+    await temporary.start()
     await auth.start()
     sandbox = await stack.enter_async_context(aclosing(Sandbox(preload=PRELOAD, spare=True)))
     importer = await stack.enter_async_context(aclosing(Importer(database, config.user_max_bytes)))
-    housekeeping = asyncio.create_task(_run_housekeeping(config, database, auth, importer), name="housekeeping")
+    housekeeping = asyncio.create_task(
+        _run_housekeeping(config, database, auth, importer, temporary), name="housekeeping"
+    )
     stack.push_async_callback(_cancel, housekeeping)
     secret, renderer, exporter = secrets.token_urlsafe(32), Renderer(sandbox), Exporter(database)
     waiting = half_of_connections() // 2
     receipts = Receipts(database, providers)
-    return AppState(config, database, providers, hub, auth, secret, renderer, importer, exporter, receipts, waiting)
+    return AppState(
+        config, database, providers, hub, temporary, auth, secret, renderer, importer, exporter, receipts, waiting
+    )
 
 
-async def _run_housekeeping(config: Config, database: Database, auth: Auth, importer: Importer) -> None:
+async def _run_housekeeping(
+    config: Config, database: Database, auth: Auth, importer: Importer, temporary: TemporaryChats
+) -> None:
     """Every hour make the day's backup, keep the newest `backups` of them, and delete expired rows.
 
     Check the whole file once. If it is damaged, the database refuses all writes from then on.
@@ -249,6 +264,7 @@ async def _run_housekeeping(config: Config, database: Database, auth: Auth, impo
     examined = False
     while True:
         examined = examined or await succeeds(lambda: asyncio.to_thread(db.examine, config.database))
+        await succeeds(temporary.clean_up)  # before the backup
         await succeeds(lambda: asyncio.to_thread(db.back_up_daily, config.database, config.backups))
         await succeeds(auth.clean_up)
         await succeeds(lambda: queries.accounts.remove_closed(database))

@@ -88,7 +88,7 @@ def build(path: Path, conversations: int, long: int) -> None:
         conn.executemany(
             "INSERT INTO conversations (id, user_id, title, title_key, provider_id, model, created_at, updated_at)"
             " VALUES (?, 1, ?, ?, 'lmstudio', 'bench', ?, ?)",
-            ((n, title, queries.conversations.title_key(title), moment(n), moment(n)) for n, title in titles),
+            ((n, title, queries.types.title_key(title), moment(n), moment(n)) for n, title in titles),
         )
         log = json.dumps([*[4] * 75, {"event": "done", "data": {"status": "ok", "message_id": 0}}])
         conn.executemany(

@@ -185,6 +185,9 @@ def import_conversations(options: dict[str, Any]) -> int:
         f"{'Would add' if dry_run else 'Added'} conversations: {report['conversations']}, messages: {report['messages']}."
         f" Conversations that were already there: {report['unchanged']}."
     )
+    if report["folders"]:
+        names = ", ".join(report["folders"])
+        print(printable(f"Folders that {'would be' if dry_run else 'were'} created: {names}."))
     for loss in report["losses"]:
         titles = [f'"{one["title"]}" ({one["count"]})' for one in loss["conversations"][:5]]
         more = ", ..." if len(loss["conversations"]) > len(titles) else ""

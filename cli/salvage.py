@@ -33,6 +33,7 @@ TABLES = (
     "generations",
     "continued_generations",
     "generation_parts",
+    "folders",
     "prompts",
     "presets",
     "queued_messages",
@@ -233,6 +234,13 @@ class _Salvage:
         self.new.execute(
             "UPDATE conversations SET deleted_from = NULL WHERE deleted_from NOT IN (SELECT id FROM conversations)"
         )
+        self.new.execute(
+            "DELETE FROM folders WHERE user_id NOT IN (SELECT id FROM users)"
+        )  # it was empty, or its owner is lost
+        self.new.execute(
+            "UPDATE conversations SET folder_id = NULL WHERE folder_id IS NOT NULL AND NOT EXISTS"
+            " (SELECT 1 FROM folders f WHERE f.id = folder_id AND f.user_id = conversations.user_id)"
+        )
         earlier = "SELECT {0} FROM messages p WHERE p.conversation_id = messages.conversation_id AND p.id < messages.id"
         self.new.execute(
             f"UPDATE messages SET parent_id = ({earlier.format('max(p.id)')}) WHERE parent_id IS NOT NULL"
@@ -254,7 +262,7 @@ class _Salvage:
                 first = "SELECT content FROM messages WHERE conversation_id = ? ORDER BY id LIMIT 1"
                 message = new.execute(first, (row["id"],)).fetchone()
                 title = queries.conversations.title_from(message[0]) if message else title
-            key = queries.conversations.title_key(title)
+            key = queries.types.title_key(title)
             new.execute("UPDATE conversations SET title = ?, title_key = ? WHERE id = ?", (title, key, row["id"]))
             search.index_title(new, row["user_id"], row["id"], title)
         messages = (
@@ -296,8 +304,10 @@ def _defaults(table: str, rowid: int) -> dict[str, Any]:
         return {"user_id": 0, "title": RECOVERED_TITLE, "title_key": "", "created_at": now, "updated_at": now}
     if table in ("prompts", "presets"):
         name = f"{RECOVERED_TITLE} {rowid}"
-        row = {"name": name, "name_key": queries.conversations.title_key(name), "created_at": now, "updated_at": now}
+        row = {"name": name, "name_key": queries.types.title_key(name), "created_at": now, "updated_at": now}
         return row | ({"content": LOST_TEXT} if table == "prompts" else {})
+    if table == "folders":
+        return {"user_id": 0, "name": f"{RECOVERED_TITLE} {rowid}"}
     if table == "messages":
         return {"created_at": now, "role": "user", "content": LOST_TEXT, "status": "complete"}
     if table == "queued_messages":

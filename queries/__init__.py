@@ -1,12 +1,13 @@
 """Every SQL statement, a function each, in a module per noun."""
 
-from . import accounts, bin, branches, conversations, generations, messages, prompts, queued, search, tokens
+from . import accounts, bin, branches, conversations, folders, generations, messages, prompts, queued, search, tokens
 
 __all__ = [
     "accounts",
     "bin",
     "branches",
     "conversations",
+    "folders",
     "generations",
     "messages",
     "prompts",

@@ -20,9 +20,9 @@ from .conversations import (
     owned,
     restore_conversation,
     title_from,
-    title_key,
 )
 from .messages import PATH, get_message_row, newest_leaf, refuse_while_generating
+from .types import title_key
 
 
 class Deleted(Struct):
@@ -73,7 +73,7 @@ def _add_entry(conn: Connection, conversation: sqlite3.Row, message: sqlite3.Row
     entry_id = insert(
         conn,
         "INSERT INTO conversations (user_id, title, title_key, named, provider_id, model, settings, active_message_id,"
-        " created_at, updated_at, deleted_at, deleted_from) VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?8, ?8, ?9)",
+        " created_at, updated_at, deleted_at, deleted_from, temporary) VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?8, ?8, ?9, ?10)",
         (
             conversation["user_id"],
             title,
@@ -84,6 +84,7 @@ def _add_entry(conn: Connection, conversation: sqlite3.Row, message: sqlite3.Row
             leaf,
             now(),
             conversation["id"],
+            conversation["temporary"],
         ),
     )
     search.index_title(conn, conversation["user_id"], entry_id, title)

@@ -17,12 +17,11 @@ from .conversations import (
     get_conversation,
     owned,
     remove_hidden,
-    title_key,
 )
 from .messages import PATH, copy_images, get_message_row
-from .types import TITLE_CHARACTERS
+from .types import TITLE_CHARACTERS, title_key
 
-COPIED_COLUMNS = ("system_prompt", "provider_id", "model", "settings")  # of the conversation
+COPIED_COLUMNS = ("system_prompt", "provider_id", "model", "settings", "folder_id", "temporary")  # of the conversation
 
 
 class _Copy(Struct):

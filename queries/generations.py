@@ -485,7 +485,7 @@ def list_usage(conn: Connection, user_id: int) -> list[dict[str, Any]]:
                     (json_extract(m.token_usage, '$.completion_tokens') - 1) * 1000.0 / json_extract(m.stats, '$.tokens_per_second')
                 ) AS generation_ms
             FROM conversations c JOIN messages m ON m.conversation_id = c.id
-            WHERE c.user_id = ? AND c.hidden = 0 AND m.role = 'assistant' AND m.status <> 'generating'
+            WHERE c.user_id = ? AND c.hidden = 0 AND c.temporary = 0 AND m.role = 'assistant' AND m.status <> 'generating'
                 AND NOT m.edited AND NOT m.copied
         )
         SELECT day, model, count(*) AS answers,

@@ -12,8 +12,8 @@ from msgspec import Raw, Struct
 
 from ..db import Connection, insert, now
 from ..errors import Invalid, NameExists, NotFound
-from .conversations import add_stored_bytes, get_defaults, title_key
-from .types import NAME_CHARACTERS, Parameters, stored
+from .conversations import add_stored_bytes, get_defaults
+from .types import NAME_CHARACTERS, Parameters, stored, title_key
 
 MAX_SAVED = {"prompts": 500, "presets": 100}  # of a user
 

@@ -4,6 +4,7 @@ Chinese, Japanese and Korean are indexed in overlapping pairs of characters: the
 tokenizer finds nothing for two characters.
 """
 
+import json
 import re
 import sqlite3
 import unicodedata
@@ -45,26 +46,28 @@ class Hit(Struct):
 _TITLES = """
 SELECT c.id AS conversation_id, NULL AS message_id, c.title, NULL AS role, c.title AS snippet, c.updated_at AS created_at
 FROM title_words w CROSS JOIN conversations c ON c.id = w.rowid
-WHERE w.title_words MATCH :match AND c.deleted_at IS NULL AND c.hidden = 0 ORDER BY w.rowid DESC LIMIT :candidates
+WHERE w.title_words MATCH :match AND c.deleted_at IS NULL AND c.hidden = 0 AND c.temporary = 0 ORDER BY w.rowid DESC LIMIT :candidates
 """
 _MESSAGES = f"""
 SELECT c.id AS conversation_id, m.id AS message_id, c.title, m.role, substr(m.content, 1, {TEXT_SCAN}) AS snippet, m.created_at
-FROM (
-    SELECT id FROM (
-        SELECT m.id, m.created_at FROM message_words w
-        CROSS JOIN messages m ON m.id = w.rowid CROSS JOIN conversations c ON c.id = m.conversation_id
-        WHERE w.message_words MATCH :match AND c.deleted_at IS NULL AND c.hidden = 0 ORDER BY w.rowid DESC LIMIT :candidates
-    ) ORDER BY created_at DESC, id DESC LIMIT :limit
-) f CROSS JOIN messages m ON m.id = f.id CROSS JOIN conversations c ON c.id = m.conversation_id
+FROM json_each(?) j CROSS JOIN messages m ON m.id = j.value CROSS JOIN conversations c ON c.id = m.conversation_id ORDER BY j.key
+"""
+_MESSAGE_IDS = """
+SELECT id FROM (
+    SELECT m.id, m.created_at FROM message_words w
+    CROSS JOIN messages m ON m.id = w.rowid CROSS JOIN conversations c ON c.id = m.conversation_id
+    WHERE w.message_words MATCH :match AND c.deleted_at IS NULL AND c.hidden = 0 AND c.temporary = 0
+    ORDER BY w.rowid DESC LIMIT :candidates
+) ORDER BY created_at DESC, id DESC LIMIT :limit
 """
 
 
-def find(conn: sqlite3.Connection, user_id: int, query: str, limit: int) -> list[Hit]:
+def find(conn: sqlite3.Connection, user_id: int, query: str, limit: int, offset: int = 0) -> list[Hit]:
     """Return titles, then messages, that contain every term of the query, newest first. A term is the beginning of a word.
 
-    Messages with the terms as whole words are found first, the others only if there are too few: FTS5 reads all postings of a prefix
-    before the first match, 0.6 s for "t" among a million messages. An index of prefixes is no replacement
-    (docs/decisions/0005-search.md).
+    Messages with the terms as whole words come first, and the others are only looked up if there are too few: FTS5 reads all postings
+    of a prefix before the first match, 0.6 s for "t" among a million messages. An index of prefixes is no replacement
+    (docs/decisions/0005-search.md). So the order does not depend on `offset` and `limit`.
     """
     asked = terms(query)
     if not asked:
@@ -74,13 +77,15 @@ def find(conn: sqlite3.Connection, user_id: int, query: str, limit: int) -> list
         for mark in ("", "*")
     )
     titles = conn.execute(_TITLES, {"match": prefixes, "candidates": MAX_CANDIDATES})
-    hits = sorted((Hit(**row) for row in titles), key=lambda hit: hit.created_at, reverse=True)[:limit]
-    found: list[sqlite3.Row] = []
+    found = sorted((Hit(**row) for row in titles), key=lambda hit: hit.created_at, reverse=True)
+    hits, skipped, end = found[offset : offset + limit], len(found), offset + limit
+    ids: dict[int, None] = {}
     for match in dict.fromkeys((whole, prefixes)):
-        if len(hits) + len(found) < limit:
-            values = {"match": match, "candidates": MAX_CANDIDATES, "limit": limit - len(hits)}
-            found = conn.execute(_MESSAGES, values).fetchall()
-    hits += [Hit(**row) for row in found]
+        if skipped + len(ids) < end:
+            values = {"match": match, "candidates": MAX_CANDIDATES, "limit": end - skipped}
+            ids |= dict.fromkeys(row["id"] for row in conn.execute(_MESSAGE_IDS, values))
+    chosen = list(ids)[max(0, offset - skipped) : max(0, end - skipped)]
+    hits += [Hit(**row) for row in conn.execute(_MESSAGES, (json.dumps(chosen),))]
     _add_snippets(hits, query)
     return hits
 

@@ -1,5 +1,6 @@
 """Types and limits that the database, the API and imports share."""
 
+import unicodedata
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -8,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 QUESTION_CHARACTERS = 200_000
 ANSWER_CHARACTERS = 2_000_000  # of an imported answer; config.answer_max_bytes limits generated ones
 TITLE_CHARACTERS = 200
-NAME_CHARACTERS = 100  # of a saved prompt or preset
+NAME_CHARACTERS = 100  # of a saved prompt, a preset or a folder
 PROMPT_CHARACTERS = 20_000
 SYSTEM_PROMPT_CHARACTERS = 100_000
 JSON_PARAMETER_BYTES = 64 * 1024  # each list of conversations contains it
@@ -89,6 +90,16 @@ class QueuedMessage(msgspec.Struct):
     content: str
     created_at: str
     images: int
+
+
+def title_key(title: str) -> str:
+    """Return the form of a title, or of a part of one, in which titles are compared."""
+    return unicodedata.normalize("NFC", title).casefold()
+
+
+def folder_name(text: str) -> str:
+    """Return the name of a folder on one line, of at most NAME_CHARACTERS."""
+    return " ".join(text.split())[:NAME_CHARACTERS].strip()
 
 
 def stored(kind: type[msgspec.Struct]) -> Meta:

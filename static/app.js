@@ -109,7 +109,8 @@ class Shell {
       this.list.currentId = id; // at once: the address is followed a moment later
       location.hash = id === null ? "#/" : `#/c/${id}`;
     };
-    this.chat = new Chat(this.conversation, { openList: () => this.showList(true) });
+    const folderName = (id) => this.list.folders.find((one) => one.id === id)?.name ?? "";
+    this.chat = new Chat(this.conversation, { openList: () => this.showList(true), folderName });
     this.sidebar = new Sidebar(this.list, {
       open: openConversation, openAccount, hide: () => this.showList(false), close: () => narrow.matches && this.showList(false),
       print: (id) => {
@@ -120,6 +121,7 @@ class Shell {
     this.sidebar.node.append(this.#resizer());
     this.node = h("div", { class: "shell" },
       this.sidebar.node, h("div", { class: "scrim", onclick: () => this.showList(false) }), this.chat.node);
+    this.list.on("changed", () => this.chat.temporary.draw()); // the folders may be read after the first drawing
     this.list.on("answered", noticeAnswer);
     this.conversation.on("created", (id) => {
       history.replaceState(null, "", `#/c/${id}`);
@@ -182,9 +184,11 @@ class Shell {
 
 function followAddress() {
   if (!shell || !session.user) return;
+  const [, folderId] = /^#\/f\/(\d+)$/.exec(location.hash) ?? [];
   const [, id, messageId] = /^#\/c\/(\d+)(?:\/m\/(\d+))?$/.exec(location.hash) ?? [];
   shell.list.currentId = id ? Number(id) : null;
   shell.chat.open(id ? Number(id) : null, messageId ? Number(messageId) : null);
+  if (!id) shell.conversation.change({ folder_id: folderId ? Number(folderId) : null });
 }
 
 window.addEventListener("hashchange", () => (/^#(setup|invite|reset|login)=/.test(location.hash) ? start() : followAddress()));
@@ -203,6 +207,7 @@ const openShortcuts = async () => (await import("./shortcuts.js")).openShortcuts
 
 async function signOut() {
   try {
+    await shell.chat.temporary.leave();
     await post("/auth/logout");
   } catch (error) {
     if (error.status !== 401) return toast(error.message);

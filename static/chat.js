@@ -13,6 +13,7 @@ import { noticeAnswer } from "./notice.js";
 import { announce, toast } from "./popups.js";
 import { Queue } from "./queue.js";
 import { Scroller } from "./scroll.js";
+import { TemporaryLine } from "./temporary.js";
 import { redrawWelcome, welcome } from "./welcome.js";
 
 export class Chat {
@@ -20,7 +21,7 @@ export class Chat {
   #actions; // of the messages
   #undo = new Map(); // functions that remove the toast with Undo, by the id of what is in the bin
 
-  constructor(conversation, { openList }) {
+  constructor(conversation, { openList, folderName }) {
     this.conversation = conversation;
     this.#actions = {
       edit: (message, text, images) => conversation.ask(text, () => loadImages(images), message.parent_id),
@@ -44,6 +45,7 @@ export class Chat {
       send: (text, images) => conversation.ask(text, () => images), stop: () => conversation.stop(), editLast: () => this.#editLast(),
       useModel: (choice) => this.head.useModel(choice), load: (choice, contextLength) => this.#load(choice, contextLength),
     }, this.context, this.scroller.button);
+    this.temporary = new TemporaryLine(conversation, folderName);
     this.head = new Head(conversation, { openList, onPick: () => this.composer.focus() });
     this.banner = h("p", { class: "banner", role: "status", hidden: true },
       h("span", { class: "pulse" }), "Connection lost. Reconnecting.");
@@ -51,7 +53,7 @@ export class Chat {
     this.divider = h("p", { class: "divider" }, h("span", {}, "Messages above were not sent: the context is full"));
     this.unanswered = h("p", { class: "halted" }, "Not answered yet.", button([icon("retry"), "Answer"], () => conversation.retry()));
     this.queue = new Queue(conversation, () => this.composer.focus());
-    this.node = h("main", { tabindex: "-1" }, this.head.node, this.banner, this.scroller.node, this.composer.node);
+    this.node = h("main", { tabindex: "-1" }, this.head.node, this.banner, this.scroller.node, this.temporary.node, this.composer.node);
 
     const near = { root: this.scroller.node, rootMargin: "800px" };
     this.observer = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && conversation.loadOlder(), near);
@@ -126,6 +128,7 @@ export class Chat {
     this.observer.unobserve(this.top);
     this.observer.observe(this.top); // again, because it reports changes only and the top may still be near
     this.node.classList.toggle("empty", id === null);
+    this.temporary.draw();
     this.#drawAround();
   }
 

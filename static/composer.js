@@ -12,6 +12,11 @@ import { announce, toast } from "./popups.js";
 // A draft stays in localStorage until it is sent or the user signs out: it survives a crash and an expired session.
 const draftKey = (userId, conversationId) => `fireside.draft.${userId}.${conversationId ?? "new"}`;
 
+/** Remove the draft of a conversation. */
+export function forgetDraft(conversationId) {
+  localStorage.removeItem(draftKey(session.user.id, conversationId));
+}
+
 /** Remove the drafts of the signed-in user. */
 export function forgetDrafts() {
   const prefix = draftKey(session.user.id, "");

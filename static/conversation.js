@@ -424,6 +424,7 @@ export class Conversation extends Emitter {
     const { id } = this;
     if (id === null) {
       Object.assign(this.#newFields, fields);
+      this.emit("changed");
       return true;
     }
     try {

@@ -44,7 +44,7 @@ export function show(place) {
 
 /** Import files one after the other, or only preview that, and show one result for all. Resolves to the sum of the reports. */
 async function importFiles(files, result, preview) {
-  const sum = { conversations: 0, messages: 0, unchanged: 0, skipped: [], losses: [] };
+  const sum = { conversations: 0, messages: 0, unchanged: 0, skipped: [], losses: [], folders: [] };
   for (const [index, file] of files.entries()) {
     const position = files.length > 1 ? ` (${index + 1} of ${files.length})` : "";
     const progress = h("progress", { "aria-label": "Importing" });
@@ -64,6 +64,7 @@ async function importFiles(files, result, preview) {
 function add(sum, report) {
   for (const count of ["conversations", "messages", "unchanged"]) sum[count] += report[count];
   sum.skipped.push(...report.skipped);
+  sum.folders = [...new Set([...sum.folders, ...report.folders])];
   for (const loss of report.losses) {
     const known = sum.losses.find((one) => one.kind === loss.kind);
     if (!known) {
@@ -88,7 +89,7 @@ async function importFile(file, preview, progress) {
   return { ...report, skipped: report.skipped.map((one) => ({ ...one, file: original(one.file) })) };
 }
 
-function summary({ conversations, messages, unchanged, skipped, losses }, preview) {
+function summary({ conversations, messages, unchanged, skipped, losses, folders }, preview) {
   const some = conversations || messages || unchanged;
   const existing = unchanged ? `; ${number(unchanged)} already ${preview ? "exist" : "existed"}` : "";
   const titles = (loss) => loss.conversations.map(({ title, count }) => h("li", {}, `${title}: ${number(count)}`));
@@ -96,6 +97,7 @@ function summary({ conversations, messages, unchanged, skipped, losses }, previe
     some
       ? h("p", {}, `${counted(conversations, "chat")} and ${counted(messages, "message")} ${preview ? "would be" : "were"} added${existing}.`)
       : h("p", { class: "error" }, skipped.length ? "Nothing was imported." : "Nothing was imported: there are no chats in it."),
+    folders.length && h("p", {}, `${preview ? "Folders that would be created" : "New folders"}: ${folders.join(", ")}.`),
     losses.length && h("div", { class: "faint" },
       h("p", {}, preview ? "Would not be kept as it was:" : "Not kept as it was:"),
       losses.map((loss) => h("details", {}, h("summary", {}, `${loss.text}: ${number(loss.count)}`), h("ul", {}, titles(loss))))),

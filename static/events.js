@@ -19,7 +19,7 @@ export class Emitter {
 /*
  * The page's events. `broadcast` sends the first five to all tabs, to the others with `elsewhere: true`.
  *
- * list          {id}          a conversation in the list changed; no id: several
+ * list          {id, ids}     conversations in the list changed; neither: any, or the folders
  * conversation  {id}          messages or settings of a conversation changed
  * bin           {id, home}    a conversation left the bin; `home` is the conversation that a single message returned to
  * session                     a user signed in or out

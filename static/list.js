@@ -1,31 +1,53 @@
-// The list of conversations: the loaded ones, and what can be done to them. It draws nothing.
+// The list of conversations: the loaded ones, their folders, and what can be done to them. It draws nothing.
 
 import { get, Latest, patch, post, remove, session } from "./api.js";
 import { broadcast, debounce, emit, Emitter, on } from "./events.js";
 
 const PAGE = 60; // conversations
 const MAX_PINNED = 1000;
+const MAX_READ_AGAIN = 20; // of more changed conversations, all are read again
 const POLL_MS = 30_000; // for changes by other devices
 const RUNNING_POLL_MS = [700, 3000]; // while an answer is written in another conversation; of a hidden tab
 const ANSWERS = "fireside.answers."; // in localStorage, by user: {conversation id: true if its answer has ended unread, false if it is written}
+const SORT = "fireside.sort"; // in localStorage: "name", or absent
+const CLOSED = "fireside.folders.closed."; // in localStorage, by user: [folder id]
 
-/** Its events: changed (the items), current (`currentId`), answered (an item that is not open), and problem with a text. */
+const START = { id: 0 }; // the end of a part of which nothing is loaded
+
+const ORDERS = {
+  activity: (a, b) => (a.updated_at < b.updated_at ? 1 : a.updated_at > b.updated_at ? -1 : b.id - a.id),
+  name: (a, b) => (nameKey(a) < nameKey(b) ? -1 : nameKey(a) > nameKey(b) ? 1 : a.id - b.id),
+};
+const nameKey = (item) => (item.key ??= item.title.normalize("NFC").toLowerCase());
+
+/**
+ * Its events: changed (the items or folders), current (`currentId`), answered (an item that is not open), and problem with a text.
+ *
+ * The list has parts: the pinned conversations, those of each folder, and the rest (folder null). A part is loaded in pages up to its end.
+ */
 export class ConversationList extends Emitter {
-  #items = new Map(); // the loaded conversations by id
+  folders = []; // by name
+  #items = new Map(); // the known conversations by id
   #stale = new Set(); // ids of changed conversations
-  #hasMore = false;
-  #loadingMore = false;
+  #ends = new Map(); // by folder id or null: the last conversation of what is loaded, START, or null if all is loaded
+  #firstEnd = null; // of a part that is not in #ends
+  #isStale = true; // whether to forget what was loaded
+  #loading = new Set(); // parts
+  #deleted = new Map(); // by id: those that were deleted here, for their return
   #currentId = null;
   #reads = new Latest();
   #timer = 0;
   #key = ANSWERS + session.user.id;
-  #answers = readJson(this.#key);
+  #answers = readJson(this.#key) ?? {};
+  #closedKey = CLOSED + session.user.id;
+  #closed = new Set(readJson(this.#closedKey) ?? []);
 
   constructor() {
     super();
     const refresh = debounce(50, () => this.refresh());
-    on("list", ({ id }) => {
-      if (id !== undefined) this.#stale.add(id);
+    on("list", ({ id, ids = id === undefined ? null : [id], elsewhere }) => {
+      if (!ids || (elsewhere && ids.length > MAX_READ_AGAIN)) this.#isStale = true;
+      else if (ids.length <= MAX_READ_AGAIN) ids.forEach((one) => this.#stale.add(one));
       refresh();
     });
     on("conversation", refresh);
@@ -36,9 +58,14 @@ export class ConversationList extends Emitter {
       this.refresh();
     };
     window.addEventListener("storage", ({ key }) => {
-      if (key !== this.#key) return;
-      this.#answers = readJson(key);
-      this.#markRead();
+      if (key === this.#closedKey) this.#closed = new Set(readJson(key) ?? []);
+      else if (key === SORT) this.#forget();
+      else if (key === this.#key) {
+        this.#answers = readJson(key) ?? {};
+        this.#markRead();
+      } else {
+        return;
+      }
       this.emit("changed");
     });
     document.addEventListener("visibilitychange", refreshVisible);
@@ -61,27 +88,82 @@ export class ConversationList extends Emitter {
     return this.#items.get(id);
   }
 
-  /** The loaded conversations, the most recently active first. */
-  get items() {
-    return [...this.#items.values()].sort((a, b) => (a.updated_at < b.updated_at ? 1 : a.updated_at > b.updated_at ? -1 : b.id - a.id));
+  // ---- the parts and their order
+
+  /** "activity" or "name". This browser keeps it. */
+  get sort() {
+    return localStorage.getItem(SORT) === "name" ? "name" : "activity";
   }
 
-  get #oldest() {
-    return this.items.findLast(({ pinned }) => !pinned) ?? this.items.at(-1);
+  set sort(sort) {
+    if (sort === "name") localStorage.setItem(SORT, sort);
+    else localStorage.removeItem(SORT);
+    this.#forget();
+    this.emit("changed");
+    this.refresh();
   }
 
-  /** Read the newest, the pinned and the changed conversations again. Others stay as they were loaded. */
+  #forget() {
+    this.#ends.clear();
+    this.#isStale = true;
+    if (this.sort === "name") this.#firstEnd = START;
+  }
+
+  isClosed(folderId) {
+    return this.#closed.has(folderId);
+  }
+
+  setClosed(folderId, closed) {
+    if (closed) this.#closed.add(folderId);
+    else this.#closed.delete(folderId);
+    localStorage.setItem(this.#closedKey, JSON.stringify([...this.#closed]));
+    this.emit("changed");
+  }
+
+  /** The loaded conversations in their order, by part: "pinned", a folder's id, or null. */
+  get parts() {
+    const order = ORDERS[this.sort];
+    const parts = new Map([["pinned", []], ...this.folders.map(({ id }) => [id, []]), [null, []]]);
+    for (const item of [...this.#items.values()].sort(order)) {
+      const part = item.pinned ? "pinned" : parts.has(item.folder_id) ? item.folder_id : null;
+      if (item.pinned || this.#isWithin(item, this.#end(part))) parts.get(part).push(item);
+    }
+    return parts;
+  }
+
+  #end(part) {
+    return this.#ends.has(part) ? this.#ends.get(part) : this.#firstEnd;
+  }
+
+  #isWithin(item, end) {
+    return end === null || (end !== START && ORDERS[this.sort](item, end) <= 0);
+  }
+
+  hasMore(part) {
+    return this.#end(part) !== null;
+  }
+
+  /** Read the folders and the newest, the pinned and the changed conversations again. Others stay as they were loaded. */
   async refresh() {
     if (!session.user) return;
     const read = this.#reads.begin();
     try {
-      const [newest, pinned] = await Promise.all([get(`/conversations?limit=${PAGE}`), get(`/conversations?pinned=true&limit=${MAX_PINNED}`)]);
+      const [{ folders }, newest, pinned] = await Promise.all([
+        get("/folders"), get(`/conversations?limit=${PAGE}`), get(`/conversations?pinned=true&limit=${MAX_PINNED}`),
+      ]);
       if (!read.accept()) return;
-      const isFull = newest.length === PAGE;
+      this.folders = folders;
+      const last = newest.length === PAGE ? newest.at(-1) : null;
+      if (last && !newest.some(({ id }) => this.#items.has(id))) this.#isStale = true; // too much is new
       for (const [id, item] of this.#items) {
-        if (!isFull || item.updated_at >= newest.at(-1).updated_at || item.pinned) this.#items.delete(id);
+        if (this.#isStale || !last || item.updated_at >= last.updated_at || item.pinned) this.#items.delete(id);
       }
-      if (!this.#items.size) this.#hasMore = isFull;
+      if (this.#isStale) {
+        this.#ends.clear();
+        this.#firstEnd = last && this.sort === "name" ? START : last;
+        this.#isStale = false;
+        this.#stale.clear();
+      }
       for (const item of [...newest, ...pinned]) {
         this.#items.set(item.id, item);
         this.#stale.delete(item.id);
@@ -101,8 +183,8 @@ export class ConversationList extends Emitter {
     this.#stale.delete(id);
     try {
       const item = await get(`/conversations/${id}`);
-      const oldest = this.items.findLast(({ pinned }) => !pinned);
-      if (this.#items.has(id) || !this.#hasMore || item.updated_at >= oldest?.updated_at) this.#items.set(id, item);
+      if (item.temporary) this.#items.delete(id);
+      else this.#items.set(id, item);
     } catch (error) {
       if (error.status !== 404) {
         this.#stale.add(id);
@@ -155,45 +237,92 @@ export class ConversationList extends Emitter {
     }, RUNNING_POLL_MS[Number(document.hidden)]);
   }
 
-  async loadMore() {
-    const oldest = this.#oldest;
-    if (!this.#hasMore || this.#loadingMore || !oldest) return;
-    this.#loadingMore = true;
+  /** Load the next page of a part. */
+  async loadMore(part) {
+    const end = this.#end(part);
+    if (end === null || this.#loading.has(part)) return;
+    this.#loading.add(part);
+    const { sort } = this;
     try {
-      const page = await get(`/conversations?limit=${PAGE}&before=${oldest.id}`);
-      this.#hasMore = page.length === PAGE;
+      const before = end === START ? "" : `&before=${end.id}`;
+      const page = await get(`/conversations?limit=${PAGE}&sort=${sort}&folder=${part ?? 0}${before}`);
+      if (sort !== this.sort || end !== this.#end(part)) return; // it was read again meanwhile
       for (const item of page) this.#items.set(item.id, item);
+      this.#ends.set(part, page.length === PAGE ? page.at(-1) : null);
+      this.#loading.delete(part);
       this.emit("changed");
     } catch (error) {
-      if (error.status === 404) this.refresh(); // the oldest conversation was deleted
+      if (error.status !== 404) return;
+      this.#isStale = true; // the last conversation or the folder was deleted
+      this.refresh();
     } finally {
-      this.#loadingMore = false;
+      this.#loading.delete(part);
     }
   }
 
+  // ---- changes
+
   change(id, fields) {
-    return this.#act(id, () => patch(`/conversations/${id}`, fields));
+    return this.#act([id], () => patch(`/conversations/${id}`, fields));
   }
 
-  /** Move to the bin. */
-  remove(id) {
-    return this.#act(id, () => remove(`/conversations/${id}`));
+  /** Delete, restore or move many: one request, all or nothing. Resolves to the ids that were changed, or null. */
+  async changeMany(ids, action, folderId = null) {
+    let changed = null;
+    await this.#act(ids, async () => {
+      ({ ids: changed } = await post("/bulk", { ids, action, folder_id: folderId }));
+      for (const id of changed) {
+        const item = this.#items.get(id) ?? this.#deleted.get(id);
+        if (action === "delete") {
+          if (item) this.#deleted.set(id, item);
+          this.#items.delete(id);
+        } else if (item) {
+          this.#items.set(id, action === "move" ? { ...item, folder_id: folderId, pinned: false } : item);
+        }
+      }
+      this.emit("changed");
+    });
+    return changed;
   }
 
-  restore(id) {
-    return this.#act(id, () => post(`/conversations/${id}/restore`));
+  /** Resolves to the folder, or null. */
+  addFolder(name) {
+    return this.#actOnFolders(() => post("/folders", { name }));
+  }
+
+  renameFolder(id, name) {
+    return this.#actOnFolders(() => patch(`/folders/${id}`, { name }));
+  }
+
+  /** Resolves to the ids of the conversations that were in it, or null. */
+  async deleteFolder(id) {
+    const deleted = await this.#actOnFolders(() => remove(`/folders/${id}`), true);
+    return deleted?.conversation_ids ?? null;
+  }
+
+  async #actOnFolders(request, changesChats = false) {
+    try {
+      const result = await request();
+      this.#isStale ||= changesChats;
+      await this.refresh();
+      broadcast("list", changesChats ? {} : { ids: [] });
+      return result;
+    } catch (error) {
+      this.emit("problem", error.message);
+      return null;
+    }
   }
 
   /** Resolves to whether it worked. */
-  async #act(id, request) {
+  async #act(ids, request) {
     try {
       await request();
     } catch (error) {
       this.emit("problem", error.message);
       return false;
     } finally {
-      broadcast("list", { id });
-      broadcast("conversation", { id });
+      broadcast("list", { ids });
+      for (const id of ids) if (ids.length === 1 || id === this.#currentId) broadcast("conversation", { id });
     }
     return true;
   }
@@ -201,8 +330,8 @@ export class ConversationList extends Emitter {
 
 function readJson(key) {
   try {
-    return JSON.parse(localStorage.getItem(key)) ?? {};
+    return JSON.parse(localStorage.getItem(key));
   } catch {
-    return {};
+    return null;
   }
 }

@@ -1,19 +1,21 @@
-// The sidebar: the conversations by day, the search in titles and messages, the account.
+// The sidebar: the pinned conversations, the folders, the other conversations by day or by name, and the account.
 
-import { get, session } from "./api.js";
+import { session } from "./api.js";
 import { arrange, button, download, h, stepFocus, uniqueId } from "./dom.js";
-import { debounce, on } from "./events.js";
-import { counted, dayGroup, parseTime, timeNode } from "./format.js";
+import { on } from "./events.js";
+import { dayGroup, parseTime } from "./format.js";
 import { icon, iconButton } from "./icons.js";
 import { openMenu, renameInPlace, toast } from "./popups.js";
+import { Search } from "./search.js";
 
 const TOAST_TITLE_LENGTH = 40;
-const MAX_RESULTS = 50;
-const SHOWN_MATCHES = 3; // of a conversation
+const CHATS = "application/x-fireside-chats"; // what is dragged to a folder
 
 export class Sidebar {
   #rows = new Map(); // by conversation id
   #groups = new Map(); // sections by heading
+  #ends = new Map(); // by the part of the list: the node at its end, which loads more when it comes near
+  #selection = null; // while conversations are chosen
   #undo = new Map(); // functions that remove the toast with Undo, by the id of the deleted conversation
 
   /** `open(id)` opens a conversation, `print(id)` prints it, `openAccount(button)` opens the account's menu; `hide()` hides the sidebar, `close()` on a narrow page only. */
@@ -21,20 +23,26 @@ export class Sidebar {
     this.list = list;
     this.open = open;
     this.print = print;
-    this.end = h("div", { class: "sentinel" });
     this.listNode = h("div", { class: "list" });
     this.search = new Search((searching) => { this.listNode.hidden = searching; });
+    this.options = iconButton("more", "Options of the list", () => this.#openOptions(), { "aria-haspopup": "menu" });
     this.account = button("", () => openAccount(this.account), { class: "account", "aria-haspopup": "menu" });
     this.node = h("nav", { class: "sidebar", "aria-label": "Chats", tabindex: "-1" },
       h("header", {},
         h("a", { class: "brand", href: "#/", "aria-label": "Fireside" }, icon("flame"), "Fireside"),
         iconButton("close", "Close the list", close, { class: "quiet narrow" }), iconButton("collapse", "Hide the list", hide, { class: "quiet wide" })),
       h("a", { class: "new", href: "#/", onclick: close }, icon("new"), "New chat", h("kbd", {}, isApple ? "⇧⌘O" : "Ctrl ⇧ O")),
-      this.search.box, this.search.results, this.listNode, this.account);
-    this.listNode.addEventListener("keydown", (event) => stepFocus(event, [...this.listNode.querySelectorAll("a")]));
-    for (const links of [this.listNode, this.search.results]) links.addEventListener("click", (event) => event.target.closest("a") && close());
+      h("div", { class: "row" }, this.search.box, this.options), this.search.results, this.listNode, this.account);
+    this.listNode.addEventListener("keydown", (event) => this.#key(event));
+    this.listNode.addEventListener("click", (event) => this.#click(event, close));
+    this.search.results.addEventListener("click", (event) => event.target.closest("a") && close());
+    this.#acceptDrops();
     const near = { root: this.listNode, rootMargin: "600px" };
-    new IntersectionObserver(([entry]) => entry.isIntersecting && list.loadMore(), near).observe(this.end);
+    this.observer = new IntersectionObserver((entries) => {
+      for (const [part, end] of this.#ends) {
+        if (entries.some(({ target, isIntersecting }) => target === end && isIntersecting)) list.loadMore(part);
+      }
+    }, near);
     list.on("changed", () => this.#draw());
     list.on("current", () => {
       this.#rows.forEach((row, id) => markCurrent(row, id === list.currentId));
@@ -56,24 +64,37 @@ export class Sidebar {
 
   /** Open the conversation above (-1) or below (1) the current one. */
   step(by) {
-    const ids = [...this.listNode.querySelectorAll("li a")].map((link) => Number(link.hash.split("/")[2]));
+    const ids = this.#links.map(idOf);
     const index = ids.indexOf(this.list.currentId);
     const next = ids[index < 0 ? 0 : index + by];
     if (next !== undefined) this.open(next);
   }
 
   #draw() {
+    const { folders, parts } = this.list;
+    for (const id of this.#rows.keys()) if (!this.list.get(id)) this.#rows.delete(id);
+    for (const part of this.#ends.keys()) if (part !== null && !parts.has(part)) this.#ends.delete(part);
+    const rows = (part) => parts.get(part).map((item) => this.#row(item));
+    const sections = parts.get("pinned").length ? [this.#group("Pinned", rows("pinned"))] : [];
+    for (const folder of folders) sections.push(this.#folder(folder, this.list.isClosed(folder.id) ? [] : rows(folder.id)));
     const groups = new Map();
-    for (const item of this.list.items) {
-      const heading = item.pinned ? "Pinned" : dayGroup(parseTime(item.updated_at));
+    for (const item of parts.get(null)) {
+      const heading = this.list.sort === "name" ? "By name" : dayGroup(parseTime(item.updated_at));
       if (!groups.has(heading)) groups.set(heading, []);
       groups.get(heading).push(this.#row(item));
     }
-    for (const id of this.#rows.keys()) if (!this.list.get(id)) this.#rows.delete(id);
-    const headings = [...groups.keys()].sort((a, b) => (b === "Pinned") - (a === "Pinned"));
-    const sections = headings.map((heading) => this.#group(heading, groups.get(heading)));
-    if (!sections.length) sections.push(h("p", { class: "faint" }, "Your chats appear here."));
-    arrange(this.listNode, [...sections, this.end]);
+    for (const [heading, nodes] of groups) sections.push(this.#group(heading, nodes));
+    if (!sections.length && !this.list.hasMore(null)) sections.push(h("p", { class: "faint" }, "Your chats appear here."));
+    arrange(this.listNode, [...sections, this.#end(null)]);
+    this.#selection?.draw();
+    this.observer.disconnect(); // and observe again, because it reports changes only and an end may still be near
+    for (const [part, end] of this.#ends) if (this.list.hasMore(part)) this.observer.observe(end);
+  }
+
+  /** The node at the end of a part of the list. */
+  #end(part) {
+    if (!this.#ends.has(part)) this.#ends.set(part, h("div", { class: "sentinel" }));
+    return this.#ends.get(part);
   }
 
   #group(heading, rows) {
@@ -84,6 +105,149 @@ export class Sidebar {
     const section = this.#groups.get(heading);
     arrange(section.lastChild, rows);
     return section;
+  }
+
+  #folder(folder, rows) {
+    const key = `folder ${folder.id}`;
+    if (!this.#groups.has(key)) this.#groups.set(key, this.#newFolder(folder.id));
+    const section = this.#groups.get(key);
+    const closed = this.list.isClosed(folder.id);
+    const [fold, more] = section.querySelectorAll("button");
+    fold.setAttribute("aria-expanded", !closed);
+    const [name, count] = fold.querySelectorAll("span");
+    if (name.textContent !== folder.name) name.textContent = folder.name;
+    count.textContent = folder.conversations || "";
+    more.setAttribute("aria-label", `More about the folder ${folder.name}`);
+    const ul = section.querySelector("ul");
+    arrange(ul, rows);
+    section.querySelector("p").hidden = closed || rows.length > 0 || this.list.hasMore(folder.id);
+    const end = this.#end(folder.id);
+    if (closed) end.remove();
+    else if (!end.isConnected) section.append(end);
+    return section;
+  }
+
+  #newFolder(id) {
+    const heading = uniqueId("group");
+    const openMenuHere = (event) => this.#openFolderMenu(this.list.folders.find((one) => one.id === id), event.currentTarget);
+    return h("section", { class: "folder", "aria-labelledby": heading, "data-folder": id },
+      h("header", {},
+        h("h2", { id: heading }, button([icon("down"), icon("folder"), h("span", {}), h("span", { class: "faint" })],
+          () => this.list.setClosed(id, !this.list.isClosed(id)), { class: "fold" })),
+        iconButton("more", "More", openMenuHere, { "aria-haspopup": "menu" })),
+      h("ul", {}), h("p", { class: "faint" }, "No chats in it"));
+  }
+
+  #openFolderMenu(folder, anchor) {
+    const act = (name) => async () => (await import("./folders.js"))[name](this.list, folder);
+    openMenu(anchor, [
+      { icon: "new", label: "New chat in it", act: () => { location.hash = `#/f/${folder.id}`; } },
+      { icon: "edit", label: "Rename", act: act("renameFolder") },
+      { icon: "trash", label: "Delete the folder", danger: true, act: act("deleteFolder") },
+    ]);
+  }
+
+  #openOptions() {
+    const { list } = this;
+    const byName = list.sort === "name";
+    openMenu(this.options, [
+      { icon: "addFolder", label: "New folder", act: async () => (await import("./folders.js")).addFolder(list) },
+      { icon: "select", label: "Select chats", act: () => this.choose() },
+      { icon: "sort", label: byName ? "Sort by activity" : "Sort by name", act: () => { list.sort = byName ? "activity" : "name"; } },
+    ]);
+  }
+
+  // ---- choosing several
+
+  get #links() {
+    return [...this.listNode.querySelectorAll("li a")];
+  }
+
+  /** Begin to choose conversations, with this one if one is given. */
+  async choose(id = null, extend = false) {
+    const { Selection } = await import("./selection.js");
+    if (!this.#selection) {
+      this.#selection = new Selection(this.list, {
+        links: () => this.#links, end: () => this.#endChoosing(), deleted: (ids, text) => this.#afterDeleting(ids, text),
+      });
+      this.listNode.classList.add("choosing");
+      this.account.before(this.#selection.bar);
+      if (id === null) this.#links[0]?.focus();
+    }
+    if (id !== null) this.#selection.toggle(id, extend);
+  }
+
+  #endChoosing() {
+    this.#selection?.close();
+    this.#selection = null;
+    this.listNode.classList.remove("choosing");
+    this.options.focus();
+  }
+
+  #click(event, close) {
+    const link = event.target.closest("li a");
+    if (!link) return;
+    if (!this.#selection && !event.shiftKey && !event.ctrlKey && !event.metaKey) return close();
+    event.preventDefault();
+    this.choose(idOf(link), event.shiftKey);
+  }
+
+  #key(event) {
+    const link = event.target.closest("li a");
+    const command = event.ctrlKey || event.metaKey;
+    if (this.#selection && event.key === "Escape") {
+      event.stopPropagation(); // it does not stop the answer too
+      this.#endChoosing();
+    } else if (this.#selection && link && event.key === " ") {
+      event.preventDefault();
+      this.#selection.toggle(idOf(link), event.shiftKey);
+    } else if (this.#selection && command && event.key === "a") {
+      event.preventDefault();
+      this.#selection.chooseAll();
+    } else if (this.#selection?.chosen.size && event.key === "Delete") {
+      this.#selection.remove();
+    } else {
+      stepFocus(event, [...this.listNode.querySelectorAll(".fold, li a")]);
+      if (this.#selection && event.shiftKey && event.key.startsWith("Arrow")) {
+        const reached = document.activeElement.closest("li a");
+        if (link && reached) this.#selection.toggle(idOf(reached), true);
+      }
+    }
+  }
+
+  // ---- dragging to a folder, or out of one
+
+  #acceptDrops() {
+    let target = null;
+    const mark = (section) => {
+      if (section === target) return;
+      target?.classList.remove("target");
+      section?.classList.add("target");
+      target = section;
+    };
+    this.listNode.addEventListener("dragstart", (event) => {
+      const link = event.target.closest?.("li a");
+      if (!link) return;
+      const { chosen } = this.#selection ?? {};
+      const id = idOf(link);
+      event.dataTransfer.setData(CHATS, JSON.stringify(chosen?.has(id) ? [...chosen] : [id]));
+    });
+    this.listNode.addEventListener("dragover", (event) => {
+      if (!event.dataTransfer.types.includes(CHATS)) return;
+      const section = event.target.closest("section");
+      mark(section !== this.#groups.get("Pinned") ? section : null);
+      if (target) event.preventDefault();
+    });
+    this.listNode.addEventListener("dragleave", (event) => this.listNode.contains(event.relatedTarget) || mark(null));
+    this.listNode.addEventListener("dragend", () => mark(null));
+    this.listNode.addEventListener("drop", (event) => {
+      const ids = JSON.parse(event.dataTransfer.getData(CHATS) || "[]");
+      const folderId = Number(target?.dataset.folder) || null;
+      mark(null);
+      if (!ids.length) return;
+      event.preventDefault();
+      this.list.changeMany(ids, "move", folderId);
+    });
   }
 
   #row(item) {
@@ -113,6 +277,8 @@ export class Sidebar {
     openMenu(anchor, [
       { icon: "edit", label: "Rename", act: rename },
       { icon: "pin", label: pinned ? "Unpin" : "Pin", act: () => change({ pinned: !pinned }) },
+      { icon: "folder", label: "Move to a folder", act: async () => (await import("./folders.js")).chooseFolder(this.list, anchor, [id]) },
+      { icon: "select", label: "Select", act: () => this.choose(id) },
       { icon: "download", label: "Save as Markdown", act: () => download(`/conversations/${id}/export?format=markdown`) },
       { icon: "print", label: "Print", act: () => this.print(id) },
       { icon: "trash", label: "Delete", danger: true, act: () => this.#remove(id, title) },
@@ -120,15 +286,23 @@ export class Sidebar {
   }
 
   async #remove(id, title) {
-    const isCurrent = id === this.list.currentId;
-    if (!await this.list.remove(id)) return;
-    if (isCurrent) this.open(null);
+    const ids = await this.list.changeMany([id], "delete");
     const short = title.length > TOAST_TITLE_LENGTH ? `${title.slice(0, TOAST_TITLE_LENGTH)}…` : title;
-    this.#undo.set(id, toast(`Deleted “${short}”`, "Undo", async () => {
-      if (await this.list.restore(id) && isCurrent) this.open(id);
-    }));
+    if (ids) this.#afterDeleting(ids, `Deleted “${short}”`);
+  }
+
+  #afterDeleting(ids, text) {
+    const { currentId } = this.list;
+    const isCurrent = ids.includes(currentId);
+    if (isCurrent) this.open(null);
+    const close = toast(text, "Undo", async () => {
+      if (await this.list.changeMany(ids, "restore") && isCurrent) this.open(currentId);
+    });
+    if (ids.length === 1) this.#undo.set(ids[0], close);
   }
 }
+
+const idOf = (link) => Number(link.hash.split("/")[2]);
 
 const isApple = /Mac|iP(hone|ad|od)/.test(navigator.platform);
 export const modifier = isApple ? "⌘" : "Ctrl";
@@ -139,89 +313,3 @@ function markCurrent(row, current) {
   if (current) link?.setAttribute("aria-current", "page");
   else link?.removeAttribute("aria-current");
 }
-
-// ---- the search
-
-const MATCH = /\uE000([^\uE001]*)\uE001/; // the server's marks around a match in a snippet
-
-class Search {
-  #request = null; // the AbortController of the request that is under way
-
-  /** `onsearch(searching)` is called when the results appear or disappear. */
-  constructor(onsearch) {
-    this.onsearch = onsearch;
-    this.input = h("input", {
-      type: "search", placeholder: "Search", "aria-label": "Search chats",
-      autocomplete: "off", spellcheck: "false", maxlength: "200",
-      oninput: debounce(120, () => this.#search()), onkeydown: (event) => this.#key(event),
-    });
-    this.box = h("div", { class: "search" }, icon("search"), this.input);
-    this.results = h("div", {
-      class: "results", hidden: true, "aria-label": "Search results", role: "region",
-      onkeydown: (event) => stepFocus(event, [this.input, ...this.results.querySelectorAll("a:not([hidden]), button")]),
-    });
-  }
-
-  focus() {
-    this.input.focus();
-  }
-
-  async #search() {
-    const query = this.input.value.trim();
-    this.#request?.abort();
-    this.results.hidden = !query;
-    this.onsearch(Boolean(query));
-    if (!query) return this.results.replaceChildren();
-    const { signal } = (this.#request = new AbortController());
-    try {
-      const { results } = await get(`/search?q=${encodeURIComponent(query)}&limit=${MAX_RESULTS}`, { signal });
-      const count = results.length === MAX_RESULTS ? `The first ${MAX_RESULTS} matches` : results.length ? counted(results.length, "match", "matches") : "Nothing found";
-      this.results.replaceChildren(h("p", { class: "faint", role: "status" }, count), h("ul", {}, byConversation(results).map(resultRow)));
-    } catch (error) {
-      if (!signal.aborted) this.results.replaceChildren(h("p", { class: "faint", role: "status" }, error.message));
-    }
-  }
-
-  #key(event) {
-    const first = this.results.querySelector("a");
-    if (event.key === "Escape" && this.input.value) {
-      event.stopPropagation();
-      this.input.value = "";
-      this.#search();
-    } else if (event.key === "Enter" && !event.isComposing) {
-      first?.click();
-    } else if (event.key === "ArrowDown" && first) {
-      event.preventDefault();
-      first.focus();
-    }
-  }
-}
-
-/** The results of each conversation, in the order of its best one. */
-function byConversation(results) {
-  const found = new Map();
-  for (const result of results) found.set(result.conversation_id, [...(found.get(result.conversation_id) ?? []), result]);
-  return [...found.values()];
-}
-
-/** A conversation with its first matches, and a button for the others. */
-function resultRow(matches) {
-  const links = matches.map((match, index) => resultLink(match, index === 0));
-  const hidden = links.slice(SHOWN_MATCHES);
-  for (const link of hidden) link.hidden = true;
-  const more = button(`${hidden.length} more`, () => {
-    for (const link of hidden) link.hidden = false;
-    hidden[0].focus();
-    more.remove();
-  }, { class: "quiet more-matches" });
-  return h("li", {}, links, hidden.length > 0 && more);
-}
-
-function resultLink({ conversation_id, message_id, title, role, snippet, created_at }, isFirst) {
-  return h("a", { href: `#/c/${conversation_id}${message_id === null ? "" : `/m/${message_id}`}` },
-    isFirst && h("strong", {}, message_id === null ? withMatches(snippet || title) : title),
-    message_id !== null && h("span", { class: "snippet" }, withMatches(snippet)),
-    h("small", {}, timeNode(created_at), role === "user" ? " · you" : role ? " · answer" : ""));
-}
-
-const withMatches = (snippet) => snippet.split(MATCH).map((text, index) => (index % 2 ? h("mark", {}, text) : text));

@@ -92,8 +92,12 @@ def fields(route: Endpoint) -> tuple[inspect.Field, ...]:
 
 def minimal_body(route: Endpoint) -> dict[str, Any]:
     """Return a body with the required fields only."""
-    samples = {"str": "x" * 12, "int": 1, "array": [], "object": {}}
-    return {field.encode_name: samples[next(iter(types(field.type)))] for field in fields(route) if field.required}
+    samples = {"str": "x" * 12, "int": 1, "bool": True, "array": [], "object": {}}
+    required = [field for field in fields(route) if field.required]
+    choices = {
+        field.encode_name: field.type.values[0] for field in required if isinstance(field.type, inspect.LiteralType)
+    }
+    return {field.encode_name: samples[next(iter(types(field.type)))] for field in required} | choices
 
 
 def with_field(body: dict[str, Any], name: str, value: bytes) -> bytes:
@@ -146,6 +150,7 @@ async def create_objects(person: Person) -> Objects:
         preset_id=good(await person.post("/presets", json={"name": "Brief"}))["id"],
         token_id=good(await person.post("/tokens", json={"name": "Zed"}))["id"],
         model_id="llama-3.2-3b-instruct",
+        folder_id=good(await person.post("/folders", json={"name": "Work"}))["id"],
         provider_id="lmstudio",
         name="app.js",
     )
@@ -636,7 +641,7 @@ async def test_preview_of_an_import_has_its_report_and_progress(running: Running
     file = [
         conversation | {"title": f"Chat {number}", "source": f"{number}", "messages": [question]} for number in (1, 2)
     ]
-    report = {"conversations": 2, "messages": 2, "unchanged": 0, "skipped": [], "losses": []}
+    report = {"conversations": 2, "messages": 2, "unchanged": 0, "skipped": [], "losses": [], "folders": []}
     assert good(await ann.post("/import?dry_run=true", json=file)) == report
     assert good(await ann.get("/conversations")) == []
     for expected in (report, report | {"conversations": 0, "messages": 0, "unchanged": 2}):

@@ -4,6 +4,7 @@ As in queries/, the first parameter is the connection of an open transaction. Fu
 message expect that the caller has checked its owner (`queries.conversations.owned`).
 """
 
+import json
 import sqlite3
 import uuid
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ..db import Connection, insert
 from ..queries import search
 from ..queries.bin import place
-from ..queries.conversations import title_key
+from ..queries.types import title_key
 from .transcript import Unreadable
 
 INCONSISTENT = "has messages that do not fit together"
@@ -118,11 +119,13 @@ def count_messages(conn: Connection, conversation_id: int) -> int:
     return row["count"] if row else 0
 
 
-def show_imported(conn: Connection, conversation_id: int, source: str | None, active_message_id: int | None) -> None:
+def show_imported(
+    conn: Connection, conversation_id: int, source: str | None, active_message_id: int | None, folder_id: int | None
+) -> None:
     """Show a conversation whose messages are all stored."""
     conn.execute(
-        "UPDATE conversations SET hidden = 0, source = ?, active_message_id = ? WHERE id = ?",
-        (source, active_message_id, conversation_id),
+        "UPDATE conversations SET hidden = 0, source = ?, active_message_id = ?, folder_id = ? WHERE id = ?",
+        (source, active_message_id, folder_id, conversation_id),
     )
 
 
@@ -139,10 +142,19 @@ def set_imported(conn: Connection, conversation_id: int, updated_at: str, active
 # ---------------------------------------------------------------------------------------------------- export
 
 
-def list_conversations(conn: Connection, user_id: int) -> list[sqlite3.Row]:
-    """Return id and deleted_at of each conversation, also of those in the bin, oldest first."""
-    select = "SELECT id, deleted_at FROM conversations WHERE user_id = ? AND hidden = 0 ORDER BY id"
-    return conn.execute(select, (user_id,)).fetchall()
+def list_conversations(conn: Connection, user_id: int, ids: list[int] | None = None) -> list[sqlite3.Row]:
+    """Return id and deleted_at of each conversation that is not temporary, or of these, oldest first, also of those in the bin."""
+    select = "SELECT id, deleted_at FROM conversations WHERE user_id = ? AND hidden = 0 AND temporary = 0"
+    if ids is not None:
+        return conn.execute(
+            f"{select} AND id IN (SELECT value FROM json_each(?)) ORDER BY id", (user_id, json.dumps(ids))
+        ).fetchall()
+    return conn.execute(f"{select} ORDER BY id", (user_id,)).fetchall()
+
+
+def get_folder_name(conn: Connection, folder_id: int | None) -> str:
+    row = _row(conn, "SELECT name FROM folders WHERE id = ?", folder_id)
+    return row["name"] if row else ""
 
 
 def list_parents(conn: Connection, conversation_id: int) -> dict[int, int | None]:

@@ -40,7 +40,7 @@ class Exporter:
     async def export_conversation(
         self, user_id: int, conversation_id: int, format: Literal["markdown", "json"]
     ) -> tuple[str, AsyncGenerator[bytes, None]]:
-        """Return the file's name and its content. Raises NotFound, also for a conversation in the bin."""
+        """Return the file's name and its content. Raises NotFound, also for a conversation in the bin or a temporary one."""
         outline = await self._database.read(_outline, user_id, conversation_id)
         for image, _ in chain.from_iterable(outline.images.values()):
             image.file = ""
@@ -54,13 +54,13 @@ class Exporter:
 
         return name, in_turn()
 
-    async def export_zip(self, user_id: int) -> AsyncGenerator[bytes, None]:
-        """Yield a zip of all of a user's conversations, also of those in the bin."""
+    async def export_zip(self, user_id: int, ids: list[int] | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield a zip of all of a user's conversations, also of those in the bin, or of these."""
         async with self._exporting[user_id]:
             pipe = _Pipe()
             zipped = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
             zipped.writestr(_entry("README.txt", now()), README)
-            for row in await self._database.read(archive.list_conversations, user_id):
+            for row in await self._database.read(archive.list_conversations, user_id, ids):
                 deleted = row["deleted_at"] is not None
                 try:
                     outline = await self._database.read(_outline, user_id, row["id"], deleted)
@@ -139,7 +139,7 @@ bin/            The same of conversations deleted in the last 30 days.
 images/         The images; the other files name them.
 
 The .json files are UTF-8. A conversation has a title, times (ISO 8601, UTC), system_prompt, the model and provider_id
-used last, settings of the generation, and messages, oldest first. A message has an id, the parent_id of the message
+used last, settings of the generation, the name of its folder, and messages, oldest first. A message has an id, the parent_id of the message
 before it (null for a first one), a role (user or assistant), content, reasoning, status and images. An answer also has
 model, token_usage, stats, error and generation: its parameters, and a log of how it arrived (n: n characters of the
 content, -n: n of the reasoning). Messages with the same parent_id are versions of each other. active_message_id is the
@@ -160,8 +160,11 @@ class _Outline:
 
 def _outline(conn: Connection, user_id: int, conversation_id: int, deleted: bool = False) -> _Outline:
     row = queries.conversations.owned(conn, user_id, conversation_id, deleted)
+    if row["temporary"]:
+        raise NotFound("conversation")
     columns = {name: row[name] for name in dict(row) if name in Conversation.__struct_fields__}
     columns |= {"named": bool(row["named"]), "pinned": bool(row["pinned"]), "settings": json.loads(row["settings"])}
+    columns["folder"] = archive.get_folder_name(conn, row["folder_id"])
     conversation = Conversation(fireside=transcript.VERSION, messages=[], **columns)
     outline = _Outline(conversation, archive.list_parents(conn, conversation_id), {})
     for found in archive.list_images(conn, conversation_id):

@@ -22,7 +22,7 @@ import msgspec
 from .. import queries
 from ..backends.loose import clean
 from ..db import Connection, Database
-from ..errors import FiresideError, NotFound, StorageUnavailable
+from ..errors import FiresideError, Invalid, NotFound, StorageUnavailable
 from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 from . import archive, source
@@ -53,13 +53,14 @@ class Loss(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """What an import did. `unchanged` counts the conversations that had nothing new."""
+    """What an import did. `unchanged` counts the conversations that had nothing new, `folders` names the new ones."""
 
     conversations: int = 0
     messages: int = 0
     unchanged: int = 0
     skipped: list[Skipped] = []
     losses: list[Loss] = []
+    folders: list[str] = []
 
     def add_losses(self, conversation: Conversation) -> None:
         by_kind = {loss.kind: loss for loss in self.losses}
@@ -338,11 +339,26 @@ class _Import:
         continued = archive.count_messages(conn, self.conversation_id) > len(self._keys)
         leaf = None if continued or step.active_key is None else self.ids[step.active_key]
         if self._new:
-            archive.show_imported(conn, self.conversation_id, conversation.source, leaf)
+            folder_id = self._add_folder(conn, conversation)
+            archive.show_imported(conn, self.conversation_id, conversation.source, leaf, folder_id)
             if conversation.source is None:
                 self._made_here.setdefault(conversation.created_at, []).append(self.conversation_id)
         elif self._added:
             archive.set_imported(conn, self.conversation_id, conversation.updated_at, leaf)
+
+    def _add_folder(self, conn: Connection, conversation: Conversation) -> int | None:
+        """Return the id of the conversation's folder, which is added if there is none."""
+        if not conversation.folder:
+            return None
+        is_new = queries.folders.find_folder(conn, self.user_id, conversation.folder) is None
+        try:
+            folder_id = queries.folders.add_folder(conn, self.user_id, conversation.folder)
+        except Invalid:  # there are too many
+            conversation.losses[f"folder: {conversation.folder}"] = 1
+            return None
+        if is_new:
+            self.report.folders.append(conversation.folder)
+        return folder_id
 
 
 class _DryRun(_Import):
@@ -385,6 +401,10 @@ class _DryRun(_Import):
 
     def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         self._counted[self._identity] = dict(self.ids)
+        name, known = conversation.folder, self.report.folders
+        is_counted = not (name and self._new) or name in known or len(known) >= queries.folders.MAX_FOLDERS
+        if not is_counted and queries.folders.find_folder(conn, self.user_id, name) is None:
+            known.append(name)
 
 
 def _with_ids(event: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:

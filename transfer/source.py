@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 
 from ..backends.loose import clean, decode
-from ..queries.types import ImageType, image_type
+from ..queries.types import ImageType, folder_name, image_type
 from . import database, formats
 from .split import ELEMENT_BYTES, lift, split
 from .transcript import Conversation, Image, Message, Unreadable
@@ -279,7 +279,7 @@ class Source:
             if len(conversation.messages) > MAX_MESSAGES:
                 raise Unreadable(f"has more than {MAX_MESSAGES:,} messages")
             if folder := _folder_of(name):
-                conversation.losses[f"folder: {folder}"] = 1
+                conversation.folder = folder
             yield conversation
         except formats.Unsupported:
             raise
@@ -443,7 +443,7 @@ def _folder_of(name: str) -> str:
     *folders, _ = name.split("/")
     if "conversations" in folders:
         folders = folders[folders.index("conversations") + 1 :]
-    return clean("/".join(folders))[:100]
+    return folder_name(clean("/".join(folders)))
 
 
 def _is_hidden(name: str) -> bool:

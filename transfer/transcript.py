@@ -35,7 +35,7 @@ LOSSES = {  # what the report of an import calls each kind. A kind may be follow
     "note": "Notes",
     "draft": "Drafts that were not sent",
     "archived": "Archived conversations, which are now in the list",
-    "folder": "Conversations in the folder",
+    "folder": "Conversations without their folder, because there are too many folders:",
     "tag": "Conversations with the tag",
     "custom GPT": "Conversations with the custom GPT",
 }
@@ -106,6 +106,7 @@ class Conversation(msgspec.Struct, kw_only=True, omit_defaults=True):
     model: str | None = None
     settings: dict[str, Any] = {}
     source: str | None = None
+    folder: str = ""  # its name
     active_message_id: Id | None = None
     losses: dict[str, Count] = {}  # of an import, by kind (see LOSSES): how many things were not kept as they were
     messages: list[Message]

@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ..auth import Auth, Identity, Visitor, constant_time_equals
 from ..chat.hub import Hub
 from ..chat.receipt import Receipts
+from ..chat.temporary import TemporaryChats
 from ..config import Config
 from ..db import READERS, Database
 from ..errors import (
@@ -52,6 +53,7 @@ REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
 INTEGERS = frozenset(  # in paths
     {
         "conversation_id",
+        "folder_id",
         "message_id",
         "image_id",
         "user_id",
@@ -85,6 +87,7 @@ class AppState:
     database: Database
     providers: Providers
     hub: Hub
+    temporary: TemporaryChats
     auth: Auth
     secret: str  # the bearer token of the command line
     renderer: Renderer

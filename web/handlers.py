@@ -43,9 +43,9 @@ from ..errors import (
     UnsupportedMediaType,
 )
 from ..providers import ModelServer
-from ..queries import accounts, bin, branches, conversations, generations, messages, prompts, queued, tokens
+from ..queries import accounts, bin, branches, conversations, folders, generations, messages, prompts, queued, tokens
 from ..queries.search import find
-from ..queries.types import image_type
+from ..queries.types import folder_name, image_type
 from ..safety.logs import TERMINAL, audit
 from ..transfer.importer import Report
 from . import icons, openapi, schemas
@@ -295,7 +295,9 @@ def _copy_preset(request: Request, preset_id: int | None) -> dict[str, Any]:
 async def list_conversations(
     request: Request, query: schemas.ConversationQuery
 ) -> Annotated[Any, list[conversations.Conversation]]:
-    filters = (query.q, query.limit or -1, query.before or None, query.pinned, query.deleted)
+    by_name = query.sort == "name"
+    folder = query.folder if isinstance(query.folder, int) else None
+    filters = (query.q, query.limit or -1, query.before or None, query.pinned, query.deleted, folder, by_name)
     if query.limit and not query.q:
         return await request.database.read(conversations.list_conversations, request.user_id, *filters)
     ids = await _search(request, conversations.find_conversations, request.user_id, *filters)
@@ -335,6 +337,8 @@ async def change_conversation(
     request: Request, conversation_id: int, body: schemas.ConversationChange
 ) -> schemas.Confirmation:
     fields = msgspec.to_builtins(body)
+    if fields.get("temporary"):
+        raise Invalid("temporary must be false: only a new conversation can be temporary.")
     quota = request.app_state.config.user_max_bytes
     await request.database.write(conversations.set_conversation, request.user_id, conversation_id, fields, quota)
     return schemas.Confirmation("Conversation renamed" if "title" in fields else "Conversation updated")
@@ -363,8 +367,42 @@ async def restore_conversation(request: Request, conversation_id: int) -> conver
     return await request.database.write(bin.restore, request.user_id, conversation_id)
 
 
+async def change_conversations(request: Request, body: schemas.BulkChange) -> schemas.ChangedIds:
+    """One transaction for all, so that half of a large selection is never changed, and undoing it is one request too."""
+    change = conversations.change_many
+    changed = await request.database.write(change, request.user_id, body.ids, body.action, body.folder_id)
+    if body.action == "delete":
+        for conversation_id in {one.job.conversation_id for one in request.app_state.hub.generations.values()}:
+            if conversation_id in changed:
+                await request.app_state.hub.cancel_all(request.user_id, conversation_id)
+    return schemas.ChangedIds(changed)
+
+
+async def note_presence(request: Request, conversation_id: int, body: schemas.Presence) -> schemas.Confirmation:
+    await request.app_state.temporary.note(request.user_id, conversation_id, body.tab, body.open)
+    return schemas.Confirmation("Noted")
+
+
+async def list_folders(request: Request) -> schemas.Folders:
+    return schemas.Folders(await request.database.read(folders.list_folders, request.user_id))
+
+
+async def create_folder(request: Request, body: schemas.FolderName) -> folders.Folder:
+    return await request.database.write(folders.create_folder, request.user_id, folder_name(body.name))
+
+
+async def rename_folder(request: Request, folder_id: int, body: schemas.FolderName) -> folders.Folder:
+    return await request.database.write(folders.rename_folder, request.user_id, folder_id, folder_name(body.name))
+
+
+async def delete_folder(request: Request, folder_id: int) -> schemas.FolderDeleted:
+    ids = await request.database.write(folders.delete_folder, request.user_id, folder_id)
+    return schemas.FolderDeleted("Folder deleted", ids)
+
+
 async def search(request: Request, query: schemas.SearchQuery) -> schemas.SearchResults:
-    return schemas.SearchResults(await _search(request, find, request.user_id, query.q, query.limit))
+    found = await _search(request, find, request.user_id, query.q, query.limit + 1, query.offset)
+    return schemas.SearchResults(found[: query.limit], len(found) > query.limit)
 
 
 # ---------------------------------------------------------------------------------------------------- prompts and presets
@@ -834,9 +872,15 @@ class ImportProgress(Download):
             await super().__call__(scope, receive, send)
 
 
-async def export_all(request: Request) -> Zip:
-    audit("export of all conversations", request.identity.user, request.address)
-    return _zip(request.app_state.exporter.export_zip(request.user_id))
+async def export_all(request: Request, query: schemas.ExportAllQuery) -> Zip:
+    if not query.ids:
+        audit("export of all conversations", request.identity.user, request.address)
+        return _zip(request.app_state.exporter.export_zip(request.user_id))
+    ids = await request.database.read(
+        conversations.owned_ids, request.user_id, [int(one) for one in query.ids.split(",")]
+    )
+    audit("export of conversations", request.identity.user, request.address, count=len(ids))
+    return _zip(request.app_state.exporter.export_zip(request.user_id, ids))
 
 
 def _zip(chunks: AsyncGenerator[bytes, None]) -> Response:

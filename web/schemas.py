@@ -8,6 +8,7 @@ from ..auth import INVITE_HOURS, TOKEN_DAYS
 from ..backends.openai import Model, ModelDownload
 from ..config import MAX_CONCURRENCY, Source
 from ..queries.accounts import User
+from ..queries.folders import Folder
 from ..queries.prompts import Preset, Prompt
 from ..queries.search import Hit
 from ..queries.tokens import Token
@@ -32,11 +33,13 @@ IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
 # In the syntax that Python shares with JSON Schema; (?!\n) because Python's $ also matches before a final line feed.
 NO_NUL = r"^[^\0]*$"  # SQLite's functions end a text at NUL
 NOT_BLANK = r"^(?!\s*$)[^\0]*$"
+IDS = r"^([0-9]{1,18}(,[0-9]{1,18})*)?(?!\n)$"
 VISIBLE_ASCII = r"^[\x21-\x7e]+(?!\n)$"
 VISIBLE_ASCII_OR_EMPTY = r"^[\x21-\x7e]*(?!\n)$"
 PATTERNS = {  # with the messages for values that do not match
     NO_NUL: "must not contain a NUL character",
     NOT_BLANK: "must not be blank or contain a NUL character",
+    IDS: "must be ids with commas between them",
     VISIBLE_ASCII: "must be visible ASCII characters without spaces",
     VISIBLE_ASCII_OR_EMPTY: "must be visible ASCII characters without spaces",
 }
@@ -152,10 +155,27 @@ class PromptChange(Struct):
 
 class ConversationFields(PresetFields):
     pinned: bool | UnsetType = UNSET
+    folder_id: Id | None | UnsetType = UNSET
 
 
 class ConversationChange(ConversationFields):
     title: Title | UnsetType = UNSET
+    temporary: bool | UnsetType = UNSET
+
+
+class BulkChange(Struct):
+    ids: Annotated[list[Id], Meta(max_length=10_000)]
+    action: Literal["delete", "restore", "move"]
+    folder_id: Id | None = None  # of a move; null: into no folder
+
+
+class FolderName(Struct):
+    name: SavedName
+
+
+class Presence(Struct):
+    tab: Annotated[str, Meta(min_length=1, max_length=64, pattern=VISIBLE_ASCII)]  # chosen by the client, random
+    open: bool
 
 
 class NewImage(Struct):
@@ -180,6 +200,7 @@ class QueuedContent(Struct):
 
 class NewConversation(ConversationFields):
     title: Annotated[Text, Meta(max_length=TITLE_CHARACTERS)] | None = None  # null and blank are the same as no title
+    temporary: bool = False
     message: NewMessage | UnsetType = UNSET  # the first question, stored together with the conversation
     preset_id: Id | None = None  # None: the default preset, if there is one
 
@@ -298,6 +319,8 @@ class ConversationQuery(Struct):
     before: Id | UnsetType = UNSET
     pinned: bool = False
     deleted: bool = False
+    folder: Annotated[int, Meta(ge=0, le=2**63 - 1)] | UnsetType = UNSET  # 0: in no folder
+    sort: Literal["activity", "name"] = "activity"
 
 
 class DeleteQuery(Struct):
@@ -307,6 +330,7 @@ class DeleteQuery(Struct):
 class SearchQuery(Struct):
     q: Phrase = ""
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    offset: Annotated[int, Meta(ge=0, le=2000)] = 0
 
 
 class RenderQuery(Struct):
@@ -346,6 +370,10 @@ class ContextQuery(Struct):
     provider_id: Name | None = None
     model: Name | None = None
     question_tokens: Annotated[int, Meta(ge=0, le=2**31)] = 0
+
+
+class ExportAllQuery(Struct):
+    ids: Annotated[str, Meta(max_length=15_000, pattern=IDS)] = ""  # with commas; "": all
 
 
 class ExportQuery(Struct):
@@ -450,6 +478,19 @@ class Storage(Struct):
 
 class SearchResults(Struct):
     results: list[Hit]
+    more: bool
+
+
+class Folders(Struct):
+    folders: list[Folder]
+
+
+class ChangedIds(Struct):
+    ids: list[int]
+
+
+class FolderDeleted(Confirmation):
+    conversation_ids: list[int]
 
 
 class NewMessageIds(Struct):

@@ -52,6 +52,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     queries.messages.add_message(conn, user.id, conversation_id, text, images=images)
                     for _ in range(1 + turn % 2):
                         _answer(conn, user.id, conversation_id, f"{name} is told {number}.{turn}.")
+                folder = queries.folders.add_folder(conn, user.id, f"folder {number % 2}")
+                queries.conversations.set_conversation(conn, user.id, conversation_id, {"folder_id": folder})
         for user in queries.accounts.list_users(conn):
             prompt = {"name": "Question", "content": f"{user.username} asks {{{{what}}}}"}
             queries.prompts.add_prompt(conn, user.id, prompt)

@@ -20,7 +20,7 @@ from fireside.errors import (
     NoUserMessage,
     UsernameExists,
 )
-from fireside.queries import accounts, conversations, generations, messages, prompts, search
+from fireside.queries import accounts, conversations, folders, generations, messages, prompts, search
 from fireside.queries.generations import Answer, AnswerRequest, Job, Recording
 from fireside.queries.messages import Image
 from fireside.transfer import archive
@@ -216,6 +216,16 @@ OWNED: dict[str, tuple[Any, ...]] = {  # a query, and the arguments after the us
     "hide_conversation": (conversations.hide_conversation, "conversation"),
     "hide_conversation in the bin": (conversations.hide_conversation, "in bin"),
     "list_conversations before": (conversations.list_conversations, "", -1, "conversation"),
+    "list_conversations in a folder": (conversations.list_conversations, "", -1, None, False, False, "folder"),
+    "change_many": (lambda conn, user, one: conversations.change_many(conn, user, [one], "move"), "conversation"),
+    "change_many in the bin": (
+        lambda conn, user, one: conversations.change_many(conn, user, [one], "restore"),
+        "in bin",
+    ),
+    "owned_ids": (lambda conn, user, one: conversations.owned_ids(conn, user, [one]), "conversation"),
+    "is_temporary": (conversations.is_temporary, "conversation"),
+    "rename_folder": (folders.rename_folder, "folder", "Mine"),
+    "delete_folder": (folders.delete_folder, "folder"),
     "list_messages": (messages.list_messages, "conversation"),
     "list_messages before": (messages.list_messages, "own", -1, "message"),
     "add_message": (messages.add_message, "conversation", "hello"),
@@ -253,6 +263,7 @@ def test_object_of_another_user_or_hidden_is_like_a_missing_one(conn: Connection
         "session": accounts.add_session(conn, ANN, b"1", "", "hash of ann"),
         "prompt": prompts.add_prompt(conn, ANN, {"name": "Hers", "content": "hi"}).id,
         "preset": prompts.add_preset(conn, ANN, {"name": "Hers"}).id,
+        "folder": folders.add_folder(conn, ANN, "Ann's"),
     }
     if kind == "hidden":
         conn.execute("UPDATE conversations SET user_id = ?, hidden = 1 WHERE id <> ?", (BOB, objects["own"]))
@@ -344,7 +355,9 @@ def test_title_filter_is_literal_and_case_insensitive(conn: Connection, q: str, 
     assert titles(conn, q=q) == found
 
 
-@pytest.mark.parametrize("more", [{}, {"q": "1"}, {"pinned": True}, {"deleted": True}])
+@pytest.mark.parametrize(
+    "more", [{}, {"q": "1"}, {"pinned": True}, {"deleted": True}, {"by_name": True}, {"folder": 0}]
+)
 def test_pages_make_up_the_list(conn: Connection, more: dict[str, Any]) -> None:
     for number in range(30):
         conversation_id = conversation(conn, title=f"title {number}", pinned=number % 3 == 0)

@@ -505,8 +505,9 @@ def test_openwebui_tools_files_and_lists_stay_as_text() -> None:
     assert ([first.model, second.model], read.active_message_id) == (["one", "two"], second.id)
     assert read.losses == {
         **{"document": 2, "image": 1, "tool call": 2, "code": 1, "citation": 1, "unknown part": 1},
-        **{"archived": 1, "tag: sea": 1, "folder: f1": 1},
+        **{"archived": 1, "tag: sea": 1},
     }
+    assert read.folder == "Open WebUI folder f1"
     found = formats.parse(harbor(), anything).messages[0]
     assert [image.file for image in found.images] == ["somewhere/boat.png"]
 

@@ -211,8 +211,8 @@ def test_a_folder_of_lmstudio_is_read_with_its_subfolders_and_damaged_files_are_
     with contextlib.suppress(OSError):  # Windows may not allow it
         (folder / "dangling.conversation.json").symlink_to(tmp_path / "nowhere")
     read, skipped = take(folder)
-    found = sorted((conversation.messages[0].content, conversation.losses) for conversation in read)
-    assert found == [("one", {}), ("two", {"folder: School/Deep": 1})]
+    found = sorted((conversation.messages[0].content, conversation.folder) for conversation in read)
+    assert found == [("one", ""), ("two", "School/Deep")]
     invalid = "is not valid JSON"
     assert skipped == [Skipped("4.conversation.json", invalid), Skipped("School/3.conversation.json", invalid)]
 
@@ -240,7 +240,8 @@ def test_images_of_lmstudio_come_from_the_folder_beside_its_conversations_only(t
             (read,) = opened
             assert isinstance(read, Conversation)
             assert [opened.read_image(image).data for image in read.messages[0].images] == [png(7)]
-            assert read.losses == {"image": 4} | ({"folder: Pets": 1} if chosen == folder.parent else {})
+            assert read.losses == {"image": 4}
+            assert read.folder == ("Pets" if chosen == folder.parent else "")
 
 
 def test_a_chatgpt_zip_in_parts_is_read_with_its_images(tmp_path: Path) -> None:

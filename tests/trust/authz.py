@@ -50,6 +50,7 @@ ALLOWED_ORIGINS = ("none", "same origin")
 MODEL = "llama-3.2-3b-instruct"
 PRIVATE = (
     "conversation",
+    "folder",
     "session",
     "image",
     "message",
@@ -62,6 +63,10 @@ PRIVATE = (
 # The body of a request to a route, and the expected answers to an authorized request if it is not 200.
 BODIES: dict[str, Any] = {
     "POST /auth/password": {"current_password": PASSWORD, "new_password": PASSWORD},
+    "POST /bulk": {"ids": ["{conversation_id}"], "action": "move"},
+    "POST /conversations/{conversation_id}/presence": {"tab": "one", "open": True},
+    "POST /folders": {"name": "A folder"},
+    "PATCH /folders/{folder_id}": {"name": "Another name"},
     "POST /conversations/{conversation_id}/messages": {"content": "Hello?"},
     "POST /conversations/{conversation_id}/messages/{message_id}/edit": {"content": "Mine."},
     "POST /conversations/{conversation_id}/branch": {"message_id": "{message_id}"},
@@ -261,6 +266,7 @@ class World:
         if not route or "/tokens/" in route:
             owner = await self.database.read(queries.accounts.get_user, user_id)
             made["token_id"] = (await self.running.state.auth.create_token(owner, "Spare", True, None))[0].id
+        made["folder_id"] = await write(queries.folders.add_folder, user_id, f"folder {conversation.id}")
         made["message_id"] = await write(queries.messages.add_message, user_id, conversation.id, "Why?")
         image = queries.messages.Image("image/png", b"\x89PNG\r\n\x1a\n0000")
         await write(queries.messages.add_message, user_id, album.id, "This?", None, None, [image])
@@ -332,6 +338,7 @@ class World:
                 "invites",
                 "login_links",
                 "conversations",
+                "folders",
                 "messages",
                 "images",
                 "prompts",
@@ -349,6 +356,8 @@ class World:
 
 
 def _filled(value: Any, objects: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_filled(one, objects) for one in value]
     if not isinstance(value, str) or "{" not in value:
         return value
     return objects[value[1:-1]] if value[1:-1] in objects else value.format(**objects)

@@ -195,6 +195,12 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     await owner.post("/control/backup", json={"file": str(tmp_path / "backup.db")})
     for path in ("/usage", "/export", "/storage"):
         await ann.get(path)
+    folder = good(await ann.post("/folders", json={"name": "Work"}))["id"]
+    await ann.patch(f"/folders/{folder}", json={"name": "Home"})
+    await ann.post("/bulk", json={"ids": [1], "action": "move", "folder_id": folder})
+    await ann.get("/folders")
+    await ann.delete(f"/folders/{folder}")
+    await ann.post(f"{chat}/presence", json={"tab": "one", "open": True})
     await ann.delete(f"/prompts/{prompt}")
     await ann.delete(f"/presets/{preset}")
     await ann.delete(chat)

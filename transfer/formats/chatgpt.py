@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from ...backends.loose import array_at, at, decode, object_at, objects_at, text_at
+from ...queries.types import folder_name
 from ..transcript import Conversation, Image, Message
 from . import common
 from .common import ROLES, FindImage, finish, identity, joined, line_at, read_tree, time_at
@@ -32,13 +33,16 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     model = text_at(row, "default_model_slug")
     if row.get("is_archived") is True:
         common.note_loss("archived")
-    if maker := text_at(row, "gizmo_id") or text_at(row, "conversation_template_id"):
-        common.note_loss("folder" if maker.startswith("g-p-") else "custom GPT", line_at(row, "gizmo_name") or maker)
+    maker = text_at(row, "gizmo_id") or text_at(row, "conversation_template_id")
+    is_project = maker.startswith("g-p-")
+    if maker and not is_project:
+        common.note_loss("custom GPT", line_at(row, "gizmo_name") or maker)
     return finish(
         source=identity("chatgpt", row.get("conversation_id"), row.get("id"), *nodes),
         title=line_at(row, "title"),
         created_at=time_at(row, "create_time"),
         pinned=row.get("is_starred") is True,
+        folder=folder_name((line_at(row, "gizmo_name") or f"ChatGPT project {maker[4:12]}") if is_project else ""),
         model=None if model == "auto" else model or None,
         messages=messages,
         active=merged.get(active, active) if active else None,

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from ...backends.loose import clean
 from ...queries.conversations import title_from
-from ...queries.types import QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, Parameters, image_type
+from ...queries.types import QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, Parameters, folder_name, image_type
 from ..transcript import VERSION, Conversation, Count, Generation, Message, Unreadable
 from .common import FindImage, first_question
 
@@ -41,6 +41,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
             if isinstance(text := getattr(struct, name), str):
                 setattr(struct, name, clean(text))
     conversation.title, conversation.losses = conversation.title[:TITLE_CHARACTERS], {}
+    conversation.folder = folder_name(conversation.folder)
     if not conversation.title.strip():
         conversation.title = title_from(first_question(conversation.messages))
     return conversation

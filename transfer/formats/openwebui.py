@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from ...backends.loose import array_at, object_at, objects_at, text_at
+from ...queries.types import folder_name
 from ..transcript import Conversation, Image, Message
 from . import common
 from .common import FindImage
@@ -18,6 +19,7 @@ def matches(row: dict[str, Any]) -> bool:
 def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     chat = object_at(row, "chat") or row
     _note_organization(row, chat)
+    folder_id = text_at(row, "folder_id")  # an export of chats has no names of folders
     nodes, current = _nodes(chat)
     prompts = [text_at(chat, "params", "system"), text_at(chat, "system")]
 
@@ -32,6 +34,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
         title=common.line_at(row, "title") or common.line_at(chat, "title"),
         created_at=common.time_at(row, "created_at") or common.time_at(chat, "timestamp"),
         pinned=row.get("pinned") is True,
+        folder=folder_name(text_at(row, "folder", "name") or (folder_id and f"Open WebUI folder {folder_id[:8]}")),
         system_prompt=next(filter(None, prompts), ""),
         messages=messages,
         active=nearest.get(current),
@@ -53,11 +56,9 @@ def _nodes(chat: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], str]:
 
 
 def _note_organization(row: dict[str, Any], chat: dict[str, Any]) -> None:
-    """Count what the database has no place for: the folder, the tags, and that a chat is archived."""
+    """Count what the database has no place for: the tags, and that a chat is archived."""
     if row.get("archived") is True:
         common.note_loss("archived")
-    if folder := text_at(row, "folder", "name") or text_at(row, "folder_id"):
-        common.note_loss("folder", folder)
     tags = [*array_at(row, "meta", "tags"), *array_at(chat, "tags")]
     for tag in dict.fromkeys(text_at(tag) or text_at(tag, "name") for tag in tags):
         common.note_loss("tag", tag)
