@@ -8,6 +8,7 @@ const SWIPE_PIXELS = 50;
 
 /** Show `images`, as {name, source, id, node}, beginning with one. At the end the focus returns to the node of the one that was shown last. */
 export function openViewer(images, index) {
+  if (document.querySelector("dialog.viewer")) return; // the second click of a double click
   const image = h("img", {});
   const show = (to) => {
     if (!(to in images)) return;
