@@ -50,19 +50,36 @@ def add_queued(
     for place, table in enumerate(("messages", "queued_messages")):
         if known := conn.execute(f"SELECT id FROM {table} {of_client}", (conversation_id, client_id)).fetchone():
             return (None, known["id"]) if place == 0 else (known["id"], None)
-    size = len(content.encode()) + sum(len(image.data) for image in images)
     totals = "SELECT count(*), coalesce(sum(stored_bytes), 0) FROM queued_messages WHERE conversation_id = ?"
     count, used = conn.execute(totals, (conversation_id,)).fetchone()
-    if count >= QUEUED_MESSAGES or used + size > QUEUED_BYTES:
+    if count >= QUEUED_MESSAGES or used + _size(content, images) > QUEUED_BYTES:
         limits = f"{QUEUED_MESSAGES} messages with {QUEUED_BYTES >> 20} MiB"
         raise Invalid(f"queue: at most {limits} of a conversation can wait. Wait for an answer, or remove one.")
+    return insert_queued(conn, user_id, conversation_id, content, client_id, images, max_bytes, now()), None
+
+
+def insert_queued(
+    conn: Connection,
+    user_id: int,
+    conversation_id: int,
+    content: str,
+    client_id: str | None,
+    images: Collection[Image],
+    max_bytes: int,
+    created_at: str,
+) -> int:
+    """Add a message to the queue of a conversation of this user, without its limits. Return its id. Raises QuotaExceeded."""
+    size = _size(content, images)
     add_stored_bytes(conn, user_id, size, max_bytes)
-    queued_id = insert(
+    return insert(
         conn,
         "INSERT INTO queued_messages (conversation_id, content, images, stored_bytes, client_id, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-        (conversation_id, content, msgspec.json.encode([*images]).decode(), size, client_id, now()),
+        (conversation_id, content, msgspec.json.encode([*images]).decode(), size, client_id, created_at),
     )
-    return queued_id, None
+
+
+def _size(content: str, images: Collection[Image]) -> int:
+    return len(content.encode()) + sum(len(image.data) for image in images)
 
 
 def change_queued(

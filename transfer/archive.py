@@ -9,11 +9,13 @@ import sqlite3
 import uuid
 from typing import Any
 
+import msgspec
+
 from ..db import Connection, insert
 from ..queries import search
 from ..queries.bin import place
 from ..queries.types import title_key
-from .transcript import Unreadable
+from .transcript import Image, Unreadable
 
 INCONSISTENT = "has messages that do not fit together"
 
@@ -189,6 +191,15 @@ def list_images(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
         " WHERE m.conversation_id = ? ORDER BY i.message_id, i.position",
         (conversation_id,),
     ).fetchall()
+
+
+def list_queued(conn: Connection, conversation_id: int) -> list[tuple[str, str, list[Image]]]:
+    """Return content, created_at and images of the messages in the queue of a conversation."""
+    rows = conn.execute(
+        "SELECT content, created_at, images FROM queued_messages WHERE conversation_id = ? ORDER BY id",
+        (conversation_id,),
+    )
+    return [(content, moment, msgspec.json.decode(images, type=list[Image])) for content, moment, images in rows]
 
 
 def get_image_data(conn: Connection, image_id: int) -> bytes:

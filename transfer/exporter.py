@@ -143,7 +143,7 @@ used last, settings of the generation, the name of its folder, and messages, old
 before it (null for a first one), a role (user or assistant), content, reasoning, status and images. An answer also has
 model, token_usage, stats, error and generation: its parameters, and a log of how it arrived (n: n characters of the
 content, -n: n of the reasoning). Messages with the same parent_id are versions of each other. active_message_id is the
-last message of the path that was shown. Empty fields are left out.
+last message of the path that was shown. queue has the messages that waited to be sent. Empty fields are left out.
 
 `fireside import` reads this zip, or the folder it unpacks to, and adds what is missing.
 """
@@ -165,7 +165,8 @@ def _outline(conn: Connection, user_id: int, conversation_id: int, deleted: bool
     columns = {name: row[name] for name in dict(row) if name in Conversation.__struct_fields__}
     columns |= {"named": bool(row["named"]), "pinned": bool(row["pinned"]), "settings": json.loads(row["settings"])}
     columns["folder"] = archive.get_folder_name(conn, row["folder_id"])
-    conversation = Conversation(fireside=transcript.VERSION, messages=[], **columns)
+    queue = [transcript.Queued(*message) for message in archive.list_queued(conn, conversation_id)]
+    conversation = Conversation(fireside=transcript.VERSION, queue=queue, messages=[], **columns)
     outline = _Outline(conversation, archive.list_parents(conn, conversation_id), {})
     for found in archive.list_images(conn, conversation_id):
         file = f"images/{found['message_id']}-{found['position']}.{found['media_type'].removeprefix('image/')}"

@@ -93,6 +93,14 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     copied: bool = False  # from another conversation, which counts its tokens
 
 
+class Queued(msgspec.Struct, omit_defaults=True):
+    """A message that has not been sent. Its images have their bytes."""
+
+    content: str
+    created_at: Time
+    images: list[Image] = []
+
+
 class Conversation(msgspec.Struct, kw_only=True, omit_defaults=True):
     fireside: Annotated[int, Meta(ge=1)]  # the version of this form
     title: str
@@ -108,6 +116,7 @@ class Conversation(msgspec.Struct, kw_only=True, omit_defaults=True):
     source: str | None = None
     folder: str = ""  # its name
     active_message_id: Id | None = None
+    queue: list[Queued] = []
     losses: dict[str, Count] = {}  # of an import, by kind (see LOSSES): how many things were not kept as they were
     messages: list[Message]
 

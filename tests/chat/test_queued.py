@@ -204,3 +204,21 @@ async def test_queue_survives_kill_and_waits(tmp_path: Path, upstream: Upstream)
         begun = good(await service.ann.post(path, json={}))
         async with service.ann.resuming(begun["generation_id"]) as events:
             assert text([event async for event in events]) == "2"
+
+
+async def test_queue_is_exported_and_imported(ann: Person, bob: Person, upstream: Upstream, running: Running) -> None:
+    conversation_id, _ = await begin(ann, upstream)
+    await queue(ann, conversation_id, "Two?", images=[IMAGE])
+    await queue(ann, conversation_id, "Three?")
+    exported = good(await ann.get(f"/conversations/{conversation_id}/export?format=json"))
+    assert good(await bob.post("/import", json=exported))["skipped"] == []
+    assert good(await bob.post("/import", json=exported))["unchanged"] == 1  # and adds nothing
+    [copy] = good(await bob.get("/conversations"))
+    waiting = good(await bob.get(f"/conversations/{copy['id']}"))["queue"]
+    assert [(message["content"], message["images"]) for message in waiting] == [("Two?", 1), ("Three?", 0)]
+    again = good(await bob.get(f"/conversations/{copy['id']}/export?format=json"))
+    assert again["queue"] == exported["queue"]
+    assert not [one for one in running.state.hub.generations.values() if one.job.conversation_id == copy["id"]]
+    for wrong in ([{"content": "x"}], [exported["queue"][0]] * 21, [exported["queue"][1] | {"content": "x" * 200_001}]):
+        refused = await bob.post("/import", json=exported | {"queue": wrong, "source": "other"})
+        assert code(refused) == (400, "IMPORT_UNREADABLE")

@@ -109,6 +109,23 @@ async def test_killed_engine_is_an_error_and_the_next_answer_works(ann: Person) 
     await check_works(ann, conversation_id)
 
 
+async def test_continued_answer_is_what_the_model_would_have_written(ann: Person) -> None:
+    conversation_id = await ann.conversation("Count to a thousand.")
+    fixed = MODEL | {"temperature": 0.0, "seed": 1}
+    first = await ann.answer(conversation_id, **fixed, max_tokens=8)
+    assert first[-1].data["stats"]["finish_reason"] == "length"
+    body = fixed | {"conversation_id": conversation_id, "max_tokens": 16}
+    generation_id = good(await ann.post("/chat/continue", json=body))["generation_id"]
+    async with ann.resuming(generation_id) as events:
+        continued = [event async for event in events]
+    well_formed(continued)
+    counts = next(event.data["usage"] for event in continued if event.event == "usage")
+    assert counts["completion_tokens"] == 24
+    retried = good(await ann.post("/chat/retry", json=body | {"max_tokens": 24}))["generation_id"]
+    async with ann.resuming(retried) as events:
+        assert text([event async for event in events]) == text(continued) != text(first)
+
+
 async def test_question_longer_than_the_context_is_an_error(ann: Person) -> None:
     events = await ann.answer(await ann.conversation("Tell me about the sea and the sky. " * 100), **SHORT)
     (failure,) = [event.data for event in events if event.event == "error"]

@@ -9,8 +9,9 @@ from msgspec import Meta
 
 from ...backends.loose import clean
 from ...queries.conversations import title_from
+from ...queries.queued import QUEUED_MESSAGES
 from ...queries.types import QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, Parameters, folder_name, image_type
-from ..transcript import VERSION, Conversation, Count, Generation, Message, Unreadable
+from ..transcript import VERSION, Conversation, Count, Generation, Image, Message, Unreadable
 from .common import FindImage, first_question
 
 DETAILS_BYTES = 64 * 1024  # of token_usage, of stats and of error, which do not count towards user_max_bytes
@@ -36,7 +37,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     except (ValueError, RecursionError, OverflowError) as error:
         field = re.search(r"`\$\.([^`]*)`\Z", str(error))
         _refuse(f"{field[1]} is missing or wrong" if field else "a field is missing or wrong")
-    for struct in (conversation, *conversation.messages):
+    for struct in (conversation, *conversation.queue, *conversation.messages):
         for name in struct.__struct_fields__:
             if isinstance(text := getattr(struct, name), str):
                 setattr(struct, name, clean(text))
@@ -75,6 +76,12 @@ def _check(conversation: Conversation) -> None:
             _refuse("its messages do not form a tree")
         known.add(message.id)
         _check_message(message)
+    if len(conversation.queue) > QUEUED_MESSAGES:
+        _refuse(f"its queue has more than {QUEUED_MESSAGES} messages")
+    for waiting in conversation.queue:
+        time, text = waiting.created_at, waiting.content
+        images = [Image(image.media_type, image.data) for image in waiting.images]  # files are not looked up
+        _check_message(Message(id=1, parent_id=None, role="user", created_at=time, content=text, images=images))
     if conversation.active_message_id not in known:
         _refuse("its active message is missing")
     if conversation.active_message_id is None and conversation.messages:
