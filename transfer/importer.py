@@ -342,13 +342,9 @@ class _Import:
             folder_id = self._add_folder(conn, conversation)
             archive.show_imported(conn, self.conversation_id, conversation.source, leaf, folder_id)
             for message in conversation.queue:
-                images = [
-                    queries.messages.Image(image.media_type, image.data) for image in message.images if image.data
-                ]
-                place = (self.user_id, self.conversation_id)
-                queries.queued.insert_queued(
-                    conn, *place, message.content, None, images, self._max_bytes, message.created_at
-                )
+                images = [queries.messages.Image(image.media_type, image.data) for image in message.images]
+                fields = (message.content, None, images, self._max_bytes, message.created_at)
+                queries.queued.insert_queued(conn, self.user_id, self.conversation_id, *fields)
             if conversation.source is None:
                 self._made_here.setdefault(conversation.created_at, []).append(self.conversation_id)
         elif self._added:
