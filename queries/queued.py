@@ -13,11 +13,10 @@ from . import conversations, generations, messages
 from .conversations import Conversation, add_stored_bytes, owned
 from .generations import Answer, AnswerRequest
 from .messages import Image
-from .types import QueuedMessage
+from .types import QUEUED_MESSAGES, QueuedMessage
 
 Server = TypeVar("Server")
 
-QUEUED_MESSAGES = 20  # of a conversation
 QUEUED_BYTES = 32 * 1024 * 1024  # of a conversation
 
 

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 QUESTION_CHARACTERS = 200_000
 ANSWER_CHARACTERS = 2_000_000  # of an imported answer; config.answer_max_bytes limits generated ones
 TITLE_CHARACTERS = 200
+QUEUED_MESSAGES = 20  # of a conversation
 NAME_CHARACTERS = 100  # of a saved prompt, a preset or a folder
 PROMPT_CHARACTERS = 20_000
 SYSTEM_PROMPT_CHARACTERS = 100_000

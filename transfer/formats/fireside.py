@@ -9,8 +9,15 @@ from msgspec import Meta
 
 from ...backends.loose import clean
 from ...queries.conversations import title_from
-from ...queries.queued import QUEUED_MESSAGES
-from ...queries.types import QUESTION_CHARACTERS, TITLE_CHARACTERS, Id, Parameters, folder_name, image_type
+from ...queries.types import (
+    QUESTION_CHARACTERS,
+    QUEUED_MESSAGES,
+    TITLE_CHARACTERS,
+    Id,
+    Parameters,
+    folder_name,
+    image_type,
+)
 from ..transcript import VERSION, Conversation, Count, Generation, Image, Message, Unreadable
 from .common import FindImage, first_question
 
