@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Container
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -61,18 +62,27 @@ class ModelServer:
 
     def __init__(self, provider: Provider, engine: Engine) -> None:
         self._engine = engine
+        self.settings = provider
         self.slots = Slots(provider.concurrency)
+        self._backend = _create_backend(provider, engine)
         self._tasks: set[asyncio.Task[_ModelList]] = set()
         self.configure(provider)
 
     def configure(self, provider: Provider) -> None:
         """Use other settings from the next request on. Answers that are being written keep their connections."""
+        jobs = self.jobs if self.settings.url == provider.url else {}
         self.settings = provider
         self._backend = _create_backend(provider, self._engine)
+        self._backend.jobs = jobs
         self._last: _ModelList | None = None
         self.last_models: list[Model] = []  # of the last list that was received
         self._refresh: asyncio.Task[_ModelList] | None = None
         self.slots.resize(provider.concurrency)
+
+    @property
+    def jobs(self) -> dict[str, str]:
+        """Names of the models that are downloaded, by the id of the job, the newest last."""
+        return self._backend.jobs
 
     @property
     def id(self) -> str:
@@ -280,10 +290,14 @@ class Providers:
 
     def __init__(self, config: Config, engine: Engine) -> None:
         self._file = config.servers_file
+        self._downloads_file = config.data_dir / "downloads.json"
         self._engine = engine
         self._servers = {provider.id: ModelServer(provider, engine) for provider in config.providers}
         self._removed: list[ModelServer] = []
         self._saving = asyncio.Lock()
+        for provider_id, jobs in _read_downloads(self._downloads_file).items():
+            if provider_id in self._servers:
+                self._servers[provider_id].jobs.update(jobs)
 
     async def aclose(self) -> None:
         await asyncio.gather(*(server.aclose() for server in (*self._servers.values(), *self._removed)))
@@ -389,6 +403,15 @@ class Providers:
             else:
                 self._removed.append(self._servers.pop(provider_id))
 
+    async def save_downloads(self) -> None:
+        """Save which models are downloaded, so that their progress can be asked for after a restart."""
+        jobs = {server.id: server.jobs for server in self._servers.values() if server.jobs}
+        async with self._saving:
+            try:
+                await asyncio.to_thread(write_private, self._downloads_file, json.dumps(jobs, ensure_ascii=False))
+            except OSError as error:  # the download goes on
+                log.warning("%s cannot be written: %s", self._downloads_file.name, error.strerror)
+
     def _changeable(self, provider_id: str) -> Provider:
         provider = self.configured(provider_id).settings
         if provider.source not in ("built-in", "page"):
@@ -418,6 +441,14 @@ def _stored(provider: Provider) -> dict[str, Any]:
     fields = {name: value for name, value in asdict(provider).items() if value != getattr(unset, name)}
     fields.pop("source")
     return {"id": provider.id, "kind": provider.kind, "name": provider.name, **fields}
+
+
+def _read_downloads(file: Path) -> dict[str, dict[str, str]]:
+    """Return what `save_downloads` wrote. A missing or damaged file counts as empty."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, dict[str, str]])
+    except (OSError, ValueError, RecursionError):
+        return {}
 
 
 def _free_id(name: str, taken: Container[str]) -> str:

@@ -46,7 +46,6 @@ class LMStudio(OpenAI):
 
     def __init__(self, provider: Provider) -> None:
         self._follows_port = not provider.url
-        self._downloads: dict[str, str] = {}  # names of models by the id of the job, the newest last
         super().__init__(replace(provider, url=provider.url or server_url()))
 
     async def models(self) -> list[Model] | None:
@@ -78,16 +77,20 @@ class LMStudio(OpenAI):
         status, response = await fetch(self.provider, "POST", f"{self._url}/download", ERROR_BYTES, body)
         job = name_at(decode_small(response), "job_id")
         if job is not None:
-            self._downloads[job] = model
-            while len(self._downloads) > DOWNLOADS:
-                del self._downloads[next(iter(self._downloads))]
+            self.jobs[job] = model
+            while len(self.jobs) > DOWNLOADS:
+                del self.jobs[next(iter(self.jobs))]
         return self._download(model, status, response)
 
     async def downloads(self) -> list[ModelDownload]:
         found = []
-        for job, model in list(self._downloads.items()):
+        for job, model in list(self.jobs.items()):
             url = f"{self._url}/download/status/{quote(job, safe='')}"
-            found.append(self._download(model, *await fetch(self.provider, "GET", url, ERROR_BYTES)))
+            status, response = await fetch(self.provider, "GET", url, ERROR_BYTES)
+            if status == 404:  # LM Studio forgets its downloads when it is restarted
+                self.jobs.pop(job, None)
+            else:
+                found.append(self._download(model, status, response))
         return found
 
     def _download(self, model: str, status: int, response: bytes) -> ModelDownload:

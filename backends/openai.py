@@ -68,6 +68,7 @@ class OpenAI:
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
         self.is_llama_cpp = False  # by its list of models
+        self.jobs: dict[str, str] = {}  # names of the models that are downloaded, by the id of the job, the newest last
 
     @property
     def chat_url(self) -> str | None:

@@ -42,6 +42,7 @@ export function openPicker(current, pick) {
   draw();
   search.focus();
   refreshModels().catch(() => {}); // the banner shows that the server cannot be reached
+  resumeDownloads();
 }
 
 /** If LM Studio is on the computer that runs Fireside. */
@@ -84,24 +85,48 @@ function downloadForm(provider) {
     h("form", { onsubmit }, node, button("Download", null, { type: "submit" })), progress);
 }
 
-/** Start a download and follow it until it ends, also when the dialog is closed. */
+/** Start a download, and follow it until it ends, also when the dialog is closed. */
 async function download(provider, model) {
-  const path = `/providers/${encodeURIComponent(provider.provider_id)}`;
   try {
-    let state = await post(`${path}/models/download`, { model });
-    while (state && ["downloading", "paused"].includes(state.status)) {
-      downloads.set(model, state);
-      emit("models");
-      await new Promise((resolve) => { setTimeout(resolve, DOWNLOAD_POLL_MS); });
-      state = (await get(`${path}/downloads`)).downloads.findLast((other) => other.model === model);
-    }
-    toast(`${model} ${OUTCOMES[state?.status] ?? "could not be downloaded."}`);
+    await followDownload(provider, await post(`${providerPath(provider)}/models/download`, { model }));
   } catch (error) {
     toast(error.message);
   }
-  downloads.delete(model);
-  emit("models");
-  await refreshModels().catch(() => {});
+}
+
+/** Follow the downloads that were started before this page was opened. */
+async function resumeDownloads() {
+  if (session.user.role !== "admin") return;
+  for (const provider of providers?.filter(({ kind, online }) => kind === "lmstudio" && online) ?? []) {
+    try {
+      for (const state of (await get(`${providerPath(provider)}/downloads`)).downloads) {
+        if (isActive(state) && !downloads.has(state.model)) followDownload(provider, state).catch((error) => toast(error.message));
+      }
+    } catch {
+      // LM Studio before 0.4 knows no downloads.
+    }
+  }
+}
+
+const providerPath = ({ provider_id }) => `/providers/${encodeURIComponent(provider_id)}`;
+const isActive = (state) => ["downloading", "paused"].includes(state?.status);
+
+async function followDownload(provider, begun) {
+  const { model } = begun;
+  let state = begun;
+  try {
+    while (isActive(state)) {
+      downloads.set(model, state);
+      emit("models");
+      await new Promise((resolve) => { setTimeout(resolve, DOWNLOAD_POLL_MS); });
+      state = (await get(`${providerPath(provider)}/downloads`)).downloads.findLast((other) => other.model === model);
+    }
+    toast(`${model} ${OUTCOMES[state?.status] ?? "could not be downloaded."}`);
+  } finally {
+    downloads.delete(model);
+    emit("models");
+    await refreshModels().catch(() => {});
+  }
 }
 
 /** For a server that does not list its models. */
@@ -184,7 +209,7 @@ function rememberOptions(choice, { model, ...options }) {
 async function change(provider, action, fields) {
   let done = true;
   try {
-    await post(`/providers/${encodeURIComponent(provider.provider_id)}/models/${action}`, fields);
+    await post(`${providerPath(provider)}/models/${action}`, fields);
     announce(`Model ${action}ed`);
   } catch (error) {
     done = false;

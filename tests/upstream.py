@@ -258,6 +258,7 @@ class Upstream:
         self.default: list[Step] = [
             lambda request: answer("Hello", " from", " upstream", ".", model=request.json["model"])
         ]
+        self.job: dict[str, Any] = {}  # the download that was started last
         self.requests: list[Request] = []
         self.abandoned: list[Request] = []  # whose client closed the connection before the end of the response
         self.connections = 0  # accepted so far
@@ -414,6 +415,8 @@ class Upstream:
                 return self._unload(**request.json)
             case "POST", "/api/v1/models/download":
                 return self._download(**request.json)
+            case "GET", path if self.job and path == f"/api/v1/models/download/status/{self.job['job_id']}":
+                return status(200, self.job)
         return _unexpected(request)
 
     def _load(self, model: str, context_length: int = 4096, **options: bool) -> Command:
@@ -427,8 +430,9 @@ class Upstream:
     def _download(self, model: str, quantization: str = "") -> Command:
         if any(known.key == model for known in self.models):
             return status(200, {"status": "already_downloaded"})
-        job = {"job_id": "job_493c7c9ded", "status": "downloading", "total_size_bytes": 2_000_000_000}
-        return status(200, job | {"downloaded_bytes": 500_000_000, "bytes_per_second": 7834.7})
+        self.job = {"job_id": "job_493c7c9ded", "status": "downloading", "total_size_bytes": 2_000_000_000}
+        self.job |= {"downloaded_bytes": 500_000_000, "bytes_per_second": 7834.7}
+        return status(200, self.job)
 
     def _unload(self, instance_id: str) -> Command:
         for model in self.models:

@@ -699,7 +699,9 @@ async def load_model(request: Request, provider_id: str, body: schemas.ModelLoad
 
 async def download_model(request: Request, provider_id: str, body: schemas.DownloadRequest) -> ModelDownload:
     audit("model download", request.identity.user, request.address)
-    return await request.app_state.providers.get(provider_id).download(body.model, body.quantization)
+    download = await request.app_state.providers.get(provider_id).download(body.model, body.quantization)
+    await request.app_state.providers.save_downloads()
+    return download
 
 
 async def list_downloads(request: Request, provider_id: str) -> schemas.Downloads:

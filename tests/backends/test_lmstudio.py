@@ -129,8 +129,26 @@ async def test_download_is_started_and_followed(providers: Providers, upstream: 
     upstream.enqueue(status(200, done), path=path)
     assert await providers.get("lmstudio").downloads() == [ModelDownload(link, "completed", 2_000_000_000)]
     upstream.enqueue(status(404, {"error": {"type": "job_not_found", "message": "No such job."}}), path=path)
-    with pytest.raises(ProviderFailed, match="No such job"):
-        await providers.get("lmstudio").downloads()
+    assert await providers.get("lmstudio").downloads() == []  # LM Studio was restarted
+    assert upstream.count(path) == 2
+    assert await providers.get("lmstudio").downloads() == []
+    assert upstream.count(path) == 2
+
+
+async def test_download_is_known_after_a_restart(upstream: Upstream, tmp_path: Path) -> None:
+    done = status(200, {"job_id": "job_493c7c9ded", "status": "completed"})
+    body = {"model": "qwen/qwen3-4b"}
+    for damaged in (False, True):
+        async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+            ann = await (running.login("ann") if damaged else running.first())
+            good(await ann.post("/providers/lmstudio/models/download", json=body))
+        if damaged:
+            (tmp_path / "downloads.json").write_text('{"lmstudio": [7]}', "utf-8")
+        upstream.enqueue(done, path="/api/v1/models/download/status/job_493c7c9ded")
+        async with Running(tmp_path, lmstudio_url=upstream.url) as running:
+            ann = await running.login("ann")
+            found = good(await ann.get("/providers/lmstudio/downloads"))["downloads"]
+            assert [one["model"] for one in found] == ([] if damaged else ["qwen/qwen3-4b"])
 
 
 async def test_id_of_a_download_cannot_change_the_path(providers: Providers, upstream: Upstream) -> None:
