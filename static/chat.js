@@ -68,6 +68,7 @@ export class Chat {
     conversation.on("older", () => this.scroller.keepPlace(() => this.#draw()));
     conversation.on("reveal", (id) => this.#reveal(this.#views.get(id).node));
     conversation.on("asked", () => this.scroller.toEnd());
+    conversation.on("queued", () => announce("Your message is sent after this answer."));
     conversation.on("busy", () => { this.composer.busy = conversation.busy; });
     conversation.on("begun", ({ messageId }) => this.#view({ id: messageId, role: "assistant", status: "generating" }).clear());
     conversation.on("part", ({ messageId, event, data }) => this.#views.get(messageId)?.receive(event, data));

@@ -18,6 +18,7 @@ const UNREACHABLE = "Not sent: Fireside cannot be reached. Your text is still he
  * changed, older             `path` or `details` changed; messages were added above
  * reveal        messageId    show this message of `path`
  * asked                      the server accepted a question, or a request for another answer
+ * queued                     the server accepted a question that waits
  * busy                       `busy` changed
  * begun         {messageId, generationId, isNew}  an answer begins; its whole text follows
  * part          {messageId, event, data}          an event of the answer's stream
@@ -238,6 +239,7 @@ export class Conversation extends Emitter {
       if (id !== null) await post(`/conversations/${id}/messages`, { ...message, ...(joinsQueue ? { queue: true } : { parent_id: parentId }) });
       this.#unaccepted = { content: null, clientId: "" };
       if (joinsQueue) {
+        this.emit("queued");
         await this.#showAsked(id);
         broadcast("conversation", { id });
         return true;
@@ -270,14 +272,18 @@ export class Conversation extends Emitter {
     return this.#changeQueue(remove(`/conversations/${this.id}/queue/${queuedId}`));
   }
 
+  /** Put a text that was removed back, at the end of the queue of this conversation. */
+  queueAgain(id, content) {
+    return this.#changeQueue(post(`/conversations/${id}/messages`, { content, client_id: randomId(), queue: true }), id);
+  }
+
   /** Send a message of a queue that waits. */
   async sendQueued(queuedId) {
     if (this.busy || this.#sending) return;
     await this.#requestAnswer(`/conversations/${this.id}/queue/${queuedId}/send`, modelFields(chosenModel(this.details)));
   }
 
-  async #changeQueue(request) {
-    const { id } = this;
+  async #changeQueue(request, id = this.id) {
     try {
       await request;
       broadcast("conversation", { id });

@@ -3,6 +3,7 @@
 import { arrange, button, h } from "./dom.js";
 import { counted } from "./format.js";
 import { icon, iconButton } from "./icons.js";
+import { toast } from "./popups.js";
 
 export class Queue {
   #items = new Map(); // by the message's id
@@ -11,7 +12,7 @@ export class Queue {
     this.conversation = conversation;
     this.focusComposer = focusComposer;
     this.list = h("ol", {});
-    this.note = h("p", { class: "halted" }, "Not sent: the answer above was not finished.");
+    this.note = h("p", { class: "halted" }, "The queue has stopped: these messages were not sent.");
     this.node = h("section", { class: "queue", "aria-label": "Messages in the queue" }, this.list);
   }
 
@@ -19,7 +20,7 @@ export class Queue {
     const { queue, queueWaits } = this.conversation;
     const items = new Map();
     for (const [index, message] of queue.entries()) {
-      const item = this.#items.get(message.id) ?? new Item(this, message.id);
+      const item = this.#items.get(message.id) ?? new Item(this);
       item.draw(message, index, queueWaits);
       items.set(message.id, item);
     }
@@ -29,35 +30,39 @@ export class Queue {
   }
 
   /** Remove a message, and move the focus to the next one, or to the composer. */
-  async remove(id) {
+  async remove(message) {
+    const { conversation } = this;
+    const chat = conversation.id;
     const ids = [...this.#items.keys()];
-    const next = this.#items.get(ids[ids.indexOf(id) + 1]);
-    if (await this.conversation.removeQueued(id)) next ? next.removeButton.focus() : this.focusComposer();
+    const next = this.#items.get(ids[ids.indexOf(message.id) + 1]);
+    if (!await conversation.removeQueued(message.id)) return;
+    next ? next.removeButton.focus() : this.focusComposer();
+    // The page does not have the images.
+    if (message.images) toast("Removed from the queue.");
+    else toast("Removed from the queue.", "Undo", () => conversation.queueAgain(chat, message.content));
   }
 }
 
 class Item {
   #queue;
-  #id;
-  #content = "";
+  #message;
   #editing = false;
 
-  constructor(queue, id) {
+  constructor(queue) {
     this.#queue = queue;
-    this.#id = id;
     this.label = h("span", { class: "label" });
     this.text = h("div", { class: "text", dir: "auto" });
     this.images = h("small", {});
-    this.sendButton = button([icon("send"), "Send now"], () => queue.conversation.sendQueued(id));
+    this.sendButton = button([icon("send"), "Send now"], () => queue.conversation.sendQueued(this.#message.id));
     this.editButton = iconButton("edit", "Edit queued message", () => this.#edit());
-    this.removeButton = iconButton("close", "Remove queued message", () => queue.remove(id));
+    this.removeButton = iconButton("close", "Remove queued message", () => queue.remove(this.#message));
     this.foot = h("footer", {}, this.label, this.sendButton, this.editButton, this.removeButton);
     this.bubble = h("div", { class: "bubble" }, this.text, this.images);
     this.node = h("li", { class: "message user" }, this.bubble, this.foot);
   }
 
-  draw({ content, images }, index, waits) {
-    this.#content = content;
+  draw(message, index, waits) {
+    const { content, images } = this.#message = message;
     this.text.textContent = content;
     this.images.textContent = images ? counted(images, "image") : "";
     this.images.hidden = !images;
@@ -69,14 +74,14 @@ class Item {
   #edit() {
     if (this.#editing) return;
     this.#editing = true;
-    const area = h("textarea", { "aria-label": "Edited message", rows: "3" }, this.#content);
+    const area = h("textarea", { "aria-label": "Edited message", rows: "3" }, this.#message.content);
     const close = () => {
       this.#editing = false;
       this.node.replaceChildren(this.bubble, this.foot);
       this.editButton.focus();
     };
     const save = async () => {
-      if (await this.#queue.conversation.changeQueued(this.#id, area.value.trim())) close();
+      if (await this.#queue.conversation.changeQueued(this.#message.id, area.value.trim())) close();
     };
     const onkeydown = (event) => {
       if (event.isComposing) return;
