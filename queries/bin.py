@@ -37,7 +37,7 @@ def delete_message(conn: Connection, user_id: int, conversation_id: int, message
     conversation = owned(conn, user_id, conversation_id)
     entry = conn.execute(
         "SELECT c.id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
-        " WHERE m.id = ? AND c.deleted_from = ? AND c.deleted_at IS NOT NULL AND c.hidden = 0",
+        " WHERE m.id = ? AND c.deleted_from = ? AND c.hidden = 0",
         (message_id, conversation_id),
     ).fetchone()
     if entry:

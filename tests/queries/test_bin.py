@@ -63,6 +63,9 @@ def test_deleted_message_leaves_the_others_and_returns_to_its_place(
     conn: Connection, name: str, left: str, deleted: list[str]
 ) -> None:
     conversation_id, ids = build(conn, TALK, "A3")
+    other = conversation(conn)
+    for one in (say(conn, other, "Other"), ids[name]):
+        conn.execute("UPDATE messages SET client_id = 'c', source = 's' WHERE id = ?", (one,))
     before = [*map(tuple, conn.execute("SELECT * FROM messages ORDER BY id"))]
     gone = bin.delete_message(conn, ANN, conversation_id, ids[name])
     assert path(conn, conversation_id) == left.split()
@@ -75,6 +78,8 @@ def test_deleted_message_leaves_the_others_and_returns_to_its_place(
     )
     assert name not in [hit.snippet.strip("\ue000\ue001") for hit in search.find(conn, ANN, name, 10)]
     assert bin.delete_message(conn, ANN, conversation_id, ids[name]).deleted_id == gone.deleted_id
+    with pytest.raises(NotFound):
+        bin.delete_message(conn, ANN, other, ids[name])
     assert bin.restore(conn, ANN, gone.deleted_id).id == conversation_id
     assert [*map(tuple, conn.execute("SELECT * FROM messages ORDER BY id"))] == before
     assert path(conn, conversation_id) == ["Q1", "A1", "Q2", "A2", "Q3", "A3"]
@@ -141,6 +146,10 @@ def test_removed_for_good_the_rest_is_still_restored_in_order(conn: Connection) 
 def test_chat_in_the_bin_is_restored_first_and_a_purged_one_takes_its_messages_along(conn: Connection) -> None:
     conversation_id, ids = build(conn, TALK, "A3")
     entry = bin.delete_message(conn, ANN, conversation_id, ids["Q3"]).deleted_id
+    conversations.hide_conversation(conn, ANN, entry)
+    with pytest.raises(NotFound):  # it is being removed
+        bin.delete_message(conn, ANN, conversation_id, ids["Q3"])
+    conn.execute("UPDATE conversations SET hidden = 0 WHERE id = ?", (entry,))
     conversations.delete_conversation(conn, ANN, conversation_id)
     with pytest.raises(Conflict):
         bin.restore(conn, ANN, entry)
@@ -198,9 +207,12 @@ def test_repeated_request_after_a_deletion_does_not_prevent_its_undo(conn: Conne
 def test_edited_answer_is_another_version_on_which_the_next_question_is_answered(conn: Connection) -> None:
     conversation_id, original = answered(conn)
     messages.add_image(conn, original, 0, Image("image/png", b"1234"))
+    other = conversation(conn)
+    say(conn, other, "elsewhere", client_id="c")
     edit = (conn, ANN, conversation_id, original, "mine", "c")
     edited = messages.edit_answer(*edit)
     assert messages.edit_answer(*edit) == edited
+    assert path(conn, other) == ["elsewhere"]
     shown = messages.list_messages(conn, ANN, conversation_id)[-1]
     assert (shown.id, shown.content, shown.model, shown.edited, len(shown.images)) == (edited, "mine", "m", True, 1)
     versions = {"ids": [original, edited], "index": 1, "models": ["m", "m"], "edited": [False, True]}

@@ -13,7 +13,7 @@ from fireside.errors import Conflict, GenerationActive, NotFound, QuotaExceeded
 from fireside.queries import accounts, branches, conversations, generations, messages, search
 from fireside.queries.messages import Image
 
-from .conftest import ANN
+from .conftest import ANN, BOB
 from .test_queries import asked, begin, conversation, finish, path, say
 
 
@@ -72,6 +72,17 @@ async def test_same_branch_twice_at_once_is_made_once(database: Database) -> Non
     made = await asyncio.gather(branches.branch(*branch), branches.branch(*branch), return_exceptions=True)
     ids = {one.id for one in made if isinstance(one, conversations.Conversation)}
     assert len(ids) == 1 and all(isinstance(one, Conflict | conversations.Conversation) for one in made)
+
+
+async def test_another_user_s_branch_with_the_same_client_id_is_another_one(database: Database) -> None:
+    conversation_id, answer_id = await database.write(talk)
+    mine = await branches.branch(database, ANN, conversation_id, answer_id, "key")
+    bob = "INSERT INTO users (username, password_hash, role, created_at) VALUES ('bob', '', 'user', '')"
+    await database.write(lambda conn: conn.execute(bob).rowcount)
+    theirs = await database.write(lambda conn: conversations.add_conversation(conn, BOB, {}).id)
+    question = await database.write(lambda conn: messages.add_message(conn, BOB, theirs, "q"))
+    branch = await branches.branch(database, BOB, theirs, question, "key")
+    assert branch.id != mine.id and branch.title == "q (branch)"
 
 
 async def test_branch_at_an_unfinished_answer_or_a_missing_message_is_refused(database: Database) -> None:

@@ -20,7 +20,7 @@ from fireside.errors import (
     NoUserMessage,
     UsernameExists,
 )
-from fireside.queries import accounts, conversations, folders, generations, messages, prompts, search
+from fireside.queries import accounts, bin, conversations, folders, generations, messages, prompts, search
 from fireside.queries.generations import Answer, AnswerRequest, Job, Recording
 from fireside.queries.messages import Image
 from fireside.transfer import archive
@@ -232,6 +232,10 @@ OWNED: dict[str, tuple[Any, ...]] = {  # a query, and the arguments after the us
     "add_message below": (messages.add_message, "own", "hello", "message"),
     "set_active": (messages.set_active, "conversation", "message"),
     "set_active to another's": (messages.set_active, "own", "message"),
+    "get_message": (messages.get_message, "conversation", "message"),
+    "edit_answer": (messages.edit_answer, "conversation", "message", "mine"),
+    "delete_message": (bin.delete_message, "conversation", "message"),
+    "restore": (bin.restore, "in bin"),
     "get_image": (messages.get_image, "image"),
     "get_recording": (generations.get_recording, "generation"),
     "begin_answer": (generations.begin_answer, "conversation", AnswerRequest(retry=True), "lmstudio", "m"),
@@ -640,7 +644,7 @@ class Indexes(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for row in self.conn.execute("SELECT user_id, id FROM conversations").fetchall():
-            purge(self.conn, *row)
+            self.run(purge, *row)  # what was deleted from another one is gone with it
         self.stored_bytes_are_those_of_messages_and_system_prompts()
         for index in INDEXED:
             assert terms(self.conn, index) == set(), index
@@ -685,6 +689,24 @@ class Indexes(RuleBasedStateMachine):
     def delete_or_restore(self, at: tuple[int, int]) -> None:
         if self.run(conversations.restore_conversation, *at) is None:
             self.run(conversations.delete_conversation, *at)
+
+    @rule(at=conversations, choice=st.integers(0, 9))
+    def delete_a_message(self, at: tuple[int, int], choice: int) -> None:
+        ids = conversations.list_message_ids(self.conn, at[1])
+        if ids:
+            self.run(bin.delete_message, *at, ids[choice % len(ids)])
+
+    @rule(choice=st.integers(0, 9), user=st.sampled_from([ANN, BOB]))
+    def restore(self, choice: int, user: int) -> None:
+        ids = conversations.find_conversations(self.conn, user, deleted=True)
+        if ids:
+            self.run(bin.restore, user, ids[choice % len(ids)])
+
+    @rule(at=conversations, choice=st.integers(0, 9), text=words)
+    def edit(self, at: tuple[int, int], choice: int, text: str) -> None:
+        ids = conversations.list_message_ids(self.conn, at[1])
+        if ids:
+            self.run(messages.edit_answer, *at, ids[choice % len(ids)], text)
 
     @rule(at=consumes(conversations))
     def purge(self, at: tuple[int, int]) -> None:
