@@ -170,16 +170,18 @@ export class Composer {
     const sending = (this.#sending = { id: this.#conversationId });
     this.area.readOnly = true;
     await this.#attachments.ready;
+    const { files } = this.#attachments;
+    const sentFiles = [...files]; // more may be attached meanwhile
     const sent = sending.id === this.#conversationId && await this.#sendContent();
     this.#sending = null;
     this.area.readOnly = false;
     if (!sent) return;
+    files.splice(0, Infinity, ...files.filter((file) => !sentFiles.includes(file)));
     if (sending.id !== this.#conversationId) { // another one was opened meanwhile
-      localStorage.removeItem(draftKey(this.#userId, sending.id));
-      return this.#otherFiles.delete(sending.id);
+      return localStorage.removeItem(draftKey(this.#userId, sending.id));
     }
     this.area.value = "";
-    this.#attachments.show([]);
+    this.#attachments.show(files);
     this.#context.question = { text: "", images: 0 };
     this.#edited();
     this.#drawContext();

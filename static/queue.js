@@ -1,5 +1,6 @@
 // The messages that wait for the answer before them, below the last message of the chat.
 
+import { Attachments, fileCard, splitContent } from "./attachments.js";
 import { arrange, button, h } from "./dom.js";
 import { counted } from "./format.js";
 import { icon, iconButton } from "./icons.js";
@@ -45,7 +46,7 @@ export class Queue {
 
 class Item {
   #queue;
-  #message;
+  #message = { content: null };
   #editing = false;
 
   constructor(queue) {
@@ -57,13 +58,18 @@ class Item {
     this.editButton = iconButton("edit", "Edit queued message", () => this.#edit());
     this.removeButton = iconButton("close", "Remove queued message", () => queue.remove(this.#message));
     this.foot = h("footer", {}, this.label, this.sendButton, this.editButton, this.removeButton);
-    this.bubble = h("div", { class: "bubble" }, this.text, this.images);
+    this.bubble = h("div", { class: "bubble" });
     this.node = h("li", { class: "message user" }, this.bubble, this.foot);
   }
 
   draw(message, index, waits) {
-    const { content, images } = this.#message = message;
-    this.text.textContent = content;
+    const { content, images } = message;
+    if (content !== this.#message.content) {
+      const { typed, files } = splitContent(content);
+      this.text.textContent = typed;
+      this.bubble.replaceChildren(this.text, ...files.map(fileCard), this.images);
+    }
+    this.#message = message;
     this.images.textContent = images ? counted(images, "image") : "";
     this.images.hidden = !images;
     this.label.textContent = index ? `Number ${index + 1} in the queue` : "Next";
@@ -74,14 +80,17 @@ class Item {
   #edit() {
     if (this.#editing) return;
     this.#editing = true;
-    const area = h("textarea", { "aria-label": "Edited message", rows: "3" }, this.#message.content);
+    const { typed, files } = splitContent(this.#message.content);
+    const area = h("textarea", { "aria-label": "Edited message", rows: "3" }, typed);
+    const attached = new Attachments({ label: "", changed() {}, typed: () => area.value, focus: () => area.focus() });
+    attached.show(files);
     const close = () => {
       this.#editing = false;
       this.node.replaceChildren(this.bubble, this.foot);
       this.editButton.focus();
     };
     const save = async () => {
-      if (await this.#queue.conversation.changeQueued(this.#message.id, area.value.trim())) close();
+      if (await this.#queue.conversation.changeQueued(this.#message.id, attached.content())) close();
     };
     const onkeydown = (event) => {
       if (event.isComposing) return;
@@ -93,7 +102,7 @@ class Item {
         save();
       }
     };
-    this.node.replaceChildren(h("div", { class: "editor", onkeydown }, area,
+    this.node.replaceChildren(h("div", { class: "editor", onkeydown }, attached.node, area,
       h("div", { class: "row end" }, button("Cancel", close), button("Save", save, { class: "primary" }))));
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);

@@ -4,7 +4,7 @@ from playwright.sync_api import expect
 
 from ..browser import Visit
 from ..upstream import DONE, Gate, Upstream, answer, finish, pause, text, usage
-from .steps import answered, ask, box, messages, press, stream
+from .steps import answered, ask, attach, box, messages, press, stream
 
 CODE = "Sure:\n\n```python\ndef add(a, b):\n    return a"
 
@@ -45,8 +45,11 @@ def test_questions_wait_in_the_queue_of_all_tabs_and_are_answered_in_turn(visit:
     expect(queue).to_have_count(1)
     expect(box(page)).to_have_value("")
     ask(page, "Never mind")
+    attach(page, ("numbers.txt", b"1 2 3"), ("tree.txt", b"oak"))
+    expect(page.locator(".composer .chip")).to_have_count(2)
     ask(page, "Count to tree")
     expect(queue).to_have_count(3)
+    expect(queue.nth(2).locator("summary")).to_contain_text(["numbers.txt1 line", "tree.txt1 line"])
     expect(queue.first).to_contain_text("Next")
     other = visit.open(page.url)
     others = other.locator(".queue li")
@@ -61,9 +64,12 @@ def test_questions_wait_in_the_queue_of_all_tabs_and_are_answered_in_turn(visit:
     expect(box(page)).to_be_focused()
     expect(others).to_have_count(2)
     queue.nth(1).get_by_role("button", name="Edit queued message").click()
+    expect(page.get_by_role("textbox", name="Edited message")).to_have_value("Count to tree")
+    press(page, "Remove tree.txt")
     page.get_by_role("textbox", name="Edited message").fill("Count to three")
     page.keyboard.press("Control+Enter")
     expect(others.nth(1)).to_contain_text("Count to three")
+    expect(others.nth(1).locator("summary")).to_contain_text(["numbers.txt1 line"])
 
     (second,) = stream(lmstudio, "Two, ", "done.")
     first.open()
@@ -77,4 +83,5 @@ def test_questions_wait_in_the_queue_of_all_tabs_and_are_answered_in_turn(visit:
     expect(answered(page).locator(".markdown")).to_have_text("Three")
     expect(page.locator(".queue")).to_have_count(0)
     expect(page.locator(".message.user .text")).to_have_text(["Count to one", "Count to two", "Count to three"])
+    expect(page.locator(".message.user summary")).to_contain_text("numbers.txt1 line")
     second.open()
