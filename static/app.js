@@ -1,4 +1,4 @@
-// The page: signing in, the conversation in the address, the account's menu, the keyboard, the theme.
+// The page: signing in, the conversation in the address, the account's menu, the keyboard.
 
 import { get, post, session, signIn } from "./api.js";
 import { Chat } from "./chat.js";
@@ -11,31 +11,14 @@ import { ConversationList } from "./list.js";
 import { refreshModels } from "./models.js";
 import { noticeAnswer, setTitle } from "./notice.js";
 import { openMenu, toast } from "./popups.js";
+import "./preferences.js";
 import { Sidebar } from "./sidebar.js";
 
 const page = document.getElementById("page");
 const narrow = matchMedia("(max-width: 820px)");
-const THEME = "fireside.theme"; // in localStorage: "light" or "dark"; absent: as the system
 const SIDEBAR_HIDDEN = "fireside.sidebar.hidden"; // in localStorage: "yes" or absent
 const SIDEBAR_WIDTH = "fireside.sidebar.width"; // in localStorage, in pixels
 const SIDEBAR_PIXELS = { least: 200, usual: 280, most: 480 };
-
-const theme = {
-  get current() {
-    return localStorage.getItem(THEME) ?? "system";
-  },
-  set current(name) {
-    if (name === "system") localStorage.removeItem(THEME);
-    else localStorage.setItem(THEME, name);
-    this.apply();
-  },
-  apply() {
-    document.documentElement.dataset.theme = this.current;
-  },
-};
-
-theme.apply();
-window.addEventListener("storage", (event) => event.key === THEME && theme.apply());
 
 // ---- signing in
 
@@ -110,7 +93,7 @@ class Shell {
       location.hash = id === null ? "#/" : `#/c/${id}`;
     };
     const folderName = (id) => this.list.folders.find((one) => one.id === id)?.name ?? "";
-    this.chat = new Chat(this.conversation, { openList: () => this.showList(true), folderName });
+    this.chat = new Chat(this.conversation, this.list, { openList: () => this.showList(true), openSettings, folderName });
     this.sidebar = new Sidebar(this.list, {
       open: openConversation, openAccount, hide: () => this.showList(false), close: () => narrow.matches && this.showList(false),
       print: (id) => {
@@ -202,7 +185,7 @@ function openAccount(anchor) {
   ]);
 }
 
-const openSettings = async (section) => (await import("./settings.js")).openSettings(section, { theme });
+const openSettings = async (section) => (await import("./settings.js")).openSettings(section);
 const openShortcuts = async () => (await import("./shortcuts.js")).openShortcuts();
 
 async function signOut() {

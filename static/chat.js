@@ -8,11 +8,12 @@ import { on } from "./events.js";
 import { Head } from "./head.js";
 import { icon } from "./icons.js";
 import { messageView } from "./message.js";
-import { chosenModel, modelNote } from "./models.js";
+import { modelNote } from "./models.js";
 import { noticeAnswer } from "./notice.js";
 import { announce, toast } from "./popups.js";
 import { Queue } from "./queue.js";
 import { Scroller } from "./scroll.js";
+import { Starters } from "./starters.js";
 import { TemporaryLine } from "./temporary.js";
 import { redrawWelcome, welcome } from "./welcome.js";
 
@@ -21,7 +22,8 @@ export class Chat {
   #actions; // of the messages
   #undo = new Map(); // functions that remove the toast with Undo, by the id of what is in the bin
 
-  constructor(conversation, { openList, folderName }) {
+  /** `list` has all conversations. `openSettings(section)` opens the settings. */
+  constructor(conversation, list, { openList, openSettings, folderName }) {
     this.conversation = conversation;
     this.#actions = {
       edit: (message, text, images) => conversation.ask(text, () => loadImages(images), message.parent_id),
@@ -35,8 +37,9 @@ export class Chat {
       branch: (message) => this.#branch(message),
       remove: (message) => this.#remove(message),
       next: (message) => conversation.path[conversation.path.findIndex(({ id }) => id === message.id) + 1],
-      model: () => chosenModel(conversation.details),
-      enlarge: () => this.#load(chosenModel(conversation.details)),
+      savePrompt: async (text) => (await import("./prompts.js")).editPrompt(null, text),
+      model: () => conversation.choice,
+      enlarge: () => this.#load(conversation.choice),
     };
     this.context = new Context(conversation);
     this.column = h("div", { class: "column" });
@@ -44,6 +47,7 @@ export class Chat {
     this.composer = new Composer({
       send: (text, images) => conversation.ask(text, () => images), stop: () => conversation.stop(), editLast: () => this.#editLast(),
       useModel: (choice) => this.head.useModel(choice), load: (choice, contextLength) => this.#load(choice, contextLength),
+      manage: () => openSettings("prompts"),
     }, this.context, this.scroller.button);
     this.temporary = new TemporaryLine(conversation, folderName);
     this.head = new Head(conversation, { openList, onPick: () => this.composer.focus() });
@@ -53,7 +57,9 @@ export class Chat {
     this.divider = h("p", { class: "divider" }, h("span", {}, "Messages above were not sent: the context is full"));
     this.unanswered = h("p", { class: "halted" }, "Not answered yet.", button([icon("retry"), "Answer"], () => conversation.retry()));
     this.queue = new Queue(conversation, () => this.composer.focus());
-    this.node = h("main", { tabindex: "-1" }, this.head.node, this.banner, this.scroller.node, this.temporary.node, this.composer.node);
+    const insert = (prompt) => this.composer.insertPrompt(prompt);
+    this.starters = new Starters(conversation, list, { insert, openSettings });
+    this.node = h("main", { tabindex: "-1" }, this.head.node, this.banner, this.scroller.node, this.temporary.node, this.composer.node, this.starters.node);
 
     const near = { root: this.scroller.node, rootMargin: "800px" };
     this.observer = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && conversation.loadOlder(), near);
@@ -124,7 +130,7 @@ export class Chat {
     if (unanswered) nodes.push(this.unanswered);
     this.queue.draw();
     if (queue.length) nodes.push(this.queue.node);
-    if (id === null && !nodes.length) nodes.push(welcome());
+    if (id === null && !nodes.length) nodes.push(welcome(this.conversation.choice));
     arrange(this.column, [this.top, ...nodes]);
     this.observer.unobserve(this.top);
     this.observer.observe(this.top); // again, because it reports changes only and the top may still be near
@@ -137,11 +143,11 @@ export class Chat {
   #drawAround() {
     const { id, details } = this.conversation;
     this.head.draw();
-    const choice = chosenModel(details);
+    const { choice } = this.conversation;
     const isLoading = id !== null && !details; // its model may be another than the chosen one
     this.composer.choice = isLoading ? null : choice;
     this.composer.note = modelNote(choice, details?.provider_id);
-    redrawWelcome(this.column);
+    redrawWelcome(this.column, choice);
   }
 
   #reveal(node) {

@@ -3,11 +3,12 @@
 import { session } from "./api.js";
 import { Attachments, MAX_CHARACTERS } from "./attachments.js";
 import { h } from "./dom.js";
-import { debounce } from "./events.js";
+import { debounce, on } from "./events.js";
 import { number } from "./format.js";
-import { icon } from "./icons.js";
+import { icon, iconButton } from "./icons.js";
 import { modelName } from "./models.js";
 import { announce, toast } from "./popups.js";
+import { preferences } from "./preferences.js";
 
 // A draft stays in localStorage until it is sent or the user signs out: it survives a crash and an expired session.
 const draftKey = (userId, conversationId) => `fireside.draft.${userId}.${conversationId ?? "new"}`;
@@ -45,14 +46,15 @@ export class Composer {
    * `send(text, images)` resolves to whether it was sent. `useModel(choice)`, `load(choice, contextLength)`. `toEnd` is the button that
    * scrolls to the end: here it covers no text.
    */
-  constructor({ send, stop, editLast, useModel, load }, context, toEnd) {
+  constructor({ send, stop, editLast, manage, useModel, load }, context, toEnd) {
     this.send = send;
+    this.manage = manage;
     this.editLast = editLast;
     this.act = { useModel, load, send: () => this.#send() };
     this.#context = context;
     this.area = h("textarea", {
       rows: "1", placeholder: "Write a message", "aria-label": "Message", enterkeyhint: touch.matches ? "enter" : "send",
-      oninput: () => this.#edited(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#attachments.paste(event),
+      oninput: () => this.#edited(), onclick: () => this.prompts?.update(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#attachments.paste(event),
     });
     this.#attachments = new Attachments({
       label: "Files to attach", changed: () => this.#changed(), typed: () => this.area.value, focus: () => this.focus(),
@@ -71,10 +73,12 @@ export class Composer {
     this.node = h("form", { class: "composer", onsubmit }, this.advice,
       h("div", { class: "box", onclick: (event) => event.target === event.currentTarget && this.area.focus() },
         this.#attachments.node, this.area,
-        h("div", { class: "row" }, this.#attachments.controls, this.meter, toEnd, this.stopButton, this.button)),
+        h("div", { class: "row" }, this.#attachments.controls,
+          iconButton("bookmark", "Saved prompts (/)", () => this.#openPrompts()), this.meter, toEnd, this.stopButton, this.button)),
       this.hint);
     this.#attachments.acceptDrops(window, this.node, () => this.node.isConnected && !document.querySelector("dialog[open]"));
     window.addEventListener("storage", (event) => this.#followDraft(event));
+    on("preferences", () => this.#draw());
     context.on("changed", () => this.#drawContext());
     this.#draw();
   }
@@ -202,8 +206,10 @@ export class Composer {
 
   #key(event) {
     if (event.isComposing || event.keyCode === 229) return; // Enter belongs to the input method
+    if (this.prompts?.key(event)) return;
     const command = event.ctrlKey || event.metaKey;
-    if (event.key === "Enter" && !event.shiftKey && (command || (!event.altKey && !touch.matches))) {
+    const sends = command || (!event.altKey && !touch.matches && preferences.sendKey === "enter");
+    if (event.key === "Enter" && !event.shiftKey && sends) {
       event.preventDefault();
       this.#send();
     } else if (event.key === "ArrowUp" && !this.area.value && !event.altKey) {
@@ -216,11 +222,31 @@ export class Composer {
     this.#save();
     this.#resize();
     this.#changed();
+    if (this.prompts) this.prompts.update();
+    else if (this.area.value[this.area.selectionEnd - 1] === "/") this.#loadPrompts().then(() => this.prompts?.update());
   }
 
   #changed() {
     this.#draw();
     this.#measure();
+  }
+
+  // ---- saved prompts
+
+  async #loadPrompts() {
+    const module = await import("./slash.js").catch(() => null);
+    if (module) this.prompts ??= new module.PromptMenu(this.area, { manage: this.manage });
+    else toast("Fireside cannot be reached.");
+  }
+
+  async #openPrompts() {
+    await this.#loadPrompts();
+    await this.prompts?.open();
+  }
+
+  async insertPrompt(prompt) {
+    await this.#loadPrompts();
+    await this.prompts?.insertAtEnd(prompt);
   }
 
   #save() {
@@ -251,6 +277,6 @@ export class Composer {
     this.stopButton.hidden = !this.#busy;
     this.button.hidden = this.#busy && this.#attachments.empty;
     this.button.disabled = this.#attachments.empty;
-    this.button.title = this.#busy ? "Send after this answer (Enter)" : "Send (Enter)";
+    this.button.title = this.#busy ? "Send after this answer" : "Send";
   }
 }

@@ -2,7 +2,7 @@
 
 import { get, Latest, session } from "./api.js";
 import { Emitter, on } from "./events.js";
-import { chosenModel, modelFields } from "./models.js";
+import { modelFields } from "./models.js";
 
 let rates = null; // tokens of a character, an image and a message, as GET /context returns them
 
@@ -69,7 +69,7 @@ export class Context extends Emitter {
   async #refresh() {
     const { id, details, path } = this.#conversation;
     if (!session.user || (id !== null && !details)) return;
-    const choice = chosenModel(details);
+    const { choice } = this.#conversation;
     const last = path.at(-1);
     const asked = this.usage?.fits === false ? this.#questionTokens : 0;
     const query = new URLSearchParams({ ...modelFields(choice), question_tokens: asked });

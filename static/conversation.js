@@ -2,6 +2,7 @@
 
 import { get, isOnline, Latest, patch, post, remove } from "./api.js";
 import { broadcast, debounce, emit, Emitter, on } from "./events.js";
+import { defaultPreset, loadLibrary, presetFields } from "./library.js";
 import { chosenModel, hasModels, modelFields, noModel, providers, refreshModels, watchLoading } from "./models.js";
 import { AnswerReader, startAnswer } from "./stream.js";
 
@@ -33,7 +34,8 @@ export class Conversation extends Emitter {
   id; // null: a new conversation, which its first message creates
   details = null; // as GET /conversations/{id} returns it
   path = []; // the loaded part of the active path, oldest message first
-  #newFields = {}; // of the new conversation
+  #newFields = {}; // of the new conversation, besides those of its preset
+  #preset; // of the new conversation; undefined: the default one
   #hasOlder = false;
   #loadingOlder = null; // a promise
   #sending = false;
@@ -88,7 +90,27 @@ export class Conversation extends Emitter {
 
   /** The fields of the conversation, or of the one to be created. */
   get fields() {
-    return this.details ?? this.#newFields;
+    return this.details ?? (this.id === null ? { ...presetFields(this.preset), ...this.#newFields } : {});
+  }
+
+  /** The preset of the conversation to be created, or null. */
+  get preset() {
+    return this.#preset === undefined ? defaultPreset() : this.#preset;
+  }
+
+  /** Have the new conversation begin with a preset; null: with none. */
+  usePreset(preset) {
+    this.emit("leaving");
+    this.#preset = preset;
+    for (const name of ["system_prompt", "settings", "provider_id", "model"]) delete this.#newFields[name];
+    this.emit("changed");
+  }
+
+  /** The model that is asked. A new conversation whose preset names a model that is missing asks the usual one. */
+  get choice() {
+    const choice = chosenModel(this.fields);
+    const usual = this.id === null && choice && !choice.model ? chosenModel(null) : null;
+    return usual ? { ...usual, replaced: choice.id } : choice;
   }
 
   // ---- reading
@@ -105,6 +127,7 @@ export class Conversation extends Emitter {
     this.#reader.forget();
     Object.assign(this, { id, details: null, path: [] });
     this.#newFields = {};
+    this.#preset = undefined;
     this.#hasOlder = false;
     this.emit("opened");
   }
@@ -224,7 +247,8 @@ export class Conversation extends Emitter {
     try {
       if (id !== null && !this.details && !await this.refresh()) return false;
       if (!providers) await refreshModels();
-      const choice = chosenModel(this.details);
+      if (id === null) await loadLibrary().catch(() => {}); // the server then copies the default preset
+      const { choice, fields } = this;
       if (!choice?.model && !hasModels()) return this.#problem(noModel());
       if (isAtEnd) parentId = this.path.at(-1)?.id ?? null;
       const attached = await images();
@@ -235,7 +259,7 @@ export class Conversation extends Emitter {
       if (this.#unaccepted.content !== content) this.#unaccepted = { content, clientId: randomId() };
       const message = { content: text, client_id: this.#unaccepted.clientId };
       if (attached.length) message.images = attached.map(({ media_type, data }) => ({ media_type, data }));
-      const askedId = id ?? await this.#create(choice, message);
+      const askedId = id ?? await this.#create({ ...fields, ...modelFields(choice), message });
       if (id !== null) await post(`/conversations/${id}/messages`, { ...message, ...(joinsQueue ? { queue: true } : { parent_id: parentId }) });
       this.#unaccepted = { content: null, clientId: "" };
       if (joinsQueue) {
@@ -280,7 +304,7 @@ export class Conversation extends Emitter {
   /** Send a message of a queue that waits. */
   async sendQueued(queuedId) {
     if (this.busy || this.#sending) return;
-    await this.#requestAnswer(`/conversations/${this.id}/queue/${queuedId}/send`, modelFields(chosenModel(this.details)));
+    await this.#requestAnswer(`/conversations/${this.id}/queue/${queuedId}/send`, modelFields(this.choice));
   }
 
   async #changeQueue(request, id = this.id) {
@@ -308,9 +332,9 @@ export class Conversation extends Emitter {
   }
 
   /** Create the conversation, and open it unless another was opened meanwhile. Resolves to its id. */
-  async #create(choice, message) {
+  async #create(fields) {
     const visit = this.#visits.begin();
-    const details = await post("/conversations", { ...modelFields(choice), ...this.#newFields, message });
+    const details = await post("/conversations", fields);
     if (visit.isNewest()) {
       Object.assign(this, { id: details.id, details });
       this.emit("created", details.id);
@@ -319,7 +343,7 @@ export class Conversation extends Emitter {
   }
 
   /** Have a version of an answer written, by the chosen model or another. */
-  async retry(answer = this.path.at(-1), choice = chosenModel(this.details)) {
+  async retry(answer = this.path.at(-1), choice = this.choice) {
     if (!answer || this.busy || this.#sending) return;
     if (providers && !choice?.model && !hasModels()) return this.#problem(noModel());
     const { id } = this;
@@ -332,7 +356,7 @@ export class Conversation extends Emitter {
   async continueLast() {
     const answer = this.path.at(-1);
     if (answer?.role !== "assistant" || this.busy || this.#sending) return;
-    const request = { conversation_id: this.id, message_id: answer.id, ...modelFields(chosenModel(this.details)) };
+    const request = { conversation_id: this.id, message_id: answer.id, ...modelFields(this.choice) };
     return this.#requestAnswer("/chat/continue", request);
   }
 
@@ -467,7 +491,7 @@ export class Conversation extends Emitter {
   #followLoading(phase) {
     if (phase === this.#phase) return;
     this.#phase = phase;
-    const model = chosenModel(this.details)?.model;
+    const model = this.choice?.model;
     if (model?.state === "not-loaded") watchLoading(model.id);
   }
 

@@ -1,9 +1,9 @@
 // Settings: export and import.
 
-import { jsonLines } from "./api.js";
+import { get, jsonLines } from "./api.js";
 import { button, download, h } from "./dom.js";
 import { broadcast } from "./events.js";
-import { counted, number } from "./format.js";
+import { counted, fileSize, number } from "./format.js";
 import { icon } from "./icons.js";
 import { toast } from "./popups.js";
 
@@ -33,13 +33,31 @@ export function show(place) {
     input.click();
   };
   const openers = [button([icon("upload"), "Import files"], () => choose(false)), button("Preview an import", () => choose(true))];
+  const storage = h("div", { class: "stack" });
+  get("/storage").then((sizes) => storage.append(...storageRows(sizes)), (error) => storage.append(h("p", { class: "error" }, error.message)));
   place.append(
+    h("h3", {}, "Storage"), storage,
     h("h3", {}, "Export"),
-    h("p", { class: "faint" }, "All your chats in one zip file, as JSON and as Markdown."),
+    h("p", { class: "faint" }, "All your chats in one zip file, as JSON and as Markdown, with your prompts and presets."),
     button([icon("download"), "Export everything"], () => download("/export")),
     h("h3", {}, "Import"),
     h("p", { class: "faint" }, "Exports of ChatGPT, Claude, Gemini, LibreChat, Open WebUI, LM Studio, Jan, SillyTavern, Ollama, llm, llama.cpp's web UI or Fireside, and OpenAI messages. Existing chats do not change."),
     h("div", { class: "row" }, ...openers), input, result);
+}
+
+function storageRows({ used_bytes: used, image_bytes: images, limit_bytes: limit, server }) {
+  const own = `${fileSize(used)}${limit ? ` of ${fileSize(limit)}` : ""}`;
+  const rows = [["Your data", own, `Images: ${fileSize(images)}`]];
+  if (server) {
+    rows.push(
+      ["Database, of all users", fileSize(server.database_bytes), `Images: ${fileSize(server.image_bytes)}`],
+      ["Backups", fileSize(server.backup_bytes), counted(server.backups, "file")],
+      ["Free on the disk", fileSize(server.free_bytes)]);
+  }
+  return [
+    limit && h("meter", { min: 0, max: limit, value: used, high: limit * 0.9, optimum: 0, "aria-label": "Share of your storage that is used" }),
+    h("dl", { class: "sizes" }, rows.map(([name, size, part]) => [h("dt", {}, name), h("dd", {}, size, part && h("small", {}, part))]).flat()),
+  ].filter(Boolean);
 }
 
 /** Import files one after the other, or only preview that, and show one result for all. Resolves to the sum of the reports. */

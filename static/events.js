@@ -17,14 +17,17 @@ export class Emitter {
 }
 
 /*
- * The page's events. `broadcast` sends the first five to all tabs, to the others with `elsewhere: true`.
+ * The page's events. `broadcast` sends the first six to all tabs, to the others with `elsewhere: true`.
  *
  * list          {id, ids}     conversations in the list changed; neither: any, or the folders
  * conversation  {id}          messages or settings of a conversation changed
  * bin           {id, home}    a conversation left the bin; `home` is the conversation that a single message returned to
+ * library                     prompts or presets changed
  * session                     a user signed in or out
  * account       {user}        the user's name changed
  * models                      the models, their states or the chosen model changed
+ * library-read                `library` was read again
+ * preferences                 a setting of this browser changed
  * listed        conversation  the open conversation, as the list was just read
  * offline, online             the server can no longer be reached; it can again
  * signed-out                  the session has ended

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { button, h } from "./dom.js";
 import { icon, iconButton } from "./icons.js";
-import { chosenModel, modelFields, modelName, providers, rememberModel } from "./models.js";
+import { modelFields, modelName, providers, rememberModel } from "./models.js";
 import { setTitle } from "./notice.js";
 import { renameInPlace, toast } from "./popups.js";
 
@@ -36,7 +36,7 @@ export class Head {
     this.title.disabled = !details;
     this.settings.disabled = id !== null && !details; // they would be shown empty, and saved so
     setTitle(details?.title ?? "Fireside");
-    const choice = chosenModel(details);
+    const { choice } = this.conversation;
     const name = modelName(choice) || (providers ? "No model" : "Models");
     const offline = choice && !choice.provider?.online;
     const dot = stateDot(choice?.model, !offline);
@@ -47,12 +47,12 @@ export class Head {
 
   async pickModel() {
     const { openPicker } = await import("./picker.js");
-    openPicker(chosenModel(this.conversation.details), (choice) => this.useModel(choice));
+    openPicker(this.conversation.choice, (choice) => this.useModel(choice));
   }
 
   async useModel(choice) {
     rememberModel(choice);
-    if (this.conversation.details) await this.conversation.change(modelFields(choice));
+    if (this.conversation.fields.model !== undefined) await this.conversation.change(modelFields(choice));
     this.onPick();
   }
 

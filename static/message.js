@@ -12,7 +12,7 @@ import { openMenu, placeBeside } from "./popups.js";
 const FOLDED_QUESTION = { characters: 1500, lines: 25 };
 
 /** `actions`: `select(id)` another version, `compare(message)` versions, `edit(message, text, images)` a question, `save(message, text)` of an edited
- * answer, `retry(message)`, `retryWith(message)` another model, `continueAnswer()`, `showRequest(message)`, `branch(message)`, `remove(message)`, `next(message)` the one
+ * answer, `retry(message)`, `retryWith(message)` another model, `continueAnswer()`, `showRequest(message)`, `savePrompt(text)`, `branch(message)`, `remove(message)`, `next(message)` the one
  * below, `model()` the chosen one, `enlarge()` its context. */
 export function messageView(message, actions) {
   return message.role === "user" ? new Question(message, actions) : new Answer(message, actions);
@@ -50,7 +50,9 @@ class Question {
     const answers = next?.role === "assistant" ? next.versions?.ids.length ?? 1 : 0;
     const label = answers ? `Delete question and ${answers === 1 ? "answer" : counted(answers, "answer")}` : "Delete question";
     const note = (answers ? this.#actions.next(next) : next) && "What follows stays";
-    openMenu(anchor, messageMenu(this.message, this.#actions, { label, note }));
+    const { typed } = splitContent(this.message.content);
+    const save = { icon: "bookmark", label: "Save as prompt", act: () => this.#actions.savePrompt(typed) };
+    openMenu(anchor, [...(typed ? [save] : []), ...messageMenu(this.message, this.#actions, { label, note })]);
   }
 
   /** Put a text box in the question's place. Sending it makes a branch: the old question stays as a version. Cancelling focuses `back`. */

@@ -1,11 +1,11 @@
 // Instructions and answer settings: of a conversation in the side panel, and of new chats in the settings.
 
-import { styles, h } from "./dom.js";
+import { button, styles, h } from "./dom.js";
 import { debounce, on } from "./events.js";
 import { field } from "./fields.js";
 import { number } from "./format.js";
-import { iconButton } from "./icons.js";
-import { chosenModel } from "./models.js";
+import { icon, iconButton } from "./icons.js";
+import { chosenModel, modelFields } from "./models.js";
 
 await styles("more.css");
 
@@ -25,8 +25,14 @@ const EFFORTS = { none: "Off", minimal: "Minimal", low: "Low", medium: "Medium",
 export function openPanel(conversation, defaults, neighbour, onclose) {
   const { nodes, flush, followModel } = answerFields(
     conversation.details ?? { ...defaults, ...conversation.fields }, (fields) => conversation.change(fields));
-  const follow = () => followModel(chosenModel(conversation.details));
+  const follow = () => followModel(conversation.choice);
   const stopListening = [on("models", follow), conversation.on("changed", follow)];
+  const saveAsPreset = async () => {
+    await flush();
+    const { editPreset } = await import("./presets.js");
+    const { system_prompt, settings } = { ...defaults, ...conversation.fields };
+    editPreset(null, { system_prompt, settings, ...modelFields(conversation.choice) });
+  };
   const close = () => {
     for (const stop of stopListening) stop();
     flush();
@@ -34,7 +40,8 @@ export function openPanel(conversation, defaults, neighbour, onclose) {
     onclose();
   };
   const panel = h("aside", { class: "panel", "aria-label": "Chat settings" },
-    h("header", {}, h("h2", {}, "This chat"), iconButton("close", "Close", close)), nodes);
+    h("header", {}, h("h2", {}, "This chat"), iconButton("close", "Close", close)), nodes,
+    button([icon("bookmark"), "Save as preset"], saveAsPreset));
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     event.stopPropagation();
@@ -48,7 +55,7 @@ export function openPanel(conversation, defaults, neighbour, onclose) {
 /** Fields for instructions and parameters. `save(fields)` is called as they are typed, and resolves to whether it worked. */
 export function answerFields(source, save) {
   const { system_prompt = "", settings = {} } = source;
-  const saved = h("small", { class: "faint", role: "status" });
+  const saved = h("small", { class: "faint saved", role: "status" });
   let unsaved = {};
   const flush = async () => {
     const fields = unsaved;

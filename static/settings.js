@@ -1,15 +1,15 @@
 // The settings dialog: a tab for each section.
 
-import { get, Latest, patch, session } from "./api.js";
+import { Latest, session } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { button, h, uniqueId } from "./dom.js";
 import { icon } from "./icons.js";
-import { toast } from "./popups.js";
 
-// In this order. `load` resolves to a module with `show(place, {theme})`.
+// In this order. `load` resolves to a module with `show(place)`.
 const SECTIONS = [
   { id: "general", label: "General", icon: "gear", load: () => import("./general.js") },
-  { id: "defaults", label: "Defaults for new chats", icon: "sliders", load: () => ({ show: showDefaults }) },
+  { id: "prompts", label: "Prompts", icon: "bookmark", load: () => import("./prompts.js") },
+  { id: "presets", label: "Presets", icon: "sliders", load: () => import("./presets.js") },
   { id: "account", label: "Account", icon: "person", load: () => import("./account.js") },
   { id: "tokens", label: "Other programs", icon: "key", load: () => import("./tokens.js") },
   { id: "data", label: "Your data", icon: "download", load: () => import("./data.js") },
@@ -19,8 +19,8 @@ const SECTIONS = [
   { id: "household", label: "Users and invites", icon: "people", load: () => import("./household.js"), admin: true },
 ];
 
-/** Open the dialog at a section. `context` has the page's `theme`. */
-export function openSettings(firstId, context) {
+/** Open the dialog at a section. */
+export function openSettings(firstId) {
   const body = h("div", { class: "settings-body", role: "tabpanel", tabindex: "0", id: uniqueId("settings") });
   const selections = new Latest();
   const select = async (section) => {
@@ -36,7 +36,7 @@ export function openSettings(firstId, context) {
     const place = h("div", { class: "section" });
     try {
       const { show } = await section.load();
-      await show(place, context);
+      await show(place);
     } catch (error) {
       place.replaceChildren(h("p", { class: "error", role: "alert" }, error.message));
     }
@@ -66,17 +66,4 @@ export function openSettings(firstId, context) {
   openDialog("Settings", { className: "settings" }, h("div", { class: "settings-grid" }, list, body));
   select(sections.find(({ id }) => id === firstId));
   fade();
-}
-
-async function showDefaults(place) {
-  const [defaults, { answerFields }] = await Promise.all([get("/defaults"), import("./panel.js")]);
-  const save = async (fields) => {
-    try {
-      return Boolean(await patch("/defaults", fields));
-    } catch (error) {
-      toast(error.message);
-      return false;
-    }
-  };
-  place.append(h("p", { class: "faint" }, "New chats begin with these. Existing chats do not change."), ...answerFields(defaults, save).nodes);
 }

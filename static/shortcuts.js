@@ -2,13 +2,15 @@
 
 import { openDialog } from "./dialogs.js";
 import { h } from "./dom.js";
+import { preferences } from "./preferences.js";
 import { modifier } from "./sidebar.js";
 
 const SHORTCUTS = [
   [`${modifier} K`, "Search"],
   [`${modifier} ⇧ O`, "New chat"],
-  ["Enter", "Send"],
+  ["Enter", preferences.sendKey === "enter" ? "Send" : "New line"],
   ["⇧ Enter", "New line"],
+  ["/", "At the start or after a space: insert a saved prompt"],
   [`${modifier} Enter`, "Send, also an edited question"],
   ["Esc", "Stop the answer"],
   [`${modifier} ⇧ Enter`, "Another answer"],

@@ -3,11 +3,12 @@
 import { session } from "./api.js";
 import { h } from "./dom.js";
 import { icon } from "./icons.js";
-import { chosenModel, hasModels, modelName, providers } from "./models.js";
+import { hasModels, modelName, providers } from "./models.js";
 
 let noModel = null; // the module of the screen without a model, once it is needed
 
-export function welcome() {
+/** `choice` is the model that would answer. */
+export function welcome(choice) {
   const section = h("section", { class: "welcome" }, icon("flame"));
   if (providers && !hasModels()) {
     if (noModel) section.append(...noModel.steps());
@@ -20,15 +21,15 @@ export function welcome() {
   } else {
     const hour = new Date().getHours();
     const greeting = hour < 5 || hour >= 18 ? "Good evening" : hour < 12 ? "Good morning" : "Good afternoon";
-    section.append(h("h2", {}, `${greeting}, ${session.user.username}`), h("p", {}, readiness(chosenModel(null))));
+    section.append(h("h2", {}, `${greeting}, ${session.user.username}`), h("p", {}, readiness(choice)));
   }
   return section;
 }
 
 /** Draw the welcome in this column again, but not while a person types an address into it. */
-export function redrawWelcome(column) {
+export function redrawWelcome(column, choice) {
   const isTyping = !hasModels() && document.activeElement?.matches(".welcome :is(input, textarea)");
-  if (!isTyping) column.querySelector(".welcome")?.replaceWith(welcome());
+  if (!isTyping) column.querySelector(".welcome")?.replaceWith(welcome(choice));
 }
 
 function readiness(choice) {

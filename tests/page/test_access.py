@@ -19,7 +19,8 @@ from .steps import DOT, answered, ask, attach, box, imported, new, open_settings
 SMALL_PHONE = {"width": 360, "height": 740}
 SECTIONS = (
     "General",
-    "Defaults for new chats",
+    "Prompts",
+    "Presets",
     "Account",
     "Other programs",
     "Your data",

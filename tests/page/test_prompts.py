@@ -1,0 +1,174 @@
+"""Saved prompts, presets, and what a new chat offers."""
+
+from axe_playwright_python.base import AXE_SCRIPT
+from playwright.sync_api import Page, expect
+
+from ..browser import Visit
+from ..live import good
+from ..upstream import Upstream
+from .steps import answered, ask, box, new, open_settings, press
+
+AXE = "async () => (await axe.run({ resultTypes: ['violations'] })).violations.map(({ id, nodes }) => [id, nodes[0].html])"
+
+
+def check(page: Page) -> None:
+    """Check that axe finds nothing."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(AXE_SCRIPT)
+    assert page.evaluate(AXE) == []
+
+
+def prompts(visit: Visit) -> dict[str, str]:
+    return {one["name"]: one["content"] for one in good(visit.client.get("/prompts"))["prompts"]}
+
+
+def test_prompt_is_written_inserted_with_variables_and_saved_from_a_question(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open()
+    options = page.get_by_role("option")
+    box(page).type("/")
+    expect(options).to_have_text(["Write a prompt"])
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("tab", name="Prompts")).to_have_attribute("aria-selected", "true")
+    expect(box(page)).to_have_value("")
+    press(page, "New prompt")
+    page.get_by_label("Name").fill("Translate")
+    page.get_by_label("Text", exact=True).fill("Into {{language}}: {{text}} ({{language}})")
+    check(page)
+    press(page, "Save")
+    press(page, "New prompt")
+    page.get_by_label("Name").fill("TRANSLATE")
+    page.get_by_label("Text", exact=True).fill("Hello")
+    press(page, "Save")
+    expect(page.get_by_role("alert")).to_have_text("You have a prompt with this name. Choose another name.")
+    page.get_by_label("Name").fill("Greeting")
+    press(page, "Save")
+    press(page, "Delete Greeting")
+    press(page, "Delete")
+    expect(page.locator(".rows li")).to_have_count(1)
+    page.keyboard.press("Escape")
+    assert prompts(visit) == {"Translate": "Into {{language}}: {{text}} ({{language}})"}
+
+    box(page).type("and/or /")
+    expect(options).to_have_text(
+        ["TranslateInto {{language}}: {{text}} ({{language}})", "Save this text as a prompt", "Edit prompts"]
+    )
+    check(page)
+    page.keyboard.press("Escape")
+    expect(options).to_have_count(0)
+    page.keyboard.type("t")  # the menu stays closed for this slash
+    page.keyboard.press("Control+a")
+    page.keyboard.type("Please: /nothing")
+    expect(options).to_have_count(0)
+    page.keyboard.press("Control+a")
+    page.keyboard.type("Please: /tra")
+    expect(options).to_have_count(1)
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("language")).to_be_focused()
+    page.keyboard.type("Greek")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")  # without a value the variable stays
+    expect(box(page)).to_have_value("Please: Into Greek: {{text}} (Greek)")
+    expect(box(page)).to_be_focused()
+    page.keyboard.press("Enter")
+    answered(page)
+    assert lmstudio.chats[-1]["messages"][-1]["content"] == "Please: Into Greek: {{text}} (Greek)"
+
+    press(page, "More about this question")
+    page.get_by_role("menuitem", name="Save as prompt").click()
+    page.get_by_label("Name").fill("Asked")
+    press(page, "Save")
+    expect(page.locator(".toast")).to_contain_text("“Asked” saved.")
+    assert prompts(visit)["Asked"] == "Please: Into Greek: {{text}} (Greek)"
+    press(page, "Saved prompts (/)")
+    expect(options.first).to_contain_text("Translate")  # used last
+    options.nth(1).click()
+    page.get_by_label("text", exact=True).fill("γεια")
+    press(page, "Insert")
+    expect(box(page)).to_have_value("Please: Into Greek: γεια (Greek)")
+
+
+def test_new_chat_begins_with_a_preset_which_later_changes_do_not_reach(visit: Visit, lmstudio: Upstream) -> None:
+    new(visit.client, title="A recent chat")
+    good(visit.client.post("/prompts", json={"name": "Starter", "content": "Why is the sky blue?"}))
+    page = visit.open()
+    chosen = page.get_by_role("group", name="Preset").locator("[aria-pressed=true]")
+    expect(page.get_by_role("region", name="Recent chats").get_by_role("link")).to_have_text("A recent chat")
+    press(page, "Chat settings")
+    page.get_by_label("Instructions for the model").fill("Be brief.")
+    page.get_by_label("Temperature").fill("0.5")
+    press(page, "Save as preset")
+    form = page.get_by_role("dialog", name="New preset")
+    form.get_by_label("Name").fill("Brief")
+    form.get_by_label("Model", exact=True).select_option(label="Qwen2.5 VL 7B Instruct")
+    check(page)
+    press(page, "Save")
+    press(page, "Close")
+    preset = good(visit.client.get("/presets"))["presets"][0]
+    assert (preset["system_prompt"], preset["settings"]) == ("Be brief.", {"temperature": 0.5})
+
+    page.reload()
+    expect(chosen).to_have_text("No preset")
+    check(page)
+    press(page, "Brief")
+    expect(chosen).to_have_text("Brief")
+    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
+    page.get_by_role("button", name="Starter").click()
+    expect(box(page)).to_have_value("Why is the sky blue?")
+    page.keyboard.press("Enter")
+    answered(page)
+    request = lmstudio.chats[-1]
+    assert (request["model"], request["temperature"]) == ("qwen2.5-vl-7b-instruct", 0.5)
+    assert request["messages"][0]["content"] == "Be brief."
+
+    good(visit.client.post("/presets", json={"name": "Gone", "model": "gone-model", "provider_id": "lmstudio"}))
+    open_settings(page, "Presets")
+    expect(page.locator(".rows li", has_text="Gone")).to_contain_text("gone-model is not available")
+    press(page, "Edit Brief")
+    page.get_by_role("dialog", name="Edit preset").get_by_label("Instructions for the model").fill("Rhyme.")
+    press(page, "Save")
+    page.get_by_label("New chats begin with").select_option(label="Gone")
+    expect(page.locator(".badge")).to_have_text("new chats")
+    page.keyboard.press("Escape")
+    ask(page, "And at night?")
+    expect(page.locator(".message.user")).to_have_count(2)
+    answered(page)
+    assert lmstudio.chats[-1]["messages"][0]["content"] == "Be brief."
+    page.get_by_role("link", name="New chat").first.click()
+    expect(chosen).to_have_text("Gone")
+    expect(page.locator(".hint")).to_have_text(
+        "gone-model, the model of this preset, is not available. Qwen2.5 VL 7B Instruct answers.", use_inner_text=True
+    )
+    ask(page, "Who answers?")
+    answered(page)
+    assert lmstudio.chats[-1]["messages"][0]["role"] == "user"
+
+
+def test_text_size_and_send_key_are_kept_and_sections_are_switched_by_keyboard(visit: Visit) -> None:
+    page = visit.open()
+    page.locator(".account").click()
+    page.get_by_role("menuitem", name="Settings").click()
+    tab = page.get_by_role("tab", selected=True)
+    expect(tab).to_have_text("General")
+    tab.focus()
+    for key, section in (
+        ("ArrowDown", "Prompts"),
+        ("End", "Usage"),
+        ("ArrowDown", "General"),
+        ("ArrowUp", "Usage"),
+        ("Home", "General"),
+    ):
+        page.keyboard.press(key)
+        expect(tab).to_have_text(section)
+        expect(tab).to_be_focused()
+        expect(page.get_by_role("tabpanel", name=section)).to_be_visible()
+    page.get_by_label("Largest").check()
+    page.get_by_label("Ctrl Enter").check()
+    page.get_by_role("tab", name="Your data").click()
+    expect(page.locator(".sizes dt")).to_have_text(["Your data"])
+    page.reload()
+    expect(page.locator("html")).to_have_css("font-size", "20px")
+    box(page).fill("one")
+    page.keyboard.press("Enter")
+    page.keyboard.type("two")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".message.user .text")).to_have_text("one\ntwo", use_inner_text=True)
