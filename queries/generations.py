@@ -15,8 +15,9 @@ from msgspec.structs import asdict
 from ..db import Connection, insert, now
 from ..errors import AlreadyAnswered, GenerationActive, Invalid, NotFound, NoUserMessage
 from . import search
-from .conversations import add_stored_bytes, get_defaults, owned
+from .conversations import add_stored_bytes, owned
 from .messages import PATH, Image, get_message_row
+from .prompts import get_effective_defaults
 
 SENT_IMAGES = 32  # of a prompt: more fill the context of a local model, at several hundred tokens each
 SENT_IMAGE_BYTES = 32 * 1024 * 1024  # more than one request can add, so that a new message's images are always sent
@@ -322,8 +323,8 @@ def get_next_prompt(conn: Connection, user_id: int, conversation_id: int | None)
     None: of a new conversation. Raises NotFound.
     """
     if conversation_id is None:
-        defaults = get_defaults(conn, user_id)
-        return Prompt(defaults.get("system_prompt", ""), []), defaults.get("settings", {})
+        defaults = get_effective_defaults(conn, user_id)
+        return Prompt(defaults.system_prompt, []), json.loads(bytes(defaults.settings))
     conversation = owned(conn, user_id, conversation_id)
     leaf = conversation["active_message_id"]
     prompt = get_prompt(conn, leaf, image_data=False) if leaf else Prompt(conversation["system_prompt"], [])

@@ -16,6 +16,9 @@ export function openDialog(title, { className = "", onclose } = {}, ...content) 
   dialog.addEventListener("pointerdown", (event) => event.target === dialog && dialog.close());
   dialog.addEventListener("close", () => {
     dialog.remove();
+    // In Chromium the selection was in a field of the dialog: without this, the text box that is focused now ignores the keys.
+    const { activeElement: focused } = document;
+    if (focused.selectionStart != null) focused.setSelectionRange(focused.selectionStart, focused.selectionEnd);
     onclose?.();
   });
   document.body.append(dialog);

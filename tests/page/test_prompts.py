@@ -31,16 +31,16 @@ def test_prompt_is_written_inserted_with_variables_and_saved_from_a_question(vis
     expect(page.get_by_role("tab", name="Prompts")).to_have_attribute("aria-selected", "true")
     expect(box(page)).to_have_value("")
     press(page, "New prompt")
-    page.get_by_label("Name").fill("Translate")
+    page.get_by_role("textbox", name="Name", exact=True).fill("Translate")
     page.get_by_label("Text", exact=True).fill("Into {{language}}: {{text}} ({{language}})")
     check(page)
     press(page, "Save")
     press(page, "New prompt")
-    page.get_by_label("Name").fill("TRANSLATE")
+    page.get_by_role("textbox", name="Name", exact=True).fill("TRANSLATE")
     page.get_by_label("Text", exact=True).fill("Hello")
     press(page, "Save")
     expect(page.get_by_role("alert")).to_have_text("You have a prompt with this name. Choose another name.")
-    page.get_by_label("Name").fill("Greeting")
+    page.get_by_role("textbox", name="Name", exact=True).fill("Greeting")
     press(page, "Save")
     press(page, "Delete Greeting")
     press(page, "Delete")
@@ -75,7 +75,7 @@ def test_prompt_is_written_inserted_with_variables_and_saved_from_a_question(vis
 
     press(page, "More about this question")
     page.get_by_role("menuitem", name="Save as prompt").click()
-    page.get_by_label("Name").fill("Asked")
+    page.get_by_role("textbox", name="Name", exact=True).fill("Asked")
     press(page, "Save")
     expect(page.locator(".toast")).to_contain_text("“Asked” saved.")
     assert prompts(visit)["Asked"] == "Please: Into Greek: {{text}} (Greek)"
@@ -98,7 +98,7 @@ def test_new_chat_begins_with_a_preset_which_later_changes_do_not_reach(visit: V
     page.get_by_label("Temperature").fill("0.5")
     press(page, "Save as preset")
     form = page.get_by_role("dialog", name="New preset")
-    form.get_by_label("Name").fill("Brief")
+    form.get_by_role("textbox", name="Name", exact=True).fill("Brief")
     form.get_by_label("Model", exact=True).select_option(label="Qwen2.5 VL 7B Instruct")
     check(page)
     press(page, "Save")
@@ -136,7 +136,7 @@ def test_new_chat_begins_with_a_preset_which_later_changes_do_not_reach(visit: V
     page.get_by_role("link", name="New chat").first.click()
     expect(chosen).to_have_text("Gone")
     expect(page.locator(".hint")).to_have_text(
-        "gone-model, the model of this preset, is not available. Qwen2.5 VL 7B Instruct answers.", use_inner_text=True
+        "gone-model, the model of this preset, is not available. Llama 3.2 3B Instruct answers.", use_inner_text=True
     )
     ask(page, "Who answers?")
     answered(page)
