@@ -70,7 +70,7 @@ function row(preset, place) {
 function modelOf(preset) {
   if (!preset.model) return "The model chosen last";
   const choice = chosenModel(preset);
-  return choice.model || !providers ? modelName(choice) : `${preset.model} is not available, so the model chosen last answers`;
+  return (choice.model && !choice.replaced) || !providers ? modelName(choice) : `${preset.model} is not available, so the model chosen last answers`;
 }
 
 /** Ask for a new preset, which begins with `fields`, or for changes of one. Resolves to whether it was saved. */

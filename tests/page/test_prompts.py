@@ -136,7 +136,7 @@ def test_new_chat_begins_with_a_preset_which_later_changes_do_not_reach(visit: V
     page.get_by_role("link", name="New chat").first.click()
     expect(chosen).to_have_text("Gone")
     expect(page.locator(".hint")).to_have_text(
-        "gone-model, the model of this preset, is not available. Llama 3.2 3B Instruct answers.", use_inner_text=True
+        "gone-model is not available here. Llama 3.2 3B Instruct answers instead.", use_inner_text=True
     )
     ask(page, "Who answers?")
     answered(page)
