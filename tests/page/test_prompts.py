@@ -102,6 +102,7 @@ def test_new_chat_begins_with_a_preset_which_later_changes_do_not_reach(visit: V
     form.get_by_label("Model", exact=True).select_option(label="Qwen2.5 VL 7B Instruct")
     check(page)
     press(page, "Save")
+    expect(form).to_have_count(0)
     press(page, "Close")
     preset = good(visit.client.get("/presets"))["presets"][0]
     assert (preset["system_prompt"], preset["settings"]) == ("Be brief.", {"temperature": 0.5})
