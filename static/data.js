@@ -38,7 +38,7 @@ export function show(place) {
   place.append(
     h("h3", {}, "Storage"), storage,
     h("h3", {}, "Export"),
-    h("p", { class: "faint" }, "All your chats in one zip file, as JSON and as Markdown, with your prompts and presets."),
+    h("p", { class: "faint" }, "All your chats in one zip file, as JSON and as Markdown."),
     button([icon("download"), "Export everything"], () => download("/export")),
     h("h3", {}, "Import"),
     h("p", { class: "faint" }, "Exports of ChatGPT, Claude, Gemini, LibreChat, Open WebUI, LM Studio, Jan, SillyTavern, Ollama, llm, llama.cpp's web UI or Fireside, and OpenAI messages. Existing chats do not change."),
