@@ -22,6 +22,7 @@ UNDECODABLE_EVENTS = 3  # are ignored; one more is an error
 # Bytes of an answer besides its text: comments, empty events and JSON. Usual chunks have 50 to 150 bytes per character.
 OVERHEAD_BYTES = 16 * 1024 * 1024
 OVERHEAD_BYTES_PER_CHARACTER = 1024
+ENGINE_CHARACTERS = 100  # of the name of a version
 THINK_TAG_CHARACTERS = 1000  # of white space, after which a <think> no longer counts
 
 
@@ -47,6 +48,7 @@ class ActualModel(msgspec.Struct, frozen=True):
     """The model that answers. It need not be the requested one (lmstudio-bug-tracker#1217)."""
 
     model: str
+    engine: str = ""  # the version of the server's engine, such as llama.cpp's "b6139-c1a2b3c4"
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -102,6 +104,7 @@ class _Choice(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     model: str | None = None
+    system_fingerprint: str | None = None  # LM Studio: the model; llama.cpp: its version
     choices: list[_Choice] | None = None
     usage: Usage | None = None
     prompt_progress: Progress | None = None
@@ -351,7 +354,8 @@ class AnswerParser:
     def _add_chunk(self, chunk: _Chunk) -> None:
         if chunk.model and chunk.model != self._model:
             self._model = chunk.model
-            self._add_part(ActualModel(display_text(chunk.model)))
+            engine = chunk.system_fingerprint if chunk.system_fingerprint != chunk.model else None
+            self._add_part(ActualModel(display_text(chunk.model), display_text(engine or "")[:ENGINE_CHARACTERS]))
         if usage := chunk.usage:
             total = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
             self._usage = msgspec.structs.replace(usage, total_tokens=total) if total else self._usage

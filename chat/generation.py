@@ -313,8 +313,10 @@ class Generation:
                     self.log.append_content(text)
             case Usage():
                 self._usage = asdict(part)
-            case ActualModel(model):
+            case ActualModel(model, engine):
                 self._model = model
+                if engine:
+                    self._stats["engine"] = engine
             case Progress(done, total) if self._first_text_at is None:
                 self._report_progress("prompt", done=done, total=total)
             case Finish(reason):

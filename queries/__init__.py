@@ -1,6 +1,19 @@
 """Every SQL statement, a function each, in a module per noun."""
 
-from . import accounts, bin, branches, conversations, folders, generations, messages, prompts, queued, search, tokens
+from . import (
+    accounts,
+    bin,
+    branches,
+    conversations,
+    folders,
+    generations,
+    messages,
+    prompts,
+    queued,
+    search,
+    tokens,
+    usage,
+)
 
 __all__ = [
     "accounts",
@@ -14,4 +27,5 @@ __all__ = [
     "queued",
     "search",
     "tokens",
+    "usage",
 ]

@@ -467,36 +467,3 @@ def get_recording(conn: Connection, user_id: int, generation_id: str, token_id: 
     if token_id is not None and conversation["token_id"] != token_id:
         raise NotFound("generation")
     return Recording(row["id"], row["status"], row["content"], row["reasoning"], row["log"])
-
-
-def list_usage(conn: Connection, user_id: int) -> list[dict[str, Any]]:
-    """Return the sums of the answers of each day (UTC) and model, newest day first. Edited texts and copies were not generated.
-
-    Speed counts only answers that have one. Each answer's own statistics show the same speed.
-    """
-    rows = conn.execute(
-        """
-        WITH answers AS (
-            SELECT substr(m.created_at, 1, 10) AS day, m.model,
-                json_extract(m.token_usage, '$.prompt_tokens') AS prompt_tokens,
-                json_extract(m.token_usage, '$.completion_tokens') AS completion_tokens,
-                json_extract(m.stats, '$.total_ms') AS total_ms,
-                coalesce(
-                    json_extract(m.stats, '$.generation_ms'), -- missing in answers of older versions and of other programs
-                    (json_extract(m.token_usage, '$.completion_tokens') - 1) * 1000.0 / json_extract(m.stats, '$.tokens_per_second')
-                ) AS generation_ms
-            FROM conversations c JOIN messages m ON m.conversation_id = c.id
-            WHERE c.user_id = ? AND c.hidden = 0 AND c.temporary = 0 AND m.role = 'assistant' AND m.status <> 'generating'
-                AND NOT m.edited AND NOT m.copied
-        )
-        SELECT day, model, count(*) AS answers,
-            coalesce(sum(prompt_tokens), 0) AS prompt_tokens,
-            coalesce(sum(completion_tokens), 0) AS completion_tokens,
-            round(coalesce(sum(total_ms), 0) / 1000.0, 3) AS seconds,
-            round(sum(completion_tokens - 1) FILTER (WHERE generation_ms > 0) * 1000.0
-                / sum(generation_ms) FILTER (WHERE completion_tokens > 1), 2) AS tokens_per_second
-        FROM answers GROUP BY day, model ORDER BY day DESC, model
-        """,
-        (user_id,),
-    )
-    return [dict(row) for row in rows]

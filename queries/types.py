@@ -82,6 +82,7 @@ class AnswerStats(msgspec.Struct):
     sent_messages: int | UnsetType = UNSET
     omitted_images: int | UnsetType = UNSET
     requested_model: str | UnsetType = UNSET  # if another one answered
+    engine: str | UnsetType = UNSET  # version of the server's engine
 
 
 class QueuedMessage(msgspec.Struct):

@@ -3,6 +3,7 @@
 import { get } from "./api.js";
 import { h, svg } from "./dom.js";
 import { number } from "./format.js";
+import { speed } from "./speed.js";
 
 const DAYS = 30;
 const SERIES = 5; // models with a colour of their own; all others share one
@@ -10,7 +11,8 @@ const WIDTH = innerWidth < 820 ? 360 : 600;
 const [HEIGHT, LEFT, BOTTOM, TOP] = [200, 44, 22, 8];
 
 export async function show(place) {
-  const usage = (await get("/usage")).usage.map((row) => ({ ...row, model: row.model || "Unknown model" })); // of imported answers
+  const { usage: rows, changes } = await get("/usage");
+  const usage = rows.map((row) => ({ ...row, model: row.model || "Unknown model" })); // of imported answers
   const from = day(DAYS - 1);
   const recent = usage.filter((row) => row.day >= from);
   if (!usage.length) return place.append(h("p", { class: "faint" }, "There are no answers yet."));
@@ -19,6 +21,7 @@ export async function show(place) {
     h("h3", {}, `Tokens generated in the last ${DAYS} days`),
     plot(recent, models.map(({ model }) => model)),
     legend(models),
+    ...speed({ usage, changes }, models.map(({ model }) => model)),
     h("h3", {}, "Total"),
     h("div", { class: "table", role: "region", tabindex: "0", "aria-label": "Usage by model" }, table(models)),
     h("p", { class: "faint" }, "Counted on this computer only."));

@@ -46,6 +46,7 @@ from ..providers import ModelServer
 from ..queries import accounts, bin, branches, conversations, folders, generations, messages, prompts, queued, tokens
 from ..queries.search import find
 from ..queries.types import folder_name, image_type
+from ..queries.usage import find_changes, list_usage
 from ..safety.logs import TERMINAL, audit
 from ..transfer.importer import Report
 from . import icons, openapi, schemas
@@ -968,8 +969,8 @@ async def control_export(request: Request, body: schemas.OptionalUser) -> Zip:
 
 
 async def usage(request: Request) -> schemas.UsageByDay:
-    usage = await request.database.read(generations.list_usage, request.user_id)
-    return schemas.UsageByDay([schemas.UsageEntry(**entry) for entry in usage])
+    entries = await request.database.read(list_usage, request.user_id)
+    return schemas.UsageByDay(entries, find_changes(entries))
 
 
 async def storage(request: Request) -> schemas.Storage:

@@ -26,6 +26,7 @@ from ..queries.types import (
     Role,
     TokenUsage,
 )
+from ..queries.usage import SpeedChange, UsageEntry
 from ..transfer.importer import Report
 
 IMAGES, IMAGE_BYTES = 8, 8 * 1024 * 1024
@@ -572,18 +573,9 @@ class ModelServers(Struct):
     providers: list[ModelServer]
 
 
-class UsageEntry(Struct):
-    day: str
-    model: str | None
-    answers: int
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
-    tokens_per_second: float | None
-
-
 class UsageByDay(Struct):
     usage: list[UsageEntry]
+    changes: list[SpeedChange]
 
 
 class OpenAIModel(Struct):

@@ -78,6 +78,16 @@ def test_read_yields_one_part_for_adjacent_texts_of_one_kind() -> None:
     assert parser.feed(text("e") + text("f")) == [Content("ef")]
 
 
+def test_version_of_the_engine_is_reported_if_the_server_names_it() -> None:
+    for fingerprint, engine in (
+        ("b6139-c1a2b3c4", "b6139-c1a2b3c4"),
+        (MODEL, ""),
+        (7, ""),
+    ):  # LM Studio names the model
+        first = chunk({"content": "a"}, system_fingerprint=fingerprint)
+        assert parse(first, finish(), DONE)[0][0] == ActualModel(MODEL, engine)
+
+
 def test_change_of_the_model_is_reported() -> None:
     parts, _ = parse(text("a", model="small"), text("b", model="large"), finish(model="large"))
     assert parts[:4] == [ActualModel("small"), Content("a"), ActualModel("large"), Content("b")]

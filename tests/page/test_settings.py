@@ -1,5 +1,6 @@
 """The settings dialog, the side panel, sign-in and invites."""
 
+import datetime
 import json
 import re
 from collections.abc import Callable
@@ -278,3 +279,34 @@ def test_token_is_created_with_lines_for_programs_and_revoked(visit: Visit, lmst
     expect(panel.locator(".rows li")).to_have_count(0)
     expect(panel.locator("[data-token]")).to_have_count(0)
     assert httpx.get(f"{visit.url}/v1/models", headers=headers, trust_env=False).status_code == 401
+
+
+def test_usage_shows_the_speed_of_each_model_and_a_lasting_change(visit: Visit) -> None:
+    def conversation(days: int) -> dict[str, object]:
+        time = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S.%f")
+        stats = {
+            "tokens_per_second": 30.0 if days > 10 else 24.0,
+            "ttft_ms": 300,
+            "engine": "b2" if days <= 10 else "b1",
+        }
+        usage = {"prompt_tokens": 1, "completion_tokens": 100, "total_tokens": 101}
+        question = {"id": 1, "parent_id": None, "role": "user", "content": "?", "created_at": time}
+        answer = {"id": 2, "parent_id": 1, "role": "assistant", "content": "!", "created_at": time, "model": "qwen"}
+        messages = [question, answer | {"stats": stats, "token_usage": usage}]
+        return {
+            "fireside": 1,
+            "title": "",
+            "created_at": time,
+            "updated_at": time,
+            "active_message_id": 2,
+            "messages": messages,
+        }
+
+    good(visit.client.post("/import", json=[conversation(days) for days in range(6, 15)]))
+    page = visit.open()
+    open_settings(page, "Usage")
+    expect(page.get_by_text("qwen is 20 % slower since")).to_contain_text("Its engine is b2; before, it was b1.")
+    expect(page.get_by_role("img", name="Speed in tokens per second").locator("circle")).to_have_count(9)
+    expect(page.get_by_role("img", name="Time to the first token").locator("circle title").first).to_contain_text(
+        "0.3 s"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fireside.db import Connection, ago
 from fireside.errors import Conflict, GenerationActive, Invalid, NotFound, QuotaExceeded
-from fireside.queries import bin, conversations, generations, messages, search
+from fireside.queries import bin, conversations, messages, search, usage
 from fireside.queries.messages import Image
 
 from .conftest import ANN, BOB
@@ -220,7 +220,7 @@ def test_edited_answer_is_another_version_on_which_the_next_question_is_answered
     assert messages.get_message(conn, ANN, conversation_id, original).content == "answer"
     say(conn, conversation_id, "and?")
     assert questions(begin(conn, conversation_id)[1]) == ["question", "mine", "and?"]
-    assert generations.list_usage(conn, ANN)[0]["answers"] == 1
+    assert usage.list_usage(conn, ANN)[0].answers == 1
     assert [hit.message_id for hit in search.find(conn, ANN, "mine", 10)] == [edited]
 
 

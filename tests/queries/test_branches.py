@@ -10,7 +10,7 @@ import pytest
 from fireside import db
 from fireside.db import Connection, Database, ago
 from fireside.errors import Conflict, GenerationActive, NotFound, QuotaExceeded
-from fireside.queries import accounts, branches, conversations, generations, messages, search
+from fireside.queries import accounts, branches, conversations, messages, search, usage
 from fireside.queries.messages import Image
 
 from .conftest import ANN, BOB
@@ -59,8 +59,8 @@ async def test_branch_has_the_path_up_to_the_message_and_leaves_the_original(dat
     assert await database.read(lambda conn: path(conn, conversation_id)) == ["What is this?", "A boat", "And this?"]
     found = await database.read(search.find, ANN, "boat", 10)
     assert {hit.conversation_id for hit in found if hit.message_id} == {conversation_id, branch.id}
-    [usage] = await database.read(generations.list_usage, ANN)
-    assert (usage["answers"], usage["completion_tokens"]) == (1, 20)
+    [entry] = await database.read(usage.list_usage, ANN)
+    assert (entry.answers, entry.completion_tokens) == (1, 20)
     again = await branches.branch(database, ANN, conversation_id, answer_id, "key")
     other = await branches.branch(database, ANN, branch.id, second.id)
     assert (again.id, other.title) == (branch.id, "Boats (branch 2)")

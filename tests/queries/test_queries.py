@@ -20,9 +20,10 @@ from fireside.errors import (
     NoUserMessage,
     UsernameExists,
 )
-from fireside.queries import accounts, bin, conversations, folders, generations, messages, prompts, search
+from fireside.queries import accounts, bin, conversations, folders, generations, messages, prompts, search, usage
 from fireside.queries.generations import Answer, AnswerRequest, Job, Recording
 from fireside.queries.messages import Image
+from fireside.queries.usage import SpeedChange, UsageEntry
 from fireside.transfer import archive
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -283,7 +284,7 @@ def test_object_of_another_user_or_hidden_is_like_a_missing_one(conn: Connection
 
 def test_lists_contain_only_the_user_s_own(conn: Connection) -> None:
     answered(conn)
-    assert conversations.list_conversations(conn, BOB) == [] and generations.list_usage(conn, BOB) == []
+    assert conversations.list_conversations(conn, BOB) == [] and usage.list_usage(conn, BOB) == []
     assert conversations.list_conversations(conn, BOB, q="question") == []
     assert len(conversations.list_conversations(conn, ANN, q="question")) == 1
 
@@ -591,11 +592,33 @@ def test_usage_is_summed_by_day_and_model(conn: Connection) -> None:
         finish(conn, begin(conn, asked(conn), model=f"m{number % 2}")[0], token_usage=counts, stats=times)
     canceled, _ = begin(conn, asked(conn), model="m0")
     finish(conn, canceled, "half", "canceled", stats={"ttft_ms": 1000, "total_ms": 301_000})
-    today = {"day": db.now()[:10], "seconds": 3.0, "tokens_per_second": 10.0}
-    assert generations.list_usage(conn, ANN) == [
-        today | {"model": "m0", "answers": 3, "prompt_tokens": 20, "completion_tokens": 42, "seconds": 307.0},
-        today | {"model": "m1", "answers": 1, "prompt_tokens": 10, "completion_tokens": 21},
+    today = db.now()[:10]
+    assert usage.list_usage(conn, ANN) == [
+        UsageEntry(today, "m0", 3, 20, 42, 307.0, 10.0, 1000, None),
+        UsageEntry(today, "m1", 1, 10, 21, 3.0, 10.0, 1000, None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("speeds", "change"),
+    [
+        pytest.param([20.0] * 8 + [16.4] * 5, ("2026-01-09", -18), id="slower"),
+        pytest.param([20, 21, 19, 20.5, 19.5, 26, 25, 27], ("2026-01-06", 30), id="faster"),
+        pytest.param([20.0] * 6 + [16.0] * 6 + [20.0] * 6, ("2026-01-13", 25), id="the newest"),
+        pytest.param([20.0] * 6 + [16.0] * 2, None, id="too few days"),
+        pytest.param([20.0] * 10 + [16.0] + [20.0] * 10, None, id="one slow day"),
+        pytest.param([10, 30, 12, 28, 15, 25, 11, 29, 13], None, id="noise"),
+        pytest.param([20.0] * 6 + [19.0] * 6, None, id="a small difference"),
+    ],
+)
+def test_lasting_changes_of_speed_are_found(speeds: list[float], change: tuple[str, int] | None) -> None:
+    days = [f"2026-01-{number:02}" for number in range(1, len(speeds) + 1)]
+    entries = [
+        UsageEntry(day, "m", 1, 1, 2, 1.0, speed, None, "old" if change and day < change[0] else "new")
+        for day, speed in zip(days, speeds, strict=True)
+    ]
+    found = usage.find_changes([*reversed(entries), UsageEntry("2026-01-01", None, 1, 0, 0, 0.0, None, None, None)])
+    assert found == ([SpeedChange("m", change[0], change[1], "old", "new")] if change else [])
 
 
 # ---- indexes

@@ -212,7 +212,7 @@ async def test_imported_conversations_are_listed_read_found_and_counted(here: Se
     assert msgspec.json.decode(answer.token_usage) == usage
     hits = await here.database.read(search.find, here.user, "riv", 10)
     assert [hit.title for hit in hits] == ["Rivers", "Rivers"]
-    assert [day["answers"] for day in await here.database.read(queries.generations.list_usage, here.user)] == [1]
+    assert [day.answers for day in await here.database.read(queries.usage.list_usage, here.user)] == [1]
     replayed = await here.begin_answer(conversation.id)
     recording = await here.database.read(queries.generations.get_recording, here.user, replayed.generation_id)
     assert recording.content == "Water."
@@ -689,7 +689,7 @@ async def test_long_import_and_its_removal_delay_no_other_user_and_show_no_half_
     def seen(conn: sqlite3.Connection) -> list[Any]:
         """Return how much of the conversation each list shows."""
         find = queries.conversations.list_conversations
-        days = queries.generations.list_usage(conn, here.user)
+        days = queries.usage.list_usage(conn, here.user)
         exported = archive.list_conversations(conn, here.user)
         hits = search.find(conn, here.user, "rivers", 9)
         return [len(find(conn, here.user) + find(conn, here.user, "long")), len(exported), len(hits), len(days)]
