@@ -1,4 +1,4 @@
-// Settings: the deleted conversations.
+// Settings: the deleted conversations and messages.
 
 import { get, post, remove } from "./api.js";
 import { confirm } from "./dialogs.js";
@@ -13,7 +13,9 @@ const KEPT = "Deleted chats and messages stay here for 30 days.";
 export async function show(place) {
   const deleted = await get("/conversations?deleted=true");
   if (!deleted.length) return place.replaceChildren(h("p", { class: "faint" }, `The bin is empty. ${KEPT}`));
-  const all = deleted.length === 1 ? "One chat" : `All ${counted(deleted.length, "chat")} in it`;
+  const messages = deleted.filter(isMessage).length;
+  const words = messages === deleted.length ? ["message"] : messages ? ["entry", "entries"] : ["chat"];
+  const all = deleted.length === 1 ? `One ${words[0]}` : `All ${counted(deleted.length, ...words)} in it`;
   const empty = action(() => emptyBin(deleted), {
     place, draw: show, ask: () => confirm("Empty the bin?", `${all} cannot be restored after this.`, "Empty it"),
   });
@@ -21,6 +23,8 @@ export async function show(place) {
     h("div", { class: "row" }, h("p", { class: "faint" }, KEPT), button([icon("trash"), "Empty the bin"], empty, { class: "danger" })),
     h("ul", { class: "rows" }, deleted.map((one) => row(one, place))));
 }
+
+const isMessage = ({ deleted_from: home }) => home !== undefined;
 
 function row(one, place) {
   const restore = async () => {
@@ -43,8 +47,8 @@ async function purge({ id }) {
 /** Purge the listed conversations that are still in the bin: another device may have restored some. */
 async function emptyBin(listed) {
   const current = new Set((await get("/conversations?deleted=true")).map(({ id }) => id));
-  for (const one of listed) {
-    if (current.has(one.id)) await purge(one);
+  for (const one of [...listed.filter(isMessage), ...listed]) { // a chat takes its messages along
+    if (current.delete(one.id)) await purge(one);
     else broadcast("bin", { id: one.id });
   }
 }

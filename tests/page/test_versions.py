@@ -143,3 +143,10 @@ def test_message_is_deleted_and_restored_and_a_branch_is_opened(visit: Visit, lm
     assert texts(page) == ["Four?", "Fourth."]
     expect(page.locator(".list li.current")).to_have_text("Talk (branch)")
     expect(box(page)).to_be_focused()
+    good(visit.client.delete(f"/conversations/{chat}"))
+    open_settings(page, "Bin")
+    press(page, "Empty the bin")
+    expect(page.get_by_role("dialog", name="Empty the bin?")).to_contain_text("All 4 entries in it")
+    press(page, "Empty it")
+    expect(page.get_by_text("The bin is empty.")).to_be_visible()
+    assert good(visit.client.get("/conversations?deleted=true")) == []

@@ -209,6 +209,7 @@ def test_edited_answer_is_another_version_on_which_the_next_question_is_answered
     messages.add_image(conn, original, 0, Image("image/png", b"1234"))
     other = conversation(conn)
     say(conn, other, "elsewhere", client_id="c")
+    begin(conn, asked(conn))  # an answer elsewhere prevents nothing
     edit = (conn, ANN, conversation_id, original, "mine", "c")
     edited = messages.edit_answer(*edit)
     assert messages.edit_answer(*edit) == edited
