@@ -151,14 +151,13 @@ def test_hidden_tab_polls_one_answer_once_and_stops_when_the_conversation_is_gon
     page.evaluate(HIDE, True)
     good(visit.client.delete(f"/conversations/{chat}"))
     good(visit.client.delete(f"/conversations/{chat}?purge=true"))
-    polls.clear()
-    with page.expect_response(re.compile(DETAILS)) as last:
+    with page.expect_response(lambda response: re.search(DETAILS, response.url) and response.status == 404):
         page.clock.fast_forward(3000)
-    assert last.value.status == 404
     next_frame(page)
+    polls.clear()
     page.clock.fast_forward(20_000)
     next_frame(page)
-    assert len(polls) == 1
+    assert polls == []
     gate.open()
 
 
