@@ -151,7 +151,7 @@ def test_hidden_tab_polls_one_answer_once_and_stops_when_the_conversation_is_gon
     page.evaluate(HIDE, True)
     good(visit.client.delete(f"/conversations/{chat}"))
     good(visit.client.delete(f"/conversations/{chat}?purge=true"))
-    with page.expect_response(lambda response: re.search(DETAILS, response.url) and response.status == 404):
+    with page.expect_response(lambda found: found.status == 404 and re.search(DETAILS, found.url) is not None):
         page.clock.fast_forward(3000)
     next_frame(page)
     polls.clear()
