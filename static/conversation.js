@@ -356,7 +356,9 @@ export class Conversation extends Emitter {
   async continueLast() {
     const answer = this.path.at(-1);
     if (answer?.role !== "assistant" || this.busy || this.#sending) return;
-    const request = { conversation_id: this.id, message_id: answer.id, ...modelFields(this.choice) };
+    const { choice } = this;
+    if (providers && !choice?.model && !hasModels()) return this.#problem(noModel());
+    const request = { conversation_id: this.id, message_id: answer.id, ...modelFields(choice) };
     return this.#requestAnswer("/chat/continue", request);
   }
 

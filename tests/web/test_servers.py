@@ -121,6 +121,9 @@ async def test_saved_key_is_sent_to_its_own_address_only(ann: Person) -> None:
         moved = {"url": elsewhere.url, "untested": True}
         assert code(await ann.patch("/admin/providers/box", json=moved)) == (400, "VALIDATION_ERROR")
         assert (await listed(ann))["box"]["url"] == box.url
+        renamed = good(await ann.patch("/admin/providers/box", json={"url": f"{box.url}/", "name": "Same"}))
+        assert (renamed["has_key"], renamed["online"]) == (True, True)
+        assert code(await ann.patch("/admin/providers/box", json={"url": ""})) == (400, "VALIDATION_ERROR")
         assert not any("authorization" in request.headers for request in elsewhere.requests)
         good(await ann.patch("/admin/providers/box", json=moved | {"api_key": ""}))
         assert (await listed(ann))["box"]["has_key"] is False
@@ -157,6 +160,10 @@ async def test_built_in_lm_studio_gets_a_key_and_its_first_settings_again(
             changed = {"url": box.url, "api_key": KEY}
             after = good(await ann.patch("/admin/providers/lmstudio", json=changed))
             assert (after["online"], after["source"], after["url"]) == (True, "page", box.url)
+            found = good(
+                await ann.patch("/admin/providers/lmstudio", json={"url": "", "api_key": "", "untested": True})
+            )
+            assert (found["url"], found["address"]) == ("", before["address"])
             good(await ann.delete("/admin/providers/lmstudio"))
             assert (await listed(ann))["lmstudio"] == before
             assert json.loads((tmp_path / "data" / "model-servers.json").read_text("utf-8")) == {"servers": []}
