@@ -65,7 +65,7 @@ async def _examine(url: str, api_key: str) -> Finding:
     _, body = await fetch(studio, "GET", f"{studio.url}/api/v1/models", ERROR_BYTES)
     if b'"request_id"' in body and at(decode_small(body), "code"):
         return _problem(url, "PROVIDER_ERROR", "This is Fireside, not a model server.")
-    if b"LM Studio" in body or b"Unexpected endpoint" in body or body.lstrip().startswith(b'{"models"'):
+    if b"LM Studio" in body or b"Unexpected endpoint" in body or re.match(rb'\s*{\s*"models"', body):
         return await _list_models(LMStudio(studio), "LM Studio")
     findings = []
     for address in dict.fromkeys((url, studio.url)):  # a path of the address may be wrong

@@ -219,6 +219,8 @@ async def test_kinds_of_servers_are_told_apart(ann: Person, running: Running, up
 
     host = upstream.url.removeprefix("http://")
     assert found(await examined(ann, f" {host}/v1/ ")) == ("lmstudio", upstream.url, "LM Studio", True, None)
+    upstream.enqueue(status(200, json.dumps({"models": []}, indent=2)), path="/api/v1/models")
+    assert (await examined(ann, host))["kind"] == "lmstudio"
     no_path = status(404, "404 page not found", "text/plain")
     ollama = Upstream(without=("/",))
     with ollama as box:
