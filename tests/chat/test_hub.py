@@ -31,7 +31,7 @@ async def test_new_conversations_have_the_defaults_of_their_user(ann: Person, bo
     defaults = {"system_prompt": "Be brief.", "settings": {"temperature": 0.2, "max_tokens": 9}}
     good(await ann.patch("/defaults", json=defaults | {"settings": {"top_k": 5}}))
     assert good(await ann.patch("/defaults", json={"settings": defaults["settings"]})) == empty | defaults
-    assert good(await ann.get("/defaults")) == defaults
+    assert good(await ann.get("/defaults")) == empty | defaults
     await ann.answer(await ann.conversation("Hello?"), **MODEL)
     await ann.answer(await ann.conversation("Hello?", system_prompt="", settings={"temperature": 1}), **MODEL)
     await ann.answer(before, **MODEL)
