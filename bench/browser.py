@@ -10,6 +10,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from tests.browser import NO_ENGINE, Fireside, Visit, launch
+from tests.page.steps import imported
 from tests.upstream import Upstream
 
 STEP = 40  # characters of an update
@@ -59,11 +60,15 @@ PREPARE = """async () => {
 
 
 @contextlib.contextmanager
-def opened() -> Iterator[Page]:
+def opened(conversations: int = 0) -> Iterator[Page]:
+    """The page of a user who has so many conversations."""
     with sync_playwright() as playwright, Upstream() as upstream, tempfile.TemporaryDirectory() as folder:
         browser = launch(playwright)
         with Fireside(Path(folder), NO_ENGINE, fresh=True, lmstudio_url=upstream.url) as fireside:
-            page = Visit(browser, fireside.url, fireside.first()).open()
+            client = fireside.first()
+            if conversations:
+                imported(client, [(f"Chat {number}", ["Hello"]) for number in range(conversations)])
+            page = Visit(browser, fireside.url, client).open()
             page.locator(".welcome").wait_for()
             yield page
         browser.close()
@@ -104,3 +109,58 @@ def delete_paste(page: Page, lines: int) -> float:
     seconds = time.monotonic() - began
     assert box.input_value() == ""
     return seconds
+
+
+ROWS = "document.querySelectorAll('.list li').length"
+ACTIONS = {  # on the list of conversations, each with what is true once it was done
+    "open a chat": ("link(5).click()", "link(5).parentElement.classList.contains('current')"),
+    "open another chat": ("link(6).click()", "link(6).parentElement.classList.contains('current')"),
+    "select": ("link(7).dispatchEvent(ctrl)", "document.querySelector('.selection')"),
+    "select to": ("link(7 + many - 1).dispatchEvent(shift)", "selected() === many"),
+    "select one more": ("link(2).click()", "selected() === many + 1"),
+    "select one less": ("link(2).click()", "selected() === many"),
+    "delete the selected": ("press('Delete the selected chats')", "rows() === count - many"),
+    "undo": ("document.querySelector('.toast button').click()", "rows() === count"),
+    "filter by a search": ("search('Chat 1')", "document.querySelector('.results a')"),
+    "end the search": ("search('')", "!document.querySelector('.list').hidden"),
+}
+HELPERS = """
+const link = (index) => document.querySelectorAll('.list li a')[index];
+const rows = () => document.querySelectorAll('.list li').length;
+const selected = () => document.querySelectorAll('[aria-checked=true]').length;
+const press = (label) => document.querySelector(`[aria-label="${label}"]`).click();
+const click = { bubbles: true, cancelable: true };
+const ctrl = new MouseEvent('click', { ...click, ctrlKey: true }), shift = new MouseEvent('click', { ...click, shiftKey: true });
+const search = (text) => {
+    const box = document.querySelector('.search input');
+    box.value = text;
+    box.dispatchEvent(new Event('input'));
+};
+"""
+SEARCH_DELAY_MS = 120  # the page waits so long for another letter
+
+
+def list_actions(page: Page, count: int) -> dict[str, float]:
+    """Return the milliseconds that each action takes in a list of so many loaded conversations, to the end of the layout."""
+    page.wait_for_function(
+        "(count) => { const list = document.querySelector('.list'); list.scrollTop = list.scrollHeight; return "
+        + ROWS + " === count; }",
+        arg=count,
+    )  # fmt: skip
+    page.evaluate("document.querySelector('.list').scrollTop = 0")
+    times = {}
+    for name, (act, done) in ACTIONS.items():
+        page.wait_for_load_state("networkidle")
+        script = f"""async ([count, many]) => {{
+            {HELPERS}
+            const begun = performance.now();
+            {act};
+            while (!({done})) {{
+                if (performance.now() > begun + 20_000) throw new Error({name!r});
+                await new Promise((resolve) => setTimeout(resolve));
+            }}
+            document.body.offsetHeight; // lays out
+            return performance.now() - begun;
+        }}"""
+        times[name] = float(page.evaluate(script, [count, count // 4])) - SEARCH_DELAY_MS * ("search" in act)
+    return times

@@ -61,10 +61,11 @@ class Size:
     updates: int = 20  # of it in a measurement
     long: int = 10_000  # messages of the longest conversation
     pasted: int = 20_000  # lines
+    listed: int = 2_000  # conversations in the page's list
 
 
 FULL = Size()
-TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1, (500, 1_000), 2, 200, 1_000)
+TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1, (500, 1_000), 2, 200, 1_000, 70)
 
 
 @dataclass
@@ -491,6 +492,16 @@ def deletion(bench: Bench) -> Iterator[Row]:
     with browser.opened() as opened:
         seconds = median(browser.delete_paste(opened, bench.size.pasted) for _ in range(bench.size.rounds))
     yield at_most(f"deleting {bench.size.pasted:,} pasted lines in the page", seconds * 1000, 500, " ms", "{:.0f}")
+
+
+def listing(bench: Bench) -> Iterator[Row]:
+    """Measure what can be done in a long list of conversations."""
+    count = bench.size.listed
+    with browser.opened(count) as opened:
+        times = browser.list_actions(opened, count)
+    slowest = max(times, key=times.__getitem__)
+    what = f"slowest of {len(times)} actions in the page's list of {count:,} conversations ({slowest})"
+    yield at_most(what, times[slowest], 100, " ms", "{:.0f}")
 
 
 def imports(bench: Bench) -> Iterator[Row]:

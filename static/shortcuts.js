@@ -17,6 +17,7 @@ const SHORTCUTS = [
   [`${modifier} ⇧ C`, "Copy the last answer"],
   ["↑", "In an empty box: edit the last question"],
   ["Alt ↑ ↓", "Previous or next chat"],
+  [`${modifier} Click`, "Select a chat in the list; ⇧: all up to it"],
   [`${modifier} .`, "Choose a model"],
   [`${modifier} P`, "Print the chat"],
   ["?", "Show this list"],

@@ -14,7 +14,7 @@ from .. import upstream as script
 from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Visit
 from ..live import PASSWORD, good
 from ..upstream import DONE, Upstream, answer, finish, reasoning, text, usage
-from .steps import DOT, answered, ask, attach, box, imported, new, open_settings, press, stream
+from .steps import DOT, answered, ask, attach, box, imported, new, open_settings, press, refocus, stream
 
 SMALL_PHONE = {"width": 360, "height": 740}
 SECTIONS = (
@@ -264,6 +264,19 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     page.locator(".list li button").first.dispatch_event("click")
     expect(page.get_by_role("menu")).to_be_visible()
     screens.check("menu")
+    page.keyboard.press("Escape")
+    good(client.post("/folders", json={"name": "A folder whose name is too long for a line of the list"}))
+    refocus(page)
+    expect(page.locator(".folder")).to_be_visible()
+    press(page, "Options of the list")
+    page.get_by_role("menuitem", name="Select chats").click()
+    page.get_by_role("checkbox").first.click()
+    screens.check("selection")
+    press(page, "Stop selecting")
+    press(page, "Options of the list")
+    page.get_by_role("menuitem", name="New folder").click()
+    expect(page.get_by_role("dialog", name="New folder")).to_be_visible()
+    screens.check("new folder")
     page.keyboard.press("Escape")
     open_settings(page)
     for section in SECTIONS:

@@ -172,6 +172,19 @@ def test_search_shows_each_conversation_once_with_its_matches(visit: Visit) -> N
     expect(winds.locator("a").nth(3)).to_be_focused()
 
 
+def test_search_goes_on_beyond_the_first_results(visit: Visit) -> None:
+    imported(visit.client, [(f"Wind {number:02}", [f"zephyr {number}", "Yes"]) for number in range(70)])
+    page = visit.open()
+    page.get_by_role("searchbox", name="Search chats").fill("zephyr")
+    rows = page.locator(".results li")
+    expect(rows).to_have_count(50)
+    expect(page.get_by_text("The first 50 matches")).to_be_visible()
+    press(page, "More results")
+    expect(rows).to_have_count(70)
+    expect(rows.nth(50).locator("a")).to_be_focused()
+    expect(page.get_by_text("70 matches")).to_be_visible()
+
+
 def test_whole_conversation_is_printed_without_the_shell(visit: Visit) -> None:
     imported(visit.client, [("Long", [f"Text {number}" for number in range(150)])])
     visit.context.add_init_script(

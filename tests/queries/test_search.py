@@ -172,6 +172,9 @@ def test_whole_words_are_found_before_beginnings_of_words(conn: Connection) -> N
     title, *hits = [hit.message_id for hit in search.find(conn, 1, "the", 4)]
     assert title is None and hits == whole[::-1], "newest first"
     assert found(conn, "the") == {*whole, beginning}
+    everything = search.find(conn, 1, "the", 50)
+    paged = [hit for offset in range(0, 6, 2) for hit in search.find(conn, 1, "the", 2, offset)]
+    assert paged == everything and everything[-1].message_id == beginning
     assert found(conn, "wa the") == {beginning}
 
 

@@ -727,3 +727,56 @@ async def test_a_conversation_that_grows_shows_its_new_path_at_the_end(here: Ser
     assert await task == (0, 2990, 0)
     assert lengths <= {10, 3000}
     assert len(await here.messages()) == 3000
+
+
+# ---- folders
+
+
+async def folder_names(one: Service) -> dict[str, str]:
+    """The name of the folder of each conversation in one, by title."""
+    folders = await one.database.read(queries.folders.list_folders, one.user)
+    names = {folder.id: folder.name for folder in folders}
+    return {found.title: names[found.folder_id] for found in await one.conversations() if found.folder_id}
+
+
+async def test_folders_come_with_an_import_and_are_kept_by_an_export(here: Service, there: Service) -> None:
+    chats = here.folder / "conversations"
+    (chats / "School" / "Deep").mkdir(parents=True)
+    write(chats / "School" / "Deep" / "1.conversation.json", rivers())
+    boats = openwebui(said("u", None, "user", "hi"), current="u", title="Boats", folder_id="0123456789")
+    named = openwebui(
+        said("u", None, "user", "ho"), current="u", id="b0a8", title="Ships", folder={"name": " At \n sea"}
+    )
+    project = bridges(1)[0] | {"gizmo_id": "g-p-7f00aa11bb22", "title": "Bridge"}
+    custom = bridges(2)[1] | {"gizmo_id": "g-7f00aa11bb22"}
+    paths = [chats, *(write(here.folder / f"{n}.json", [one]) for n, one in enumerate((boats, named, project, custom)))]
+    expected = ["School/Deep", "Open WebUI folder 01234567", "At sea", "ChatGPT project 7f00aa11"]
+    preview = await here.importer.import_files(here.user, paths, dry_run=True)
+    assert preview.folders == expected and await folder_names(here) == {}
+    report = await here.importer.import_files(here.user, paths)
+    assert report.folders == expected
+    assert [loss.kind for loss in report.losses] == ["custom GPT: g-7f00aa11bb22"]
+    titles = ("Rivers", "Boats", "Ships", "Bridge")
+    assert await folder_names(here) == dict(zip(titles, expected, strict=True))
+    assert (await here.importer.import_files(here.user, paths)).folders == []
+    moved = next(one for one in await here.conversations() if one.title == "Ships")
+    await here.database.write(queries.conversations.set_conversation, here.user, moved.id, {"folder_id": None})
+    await here.importer.import_files(here.user, paths)
+    kept = await folder_names(here)
+    assert set(kept) == {"Rivers", "Boats", "Bridge"}, "an import does not change what is there"
+    exported = await here.export_zip()
+    assert sorted((await there.importer.import_files(there.user, [exported])).folders) == sorted(kept.values())
+    assert await folder_names(there) == kept
+
+
+async def test_conversations_beyond_the_limit_of_folders_lose_theirs(
+    here: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries.folders, "MAX_FOLDERS", 1)
+    rows = [
+        openwebui(said("u", None, "user", "hi"), current="u", id=name, title=name, folder={"name": name})
+        for name in ("one", "two")
+    ]
+    report = await here.importer.import_files(here.user, [write(here.folder / "x.json", rows)])
+    assert report.folders == ["one"] and [loss.kind for loss in report.losses] == ["folder: two"]
+    assert report.conversations == 2 and await folder_names(here) == {"one": "one"}
