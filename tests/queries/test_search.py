@@ -16,7 +16,7 @@ from fireside.db import Connection
 from fireside.queries import conversations, messages, search
 from fireside.queries.search import MARK, SNIPPET_CHARACTERS, UNMARK
 from fireside.transfer import archive
-from fireside.web import handlers
+from fireside.web.handlers import conversations as handlers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

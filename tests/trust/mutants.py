@@ -129,7 +129,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/prompts.py _check_count": (QUERIES,),
     "queries/prompts.py _add": (QUERIES,),
     "queries/prompts.py _set": (QUERIES,),
-    "web/handlers.py _changed_address": (SERVERS,),
+    "web/handlers/servers.py _changed_address": (SERVERS,),
     "providers.py Providers._changeable": (SERVERS,),
     "chat/hub.py Hub.cancel": (AUTHZ,),
     "chat/hub.py Hub.follow": (AUTHZ,),

@@ -1,0 +1,78 @@
+"""Handlers of /control/, for the commands at the terminal."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Annotated
+
+from starlette.responses import Response
+
+from ... import db
+from ...errors import StorageUnavailable
+from ...queries import accounts, tokens
+from ...safety.logs import TERMINAL, audit
+from .. import schemas
+from ..endpoint import Request
+from .accounts import SignedIn, cancel_without_sessions, logged_in, new_token, revoke
+from .data import Download, Zip, zip_response
+
+
+async def control_link(request: Request, body: schemas.OptionalUser) -> schemas.LoginToken:
+    return schemas.LoginToken(await request.app_state.auth.login_link(body.username))
+
+
+async def control_session(request: Request, body: schemas.OptionalUser) -> SignedIn:
+    return logged_in(request, await request.app_state.auth.terminal_session(body.username, request.visitor))
+
+
+async def control_invite(request: Request) -> schemas.NewInvite:
+    user = await request.database.read(accounts.get_user_named, None)
+    return schemas.NewInvite(**await request.app_state.auth.invite(user, "user", 24))
+
+
+async def control_password(request: Request, body: schemas.PasswordReset) -> schemas.PasswordOwner:
+    user = await request.app_state.auth.reset_password(body.username, body.password)
+    await cancel_without_sessions(request.app_state, user.id)
+    return schemas.PasswordOwner(user.username)
+
+
+async def control_create_token(request: Request, body: schemas.TokenOfUser) -> schemas.NewToken:
+    return await new_token(request, await request.app_state.auth.user_named(body.username), body, TERMINAL)
+
+
+async def control_list_tokens(request: Request, body: schemas.OptionalUser) -> schemas.Tokens:
+    user = await request.app_state.auth.user_named(body.username)
+    return schemas.Tokens(await request.database.read(tokens.list_tokens, user.id))
+
+
+async def control_revoke_token(request: Request, body: schemas.TokenChoice) -> schemas.Confirmation:
+    user = await request.app_state.auth.user_named(body.username)
+    return await revoke(request, user, body.token_id, TERMINAL)
+
+
+async def control_backup(request: Request, body: schemas.BackupTarget) -> schemas.Confirmation:
+    database = request.app_state.config.database
+    try:
+        await asyncio.to_thread(db.copy, database, Path(body.file))
+    except db.DatabaseDamaged as error:
+        raise StorageUnavailable(db.explain(database, error)) from None
+    except OSError as error:
+        raise StorageUnavailable(f"{body.file}: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise StorageUnavailable(f"{body.file}: {db.describe(error)}") from None
+    return schemas.Confirmation("Backup written")
+
+
+async def control_import(request: Request, body: schemas.ImportSources) -> Annotated[Response, "application/x-ndjson"]:
+    """Send a line of JSON for each step; the last has the report."""
+    user = await request.database.read(accounts.get_user_named, body.username)
+    paths = [Path(path) for path in body.paths]
+    audit("import preview" if body.dry_run else "import", user, TERMINAL)
+    steps = request.app_state.importer.import_steps(user.id, paths, dry_run=body.dry_run)
+    return Download(steps, media_type="application/x-ndjson")
+
+
+async def control_export(request: Request, body: schemas.OptionalUser) -> Zip:
+    user = await request.database.read(accounts.get_user_named, body.username)
+    audit("export of all conversations", user, TERMINAL)
+    return zip_response(request.app_state.exporter.export_zip(user.id))

@@ -1,0 +1,179 @@
+"""Handlers of conversations: the list, folders, the bin, search."""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import msgspec
+from starlette.responses import StreamingResponse
+
+from ... import db
+from ...errors import (
+    Invalid,
+    StorageUnavailable,
+)
+from ...queries import bin, conversations, folders, messages, prompts, queued
+from ...queries.search import find
+from ...queries.types import folder_name
+from ...safety.logs import audit
+from .. import schemas
+from ..endpoint import Request, while_connected
+from .messages import check_message
+
+P = ParamSpec("P")
+T = TypeVar("T")
+SEARCH_SECONDS = 2.0
+CONVERSATIONS_PER_CHUNK = 100  # their system prompts may have 100,000 characters each
+log = logging.getLogger("fireside.handlers")
+
+
+async def get_defaults(request: Request) -> prompts.Defaults:
+    return await request.database.read(prompts.get_effective_defaults, request.user_id)
+
+
+async def change_defaults(request: Request, body: schemas.DefaultsChange) -> prompts.Defaults:
+    return await request.database.write(prompts.set_defaults, request.user_id, msgspec.to_builtins(body))
+
+
+async def create_conversation(request: Request, body: schemas.NewConversation) -> conversations.Conversation:
+    message, fields = body.message, msgspec.to_builtins(msgspec.structs.replace(body, message=msgspec.UNSET))
+    if body.title is None or not body.title.strip():
+        del fields["title"]
+    fields = _copy_preset(request, fields.pop("preset_id")) | fields
+    quota = request.app_state.config.user_max_bytes
+    if not isinstance(message, schemas.NewMessage):
+        return await request.database.write(conversations.add_conversation, request.user_id, fields, quota)
+    return await request.database.write(
+        messages.begin_conversation,
+        request.user_id,
+        fields,
+        message.content,
+        message.client_id,
+        check_message(message, "message."),
+        quota,
+    )
+
+
+def _copy_preset(request: Request, preset_id: int | None) -> dict[str, Any]:
+    """Return the fields that a new conversation copies from its preset: without the model if the model's server no longer has it."""
+    preset = request.database.read_here(prompts.get_first_preset, request.user_id, preset_id)
+    if preset is None:
+        return {}
+    copied = {"system_prompt": preset.system_prompt, "settings": msgspec.json.decode(preset.settings)}
+    server = request.app_state.providers.find(preset.provider_id)
+    if preset.model and not (server and server.lacks(preset.model)):
+        copied |= {"provider_id": preset.provider_id, "model": preset.model}
+    return copied
+
+
+async def list_conversations(
+    request: Request, query: schemas.ConversationQuery
+) -> Annotated[Any, list[conversations.Conversation]]:
+    by_name = query.sort == "name"
+    folder = query.folder if isinstance(query.folder, int) else None
+    filters = (query.q, query.limit or -1, query.before or None, query.pinned, query.deleted, folder, by_name)
+    if query.limit and not query.q:
+        return await request.database.read(conversations.list_conversations, request.user_id, *filters)
+    ids = await _search(request, conversations.find_conversations, request.user_id, *filters)
+    return StreamingResponse(_conversations(request.database, ids), media_type="application/json")
+
+
+async def _conversations(database: db.Database, ids: list[int]) -> AsyncIterator[bytes]:
+    """Yield a JSON array in chunks, so that a long list keeps neither a reader nor the event loop busy."""
+    separator = b"["
+    for start in range(0, len(ids), CONVERSATIONS_PER_CHUNK):
+        chunk = ids[start : start + CONVERSATIONS_PER_CHUNK]
+        if found := await database.read(conversations.get_conversations, chunk):
+            yield separator + msgspec.json.encode(found)[1:-1]
+            separator = b","
+    yield b"[]" if separator == b"[" else b"]"
+
+
+async def _search(request: Request, function: db.Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
+    """Run a read whose time depends on what the user typed: one per user at a time, for at most SEARCH_SECONDS.
+
+    Cancel it when the client disconnects: the page does so at each letter typed. Other reads have no time limit, because
+    their cost is bounded by what they return.
+    """
+
+    async def search() -> T:
+        async with request.app_state.searches.slot(request.user_id):
+            return await request.database.read_within(SEARCH_SECONDS, function, *args, **kw)
+
+    return await while_connected(request.receive, search())
+
+
+async def get_conversation(request: Request, conversation_id: int) -> conversations.Conversation:
+    return await request.database.read(queued.get_conversation, request.user_id, conversation_id)
+
+
+async def change_conversation(
+    request: Request, conversation_id: int, body: schemas.ConversationChange
+) -> schemas.Confirmation:
+    fields = msgspec.to_builtins(body)
+    if fields.get("temporary"):
+        raise Invalid("temporary must be false: only a new conversation can be temporary.")
+    quota = request.app_state.config.user_max_bytes
+    await request.database.write(conversations.set_conversation, request.user_id, conversation_id, fields, quota)
+    return schemas.Confirmation("Conversation renamed" if "title" in fields else "Conversation updated")
+
+
+async def delete_conversation(
+    request: Request, conversation_id: int, query: schemas.DeleteQuery
+) -> schemas.Confirmation:
+    hidden: list[int] = []
+    if query.purge:
+        hidden = await request.database.write(conversations.hide_conversation, request.user_id, conversation_id)
+        audit("conversations purged", request.identity.user, request.address, count=1)
+    else:
+        await request.database.write(conversations.delete_conversation, request.user_id, conversation_id)
+    # After the deletion, so that no new generation can begin.
+    await request.app_state.hub.cancel_all(request.user_id, conversation_id)
+    if query.purge:
+        try:
+            await conversations.remove_hidden(request.database, hidden)
+        except StorageUnavailable as error:  # the conversation is hidden; housekeeping removes the rest
+            log.warning("a purged conversation is removed later: %s", error)
+    return schemas.Confirmation("Conversation deleted")
+
+
+async def restore_conversation(request: Request, conversation_id: int) -> conversations.Conversation:
+    return await request.database.write(bin.restore, request.user_id, conversation_id)
+
+
+async def change_conversations(request: Request, body: schemas.BulkChange) -> schemas.ChangedIds:
+    """One transaction for all, so that half of a large selection is never changed, and undoing it is one request too."""
+    change = conversations.change_many
+    changed = await request.database.write(change, request.user_id, body.ids, body.action, body.folder_id)
+    if body.action == "delete":
+        for conversation_id in {one.job.conversation_id for one in request.app_state.hub.generations.values()}:
+            if conversation_id in changed:
+                await request.app_state.hub.cancel_all(request.user_id, conversation_id)
+    return schemas.ChangedIds(changed)
+
+
+async def note_presence(request: Request, conversation_id: int, body: schemas.Presence) -> schemas.Confirmation:
+    await request.app_state.temporary.note(request.user_id, conversation_id, body.tab, body.open)
+    return schemas.Confirmation("Noted")
+
+
+async def list_folders(request: Request) -> schemas.Folders:
+    return schemas.Folders(await request.database.read(folders.list_folders, request.user_id))
+
+
+async def create_folder(request: Request, body: schemas.FolderName) -> folders.Folder:
+    return await request.database.write(folders.create_folder, request.user_id, folder_name(body.name))
+
+
+async def rename_folder(request: Request, folder_id: int, body: schemas.FolderName) -> folders.Folder:
+    return await request.database.write(folders.rename_folder, request.user_id, folder_id, folder_name(body.name))
+
+
+async def delete_folder(request: Request, folder_id: int) -> schemas.FolderDeleted:
+    ids = await request.database.write(folders.delete_folder, request.user_id, folder_id)
+    return schemas.FolderDeleted("Folder deleted", ids)
+
+
+async def search(request: Request, query: schemas.SearchQuery) -> schemas.SearchResults:
+    found = await _search(request, find, request.user_id, query.q, query.limit + 1, query.offset)
+    return schemas.SearchResults(found[: query.limit], len(found) > query.limit)

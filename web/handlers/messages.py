@@ -1,0 +1,181 @@
+"""Handlers of messages: write, edit, delete, branch, and what was sent for an answer."""
+
+import asyncio
+from typing import Annotated, Any
+
+import msgspec
+from starlette.responses import Response
+
+from ... import db
+from ...chat.prompt import Forecast, forecast
+from ...chat.receipt import Receipt
+from ...errors import Invalid
+from ...queries import bin, branches, conversations, generations, messages, queued
+from ...queries.types import image_type
+from .. import schemas
+from ..endpoint import Request, while_connected
+from ..renderer import GrowingText
+
+MESSAGES_PER_PAGE = 200
+
+
+async def list_messages(
+    request: Request, conversation_id: int, query: schemas.MessageQuery
+) -> Annotated[Any, list[messages.Message]]:
+    before = query.before or None
+    if query.limit:
+        return await _messages(request, conversation_id, query.limit, before, query.render)
+    pages = []  # one query for 50,000 messages would keep other requests waiting
+    while page := await _messages(request, conversation_id, MESSAGES_PER_PAGE, before, query.render):
+        pages.append(msgspec.json.encode(page)[1:-1])
+        before = page[0].id
+        if len(page) < MESSAGES_PER_PAGE:
+            break
+    return Response(b"[" + b",".join(reversed(pages)) + b"]", media_type="application/json")
+
+
+async def get_context(request: Request, conversation_id: int, query: schemas.ContextQuery) -> Forecast:
+    return await _context(request, conversation_id, query)
+
+
+async def get_new_context(request: Request, query: schemas.ContextQuery) -> Forecast:
+    return await _context(request, None, query)
+
+
+async def _context(request: Request, conversation_id: int | None, query: schemas.ContextQuery) -> Forecast:
+    prompt, params = await request.database.read(generations.get_next_prompt, request.user_id, conversation_id)
+    server = request.app_state.providers.find(query.provider_id)
+    model = server.known(query.model or "") if server else None
+    context_length = model.context_length if model is not None else None
+    arguments = (prompt, context_length, params.get("max_tokens"), query.question_tokens)
+    return await asyncio.to_thread(forecast, *arguments)  # a long conversation takes a second
+
+
+async def _messages(
+    request: Request, conversation_id: int, limit: int, before: int | None, render: bool
+) -> list[messages.Message]:
+    page = await request.app_state.hub.messages(request.user_id, conversation_id, limit, before)
+    return await _rendered(request, page) if render else page
+
+
+async def _rendered(request: Request, page: list[messages.Message]) -> list[messages.Message]:
+    texts = ["" if message.status == "generating" else message.content for message in page]
+    renderer = request.app_state.renderer
+    rendered = await while_connected(request.receive, renderer.finished(request.user_id, texts))
+    for message, blocks in zip(page, rendered, strict=True):
+        message.blocks = blocks
+    return page
+
+
+async def add_message(request: Request, conversation_id: int, body: schemas.AddedMessage) -> schemas.AddedMessageIds:
+    if body.queue:
+        return await _queue_message(request, conversation_id, body)
+    message_id = await request.database.write(
+        messages.add_message,
+        request.user_id,
+        conversation_id,
+        body.content,
+        body.parent_id,
+        body.client_id,
+        check_message(body),
+        request.app_state.config.user_max_bytes,
+    )
+    return schemas.AddedMessageIds(message_id, conversation_id)
+
+
+async def _queue_message(request: Request, conversation_id: int, body: schemas.AddedMessage) -> schemas.AddedMessageIds:
+    if body.parent_id is not msgspec.UNSET:
+        raise Invalid("parent_id: a queued message follows the answer before it. Leave parent_id out.")
+    queued_id, message_id = await request.database.write(
+        queued.add_queued,
+        request.user_id,
+        conversation_id,
+        body.content,
+        body.client_id,
+        check_message(body),
+        request.app_state.config.user_max_bytes,
+    )
+    await request.app_state.hub.begin_next(request.user_id, conversation_id)
+    return schemas.AddedMessageIds(message_id, conversation_id, msgspec.UNSET if queued_id is None else queued_id)
+
+
+async def change_queued(
+    request: Request, conversation_id: int, queued_id: int, body: schemas.QueuedContent
+) -> schemas.Confirmation:
+    limit = request.app_state.config.user_max_bytes
+    await request.database.write(queued.change_queued, request.user_id, conversation_id, queued_id, body.content, limit)
+    return schemas.Confirmation("Message changed")
+
+
+async def remove_queued(request: Request, conversation_id: int, queued_id: int) -> schemas.Confirmation:
+    await request.database.write(queued.remove_queued, request.user_id, conversation_id, queued_id)
+    return schemas.Confirmation("Message removed")
+
+
+async def send_queued(
+    request: Request, conversation_id: int, queued_id: int, body: schemas.AnswerRequest
+) -> schemas.NewAnswerIds:
+    def begin(conn: db.Connection, user_id: int, conversation_id: int, *choice: Any) -> generations.Answer:
+        return queued.send_queued(conn, user_id, conversation_id, queued_id, *choice)
+
+    options = generations.AnswerRequest(body.provider_id, body.model, body.given())
+    begun = await request.app_state.hub.answer(request.user_id, conversation_id, options, begin)
+    return schemas.NewAnswerIds(begun.message_id, conversation_id, begun.generation_id)
+
+
+async def get_message(
+    request: Request, conversation_id: int, message_id: int, query: schemas.RenderQuery
+) -> messages.Message:
+    message = await request.app_state.hub.message(request.user_id, conversation_id, message_id)
+    return (await _rendered(request, [message]))[0] if query.render else message
+
+
+async def edit_answer(
+    request: Request, conversation_id: int, message_id: int, body: schemas.EditedAnswer
+) -> schemas.NewMessageIds:
+    quota = request.app_state.config.user_max_bytes
+    version_id = await request.database.write(
+        messages.edit_answer, request.user_id, conversation_id, message_id, body.content, body.client_id, quota
+    )
+    return schemas.NewMessageIds(version_id, conversation_id)
+
+
+async def delete_message(request: Request, conversation_id: int, message_id: int) -> schemas.MessageDeleted:
+    deleted = await request.database.write(bin.delete_message, request.user_id, conversation_id, message_id)
+    return schemas.MessageDeleted("Message deleted", deleted.deleted_id, deleted.active_message_id)
+
+
+async def branch(request: Request, conversation_id: int, body: schemas.BranchRequest) -> conversations.Conversation:
+    quota = request.app_state.config.user_max_bytes
+    return await branches.branch(
+        request.database, request.user_id, conversation_id, body.message_id, body.client_id, quota
+    )
+
+
+def check_message(message: schemas.NewMessage, path: str = "") -> list[messages.Image]:
+    """Return the images. Raises Invalid for an empty message, and for an image whose first bytes contradict its type."""
+    if not message.content and not message.images:
+        raise Invalid(f"{path}content must not be empty.")
+    for index, image in enumerate(message.images):
+        if image_type(image.data[:12]) != image.media_type:
+            raise Invalid(f"{path}images[{index}].data is not {image.media_type}.")
+    return [messages.Image(image.media_type, image.data) for image in message.images]
+
+
+async def get_image(request: Request, image_id: int) -> Annotated[Response, "image/png", "image/jpeg", "image/webp"]:
+    image = await request.database.read(messages.get_image, request.user_id, image_id)
+    return Response(image.data, media_type=image.media_type)
+
+
+async def select_version(request: Request, conversation_id: int, body: schemas.Selection) -> schemas.VersionSelected:
+    leaf = await request.database.write(messages.set_active, request.user_id, conversation_id, body.message_id)
+    return schemas.VersionSelected("Version selected", leaf)
+
+
+async def get_sent_request(request: Request, message_id: int) -> Annotated[Response, Receipt]:
+    content = await request.app_state.receipts.encoded(request.user_id, message_id, with_url=request.is_admin)
+    return Response(content, media_type="application/json")
+
+
+async def render_markdown(request: Request, body: schemas.Markdown) -> GrowingText:
+    return await while_connected(request.receive, request.app_state.renderer.growing(request.user_id, body.text))
