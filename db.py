@@ -55,6 +55,7 @@ RECOUNT_STORED_BYTES = """
     UPDATE users SET stored_bytes = (
         SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (
             SELECT coalesce(sum(length(CAST(m.content AS BLOB)) + length(CAST(m.reasoning AS BLOB))
+                + coalesce(length(CAST(m.tools AS BLOB)), 0)
                 + (SELECT coalesce(sum(length(i.data)), 0) FROM images i WHERE i.message_id = m.id)), 0)
             FROM messages m WHERE m.conversation_id = c.id)
             + (SELECT coalesce(sum(q.stored_bytes), 0) FROM queued_messages q WHERE q.conversation_id = c.id)), 0)
@@ -189,6 +190,13 @@ MIGRATIONS: tuple[str, ...] = (
         (user_id, title_key, id, deleted_at, hidden, temporary, folder_id) WHERE deleted_at IS NULL;
     CREATE INDEX conversations_in_folder ON conversations (folder_id, deleted_at, hidden, temporary) WHERE folder_id IS NOT NULL;
     CREATE INDEX conversations_temporary ON conversations (updated_at) WHERE temporary = 1;
+    CREATE TABLE recorded_messages (
+        message_id INTEGER PRIMARY KEY REFERENCES messages (id) ON DELETE CASCADE,
+        token_id   INTEGER NOT NULL REFERENCES tokens (id) ON DELETE CASCADE,
+        hash       BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX recorded_messages_by_hash ON recorded_messages (token_id, hash);
+    ALTER TABLE messages ADD COLUMN tools TEXT;
     PRAGMA user_version = 5;
     COMMIT;
     """,

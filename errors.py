@@ -132,6 +132,11 @@ class AlreadyAnswered(Conflict):
     message = "Another model has answered this message. Use POST /chat/retry for another version."
 
 
+class Canceled(Invalid):
+    code = "CANCELED"
+    message = "The answer was stopped in Fireside."
+
+
 class LastAdmin(Conflict):
     code = "LAST_ADMIN"
     message = (

@@ -280,6 +280,10 @@ class ModelServer:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         return self._backend.chat(body)
 
+    def relay(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
+        """Return the answer to a chat request of another program, as `chat` does. The request is sent as it is."""
+        return self._backend.chat(body, for_program=True)
+
     async def embed(self, body: dict[str, Any]) -> bytes:
         """Return the server's response to a request for embeddings, which is JSON. Raises Invalid if it makes none."""
         return await self._backend.embed(body)

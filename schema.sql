@@ -125,6 +125,7 @@ CREATE TABLE messages (
     source          TEXT,                                      -- the message's id in the imported file
     edited          INTEGER NOT NULL DEFAULT 0,                -- 1: an answer whose text the user has changed
     copied          INTEGER NOT NULL DEFAULT 0,                -- 1: copied from another conversation, which counts its tokens
+    tools           TEXT,                                      -- JSON {"results", "calls"} of /v1: results of tools before this message, calls in it
     UNIQUE (conversation_id, client_id),
     UNIQUE (conversation_id, source)
 ) STRICT;
@@ -138,6 +139,14 @@ CREATE TABLE former_parents (
     parent_id  INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE
 ) STRICT;
 CREATE INDEX former_parents_of ON former_parents (parent_id);
+
+-- What a message that came through /v1 continues: the hash of the messages of a request up to this one (queries/recorder.py).
+CREATE TABLE recorded_messages (
+    message_id INTEGER PRIMARY KEY REFERENCES messages (id) ON DELETE CASCADE,
+    token_id   INTEGER NOT NULL REFERENCES tokens (id) ON DELETE CASCADE,
+    hash       BLOB NOT NULL                                   -- SHA-256
+) STRICT;
+CREATE INDEX recorded_messages_by_hash ON recorded_messages (token_id, hash);
 
 CREATE TABLE images (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,

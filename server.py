@@ -150,6 +150,7 @@ ROUTES: tuple[Endpoint, ...] = (
 
     Endpoint("GET",    "/v1/models",                                                  openai.list_models,                 TOKEN),
     Endpoint("GET",    "/v1/models/{model_id}",                                       openai.get_model,                   TOKEN),
+    Endpoint("POST",   "/v1/chat/completions",                                        openai.chat,                        TOKEN,  None, csrf="none"),
     Endpoint("POST",   "/v1/embeddings",                                              openai.embed,                       TOKEN,  None, csrf="none"),
 
     Endpoint("GET",    "/openapi.json",                                               service.describe_api,               PUBLIC),

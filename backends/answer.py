@@ -15,7 +15,7 @@ import msgspec
 from ..config import Provider
 from ..errors import ProviderFailed
 from .failures import display_text, reported_error
-from .loose import decode_small
+from .loose import clean, decode_small
 
 EVENT_BYTES = 1024 * 1024  # of one line, and of one event
 UNDECODABLE_EVENTS = 3  # are ignored; one more is an error
@@ -23,6 +23,7 @@ UNDECODABLE_EVENTS = 3  # are ignored; one more is an error
 OVERHEAD_BYTES = 16 * 1024 * 1024
 OVERHEAD_BYTES_PER_CHARACTER = 1024
 ENGINE_CHARACTERS = 100  # of the name of a version
+MAX_CALLS = 1000  # of tools in one answer
 THINK_TAG_CHARACTERS = 1000  # of white space, after which a <think> no longer counts
 
 
@@ -70,7 +71,23 @@ class Finish(msgspec.Struct, frozen=True):
     reason: str
 
 
-Part = Sent | Content | Reasoning | ActualModel | Progress | Usage | Finish
+class Chunks(msgspec.Struct, frozen=True):
+    """Chunks as the server sent them, for another program. Chunks with nothing but the usage come apart: they need not be wanted."""
+
+    data: list[bytes]  # JSON
+    usage_only: bool = False
+
+
+class CallPiece(msgspec.Struct, frozen=True):
+    """A piece of a call of a tool: the first has `id` and `name`, the others more of `arguments`."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+Part = Sent | Content | Reasoning | ActualModel | Progress | Usage | Finish | Chunks | CallPiece
 
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -88,7 +105,20 @@ class _TextPart(msgspec.Struct):
 _TextParts = list[str | _TextPart]
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_CALLS)] = 0
+    id: str | None = None
+    function: _Function | None = None
+
+
 class _Delta(msgspec.Struct):
+    tool_calls: list[_Call] | None = None
+    function_call: _Function | None = None  # OpenAI's first form
     content: str | _TextParts | None = None
     reasoning_content: str | None = None  # DeepSeek, llama.cpp, LM Studio
     reasoning: str | None = None  # Ollama, vLLM
@@ -259,9 +289,13 @@ class AnswerParser:
     """Parse one streamed answer: bytes in, parts out.
 
     An answer is complete when it has a finish_reason or [DONE], and at least one word.
+
+    `for_program`: another program gets the chunks too. It may ask for calls of tools, or for nothing but a finish_reason.
     """
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, for_program: bool = False) -> None:
+        self._for_program = for_program
+        self._chunks: list[bytes] = []
         self.finished = False  # nothing more is expected
         self.finish_reason: str | None = None
         self.failure: ProviderFailed | None = None  # final after `end`
@@ -292,6 +326,7 @@ class AnswerParser:
         except OverflowError:
             self._fail(self._error("PROVIDER_ERROR", "sent a line or an event of over 1 MiB."))
         self._flush()
+        self._flush_chunks()
         if self._overhead_left < 0 and not self.finished:
             self._fail(self._error("PROVIDER_ERROR", "sent too much data with too little text."))
         parts, self._parts = self._parts, []
@@ -322,9 +357,10 @@ class AnswerParser:
         return ProviderFailed(code, f"{self._provider.name} {what}")
 
     def _incompleteness(self, disconnected: bool) -> ProviderFailed | None:
-        if not self._done and self.finish_reason is None and (disconnected or self._has_words):
+        ends_early = disconnected or self._has_words or self._for_program
+        if not self._done and self.finish_reason is None and ends_early:
             return self._error("ANSWER_CUT_SHORT", "broke off before its answer was complete.")
-        if self._has_words:
+        if self._has_words or self._for_program:
             return None
         if self.finish_reason == "length":
             return self._error(
@@ -349,6 +385,11 @@ class AnswerParser:
             elif chunk.error or chunk.object == "error":
                 raise reported_error(self._provider, data)
             else:
+                if self._for_program and chunk.usage and not chunk.choices:
+                    self._flush_chunks()
+                    self._parts.append(Chunks([data], usage_only=True))
+                elif self._for_program:
+                    self._chunks.append(data)
                 self._add_chunk(chunk)
 
     def _add_chunk(self, chunk: _Chunk) -> None:
@@ -383,6 +424,21 @@ class AnswerParser:
                 self._add_text(Content, answer)
             if delta.refusal:
                 self._add_text(Content, delta.refusal)
+            if self._for_program:
+                self._add_calls(delta)
+
+    def _flush_chunks(self) -> None:
+        if self._chunks:
+            self._parts.append(Chunks(self._chunks))
+            self._chunks = []
+
+    def _add_calls(self, delta: _Delta) -> None:
+        calls = delta.tool_calls or ([_Call(function=delta.function_call)] if delta.function_call else [])
+        for call in calls:
+            function = call.function or _Function()
+            name, arguments = function.name or "", function.arguments or ""
+            self._overhead_left += OVERHEAD_BYTES_PER_CHARACTER * len(arguments)
+            self._parts.append(CallPiece(call.index, clean(call.id or ""), clean(name), clean(arguments)))
 
     def _add_part(self, part: Part) -> None:
         self._flush()

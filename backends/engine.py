@@ -84,11 +84,12 @@ class Embedded(OpenAI):
     async def embed(self, body: dict[str, Any]) -> bytes:
         raise Invalid(f"{self.provider.name} makes no embeddings.")
 
-    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
+    async def chat(self, body: dict[str, Any], for_program: bool = False) -> AsyncGenerator[list[Part], None]:
         async with self._engine.use(body["model"]) as endpoint:
             server = replace(self.provider, url=endpoint.url, api_key=endpoint.api_key)
-            body = for_llama_cpp(body | {"model": endpoint.model_id})
-            async with contextlib.aclosing(stream_answer(server, body)) as answer:
+            body = body | {"model": endpoint.model_id}
+            body = body if for_program else for_llama_cpp(body)
+            async with contextlib.aclosing(stream_answer(server, body, for_program)) as answer:
                 async for parts in answer:
                     yield parts
 

@@ -141,9 +141,11 @@ class OpenAI:
             raise ProviderFailed("PROVIDER_ERROR", message)
         return response
 
-    def chat(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
-        """Send a chat request; see `stream_answer`."""
-        return stream_answer(self.provider, for_llama_cpp(body) if self.is_llama_cpp else body)
+    def chat(self, body: dict[str, Any], for_program: bool = False) -> AsyncGenerator[list[Part], None]:
+        """Send a chat request; see `stream_answer`. That of another program is sent as it is."""
+        if self.is_llama_cpp and not for_program:
+            body = for_llama_cpp(body)
+        return stream_answer(self.provider, body, for_program)
 
 
 def for_llama_cpp(body: dict[str, Any]) -> dict[str, Any]:
@@ -242,15 +244,18 @@ def _model(entry: Any) -> Model | None:
 # ---- an answer
 
 
-async def stream_answer(provider: Provider, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
+async def stream_answer(
+    provider: Provider, body: dict[str, Any], for_program: bool = False
+) -> AsyncGenerator[list[Part], None]:
     """Yield Sent, then a list of parts whenever the network brought some; the last one is Finish. Raises ProviderFailed.
 
     Close it (contextlib.aclosing): when it is closed or cancelled, so is the connection. It waits for as long as the
     server does.
     """
-    parser = AnswerParser(provider)
+    parser = AnswerParser(provider, for_program)
     content = msgspec.json.encode(body)
-    yield [Sent(body, hashlib.sha256(content).hexdigest())]
+    if not for_program:
+        yield [Sent(body, hashlib.sha256(content).hexdigest())]
     async with open_response(provider, "POST", f"{base_url(provider)}/chat/completions", content) as response:
         content_type = response.headers.get("content-type", "text/event-stream").lower()
         if response.status_code != 200 or not content_type.startswith("text/event-stream"):

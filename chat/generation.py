@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from msgspec import Raw
@@ -19,6 +19,7 @@ from ..errors import FiresideError, ProviderFailed, StorageUnavailable
 from ..providers import ChatRequest, ModelServer, Providers
 from ..queries.generations import Answer, Prompt, SentRequest
 from ..queries.messages import Message
+from ..queries.types import ToolCall
 from . import continuation
 from . import prompt as prompts
 from .events import EventLog
@@ -63,6 +64,7 @@ class Generation:
         self._joint = continuation.Joint(earlier.content) if earlier else None
         self._asks_to_continue = False  # the server cannot go on by itself
         self.running = False  # can be stopped
+        self.is_saved = True  # in the database
         self.status = "generating"  # at the end: ok, canceled, interrupted or error
         self.save_error: StorageUnavailable | None = None  # set when the answer has ended and could not be saved
         self._config = config
@@ -161,9 +163,15 @@ class Generation:
             error=_error_fields(self._error) if self._error else None,
             sent=self._sent if self._sent and self._sent.sha256 else None,
         )
+        queries.recorder.record_answer(conn, self.message_id, self.calls)
         if self.status != "ok":
             return None
         return self._begin_next(conn, self.job.user_id, self.job.conversation_id, self.message_id)
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """Return the calls of tools in the answer."""
+        return []
 
     def _done(self) -> dict[str, Any]:
         status = "error" if self.save_error else self.status
@@ -224,7 +232,7 @@ class Generation:
             self._stats["sent_messages"] = len(prompt.turns) - omitted - bool(job.earlier)
             self._stats["omitted_images"] = sum(turn.omitted_images for turn in prompt.turns[omitted:])
             try:
-                await self._read(self._request(prompt, omitted))
+                await self._read(self._server.chat(self._request(prompt, omitted)))
                 break
             except ProviderFailed as failure:
                 if job.earlier and failure.code == "EMPTY_ANSWER" and self._first_text_at is None:  # it was complete
@@ -285,16 +293,32 @@ class Generation:
         model = self._known_model()
         return "loading" if model is not None and model.state in ("loading", "not-loaded") else "prompt"
 
-    async def _read(self, request: ChatRequest) -> None:
+    async def _read(self, answer: AsyncGenerator[list[Part], None]) -> None:
         limit = self._config.answer_max_bytes
-        async with contextlib.aclosing(self._server.chat(request)) as reads:
+        async with contextlib.aclosing(answer) as reads:
             async for parts in reads:
-                for part in parts:
-                    self._record(part)
-                self.log.publish()
+                self._record_all(parts)
                 if self.log.size > limit:
-                    message = f"The answer was ended at {limit:,} bytes. The setting answer_max_bytes is the limit."
-                    raise ProviderFailed("ANSWER_TOO_LARGE", message)
+                    raise self._too_large()
+
+    def _record_all(self, parts: list[Part]) -> None:
+        """Record what arrived together, and wake the readers."""
+        for part in parts:
+            self._record(part)
+        self.log.publish()
+
+    def _too_large(self) -> ProviderFailed:
+        limit = self._config.answer_max_bytes
+        message = f"The answer was ended at {limit:,} bytes. The setting answer_max_bytes is the limit."
+        return ProviderFailed("ANSWER_TOO_LARGE", message)
+
+    def _note_text(self) -> float:
+        """Note that the model has written something just now. Return when it began to."""
+        self._text_at = asyncio.get_running_loop().time()
+        if self._first_text_at is None:
+            self._first_text_at = self._text_at
+            self._report_progress("generating")
+        return self._first_text_at
 
     def _record(self, part: Part) -> None:
         match part:
@@ -302,13 +326,10 @@ class Generation:
                 assert self._sent is not None
                 self._sent.sha256, self._sent.body = sha256, body | {"messages": None}
             case Content(text) | Reasoning(text):
-                self._text_at = asyncio.get_running_loop().time()
-                if self._first_text_at is None:
-                    self._first_text_at = self._text_at
-                    self._report_progress("generating")
+                began_at = self._note_text()
                 if isinstance(part, Reasoning):
                     self.log.append_reasoning(self._new_paragraph(text))
-                    self._stats["reasoning_ms"] = _ms(self._text_at - self._first_text_at)
+                    self._stats["reasoning_ms"] = _ms(self._text_at - began_at)
                 elif text := self._joint.add(text) if self._joint else text:
                     self.log.append_content(text)
             case Usage():

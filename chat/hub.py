@@ -8,24 +8,34 @@ saved together every SAVE_SECONDS. An event `done` is sent only when the answer 
 import asyncio
 import contextlib
 import logging
+import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
+from msgspec import Raw
+
 from .. import queries
+from ..backends.loose import decode
 from ..config import Config
-from ..db import Connection, Database
-from ..errors import AuthRequired, NotFound, Stopping, StorageUnavailable
+from ..db import Connection, Database, now
+from ..errors import AuthRequired, InvalidToken, NotFound, RateLimited, Stopping, StorageUnavailable
 from ..providers import ModelServer, Providers
-from ..queries.generations import Answer, AnswerRequest
+from ..queries.generations import Answer, AnswerRequest, Job, Prompt
 from ..queries.messages import Message
+from ..queries.tokens import Token
+from . import history
 from .events import interrupted, last_id, replay
 from .generation import Begun, Generation, log_save_error
+from .relay import Relay
 
 log = logging.getLogger("fireside.chat")
 
 SAVE_SECONDS = 0.4  # between two saves of the running answers
 RETRY_SECONDS = 2.0  # between two saves while the disk cannot be written
 CLOSING_SECONDS = 3.0  # that a stop of the server waits for the answers to be saved
+RELAYS_PER_USER = 64  # requests of other programs that are answered or wait
+RELAY_BYTES_PER_USER = 128 * 1024 * 1024  # of these requests
+BUSY_SECONDS = 5
 CATALOG_AGE_SECONDS = 5.0  # of a list of models that needs no new look
 
 B = TypeVar("B", bound=Begun | None)
@@ -113,10 +123,9 @@ class Hub:
         if answer is None or answer.job is None:
             return
         assert server is not None
-        generation = Generation(
-            self.config, self.database, self.providers, server, answer, self._begin_next, self._start
-        )
+        self._run(Generation(self.config, self.database, self.providers, server, answer, self._begin_next, self._start))
 
+    def _run(self, generation: Generation) -> None:
         def remove(_: object) -> None:
             if generation.save_error is None:
                 del self.generations[generation.id]
@@ -236,6 +245,68 @@ class Hub:
         if generations:
             await asyncio.wait([generation.task for generation in generations])
 
+    # ---- other programs
+
+    async def relay(
+        self, user_id: int, token: Token, server: ModelServer, model: str, fields: dict[str, Raw], wants_usage: bool
+    ) -> Relay:
+        """Begin to answer the request of another program, which is recorded unless the token says otherwise.
+
+        `fields` are those of the request, undecoded. Raises Invalid, InvalidToken, RateLimited, QuotaExceeded.
+        """
+        size = sum(map(len, fields.values()))
+        waiting = [
+            one.size for one in self.generations.values() if isinstance(one, Relay) and one.job.user_id == user_id
+        ]
+        if len(waiting) >= RELAYS_PER_USER or sum(waiting) + size > max(RELAY_BYTES_PER_USER, size):
+            raise RateLimited(BUSY_SECONDS)
+        if self.closing:
+            raise Stopping
+        messages, params = bytes(fields.get("messages", Raw(b"null"))), history.parameters(fields)
+        body = fields | {"model": model, "stream": True, "stream_options": _with_usage(fields)}
+
+        def begin(conn: Connection) -> Answer:
+            if token.id not in queries.tokens.list_valid_ids(
+                conn, user_id
+            ):  # it may have been revoked since the request came
+                raise InvalidToken
+            queries.tokens.count_request(conn, token.id)
+            sent = history.parse(messages)
+            if not token.record:
+                job = Job(user_id, 0, server.id, model, params, 0, Prompt("", []), now(), token_id=token.id)
+                return Answer(str(uuid.uuid4()), 0, job)
+            return queries.recorder.begin_recorded(
+                conn, user_id, token, sent, server.id, model, params, history.decode_images, self.config.user_max_bytes
+            )
+
+        async def start() -> Relay:
+            answer = await self.database.write_unsynced(begin)
+            next_answer = (self._begin_next, self._start)
+            relay = Relay(
+                self.config, self.database, self.providers, server, answer, *next_answer, body, size, wants_usage
+            )
+            self._run(relay)
+            return relay
+
+        beginning = asyncio.create_task(start())
+        self._beginning.add(beginning)
+        beginning.add_done_callback(self._beginning.discard)
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            beginning.add_done_callback(self._abandon_begun)
+            raise
+
+    def _abandon_begun(self, beginning: asyncio.Task[Relay]) -> None:
+        """Cancel the answer to a request that was canceled while it began."""
+        if not beginning.cancelled() and beginning.exception() is None:
+            beginning.result().stop("canceled")
+
+    async def abandon(self, relay: Relay) -> None:
+        """Cancel an answer whose program has left. Return when the connection to the model server is closed and the text is saved."""
+        if not relay.log.ended:
+            await self._stop([relay], "canceled")
+
     # ---- saving
 
     async def _save_regularly(self) -> None:
@@ -253,7 +324,7 @@ class Hub:
 
     async def _save_parts(self) -> None:
         """Save what the running generations have added since the last save."""
-        logs = [generation.log for generation in self.generations.values() if generation.running]
+        logs = [one.log for one in self.generations.values() if one.running and one.is_saved]
         unsaved = [(events, len(events), events.unsaved_part()) for events in logs if len(events) > events.saved]
         if unsaved:
             await self.database.write(queries.generations.add_parts, [part for _, _, part in unsaved])
@@ -293,8 +364,18 @@ def _best_offer(catalog: list[dict[str, Any]], model: str | None, own_id: str | 
     return best and best[1:]
 
 
+def _with_usage(fields: dict[str, Raw]) -> dict[str, Any]:
+    """Return `stream_options` with the usage, which every answer is recorded with."""
+    try:
+        options = decode(bytes(fields.get("stream_options", Raw(b"null"))))
+    except ValueError:
+        options = None
+    return (options if isinstance(options, dict) else {}) | {"include_usage": True}
+
+
 def _interrupt_unfinished(conn: Connection) -> int:
     unfinished = queries.generations.list_unfinished(conn)
     for generation_id, recording in unfinished:
         queries.generations.finish_generation(conn, generation_id, interrupted(recording))
+        queries.recorder.record_answer(conn, recording.message_id)
     return len(unfinished)

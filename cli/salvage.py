@@ -38,7 +38,7 @@ TABLES = (
     "presets",
     "queued_messages",
 )  # no sessions, no invites
-JSON_COLUMNS = {"defaults", "settings", "token_usage", "stats", "error", "params", "log", "images"}
+JSON_COLUMNS = {"defaults", "settings", "token_usage", "stats", "error", "params", "log", "images", "tools"}
 ALLOWED_VALUES = {
     ("users", "role"): {"user", "admin"},
     ("users", "status"): {"active", "disabled"},

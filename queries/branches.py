@@ -101,9 +101,9 @@ def _title(conn: Connection, user_id: int, original: str) -> str:
 
 _INSERT = """
 INSERT INTO messages (conversation_id, parent_id, created_at, role, content, reasoning, status, provider_id, model, token_usage,
-    stats, error, edited, copied)
-SELECT ?, ?, created_at, role, content, reasoning, status, provider_id, model, token_usage, stats, error, edited, 1
-FROM messages WHERE id = ? RETURNING id, content, reasoning
+    stats, error, edited, copied, tools)
+SELECT ?, ?, created_at, role, content, reasoning, status, provider_id, model, token_usage, stats, error, edited, 1, tools
+FROM messages WHERE id = ? RETURNING id, content, reasoning, tools
 """
 
 
@@ -114,7 +114,8 @@ def _copy_messages(conn: Connection, copy: _Copy, max_bytes: int) -> _Copy:
         rows = conn.execute(_INSERT, (copy.conversation_id, leaf, message_id)).fetchall()
         for row in rows:
             leaf = row["id"]
-            size += len(row["content"].encode()) + len(row["reasoning"].encode()) + copy_images(conn, message_id, leaf)
+            size += sum(len((row[name] or "").encode()) for name in ("content", "reasoning", "tools"))
+            size += copy_images(conn, message_id, leaf)
             search.index_message(conn, copy.user_id, leaf, row["content"])
         done += 1
         if time.monotonic() > end:

@@ -49,10 +49,11 @@ class Conversation(Struct):
     deleted_at: str | UnsetType = UNSET
     deleted_from: Home | UnsetType = UNSET  # of a message in the bin
     queue: list[QueuedMessage] | UnsetType = UNSET
+    token_name: str | UnsetType = UNSET  # of the token of the program that began it
 
 
 _SELECT = (
-    "SELECT c.id, c.title, c.created_at, c.updated_at, c.system_prompt, c.pinned, c.provider_id, c.model, c.settings, c.deleted_at,"
+    "SELECT c.id, c.title, c.created_at, c.updated_at, c.system_prompt, c.pinned, c.provider_id, c.model, c.settings, c.deleted_at, c.token_name,"
     " c.deleted_from, (SELECT h.title FROM conversations h WHERE h.id = c.deleted_from AND h.hidden = 0) AS home_title,"
     " c.folder_id, c.temporary,"
     " (SELECT g.id FROM messages m JOIN generations g ON g.message_id = m.id"
@@ -73,6 +74,7 @@ def get_conversations(conn: Connection, ids: list[int]) -> list[Conversation]:
             "temporary": bool(row["temporary"]),
             "settings": Raw(row["settings"].encode()),
             "deleted_at": row["deleted_at"] or UNSET,
+            "token_name": row["token_name"] or UNSET,
         }
         found.append(Conversation(**fields))
     return found
@@ -350,7 +352,7 @@ def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
     end, done, size, user_id = time.monotonic() + PART_SECONDS, 0, 0, None
     for message_id in ids:
         row = conn.execute(
-            "SELECT m.id, m.content, m.reasoning, m.status, c.user_id, c.deleted_from,"
+            "SELECT m.id, m.content, m.reasoning, m.status, m.tools, c.user_id, c.deleted_from,"
             " (SELECT coalesce(sum(length(data)), 0) FROM images WHERE message_id = m.id) AS image_bytes"
             " FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?1"
             " AND NOT EXISTS (SELECT 1 FROM messages WHERE parent_id = ?1)"
@@ -359,7 +361,9 @@ def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
         ).fetchone()
         if row is not None:
             user_id = row["user_id"]
-            size += len(row["content"].encode()) + len(row["reasoning"].encode()) + row["image_bytes"]
+            size += (
+                sum(len((row[name] or "").encode()) for name in ("content", "reasoning", "tools")) + row["image_bytes"]
+            )
             search.unindex_message(conn, user_id, row)
             if row["deleted_from"] is not None:
                 _unlink(conn, message_id)

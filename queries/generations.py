@@ -150,7 +150,7 @@ def begin_answer(
         raise Invalid("model: choose one. No model server that can be reached offers any.")
     params = json.loads(conversation["settings"]) | request.params
     prompt = get_prompt(conn, question["id"])
-    return _add_answer(conn, Job(user_id, conversation_id, provider_id, model, params, question["id"], prompt, now()))
+    return add_answer(conn, Job(user_id, conversation_id, provider_id, model, params, question["id"], prompt, now()))
 
 
 def begin_continuation(
@@ -233,7 +233,7 @@ def _matches(generation: sqlite3.Row, request: AnswerRequest) -> bool:
     return request.provider_id in (None, generation["provider_id"]) and request.model in (None, generation["model"])
 
 
-def _add_answer(conn: Connection, job: Job) -> Answer:
+def add_answer(conn: Connection, job: Job) -> Answer:
     message_id = insert(
         conn,
         "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, created_at)"

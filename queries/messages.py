@@ -19,7 +19,7 @@ from .conversations import (
     set_title,
     title_from,
 )
-from .types import AnswerError, AnswerStats, ImageType, TokenUsage, stored
+from .types import AnswerError, AnswerStats, ImageType, TokenUsage, Tools, stored
 
 
 class Versions(TypedDict):
@@ -55,6 +55,7 @@ class Message(Struct):
     images: list[ImageReference]
     edited: bool
     token_usage: Annotated[Raw, stored(TokenUsage)] | None | UnsetType = UNSET
+    tools: Annotated[Raw, stored(Tools)] | UnsetType = UNSET  # of a program that uses /v1
     blocks: list[Any] | UnsetType = UNSET  # the rendered content, for a request that asks for it
 
 
@@ -100,7 +101,7 @@ WITH RECURSIVE path (id, depth) AS (
 """
 _SELECT = """
 SELECT m.id, m.role, m.content, m.created_at, m.parent_id, m.status, m.token_usage, m.provider_id, m.model, g.id AS generation_id,
-    m.reasoning, m.stats, m.error, m.edited,
+    m.reasoning, m.stats, m.error, m.edited, m.tools,
     (SELECT json_group_array(json_array(id, model, edited)) FROM (
         SELECT s.id, s.model, s.edited FROM messages s
         WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id ORDER BY s.id
@@ -136,6 +137,7 @@ def _message(row: sqlite3.Row) -> Message:
         images=json.loads(row["images"]),
         edited=bool(row["edited"]),
         token_usage=usage if row["role"] == "assistant" else UNSET,
+        tools=Raw(row["tools"].encode()) if row["tools"] else UNSET,
     )
 
 

@@ -104,6 +104,28 @@ def folder_name(text: str) -> str:
     return " ".join(text.split())[:NAME_CHARACTERS].strip()
 
 
+class ToolCall(msgspec.Struct):
+    """A call of a tool, which the model asks the program for. `arguments` is JSON as the model wrote it."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+class ToolResult(msgspec.Struct):
+    """What the program sent back for the call with this id."""
+
+    content: str
+    id: str = ""
+
+
+class Tools(msgspec.Struct):
+    """The column `tools`: the results that the program sent before a message, and the calls in it."""
+
+    results: list[ToolResult] = []
+    calls: list[ToolCall] = []
+
+
 def stored(kind: type[msgspec.Struct]) -> Meta:
     """Describe a field of type Raw, the JSON text of a column, as a value of this type."""
     return Meta(extra_json_schema={"$ref": f"#/components/schemas/{kind.__name__}"})

@@ -33,6 +33,8 @@ export class Head {
   draw() {
     const { id, details } = this.conversation;
     this.title.textContent = details?.title ?? (id === null ? "New chat" : "");
+    if (details?.token_name) this.title.dataset.token = details.token_name;
+    else delete this.title.dataset.token;
     this.title.disabled = !details;
     this.settings.disabled = id !== null && !details; // they would be shown empty, and saved so
     setTitle(details?.title ?? "Fireside");

@@ -8,6 +8,7 @@ import { icon, iconButton } from "./icons.js";
 import { build, Markdown } from "./markdown.js";
 import { canGrow } from "./models.js";
 import { openMenu, placeBeside } from "./popups.js";
+import { toolCalls, toolResults } from "./tools.js";
 
 const FOLDED_QUESTION = { characters: 1500, lines: 25 };
 
@@ -26,7 +27,7 @@ class Question {
     this.#actions = actions;
     const { typed, files } = splitContent(message.content);
     this.bubble = h("div", { class: "bubble", dir: "auto" },
-      pictures(message.images), typed !== "" && questionText(typed), files.map(fileCard));
+      toolResults(message), pictures(message.images), typed !== "" && questionText(typed), files.map(fileCard));
     this.editButton = iconButton("edit", "Edit question", () => this.edit());
     this.foot = h("footer", {},
       timeNode(message.created_at),
@@ -136,6 +137,8 @@ function questionText(content) {
 class Answer {
   #actions;
   #markdown = new Markdown();
+  #results = h("div", {}); // of tools
+  #calls = h("div", {});
   #reasoning = new Reasoning();
   #phase = new Phase();
   #note = h("div", { class: "note" });
@@ -150,7 +153,7 @@ class Answer {
   constructor(message, actions) {
     this.#actions = actions;
     this.node = h("article", { class: "message assistant", id: `m${message.id}`, tabindex: "-1", "aria-label": "Answer" },
-      this.#reasoning.node, pictures(message.images), this.#markdown.node, this.#phase.node, this.#speed.node, this.#note, this.#foot);
+      this.#results, this.#reasoning.node, pictures(message.images), this.#markdown.node, this.#calls, this.#phase.node, this.#speed.node, this.#note, this.#foot);
     this.update(message);
   }
 
@@ -181,6 +184,10 @@ class Answer {
       this.#speed.stop();
     }
     this.node.classList.toggle("last", last);
+    if (!generating && message.tools) {
+      this.#results.replaceChildren(...toolResults(message));
+      this.#calls.replaceChildren(...toolCalls(message));
+    }
     arrange(this.#note, generating ? [] : this.#notes(message, last));
     arrange(this.#foot, generating ? [] : this.#footer(message, last));
   }

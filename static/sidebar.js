@@ -263,6 +263,7 @@ export class Sidebar {
       link.textContent = item.title;
       row.lastChild.setAttribute("aria-label", `More about ${item.title}`);
     }
+    if (item.token_name) row.dataset.token = item.token_name;
     const state = item.generation_id !== null ? "running" : this.list.isUnread(item.id) ? "unread" : "";
     row.classList.toggle("running", state === "running");
     row.classList.toggle("unread", state === "unread");

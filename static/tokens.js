@@ -9,21 +9,21 @@ import { counted, parseTime, shortTime, timeNode } from "./format.js";
 import { chosenModel, modelFields } from "./models.js";
 import { action } from "./rows.js";
 
-const LIFETIMES = { "": "never", 30: "in 30 days", 90: "in 90 days", 365: "in a year" };
+const LIFETIMES = [["", "never"], [30, "in 30 days"], [90, "in 90 days"], [365, "in a year"]];
 
 export async function show(place) {
   const list = h("ul", { class: "rows" });
   const created = h("div", { class: "stack", role: "status" });
   const name = inputField("Name of the program", { maxlength: "100", placeholder: "Zed", autocomplete: "off" });
   const expires = field("The token expires", h("select", {},
-    Object.entries(LIFETIMES).map(([value, label]) => h("option", { value }, label))));
+    LIFETIMES.map(([value, label]) => h("option", { value }, label))));
   const record = h("input", { type: "checkbox", checked: true });
   const onsubmit = async (event) => {
     event.preventDefault();
     const days = Number(expires.control.value) || null;
     const act = async () => {
       const token = await post("/tokens", { name: name.control.value, record: record.checked, expires_in_days: days });
-      name.control.value = "";
+      event.target.reset();
       created.replaceChildren(...newToken(token));
       created.scrollIntoView({ block: "nearest" });
     };

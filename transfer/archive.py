@@ -61,8 +61,8 @@ def add_conversation(conn: Connection, user_id: int, fields: dict[str, Any]) -> 
     conversation_id = insert(
         conn,
         "INSERT INTO conversations (user_id, title, title_key, named, system_prompt, provider_id, model, settings,"
-        " pinned, created_at, updated_at, deleted_at, hidden) VALUES (:user_id, :title, :title_key, :named,"
-        " :system_prompt, :provider_id, :model, :settings, :pinned, :created_at, :updated_at, :deleted_at, 1)",
+        " pinned, created_at, updated_at, deleted_at, token_name, hidden) VALUES (:user_id, :title, :title_key, :named,"
+        " :system_prompt, :provider_id, :model, :settings, :pinned, :created_at, :updated_at, :deleted_at, :token_name, 1)",
         fields | {"user_id": user_id, "title_key": title_key(fields["title"])},
     )
     search.index_title(conn, user_id, conversation_id, fields["title"])
@@ -73,8 +73,8 @@ def add_message(conn: Connection, user_id: int, conversation_id: int, fields: di
     """`fields`: every column but id and conversation_id. Raises Unreadable when another message has its client_id or source."""
     rows = conn.execute(
         "INSERT INTO messages (conversation_id, parent_id, role, content, reasoning, status, provider_id, model,"
-        " token_usage, stats, error, client_id, source, created_at, edited, copied) VALUES (:conversation_id, :parent_id, :role, :content,"
-        " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at, :edited, :copied)"
+        " token_usage, stats, error, client_id, source, created_at, edited, copied, tools) VALUES (:conversation_id, :parent_id, :role, :content,"
+        " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at, :edited, :copied, :tools)"
         " ON CONFLICT DO NOTHING RETURNING id",
         fields | {"conversation_id": conversation_id},
     ).fetchall()
@@ -174,7 +174,7 @@ _TEXTS = ", ".join(
     for column in ("content", "reasoning")
 )
 _WHOLE_MESSAGE = (
-    "SELECT id, parent_id, role, created_at, provider_id, model, token_usage, stats, error, client_id, source, edited, copied,"
+    "SELECT id, parent_id, role, created_at, provider_id, model, token_usage, stats, error, client_id, source, edited, copied, tools,"
     f" CASE status WHEN 'generating' THEN 'interrupted' ELSE status END AS status, {_TEXTS} FROM messages m WHERE id = ?"
 )
 

@@ -20,6 +20,7 @@ import msgspec
 from .. import queries
 from ..db import Connection, Database, now
 from ..errors import NotFound
+from ..queries.types import Tools
 from ..safety.queue import Slots
 from . import archive, transcript
 from .transcript import Conversation, Generation, Image, Message
@@ -194,6 +195,7 @@ def _message(row: sqlite3.Row, made: sqlite3.Row | None, outline: _Outline) -> M
     columns |= {"edited": bool(row["edited"]), "copied": bool(row["copied"])}
     for name in ("token_usage", "stats", "error"):
         columns[name] = json.loads(columns[name]) if columns[name] else None
+    columns["tools"] = msgspec.json.decode(row["tools"], type=Tools) if row["tools"] else None
     generation = None
     if made:
         params, entries = json.loads(made["params"]), json.loads(made["log"])

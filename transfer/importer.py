@@ -288,10 +288,11 @@ class _Import:
         fields["parent_id"] = None if step.parent_key is None else self.ids[step.parent_key]
         for column in ("token_usage", "stats", "error"):
             fields[column] = None if fields[column] is None else json.dumps(fields[column])
+        fields["tools"] = msgspec.json.encode(message.tools).decode() if message.tools else None
         self._message_id = self.ids[step.key] = self._insert_message(conn, fields, message)
         self._position = 0
         self._added.append(self._message_id)
-        self._size += len(message.content.encode()) + len(message.reasoning.encode())
+        self._size += sum(len(text.encode()) for text in (message.content, message.reasoning, fields["tools"] or ""))
 
     def _add_image(self, conn: Connection, picture: source.Picture) -> None:
         if self._message_id is None:

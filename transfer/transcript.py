@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypedDict
 import msgspec
 from msgspec import Meta
 
-from ..queries.types import Id, ImageType
+from ..queries.types import Id, ImageType, Tools
 
 VERSION = 1
 
@@ -91,6 +91,7 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     source: str | None = None
     edited: bool = False  # an answer whose text the user has changed
     copied: bool = False  # from another conversation, which counts its tokens
+    tools: Tools | None = None  # of a program that uses /v1
 
 
 class Queued(msgspec.Struct, omit_defaults=True):
@@ -115,6 +116,7 @@ class Conversation(msgspec.Struct, kw_only=True, omit_defaults=True):
     settings: dict[str, Any] = {}
     source: str | None = None
     folder: str = ""  # its name
+    token_name: str | None = None  # of the token of the program that began it
     active_message_id: Id | None = None
     queue: list[Queued] = []
     losses: dict[str, Count] = {}  # of an import, by kind (see LOSSES): how many things were not kept as they were

@@ -5,20 +5,30 @@ Errors have OpenAI's shape (middleware.openai_error).
 """
 
 import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Raw
-from starlette.responses import Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from ..chat.hub import Hub
+from ..chat.relay import COMMENT, Relay
 from ..errors import Invalid, ProviderFailed, UnsupportedMediaType
 from ..queries import tokens
 from . import schemas
-from .endpoint import Later, Request
+from .completion import Completion
+from .endpoint import Later, Request, while_connected
+from .middleware import openai_error
 
 REQUEST_BYTES = 32 * 1024 * 1024
 MODELS_AGE_SECONDS = 5.0  # of a list of models that needs no new look
 Json = Annotated[Response, dict[str, Any]]
+Chat = Annotated[Response, dict[str, Any], "text/event-stream"]
 
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 
@@ -77,3 +87,100 @@ def model_name(fields: dict[str, Raw]) -> str:
         return msgspec.json.decode(fields.get("model", b'""'), type=schemas.ModelName)
     except msgspec.ValidationError:
         raise Invalid("model must be a string of at most 300 characters.") from None
+
+
+# ---- chats
+
+
+class _Options(msgspec.Struct):
+    """What Fireside needs to know of a request. Its other fields are for the model server."""
+
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    n: int | None = None
+
+
+async def chat(request: Request) -> Chat:
+    state, token = request.app_state, request.token
+    assert token is not None
+    fields = await read_object(request)
+    options = _options(fields)
+    server, model = await state.providers.resolve(model_name(fields))
+    wants_usage = not options.stream or bool((options.stream_options or {}).get("include_usage"))
+    relay = await state.hub.relay(request.user_id, token, server, model, fields, wants_usage)
+    headers = {"X-Fireside-Generation-Id": relay.id}
+    if relay.is_saved:
+        headers["X-Fireside-Conversation-Id"] = str(relay.job.conversation_id)
+    if options.stream:
+        return ChatStream(state.hub, relay, headers)
+    return Later(lambda: _complete(state.hub, relay, headers))
+
+
+def _options(fields: dict[str, Raw]) -> _Options:
+    given = {name: fields[name] for name in _Options.__struct_fields__ if name in fields}
+    try:
+        options = msgspec.json.decode(msgspec.json.encode(given), type=_Options)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"{str(error).rpartition('$.')[2].rstrip('`') or 'The request'} has the wrong type.") from None
+    if options.n not in (None, 1):
+        raise Invalid("n must be 1.")
+    return options
+
+
+async def _complete(hub: Hub, relay: Relay, headers: dict[str, str]) -> Response:
+    """Return the whole answer, put together from its chunks."""
+    completion = Completion()
+    try:
+        async for items in relay.chunks.read(hub.config.ping_seconds):
+            for item in items:
+                if not item.startswith(COMMENT):
+                    completion.add(item)
+    finally:
+        await hub.abandon(relay)
+    if relay.failure:
+        raise relay.failure
+    return Response(msgspec.json.encode(completion.result()), headers=headers, media_type="application/json")
+
+
+class ChatStream(StreamingResponse):
+    """The chunks of an answer as the model server sent them. An error before the first of them is a response of its own."""
+
+    def __init__(self, hub: Hub, relay: Relay, headers: dict[str, str]) -> None:
+        super().__init__(_events(hub, relay), headers=headers | {"X-Accel-Buffering": "no"})
+        self.raw_headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
+        self._hub = hub
+        self._relay = relay
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with contextlib.suppress(ClientDisconnect):
+                await while_connected(receive, self.stream_response(send))
+        finally:
+            await self._hub.abandon(self._relay)
+
+    async def stream_response(self, send: Send) -> None:
+        events = aiter(self.body_iterator)
+        first = await anext(events)  # raises the error of an answer without a chunk
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        async for event in events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _events(hub: Hub, relay: Relay) -> AsyncIterator[bytes]:
+    begun = False
+    async for items in relay.chunks.read(hub.config.ping_seconds):
+        begun = True
+        yield b"".join([_frame(item) for item in items])
+    if relay.failure and not begun:
+        raise relay.failure
+    yield _frame(json.dumps(openai_error(relay.failure)[1]).encode()) if relay.failure else _frame(b"[DONE]")
+
+
+def _frame(item: bytes) -> bytes:
+    if item.startswith(COMMENT):
+        return item + b"\n\n"
+    if b"\n" in item:  # JSON may stand on several lines
+        item = item.replace(b"\n", b"\ndata: ")
+    return b"data: " + item + b"\n\n"

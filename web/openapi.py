@@ -8,7 +8,7 @@ import msgspec
 from starlette.routing import BaseRoute
 
 from .. import __version__
-from ..queries.types import AnswerError, AnswerStats, TokenUsage
+from ..queries.types import AnswerError, AnswerStats, TokenUsage, Tools
 from .endpoint import INTEGERS, Access, Endpoint
 from .schemas import EVENTS, IMPORT_TYPES, Empty, ImportFailed, ImportStep
 
@@ -17,7 +17,7 @@ Schema = dict[str, Any]
 _REF = "#/components/schemas/{name}"
 _ID = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
 _STREAMED = {"text/event-stream": "Event", "application/x-ndjson": "ImportLine"}
-_STORED = (TokenUsage, AnswerStats, AnswerError)  # what queries.types.stored refers to
+_STORED = (TokenUsage, AnswerStats, AnswerError, Tools)  # what queries.types.stored refers to
 _SECURITY: Schema = {
     "session": {"type": "apiKey", "in": "cookie", "name": "fireside_8000", "description": "fireside_ and the port"},
     "csrf": {"type": "apiKey", "in": "header", "name": "X-CSRF-Token"},
@@ -54,6 +54,20 @@ _STATUSES = {
 # Bodies that handlers read by themselves. Unknown fields reach the model server.
 _RAW_BODIES: dict[str, Schema] = {
     "POST /import": {kind: {} for kind in IMPORT_TYPES},
+    "POST /v1/chat/completions": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "model": {"type": "string"},
+                    "messages": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+                    "stream": {"type": ["boolean", "null"]},
+                    "n": {"enum": [1, None]},
+                },
+                "required": ["messages"],
+            }
+        }
+    },
     "POST /v1/embeddings": {
         "application/json": {
             "schema": {
@@ -143,6 +157,8 @@ def _event(data: dict[str, Schema]) -> Schema:
 
 def _operation(route: Endpoint, schemas: dict[Any, Schema]) -> Schema:
     content = dict(_content(kind, schemas) for kind in _results(route))
+    if "text/event-stream" in content and route.path.startswith("/v1/"):
+        content["text/event-stream"] = {}  # OpenAI's chunks
     operation: Schema = {
         "parameters": list(_parameters(route)),
         "security": _security(route),

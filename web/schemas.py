@@ -25,6 +25,7 @@ from ..queries.types import (
     Parameters,
     Role,
     TokenUsage,
+    ToolCall,
 )
 from ..queries.usage import SpeedChange, UsageEntry
 from ..transfer.importer import Report
@@ -630,6 +631,10 @@ class DeltaData(EventData):
     delta: str
 
 
+class ToolsData(EventData):
+    calls: list[ToolCall]
+
+
 class UsageData(EventData):
     usage: TokenUsage
 
@@ -659,6 +664,7 @@ EVENTS: dict[str, type[EventData]] = {
     "progress": ProgressData,
     "reasoning": DeltaData,
     "delta": DeltaData,
+    "tools": ToolsData,
     "usage": UsageData,
     "error": ErrorData,
     "reset": EventData,

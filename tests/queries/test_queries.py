@@ -546,6 +546,7 @@ def test_conversation_without_a_question_cannot_be_answered(conn: Connection, co
         fields = dict.fromkeys(names) | {
             "edited": False,
             "copied": False,
+            "tools": None,
             "role": "assistant",
             "content": "hi",
             "reasoning": "",

@@ -56,6 +56,7 @@ def add(conn: Connection, conversation_id: int, content: str, at: str) -> None:
     fields = {
         "edited": False,
         "copied": False,
+        "tools": None,
         "role": "user",
         "content": content,
         "reasoning": "",

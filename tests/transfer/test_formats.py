@@ -840,7 +840,7 @@ def test_fireside_form_with_a_wrong_field_is_refused(change: dict[str, Any], rea
         {"error": {"code": "X"}},
         {"images": [{"media_type": "image/png", "data": "AAAA"}]},
         {"images": [{"media_type": "image/svg+xml", "file": "x.svg"}]},
-        {"content": "x" * 200_001},
+        {"content": "x" * 2_000_001},
     ],
 )
 def test_fireside_form_with_a_wrong_message_is_refused(change: dict[str, Any]) -> None:

@@ -87,6 +87,7 @@ BODIES: dict[str, Any] = {
     "PATCH /admin/providers/{provider_id}": {"name": "Mine"},
     "POST /import": [],
     "POST /tokens": {"name": "Zed"},
+    "POST /v1/chat/completions": {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]},
     "POST /v1/embeddings": {"model": MODEL, "input": "x"},
     "POST /control/tokens/create": {"name": "Zed", "username": "carl"},
     "POST /control/tokens/list": {"username": "carl"},

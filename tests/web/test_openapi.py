@@ -11,7 +11,7 @@ from fireside.server import ROUTES
 from jsonschema import Draft202012Validator
 
 from ..live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, good
-from ..upstream import DONE, Gate, Upstream, close, finish, pause, reasoning, usage
+from ..upstream import DONE, Gate, Upstream, chunk, close, finish, pause, reasoning, usage
 from ..upstream import text as says
 
 MODEL = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}  # it sees images
@@ -50,7 +50,7 @@ class Checker:
         else:
             kind = response.headers["content-type"].partition(";")[0]
             schema = content[kind if kind in content else "*/*"].get("schema")
-            if kind == "text/event-stream":
+            if kind == "text/event-stream" and schema:
                 self.check_events(response.text, schema)
             elif kind == "application/x-ndjson":
                 for line in response.text.splitlines():
@@ -208,6 +208,18 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     await ann.post(f"{chat}/restore")
     await ann.delete(f"{chat}?purge=true")
 
+    # Other programs
+    asked = {"model": MODEL["model"], "messages": [{"role": "user", "content": "Hi"}]}
+    for streamed in (True, False):
+        call = {"index": 0, "id": "1", "function": {"name": "look", "arguments": "{}"}}
+        upstream.enqueue(chunk({"tool_calls": [call]}), finish("tool_calls"), DONE)
+        made = await program.post("/v1/chat/completions", json=asked | {"stream": streamed})
+        await program.get(f"/generations/{made.headers['x-fireside-generation-id']}/stream")
+    recorded = made.headers["x-fireside-conversation-id"]
+    await ann.get(f"/conversations/{recorded}")
+    await ann.get(f"/conversations/{recorded}/messages")
+    await program.post("/v1/chat/completions", json={})
+
     # Model servers and the service
     for path in (
         "/providers",
@@ -231,4 +243,4 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
 
     cannot_start = {"POST /providers/{provider_id}/start"}  # there is no LM Studio
     assert {route.name for route in ROUTES} - checker.succeeded <= cannot_start
-    assert checker.events == {"ping", "progress", "reasoning", "delta", "usage", "error", "reset", "done"}
+    assert checker.events == {"ping", "progress", "reasoning", "delta", "tools", "usage", "error", "reset", "done"}

@@ -10,7 +10,7 @@ from msgspec import Meta
 from ...backends.loose import clean
 from ...queries.conversations import title_from
 from ...queries.types import (
-    QUESTION_CHARACTERS,
+    ANSWER_CHARACTERS,
     QUEUED_MESSAGES,
     TITLE_CHARACTERS,
     Id,
@@ -101,8 +101,8 @@ def _check_message(message: Message) -> None:
     details = (message.token_usage, message.stats, message.error)
     if any(len(msgspec.json.encode(detail)) > DETAILS_BYTES for detail in details):
         _refuse(f"token_usage, stats and error must have at most {DETAILS_BYTES >> 10} KiB each")
-    if message.role == "user" and len(message.content) > QUESTION_CHARACTERS:
-        _refuse(f"a question has more than {QUESTION_CHARACTERS:,} characters")
+    if message.role == "user" and len(message.content) > ANSWER_CHARACTERS:  # a program may ask so long a question
+        _refuse(f"a question has more than {ANSWER_CHARACTERS:,} characters")
     if any(not image.file and image_type(image.data) != image.media_type for image in message.images):
         _refuse("the data of an image does not fit its media_type")
     if message.generation and not _replays(message, message.generation):

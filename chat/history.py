@@ -1,0 +1,98 @@
+"""The messages of a chat request of another program, as Fireside records them."""
+
+import base64
+import binascii
+from typing import Any
+
+import msgspec
+
+from ..backends.loose import array_at, at, clean, decode, object_at, objects_at, text_at
+from ..errors import Invalid
+from ..queries.messages import Image
+from ..queries.recorder import History, RecordedTurn
+from ..queries.types import ToolCall, ToolResult, Tools, image_type
+
+IMAGES = 64  # of a message that are kept
+PARAMS_BYTES = 16 * 1024  # of JSON that are kept of the parameters
+
+
+def parse(data: bytes) -> History:
+    """Return the messages of a request. Raises Invalid for what is no list of messages.
+
+    What Fireside has no place for is named in the text. Instructions anywhere count as one; alone they are the question.
+    """
+    sent = decode(data)
+    if not isinstance(sent, list) or not sent or not all(isinstance(one, dict) for one in sent):
+        raise Invalid("messages must be a list of one or more messages.")
+    instructions: list[str] = []
+    turns: list[RecordedTurn] = []
+    results: list[ToolResult] = []
+    for message in sent:
+        match message.get("role"):
+            case "system" | "developer":
+                instructions.append(_content(message)[0])
+            case "tool" | "function":
+                results.append(ToolResult(_content(message)[0], text_at(message, "tool_call_id")))
+            case role:
+                content, images = _content(message)
+                kind, calls = ("assistant", _calls(message)) if role == "assistant" else ("user", [])
+                turns.append(RecordedTurn(kind, content, Tools(results, calls), images if kind == "user" else []))
+                results = []
+    if not turns:
+        return History("", [RecordedTurn("user", "\n\n".join(instructions), Tools(results))], [])
+    return History("\n\n".join(instructions), turns, results)
+
+
+def _content(message: dict[str, Any]) -> tuple[str, list[str]]:
+    """Return the text of a message, and the data URLs of its images."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return clean(content), []
+    texts: list[str] = []
+    images: list[str] = []
+    for part in array_at(message, "content"):
+        kind = text_at(part, "type")
+        if isinstance(part, str) or at(part, "text") is not None or kind == "refusal":
+            texts.append(clean(part) if isinstance(part, str) else text_at(part, "text") or text_at(part, "refusal"))
+        elif kind == "image_url":
+            url = text_at(part, "image_url") or text_at(part, "image_url", "url")
+            if url.startswith("data:") and len(images) < IMAGES:
+                images.append(url)
+            else:
+                texts.append(f"(image: {url[:2000]})")
+        else:
+            texts.append(f"({kind[:100] or 'unknown part'})")
+    return "\n\n".join(texts), images
+
+
+def _calls(message: dict[str, Any]) -> list[ToolCall]:
+    calls = [
+        ToolCall(text_at(call, "function", "name"), text_at(call, "function", "arguments"), text_at(call, "id"))
+        for call in objects_at(message, "tool_calls")
+    ]
+    if function := object_at(message, "function_call"):
+        calls.append(ToolCall(text_at(function, "name"), text_at(function, "arguments")))
+    return calls
+
+
+def decode_images(urls: list[str]) -> list[Image]:
+    """Return the images of data URLs, without those that are no PNG, JPEG or WebP."""
+    images = []
+    for url in urls:
+        try:
+            data = base64.b64decode(url.partition(",")[2], validate=False)
+        except (binascii.Error, ValueError):
+            continue
+        if kind := image_type(data[:12]):
+            images.append(Image(kind, data))
+    return images
+
+
+def parameters(fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
+    """Return the parameters of a request that are kept with its answer: all but the messages, the tools, and what the row has."""
+    skipped = ("messages", "model", "stream", "stream_options", "tools", "functions")
+    kept = {clean(name): decode(bytes(value)) for name, value in fields.items() if name not in skipped}
+    try:
+        return kept if len(msgspec.json.encode(kept)) <= PARAMS_BYTES else {}
+    except (ValueError, UnicodeEncodeError):
+        return {}
