@@ -146,6 +146,7 @@ async def create_objects(person: Person) -> Objects:
         session_id=good(await person.get("/auth/sessions"))["sessions"][0]["id"],
         user_id=good(await person.get("/auth/me"))["user"]["id"],
         invite_id=1,
+        queued_id=1,
         prompt_id=good(await person.post("/prompts", json={"name": "Greeting", "content": "Hello"}))["id"],
         preset_id=good(await person.post("/presets", json={"name": "Brief"}))["id"],
         token_id=good(await person.post("/tokens", json={"name": "Zed"}))["id"],

@@ -19,7 +19,7 @@ from fireside.backends import gguf
 from fireside.cli import client
 from fireside.cli import doctor as cli_doctor
 from fireside.db import DatabaseUnusable
-from fireside.web.handlers import data
+from fireside.web.handlers import data as data_handlers
 
 from ..browser import NO_ENGINE, Fireside
 from ..live import PASSWORD, PATIENCE, Person, Running, code, good, until
@@ -396,7 +396,7 @@ async def test_failed_backup_does_not_stop_the_other_housekeeping(
 
 
 async def test_uploads_of_a_killed_server_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    left, mine = tmp_path / data.UPLOADS / "tmpabc", tmp_path / "import-2024"
+    left, mine = tmp_path / data_handlers.UPLOADS / "tmpabc", tmp_path / "import-2024"
     for folder in (left, mine):
         folder.mkdir(parents=True)
         (folder / "upload.zip").write_bytes(b"x")
