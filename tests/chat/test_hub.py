@@ -1,6 +1,7 @@
 """How an answer begins, who reads it, and which model writes it."""
 
 from pathlib import Path
+from typing import Any
 
 from ..live import Person, Running, code, good, text, until
 from ..upstream import DONE, Gate, LocalModel, Upstream, finish, pause, refused_url, usage
@@ -25,7 +26,7 @@ async def test_answer_is_streamed_saved_and_replayed(ann: Person, upstream: Upst
 
 
 async def test_new_conversations_have_the_defaults_of_their_user(ann: Person, bob: Person, upstream: Upstream) -> None:
-    empty = {"system_prompt": "", "settings": {}, "preset_id": None, "provider_id": None, "model": None}
+    empty: dict[str, Any] = {"system_prompt": "", "settings": {}, "preset_id": None, "provider_id": None, "model": None}
     assert good(await ann.get("/defaults")) == empty
     before = await ann.conversation("Hello?")
     defaults = {"system_prompt": "Be brief.", "settings": {"temperature": 0.2, "max_tokens": 9}}
