@@ -102,9 +102,10 @@ def _title(conn: Connection, user_id: int, original: str) -> str:
 _INSERT = """
 INSERT INTO messages (conversation_id, parent_id, created_at, role, content, reasoning, status, provider_id, model, token_usage,
     stats, error, edited, copied, tools)
-SELECT ?, ?, created_at, role, content, reasoning, status, provider_id, model, token_usage, stats, error, edited, 1, tools
+SELECT ?, ?, created_at, role, content, reasoning, CASE status WHEN 'generating' THEN 'interrupted' ELSE status END, provider_id,
+    model, token_usage, stats, error, edited, 1, tools
 FROM messages WHERE id = ? RETURNING id, content, reasoning, tools
-"""
+"""  # an answer is generated if it is continued while the path is copied: the copy has its first part
 
 
 def _copy_messages(conn: Connection, copy: _Copy, max_bytes: int) -> _Copy:

@@ -10,7 +10,8 @@ import pytest
 from fireside import db
 from fireside.db import Connection, Database, ago
 from fireside.errors import Conflict, GenerationActive, NotFound, QuotaExceeded
-from fireside.queries import accounts, branches, conversations, messages, search, usage
+from fireside.queries import accounts, branches, conversations, generations, messages, search, usage
+from fireside.queries.generations import AnswerRequest
 from fireside.queries.messages import Image
 
 from .conftest import ANN, BOB
@@ -94,6 +95,20 @@ async def test_branch_at_an_unfinished_answer_or_a_missing_message_is_refused(da
         await branches.branch(database, ANN, conversation_id, 99)
     branch = await branches.branch(database, ANN, conversation_id, job.leaf_id)
     assert await database.read(lambda conn: path(conn, branch.id)) == ["q"]
+
+
+async def test_answer_that_is_continued_while_it_is_copied_is_interrupted_in_the_branch(database: Database) -> None:
+    conversation_id = await database.write(lambda conn: asked(conn))
+    begun, _ = await database.write(lambda conn: begin(conn, conversation_id))
+    await database.write(lambda conn: finish(conn, begun, "One"))
+    copying = await database.write(branches._begin, ANN, conversation_id, begun.message_id, "branch:key", 0)
+    assert isinstance(copying, branches._Copy)
+    await database.write(generations.begin_continuation, ANN, conversation_id, AnswerRequest(), "lmstudio", "m")
+    branch = await database.write(lambda conn: branches._show(conn, branches._copy_messages(conn, copying, 0)))
+    _, answer = await database.read(messages.list_messages, ANN, branch.id)
+    assert (answer.status, answer.content) == ("interrupted", "One")
+    again = AnswerRequest(retry=True)
+    assert (await database.write(generations.begin_answer, ANN, branch.id, again, "lmstudio", "m")).job
 
 
 async def test_branch_above_the_quota_leaves_nothing(database: Database) -> None:
