@@ -31,6 +31,7 @@ TABLES = (
     "former_parents",
     "images",
     "generations",
+    "sent_system_prompts",
     "continued_generations",
     "generation_parts",
     "folders",
@@ -38,7 +39,7 @@ TABLES = (
     "presets",
     "queued_messages",
 )  # no sessions, no invites
-JSON_COLUMNS = {"defaults", "settings", "token_usage", "stats", "error", "params", "log", "images", "tools"}
+JSON_COLUMNS = {"defaults", "settings", "token_usage", "stats", "error", "params", "log", "request", "images", "tools"}
 ALLOWED_VALUES = {
     ("users", "role"): {"user", "admin"},
     ("users", "status"): {"active", "disabled"},
@@ -226,6 +227,7 @@ class _Salvage:
             ("images", "message_id", "messages"),
             ("queued_messages", "conversation_id", "conversations"),
             ("generations", "message_id", "messages"),
+            ("sent_system_prompts", "conversation_id", "conversations"),
             ("continued_generations", "message_id", "messages"),
             ("generation_parts", "generation_id", "generations"),
         ):

@@ -441,7 +441,8 @@ def get_sent_request(conn: Connection, user_id: int, message_id: int) -> FoundRe
         return FoundRequest(row["provider_id"])
     stored = json.loads(row["request"])
     sql = "SELECT text FROM sent_system_prompts WHERE conversation_id = ? AND text_hash = ?"
-    (text,) = conn.execute(sql, (row["conversation_id"], bytes.fromhex(stored.pop("system_prompt_hash")))).fetchone()
+    prompt = conn.execute(sql, (row["conversation_id"], bytes.fromhex(stored.pop("system_prompt_hash")))).fetchone()
+    text = prompt["text"] if prompt else ""  # salvage may have lost it: then the hash of the request is another one
     found = FoundRequest(row["provider_id"], SentRequest(**stored, system_prompt=text))
     with contextlib.suppress(NotFound):
         found.path = get_prompt(conn, stored["leaf_id"])

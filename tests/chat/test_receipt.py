@@ -102,3 +102,13 @@ async def test_receipt_says_why_there_is_none(ann: Person, running: Running, ups
     message_id = (await bob.answer(conversation_id, **MODEL))[0].data["message_id"]
     found = await receipt(bob, message_id)
     assert found["url"] is None and found["body"], "the address of a server is for administrators"
+    lost = "DELETE FROM sent_system_prompts"  # by salvage
+    await running.state.database.write(lambda conn: conn.execute(lost).rowcount)
+    assert (await receipt(bob, message_id))["body"], "there were no instructions"
+    await bob.patch(f"/conversations/{conversation_id}", json={"system_prompt": "Be brief."})
+    upstream.enqueue(says("Hi."), finish("stop"), DONE)
+    again = good(await bob.post("/chat/retry", json={"conversation_id": conversation_id, **MODEL}))
+    await bob.answer(conversation_id)
+    await running.state.database.write(lambda conn: conn.execute(lost).rowcount)
+    found = await receipt(bob, again["message_id"])
+    assert found["body"] is None and found["problem"]

@@ -14,7 +14,7 @@ from fireside.cli import salvage
 from fireside.cli.salvage import LOST_TEXT, Salvaged
 from fireside.db import DatabaseUnusable
 from fireside.queries import search
-from fireside.queries.generations import AnswerRequest, Recording
+from fireside.queries.generations import AnswerRequest, Recording, SentRequest
 
 from ..exports import png
 from ..trials import spread
@@ -67,8 +67,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _answer(conn: sqlite3.Connection, user_id: int, conversation_id: int, text: str) -> None:
     begun = queries.generations.begin_answer(conn, user_id, conversation_id, AnswerRequest(retry=True), "lmstudio", "m")
     log = json.dumps([len(text), {"event": "done", "data": {"message_id": begun.message_id}}])
+    sent = SentRequest("hash", {"model": "m"}, begun.message_id - 1, 0, "Be brief.")
     queries.generations.finish_generation(
-        conn, begun.generation_id, Recording(begun.message_id, "complete", text, "", log)
+        conn, begun.generation_id, Recording(begun.message_id, "complete", text, "", log), sent=sent
     )
 
 
