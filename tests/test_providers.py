@@ -594,7 +594,7 @@ async def test_embedded_engine_lists_answers_and_unloads(tmp_path: Path, monkeyp
         question = [{"role": "user", "content": "What is the capital of Japan?"}]
         request = ChatRequest(SMOLLM, question, {"temperature": 0, "max_tokens": 12})
         parts, failure = await ask(providers, "embedded", request)
-        assert failure is None and ActualModel(SMOLLM) in parts
+        assert failure is None and SMOLLM in [part.model for part in parts if isinstance(part, ActualModel)]
         assert [part.done == part.total for part in parts if isinstance(part, Progress)][-1]
         assert any("Tokyo" in part.text for part in parts if isinstance(part, Content))
         [loaded] = await providers.get("embedded").models()

@@ -55,6 +55,11 @@ def open_settings(page: Page, section: str = "General") -> None:
     expect(page.get_by_role("tabpanel", name=section).locator(".section > *").first).to_be_visible()
 
 
+def open_chat(page: Page, title: str) -> None:
+    """Open a chat from the list."""
+    page.get_by_role("navigation", name="Chats").get_by_role("link", name=title, exact=True).click()
+
+
 def open_row_menu(row: Locator, item: str) -> None:
     row.get_by_role("button").click()
     row.page.get_by_role("menuitem", name=item, exact=True).click()

@@ -20,6 +20,7 @@ from .steps import (
     messages,
     new,
     next_frame,
+    open_chat,
     press,
     refocus,
     stream,
@@ -33,7 +34,7 @@ PATH = r"/messages\?"
 def test_version_of_an_earlier_answer_keeps_what_followed(visit: Visit, lmstudio: Upstream) -> None:
     imported(visit.client, [("Rivers", ["What is a river?", "Water.", "And a lake?", "Still water."])])
     page = visit.open()
-    page.get_by_role("link", name="Rivers", exact=True).click()
+    open_chat(page, "Rivers")
     lmstudio.enqueue(answer("Water that flows."))
     page.locator(".message", has_text="Water.").first.get_by_role("button", name="Another answer").click()
     expect(answered(page)).to_contain_text("Water that flows.")

@@ -13,7 +13,7 @@ from .. import upstream as script
 from ..browser import Visit
 from ..live import good
 from ..upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, text, usage
-from .steps import PNG, QWEN, answered, ask, edit_question, imported, new, press, stream
+from .steps import PNG, QWEN, answered, ask, edit_question, imported, new, open_chat, press, stream
 
 
 def test_phases_and_reasoning_are_shown_and_the_answer_is_announced_once(visit: Visit, lmstudio: Upstream) -> None:
@@ -91,12 +91,12 @@ def test_divider_stands_below_the_messages_that_were_not_sent(visit: Visit) -> N
     reads: list[str] = []
     page.on("request", lambda request: reads.append(request.url) if "/messages?" in request.url else None)
     divider, below = page.locator(".divider"), page.locator(".divider + .message .text")
-    page.get_by_role("link", name="Few").click()
+    open_chat(page, "Few")
     expect(below).to_have_text("Text 2")
-    page.get_by_role("link", name="Many").click()
+    open_chat(page, "Many")
     expect(below).to_have_text("Text 70")
     expect(divider).to_contain_text("Messages above were not sent")
-    page.get_by_role("link", name="Old").click()
+    open_chat(page, "Old")
     expect(page.locator(".message")).to_have_count(60)
     expect(divider).to_have_count(0)
     page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
@@ -110,7 +110,7 @@ def test_imported_answer_shows_its_images_and_figures(visit: Visit) -> None:
     stats = {"reasoning_ms": 40, "ttft_ms": 2.6, "total_ms": 119_700, "omitted_images": 12}
     imported(visit.client, [("Boats", ["A boat", "Here"])], [{"images": [image], "reasoning": "Hm.", "stats": stats}])
     page = visit.open()
-    page.get_by_role("link", name="Boats").click()
+    open_chat(page, "Boats")
     shown = page.locator(".message.assistant")
     expect(shown.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 1)
     expect(shown.locator(".pictures + .markdown")).to_have_text("Here")
@@ -182,7 +182,7 @@ def test_question_shows_its_code_as_blocks_and_the_rest_as_it_was_typed(visit: V
     long = "\n".join(f"Line {number}" for number in range(60))
     imported(visit.client, [("Code", [typed, "Because.", long, "Yes."])])
     page = visit.open()
-    page.get_by_role("link", name="Code", exact=True).click()
+    open_chat(page, "Code")
     question, folded = page.locator(".message.user .text").first, page.locator(".message.user .text").last
     expect(question.locator("pre")).to_have_text("print('a' + 1)\n")
     expect(question.locator(".code-head")).to_have_text("python")

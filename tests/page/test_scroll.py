@@ -6,7 +6,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from ..browser import DESKTOP, Visit
 from ..upstream import DONE, Gate, Upstream, finish, pause, text, usage
-from .steps import Held, answered, ask, box, imported, next_frame, stream
+from .steps import Held, answered, ask, box, imported, next_frame, open_chat, stream
 
 BELOW = "(node) => node.scrollHeight - node.clientHeight - node.scrollTop"
 COVERED = """() => {
@@ -153,7 +153,7 @@ def test_long_chat_opens_at_its_end_and_is_read_up_to_its_first_message(visit: V
     texts = [f"Message {number} {body if number % 10 == 1 else 'word ' * (number % 90)}" for number in range(180)]
     imported(visit.client, [("Long", texts)])
     page = visit.open()
-    page.get_by_role("link", name="Long", exact=True).click()
+    open_chat(page, "Long")
     messages = page.locator(".message")
     expect(messages).to_have_count(60)
     expect(messages.last).to_be_in_viewport()

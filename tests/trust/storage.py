@@ -314,16 +314,16 @@ def _restored(case: Path, before: Rows) -> str:
 
 SCRIPTS = (
     """BEGIN IMMEDIATE;
-    CREATE TABLE folders (id INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
-    INSERT INTO folders (name) SELECT title FROM conversations ORDER BY id;
-    ALTER TABLE conversations ADD COLUMN folder_id INTEGER REFERENCES folders (id);
-    UPDATE conversations SET folder_id = (SELECT id FROM folders WHERE name = title);
-    CREATE INDEX conversations_in_folder ON conversations (folder_id);
+    CREATE TABLE labels (id INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
+    INSERT INTO labels (name) SELECT title FROM conversations ORDER BY id;
+    ALTER TABLE conversations ADD COLUMN label_id INTEGER REFERENCES labels (id);
+    UPDATE conversations SET label_id = (SELECT id FROM labels WHERE name = title);
+    CREATE INDEX conversations_with_label ON conversations (label_id);
     PRAGMA user_version = {0};
     COMMIT;""",
     """BEGIN IMMEDIATE;
     CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT NOT NULL, length INTEGER NOT NULL) STRICT;
-    INSERT INTO names SELECT id, name, length(name) FROM folders;
+    INSERT INTO names SELECT id, name, length(name) FROM labels;
     UPDATE users SET last_login = NULL;
     DELETE FROM sessions;
     PRAGMA user_version = {1};
@@ -392,10 +392,10 @@ def _check_migrated(path: Path, before: Rows) -> tuple[int, str]:
     tables = ("messages", "conversations", "invites", "generations")
     old = {name: [row[: len(before[name][0])] for row in now[name]] for name in tables}  # without new columns
     checks = {
-        "tables": set(now) == set(before) | set(("folders", "names")[:version]),
+        "tables": set(now) == set(before) | set(("labels", "names")[:version]),
         "rows": all(rows == before[name] for name, rows in old.items()),
-        "folders": not version or len(now["folders"]) == len(before["conversations"]),
-        "names": version < 2 or (not now["sessions"] and len(now["names"]) == len(now["folders"])),
+        "labels": not version or len(now["labels"]) == len(before["conversations"]),
+        "names": version < 2 or (not now["sessions"] and len(now["names"]) == len(now["labels"])),
         "backup": bool(backups or not version) and all(read_rows(backup) == before for backup in backups),
     }
     return version, ", ".join(name for name, right in checks.items() if not right)

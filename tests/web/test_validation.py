@@ -63,7 +63,8 @@ def violations(kind: inspect.Type) -> Iterator[tuple[Any, str]]:
             yield high + 1, f"must be at most {high:,}"
         case inspect.ListType(item_type, max_length=high):
             if high:
-                item = "x" if isinstance(item_type, inspect.StrType) else {"media_type": "image/png", "data": "A" * 16}
+                image = {"media_type": "image/png", "data": "A" * 16}
+                item = {inspect.StrType: "x", inspect.IntType: 1}.get(type(item_type), image)
                 yield [item] * (high + 1), f"must have at most {high:,} items"
         case inspect.LiteralType(values):
             yield "other", f"must be one of: {', '.join(map(str, values))}"
