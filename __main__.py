@@ -105,7 +105,7 @@ COMMANDS: tuple[tuple[str, str, tuple[Argument, ...]], ...] = (
     ("salvage", "copy what is readable in a damaged database to a new file, while Fireside is stopped", SALVAGE),
     ("doctor", "check the installation and say what to do about problems", ()),
     ("import", "import conversations from LM Studio or from exports of other programs", (PATHS, DRY_RUN, USER)),
-    ("export", "write all conversations of a user to a zip file", (FILE, USER)),
+    ("export", "write a user's conversations, prompts and presets to a zip file", (FILE, USER)),
     ("login-link", "print a link that signs in without a password, once, within ten minutes", (USER,)),
     ("reset-password", "set a new password without the old one", (USER,)),
     ("token", "manage the tokens with which other programs use this Fireside like an OpenAI server", TOKEN),

@@ -181,10 +181,11 @@ def import_conversations(options: dict[str, Any]) -> int:
         with_database(settings, work)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    print(
-        f"{'Would add' if dry_run else 'Added'} conversations: {report['conversations']}, messages: {report['messages']}."
-        f" Conversations that were already there: {report['unchanged']}."
+    counts = {name: report[name] for name in ("conversations", "messages", "prompts", "presets")}
+    shown = ", ".join(
+        f"{name}: {count}" for name, count in counts.items() if count or name in ("conversations", "messages")
     )
+    print(f"{'Would add' if dry_run else 'Added'} {shown}. Already there: {report['unchanged']}.")
     if report["folders"]:
         names = ", ".join(report["folders"])
         print(printable(f"Folders that {'would be' if dry_run else 'were'} created: {names}."))
@@ -194,7 +195,7 @@ def import_conversations(options: dict[str, Any]) -> int:
         print(printable(f"{loss['text']}: {loss['count']}, in {', '.join(titles)}{more}"))
     for skipped in report["skipped"]:
         print(printable(f"skipped {skipped['file']}: {skipped['reason']}"), file=sys.stderr)
-    return 1 if report["skipped"] and not report["conversations"] + report["messages"] + report["unchanged"] else 0
+    return 1 if report["skipped"] and not any(counts.values()) and not report["unchanged"] else 0
 
 
 def _show_progress(step: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def _show_progress(step: dict[str, Any]) -> dict[str, Any]:
 
 
 def export(options: dict[str, Any]) -> int:
-    """Write all conversations of a user to a zip file, as Markdown and JSON."""
+    """Write a user's conversations, as Markdown and JSON, and saved prompts and presets to a zip file."""
     settings, target = config.load(options), _target(options["file"])
     if target.exists() and not zipfile.is_zipfile(target):
         raise CommandFailed(f"{target} exists and is not an export. Choose another file.")

@@ -65,6 +65,10 @@ def set_prompt(conn: Connection, user_id: int, prompt_id: int, fields: dict[str,
     return _prompt(_set(conn, "prompts", user_id, prompt_id, fields, max_bytes))
 
 
+def get_prompt(conn: Connection, user_id: int, prompt_id: int) -> Prompt:
+    return _prompt(_owned(conn, "prompts", user_id, prompt_id))
+
+
 def delete_prompt(conn: Connection, user_id: int, prompt_id: int) -> None:
     _delete(conn, "prompts", user_id, prompt_id)
 
@@ -92,27 +96,44 @@ def delete_preset(conn: Connection, user_id: int, preset_id: int) -> None:
     _delete(conn, "presets", user_id, preset_id)
 
 
+DryRun = dict[str, dict[str, Any]]  # rows that would be in a table, by their name_key
+
+
 def save_imported(
-    conn: Connection, user_id: int, table: Table, fields: dict[str, Any], max_bytes: int = 0, dry_run: bool = False
+    conn: Connection,
+    user_id: int,
+    table: Table,
+    fields: dict[str, Any],
+    max_bytes: int = 0,
+    dry_run: DryRun | None = None,
 ) -> bool:
     """Add an imported prompt or preset, with a number after its name if another one has the name. Return whether it was new.
 
-    Raises as `add_prompt` does. `dry_run`: change nothing.
+    `fields`: every column that a user fills. With `dry_run`, add it there, and change nothing in the database.
+    Raises as `add_prompt` does, except QuotaExceeded in a dry run.
     """
     name = fields["name"]
     for number in range(2, 3 + MAX_SAVED[table]):
-        row = _named(conn, table, user_id, fields["name"])
+        key = _columns(fields)["name_key"]
+        row = (dry_run or {}).get(key) or _named(conn, table, user_id, fields["name"])
         if row is None:
             break
         if _contains(row, fields):
             return False
         ending = f" ({number})"
         fields = fields | {"name": name[: NAME_CHARACTERS - len(ending)] + ending}
-    if dry_run:
-        _check_count(conn, table, user_id)
-    else:
+    if dry_run is None:
         _add(conn, table, user_id, fields, max_bytes)
+    else:
+        _check_count(conn, table, user_id, len(dry_run))
+        dry_run[key] = _columns(fields)
     return True
+
+
+def list_saved(conn: Connection, user_id: int) -> list[tuple[Table, int]]:
+    """Return the table and the id of each of the user's prompts and presets, for an export."""
+    tables: list[Table] = ["prompts", "presets"]
+    return [(table, row["id"]) for table in tables for row in _list(conn, table, user_id)]
 
 
 # ---- what new conversations begin with
@@ -164,7 +185,7 @@ _CONTENTS: dict[str, dict[str, Any]] = {  # the columns that a user fills, with 
     "prompts": {"content": ""},
     "presets": {"system_prompt": "", "provider_id": None, "model": None, "settings": "{}"},
 }
-_COUNTED = {"prompts": "content", "presets": "system_prompt"}  # towards stored_bytes
+COUNTED = {"prompts": "content", "presets": "system_prompt"}  # towards stored_bytes
 
 
 def _prompt(row: sqlite3.Row) -> Prompt:
@@ -208,13 +229,15 @@ def _columns(fields: dict[str, Any]) -> dict[str, Any]:
     return columns
 
 
-def _contains(row: sqlite3.Row, fields: dict[str, Any]) -> bool:
-    """Whether the row has these values. Names are compared by their keys."""
-    return all(row[name] == value for name, value in _columns(fields).items() if name not in ("name", "name_key"))
+def _contains(row: sqlite3.Row | dict[str, Any], fields: dict[str, Any]) -> bool:
+    """Whether the row has these values. Names are compared by their keys, settings without regard to the order of their fields."""
+    stored = {name: json.loads(row[name]) if name == "settings" else row[name] for name in fields if name != "name"}
+    return stored == {name: value for name, value in fields.items() if name != "name"}
 
 
-def _check_count(conn: Connection, table: Table, user_id: int) -> None:
-    count = conn.execute(f"SELECT count(*) FROM {table} WHERE user_id = ?", (user_id,)).fetchone()[0]
+def _check_count(conn: Connection, table: Table, user_id: int, more: int = 0) -> None:
+    """Raise Invalid if the user has as many as allowed. `more` are not in the database."""
+    count = more + conn.execute(f"SELECT count(*) FROM {table} WHERE user_id = ?", (user_id,)).fetchone()[0]
     if count >= MAX_SAVED[table]:
         raise Invalid(f"At most {MAX_SAVED[table]} {table} can be saved. Delete one first.")
 
@@ -228,7 +251,7 @@ def _add(conn: Connection, table: Table, user_id: int, fields: dict[str, Any], m
         raise NameExists(table.removesuffix("s"))
     _check_count(conn, table, user_id)
     columns = _CONTENTS[table] | _columns(fields)
-    add_stored_bytes(conn, user_id, len(columns[_COUNTED[table]].encode()), max_bytes)
+    add_stored_bytes(conn, user_id, len(columns[COUNTED[table]].encode()), max_bytes)
     columns |= {"user_id": user_id, "created_at": now(), "updated_at": now()}
     places = ", ".join(f":{name}" for name in columns)
     row_id = insert(conn, f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", columns)
@@ -244,7 +267,7 @@ def _set(
         other = _named(conn, table, user_id, fields["name"])
         if other is not None and other["id"] != row_id:
             raise NameExists(table.removesuffix("s"))
-    counted = _COUNTED[table]
+    counted = COUNTED[table]
     if counted in fields:
         add_stored_bytes(conn, user_id, len(fields[counted].encode()) - len(row[counted].encode()), max_bytes)
     changes = ", ".join(f"{name} = :{name}" for name in columns)
@@ -254,5 +277,5 @@ def _set(
 
 def _delete(conn: Connection, table: Table, user_id: int, row_id: int) -> None:
     row = _owned(conn, table, user_id, row_id)
-    add_stored_bytes(conn, user_id, -len(row[_COUNTED[table]].encode()))
+    add_stored_bytes(conn, user_id, -len(row[COUNTED[table]].encode()))
     conn.execute(f"DELETE FROM {table} WHERE id = ?", (row_id,))

@@ -8,6 +8,7 @@ import { icon } from "./icons.js";
 import { toast } from "./popups.js";
 
 const MAX_REASONS = 200;
+const ADDED = ["conversations", "messages", "prompts", "presets"];
 const TYPES = { zip: "zip", jsonl: "x-ndjson", ndjson: "x-ndjson", db: "vnd.sqlite3", sqlite: "vnd.sqlite3", sqlite3: "vnd.sqlite3" }; // others are JSON
 
 export function show(place) {
@@ -18,7 +19,7 @@ export function show(place) {
     const sum = await importFiles(files, result, preview);
     for (const opener of openers) opener.disabled = false;
     input.value = "";
-    if (!preview || !(sum.conversations || sum.messages)) return;
+    if (!preview || !ADDED.some((count) => sum[count])) return;
     preview = false;
     const confirm = button("Import these files", () => run(files));
     result.append(confirm);
@@ -38,10 +39,10 @@ export function show(place) {
   place.append(
     h("h3", {}, "Storage"), storage,
     h("h3", {}, "Export"),
-    h("p", { class: "faint" }, "All your chats in one zip file, as JSON and as Markdown."),
+    h("p", { class: "faint" }, "All your chats in one zip file, as JSON and as Markdown, with your prompts and presets."),
     button([icon("download"), "Export everything"], () => download("/export")),
     h("h3", {}, "Import"),
-    h("p", { class: "faint" }, "Exports of ChatGPT, Claude, Gemini, LibreChat, Open WebUI, LM Studio, Jan, SillyTavern, Ollama, llm, llama.cpp's web UI or Fireside, and OpenAI messages. Existing chats do not change."),
+    h("p", { class: "faint" }, "Exports of ChatGPT, Claude, Gemini, LibreChat, Open WebUI, LM Studio, Jan, SillyTavern, Ollama, llm, llama.cpp's web UI or Fireside, OpenAI messages, and Open WebUI's prompts. Existing chats, prompts and presets do not change."),
     h("div", { class: "row" }, ...openers), input, result);
 }
 
@@ -62,7 +63,7 @@ function storageRows({ used_bytes: used, image_bytes: images, limit_bytes: limit
 
 /** Import files one after the other, or only preview that, and show one result for all. Resolves to the sum of the reports. */
 async function importFiles(files, result, preview) {
-  const sum = { conversations: 0, messages: 0, unchanged: 0, skipped: [], losses: [], folders: [] };
+  const sum = { conversations: 0, messages: 0, prompts: 0, presets: 0, unchanged: 0, skipped: [], losses: [], folders: [] };
   for (const [index, file] of files.entries()) {
     const position = files.length > 1 ? ` (${index + 1} of ${files.length})` : "";
     const progress = h("progress", { "aria-label": "Importing" });
@@ -74,13 +75,14 @@ async function importFiles(files, result, preview) {
     }
   }
   if (!preview && (sum.messages || sum.conversations)) broadcast("list");
+  if (!preview && (sum.prompts || sum.presets)) broadcast("library");
   result.replaceChildren(...summary(sum, preview));
   if (!result.isConnected) toast(result.firstChild.textContent); // another section is shown
   return sum;
 }
 
 function add(sum, report) {
-  for (const count of ["conversations", "messages", "unchanged"]) sum[count] += report[count];
+  for (const count of [...ADDED, "unchanged"]) sum[count] += report[count];
   sum.skipped.push(...report.skipped);
   sum.folders = [...new Set([...sum.folders, ...report.folders])];
   for (const loss of report.losses) {
@@ -107,13 +109,17 @@ async function importFile(file, preview, progress) {
   return { ...report, skipped: report.skipped.map((one) => ({ ...one, file: original(one.file) })) };
 }
 
-function summary({ conversations, messages, unchanged, skipped, losses, folders }, preview) {
-  const some = conversations || messages || unchanged;
+function summary({ conversations, messages, prompts, presets, unchanged, skipped, losses, folders }, preview) {
+  const saved = [prompts && counted(prompts, "prompt"), presets && counted(presets, "preset")].filter(Boolean);
+  const chats = conversations || messages || !saved.length ? [counted(conversations, "chat"), counted(messages, "message")] : [];
+  const some = conversations || messages || unchanged || saved.length;
+  const added = new Intl.ListFormat("en").format([...chats, ...saved]);
+  const were = preview ? "would be" : conversations + messages + prompts + presets === 1 && !chats.length ? "was" : "were";
   const existing = unchanged ? `; ${number(unchanged)} already ${preview ? "exist" : "existed"}` : "";
   const titles = (loss) => loss.conversations.map(({ title, count }) => h("li", {}, `${title}: ${number(count)}`));
   return [
     some
-      ? h("p", {}, `${counted(conversations, "chat")} and ${counted(messages, "message")} ${preview ? "would be" : "were"} added${existing}.`)
+      ? h("p", {}, `${added} ${were} added${existing}.`)
       : h("p", { class: "error" }, skipped.length ? "Nothing was imported." : "Nothing was imported: there are no chats in it."),
     folders.length && h("p", {}, `${preview ? "Folders that would be created" : "New folders"}: ${folders.join(", ")}.`),
     losses.length && h("div", { class: "faint" },

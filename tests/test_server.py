@@ -642,7 +642,12 @@ async def test_preview_of_an_import_has_its_report_and_progress(running: Running
     file = [
         conversation | {"title": f"Chat {number}", "source": f"{number}", "messages": [question]} for number in (1, 2)
     ]
-    report = {"conversations": 2, "messages": 2, "unchanged": 0, "skipped": [], "losses": [], "folders": []}
+    report = {"conversations": 2, "messages": 2, "prompts": 0, "presets": 0} | {
+        "unchanged": 0,
+        "skipped": [],
+        "losses": [],
+        "folders": [],
+    }
     assert good(await ann.post("/import?dry_run=true", json=file)) == report
     assert good(await ann.get("/conversations")) == []
     for expected in (report, report | {"conversations": 0, "messages": 0, "unchanged": 2}):

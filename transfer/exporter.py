@@ -1,4 +1,4 @@
-"""Export: conversations as JSON and Markdown, one as a file or all in a zip.
+"""Export: conversations as JSON and Markdown, one as a file or all in a zip with the saved prompts and presets.
 
 A file is made while it is sent. At most CHUNK_BYTES of messages or one image are in memory.
 """
@@ -20,7 +20,7 @@ import msgspec
 from .. import queries
 from ..db import Connection, Database, now
 from ..errors import NotFound
-from ..queries.types import Tools
+from ..queries.types import Parameters, Tools
 from ..safety.queue import Slots
 from . import archive, transcript
 from .transcript import Conversation, Generation, Image, Message
@@ -28,6 +28,7 @@ from .transcript import Conversation, Generation, Image, Message
 CHUNK_BYTES = 256 * 1024
 MESSAGE_BYTES = 200  # of a message besides its texts
 COMPRESSIONS = 2  # at a time
+SAVED_FILE = "prompts.json"
 
 
 class Exporter:
@@ -56,11 +57,18 @@ class Exporter:
         return name, in_turn()
 
     async def export_zip(self, user_id: int, ids: list[int] | None = None) -> AsyncGenerator[bytes, None]:
-        """Yield a zip of all of a user's conversations, also of those in the bin, or of these."""
+        """Yield a zip of a user's conversations, also of those in the bin, prompts and presets; or only of these conversations."""
         async with self._exporting[user_id]:
             pipe = _Pipe()
             zipped = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
             zipped.writestr(_entry("README.txt", now()), README)
+            saved = [] if ids is not None else await self._database.read(queries.prompts.list_saved, user_id)
+            if saved:
+                with zipped.open(_entry(SAVED_FILE, now()), "w") as file:
+                    async with contextlib.aclosing(_join(self._saved_json(user_id, saved))) as chunks:
+                        async for chunk in chunks:
+                            await self._compress(user_id, file.write, chunk)
+                yield pipe.take()
             for row in await self._database.read(archive.list_conversations, user_id, ids):
                 deleted = row["deleted_at"] is not None
                 try:
@@ -88,6 +96,16 @@ class Exporter:
     async def _compress(self, user_id: int, function: Callable[..., Any], *args: Any) -> None:
         async with self._compressing.slot(user_id):
             await asyncio.to_thread(function, *args)
+
+    async def _saved_json(
+        self, user_id: int, rows: list[tuple[queries.prompts.Table, int]]
+    ) -> AsyncGenerator[bytes, None]:
+        comma = b"[\n"
+        for table, row_id in rows:
+            with contextlib.suppress(NotFound):  # it was deleted during the export
+                yield comma + await self._database.read(_encode_saved, user_id, table, row_id)
+                comma = b",\n"
+        yield b"\n]\n" if comma == b",\n" else b"[]\n"
 
     async def _json(self, outline: "_Outline") -> AsyncGenerator[bytes, None]:
         """Yield the JSON form. An image without a file is in it as base64, read when its turn comes."""
@@ -138,6 +156,7 @@ Conversations from Fireside.
 conversations/  Each conversation as .md (the path that was last shown, for reading) and as .json (everything).
 bin/            The same of conversations deleted in the last 30 days.
 images/         The images; the other files name them.
+prompts.json    The saved prompts and presets, if there are any.
 
 The .json files are UTF-8. A conversation has a title, times (ISO 8601, UTC), system_prompt, the model and provider_id
 used last, settings of the generation, the name of its folder, and messages, oldest first. A message has an id, the parent_id of the message
@@ -145,6 +164,8 @@ before it (null for a first one), a role (user or assistant), content, reasoning
 model, token_usage, stats, error and generation: its parameters, and a log of how it arrived (n: n characters of the
 content, -n: n of the reasoning). Messages with the same parent_id are versions of each other. active_message_id is the
 last message of the path that was shown. queue has the messages that waited to be sent. Empty fields are left out.
+In prompts.json each element is a prompt (name and content) or a preset (name, system_prompt, provider_id, model and
+settings), as its field `saved` says.
 
 `fireside import` reads this zip, or the folder it unpacks to, and adds what is missing.
 """
@@ -205,6 +226,17 @@ def _message(row: sqlite3.Row, made: sqlite3.Row | None, outline: _Outline) -> M
 
 def _encode_image(conn: Connection, image: Image, image_id: int) -> bytes:
     return msgspec.json.encode(Image(image.media_type, archive.get_image_data(conn, image_id)))
+
+
+def _encode_saved(conn: Connection, user_id: int, table: queries.prompts.Table, row_id: int) -> bytes:
+    """Return a prompt or a preset as JSON. Raises NotFound."""
+    if table == "prompts":
+        prompt = queries.prompts.get_prompt(conn, user_id, row_id)
+        return msgspec.json.encode(transcript.SavedPrompt(name=prompt.name, content=prompt.content))
+    preset = queries.prompts.get_preset(conn, user_id, row_id)
+    fields: dict[str, Any] = {name: getattr(preset, name) for name in ("name", "system_prompt", "provider_id", "model")}
+    settings = msgspec.json.decode(preset.settings, type=Parameters)
+    return msgspec.json.encode(transcript.SavedPreset(settings=settings, **fields))
 
 
 def _entry(name: str, moment: str, deflate: bool = True) -> zipfile.ZipInfo:

@@ -1,8 +1,8 @@
-"""Import: conversations from files into the database.
+"""Import: conversations, saved prompts and presets from files into the database.
 
 A sandbox child reads the files, and the database stores what it read in short transactions. A new conversation is hidden until all of it is
-stored. What is in the database is never changed: a conversation that has grown since gains its new messages, unless it is in the bin. What
-cannot be read is skipped and reported.
+stored. What is in the database is never changed: a conversation that has grown since gains its new messages, unless it is in the bin, and a
+prompt or preset gets another name if its own is taken. What cannot be read is skipped and reported.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 from . import archive, source
 from .source import Skipped
-from .transcript import LOSSES, Conversation, Message, Unreadable
+from .transcript import LOSSES, Conversation, Message, Saved, SavedPreset, Unreadable
 
 log = logging.getLogger("fireside.importer")
 
@@ -53,14 +53,19 @@ class Loss(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """What an import did. `unchanged` counts the conversations that had nothing new, `folders` names the new ones."""
+    """What an import did. `unchanged` counts the conversations, prompts and presets that had nothing new, `folders` names the new ones."""
 
     conversations: int = 0
     messages: int = 0
+    prompts: int = 0
+    presets: int = 0
     unchanged: int = 0
     skipped: list[Skipped] = []
     losses: list[Loss] = []
     folders: list[str] = []
+
+    def has_any(self) -> bool:
+        return bool(self.conversations or self.messages or self.prompts or self.presets or self.unchanged)
 
     def add_losses(self, conversation: Conversation) -> None:
         by_kind = {loss.kind: loss for loss in self.losses}
@@ -203,6 +208,7 @@ class _Import:
         self._max_bytes = max_bytes
         self._made_here = made_here
         self._conversation: Conversation | None = None
+        self._full = set[queries.prompts.Table]()  # tables that take no more
 
     def store(self, conn: Connection, steps: list[source.Step]) -> int:
         """Do the first of these steps, for PART_SECONDS, and return how many. Raises QuotaExceeded, NotFound."""
@@ -233,6 +239,8 @@ class _Import:
         elif isinstance(step, source.Skip):
             self._give_up()
             self.report.skipped.append(step.skipped)
+        elif isinstance(step, source.Save):
+            self._save(conn, step.saved)
         elif self._conversation is None:
             return
         elif isinstance(step, source.Add):
@@ -310,6 +318,24 @@ class _Import:
             self.report.add_losses(conversation)
         self._conversation = None
 
+    def _save(self, conn: Connection, saved: Saved) -> None:
+        table: queries.prompts.Table = "presets" if isinstance(saved, SavedPreset) else "prompts"
+        if table in self._full:
+            return
+        fields = msgspec.structs.asdict(saved)
+        del fields["fireside"]
+        if isinstance(saved, SavedPreset):
+            fields["settings"] = saved.settings.given()
+        try:
+            is_new = self._insert_saved(conn, table, fields)
+        except Invalid:  # there are too many
+            self._full.add(table)
+            most = queries.prompts.MAX_SAVED[table]
+            self.report.skipped.append(Skipped(table, f"at most {most} can be saved; the rest was left out"))
+            return
+        setattr(self.report, table, getattr(self.report, table) + is_new)
+        self.report.unchanged += not is_new
+
     # ---- what writes; _DryRun replaces it
 
     def _check_known(self, conn: Connection) -> None:
@@ -330,6 +356,9 @@ class _Import:
             generation |= {"params": json.dumps(message.generation.params), "log": json.dumps(entries)}
             archive.add_generation(conn, message_id, generation)
         return message_id
+
+    def _insert_saved(self, conn: Connection, table: queries.prompts.Table, fields: dict[str, Any]) -> bool:
+        return queries.prompts.save_imported(conn, self.user_id, table, fields, self._max_bytes)
 
     def _insert_image(self, conn: Connection, message_id: int, picture: source.Picture) -> None:
         image = queries.messages.Image(picture.media_type, picture.data)
@@ -372,6 +401,7 @@ class _DryRun(_Import):
     def __init__(self, user_id: int, max_bytes: int, made_here: dict[str, list[int]]) -> None:
         super().__init__(user_id, max_bytes, made_here)
         self._counted: dict[str, dict[str, int | None]] = {}  # the keys of messages, by the conversation's identity
+        self._saved = defaultdict[queries.prompts.Table, queries.prompts.DryRun](dict)
         self._total = 0  # bytes
 
     def _begin(self, conn: Connection, step: source.Begin) -> None:
@@ -400,6 +430,12 @@ class _DryRun(_Import):
 
     def _insert_message(self, conn: Connection, fields: dict[str, Any], message: Message) -> int:
         return 0
+
+    def _insert_saved(self, conn: Connection, table: queries.prompts.Table, fields: dict[str, Any]) -> bool:
+        is_new = queries.prompts.save_imported(conn, self.user_id, table, fields, dry_run=self._saved[table])
+        if is_new:
+            self._size += len(fields[queries.prompts.COUNTED[table]].encode())
+        return is_new
 
     def _insert_image(self, conn: Connection, message_id: int, picture: source.Picture) -> None:
         pass

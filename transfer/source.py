@@ -1,4 +1,4 @@
-"""Reads the conversations in a file, folder or zip, one at a time, in a sandbox child.
+"""Reads the conversations and saved prompts in a file, folder or zip, one at a time, in a sandbox child.
 
 The files are untrusted. The sandbox bounds memory and time (importer.py); the limits below bound the rest.
 """
@@ -26,7 +26,7 @@ from ..backends.loose import clean, decode
 from ..queries.types import ImageType, folder_name, image_type
 from . import database, formats
 from .split import ELEMENT_BYTES, lift, split
-from .transcript import Conversation, Image, Message, Unreadable
+from .transcript import Conversation, Image, Message, Saved, Unreadable
 
 CHUNK_BYTES = 256 * 1024  # read at a time
 MAX_MESSAGES = 50_000  # of one conversation
@@ -59,7 +59,7 @@ class Skipped(msgspec.Struct):
 
 
 # ---- what the child sends. A conversation is a Begin, each message followed by its images, and an End; or a Skip in place of the End,
-# when the rest cannot be read.
+# when the rest cannot be read. A Save is a saved prompt or a preset.
 
 
 class Begin(msgspec.Struct, tag=True):
@@ -86,7 +86,11 @@ class Skip(msgspec.Struct, tag=True):
     skipped: Skipped
 
 
-Step = Begin | Add | Picture | End | Skip
+class Save(msgspec.Struct, tag=True):
+    saved: Saved
+
+
+Step = Begin | Add | Picture | End | Skip | Save
 
 
 class Piece(msgspec.Struct):
@@ -131,7 +135,7 @@ class _Unknown(Skipped):
     """A row that is not a conversation of any program."""
 
 
-_Found = Conversation | Skipped
+_Found = Conversation | Saved | Skipped
 
 _JSON = (".json", ".jsonl", ".ndjson")
 _DATABASES = (".db", ".sqlite", ".sqlite3")
@@ -207,6 +211,9 @@ class Source:
             if isinstance(item, Skipped):
                 yield Skip(item)
                 continue
+            if not isinstance(item, Conversation):
+                yield Save(item)
+                continue
             question = next((message.content for message in item.messages if message.parent_id is None), None)
             messages, item.messages = item.messages, []
             yield Begin(item, question)
@@ -275,12 +282,13 @@ class Source:
     def _read_conversation(self, name: str, row: _Row) -> Iterator[_Found]:
         """Raises Unsupported."""
         try:
-            conversation = formats.parse(row.value, self._find_image)
-            if len(conversation.messages) > MAX_MESSAGES:
-                raise Unreadable(f"has more than {MAX_MESSAGES:,} messages")
-            if folder := _folder_of(name):
-                conversation.folder = folder
-            yield conversation
+            found = formats.parse(row.value, self._find_image)
+            if isinstance(found, Conversation):
+                if len(found.messages) > MAX_MESSAGES:
+                    raise Unreadable(f"has more than {MAX_MESSAGES:,} messages")
+                if folder := _folder_of(name):
+                    found.folder = folder
+            yield found
         except formats.Unsupported:
             raise
         except Unreadable as error:

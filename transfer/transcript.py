@@ -1,5 +1,7 @@
 """A whole conversation outside the database: the form that an export writes and that every import becomes, and Markdown.
 
+Saved prompts and presets too.
+
 The JSON form has the fields of the database's rows, so an import restores what was exported.
 """
 
@@ -10,7 +12,15 @@ from typing import Annotated, Any, Literal, TypedDict
 import msgspec
 from msgspec import Meta
 
-from ..queries.types import Id, ImageType, Tools
+from ..queries.types import (
+    NAME_CHARACTERS,
+    PROMPT_CHARACTERS,
+    SYSTEM_PROMPT_CHARACTERS,
+    Id,
+    ImageType,
+    Parameters,
+    Tools,
+)
 
 VERSION = 1
 
@@ -122,6 +132,29 @@ class Conversation(msgspec.Struct, kw_only=True, omit_defaults=True):
     losses: dict[str, Count] = {}  # of an import, by kind (see LOSSES): how many things were not kept as they were
     messages: list[Message]
 
+
+SavedName = Annotated[str, Meta(max_length=NAME_CHARACTERS, pattern=r"\S")]
+ModelName = Annotated[str, Meta(min_length=1, max_length=300)]
+
+
+class SavedPrompt(msgspec.Struct, kw_only=True, tag_field="saved", tag="prompt"):
+    fireside: Annotated[int, Meta(ge=1)] = VERSION
+    name: SavedName
+    content: Annotated[str, Meta(max_length=PROMPT_CHARACTERS, pattern=r"\S")]
+
+
+class SavedPreset(msgspec.Struct, kw_only=True, tag_field="saved", tag="preset"):
+    """A preset. Whether new conversations begin with it is not exported: an import does not change what they begin with."""
+
+    fireside: Annotated[int, Meta(ge=1)] = VERSION
+    name: SavedName
+    system_prompt: Annotated[str, Meta(max_length=SYSTEM_PROMPT_CHARACTERS)] = ""
+    provider_id: ModelName | None = None
+    model: ModelName | None = None
+    settings: Parameters = msgspec.field(default_factory=Parameters)
+
+
+Saved = SavedPrompt | SavedPreset
 
 JSON_END = b"\n]}\n"  # after `json_head` and the messages, each on a line
 

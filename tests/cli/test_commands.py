@@ -577,6 +577,8 @@ def test_import_of_a_folder_with_the_files_of_all_programs_adds_everything(tmp_p
     tools = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}
     lossy = [{"role": "user", "content": "Lossy"}, tools]
     (tmp_path / "mine" / "lossy.json").write_text(json.dumps(lossy), "utf-8")
+    prompt = {"command": "/mail", "title": "Mail", "content": "Write to {{name}}."}
+    (tmp_path / "mine" / "prompts-export-1.json").write_text(json.dumps([prompt]), "utf-8")
     with serving(tmp_path / "data") as service, service.first():
         if not running:
             service.stop()
@@ -585,11 +587,13 @@ def test_import_of_a_folder_with_the_files_of_all_programs_adds_everything(tmp_p
     again = ("LibreChat tree", "LibreChat nested", "OpenAI lines", "OpenAI requests")  # another shape of a conversation
     added = [program for program in talks.PROGRAMS if program.name not in again]
     messages = sum(len(program.talk) for program in added) + len(lossy)
-    assert first.stdout.startswith(f"Added conversations: {len(added) + 1}, messages: {messages}."), first.stdout
+    assert first.stdout.startswith(f"Added conversations: {len(added) + 1}, messages: {messages}, prompts: 1."), (
+        first.stdout
+    )
     assert first.stdout.endswith('Tool calls, kept as text: 1, in "Lossy" (1)\n')
     assert preview.stdout == first.stdout.replace("Added", "Would add")
     assert first.stderr == "skipped grok.json: looks like a Grok export; Fireside cannot read it yet\n"
-    assert f"already there: {len(talks.PROGRAMS) + 1}." in second.stdout
+    assert f"Already there: {len(talks.PROGRAMS) + 2}." in second.stdout
 
 
 @pytest.mark.parametrize("running", (True, False), ids=("running", "stopped"))

@@ -21,22 +21,25 @@ def show_section(page: Page, section: str) -> None:
 
 def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -> None:
     chat = new(visit.client, "To be exported")
+    prompt = good(visit.client.post("/prompts", json={"name": "Greeting", "content": "Hello {{name}}"}))["id"]
     page = visit.open()
     open_settings(page, "Your data")
     with page.expect_download() as download:
         press(page, "Export everything")
     download.value.save_as(tmp_path / "all.zip")
     good(visit.client.delete(f"/conversations/{chat}?purge=true"))
+    good(visit.client.delete(f"/prompts/{prompt}"))
     page.reload()
     open_settings(page, "Your data")
     files, result = page.get_by_label("Files to import"), page.get_by_role("tabpanel").get_by_role("status")
     with page.expect_file_chooser() as chooser:
         press(page, "Preview an import")
     chooser.value.set_files(tmp_path / "all.zip")
-    expect(result).to_contain_text("1 chat and 2 messages would be added.")
+    expect(result).to_contain_text("1 chat, 2 messages, and 1 prompt would be added.")
     expect(page.locator(".list li", has_text="To be exported")).not_to_be_attached()
     press(page, "Import these files")
-    expect(result).to_have_text("1 chat and 2 messages were added.")
+    expect(result).to_have_text("1 chat, 2 messages, and 1 prompt were added.")
+    assert [one["name"] for one in good(visit.client.get("/prompts"))["prompts"]] == ["Greeting"]
     expect(page.locator(".list li", has_text="To be exported")).to_be_attached()
 
     (tmp_path / "shopping.json").write_text("milk", "utf-8")
@@ -53,7 +56,7 @@ def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -
         exported = {"fireside": 1, "title": name, "created_at": time, "updated_at": time, "active_message_id": 1}
         (tmp_path / f"{name}.json").write_text(json.dumps(exported | {"messages": messages}), "utf-8")
     files.set_input_files([tmp_path / name for name in ("one.json", "shopping.json", "two.json", "all.zip")])
-    expect(result).to_contain_text("2 chats and 2 messages were added; 1 already existed.")
+    expect(result).to_contain_text("2 chats and 2 messages were added; 2 already existed.")
     expect(result.locator("li")).to_contain_text("shopping.json: is not valid JSON")
     tools = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}
     for name in ("lossy", "lossier"):

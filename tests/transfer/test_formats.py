@@ -9,8 +9,9 @@ import pytest
 from fireside.backends.loose import clean, decode
 from fireside.transfer import formats
 from fireside.transfer.database import MAGIC, Reader, open_untrusted
+from fireside.transfer.formats.common import FindImage
 from fireside.transfer.split import split
-from fireside.transfer.transcript import Conversation, Image, Unreadable
+from fireside.transfer.transcript import Conversation, Image, SavedPrompt, Unreadable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +43,13 @@ def anything(mention: str) -> Image | None:
 
 
 def parse(value: Any) -> Conversation:
-    return formats.parse(value, nothing)
+    return convert(value, nothing)
+
+
+def convert(value: Any, find_image: FindImage) -> Conversation:
+    read = formats.parse(value, find_image)
+    assert isinstance(read, Conversation)
+    return read
 
 
 def tree(conversation: Conversation) -> list[tuple[int, int | None, str, str]]:
@@ -195,7 +202,7 @@ def test_lmstudio_messages_are_known_by_their_texts() -> None:
     chat["messages"] += [turn(asked("go on"))]
     assert [message.source for message in parse(chat).messages][:4] == sources
     with_images = lmstudio(turn(asked("look", "a.png")))
-    assert parse(with_images).messages[0].source == formats.parse(with_images, anything).messages[0].source
+    assert parse(with_images).messages[0].source == convert(with_images, anything).messages[0].source
 
 
 def test_lmstudio_without_a_time_or_messages_is_unreadable() -> None:
@@ -267,7 +274,7 @@ def test_chatgpt_images_of_users_and_of_tools_are_kept() -> None:
         ),
         current="voice",
     )
-    messages = formats.parse(chat, anything).messages
+    messages = convert(chat, anything).messages
     assert [(m.role, m.content, [image.file for image in m.images]) for m in messages] == [
         ("user", "What is this?", ["somewhere/sediment://file_0001"]),
         ("assistant", folded("dalle.text2im", "```json\n{}\n```"), ["somewhere/file-service://file-9"]),
@@ -508,7 +515,7 @@ def test_openwebui_tools_files_and_lists_stay_as_text() -> None:
         **{"archived": 1, "tag: sea": 1},
     }
     assert read.folder == "Open WebUI folder f1"
-    found = formats.parse(harbor(), anything).messages[0]
+    found = convert(harbor(), anything).messages[0]
     assert [image.file for image in found.images] == ["somewhere/boat.png"]
 
 
@@ -521,6 +528,18 @@ def test_openwebui_is_read_as_row_array_import_file_and_chat() -> None:
         read = parse(value)
         assert tree(read) == expected
         assert read.source == "openwebui:b0a7"
+
+
+def test_openwebui_prompts_of_newer_and_older_versions_keep_their_variables() -> None:
+    text = '{{CLIPBOARD}} on {{CURRENT_DATE}}: {{topic | textarea:placeholder="x"}}'
+    older = {"command": "/note", "user_id": "u", "title": "A\nnote", "content": text, "timestamp": 1700000000}
+    newer = {"id": "7", "command": "note", "name": "A note", "content": text, "data": {}, "meta": {}, "tags": ["a"]}
+    bare = {"command": "/note", "title": "", "content": text}
+    for row, name in ((older, "A note"), (newer, "A note"), (bare, "note"), (older | {"title": "x" * 150}, "x" * 100)):
+        assert formats.parse(row, nothing) == SavedPrompt(name=name, content=text)
+    for change in ({"content": " "}, {"command": "/", "title": ""}, {"content": "x" * 20_001}):
+        with pytest.raises(Unreadable, match="is a prompt"):
+            formats.parse(older | change, nothing)
 
 
 def test_openwebui_chat_of_older_versions_is_a_list() -> None:
@@ -657,7 +676,7 @@ def test_any_change_of_fields_is_read_or_refused(data: st.DataObject) -> None:
         else:
             holder[last] = copy.deepcopy(data.draw(ODD))  # what is drawn may be changed in the next round
     try:
-        read = formats.parse(value, anything)
+        read = convert(value, anything)
     except Unreadable as error:
         assert str(error)
         return

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import io
 import itertools
 import json
 import sqlite3
@@ -549,6 +550,148 @@ async def test_what_was_imported_is_exported_and_known_again(here: Service, ther
     assert await there.bring(await here.export_zip()) == (3, 8, 0)
     assert await there.dump() == await here.dump()
     assert await there.importer.import_files(there.user, paths) == Report(unchanged=3)
+
+
+async def save(
+    to: Service, prompts: dict[str, str], presets: dict[str, dict[str, Any]], user: int | None = None
+) -> None:
+    for name, content in prompts.items():
+        await to.database.write(queries.prompts.add_prompt, user or to.user, {"name": name, "content": content})
+    for name, fields in presets.items():
+        await to.database.write(queries.prompts.add_preset, user or to.user, {"name": name} | fields)
+
+
+async def saved(by: Service) -> list[tuple[str, Any]]:
+    prompts = await by.database.read(queries.prompts.list_prompts, by.user)
+    presets = await by.database.read(queries.prompts.list_presets, by.user)
+    texts: list[tuple[str, Any]] = [(one.name, one.content) for one in prompts]
+    return texts + [
+        (one.name, (one.system_prompt, one.provider_id, one.model, json.loads(bytes(one.settings)), one.is_default))
+        for one in presets
+    ]
+
+
+async def test_saved_prompts_and_presets_are_exported_imported_and_known_again(here: Service, there: Service) -> None:
+    tutor = {
+        "system_prompt": "Ask «me».",
+        "provider_id": "lmstudio",
+        "model": "m",
+        "settings": {"seed": 1, "stop": ["x"]},  # in another order than an export
+    }
+    await save(here, {"Greeting": "Hello {{name}} \U0001f44b", "Über": "two\nlines"}, {"Tutor": tutor, "Empty": {}})
+    await save(here, {"Secret": "Of another user"}, {}, await here.add_user())
+    chat = await here.ask("Hi")
+    path = await here.export_zip()
+    expected = await saved(here)
+    assert await there.importer.import_files(there.user, [path], dry_run=True) == Report(1, 1, prompts=2, presets=2)
+    assert (await saved(there), await there.stored_bytes()) == ([], 0)
+    assert await there.importer.import_files(there.user, [path]) == Report(1, 1, prompts=2, presets=2)
+    assert await saved(there) == expected
+    assert await there.stored_bytes() == await here.stored_bytes()
+    for dry_run in (True, False):
+        assert await there.importer.import_files(there.user, [path], dry_run=dry_run) == Report(unchanged=5)
+
+    (changed,) = (
+        one for one in await there.database.read(queries.prompts.list_prompts, there.user) if one.name == "Greeting"
+    )
+    await there.database.write(
+        queries.prompts.set_prompt, there.user, changed.id, {"name": "GREETING", "content": "Mine"}
+    )
+    for dry_run in (True, False):
+        report = await there.importer.import_files(there.user, [path, path], dry_run=dry_run)
+        assert report == Report(prompts=1, unchanged=9), dry_run
+    assert (await saved(there))[:2] == [("GREETING", "Mine"), ("Greeting (2)", "Hello {{name}} \U0001f44b")]
+    assert await there.importer.import_files(there.user, [path]) == Report(unchanged=5)
+
+    chunks = [chunk async for chunk in here.exporter.export_zip(here.user, [chat])]
+    with zipfile.ZipFile(io.BytesIO(b"".join(chunks))) as archive:
+        assert "prompts.json" not in archive.namelist()
+
+
+async def test_preset_that_new_chats_begin_with_is_not_one_after_an_import(here: Service, there: Service) -> None:
+    """A file from another person cannot give instructions to the next chats."""
+    await save(here, {}, {"Tutor": {"system_prompt": "Ask me."}})
+    (preset,) = await here.database.read(queries.prompts.list_presets, here.user)
+    await here.database.write(queries.prompts.set_defaults, here.user, {"preset_id": preset.id})
+    await there.importer.import_files(there.user, [await here.export_zip()])
+    assert await saved(there) == [("Tutor", ("Ask me.", None, None, {}, False))]
+    assert (await there.database.read(queries.prompts.get_effective_defaults, there.user)).system_prompt == ""
+
+
+@pytest.mark.parametrize("table", ["prompts", "presets"])
+async def test_import_stops_at_the_limit_of_prompts_and_presets(
+    here: Service, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    monkeypatch.setitem(queries.prompts.MAX_SAVED, table, 3)
+    kind = {"saved": table.removesuffix("s")} | ({"content": "x"} if table == "prompts" else {})
+    rows = [{"fireside": 1, "name": f"No. {number}"} | kind for number in range(6)]
+    path = write(here.folder / "prompts.json", rows)
+    left_out = [Skipped(table, "at most 3 can be saved; the rest was left out")]
+    for dry_run in (True, False):
+        expected = msgspec.structs.replace(Report(skipped=left_out), **{table: 3})
+        assert await here.importer.import_files(here.user, [path], dry_run=dry_run) == expected, dry_run
+    assert [name for name, _ in await saved(here)] == ["No. 0", "No. 1", "No. 2"]
+    assert await here.importer.import_files(here.user, [path]) == Report(unchanged=3, skipped=left_out)
+
+
+async def test_imported_prompts_count_towards_the_limit_of_the_user(here: Service) -> None:
+    rows = [{"fireside": 1, "saved": "prompt", "name": str(number), "content": "x" * 400} for number in range(3)]
+    path = write(here.folder / "prompts.json", rows)
+    limited = Importer(here.database, 1000)
+    for dry_run in (True, False):
+        with pytest.raises(QuotaExceeded):
+            await limited.import_files(here.user, [path], dry_run=dry_run)
+        assert await here.stored_bytes() == 400 * len(await saved(here)) <= 1000
+    await limited.aclose()
+
+
+async def test_damaged_prompts_are_skipped_with_their_reason_and_the_others_imported(here: Service) -> None:
+    good = {"fireside": 1, "saved": "prompt", "name": "Good", "content": "x"}
+    preset = {"fireside": 1, "saved": "preset", "name": "Brief"}
+    wrong = {
+        "name is missing or wrong": [
+            good | {"name": " "},
+            good | {"name": "x" * 101},
+            good | {"name": 7},
+            preset | {"name": []},
+        ],
+        "content is missing or wrong": [
+            good | {"content": "x" * 20_001},
+            good | {"content": "\n"},
+            good | {"content": None},
+        ],
+        "saved is missing or wrong": [good | {"saved": "skill"}, good | {"saved": {}}],
+        "a field is missing or wrong": [{"fireside": 1, "saved": "prompt", "name": "No text"}],
+        "settings.seed is missing or wrong": [preset | {"settings": {"seed": "x"}}],
+        "settings is missing or wrong": [preset | {"settings": {"tools": []}}, preset | {"settings": 1}],
+        "system_prompt is missing or wrong": [preset | {"system_prompt": "x" * 100_001}],
+        "model is missing or wrong": [preset | {"model": ""}],
+        "fireside is missing or wrong": [good | {"fireside": "1"}],
+    }
+    rows = [row for rows in wrong.values() for row in rows]
+    newer = good | {"fireside": 2}
+    half = dumps(good | {"name": "Half"}).replace(b'"x"', b'"\\ud800"')
+    text = (
+        b"["
+        + b",".join(map(dumps, [*rows, newer]))
+        + b","
+        + half
+        + b","
+        + dumps(good | {"name": "a\0b"})
+        + b","
+        + dumps(good)
+    )
+    (here.folder / "prompts.json").write_bytes(text)
+    report = await here.importer.import_files(here.user, [here.folder / "prompts.json"])
+    reasons = [skipped.reason for skipped in report.skipped]
+    expected = [f"is not as Fireside writes it: {reason}" for reason, rows in wrong.items() for _ in rows]
+    expected += [
+        "was written by a newer Fireside; install that first",
+        "has a text that is not Unicode",
+        "ends in the middle",
+    ]
+    assert reasons == expected
+    assert report.prompts == 1 and await saved(here) == [("a\ufffdb", "x")]
 
 
 async def test_an_export_can_be_imported_for_another_user_of_the_same_database(here: Service) -> None:

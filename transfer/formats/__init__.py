@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ...backends.loose import at, object_at
 from ..database import Reader
-from ..transcript import Conversation, Unreadable
+from ..transcript import Conversation, Saved, Unreadable
 from . import (
     chatgpt,
     claude,
@@ -45,7 +45,7 @@ FindBeside = Callable[[str], Any]  # returns the decoded JSON file of this name 
 class Format(NamedTuple):
     program: str
     matches: Callable[[Row], bool]
-    parse: Callable[[Row, FindImage], Conversation] | None = (
+    parse: Callable[[Row, FindImage], Conversation | Saved] | None = (
         None  # raises Unreadable. None: recognised, but not supported
     )
     # For a program that writes a row for each message: whether this is one, and how all rows of a file become conversations.
@@ -116,7 +116,7 @@ def read_database(database: Reader) -> Iterator[Row]:
         raise Unknown("is a database of another program")
 
 
-def parse(value: Any, find_image: FindImage) -> Conversation:
+def parse(value: Any, find_image: FindImage) -> Conversation | Saved:
     """Raises Unreadable. Its subclasses Unknown and Unsupported concern the whole file."""
     common.losses.clear()
     row = object_at(value)

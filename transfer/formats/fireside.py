@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -18,8 +18,10 @@ from ...queries.types import (
     folder_name,
     image_type,
 )
-from ..transcript import VERSION, Conversation, Count, Generation, Image, Message, Unreadable
+from ..transcript import VERSION, Conversation, Count, Generation, Image, Message, Saved, Unreadable
 from .common import FindImage, first_question
+
+AnyStruct = TypeVar("AnyStruct", bound=msgspec.Struct)
 
 DETAILS_BYTES = 64 * 1024  # of token_usage, of stats and of error, which do not count towards user_max_bytes
 EVENT_BYTES = (
@@ -31,12 +33,15 @@ def matches(row: dict[str, Any]) -> bool:
     return "fireside" in row
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+def parse(row: dict[str, Any], find_image: FindImage) -> Conversation | Saved:
     """Images have the names of their files, so `find_image` is not used."""
     if isinstance(row["fireside"], int) and row["fireside"] > VERSION:
         raise Unreadable("was written by a newer Fireside; install that first")
     try:
         msgspec.msgpack.encode(row)  # raises for a half of a surrogate pair or a too large number anywhere
+        if "saved" in row:
+            saved: Saved = msgspec.convert(row, Saved)
+            return _clean(saved)
         conversation = msgspec.convert(row, Conversation)
         _check(conversation)
     except UnicodeEncodeError:
@@ -45,14 +50,20 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
         field = re.search(r"`\$\.([^`]*)`\Z", str(error))
         _refuse(f"{field[1]} is missing or wrong" if field else "a field is missing or wrong")
     for struct in (conversation, *conversation.queue, *conversation.messages):
-        for name in struct.__struct_fields__:
-            if isinstance(text := getattr(struct, name), str):
-                setattr(struct, name, clean(text))
+        _clean(struct)
     conversation.title, conversation.losses = conversation.title[:TITLE_CHARACTERS], {}
     conversation.folder = folder_name(conversation.folder)
     if not conversation.title.strip():
         conversation.title = title_from(first_question(conversation.messages))
     return conversation
+
+
+def _clean(struct: AnyStruct) -> AnyStruct:
+    """Clean the texts of a struct, and return it."""
+    for name in struct.__struct_fields__:
+        if isinstance(text := getattr(struct, name), str):
+            setattr(struct, name, clean(text))
+    return struct
 
 
 def _refuse(reason: str) -> NoReturn:

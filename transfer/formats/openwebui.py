@@ -1,22 +1,28 @@
-"""Open WebUI: an array of rows, each with its `chat`; or one row, or a chat alone."""
+"""Open WebUI: an array of rows, each with its `chat`; or one row, or a chat alone. Its saved prompts are another export, an array too."""
 
 import html
 import re
 from typing import Any
 
 from ...backends.loose import array_at, object_at, objects_at, text_at
-from ...queries.types import folder_name
-from ..transcript import Conversation, Image, Message
+from ...queries.types import NAME_CHARACTERS, PROMPT_CHARACTERS, folder_name
+from ..transcript import Conversation, Image, Message, SavedPrompt, Unreadable
 from . import common
 from .common import FindImage
 
 
 def matches(row: dict[str, Any]) -> bool:
     objects = isinstance(row.get("chat"), dict) or isinstance(row.get("history"), dict)
-    return objects or isinstance(row.get("models"), list)
+    return objects or isinstance(row.get("models"), list) or _is_prompt(row)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+def _is_prompt(row: dict[str, Any]) -> bool:
+    return isinstance(row.get("command"), str) and isinstance(row.get("content"), str)
+
+
+def parse(row: dict[str, Any], find_image: FindImage) -> Conversation | SavedPrompt:
+    if _is_prompt(row):
+        return _parse_prompt(row)
     chat = object_at(row, "chat") or row
     _note_organization(row, chat)
     folder_id = text_at(row, "folder_id")  # an export of chats has no names of folders
@@ -39,6 +45,17 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
         messages=messages,
         active=nearest.get(current),
     )
+
+
+def _parse_prompt(row: dict[str, Any]) -> SavedPrompt:
+    """Read a saved prompt. Its name was `title` until 2025, and `command` began with a slash. Variables stay as they are."""
+    name = common.line_at(row, "name") or common.line_at(row, "title") or common.line_at(row, "command").lstrip("/")
+    content = text_at(row, "content")
+    if not (name.strip() and content.strip()):
+        raise Unreadable("is a prompt without a name or a text")
+    if len(content) > PROMPT_CHARACTERS:
+        raise Unreadable(f"is a prompt of {len(content):,} characters; at most {PROMPT_CHARACTERS:,} are allowed")
+    return SavedPrompt(name=name[:NAME_CHARACTERS], content=content)
 
 
 def _nodes(chat: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], str]:

@@ -54,7 +54,7 @@ async def import_upload(request: Request, query: schemas.ImportQuery) -> Annotat
             report = await importer.import_files(request.user_id, [file], dry_run=query.dry_run)
     except OSError as error:
         raise StorageUnavailable(f"The upload could not be saved: {error.strerror}.") from error
-    if report.skipped and not report.conversations + report.messages + report.unchanged:
+    if report.skipped and not report.has_any():
         raise ImportUnreadable(
             [_reason(one.file.removeprefix(file.name).lstrip(":, "), one.reason) for one in report.skipped]
         )
