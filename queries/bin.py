@@ -56,6 +56,7 @@ def delete_message(conn: Connection, user_id: int, conversation_id: int, message
     for removed_id in removed:
         conn.execute("UPDATE messages SET conversation_id = ? WHERE id = ?", (entry_id, removed_id))
     conn.execute("UPDATE messages SET parent_id = NULL WHERE id = ?", (message_id,))
+    _copy_sent_system_prompts(conn, conversation_id, entry_id)
     above = place(conn, conversation_id, message_id)
     for removed_id in removed:
         below = (conversation_id, removed_id)
@@ -88,12 +89,18 @@ def _add_entry(conn: Connection, conversation: sqlite3.Row, message: sqlite3.Row
         ),
     )
     search.index_title(conn, conversation["user_id"], entry_id, title)
-    conn.execute(  # without them the requests of its answers could not be rebuilt
-        "INSERT INTO sent_system_prompts (conversation_id, text_hash, text)"
-        " SELECT ?, text_hash, text FROM sent_system_prompts WHERE conversation_id = ?",
-        (entry_id, conversation["id"]),
-    )
     return entry_id
+
+
+def _copy_sent_system_prompts(conn: Connection, conversation_id: int, entry_id: int) -> None:
+    """Copy those of the answers in the bin, whose requests could not be rebuilt without them if their conversation is removed."""
+    conn.execute(
+        "INSERT INTO sent_system_prompts (conversation_id, text_hash, text)"
+        " SELECT ?1, text_hash, text FROM sent_system_prompts WHERE conversation_id = ?2 AND lower(hex(text_hash)) IN"
+        " (SELECT json_extract(g.request, '$.system_prompt_hash') FROM messages m JOIN generations g ON g.message_id = m.id"
+        " WHERE m.conversation_id = ?1)",
+        (entry_id, conversation_id),
+    )
 
 
 def place(conn: Connection, conversation_id: int, message_id: int | None) -> int | None:

@@ -7,6 +7,7 @@ import pytest
 from fireside.db import Connection, ago
 from fireside.errors import Conflict, GenerationActive, Invalid, NotFound, QuotaExceeded
 from fireside.queries import bin, conversations, messages, search, usage
+from fireside.queries.generations import SentRequest
 from fireside.queries.messages import Image
 
 from .conftest import ANN, BOB
@@ -247,3 +248,16 @@ def test_message_of_another_conversation_is_not_found(conn: Connection, function
             function(conn, user_id, conversation_id, message_id, *more)
         assert caught.value.code == "MESSAGE_NOT_FOUND"
     answer(conn, own)
+
+
+def test_bin_has_only_the_instructions_that_its_answers_were_sent_with(conn: Connection) -> None:
+    conversation_id = asked(conn)
+    for number in range(3):
+        begun, job = begin(conn, conversation_id)
+        finish(conn, begun, sent=SentRequest("hash", {}, job.leaf_id, 0, f"Prompt {number}"))
+        say(conn, conversation_id, "Next")
+    [question, *_] = messages.list_messages(conn, ANN, conversation_id)
+    gone = bin.delete_message(conn, ANN, conversation_id, question.id)
+    texts = "SELECT text FROM sent_system_prompts WHERE conversation_id = ?"
+    assert [row["text"] for row in conn.execute(texts, (gone.deleted_id,))] == ["Prompt 0"]
+    assert len(conn.execute(texts, (conversation_id,)).fetchall()) == 3
