@@ -11,6 +11,7 @@ from ...backends.loose import clean
 from ...queries.conversations import title_from
 from ...queries.types import (
     ANSWER_CHARACTERS,
+    QUESTION_CHARACTERS,
     QUEUED_MESSAGES,
     TITLE_CHARACTERS,
     Id,
@@ -98,6 +99,8 @@ def _check(conversation: Conversation) -> None:
         _refuse(f"its queue has more than {QUEUED_MESSAGES} messages")
     for waiting in conversation.queue:
         time, text = waiting.created_at, waiting.content
+        if len(text) > QUESTION_CHARACTERS:
+            _refuse(f"a message in its queue has more than {QUESTION_CHARACTERS:,} characters")
         images = [Image(image.media_type, image.data) for image in waiting.images]  # files are not looked up
         _check_message(Message(id=1, parent_id=None, role="user", created_at=time, content=text, images=images))
     if conversation.active_message_id not in known:
