@@ -50,20 +50,8 @@ BODY_BYTES = 1024 * 1024  # JSON of 4 MB keeps the event loop busy for 0.3 s
 PUBLIC_BODY_BYTES = 64 * 1024  # without a session
 CHUNK_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
-INTEGERS = frozenset(  # in paths
-    {
-        "conversation_id",
-        "folder_id",
-        "message_id",
-        "image_id",
-        "user_id",
-        "session_id",
-        "invite_id",
-        "prompt_id",
-        "preset_id",
-        "token_id",
-    }
-)
+OBJECTS = "conversation folder message image user session invite prompt preset token".split()
+INTEGERS = {f"{thing}_id": thing for thing in OBJECTS} | {"queued_id": "message"}  # in paths, and the thing that is missing
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
 
 
@@ -157,10 +145,10 @@ class Request(requests.Request):
     def path_arguments(self) -> dict[str, int | str]:
         """Return the path's parameters. Raises NotFound for an id that is not an integer from 1 to 2**63 - 1."""
         arguments: dict[str, int | str] = dict(self.path_params)
-        for name in INTEGERS & arguments.keys():
+        for name in INTEGERS.keys() & arguments.keys():
             text = self.path_params[name]
             if not (text.isascii() and text.isdigit() and len(text) <= 19 and 0 < int(text) < 2**63):
-                raise NotFound(name.removesuffix("_id"))
+                raise NotFound(INTEGERS[name])
             arguments[name] = int(text)
         return arguments
 
