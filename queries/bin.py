@@ -174,6 +174,7 @@ def _show_restored(conn: Connection, home: sqlite3.Row, entry: sqlite3.Row, root
     """Activate the path through a restored message, unless the conversation has been continued on another one."""
     sql = PATH + "SELECT 1 FROM path WHERE id = :root"
     leaf = {"leaf": home["active_message_id"], "limit": -1, "root": root_id}
-    if home["updated_at"] <= entry["deleted_at"] and not conn.execute(sql, leaf).fetchone():
+    is_continued = home["active_message_id"] is not None and home["updated_at"] > entry["deleted_at"]
+    if not is_continued and not conn.execute(sql, leaf).fetchone():
         active = newest_leaf(conn, home["id"], entry["active_message_id"] or root_id)
         conn.execute("UPDATE conversations SET active_message_id = ? WHERE id = ?", (active, home["id"]))

@@ -261,3 +261,13 @@ def test_bin_has_only_the_instructions_that_its_answers_were_sent_with(conn: Con
     texts = "SELECT text FROM sent_system_prompts WHERE conversation_id = ?"
     assert [row["text"] for row in conn.execute(texts, (gone.deleted_id,))] == ["Prompt 0"]
     assert len(conn.execute(texts, (conversation_id,)).fetchall()) == 3
+
+
+def test_message_restored_to_an_emptied_conversation_is_shown(conn: Connection) -> None:
+    conversation_id = conversation(conn)
+    first = bin.delete_message(conn, ANN, conversation_id, say(conn, conversation_id, "First"))
+    second = bin.delete_message(conn, ANN, conversation_id, say(conn, conversation_id, "Second"))
+    bin.restore(conn, ANN, first.deleted_id)
+    assert path(conn, conversation_id) == ["First"]
+    bin.restore(conn, ANN, second.deleted_id)
+    assert path(conn, conversation_id) == ["Second"]
