@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from ..db import Connection
 
+SEARCHED_DAYS = 200  # with answers of a model, the newest ones: the time grows with the square
 COMPARED_DAYS = 10  # with answers, before and after a change
 MIN_DAYS = 3  # with answers, on either side of a change
 MIN_CHANGE = 0.1
@@ -85,9 +86,9 @@ def find_changes(usage: list[UsageEntry]) -> list[SpeedChange]:
     """
     by_model: defaultdict[str, list[UsageEntry]] = defaultdict(list)
     for entry in reversed(usage):
-        if entry.model and entry.tokens_per_second:
+        if entry.model and (entry.tokens_per_second or 0) > 0:  # figures that were imported may be below 0
             by_model[entry.model].append(entry)
-    changes = filter(None, map(_newest_change, by_model.values()))
+    changes = filter(None, (_newest_change(days[-SEARCHED_DAYS:]) for days in by_model.values()))
     return sorted(changes, key=lambda change: change.since, reverse=True)
 
 

@@ -1,6 +1,7 @@
 """The queries: owners, accounts, conversations, the tree of messages, answers, and the indexes."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -620,6 +621,18 @@ def test_lasting_changes_of_speed_are_found(speeds: list[float], change: tuple[s
     ]
     found = usage.find_changes([*reversed(entries), UsageEntry("2026-01-01", None, 1, 0, 0, 0.0, None, None, None)])
     assert found == ([SpeedChange("m", change[0], change[1], "old", "new")] if change else [])
+
+
+def test_changes_are_found_among_many_days_of_imported_figures() -> None:
+    days = [f"{number // 336:04}-{number // 28 % 12 + 1:02}-{number % 28 + 1:02}" for number in range(3651)]
+    speeds = [-5.0] + [20.0 if number // 3 % 2 else 10.0 for number in range(3650)]
+    entries = [
+        UsageEntry(day, "m", 1, 1, 2, 1.0, speed, None, None) for day, speed in zip(days, speeds, strict=True)
+    ]
+    began = time.monotonic()
+    [change] = usage.find_changes(entries[::-1])
+    assert time.monotonic() - began < 5
+    assert change.since > days[-10]
 
 
 # ---- indexes

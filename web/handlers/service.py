@@ -28,7 +28,7 @@ from ..middleware import PAGE_POLICY
 
 async def usage(request: Request) -> schemas.UsageByDay:
     entries = await request.database.read(list_usage, request.user_id)
-    return schemas.UsageByDay(entries, find_changes(entries))
+    return schemas.UsageByDay(entries, await asyncio.to_thread(find_changes, entries))
 
 
 async def storage(request: Request) -> schemas.Storage:
