@@ -51,7 +51,7 @@ PUBLIC_BODY_BYTES = 64 * 1024  # without a session
 CHUNK_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
 OBJECTS = ["conversation", "folder", "message", "image", "user", "session", "invite", "prompt", "preset", "token"]
-INTEGERS = {f"{thing}_id": thing for thing in OBJECTS} | {"queued_id": "message"}  # in paths, and the thing that is missing
+INTEGERS = {f"{thing}_id": thing for thing in OBJECTS} | {"queued_id": "message"}  # in paths, with the thing
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fireside import db
 from fireside.db import Connection
-from fireside.errors import Invalid, NameExists, NotFound, QuotaExceeded
+from fireside.errors import AuthRequired, Invalid, NameExists, NotFound, QuotaExceeded
 from fireside.queries import conversations, generations, prompts
 from fireside.queries.prompts import MAX_SAVED, Defaults, Preset
 
@@ -177,3 +177,8 @@ def test_conversation_keeps_its_copy_of_a_preset(conn: Connection) -> None:
     prompts.set_preset(conn, ANN, brief.id, {"system_prompt": "Be long."})
     prompts.delete_preset(conn, ANN, brief.id)
     assert conversations.get_conversation(conn, ANN, chat.id).system_prompt == "Be brief."
+
+
+def test_account_deleted_while_a_prompt_is_sent_is_signed_out(conn: Connection) -> None:
+    with pytest.raises(AuthRequired):
+        save(conn, user_id=99)

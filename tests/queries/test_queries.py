@@ -626,9 +626,7 @@ def test_lasting_changes_of_speed_are_found(speeds: list[float], change: tuple[s
 def test_changes_are_found_among_many_days_of_imported_figures() -> None:
     days = [f"{number // 336:04}-{number // 28 % 12 + 1:02}-{number % 28 + 1:02}" for number in range(3651)]
     speeds = [-5.0] + [20.0 if number // 3 % 2 else 10.0 for number in range(3650)]
-    entries = [
-        UsageEntry(day, "m", 1, 1, 2, 1.0, speed, None, None) for day, speed in zip(days, speeds, strict=True)
-    ]
+    entries = [UsageEntry(day, "m", 1, 1, 2, 1.0, speed, None, None) for day, speed in zip(days, speeds, strict=True)]
     began = time.monotonic()
     [change] = usage.find_changes(entries[::-1])
     assert time.monotonic() - began < 5
