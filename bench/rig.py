@@ -231,12 +231,18 @@ def text(began: float, tokens: int) -> str:
 
 def direct_load(port: int, streams: int, tokens: int, rate: float = 0) -> Load:
     """Streams in the format of OpenAI, of the bare proxy or the model server."""
-    http, load = Http(port), Load(port)
-    body = {"model": script(tokens, rate), "messages": [{"role": "user", "content": "Count."}], "stream": True}
-    packed = http.packed("POST", "/v1/chat/completions", json.dumps(body).encode())
+    load = Load(port)
+    packed = openai_request(Http(port), "", [{"role": "user", "content": "Count."}], tokens, rate)
     for _ in range(streams):
         load.connection().request("O", packed, tokens, rate)
     return load
+
+
+def openai_request(http: Http, prefix: str, messages: list[dict[str, str]], tokens: int, rate: float = 0) -> bytes:
+    """Return a request for a stream with usage. `prefix` is what precedes the name of the model."""
+    body = {"model": f"{prefix}{script(tokens, rate)}", "messages": messages, "stream": True}
+    body |= {"stream_options": {"include_usage": True}}
+    return http.packed("POST", "/v1/chat/completions", json.dumps(body).encode())
 
 
 def stream_request(fireside: Fireside, conversation: int, tokens: int, rate: float = 0) -> bytes:

@@ -253,6 +253,73 @@ def _saves(bench: Bench) -> Row:
     return at_most(f"saves while {streams} stream, of all CPU", median(shares) * 100, 2, " %", "{:.1f} %")
 
 
+# ---------------------------------------------------------------------------------------------------- other programs
+
+HISTORY = [{"role": ("user", "assistant")[number % 2], "content": f"{number} {'word ' * 80}"} for number in range(200)]
+
+
+class _Program:
+    """A program that uses /v1 with a token."""
+
+    def __init__(self, fireside: Fireside, record: bool = True) -> None:
+        token = fireside.http.post("/tokens", {"name": "bench", "record": record})["token"]
+        self.http = Http(fireside.port)
+        self.http.headers = {"Authorization": f"Bearer {token}"}
+        self.asked = 0
+
+    def request(self, tokens: int, rate: float = 0, history: tuple[dict[str, str], ...] = ()) -> bytes:
+        """Return a request with a question of its own."""
+        self.asked += 1
+        question = {"role": "user", "content": f"Count, for the time {self.asked}."}
+        return rig.openai_request(self.http, "lmstudio/", [*history, question], tokens, rate)
+
+
+def programs(bench: Bench) -> Iterator[Row]:
+    few, tokens, count = bench.size.streams[0], bench.size.seconds * 50, bench.size.firsts
+    with bench.bare() as bare, bench.fireside() as fireside:
+        program = _Program(fireside)
+
+        def first(port: int, packed: list[bytes]) -> float:
+            load = Load(port).connection()
+            for one in packed:
+                load.request("O", one, 5)
+            return float(median(request["first"] - request["sent"] for request in bench.run(load).streams))
+
+        def direct(port: int) -> float:
+            return first(port, [rig.openai_request(Http(port), "", HISTORY[:1], 5)] * count)
+
+        alone = direct(bench.upstream.port)
+        pair = bench.turns(
+            lambda: first(fireside.port, [program.request(5) for _ in range(count)]) - alone,
+            lambda: direct(bare.port) - alone,
+            3,
+        )
+        yield pair.row("/v1: first token, added to the model server's, p50, ms", "{:.2f}", 2, unit="ms")
+
+        def spent(process: Process, packed: Callable[[], bytes]) -> float:
+            load, before = Load(process.port), process.cpu()
+            for _ in range(few):
+                load.connection().request("O", packed(), tokens, 50)
+            outcome = bench.run(load)
+            return (process.cpu() - before) / outcome.tokens * 1e6
+
+        pair = bench.turns(
+            lambda: spent(fireside, lambda: program.request(tokens, 50)),
+            lambda: spent(bare, lambda: rig.openai_request(Http(bare.port), "", HISTORY[:1], tokens, 50)),
+        )
+        yield pair.row(f"/v1: {few} x 50 tokens/s: CPU a token, us", "{:.1f}", 1)
+
+        unrecorded = _Program(fireside, record=False)
+
+        def continued(which: _Program) -> float:
+            return first(fireside.port, [which.request(5, history=tuple(HISTORY)) for _ in range(count)])
+
+        continued(program)
+        pair = bench.turns(lambda: continued(program), lambda: continued(unrecorded))
+        added = median(a - b for a, b in zip(pair.ours, pair.reference, strict=True)) * 1000
+        yield at_most("/v1: first token, added by recording the 201st message, p50, ms", added, 5, " ms", "{:.2f}")
+
+
 # ---------------------------------------------------------------------------------------------------- requests
 
 
@@ -523,6 +590,7 @@ Measurement = Callable[[Bench], Iterator[Row]]
 ROWS: tuple[Measurement, ...] = (
     the_load,
     relay,
+    programs,
     resume,
     databases,
     memory,

@@ -191,6 +191,8 @@ def set_conversation(
 
 
 def set_title(conn: Connection, conversation: sqlite3.Row, title: str) -> None:
+    if title == conversation["title"]:
+        return
     search.unindex_title(conn, conversation)
     conn.execute(
         "UPDATE conversations SET title = ?, title_key = ? WHERE id = ?", (title, title_key(title), conversation["id"])

@@ -16,11 +16,11 @@ from msgspec import Struct
 
 from ..db import Connection, insert, now
 from . import search
-from .conversations import add_conversation, add_stored_bytes, owned, set_conversation, set_title, title_from
+from .conversations import add_stored_bytes, set_conversation, title_from
 from .generations import Answer, Job, Prompt, add_answer
 from .messages import Image, add_message
 from .tokens import Token
-from .types import ANSWER_CHARACTERS, ToolCall, ToolResult, Tools
+from .types import ANSWER_CHARACTERS, ToolCall, ToolResult, Tools, title_key
 
 THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 TOOL_CHARACTERS = 200_000  # that are kept of a result or of the arguments of a call
@@ -133,13 +133,17 @@ def _longest_known(
 
 
 def _add_conversation(conn: Connection, user_id: int, token: Token, history: History, max_bytes: int) -> int:
-    fields = {"system_prompt": history.instructions, "settings": {}}
-    conversation_id = add_conversation(conn, user_id, fields, max_bytes).id
-    sql = "UPDATE conversations SET token_id = ?, token_name = ? WHERE id = ?"
-    conn.execute(sql, (token.id, token.name, conversation_id))
-    if history.turns[0].role != "user":  # else adding the first message sets the title
-        question = next((turn.content for turn in history.turns if turn.role == "user"), history.turns[0].content)
-        set_title(conn, owned(conn, user_id, conversation_id), title_from(question))
+    """Add a conversation named after its first question."""
+    question = next((turn.content for turn in history.turns if turn.role == "user"), history.turns[0].content)
+    title = title_from(question)
+    conversation_id = insert(
+        conn,
+        "INSERT INTO conversations (user_id, title, title_key, system_prompt, token_id, token_name, created_at, updated_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?7, ?7)",
+        (user_id, title, title_key(title), history.instructions, token.id, token.name, now()),
+    )
+    search.index_title(conn, user_id, conversation_id, title)
+    add_stored_bytes(conn, user_id, len(history.instructions.encode()), max_bytes)
     return conversation_id
 
 

@@ -5,6 +5,7 @@ A trial starts the service, checks what the last trial left, uses it and kills i
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ..live import Event, Person, good, parse, text, until
+from ..live import NO_TLS, PATIENCE, Event, Person, good, parse, text, until
 from ..processes import Killable
 from ..trials import TRIALS
 from ..upstream import DONE, Gate, Upstream, finish, pause, usage
@@ -61,12 +62,14 @@ class Use:
         self.messages: dict[int, dict[int, str]] = {}  # by conversation, by message
         self.events: dict[str, list[tuple[float, Event]]] = {}  # by generation, with their times
         self.canceled: set[str] = set()
+        # By conversation, generation and question: the words that a program has read, with their times.
+        self.relayed: dict[tuple[int, str, str], list[tuple[float, str]]] = {}
         self.steps = 0  # responses and events
         self.cut = False  # a stream broke off
         self.stopping = False
 
     async def until_it_ends(self, one_long_answer: bool) -> None:
-        actions = (self._append, self._stream, self._stream, self._cancel, self._retry, self._continue)
+        actions = (self._append, self._stream, self._stream, self._cancel, self._retry, self._continue, self._relay)
         with contextlib.suppress(Stopped, httpx.TransportError):
             while True:
                 action = self._stream if one_long_answer else self.dice.choice(actions)
@@ -131,8 +134,44 @@ class Use:
                 self.dice.choice((1, 5, 50, WORDS)), method="GET", url=f"/generations/{generation_id}/stream"
             )
 
+    async def _relay(self, _: int) -> None:
+        """Ask as another program does, and read up to a number of words."""
+        token = (await self._post("/tokens", name="Program"))["token"]
+        question = f"Tell a program about {self.dice.getrandbits(64)}."
+        body = {"messages": [{"role": "user", "content": question}], "stream": True}
+        headers = {"Authorization": f"Bearer {token}"}
+        count = self.dice.choice((1, 50, WORDS))
+        async with (
+            httpx.AsyncClient(
+                base_url=self.person.base_url, trust_env=False, verify=NO_TLS, timeout=PATIENCE
+            ) as program,
+            program.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response,
+        ):
+            if response.status_code != 200:
+                raise Stopped
+            place = (int(response.headers["x-fireside-conversation-id"]), response.headers["x-fireside-generation-id"])
+            words = self.relayed.setdefault((*place, question), [])
+            async for line in response.aiter_lines():
+                if '"content": "' in line:
+                    words.append((time.monotonic(), json.loads(line[6:])["choices"][0]["delta"]["content"]))
+                    self.steps += 1
+                if len(words) >= count:
+                    break
+
+    async def _check_relayed(self, ended_at: float) -> None:
+        """Check that what a program asked is there, and of what it read all but the last second."""
+        for (conversation_id, generation_id, question), words in self.relayed.items():
+            asked, answer = await self.person.messages(conversation_id)
+            assert asked["content"] == question and answer["status"] in ("complete", "canceled", "interrupted")
+            assert answer["content"].startswith(
+                "".join(word for moment, word in words if moment < ended_at - LOST_SECONDS)
+            )
+            replayed = await self._resume(generation_id, 0)
+            assert text(replayed) == answer["content"] and replayed[-1].event == "done"
+
     async def check(self, ended_at: float) -> None:
         """Check that all that was acknowledged is there, except the last second of unfinished answers."""
+        await self._check_relayed(ended_at)
         shown: dict[int, dict[str, Any]] = {}
         for conversation_id, messages in self.messages.items():
             shown |= {message["id"]: message for message in await self.person.messages(conversation_id)}

@@ -35,7 +35,7 @@ AUTH, ENDPOINT, MIDDLEWARE, DB = (
 )
 QUERIES, SECURITY, RECOVERY = "tests/queries", "tests/system/test_security.py", "tests/system/test_recovery.py"
 SERVERS = "tests/web/test_servers.py"
-TOKENS = "tests/web/test_tokens.py"
+TOKENS, CHATS = "tests/web/test_tokens.py", "tests/web/test_chats.py"
 AUTHZ = "tests/system/test_trust.py::test_it_holds[authz]"
 ACCOUNTS = "tests/test_accounts.py"
 TESTS = (
@@ -48,6 +48,7 @@ TESTS = (
     ACCOUNTS,
     ENDPOINT,
     TOKENS,
+    CHATS,
     RECOVERY,
     "tests/chat",
     "tests/system/test_resume.py",
@@ -96,6 +97,8 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/tokens.py get_token": (AUTHZ, TOKENS),
     "queries/tokens.py list_valid_ids": (TOKENS,),
     "queries/tokens.py delete_token": (AUTHZ, TOKENS),
+    "queries/recorder.py _longest_known": (CHATS,),
+    "chat/hub.py Hub.relay": (CHATS, TOKENS),
     "queries/conversations.py owned": (QUERIES,),
     "queries/conversations.py find_conversations": (QUERIES,),
     "queries/conversations.py owned_ids": (QUERIES,),

@@ -342,10 +342,10 @@ async def test_bounds_are_kept(tmp_path: Path, upstream: Upstream) -> None:
 
 async def test_number_of_waiting_requests_is_limited(running: Running, zed: Person, upstream: Upstream) -> None:
     gate = Gate()
-    for _ in range(64):
+    for _ in range(256):
         upstream.enqueue(says("x"), pause(gate), finish(), DONE)
     async with contextlib.AsyncExitStack() as stack:
-        for number in range(64):
+        for number in range(256):
             body = {"model": MODEL, "messages": [user(str(number))], "stream": True}
             await stack.enter_async_context(zed.stream("POST", URL, json=body))
         assert refused(await ask(zed, user("One more"))) == (429, "rate_limit_exceeded")
