@@ -234,7 +234,8 @@ class _Salvage:
             orphans = self.new.execute(f"DELETE FROM {table} WHERE {key} NOT IN (SELECT id FROM {parent})")
             self.damaged += orphans.rowcount
         self.new.execute(
-            "UPDATE conversations SET deleted_from = NULL WHERE deleted_from NOT IN (SELECT id FROM conversations)"
+            "UPDATE conversations AS c SET deleted_from = NULL WHERE deleted_from IS NOT NULL AND NOT EXISTS"
+            " (SELECT 1 FROM conversations h WHERE h.id = c.deleted_from AND h.user_id = c.user_id)"
         )
         self.new.execute(
             "DELETE FROM folders WHERE user_id NOT IN (SELECT id FROM users)"
@@ -243,11 +244,20 @@ class _Salvage:
             "UPDATE conversations SET folder_id = NULL WHERE folder_id IS NOT NULL AND NOT EXISTS"
             " (SELECT 1 FROM folders f WHERE f.id = folder_id AND f.user_id = conversations.user_id)"
         )
-        earlier = "SELECT {0} FROM messages p WHERE p.conversation_id = messages.conversation_id AND p.id < messages.id"
-        self.new.execute(
-            f"UPDATE messages SET parent_id = ({earlier.format('max(p.id)')}) WHERE parent_id IS NOT NULL"
-            f" AND NOT EXISTS ({earlier.format(1)} AND p.id = messages.parent_id)"
+        earlier = (
+            "SELECT max(p.id) FROM messages p WHERE p.conversation_id = messages.conversation_id AND p.id < messages.id"
         )
+        follow_earlier = f"UPDATE messages SET parent_id = ({earlier}) WHERE "
+        self.new.execute(
+            f"{follow_earlier} parent_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM messages p"
+            " WHERE p.conversation_id = messages.conversation_id AND p.id = messages.parent_id)"
+        )
+        path = "WITH RECURSIVE path (id) AS (SELECT ?1 UNION SELECT m.parent_id FROM messages m JOIN path ON path.id = m.id)"
+        for (message_id,) in self.new.execute("SELECT id FROM messages WHERE parent_id >= id ORDER BY id").fetchall():
+            if not self.new.execute(
+                f"{path} SELECT 1 FROM path WHERE id IS NULL", (message_id,)
+            ).fetchone():  # a circle
+                self.new.execute(f"{follow_earlier} id = ?", (message_id,))
         self.new.execute("UPDATE conversations SET token_id = NULL")  # tokens are not copied
         own = "SELECT {0} FROM messages m WHERE m.conversation_id = conversations.id"
         self.new.execute(

@@ -344,9 +344,25 @@ async def remove_hidden(database: Database, conversation_ids: Iterable[int]) -> 
 
 
 def list_message_ids(conn: Connection, conversation_id: int) -> list[int]:
-    """Return the ids of a conversation's messages, newest first."""
-    rows = conn.execute("SELECT id FROM messages WHERE conversation_id = ? ORDER BY id DESC", (conversation_id,))
-    return [row["id"] for row in rows]
+    """Return the ids of a conversation's messages, children before their parents."""
+    return list(list_parents(conn, conversation_id))[::-1]
+
+
+def list_parents(conn: Connection, conversation_id: int) -> dict[int, int | None]:
+    """Return the parent_id of each message by its id, oldest first, but parents before their children.
+
+    The version of an answer that took the place of a deleted one may be newer than the messages below it (see bin.py).
+    """
+    rows = conn.execute("SELECT id, parent_id FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
+    parents: dict[int, int | None] = {row["id"]: row["parent_id"] for row in rows}
+    ordered: dict[int, int | None] = {}
+    for message_id in parents:
+        path, at = [], message_id
+        while at in parents and at not in ordered:
+            path.append(at)
+            at = parents[at] or 0
+        ordered |= {one: parents[one] for one in reversed(path)}
+    return ordered
 
 
 def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
@@ -404,7 +420,8 @@ def drop_links(conn: Connection, parent_id: int) -> None:
 
 def remove_emptied(conn: Connection, conversation_id: int) -> None:
     """Remove a hidden conversation that has no messages."""
-    row = conn.execute("SELECT * FROM conversations WHERE id = ? AND hidden = 1", (conversation_id,)).fetchone()
+    sql = "SELECT * FROM conversations WHERE id = ?1 AND hidden = 1 AND NOT EXISTS (SELECT 1 FROM messages WHERE conversation_id = ?1)"
+    row = conn.execute(sql, (conversation_id,)).fetchone()
     if row is not None:
         search.unindex_title(conn, row)
         sql = "SELECT coalesce(sum(stored_bytes), 0) FROM queued_messages WHERE conversation_id = ?"

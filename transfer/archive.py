@@ -159,12 +159,6 @@ def get_folder_name(conn: Connection, folder_id: int | None) -> str:
     return row["name"] if row else ""
 
 
-def list_parents(conn: Connection, conversation_id: int) -> dict[int, int | None]:
-    """Return the parent_id of each message by its id, oldest first."""
-    rows = conn.execute("SELECT id, parent_id FROM messages WHERE conversation_id = ? ORDER BY id", (conversation_id,))
-    return {row["id"]: row["parent_id"] for row in rows}
-
-
 _PARTS = (
     "coalesce((SELECT group_concat({0}, '') FROM (SELECT p.{0} FROM generation_parts p JOIN generations g"
     " ON g.id = p.generation_id WHERE g.message_id = m.id ORDER BY p.first_event)), '')"

@@ -189,7 +189,7 @@ def _outline(conn: Connection, user_id: int, conversation_id: int, deleted: bool
     columns["folder"] = archive.get_folder_name(conn, row["folder_id"])
     queue = [transcript.Queued(*message) for message in archive.list_queued(conn, conversation_id)]
     conversation = Conversation(fireside=transcript.VERSION, queue=queue, messages=[], **columns)
-    outline = _Outline(conversation, archive.list_parents(conn, conversation_id), {})
+    outline = _Outline(conversation, queries.conversations.list_parents(conn, conversation_id), {})
     for found in archive.list_images(conn, conversation_id):
         file = f"images/{found['message_id']}-{found['position']}.{found['media_type'].removeprefix('image/')}"
         outline.images.setdefault(found["message_id"], []).append((Image(found["media_type"], file=file), found["id"]))

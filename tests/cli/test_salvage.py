@@ -203,6 +203,34 @@ def test_invalid_value_is_replaced_and_counted(sound: Path, tmp_path: Path, dama
         assert not connection.execute(parents).fetchone()
 
 
+def test_messages_below_a_newer_version_and_in_the_bin_keep_their_places(tmp_path: Path) -> None:
+    path, bin = tmp_path / "fireside.db", queries.bin
+    db.prepare(path)
+    with opened(path) as conn:
+        for name in ("ann", "bob"):
+            queries.accounts._add_user(conn, name, "x", "admin")
+        ids = []
+        for _ in range(2):
+            conversation_id = queries.conversations.add_conversation(conn, 1, {}).id
+            question = queries.messages.add_message(conn, 1, conversation_id, "Question")
+            _answer(conn, 1, conversation_id, "First")
+            queries.messages.add_message(conn, 1, conversation_id, "Next")
+            queries.messages.set_active(conn, 1, conversation_id, question)
+            again = AnswerRequest(retry=True, message_id=question)
+            begun = queries.generations.begin_answer(conn, 1, conversation_id, again, "lmstudio", "m")
+            recording = Recording(begun.message_id, "complete", "Second", "", "[]")
+            queries.generations.finish_generation(conn, begun.generation_id, recording)
+            deleted = bin.delete_message(conn, 1, conversation_id, question + 1)
+            ids.append((conversation_id, deleted.deleted_id))
+        conn.execute("UPDATE conversations SET user_id = 0 WHERE id = ?", (ids[1][0],))  # its owner is lost
+        conn.commit()
+    _, target = salvaged(path.read_bytes(), tmp_path)
+    assert rows(target, "messages") == rows(path, "messages")
+    assert rows(target, "former_parents") == rows(path, "former_parents")
+    homes = {row["id"]: row["deleted_from"] for row in rows(target, "conversations")}
+    assert (homes[ids[0][1]], homes[ids[1][1]]) == (ids[0][0], None), "not from a conversation of another user"
+
+
 def test_conversation_without_owner_goes_to_a_new_disabled_user(sound: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.db"
     broken.write_bytes(sound.read_bytes())

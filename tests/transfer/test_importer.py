@@ -219,6 +219,25 @@ async def test_imported_conversations_are_listed_read_found_and_counted(here: Se
     assert recording.content == "Water."
 
 
+async def test_messages_below_a_newer_version_are_exported_after_it(here: Service, there: Service) -> None:
+    conversation_id = await here.ask("Question")
+    [question] = await here.messages()
+    write, user, answers = here.database.write, here.user, []
+    for text in ("First", "Second"):
+        again = AnswerRequest(retry=True, message_id=question.id)
+        answer = await write(queries.generations.begin_answer, user, conversation_id, again, "lmstudio", "m")
+        recording = Recording(answer.message_id, "complete", text, "", "[]")
+        await write(queries.generations.finish_generation, answer.generation_id, recording)
+        await here.ask("Next", conversation_id=conversation_id)
+        answers.append(answer.message_id)
+    await write(queries.bin.delete_message, user, conversation_id, answers[0])
+    path = await here.export_one(conversation_id, "json")
+    assert await there.bring(path) == (1, 4, 0)
+    (copy,) = await there.conversations()
+    parents = await there.database.read(queries.conversations.list_parents, copy.id)
+    assert [parent and list(parents).index(parent) for parent in parents.values()] == [None, 0, 1, 1]
+
+
 async def test_importing_again_adds_nothing(here: Service) -> None:
     paths = [
         write(here.folder / "a.json", rivers()),
