@@ -451,9 +451,8 @@ export class Conversation extends Emitter {
     broadcast("list", { id });
   }
 
-  /** Change fields of the conversation, or of the one to be created. Resolves to whether they were saved. */
-  async change(fields) {
-    const { id } = this;
+  /** Change fields of the conversation, or of the one to be created, or of another. Resolves to whether they were saved. */
+  async change(fields, id = this.id) {
     if (id === null) {
       Object.assign(this.#newFields, fields);
       this.emit("changed");

@@ -5,7 +5,9 @@ import { debounce, on } from "./events.js";
 import { field } from "./fields.js";
 import { number } from "./format.js";
 import { icon, iconButton } from "./icons.js";
-import { chosenModel, modelFields } from "./models.js";
+import { library, loadLibrary } from "./library.js";
+import { chosenModel, modelFields, modelName, providers } from "./models.js";
+import { openMenu, toast } from "./popups.js";
 
 await styles("more.css");
 
@@ -23,25 +25,53 @@ const EFFORTS = { none: "Off", minimal: "Minimal", low: "Low", medium: "Medium",
 
 /** Open the panel after `neighbour`. Changes are saved as they are typed. `defaults` apply to a new chat. Returns a function that closes it. */
 export function openPanel(conversation, defaults, neighbour, onclose) {
-  const { nodes, flush, followModel } = answerFields(
-    conversation.details ?? { ...defaults, ...conversation.fields }, (fields) => conversation.change(fields));
-  const follow = () => followModel(conversation.choice);
-  const stopListening = [on("models", follow), conversation.on("changed", follow)];
+  let answers = null; // the fields that are shown
+  const draw = () => {
+    for (const node of answers?.nodes ?? []) node.remove();
+    answers = answerFields(conversation.details ?? { ...defaults, ...conversation.fields }, (fields) => conversation.change(fields));
+    choose.after(...answers.nodes);
+  };
+  const follow = () => answers.followModel(conversation.choice);
+  const offerPresets = () => {
+    choose.hidden = !conversation.details || !library.presets.length; // a new chat offers them above the message box
+  };
+  const stopListening = [on("models", follow), conversation.on("changed", follow), on("library-read", offerPresets)];
+  const choosePreset = async () => {
+    await answers.flush();
+    openMenu(choose, library.presets.map((preset) => ({
+      label: preset.name, icon: "sliders", note: presetChanges(preset, conversation.details).note, act: () => apply(preset),
+    })));
+  };
+  const apply = async (preset) => {
+    const { id, details } = conversation;
+    const { fields, note } = presetChanges(preset, details);
+    const before = Object.fromEntries(Object.keys(fields).map((name) => [name, details[name]]));
+    if (!Object.keys(before).length) return toast(`“${preset.name}”: ${note}`);
+    if (!await conversation.change(fields, id)) return;
+    if (panel.isConnected) draw();
+    toast(`“${preset.name}” was applied. ${note}`, "Undo", async () => {
+      if (await conversation.change(before, id) && panel.isConnected) draw();
+    });
+  };
   const saveAsPreset = async () => {
-    await flush();
+    await answers.flush();
     const { editPreset } = await import("./presets.js");
     const { system_prompt, settings } = { ...defaults, ...conversation.fields };
     editPreset(null, { system_prompt, settings, ...modelFields(conversation.choice) });
   };
   const close = () => {
     for (const stop of stopListening) stop();
-    flush();
+    answers.flush();
     panel.remove();
     onclose();
   };
+  const header = h("header", {}, h("h2", {}, "This chat"), iconButton("close", "Close", close));
+  const choose = button([icon("sliders"), "Apply a preset"], choosePreset, { "aria-haspopup": "menu" });
   const panel = h("aside", { class: "panel", "aria-label": "Chat settings" },
-    h("header", {}, h("h2", {}, "This chat"), iconButton("close", "Close", close)), nodes,
-    button([icon("bookmark"), "Save as preset"], saveAsPreset));
+    header, choose, button([icon("bookmark"), "Save as preset"], saveAsPreset));
+  draw();
+  offerPresets();
+  loadLibrary().catch(() => {}); // the banner shows that the server cannot be reached
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     event.stopPropagation();
@@ -52,18 +82,44 @@ export function openPanel(conversation, defaults, neighbour, onclose) {
   return close;
 }
 
+/** The fields that a preset changes in a conversation, and a note that names them. A model that is missing is not applied. */
+function presetChanges({ system_prompt, settings, provider_id, model }, current) {
+  const fields = {};
+  const names = [];
+  if (system_prompt !== current.system_prompt) {
+    fields.system_prompt = system_prompt;
+    names.push("instructions");
+  }
+  const choice = model && chosenModel({ provider_id, model });
+  const isMissing = model && providers && (!choice?.model || choice.replaced);
+  if (model && !isMissing && (model !== current.model || provider_id !== current.provider_id)) {
+    Object.assign(fields, { provider_id, model });
+    names.push(`model (${modelName(choice)})`);
+  }
+  const changed = Object.keys({ ...current.settings, ...settings }).filter(
+    (name) => JSON.stringify(settings[name]) !== JSON.stringify(current.settings[name]));
+  if (changed.length) fields.settings = settings;
+  names.push(...changed.map((name) => PARAMETERS.find((one) => one.name === name)?.label.toLowerCase() ?? name.replaceAll("_", " ")));
+  const note = names.length ? `Changes: ${names.join(", ")}.` : "This chat has these settings already.";
+  return { fields, note: isMissing ? `${note} ${model} is not available, so the model stays.` : note };
+}
+
 /** Fields for instructions and parameters. `save(fields)` is called as they are typed, and resolves to whether it worked. */
 export function answerFields(source, save) {
   const { system_prompt = "", settings = {} } = source;
   const saved = h("small", { class: "faint saved", role: "status" });
   let unsaved = {};
-  const flush = async () => {
-    const fields = unsaved;
-    unsaved = {};
-    if (!Object.keys(fields).length) return;
+  let saving = null; // a promise of all saves that have begun
+  const saveNow = async (fields) => {
     const done = await save(fields);
     const all = !Object.keys(unsaved).length && nodes.every((node) => !node.querySelector("[aria-invalid=true]"));
     saved.textContent = done && all ? "Saved" : "";
+  };
+  const flush = () => {
+    const fields = unsaved;
+    unsaved = {};
+    if (Object.keys(fields).length) saving = Promise.all([saving, saveNow(fields)]);
+    return saving;
   };
   const flushLater = debounce(400, flush);
   const change = (fields) => {

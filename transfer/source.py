@@ -305,7 +305,7 @@ class Source:
                     yield _Row(clean(name), value, 0)
             return
         for number, element in enumerate(split(self._chunks(name)), 1):
-            where = clean(name) if number == 1 else f"{clean(name)}, conversation {number}"
+            where = clean(name) if number == 1 else f"{clean(name)}, no. {number}"
             if element is None:
                 yield Skipped(where, f"is larger than {ELEMENT_BYTES >> 20} MB")
                 continue

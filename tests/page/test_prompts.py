@@ -146,6 +146,73 @@ def test_new_chat_begins_with_a_preset_which_later_changes_do_not_reach(visit: V
     assert lmstudio.chats[-1]["messages"][0]["role"] == "user"
 
 
+def test_preset_is_applied_to_a_chat_and_undone(visit: Visit, lmstudio: Upstream) -> None:
+    own = {"system_prompt": "Be kind.", "settings": {"temperature": 0.2, "seed": 7}}
+    chat, other = new(visit.client, "With settings", **own), new(visit.client, "Other")
+    model = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}
+    brief = {"system_prompt": "Be brief.", "settings": {"temperature": 0.9}}
+    good(visit.client.post("/presets", json={"name": "Brief"} | brief | model))
+    good(visit.client.post("/presets", json={"name": "Gone", "provider_id": "lmstudio", "model": "gone"} | own))
+
+    def details() -> dict[str, object]:
+        chosen = good(visit.client.get(f"/conversations/{chat}"))
+        return {name: chosen[name] for name in ("system_prompt", "settings", "provider_id", "model")}
+
+    before = details()
+    page = visit.open(f"/#/c/{chat}")
+    press(page, "Chat settings")
+    instructions, temperature = page.get_by_label("Instructions for the model"), page.get_by_label("Temperature")
+    instructions.fill("Be very kind.")
+    before["system_prompt"] = "Be very kind."
+    press(page, "Apply a preset")
+    menu = page.get_by_role("menuitem")
+    note = "Changes: instructions, model (Qwen2.5 VL 7B Instruct), temperature, seed."
+    expect(menu).to_have_text([f"Brief{note}", "GoneChanges: instructions. gone is not available, so the model stays."])
+    assert details() == before
+    check(page)
+    page.keyboard.press("Enter")
+    toast = page.locator(".toast")
+    toast.hover()  # it stays
+    expect(toast.locator("span").first).to_have_text(f"“Brief” was applied. {note}")
+    expect(instructions).to_have_value("Be brief.")
+    expect(temperature).to_have_value("0.9")
+    expect(page.get_by_label("Seed")).to_have_value("")
+    expect(page.get_by_role("button", name="Apply a preset")).to_be_focused()
+    expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
+    assert details() == brief | model
+    press(page, "Undo")
+    expect(temperature).to_have_value("0.2")
+    expect(instructions).to_have_value("Be very kind.")
+    assert details() == before
+
+    press(page, "Apply a preset")
+    page.keyboard.press("Enter")
+    toast.hover()
+    page.evaluate(f"location.hash = '#/c/{other}'")
+    expect(page.locator(".panel")).to_have_count(0)
+    expect(page.locator(".message.user")).to_contain_text("Other")
+    with page.expect_response(f"**/conversations/{chat}") as response:  # of the chat that was left
+        press(page, "Undo")
+    assert response.value.request.method == "PATCH" and details() == before
+    page.evaluate(f"location.hash = '#/c/{chat}'")
+    expect(page.locator(".message.user")).to_contain_text("With settings")
+    press(page, "Chat settings")
+    expect(temperature).to_have_value("0.2")
+
+    press(page, "Apply a preset")
+    page.keyboard.press("Enter")
+    expect(temperature).to_have_value("0.9")
+    press(page, "Apply a preset")
+    expect(menu.first).to_have_text("BriefThis chat has these settings already.")
+    page.keyboard.press("Escape")
+    ask(page, "Who answers?")
+    expect(page.locator(".message.user")).to_have_count(2)
+    answered(page)
+    request = lmstudio.chats[-1]
+    assert (request["model"], request["temperature"], "seed" in request) == (model["model"], 0.9, False)
+    assert request["messages"][0]["content"] == "Be brief."
+
+
 def test_text_size_and_send_key_are_kept_and_sections_are_switched_by_keyboard(visit: Visit) -> None:
     page = visit.open()
     page.locator(".account").click()
