@@ -599,6 +599,7 @@ ROWS: tuple[Measurement, ...] = (
     page,
     rendering,
     deletion,
+    listing,
     imports,
 )
 

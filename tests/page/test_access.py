@@ -97,7 +97,7 @@ def test_phone_chats_lists_and_sets(new_visit: Callable[..., Visit]) -> None:
     box(page).fill("From the sofa")
     page.get_by_role("button", name="Send").tap()
     answered(page)
-    page.get_by_role("button", name="Chats").tap()
+    page.get_by_role("button", name="Chats", exact=True).tap()
     page.get_by_role("link", name="An older conversation").tap()
     expect(sidebar).to_be_hidden()
     expect(page.locator(".message.user")).to_contain_text("An older conversation")

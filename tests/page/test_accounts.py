@@ -70,7 +70,7 @@ def test_administrator_resets_a_password_and_deletes_a_user(
 ) -> None:
     bob = studio.join(admin, "Bob Ross")
     page = new_visit("admin", viewport=SMALL_PHONE).open()
-    page.get_by_role("button", name="Chats").click()
+    page.get_by_role("button", name="Chats", exact=True).click()
     open_settings(page, "Users and invites")
     press(page, "Change Bob Ross")
     page.keyboard.press("ArrowDown")

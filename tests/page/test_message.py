@@ -48,10 +48,10 @@ def test_phases_and_reasoning_are_shown_and_the_answer_is_announced_once(visit: 
 def test_request_of_an_answer_is_shown_and_copied(visit: Visit, lmstudio: Upstream) -> None:
     page = visit.open()
     page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
-    for question in ("What is tea?", "And coffee?"):
-        lmstudio.enqueue(answer("A drink."))
+    for question, reply in (("What is tea?", "A drink."), ("And coffee?", "Another.")):
+        lmstudio.enqueue(answer(reply))
         ask(page, question)
-        expect(answered(page)).to_contain_text("A drink.")
+        expect(answered(page)).to_contain_text(reply)
     page.get_by_role("button", name="More about this answer").last.click()
     page.get_by_role("menuitem", name="What was sent").click()
     dialog = page.get_by_role("dialog", name="What was sent")

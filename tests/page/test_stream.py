@@ -172,7 +172,7 @@ def test_escape_closes_the_list_of_a_phone_and_does_not_stop_the_answer(
     page = visit.open()
     ask(page, "Count")
     expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
-    page.get_by_role("button", name="Chats").click()
+    page.get_by_role("button", name="Chats", exact=True).click()
     expect(page.locator(".list-open")).to_have_count(1)
     page.keyboard.down("Escape")
     expect(page.locator(".list-open")).to_have_count(0)
