@@ -1,12 +1,14 @@
 """The open conversation: what is asked and changed in it, and requests that overlap."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 from playwright.sync_api import expect
 
 from ..browser import Visit
 from ..live import good
-from ..upstream import Upstream, answer
+from ..upstream import DONE, Upstream, answer, chunk, finish
 from .steps import (
     DOT,
     QWEN,
@@ -300,3 +302,43 @@ def test_refused_first_message_creates_no_conversation(visit: Visit) -> None:
     expect(page.locator(".toast")).to_contain_text("Content is refused by this test")
     expect(box(page)).to_have_value("Hello?")
     assert good(visit.client.get("/conversations")) == []
+
+
+def test_chat_of_another_program_is_seen_live_with_its_name_and_its_tools(visit: Visit, lmstudio: Upstream) -> None:
+    token = good(visit.client.post("/tokens", json={"name": "Zed"}))["token"]
+    call = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Oslo"}'}}
+    history: list[dict[str, object]] = [{"role": "user", "content": "Weather?"}]
+
+    def send() -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"}
+        body = {"messages": history, "stream": True}
+        url = f"{visit.url}/v1/chat/completions"
+        return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=60)
+
+    lmstudio.enqueue(chunk({"tool_calls": [{"index": 0, **call}]}), finish("tool_calls"), DONE)
+    assert send().status_code == 200
+    page = visit.open()
+    row = page.locator(".list li", has_text="Weather?")
+    expect(row).to_have_attribute("data-token", "Zed")
+    open_chat(page, "Weather?")
+    expect(page.locator("h1 .title")).to_have_attribute("data-token", "Zed")
+    tool = page.locator(".message details.tool", has_text="Calls a tool: get_weather")
+    expect(tool.locator("pre")).to_be_hidden()
+    tool.locator("summary").click()
+    expect(tool.locator("pre")).to_contain_text('"city": "Oslo"')
+    (gate,) = stream(lmstudio, "It will ", "rain.")
+    history += [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    history += [{"role": "tool", "tool_call_id": "1", "content": "rain, 4 °C"}]
+
+    def shows_the_beginning() -> bool:
+        refocus(page)
+        return page.locator(".message.assistant.last .markdown", has_text="It will").count() > 0
+
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(send)
+        wait(page, shows_the_beginning)
+        gate.open()
+        assert asking.result().status_code == 200
+    last = answered(page)
+    expect(last.locator(".markdown")).to_have_text("It will rain.")
+    expect(last.locator("details.tool summary")).to_have_text("Result of a tool")

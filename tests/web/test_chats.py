@@ -478,3 +478,33 @@ async def test_page_goes_on_with_a_recorded_conversation(ann: Person, zed: Perso
     ]  # fmt: skip
     response = await ask(zed, user("One"), bot("Hello from upstream."), user("From the program"))
     assert response.headers["x-fireside-conversation-id"] == "1"
+
+
+async def test_recorded_conversation_survives_export_import_and_branching(
+    running: Running, ann: Person, zed: Person, upstream: Upstream
+) -> None:
+    used = "SELECT stored_bytes FROM users WHERE id = 1"
+
+    async def stored_bytes() -> int:
+        return await running.state.database.read(lambda conn: conn.execute(used).fetchone()[0])
+
+    upstream.enqueue(chunk({"tool_calls": [{"index": 0, **CALL}]}), finish("tool_calls"), DONE)
+    good(await ask(zed, user("Weather?")))
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
+    good(await ask(zed, user("Weather?"), bot(None, tool_calls=[CALL]), result))
+    before, size = await ann.messages(1), await stored_bytes()
+    leaf = before[-1]["id"]
+    branch = good(await ann.post("/conversations/1/branch", json={"message_id": leaf, "client_id": "once"}))
+    assert [one.get("tools") for one in await ann.messages(branch["id"])] == [one.get("tools") for one in before]
+    good(await ann.delete(f"/conversations/{branch['id']}?purge=true"))
+    exported = good(await ann.get("/conversations/1/export?format=json"))
+    good(await ann.delete("/conversations/1?purge=true"))
+    assert await stored_bytes() == 0
+    good(await ann.post("/import", json=[exported]))
+    [conversation] = good(await ann.get("/conversations"))
+    after = await ann.messages(conversation["id"])
+    assert conversation["token_name"] == "Zed" and await stored_bytes() == size
+    for name in ("role", "content", "tools", "status"):
+        assert [one.get(name) for one in after] == [one.get(name) for one in before]
+    response = await ask(zed, user("Weather?"))  # the copy is not the program's any more
+    assert response.headers["x-fireside-conversation-id"] != str(conversation["id"])
