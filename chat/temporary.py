@@ -56,9 +56,9 @@ class TemporaryChats:
     async def clean_up(self) -> None:
         """Remove those that no tab was heard of for a day."""
         since = time.monotonic() - DAY_SECONDS
-        opened = [one for one, tabs in self._tabs.items() if any(heard > since for heard in tabs.values())]
-        await self._remove(await self._database.write(queries.conversations.hide_temporary, ago(days=1), opened))
-        self._tabs = {one: self._tabs[one] for one in opened}
+        self._tabs = {one: tabs for one, tabs in self._tabs.items() if any(heard > since for heard in tabs.values())}
+        hide = queries.conversations.hide_temporary
+        await self._remove(await self._database.write(hide, ago(days=1), list(self._tabs)))
 
     async def _remove_left(self, conversation_id: int) -> None:
         await asyncio.sleep(self.grace)

@@ -310,6 +310,26 @@ async def test_temporary_conversation_is_removed_after_a_silent_day(
     assert [await is_there(ann, one) for one in (opened, young, ordinary)] == [False, True, True]
 
 
+async def test_tab_that_opens_a_temporary_conversation_during_the_clean_up_keeps_it(
+    running: Running, ann: Person
+) -> None:
+    opened = await ann.conversation("Hello", temporary=True)
+    temporary = running.state.temporary
+    temporary.grace = 0.02
+    cleaning = asyncio.create_task(temporary.clean_up())
+    await asyncio.sleep(0)  # now it waits for the database
+    await temporary.note(ANN, opened, "first", True)
+    await cleaning
+    await note(ann, opened, "second", True)
+    await note(ann, opened, "second", False)
+    left = await ann.conversation("Left", temporary=True)
+    await note(ann, left, "first", False)
+    async with asyncio.timeout(30):
+        while await is_there(ann, left):
+            pass
+    assert await is_there(ann, opened)
+
+
 async def test_restart_removes_temporary_conversations(running: Running, ann: Person) -> None:
     temporary, ordinary = await ann.conversation("Hello", temporary=True), await ann.conversation("Hello")
     await note(ann, temporary, "tab", True)
