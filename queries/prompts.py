@@ -133,7 +133,8 @@ def save_imported(
 def list_saved(conn: Connection, user_id: int) -> list[tuple[Table, int]]:
     """Return the table and the id of each of the user's prompts and presets, for an export."""
     tables: list[Table] = ["prompts", "presets"]
-    return [(table, row["id"]) for table in tables for row in _list(conn, table, user_id)]
+    select = "SELECT id FROM {} WHERE user_id = ? ORDER BY name_key"
+    return [(table, row["id"]) for table in tables for row in conn.execute(select.format(table), (user_id,))]
 
 
 # ---- what new conversations begin with

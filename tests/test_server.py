@@ -681,3 +681,9 @@ async def test_upload_in_which_nothing_can_be_read_is_refused_with_the_reasons(a
     for counts in ({"conversations": 1, "unchanged": 0}, {"conversations": 0, "unchanged": 1}):
         report = good(await ann.post("/import", json=[whole, wrong[0]]))
         assert {name: report[name] for name in counts} == counts and len(report["skipped"]) == 1
+    prompt = {"command": "/mail", "title": "Mail", "content": "Write to {{name}}."}
+    assert code(await ann.post("/import", json=[prompt | {"content": ""}])) == (400, "IMPORT_UNREADABLE")
+    for counts in ({"prompts": 1, "unchanged": 0}, {"prompts": 0, "unchanged": 1}):
+        report = good(await ann.post("/import", json=[prompt, prompt | {"content": ""}]))
+        assert {name: report[name] for name in counts} == counts and len(report["skipped"]) == 1
+    assert [one["content"] for one in good(await ann.get("/prompts"))["prompts"]] == [prompt["content"]]

@@ -130,6 +130,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/prompts.py _owned": (QUERIES, AUTHZ),
     "queries/prompts.py _named": (QUERIES,),
     "queries/prompts.py _check_count": (QUERIES,),
+    "queries/prompts.py save_imported": ("tests/transfer/test_importer.py",),
     "queries/prompts.py _add": (QUERIES,),
     "queries/prompts.py _set": (QUERIES,),
     "web/handlers/servers.py _changed_address": (SERVERS,),
