@@ -13,7 +13,9 @@ from ..queries.recorder import History, RecordedTurn
 from ..queries.types import ToolCall, ToolResult, Tools, image_type
 
 IMAGES = 64  # of a message that are kept
+MAX_COMMAS = 500_000  # in all messages; decoding as many values takes 0.1 s
 PARAMS_BYTES = 16 * 1024  # of JSON that are kept of the parameters
+MAX_PARAMS = 100
 
 
 def parse(data: bytes) -> History:
@@ -21,6 +23,8 @@ def parse(data: bytes) -> History:
 
     What Fireside has no place for is named in the text. Instructions anywhere count as one; alone they are the question.
     """
+    if data.count(b",") > MAX_COMMAS:
+        raise Invalid("messages has too many parts.")
     sent = decode(data)
     if not isinstance(sent, list) or not sent or not all(isinstance(one, dict) for one in sent):
         raise Invalid("messages must be a list of one or more messages.")
@@ -91,7 +95,8 @@ def decode_images(urls: list[str]) -> list[Image]:
 def parameters(fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
     """Return the parameters of a request that are kept with its answer: all but the messages, the tools, and what the row has."""
     skipped = ("messages", "model", "stream", "stream_options", "tools", "functions")
-    kept = {clean(name): decode(bytes(value)) for name, value in fields.items() if name not in skipped}
+    short = {name: value for name, value in fields.items() if name not in skipped and len(value) <= PARAMS_BYTES}
+    kept = {clean(name): decode(bytes(value)) for name, value in list(short.items())[:MAX_PARAMS]}
     try:
         return kept if len(msgspec.json.encode(kept)) <= PARAMS_BYTES else {}
     except (ValueError, UnicodeEncodeError):

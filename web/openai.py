@@ -26,6 +26,8 @@ from .endpoint import Later, Request, while_connected
 from .middleware import openai_error
 
 REQUEST_BYTES = 32 * 1024 * 1024
+FIELDS = 200_000  # of a request and all in it: a million take the event loop 0.2 s
+OPTION_BYTES = 64 * 1024  # of a field that Fireside itself reads
 MODELS_AGE_SECONDS = 5.0  # of a list of models that needs no new look
 Json = Annotated[Response, dict[str, Any]]
 Chat = Annotated[Response, dict[str, Any], "text/event-stream"]
@@ -38,6 +40,8 @@ async def read_object(request: Request) -> dict[str, Raw]:
     body = b"".join([chunk async for chunk in request.chunks(REQUEST_BYTES)])
     if request.content_type != "application/json":
         raise UnsupportedMediaType
+    if body.count(b'":') > FIELDS:
+        raise Invalid(f"The request must have at most {FIELDS:,} fields.")
     try:
         return _decode_object(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -118,6 +122,8 @@ async def chat(request: Request) -> Chat:
 
 def _options(fields: dict[str, Raw]) -> _Options:
     given = {name: fields[name] for name in _Options.__struct_fields__ if name in fields}
+    if long := [name for name, value in given.items() if len(value) > OPTION_BYTES]:
+        raise Invalid(f"{long[0]} is too long.")
     try:
         options = msgspec.json.decode(msgspec.json.encode(given), type=_Options)
     except msgspec.ValidationError as error:

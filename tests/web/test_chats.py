@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,28 @@ async def test_bounds_are_kept(tmp_path: Path, upstream: Upstream) -> None:
         assert refused(await ask(zed, user("Hi"))) == (502, "answer_too_large")
         assert refused(await ask(zed, user("z" * 5000))) == (413, "quota_exceeded")
         assert refused(await zed.post(URL, content=b"{" + b" " * (33 << 20), headers=JSON)) == (413, "body_too_large")
+
+
+async def test_request_with_millions_of_values_does_not_block_others(
+    ann: Person, zed: Person, upstream: Upstream
+) -> None:
+    many = b",".join([b"1"] * 3_000_000)
+    slowest = 0.0
+    for content in (
+        b'{"messages": [' + many + b"]}",
+        b'{"messages": [{}], "metadata": [' + many + b"]}",
+        b'{"messages": [{}], "stream_options": {"a": [' + many + b"]}}",
+        b"{" + b",".join(b'"a%d":1' % number for number in range(1_000_000)) + b"}",
+    ):
+        asking = asyncio.create_task(zed.post(URL, content=content, headers=JSON))
+        while not asking.done():
+            began = time.monotonic()
+            await asyncio.sleep(0.001)
+            slowest = max(slowest, time.monotonic() - began)
+        expected = 200 if b"metadata" in content[:40] else 400
+        assert asking.result().status_code == expected, asking.result().text[:200]
+    assert slowest < 5  # measured: 0.8 s on a busy machine, with the client in the same event loop
+    assert good(await ann.get("/conversations"))[0]["token_name"] == "Zed"
 
 
 async def test_number_of_waiting_requests_is_limited(running: Running, zed: Person, upstream: Upstream) -> None:
