@@ -7,7 +7,7 @@ const RECENT = "fireside.prompts."; // in localStorage, by user: the ids of the 
 const MAX_RECENT = 20;
 
 /** As they were read last, sorted by name. */
-export const library = { prompts: [], presets: [] };
+export const library = { prompts: [], presets: [], isRead: false };
 let loading = null; // a promise
 
 /** Read the library, once. */
@@ -22,7 +22,7 @@ export function loadLibrary() {
 export async function refreshLibrary() {
   if (!session.user) return;
   const [{ prompts }, { presets }] = await Promise.all([get("/prompts"), get("/presets")]);
-  Object.assign(library, { prompts, presets });
+  Object.assign(library, { prompts, presets, isRead: true });
   emit("library-read");
 }
 

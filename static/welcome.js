@@ -21,7 +21,7 @@ export function welcome(choice) {
   } else {
     const hour = new Date().getHours();
     const greeting = hour < 5 || hour >= 18 ? "Good evening" : hour < 12 ? "Good morning" : "Good afternoon";
-    section.append(h("h2", {}, `${greeting}, ${session.user.username}`), h("p", {}, readiness(choice)));
+    section.append(h("h2", {}, `${greeting}, ${session.user.display_name}`), h("p", {}, readiness(choice)));
   }
   return section;
 }

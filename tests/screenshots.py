@@ -30,6 +30,19 @@ OLDER = {  # titles, with their age in days
     "SQL: gaps and islands": 45,
     "Names for a cat": 47,
 }
+FOLDERS = {
+    "Kitchen": ["Birthday riddles"],
+    "Work": ["SQL: gaps and islands", "Regex for ISO dates", "Rust lifetimes, once more"],
+}
+PROMPTS = {
+    "Summarize": "Summarize this in five sentences:\n\n{{text}}",
+    "Translate": "Translate into {{language}}:\n\n{{text}}",
+    "Review code": "Review this code. List bugs first:\n\n{{code}}",
+}
+PRESETS = {
+    "Patient teacher": "Explain step by step, with one example.",
+    "Editor": "Correct my text. Change as little as possible.",
+}
 TITLE = "Sourdough in a cold kitchen"
 QUESTION = "How do I get a sourdough to rise when my kitchen is only 17 °C?"
 ANSWER = """A cool kitchen only slows things down; it does not stop them. What changes is **time**, and a little *temperature*.
@@ -75,6 +88,14 @@ def furnish(client: httpx.Client) -> int:
     good(client.post("/import", json=[*older, conversation(TITLE, 0.01, QUESTION, ANSWER, **stats)]))
     ids: dict[str, int] = {item["title"]: item["id"] for item in good(client.get("/conversations"))}
     good(client.patch(f"/conversations/{ids['A weekend in Lisbon']}", json={"pinned": True}))
+    for name, titles in FOLDERS.items():
+        folder = good(client.post("/folders", json={"name": name}))["id"]
+        for one in titles:
+            good(client.patch(f"/conversations/{ids[one]}", json={"folder_id": folder}))
+    for name, content in PROMPTS.items():
+        good(client.post("/prompts", json={"name": name, "content": content}))
+    for name, system_prompt in PRESETS.items():
+        good(client.post("/presets", json={"name": name, "system_prompt": system_prompt}))
     return ids[TITLE]
 
 
@@ -92,8 +113,11 @@ def main() -> None:
         upstream.models = MODELS
         browser = launch(playwright)
         with Fireside(Path(folder), NO_ENGINE.replace("Nothing", "Workstation"), lmstudio_url=upstream.url) as fireside:
-            client = fireside.first("anna")
+            client = fireside.first("Anna")
             chat = furnish(client)
+            start = Visit(browser, fireside.url, client, color_scheme="light", viewport=DESKTOP).open()
+            expect(start.get_by_role("region", name="Your prompts")).to_be_visible()
+            take(start, "start-light")
             for theme in ("light", "dark"):
                 page = Visit(browser, fireside.url, client, color_scheme=theme, viewport=DESKTOP).open(f"/#/c/{chat}")
                 expect(page.locator(".last .figures")).to_contain_text("31.4 tok/s")
