@@ -64,6 +64,7 @@ export class Chat {
     const near = { root: this.scroller.node, rootMargin: "800px" };
     this.observer = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && conversation.loadOlder(), near);
     on("models", () => this.#drawAround());
+    on("library-read", () => this.#drawAround()); // with the model of the default preset
     this.context.on("changed", () => describeSizes(this.node));
     on("bin", ({ id }) => this.#undo.get(id)?.());
     on("offline", () => { this.banner.hidden = false; });
@@ -165,11 +166,11 @@ export class Chat {
     this.#views.get(messageId)?.node.querySelector(".switch button:not(:disabled)")?.focus({ preventScroll: true });
   }
 
-  /** The conversation goes on with its own model. */
+  /** The conversation goes on with that model. */
   async #retryWith(message) {
     const { openPicker } = await import("./picker.js");
     openPicker(message.model ? { model: { id: message.model }, provider: { provider_id: message.provider_id } } : null,
-      (choice) => this.conversation.retry(message, choice));
+      (choice) => this.conversation.retry(message, choice), "Retry with another model");
   }
 
   async #showRequest(message) {

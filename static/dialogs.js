@@ -10,10 +10,19 @@ export function openDialog(title, { className = "", onclose } = {}, ...content) 
   const heading = h("h2", { id: uniqueId("dialog") }, title);
   const dialog = h(
     "dialog", { class: className, "aria-labelledby": heading.id },
-    h("header", { role: "presentation" }, heading, iconButton("close", "Close", () => dialog.close())),
+    h("header", { role: "presentation" }, heading, iconButton("close", "Close", () => leave())),
     ...content,
   );
-  dialog.addEventListener("pointerdown", (event) => event.target === dialog && dialog.close());
+  const isTyped = () => dialog.matches(".form") && [...dialog.querySelectorAll("input, textarea")].some(({ value, defaultValue }) => value !== defaultValue);
+  const leave = async () => {
+    if (!isTyped() || await confirm("Discard what you typed?", "It is not saved yet.", "Discard")) dialog.close();
+  };
+  dialog.addEventListener("pointerdown", (event) => event.target === dialog && leave());
+  dialog.addEventListener("cancel", (event) => {
+    if (event.target !== dialog || !isTyped()) return; // a file chooser sends this event too
+    event.preventDefault();
+    leave();
+  });
   dialog.addEventListener("close", () => {
     dialog.remove();
     // In Chromium the selection was in a field of the dialog: without this, the text box that is focused now ignores the keys.

@@ -15,7 +15,7 @@ export async function attachment(file) {
   try {
     return { name, ...(isImage(file) ? await encode(file) : { text: await textOf(file) }) };
   } catch {
-    throw new Error(isImage(file) ? `${name} is not an image that this browser can read.` : `${name} is neither a text file nor an image.`);
+    throw new Error(isImage(file) ? `${name} is not an image that this browser can read.` : `${name} is neither a text file nor an image. Paste its text instead.`);
   }
 }
 

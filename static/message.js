@@ -261,8 +261,8 @@ class Answer {
     openMenu(anchor, [
       { icon: "swap", label: "Retry with another model…", act: () => this.#actions.retryWith(message) },
       { icon: "edit", label: "Edit answer", act: () => this.#edit() },
-      ...messageMenu(message, this.#actions, { label: "Delete answer", note }),
       { icon: "file", label: "What was sent…", act: () => this.#actions.showRequest(message) },
+      ...messageMenu(message, this.#actions, { label: "Delete answer", note }),
     ]);
   }
 
@@ -435,7 +435,8 @@ class Speed {
     this.#counts = this.#counts.filter(({ at }) => now - at < SPEED_WINDOW_MS);
     const characters = this.#counts.reduce((sum, count) => sum + count.characters, 0);
     const seconds = Math.min(SPEED_WINDOW_MS, now - this.#began) / 1000;
-    this.node.textContent = `${duration(Math.max(1000, now - this.#began))} · about ${number(characters / CHARACTERS_PER_TOKEN / seconds)} tok/s`;
+    const speed = Math.round(characters / CHARACTERS_PER_TOKEN / seconds);
+    this.node.textContent = `${duration(Math.max(1000, now - this.#began))}${speed ? ` · about ${number(speed)} tok/s` : ""}`;
     this.node.hidden = false;
   }
 }

@@ -10,6 +10,7 @@ import { serverForm } from "./servers.js";
 await styles("more.css");
 
 let form = null; // kept while the screen is drawn again, with what was typed
+let connect = null; // the section that contains it
 
 export function steps() {
   const isAdmin = session.user.role === "admin";
@@ -62,7 +63,8 @@ export function steps() {
           ["Put a .gguf file into LM Studio's folder of models."],
           ["Start Fireside again."],
         ])),
-    h("section", { class: "connect", "aria-label": "Connect a model server" }, h("h3", {}, "Another address or computer"), form),
+    connect = h("section", { class: "connect", "aria-label": "Connect a model server", oninput: showForm },
+      h("h3", {}, "Another address or computer"), form),
     looking, where,
   ].filter(Boolean);
 }
@@ -71,7 +73,15 @@ const program = (name, lines) => h("section", { "aria-label": name }, h("h3", {}
 
 const command = (text) => h("span", { class: "command" }, h("code", {}, text), copyButton("Copy command", () => text));
 
-const address = (text) => button(text, () => form.fill(text), { class: "address", title: `Test ${text}` });
+const address = (text) => button(text, () => {
+    form.fill(text);
+    showForm();
+  }, { class: "address", title: `Test ${text}` });
+
+/** The result of the test appears below the address. */
+function showForm() {
+  connect.scrollIntoView({ block: "nearest" });
+}
 
 /** If LM Studio is on the computer that runs Fireside. */
 function startButton() {

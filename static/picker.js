@@ -16,14 +16,14 @@ const LOAD_OPTIONS = "fireside.load"; // in localStorage, with provider and mode
 const OUTCOMES = { completed: "is downloaded.", already_downloaded: "was downloaded before." };
 
 /** `pick(choice)` is called with the chosen model. */
-export function openPicker(current, pick) {
+export function openPicker(current, pick, title = "Models") {
   const list = h("div", { class: "models" });
   const search = h("input", {
     type: "search", placeholder: "Find a model", "aria-label": "Find a model", autocomplete: "off", spellcheck: "false",
   });
   const draw = () => {
     const query = search.value.trim().toLowerCase();
-    list.replaceChildren(...(providers ?? []).map((provider) => providerSection(provider, query, current, choose)));
+    list.replaceChildren(...(providers ?? []).toSorted(onlineFirst).map((provider) => providerSection(provider, query, current, choose)));
   };
   const choose = (choice) => {
     dialog.close();
@@ -31,7 +31,7 @@ export function openPicker(current, pick) {
   };
   const addServer = async () => (await import("./servers.js")).openServerDialog(null);
   search.addEventListener("input", draw);
-  const dialog = openDialog("Models", { className: "picker", onclose: () => stopListening() }, search, list,
+  const dialog = openDialog(title, { className: "picker", onclose: () => stopListening() }, search, list,
     session.user.role === "admin" && h("footer", {}, button([icon("server"), "Add a model server"], addServer, { class: "quiet" })));
   const isTyping = () => document.activeElement?.matches(".models :is(input, select)"); // drawing again would clear what was typed
   const stopListening = on("models", () => isTyping() || draw());
@@ -44,6 +44,8 @@ export function openPicker(current, pick) {
   refreshModels().catch(() => {}); // the banner shows that the server cannot be reached
   resumeDownloads();
 }
+
+const onlineFirst = (a, b) => Number(b.online) - Number(a.online);
 
 /** If LM Studio is on the computer that runs Fireside. */
 function startButton(provider) {
@@ -60,8 +62,8 @@ function providerSection(provider, query, current, choose) {
     note && h("p", { class: "faint" }, note),
     provider.can_start && session.user.role === "admin" && startButton(provider),
     !provider.models_known && nameForm(provider, current, choose),
-    provider.kind === "lmstudio" && provider.online && session.user.role === "admin" && downloadForm(provider),
-    h("ul", {}, models.map((model) => modelRow({ provider, model, id: model.id }, current, choose))));
+    h("ul", {}, models.map((model) => modelRow({ provider, model, id: model.id }, current, choose))),
+    provider.kind === "lmstudio" && provider.online && session.user.role === "admin" && downloadForm(provider));
 }
 
 const downloads = new Map(); // by name of the model, as the server reported them last
@@ -151,7 +153,7 @@ function modelRow(choice, current, choose) {
     model.quantization,
     model.size_bytes && fileSize(model.size_bytes),
     model.vision && "sees images",
-  ].filter(Boolean);
+  ].filter(Boolean).map((fact) => fact.replaceAll(" ", "\u00a0")); // lines break between facts
   const variants = model.variants?.length > 1 && h("select", { class: "variant", "aria-label": `Variant of ${modelName(choice)}` },
     h("option", { value: model.id }, "usual variant"),
     model.variants.map((id) => h("option", { value: id, selected: isCurrent && current.id === id }, variantName(id))));

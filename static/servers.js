@@ -205,7 +205,7 @@ export function serverForm(server, onsaved) {
 
 function describeFinding({ kind, name, models, models_known: known }) {
   const product = kind === "lmstudio" ? "LM Studio" : name;
-  if (!known) return [`${product} answers, but does not list its models. Enter their names under More.`, false];
+  if (!known) return [`${product} answers, but does not list its models. Enter their names under “Key, name and more”.`, false];
   if (!models.length) return [`${product} answers, but has no chat model yet.`, false];
   const others = models.length - SHOWN_MODELS;
   const shown = models.slice(0, SHOWN_MODELS).join(", ") + (others > 0 ? ` and ${others} more` : "");

@@ -111,7 +111,8 @@ export class PromptMenu {
     };
     const manage = () => {
       this.#replace("");
-      this.manage();
+      if (recentPrompts().length) this.manage();
+      else editPrompt();
     };
     return [
       rest && { label: "Save this text as a prompt", icon: "plus", act: save },

@@ -32,7 +32,7 @@ function plot(title, rows, value, unit, models, from) {
   const top = Math.max(...rows.map(value)) * 1.1;
   const x = (day) => LEFT + (WIDTH - LEFT - RIGHT) * (Date.parse(day) - Date.parse(from)) / ((DAYS - 1) * 86_400_000);
   const y = (amount) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - amount / top);
-  const written = (amount) => number(amount, amount < 10 ? 1 : 0);
+  const written = (amount) => number(amount, amount && top < 10 ? 1 : 0);
   const marks = [0, top / 2, top].flatMap((amount) => [
     svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(amount), y2: y(amount), class: "grid" }),
     svg("text", { x: LEFT - 8, y: y(amount) + 4, "text-anchor": "end" }, written(amount)),

@@ -51,7 +51,7 @@ export class Starters {
         [icon("bookmark"), h("span", {}, h("span", {}, prompt.name), h("small", {}, prompt.content))], () => this.insert(prompt)))),
       chats.length && column("Recent chats", chats.map(({ id, title }) => h("a", { href: `#/c/${id}` }, icon("chat"), h("span", {}, h("span", {}, title))))),
       library.isRead && !prompts.length && column("First steps", [
-        button([icon("bookmark"), h("span", {}, "Save a prompt that you use often")], () => this.openSettings("prompts")),
+        button([icon("bookmark"), h("span", {}, "Save a prompt that you use often")], async () => (await import("./prompts.js")).editPrompt()),
         button([icon("sliders"), h("span", {}, "Choose what new chats begin with")], () => this.openSettings("presets")),
         !chats.length && button([icon("upload"), h("span", {}, "Import chats from another program")], () => this.openSettings("data")),
       ].filter(Boolean)),

@@ -156,8 +156,12 @@ def test_text_files_are_cards_in_a_draft_a_question_and_its_editor(visit: Visit,
     page = visit.open()
     chips, question = page.locator(".composer .chip"), page.locator(".message.user")
     for name, content, refusal in (
-        ("paper.pdf", b"%PDF-1.7\n\xe2\xe3\xcf\xd3", "paper.pdf is neither a text file nor an image."),
-        ("tool.bin", b"\x7fELF\x02\x01\xff", "tool.bin is neither a text file nor an image."),
+        (
+            "paper.pdf",
+            b"%PDF-1.7\n\xe2\xe3\xcf\xd3",
+            "paper.pdf is neither a text file nor an image. Paste its text instead.",
+        ),
+        ("tool.bin", b"\x7fELF\x02\x01\xff", "tool.bin is neither a text file nor an image. Paste its text instead."),
         ("long.txt", b"x" * 199_995, "long.txt is too long: a message can have at most 200,000 characters."),
         ("huge.log", b"x" * 900_000, "huge.log is too long: a message can have at most 200,000 characters."),
     ):

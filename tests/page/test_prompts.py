@@ -1,7 +1,7 @@
 """Saved prompts, presets, and what a new chat offers."""
 
 from axe_playwright_python.base import AXE_SCRIPT
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from ..browser import Visit
 from ..live import good
@@ -28,13 +28,18 @@ def test_prompt_is_written_inserted_with_variables_and_saved_from_a_question(vis
     box(page).type("/")
     expect(options).to_have_text(["Write a prompt"])
     page.keyboard.press("Enter")
-    expect(page.get_by_role("tab", name="Prompts")).to_have_attribute("aria-selected", "true")
     expect(box(page)).to_have_value("")
-    press(page, "New prompt")
     page.get_by_role("textbox", name="Name", exact=True).fill("Translate")
     page.get_by_label("Text", exact=True).fill("Into {{language}}: {{text}} ({{language}})")
     check(page)
+    page.keyboard.press("Escape")
+    press(page.get_by_role("dialog", name="Discard what you typed?"), "Cancel")
     press(page, "Save")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    box(page).type("/")
+    page.get_by_role("option", name="Edit prompts").click()
+    expect(page.get_by_role("tab", name="Prompts")).to_have_attribute("aria-selected", "true")
+    expect(box(page)).to_have_value("")
     press(page, "New prompt")
     page.get_by_role("textbox", name="Name", exact=True).fill("TRANSLATE")
     page.get_by_label("Text", exact=True).fill("Hello")
@@ -136,7 +141,11 @@ def test_new_chat_begins_with_a_preset_which_later_changes_do_not_reach(visit: V
     expect(page.locator(".message.user")).to_have_count(2)
     answered(page)
     assert lmstudio.chats[-1]["messages"][0]["content"] == "Be brief."
-    page.get_by_role("link", name="New chat").first.click()
+    held: list[Route] = []
+    page.route("**/presets", lambda route: held.append(route))
+    page.goto("/")
+    expect(page.get_by_role("region", name="Messages")).to_contain_text("is ready")
+    held.pop(0).continue_()
     expect(chosen).to_have_text("Gone")
     expect(page.locator(".hint")).to_have_text(
         "gone-model is not available here. Llama 3.2 3B Instruct answers instead.", use_inner_text=True
