@@ -152,12 +152,17 @@ class Generation:
         self.log.end(self._done())
 
     def save(self, conn: Connection) -> Begun | None:
-        """Save the ended answer. Return the next one of the conversation's queue, which has begun in the same transaction. A `save_error` that its readers were told stays in its events, but not in its status."""
+        """Save the ended answer. Return the next one of the conversation's queue, which has begun in the same transaction.
+
+        A `save_error` that its readers were told stays in its events, but not in its status.
+        """
+        wrote = not self.job.earlier or self._first_text_at is not None
         queries.generations.finish_generation(
             conn,
             self.id,
             self.log.recording(self.message_id, "complete" if self.status == "ok" else self.status, self._done()),
-            model=self._model,
+            provider_id=self.job.provider_id if wrote else None,
+            model=(self._model or self.job.model) if wrote else None,
             token_usage=self._usage,
             stats=self._stats,
             error=_error_fields(self._error) if self._error else None,

@@ -187,8 +187,8 @@ def begin_continuation(
         (message_id,),
     )
     conn.execute("DELETE FROM generations WHERE message_id = ?", (message_id,))
-    sql = "UPDATE messages SET status = 'generating', provider_id = ?, model = ?, error = NULL WHERE id = ?"
-    conn.execute(sql, (provider_id, model, message_id))
+    # The model stays that of the first part until the continuation has text.
+    conn.execute("UPDATE messages SET status = 'generating', error = NULL WHERE id = ?", (message_id,))
     answer = _add_generation(conn, job, message_id)
     # The next save replaces this part. After a crash before it, the text is not lost.
     log = [first_event(answer), *(length for length in (-len(message["reasoning"]), len(message["content"])) if length)]
@@ -380,24 +380,29 @@ def finish_generation(
     generation_id: str,
     recording: Recording,
     *,
+    provider_id: str | None = None,
     model: str | None = None,
     token_usage: dict[str, int] | None = None,
     stats: dict[str, Any] | None = None,
     error: dict[str, str] | None = None,
     sent: SentRequest | None = None,
 ) -> None:
-    """Save the whole answer with its end. Does nothing when its message has been deleted or has ended before."""
+    """Save the whole answer with its end. Does nothing when its message has been deleted or has ended before.
+
+    `provider_id` and `model`: who answered; None: as the message has it.
+    """
     select = "SELECT * FROM messages WHERE id = ? AND status = 'generating'"
     row = conn.execute(select, (recording.message_id,)).fetchone()
     if row is None:
         return
     conn.execute(
-        "UPDATE messages SET content = ?, reasoning = ?, status = ?, model = coalesce(?, model), token_usage = ?,"
-        " stats = coalesce(?, stats), error = ? WHERE id = ?",
+        "UPDATE messages SET content = ?, reasoning = ?, status = ?, provider_id = coalesce(?, provider_id),"
+        " model = coalesce(?, model), token_usage = ?, stats = coalesce(?, stats), error = ? WHERE id = ?",
         (
             recording.content,
             recording.reasoning,
             recording.status,
+            provider_id,
             model,
             *(json.dumps(value) if value is not None else None for value in (token_usage, stats, error)),
             recording.message_id,
@@ -429,7 +434,8 @@ def _stored_request(conn: Connection, conversation_id: int, sent: SentRequest) -
 def get_sent_request(conn: Connection, user_id: int, message_id: int) -> FoundRequest:
     """Return what is stored of the request for an answer, and the path that was sent, as it is now. Raises NotFound."""
     row = conn.execute(
-        "SELECT m.conversation_id, m.provider_id, g.request FROM messages m LEFT JOIN generations g ON g.message_id = m.id"
+        "SELECT m.conversation_id, coalesce(nullif(g.provider_id, ''), m.provider_id) AS provider_id, g.request"
+        " FROM messages m LEFT JOIN generations g ON g.message_id = m.id"
         " WHERE m.id = ?",
         (message_id,),
     ).fetchone()

@@ -116,10 +116,12 @@ async def test_stopped_continuation_keeps_all_text_and_can_go_on(
     message = (await ann.messages(conversation_id))[-1]
     assert (message["content"], message["status"]) == ("One, two, three, ", "canceled")
     assert message["token_usage"] is None and "finish_reason" not in message["stats"]
+    other = {"model": "qwen2.5-vl-7b-instruct"}
     upstream.enqueue(status(500, {"error": "out of order"}))
-    await read(ann, await begin(ann, conversation_id))
+    await read(ann, await begin(ann, conversation_id, **other))
     message = (await ann.messages(conversation_id))[-1]
     assert (message["content"], message["status"]) == ("One, two, three, ", "error")
+    assert message["model"] == MODEL["model"], "the other model has written nothing"
     upstream.enqueue(finish("stop"), DONE)  # the model has nothing to add
     await read(ann, await begin(ann, conversation_id))
     message = (await ann.messages(conversation_id))[-1]
@@ -129,6 +131,9 @@ async def test_stopped_continuation_keeps_all_text_and_can_go_on(
     assert (await running.state.database.read(lambda conn: conn.execute(used).fetchone()))[0] == len(
         "Count.One, two, three, "
     )
+    upstream.enqueue(answer("four.", model=other["model"]))
+    await read(ann, await begin(ann, conversation_id, **other))
+    assert (await ann.messages(conversation_id))[-1]["model"] == other["model"]
 
 
 async def test_only_the_last_answer_of_ones_own_conversation_is_continued(
