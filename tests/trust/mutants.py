@@ -97,7 +97,6 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/tokens.py get_token": (AUTHZ, TOKENS),
     "queries/tokens.py list_valid_ids": (TOKENS,),
     "queries/tokens.py delete_token": (AUTHZ, TOKENS),
-    "queries/recorder.py _longest_known": (CHATS,),
     "chat/hub.py Hub.relay": (CHATS, TOKENS),
     "queries/conversations.py owned": (QUERIES,),
     "queries/conversations.py find_conversations": (QUERIES,),

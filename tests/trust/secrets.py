@@ -84,6 +84,7 @@ class Session:
         for username in ("ann", NAME):
             anonymous.post("/auth/login", json={"username": username, "password": WRONG_PASSWORD})
         self._write(ann)
+        self._use_token(ann)
         self._let_model_server_fail(ann)
         for client in (bob, anonymous):
             for path in (
@@ -109,6 +110,20 @@ class Session:
         self.command("doctor")
         ann.get("/providers")
         good(ann.post("/auth/logout"))
+
+    def _use_token(self, ann: httpx.Client) -> None:
+        """Ask as another program does, with a right and with a mistyped token."""
+        token = good(ann.post("/tokens", json={"name": "Zed"}))["token"]
+        self.issued |= {token: "ann POST /tokens", token[3:-8]: "ann POST /tokens"}
+        program = self.client("ann's program")
+        body = MODEL | {"messages": [{"role": "user", "content": f"{QUESTION} 0"}]}
+        for text in (token, f"{token[:-1]}x", f"Basic {token}"):
+            headers = {"Authorization": f"Bearer {text}"}
+            self.upstream.enqueue(says(ANSWER), finish())
+            for path in ("/v1/models", "/conversations", f"/v1/models/{QUERY}"):
+                program.get(path, headers=headers)
+            program.post("/v1/chat/completions", json=body | {"model": "lmstudio/m"}, headers=headers)
+        self.upstream.forget()
 
     def _write(self, ann: httpx.Client) -> None:
         for number in range(2):

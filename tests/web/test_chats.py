@@ -10,6 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from fireside import queries
+from fireside.errors import InvalidToken, RateLimited, Stopping
+from msgspec import Raw
 
 from ..live import PATIENCE, Person, Running, good, parse, until
 from ..upstream import DONE, MODEL, Gate, Upstream, answer, chunk, close, error, event, finish, pause, status, usage
@@ -339,6 +342,28 @@ async def test_bounds_are_kept(tmp_path: Path, upstream: Upstream) -> None:
         assert refused(await ask(zed, user("Hi"))) == (502, "answer_too_large")
         assert refused(await ask(zed, user("z" * 5000))) == (413, "quota_exceeded")
         assert refused(await zed.post(URL, content=b"{" + b" " * (33 << 20), headers=JSON)) == (413, "body_too_large")
+
+
+async def test_hub_refuses_too_many_bytes_a_revoked_token_and_new_answers_while_it_stops(
+    running: Running, ann: Person, zed: Person, upstream: Upstream
+) -> None:
+    hub, server = running.state.hub, running.state.providers.get("lmstudio")
+    [token] = await running.state.database.read(queries.tokens.list_tokens, 1)
+    question = Raw(b'[{"role": "user", "content": "Hi"}]')
+    large = {"messages": question, "x": Raw(b'"' + b"x" * (65 << 20) + b'"')}
+    gate = Gate()
+    upstream.enqueue(says("x"), pause(gate), finish(), DONE)
+    begun = await hub.relay(1, token, server, MODEL, large, False)
+    with pytest.raises(RateLimited):
+        await hub.relay(1, token, server, MODEL, large, False)
+    await hub.abandon(begun)
+    gate.open()
+    good(await ann.delete("/tokens/1"))
+    with pytest.raises(InvalidToken):
+        await hub.relay(1, token, server, MODEL, {"messages": question}, False)
+    hub.closing = True
+    with pytest.raises(Stopping):
+        await hub.relay(1, token, server, MODEL, {"messages": question}, False)
 
 
 async def test_request_with_millions_of_values_does_not_block_others(

@@ -125,6 +125,8 @@ async def test_expiry_disabling_and_a_reset_password_end_tokens(running: Running
     for status_ in ("disabled", "active"):
         good(await ann.patch("/admin/users/2", json={"status": status_}))
         assert (await programs.get("/v1/models")).status_code == (401 if status_ == "disabled" else 200)
+        valid = [await running.state.database.read(queries.tokens.list_valid_ids, user_id) for user_id in (1, 2)]
+        assert valid == [set(), set() if status_ == "disabled" else {1}]
     bob = await running.login("bob")
     good(await bob.post("/auth/password", json={"current_password": PASSWORD, "new_password": PASSWORD * 2}))
     good(await programs.get("/v1/models"))
@@ -137,8 +139,7 @@ async def test_expiry_disabling_and_a_reset_password_end_tokens(running: Running
     sql = f"UPDATE tokens SET expires_at = '{ago(seconds=1)}'"
     await running.state.database.write(lambda conn: conn.execute(sql).rowcount)
     assert refused(await expiring.get("/v1/models")) == INVALID
-    valid = await running.state.database.read(queries.tokens.list_valid_ids, 1)
-    assert valid == set()
+    assert await running.state.database.read(queries.tokens.list_valid_ids, 1) == set()
     await create(ann, "Another")
     assert await running.state.database.read(queries.tokens.list_valid_ids, 1) == {3}
     assert await running.state.database.read(queries.tokens.list_valid_ids, 2) == set()
