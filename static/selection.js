@@ -71,7 +71,7 @@ export class Selection {
 
   #export() {
     if (this.chosen.size > MAX_EXPORTED) {
-      return toast(`At most ${number(MAX_EXPORTED)} chats can be exported at once. Settings, Data exports everything.`);
+      return toast(`At most ${number(MAX_EXPORTED)} chats can be exported at once. Settings, Your data exports everything.`);
     }
     download(`/export?ids=${[...this.chosen]}`);
     this.end();
