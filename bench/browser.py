@@ -1,6 +1,7 @@
 """The time of an update of a streaming answer in Chromium: from the arrival of text, through rendering, to the end of the layout."""
 
 import contextlib
+import datetime
 import statistics
 import tempfile
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from tests.browser import NO_ENGINE, Fireside, Visit, launch
-from tests.page.steps import imported
+from tests.live import good
 from tests.upstream import Upstream
 
 STEP = 40  # characters of an update
@@ -59,6 +60,16 @@ PREPARE = """async () => {
 }"""
 
 
+def _conversation(number: int) -> dict[str, object]:
+    """Return the export of a conversation that was used so many times ten hours ago: 2,000 of them fill 27 months."""
+    time = (datetime.datetime.now(datetime.UTC) - number * datetime.timedelta(hours=10)).strftime(
+        "%Y-%m-%dT%H:%M:%S.%f"
+    )
+    question = {"id": 1, "parent_id": None, "role": "user", "content": "Hello", "created_at": time}
+    head = {"fireside": 1, "title": f"Chat {number}", "named": True, "created_at": time, "updated_at": time}
+    return head | {"active_message_id": 1, "messages": [question]}
+
+
 @contextlib.contextmanager
 def opened(conversations: int = 0) -> Iterator[Page]:
     """The page of a user who has so many conversations."""
@@ -67,7 +78,7 @@ def opened(conversations: int = 0) -> Iterator[Page]:
         with Fireside(Path(folder), NO_ENGINE, fresh=True, lmstudio_url=upstream.url) as fireside:
             client = fireside.first()
             if conversations:
-                imported(client, [(f"Chat {number}", ["Hello"]) for number in range(conversations)])
+                good(client.post("/import", json=[_conversation(number) for number in range(conversations)]))
             page = Visit(browser, fireside.url, client).open()
             page.locator(".welcome").wait_for()
             yield page
