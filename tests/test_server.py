@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fireside.db import Connection, insert
 from fireside.server import ROUTES, create_app
 from fireside.web.endpoint import BODY_BYTES, INTEGERS, OWNER, PUBLIC, PUBLIC_BODY_BYTES, Access, Endpoint
 from msgspec import inspect
@@ -687,3 +688,26 @@ async def test_upload_in_which_nothing_can_be_read_is_refused_with_the_reasons(a
         report = good(await ann.post("/import", json=[prompt, prompt | {"content": ""}]))
         assert {name: report[name] for name in counts} == counts and len(report["skipped"]) == 1
     assert [one["content"] for one in good(await ann.get("/prompts"))["prompts"]] == [prompt["content"]]
+
+
+async def test_long_reads_of_one_user_do_not_delay_another(running: Running, ann: Person, bob: Person) -> None:
+    conversation_id = await bob.conversation("Hello")
+
+    def fill(conn: Connection) -> int:
+        leaf = conn.execute("SELECT active_message_id FROM conversations").fetchone()[0]
+        sql = (
+            "INSERT INTO messages (conversation_id, parent_id, role, content, status, model, created_at)"
+            " VALUES (?, ?, ?, ?, 'complete', 'm', '2026-01-01T00:00:00.000000')"
+        )
+        for number in range(20_000):
+            leaf = insert(conn, sql, (conversation_id, leaf, ("assistant", "user")[number % 2], "wörd " * 50))
+        return conn.execute("UPDATE conversations SET active_message_id = ?", (leaf,)).rowcount
+
+    await running.state.database.write(fill)
+    for path in ("/usage", f"/conversations/{conversation_id}/context"):
+        reads = [asyncio.create_task(bob.get(path)) for _ in range(8)]
+        await until(lambda: running.state.requests.held == 8)
+        good(await ann.get("/conversations?limit=1"))
+        assert running.state.requests.held >= 4, path
+        for response in await asyncio.gather(*reads):
+            good(response)

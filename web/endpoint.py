@@ -8,7 +8,7 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from starlette import requests
@@ -22,7 +22,7 @@ from ..chat.hub import Hub
 from ..chat.receipt import Receipts
 from ..chat.temporary import TemporaryChats
 from ..config import Config
-from ..db import READERS, Database
+from ..db import READERS, Database, Function
 from ..errors import (
     AuthRequired,
     BodyTooLarge,
@@ -43,6 +43,7 @@ from .renderer import Renderer
 from .schemas import Empty
 from .validation import explain
 
+P = ParamSpec("P")
 Q = TypeVar("Q", bound=msgspec.Struct)
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ CHUNK_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
 OBJECTS = ["conversation", "folder", "message", "image", "user", "session", "invite", "prompt", "preset", "token"]
 INTEGERS = {f"{thing}_id": thing for thing in OBJECTS} | {"queued_id": "message"}  # in paths, with the thing
+LONG_READ_SECONDS = 30.0  # all answers of a user, or all messages of a conversation
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
 
 
@@ -83,7 +85,7 @@ class AppState:
     exporter: Exporter
     receipts: Receipts
     waiting_per_user: int  # waiting requests have no deadline, so one user must not fill all connections with them
-    searches: Slots = field(default_factory=lambda: Slots(READERS - 1, per_user=1))
+    long_reads: Slots = field(default_factory=lambda: Slots(READERS - 1, per_user=1))
     requests: Slots = field(default_factory=lambda: Slots(sys.maxsize, per_user=REQUESTS_PER_USER))
 
 
@@ -151,6 +153,18 @@ class Request(requests.Request):
                 raise NotFound(INTEGERS[name])
             arguments[name] = int(text)
         return arguments
+
+    async def read_long(self, seconds: float, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
+        """Run a read whose cost is not bounded by what it returns: one per user at a time, for at most so many seconds.
+
+        Cancel it when the client disconnects: the page does so at each letter typed.
+        """
+
+        async def read() -> T:
+            async with self.app_state.long_reads.slot(self.user_id):
+                return await self.database.read_within(seconds, function, *args, **kw)
+
+        return await while_connected(self.receive, read())
 
     @property
     def content_type(self) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from starlette.responses import StreamingResponse
@@ -17,11 +17,9 @@ from ...queries.search import find
 from ...queries.types import folder_name
 from ...safety.logs import audit
 from .. import schemas
-from ..endpoint import Request, while_connected
+from ..endpoint import Request
 from .messages import check_message
 
-P = ParamSpec("P")
-T = TypeVar("T")
 SEARCH_SECONDS = 2.0
 CONVERSATIONS_PER_CHUNK = 100  # their system prompts may have 100,000 characters each
 log = logging.getLogger("fireside.handlers")
@@ -74,7 +72,7 @@ async def list_conversations(
     filters = (query.q, query.limit or -1, query.before or None, query.pinned, query.deleted, folder, by_name)
     if query.limit and not query.q:
         return await request.database.read(conversations.list_conversations, request.user_id, *filters)
-    ids = await _search(request, conversations.find_conversations, request.user_id, *filters)
+    ids = await request.read_long(SEARCH_SECONDS, conversations.find_conversations, request.user_id, *filters)
     return StreamingResponse(_conversations(request.database, ids), media_type="application/json")
 
 
@@ -87,20 +85,6 @@ async def _conversations(database: db.Database, ids: list[int]) -> AsyncIterator
             yield separator + msgspec.json.encode(found)[1:-1]
             separator = b","
     yield b"[]" if separator == b"[" else b"]"
-
-
-async def _search(request: Request, function: db.Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
-    """Run a read whose time depends on what the user typed: one per user at a time, for at most SEARCH_SECONDS.
-
-    Cancel it when the client disconnects: the page does so at each letter typed. Other reads have no time limit, because
-    their cost is bounded by what they return.
-    """
-
-    async def search() -> T:
-        async with request.app_state.searches.slot(request.user_id):
-            return await request.database.read_within(SEARCH_SECONDS, function, *args, **kw)
-
-    return await while_connected(request.receive, search())
 
 
 async def get_conversation(request: Request, conversation_id: int) -> conversations.Conversation:
@@ -175,5 +159,5 @@ async def delete_folder(request: Request, folder_id: int) -> schemas.FolderDelet
 
 
 async def search(request: Request, query: schemas.SearchQuery) -> schemas.SearchResults:
-    found = await _search(request, find, request.user_id, query.q, query.limit + 1, query.offset)
+    found = await request.read_long(SEARCH_SECONDS, find, request.user_id, query.q, query.limit + 1, query.offset)
     return schemas.SearchResults(found[: query.limit], len(found) > query.limit)

@@ -20,14 +20,14 @@ from ...errors import (
 from ...queries import accounts
 from ...queries.usage import find_changes, list_usage
 from .. import icons, openapi, schemas
-from ..endpoint import Request
+from ..endpoint import LONG_READ_SECONDS, Request
 from ..middleware import PAGE_POLICY
 
 # ---- the service
 
 
 async def usage(request: Request) -> schemas.UsageByDay:
-    entries = await request.database.read(list_usage, request.user_id)
+    entries = await request.read_long(LONG_READ_SECONDS, list_usage, request.user_id)
     return schemas.UsageByDay(entries, await asyncio.to_thread(find_changes, entries))
 
 
