@@ -1,7 +1,7 @@
 # make run      run Fireside on 127.0.0.1:8000 with a small model
 # make test     run the tests, in a few minutes
 # make check    check style and types; make fix formats
-# make long     run in full what make test samples (kills, faults, the proofs of docs/trust.md), Firefox, and a short bench
+# make long     run in full what make test samples (kills, faults, the proofs of docs/trust.md), Firefox, WebKit, and a short bench
 # make faults   try every fault of model servers, clients and disks, and a thousand kills
 # make trust    measure the figures of docs/trust.md, in half an hour; Linux
 # make soak     run ten minutes of mixed load and faults, or ARGS=seconds; Linux
@@ -19,7 +19,7 @@ LOCKED := --require-hashes --only-binary :all: # installing a wheel runs none of
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: help run test long faults trust soak bench screenshots check fix lock sbom audit clean chromium firefox
+.PHONY: help run test long faults trust soak bench screenshots check fix lock sbom audit clean chromium firefox webkit
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -32,9 +32,9 @@ test:
 	@$(MAKE) --no-print-directory --jobs=2 .venv/test chromium # side by side
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long' $(ARGS)
 
-long: .venv/dev chromium firefox
+long: .venv/dev chromium firefox webkit
 	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/system/test_kill.py tests/system/faults tests/system/test_trust.py tests/system/test_bench.py tests/cli/test_salvage.py \
-		tests/system/test_dependencies.py tests/system/test_firefox.py tests/web/test_lexers.py \
+		tests/system/test_dependencies.py tests/system/test_firefox.py tests/system/test_browsers.py tests/web/test_lexers.py \
 		tests/system/test_model_servers.py tests/system/test_clients.py tests/web/test_recorder.py
 
 trust: .venv/dev chromium
@@ -60,7 +60,7 @@ check: .venv/dev
 fix: .venv/dev
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-chromium firefox:
+chromium firefox webkit:
 	tests/$@
 
 clean:

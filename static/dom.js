@@ -25,12 +25,13 @@ export function button(label, onclick, attributes = {}) {
   return h("button", { type: "button", onclick, ...attributes }, label);
 }
 
-/** Make `nodes` the children of `parent`, moving only those that are out of place. */
+/** Make `nodes` the children of `parent`, moving only those that are out of place. The focus stays. */
 export function arrange(parent, nodes) {
+  const focused = document.activeElement;
   let next = parent.firstChild;
   for (const node of nodes) {
     if (node === next) next = next.nextSibling;
-    else if (parent.isConnected && node.isConnected && parent.moveBefore) parent.moveBefore(node, next); // keeps the focus
+    else if (parent.isConnected && node.isConnected && parent.moveBefore) parent.moveBefore(node, next);
     else parent.insertBefore(node, next);
   }
   while (next) {
@@ -38,6 +39,7 @@ export function arrange(parent, nodes) {
     next = next.nextSibling;
     unwanted.remove();
   }
+  if (focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true }); // WebKit has no moveBefore
 }
 
 /** Move the focus among `nodes` by the arrow keys, Home and End. */

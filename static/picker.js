@@ -37,7 +37,10 @@ export function openPicker(current, pick, title = "Models") {
   const stopListening = on("models", () => isTyping() || draw());
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target === search) list.querySelector(".model-pick")?.click();
-    else stepFocus(event, [search, ...list.querySelectorAll(".model-pick")]);
+    else if (event.key === "Escape" && event.target === search && !search.value) { // WebKit does not close the dialog then
+      event.preventDefault();
+      dialog.close();
+    } else stepFocus(event, [search, ...list.querySelectorAll(".model-pick")]);
   });
   draw();
   search.focus();

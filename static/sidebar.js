@@ -103,14 +103,21 @@ export class Sidebar {
       this.#groups.set(heading, h("section", { "aria-labelledby": id }, h("h2", { id }, heading), h("ul", {})));
     }
     const section = this.#groups.get(heading);
+    this.#attach(section);
     arrange(section.lastChild, rows);
     return section;
+  }
+
+  /** A row that moves into a section keeps the focus if the section is on the page. */
+  #attach(section) {
+    if (!section.isConnected) this.listNode.append(section);
   }
 
   #folder(folder, rows) {
     const key = `folder ${folder.id}`;
     if (!this.#groups.has(key)) this.#groups.set(key, this.#newFolder(folder.id));
     const section = this.#groups.get(key);
+    this.#attach(section);
     const closed = this.list.isClosed(folder.id);
     const [fold, more] = section.querySelectorAll("button");
     fold.setAttribute("aria-expanded", !closed);

@@ -1,14 +1,67 @@
-"""The page in a real Firefox."""
+"""Firefox resolves no names for the page, by a DNS server that records the names it is asked for."""
 
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ..browser import NO_ENGINE, Fireside
-from ..firefox import firefox, missing, name_server, until
 from ..page.steps import new
 from ..pages import web_server
 from ..upstream import Upstream, answer
+from ..webdriver import firefox, missing_firefox, until
+
+DNS_ADDRESS = "127.83.0.1"  # not shared, because resolv.conf cannot name another port than 53
+NAME_DOES_NOT_EXIST = b"\x81\x83"
+
+
+def missing() -> str:
+    """Return why the test cannot run here, or an empty string."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "a DNS server for one process needs Linux and root"
+    if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+        return "this container may not mount files (CAP_SYS_ADMIN)"
+    return missing_firefox()
+
+
+@contextlib.contextmanager
+def name_server() -> Iterator[set[str]]:
+    """Run a name server for which no name exists. Yield the names it is asked for."""
+    names: set[str] = set()
+
+    def serve() -> None:
+        while message := (query := listener.recvfrom(4096))[0]:
+            labels, at = [], 12  # after the header (RFC 1035, 4.1)
+            while size := message[at]:
+                labels.append(message[at + 1 : at + 1 + size].decode())
+                at += 1 + size
+            names.add(".".join(labels).lower())
+            question = message[12 : at + 5]
+            listener.sendto(message[:2] + NAME_DOES_NOT_EXIST + b"\0\1" + bytes(6) + question, query[1])
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind((DNS_ADDRESS, 53))
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield names
+        finally:
+            listener.sendto(b"", (DNS_ADDRESS, 53))  # ends the thread
+            thread.join()
+
+
+def resolving(folder: Path) -> list[str]:
+    """Return the start of a command that resolves names at DNS_ADDRESS."""
+    resolv_conf = folder / "resolv.conf"
+    resolv_conf.write_text(f"nameserver {DNS_ADDRESS}\n", "utf-8")
+    return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', str(resolv_conf)]
+
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(bool(missing()), reason=missing())]
 
@@ -36,7 +89,7 @@ def test_links_of_an_answer_are_resolved_only_when_they_are_pressed(tmp_path: Pa
         Fireside(tmp_path / "data", NO_ENGINE, lmstudio_url=upstream.url) as fireside,
         name_server() as names,
         web_server(UNPROTECTED.encode(), hover={"X-DNS-Prefetch-Control": "off"}) as other,
-        firefox(tmp_path) as browser,
+        firefox(tmp_path, *resolving(tmp_path)) as browser,
     ):
         ann = fireside.first()
         upstream.enqueue(answer(ANSWER))
@@ -56,6 +109,6 @@ def test_links_of_an_answer_are_resolved_only_when_they_are_pressed(tmp_path: Pa
         assert "bare-hover.unprotected.example" not in names
         assert not [name for name in names if name.endswith(".fireside.example")]
         browser.open(page)
-        browser.wait_for("document.querySelector('.markdown a')")
+        browser.expect(".markdown a")
         browser.click(".markdown a")
         until(lambda: "markdown.fireside.example" in names)
