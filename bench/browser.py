@@ -102,6 +102,8 @@ COPY = """(text) => {
     document.execCommand("copy");
     area.remove();
 }"""
+FETCHED = """() => [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")]
+    .map(({ transferSize }) => transferSize)"""
 NEXT_FRAME = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
 
 
