@@ -79,6 +79,7 @@ function showShell() {
 
 on("signed-out", () => session.user && showSignIn());
 on("session", ({ elsewhere }) => elsewhere && location.reload());
+on("account", ({ user }) => { session.user = user; });
 
 // ---- the page of a signed-in user
 

@@ -64,6 +64,7 @@ export class Chat {
     const near = { root: this.scroller.node, rootMargin: "800px" };
     this.observer = new IntersectionObserver((entries) => entries.at(-1).isIntersecting && conversation.loadOlder(), near);
     on("models", () => this.#drawAround());
+    on("account", () => this.#drawAround()); // the greeting has the name
     on("library-read", () => this.#drawAround()); // with the model of the default preset
     this.context.on("changed", () => describeSizes(this.node));
     on("bin", ({ id }) => this.#undo.get(id)?.());

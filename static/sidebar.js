@@ -50,10 +50,7 @@ export class Sidebar {
     });
     list.on("problem", (text) => toast(text));
     on("bin", ({ id }) => this.#undo.get(id)?.());
-    on("account", ({ user }) => {
-      session.user = user;
-      this.showAccount();
-    });
+    on("account", () => this.showAccount());
   }
 
   showAccount() {

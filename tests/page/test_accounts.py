@@ -43,6 +43,7 @@ def test_name_as_typed_is_changed_and_the_account_deleted(
     expect(page.get_by_role("listitem").filter(has_text="Change name")).to_contain_text("Anna O'Hara")
     for tab in (page, other):
         expect(tab.locator(".account")).to_contain_text("Anna O'Hara")
+    expect(other.locator(".welcome h2")).to_contain_text("Anna O'Hara")
 
     press(page, "Delete account")
     dialog = page.get_by_role("dialog", name="Delete account")
