@@ -38,6 +38,7 @@ export class Head {
     this.title.disabled = !details;
     this.settings.disabled = id !== null && !details; // they would be shown empty, and saved so
     setTitle(details?.title ?? "Fireside");
+    if (id !== null && !details && this.model.firstChild) return; // its model is not known yet
     const { choice } = this.conversation;
     const name = modelName(choice) || (providers ? "No model" : "Models");
     const offline = choice && !choice.provider?.online;
