@@ -1,0 +1,203 @@
+"""Random operations on the conversations of one user, in transactions of their own: nothing is lost, counted wrongly or left behind."""
+
+import json
+import random
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fireside import db
+from fireside.errors import FiresideError
+from fireside.queries import bin, branches, conversations, folders, generations, messages, queued
+from fireside.queries.generations import Answer, AnswerRequest, Recording, SentRequest
+from fireside.queries.messages import Image
+from msgspec import UNSET
+
+from ..trials import FULL, TRIALS
+from .conftest import ANN, fresh
+
+SEEDS = max(3, 200 * TRIALS // FULL)
+STEPS = 250
+TEXTS = ("boat", "東京 car", "Änna", "x" * 30)
+
+
+class Random:
+    def __init__(self, seed: int) -> None:
+        self.rng, self.conn = random.Random(seed), fresh()
+        self.running: list[Answer] = []
+        self.copies: list[branches._Copy] = []
+        self.hidden: list[int] = []
+
+    def one(self, sql: str) -> int:
+        """Return the first column of a random row; an id that does not exist if there is no row."""
+        rows = self.conn.execute(sql).fetchall()
+        return int(self.rng.choice(rows)[0]) if rows else 10**6
+
+    @property
+    def shown(self) -> int:
+        return self.one("SELECT id FROM conversations WHERE hidden = 0 AND deleted_at IS NULL")
+
+    def message(self, conversation_id: int) -> int:
+        return self.one(f"SELECT id FROM messages WHERE conversation_id = {conversation_id}")
+
+    def images(self) -> list[Image]:
+        return [Image("image/png", b"12345")] if self.rng.random() < 0.2 else []
+
+    def start(self, begun: tuple[Answer, Any] | None) -> None:
+        if begun and begun[0].job:
+            self.running.append(begun[0])
+
+    # ---- operations
+
+    def begin(self) -> None:
+        if len(conversations.find_conversations(self.conn, ANN)) > 1:  # few, so that operations meet in one
+            return
+        temporary = {"temporary": self.rng.random() < 0.1}
+        messages.begin_conversation(self.conn, ANN, temporary, "hello", None, self.images())
+
+    def add(self) -> None:
+        at = self.shown
+        parent: Any = self.rng.choice((UNSET, None, self.message(at)))
+        client_id = self.rng.choice((None, "a", "b"))
+        messages.add_message(self.conn, ANN, at, self.rng.choice(TEXTS), parent, client_id, self.images())
+
+    def queue(self) -> None:
+        at = self.shown
+        queued.add_queued(self.conn, ANN, at, self.rng.choice(TEXTS), None, self.images())
+        self.start(queued.begin_next(self.conn, lambda _: "server", ANN, at))
+
+    def answer(self) -> None:
+        at = self.shown
+        request = AnswerRequest(retry=self.rng.random() < 0.7, message_id=self.message(at))
+        self.start((generations.begin_answer(self.conn, ANN, at, request, "lmstudio", "m"), None))
+
+    def go_on(self) -> None:
+        at = self.shown
+        request = AnswerRequest(message_id=self.message(at))
+        self.start((generations.begin_continuation(self.conn, ANN, at, request, "lmstudio", "m"), None))
+
+    def finish(self) -> None:
+        if not self.running:
+            return
+        begun = self.running.pop(self.rng.randrange(len(self.running)))
+        assert begun.job
+        before = begun.job.earlier.content if begun.job.earlier else ""
+        text, status = before + self.rng.choice(("", " answer", " 東京")), self.rng.choice(("complete", "canceled"))
+        log = json.dumps([len(text), {"event": "done", "data": {}}])
+        sent = SentRequest("hash", {}, begun.job.leaf_id, 0, self.rng.choice(("Be brief.", "")))
+        recording = Recording(begun.message_id, status, text, "", log)
+        generations.finish_generation(self.conn, begun.generation_id, recording, sent=sent)
+        if status == "complete":
+            place = (ANN, begun.job.conversation_id, begun.message_id)
+            self.start(queued.begin_next(self.conn, lambda _: "server", *place))
+
+    def edit(self) -> None:
+        at = self.shown
+        messages.edit_answer(self.conn, ANN, at, self.message(at), self.rng.choice(TEXTS))
+
+    def delete_message(self) -> None:
+        at = self.shown
+        bin.delete_message(self.conn, ANN, at, self.message(at))
+
+    def restore(self) -> None:
+        deleted = self.one("SELECT id FROM conversations WHERE hidden = 0 AND deleted_at IS NOT NULL")
+        bin.restore(self.conn, ANN, deleted)
+
+    def branch(self) -> None:
+        if self.copies:
+            return
+        at = self.shown
+        source = f"branch:{self.rng.random()}"
+        begun = branches._begin(self.conn, ANN, at, self.message(at), source, 0)
+        assert isinstance(begun, branches._Copy)
+        self.copies.append(begun)
+
+    def copy(self) -> None:
+        if self.copies:
+            branches._show(self.conn, branches._copy_messages(self.conn, self.copies.pop(), 0))
+
+    def delete(self) -> None:
+        conversations.delete_conversation(self.conn, ANN, self.shown)
+
+    def hide(self) -> None:
+        at = self.one("SELECT id FROM conversations WHERE hidden = 0")
+        self.hidden += conversations.hide_conversation(self.conn, ANN, at)
+
+    def leave(self) -> None:
+        self.hidden += conversations.hide_temporary(self.conn, "9999", (), self.shown)
+
+    def remove(self) -> None:
+        if self.hidden:
+            self.remove_one(self.hidden.pop())
+
+    def remove_one(self, conversation_id: int) -> None:
+        ids = conversations.list_message_ids(self.conn, conversation_id)
+        while ids:
+            ids = conversations.remove_messages(self.conn, ids)
+        conversations.remove_emptied(self.conn, conversation_id)
+
+    def change(self) -> None:
+        folder = folders.add_folder(self.conn, ANN, self.rng.choice("ab"))
+        fields = self.rng.choice(({"system_prompt": "東"}, {"temporary": False}, {"folder_id": folder}, {"title": "T"}))
+        conversations.set_conversation(self.conn, ANN, self.shown, fields)
+
+    OPERATIONS: tuple[Callable[["Random"], None], ...] = (
+        *(begin, add, add, add, queue, answer, answer, answer, go_on, go_on, finish, finish, finish, finish, edit),
+        *(delete_message, delete_message, restore, branch, copy, copy, delete, hide, leave, remove, remove, change),
+    )
+
+    # ---- what always holds
+
+    def check(self) -> None:
+        conn = self.conn
+        counted = conn.execute("SELECT stored_bytes FROM users").fetchall()
+        conn.execute(db.RECOUNT_STORED_BYTES)
+        assert counted == conn.execute("SELECT stored_bytes FROM users").fetchall()
+        assert not conn.execute("PRAGMA foreign_key_check").fetchall()
+        lost = "SELECT id FROM messages WHERE status = 'generating'"
+        assert {row["id"] for row in conn.execute(lost)} <= {one.message_id for one in self.running}
+        elsewhere = "JOIN messages m ON m.id = {} WHERE m.conversation_id <> {}"
+        for wrong in (
+            "SELECT 1 FROM messages c " + elsewhere.format("c.parent_id", "c.conversation_id"),
+            "SELECT 1 FROM conversations c " + elsewhere.format("c.active_message_id", "c.id"),
+            "SELECT 1 FROM conversations c WHERE hidden = 0 AND active_message_id IS NULL"
+            " AND EXISTS (SELECT 1 FROM messages WHERE conversation_id = c.id)",
+        ):
+            assert not conn.execute(wrong).fetchall(), wrong
+        for row in conn.execute("SELECT id FROM conversations").fetchall():
+            parents = conversations.list_parents(conn, row["id"])
+            places = {message_id: place for place, message_id in enumerate(parents)}
+            assert all(parent is None or places[parent] < places[one] for one, parent in parents.items())
+
+    def empty(self) -> None:
+        """Remove everything, and check that nothing is left."""
+        conn = self.conn
+        ids = conversations.list_all(conn, ANN)
+        conversations.hide_all(conn, ids)
+        for conversation_id in ids:
+            self.remove_one(conversation_id)
+        tables = "conversations messages images generations former_parents queued_messages sent_system_prompts"
+        for table in tables.split():
+            assert not conn.execute(f"SELECT 1 FROM {table}").fetchone(), table
+        for index in ("message_words", "title_words"):
+            assert not conn.execute(f"SELECT 1 FROM {index} WHERE {index} MATCH 'owner : u{ANN}'").fetchone(), index
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_random_operations_lose_nothing_and_leave_nothing(seed: int) -> None:
+    state = Random(seed)
+    for _ in range(STEPS):
+        operation = state.rng.choice(Random.OPERATIONS)
+        state.conn.execute("BEGIN")
+        try:
+            operation(state)
+            state.conn.execute("COMMIT")
+        except (FiresideError, sqlite3.IntegrityError) as error:
+            state.conn.execute("ROLLBACK")
+            # The conversation of a copy may have been removed.
+            assert isinstance(error, FiresideError) or operation is Random.copy
+        state.check()
+    state.empty()
+    state.check()
+    state.conn.close()
