@@ -129,8 +129,8 @@ def test_main_flows_work(browser: Callable[[Path], AbstractContextManager[Tab]],
         page.expect_none("dialog")
         assert page.problems == []
 
-        # A narrow window, loaded so: WebKitGTK 2.50 applies the style sheet's rules for it late or never. It is at least
-        # 450 pixels wide.
+        # A narrow window; WebKitGTK's is at least 450 pixels wide. The page is loaded again, because WebKitGTK 2.50 may keep
+        # old results of media queries after a resize, for example while a text box has text.
         page.resize(450, 844)
         page.reload()
         page.watch()
