@@ -403,6 +403,8 @@ class Upstream:
                 return status(200, {"models": [model.native_v1() for model in self.models]})
             case "GET", "/v1/models":
                 return status(200, {"object": "list", "data": [{"id": model.key} for model in self.models]})
+            case "POST", "/v1/embeddings" if "input" not in request.json:
+                return _error(400, "'input' is required", "invalid_request_error")
             case "POST", "/v1/embeddings":
                 given = request.json["input"]
                 inputs = given if isinstance(given, list) else [given]
