@@ -13,6 +13,7 @@ from ..safety.queue import Slots
 from . import continuation, prompt
 
 NOT_STORED = "There is no request for this message: it was written, edited or imported, or an earlier version of Fireside made it."
+PASSED_ON = "Another program asked for this answer. Its request was passed on unchanged and is not kept."
 CHANGED = "The request cannot be shown: a message or an image that was sent has been deleted or moved since."
 
 
@@ -43,7 +44,7 @@ class Receipts:
 
 
 def _encoded(message_id: int, url: str | None, found: FoundRequest) -> bytes:
-    receipt = Receipt(message_id, found.provider_id, url, None, None, NOT_STORED)
+    receipt = Receipt(message_id, found.provider_id, url, None, None, PASSED_ON if found.was_passed_on else NOT_STORED)
     if found.sent is not None:
         receipt.sha256, receipt.problem = found.sent.sha256, CHANGED
         content = _build(found.sent, found.path) if found.path else b""

@@ -100,6 +100,7 @@ class FoundRequest(Struct):
     provider_id: str | None
     sent: SentRequest | None = None
     path: Prompt | None = None
+    was_passed_on: bool = False  # of a program whose conversation this is
 
 
 class Recording(Struct):
@@ -440,11 +441,11 @@ def get_sent_request(conn: Connection, user_id: int, message_id: int) -> FoundRe
         (message_id,),
     ).fetchone()
     try:
-        owned(conn, user_id, row["conversation_id"] if row else 0)
+        conversation = owned(conn, user_id, row["conversation_id"] if row else 0)
     except NotFound:
         raise NotFound("message") from None
     if row["request"] is None:
-        return FoundRequest(row["provider_id"])
+        return FoundRequest(row["provider_id"], was_passed_on=conversation["token_id"] is not None)
     stored = json.loads(row["request"])
     sql = "SELECT text FROM sent_system_prompts WHERE conversation_id = ? AND text_hash = ?"
     prompt = conn.execute(sql, (row["conversation_id"], bytes.fromhex(stored.pop("system_prompt_hash")))).fetchone()

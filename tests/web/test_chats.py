@@ -524,6 +524,10 @@ async def test_page_goes_on_with_a_recorded_conversation(ann: Person, zed: Perso
     assert [one["content"] for one in upstream.chats[-1]["messages"]] == [
         "Be brief.", "One", "Hello from upstream.", "From the page",
     ]  # fmt: skip
+    _, passed_on, _, asked_here = await ann.messages(1)
+    receipts = [good(await ann.get(f"/messages/{one['id']}/request")) for one in (passed_on, asked_here)]
+    assert receipts[0]["body"] is None and "Another program" in receipts[0]["problem"]
+    assert receipts[1]["body"] and receipts[1]["problem"] is None
     response = await ask(zed, user("One"), bot("Hello from upstream."), user("From the program"))
     assert response.headers["x-fireside-conversation-id"] == "1"
 
