@@ -327,9 +327,6 @@ class Generation:
 
     def _record(self, part: Part) -> None:
         match part:
-            case Sent(body, sha256):
-                assert self._sent is not None
-                self._sent.sha256, self._sent.body = sha256, body | {"messages": None}
             case Content(text) | Reasoning(text):
                 began_at = self._note_text()
                 if isinstance(part, Reasoning):
@@ -347,6 +344,9 @@ class Generation:
                 self._report_progress("prompt", done=done, total=total)
             case Finish(reason):
                 self._stats["finish_reason"] = reason
+            case Sent(body, sha256):
+                assert self._sent is not None
+                self._sent.sha256, self._sent.body = sha256, body | {"messages": None}
 
     def _new_paragraph(self, text: str) -> str:
         """Return the first reasoning of a continuation below that of the first part."""

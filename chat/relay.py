@@ -1,7 +1,7 @@
 """Answers for other programs: the model server's chunks pass through as they are, beside the events that the page reads.
 
 The hub runs such a generation like any other: in its queue, with its deadlines, saved as it grows. When the program that asked
-leaves, the hub cancels it, since nobody else waits for the rest.
+leaves, the hub cancels it.
 """
 
 import asyncio

@@ -88,7 +88,7 @@ def _decoded(data: bytes, name: str) -> str:
 
 
 def _fenced(name: str, text: str) -> str:
-    """Return a text file as a part of a question. static/message.js recognizes this form and shows a file."""
+    """Return a text file as a part of a question. static/attachments.js recognizes this form and shows a file."""
     longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
     suffix = re.search(r"\.(\w{1,12})$", name, re.ASCII)

@@ -32,7 +32,8 @@ from .client import (
     setup_link,
     with_database,
 )
-from .doctor import doctor, printable
+from .doctor import doctor
+from .printer import printable
 from .salvage import salvage
 from .tokens import manage_tokens
 

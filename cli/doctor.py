@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import stat
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ..db import DatabaseUnusable
 from ..providers import Providers
 from ..safety.logs import AUDIT_FILE
 from .client import find_service
+from .printer import printable
 
 LOW_SPACE_BYTES = 200_000_000
 OK, NOTE, BAD = "ok", "note", "BAD"
@@ -43,11 +43,6 @@ def doctor(options: dict[str, Any]) -> int:
         marks.add(mark)
         print(printable(f"{mark:4} {line}"))
     return 1 if BAD in marks else 0
-
-
-def printable(text: str) -> str:
-    """Replace the characters of untrusted text that control a terminal."""
-    return "".join("\ufffd" if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp") else each for each in text)
 
 
 def readable_by_others(paths: Iterable[Path]) -> Iterator[str]:

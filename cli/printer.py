@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+import unicodedata
 
 CONTROL = {code: "\ufffd" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\n\t"}
 RESET, BOLD, DIM, CYAN = "\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[36m"
@@ -11,8 +12,13 @@ PIECES = re.compile(r"\n|`+|\*\*|[^\n`*]+|\*")
 UNFINISHED = re.compile(r"[`*#]+\Z")  # the next piece of the answer may belong to it
 
 
-def printable(text: str) -> str:
-    """Replace the control characters of untrusted text, but for line breaks and tabs."""
+def printable(line: str) -> str:
+    """Replace the characters of an untrusted line that control a terminal or the direction of writing."""
+    return "".join("\ufffd" if unicodedata.category(each) in ("Cc", "Cf", "Zl", "Zp") else each for each in line)
+
+
+def without_controls(text: str) -> str:
+    """Replace the control characters of untrusted text, but for line breaks and tabs. Joined emoji and scripts stay whole."""
     return text.translate(CONTROL)
 
 
@@ -83,14 +89,14 @@ class Printer:
     def show(self, content: str, reasoning: str) -> None:
         """Print what is new in the two texts of an answer. The reasoning is printed on a terminal only."""
         if self._styled and len(reasoning) > self._reasoning:
-            self._write(DIM + printable(reasoning[self._reasoning :]) + RESET)
+            self._write(DIM + without_controls(reasoning[self._reasoning :]) + RESET)
             self._reasoning = len(reasoning)
         if len(content) > self._content:
             if self._reasoning and not self._content:
                 self._write("\n\n")
             new = content[self._content :]
             self._content = len(content)
-            self._write(self._markdown.feed(printable(new)) if self._styled else new)
+            self._write(self._markdown.feed(without_controls(new)) if self._styled else new)
 
     def show_all(self, text: str) -> None:
         """Print a text that is complete."""

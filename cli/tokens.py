@@ -10,7 +10,7 @@ from ..config import Config
 from ..db import Database
 from ..errors import Invalid
 from .client import CommandFailed, Service, find_service, local_url, ports_to_try, with_database
-from .doctor import printable
+from .printer import printable
 
 
 def manage_tokens(options: dict[str, Any]) -> int:

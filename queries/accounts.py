@@ -121,7 +121,7 @@ def get_password(conn: Connection, username: str) -> tuple[User, str] | None:
 
 
 def get_password_hash(conn: Connection, user_id: int) -> str:
-    """Return the hash of a signed-in user's password. Raises AuthRequired if the account was closed meanwhile."""
+    """Return the hash of a signed-in user's password. Raises AuthRequired if the account has been closed."""
     row = conn.execute("SELECT password_hash FROM users WHERE id = ? AND closed_at IS NULL", (user_id,)).fetchone()
     if row is None:
         raise AuthRequired
@@ -163,7 +163,7 @@ def close_account(conn: Connection, user_id: int, verified: str | None = None) -
     `verified` is as in `set_password`. Raises LastAdmin, NotFound, InvalidCredentials.
     """
     user = get_user(conn, user_id)
-    sql = (  # '#' is in no name, so nobody can sign in or register with this one
+    sql = (  # no name may contain '#', so this one cannot be registered
         "UPDATE users SET username = '#' || id, display_name = '', password_hash = '', role = 'user', status = 'disabled',"
         " last_login = NULL, defaults = '{}', closed_at = ? WHERE id = ? AND password_hash = coalesce(?, password_hash)"
     )

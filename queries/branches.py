@@ -109,7 +109,7 @@ FROM messages WHERE id = ? RETURNING id, content, reasoning, tools
 
 
 def _copy_messages(conn: Connection, copy: _Copy, max_bytes: int) -> _Copy:
-    """Copy messages for PART_SECONDS. Return the copy as it is then. A message that was removed meanwhile is left out."""
+    """Copy messages for PART_SECONDS. Return the copy as it is then. A message that has been removed since is left out."""
     end, done, size, leaf = time.monotonic() + PART_SECONDS, 0, 0, copy.leaf
     for message_id in copy.ids:
         rows = conn.execute(_INSERT, (copy.conversation_id, leaf, message_id)).fetchall()

@@ -54,7 +54,7 @@ function overflow(choice, usage, attachments, { send, load }) {
   const part = largestPart(attachments, question);
   const text = alone ? describeLeftOut(part, size, leftOut)
     : `${part.subject} ${part.excess}, with ${aboutTokens(part.tokens)}.`
-      + ` The context of ${modelName(choice)} holds ${number(size)}, of which ${number(answer)} are kept free for the answer.`;
+      + ` The context of ${modelName(choice)} holds ${number(size)}; ${number(answer)} are kept free for the answer.`;
   const growth = mayGrow(choice) && !canGrow(choice) ? " An administrator can load the model with a larger context." : "";
   const room = size - answer - (alone ? chat : system) - (question - part.tokens) - CUT_MARK_TOKENS;
   const [file] = part.files;

@@ -198,7 +198,7 @@ export class Attachments {
   }
 
   async #read(files) {
-    const attached = this.files; // also if another conversation is opened meanwhile
+    const attached = this.files; // the same list even if another conversation is opened before the files are read
     const reader = await import("./files.js").catch(() => null);
     if (!reader) return toast("Not attached: Fireside cannot be reached.");
     for (const file of files) {

@@ -175,13 +175,13 @@ export class Composer {
     this.area.readOnly = true;
     await this.#attachments.ready;
     const { files } = this.#attachments;
-    const sentFiles = [...files]; // more may be attached meanwhile
+    const sentFiles = [...files]; // more may be attached before the request ends
     const sent = sending.id === this.#conversationId && await this.#sendContent();
     this.#sending = null;
     this.area.readOnly = false;
     if (!sent) return;
     files.splice(0, Infinity, ...files.filter((file) => !sentFiles.includes(file)));
-    if (sending.id !== this.#conversationId) { // another one was opened meanwhile
+    if (sending.id !== this.#conversationId) { // another one was opened before the request ended
       return localStorage.removeItem(draftKey(this.#userId, sending.id));
     }
     this.area.value = "";

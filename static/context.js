@@ -45,7 +45,7 @@ export class Context extends Emitter {
   }
 
   /**
-   * Tokens, or null while they are unknown: `size` of the context, of which `answer` are kept free for the answer; `chat` that are sent
+   * Tokens, or null while they are unknown: `size` of the context; `answer`, which are kept free for the answer; `chat` that are sent
    * in any case, `question`. `fits`: whether all of it does; `alone`: whether the question would without the chat. `omitted`
    * messages were left out before; `leftOut` would be left out with the question, undefined while that is unknown.
    */

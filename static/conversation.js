@@ -14,7 +14,7 @@ const UNREACHABLE = "Not sent: Fireside cannot be reached. Your text is still he
  * Its events:
  *
  * leaving                    another conversation is opened next: save what is being edited
- * opened                     `id` is another conversation, of which nothing is loaded yet
+ * opened                     `id` is another conversation; nothing of it is loaded yet
  * created       id           the new conversation was created
  * changed, older             `path` or `details` changed; messages were added above
  * reveal        messageId    show this message of `path`

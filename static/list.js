@@ -12,7 +12,7 @@ const ANSWERS = "fireside.answers."; // in localStorage, by user: {conversation 
 const SORT = "fireside.sort"; // in localStorage: "name", or absent
 const CLOSED = "fireside.folders.closed."; // in localStorage, by user: [folder id]
 
-const START = { id: 0 }; // the end of a part of which nothing is loaded
+const START = { id: 0 }; // the end of a part before anything is loaded
 
 const ORDERS = {
   activity: (a, b) => (a.updated_at < b.updated_at ? 1 : a.updated_at > b.updated_at ? -1 : b.id - a.id),
