@@ -14,7 +14,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"config", "db"}),
     frozenset({"backends", "queries", "safety"}),
-    frozenset({"auth", "providers", "transfer"}),
+    frozenset({"auth", "documents", "providers", "transfer"}),
     frozenset({"chat"}),
     frozenset({"web"}),
     frozenset({"server"}),

@@ -1,0 +1,38 @@
+"""What extract.py yields while it reads a document: Opened, its pages in order, and perhaps a Remark or a Problem at the end."""
+
+from typing import Literal
+
+import msgspec
+
+Unit = Literal["page", "slide", "section"]
+
+
+class Opened(msgspec.Struct, tag=True):
+    """The first item of a document that can be read."""
+
+    media_type: str  # detected from the bytes, not as claimed
+    unit: Unit
+    pages: int | None  # in all, if known before they are read
+    remark: str  # for the person, such as the detected text encoding; or empty
+
+
+class Page(msgspec.Struct, tag=True):
+    """The text of the next page, slide or section. It may be empty."""
+
+    text: str
+
+
+class Remark(msgspec.Struct, tag=True):
+    """A further remark, found while reading: what was left out, for example. The document counts as read."""
+
+    text: str
+
+
+class Problem(msgspec.Struct, tag=True):
+    """The last item of a document that cannot be read to its end. Pages that came before it are valid."""
+
+    status: Literal["encrypted", "no_text", "failed"]
+    message: str  # for the person: what is wrong, then what to do
+
+
+Item = Opened | Page | Remark | Problem
