@@ -68,7 +68,8 @@ clean:
 
 lock: .venv/dev
 	printf 'pip\nsetuptools\n' | $(LOCK) -o requirements/build.txt -
-	$(LOCK) --extra embedded -o requirements/run.txt pyproject.toml
+	$(LOCK) -o requirements/base.txt pyproject.toml
+	$(LOCK) --extra embedded -c requirements/base.txt -o requirements/run.txt pyproject.toml
 	$(LOCK) --extra embedded,test -c requirements/run.txt -o requirements/test.txt pyproject.toml
 	$(LOCK) --extra embedded,test,dev -c requirements/test.txt -o requirements/dev.txt pyproject.toml
 
@@ -76,7 +77,7 @@ lock: .venv/dev
 sbom: .venv/dev
 	mkdir -p dist
 	$(BIN)/uv venv --quiet --clear .venv/base
-	$(BIN)/uv pip install --quiet --python .venv/base --constraint requirements/run.txt -r pyproject.toml
+	$(BIN)/uv pip install --quiet --python .venv/base --require-hashes --no-deps -r requirements/base.txt
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/fireside.cdx.json .venv/base
 
 audit: sbom

@@ -13,9 +13,10 @@ import sqlite3
 import sys
 import threading
 from argparse import SUPPRESS
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import resources
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import httpx
@@ -89,6 +90,10 @@ TOKEN = (
     _argument("--days", "days after which the token expires (default: never)", type=int, metavar="N"),
     USER,
 )
+TOPICS = ("api", "configuration", "security", "self-hosting")  # of docs/
+TOPIC = _argument("topic", f"a command, or one of: {', '.join(TOPICS)}", metavar="TOPIC", nargs="?")
+SHELLS = ("bash", "zsh", "fish", "powershell")
+SHELL = _argument("shell", f"one of: {', '.join(SHELLS)}", metavar="SHELL", choices=SHELLS)
 SERVICE = (
     _argument("action", "install or remove the service that starts at login", choices=("install", "remove")),
     _argument("--dry-run", "only print what would be done", action="store_true"),
@@ -110,6 +115,8 @@ COMMANDS: tuple[tuple[str, str, tuple[Argument, ...]], ...] = (
     ("reset-password", "set a new password without the old one", (USER,)),
     ("token", "manage the tokens with which other programs use this Fireside like an OpenAI server", TOKEN),
     ("service", "install or remove a service that starts Fireside when you log in", SERVICE),
+    ("completion", "print a script that completes commands and options in a shell", (SHELL,)),
+    ("help", "explain a command, or print a part of the documentation", (TOPIC,)),
 )
 
 
@@ -124,8 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         command = options.pop("command", "serve")
-        if command == "serve":
-            return serve(options)
+        if command in HERE:
+            return HERE[command](options)
         from .cli.commands import FUNCTIONS
 
         return FUNCTIONS[command](options)
@@ -158,6 +165,11 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the options given. Exits after --help and --version. Raises ConfigError."""
+    return vars(_parser().parse_args(arguments))
+
+
+def _parser(completions: Mapping[str, Any] | None = None) -> _Parser:
+    """Return the parser of the command line. `completions`: what shtab is to complete, by metavar."""
     description = (
         "Chat in the browser with the language models on your own computer."
         " Without a command, fireside starts the service and opens the page."
@@ -173,8 +185,32 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
         subparser = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.")
         subparser.set_defaults(command=command)
         for name, settings in (*command_arguments, DATA_DIR):
-            subparser.add_argument(name, **settings)
-    return vars(parser.parse_args(arguments))
+            argument: Any = subparser.add_argument(name, **settings)
+            if completions and settings.get("metavar") in completions:
+                argument.complete = completions[settings["metavar"]]
+    return parser
+
+
+def print_completion(options: dict[str, Any]) -> int:
+    """Print the completion script of a shell."""
+    import shtab
+
+    files = dict.fromkeys(("FILE", "PATH", "NEW", "DAMAGED"), shtab.FILE) | {"DIR": shtab.DIRECTORY}
+    print(shtab.complete(_parser(files), options["shell"]))
+    return 0
+
+
+def print_help(options: dict[str, Any]) -> int:
+    """Print the help of a command, or a file of docs/, which a terminal shows page by page."""
+    import pydoc  # slow to import
+
+    topic = options["topic"]
+    if topic is None or topic in (command for command, _, _ in COMMANDS):
+        _parse([topic, "--help"] if topic else ["--help"])  # exits
+    if topic not in TOPICS:
+        raise ConfigError(f"there is no help about {topic}. Choose a command or one of: {', '.join(TOPICS)}.")
+    pydoc.pager(resources.files("fireside").joinpath("docs", f"{topic}.md").read_text("utf-8"))
+    return 0
 
 
 def serve(options: dict[str, Any]) -> int:
@@ -333,6 +369,9 @@ def _lan_address() -> str:
         return str(probe.getsockname()[0])
     return f"{socket.gethostname().split('.')[0]}.local"
 
+
+# The commands of this module; the others are in cli/commands.py.
+HERE = {"serve": serve, "completion": print_completion, "help": print_help}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -110,6 +111,35 @@ def test_every_command_has_help() -> None:
         assert f"\n    {command} " in out
         done = run(command, "--help")
         assert done.returncode == 0 and text[1:25] in done.stdout
+
+
+def test_help_prints_topics_and_commands() -> None:
+    done = run("help", "configuration")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("# Configuration\n")
+    assert run("help", "ask").stdout == run("ask", "--help").stdout
+    assert run("help").stdout == run("--help").stdout
+    unknown = run("help", "cooking")
+    assert unknown.returncode == 2 and "no help about cooking" in unknown.stderr and "self-hosting" in unknown.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash")
+def test_completion_script_completes_commands_and_options(tmp_path: Path) -> None:
+    script = run("completion", "bash")
+    assert script.returncode == 0 and script.stderr == ""
+    (tmp_path / "completion").write_text(script.stdout, "utf-8")
+    press_tab = """
+        source ./completion
+        complete -p fireside | grep -oP '(?<=-F )\\S+' > function
+        for typed in re 'ask --mo'; do
+            COMP_WORDS=(fireside $typed) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+            $(cat function)
+            echo "${COMPREPLY[@]}"
+        done
+    """
+    done = subprocess.run(["bash", "-c", press_tab], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout.splitlines() == ["restore reset-password", "--model"], done.stderr
+    for shell in ("zsh", "fish", "powershell"):
+        assert "reset-password" in run("completion", shell).stdout
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from .. import audit
 ROOT = Path(fireside.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 RANGES = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
-EXTRAS = {"run": ["embedded"], "test": ["embedded", "test"], "dev": ["embedded", "test", "dev"]}
+EXTRAS = {"base": [], "run": ["embedded"], "test": ["embedded", "test"], "dev": ["embedded", "test", "dev"]}
 
 
 def locked(name: str) -> dict[str, str]:
@@ -55,7 +55,7 @@ def test_a_lock_file_has_what_its_packages_need() -> None:
 
 
 def test_the_lock_files_agree_and_hold_a_hash_of_each_package_and_no_address() -> None:
-    assert locked("run").items() <= locked("test").items() <= locked("dev").items()
+    assert locked("base").items() <= locked("run").items() <= locked("test").items() <= locked("dev").items()
     for file in (ROOT / "requirements").glob("*.txt"):
         text = file.read_text("utf-8")
         for package in re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:]:

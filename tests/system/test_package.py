@@ -54,7 +54,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     modules = {file.name for file in ROOT.glob("*.py")}
     folders = {file.relative_to(ROOT).as_posix() for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")}
     static = {f"static/{file.name}" for file in (ROOT / "static").iterdir()}
-    assert package == modules | folders | static | {"schema.sql", "passwords.txt", "py.typed"}
+    docs = {f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")}
+    assert package == modules | folders | static | docs | {"schema.sql", "passwords.txt", "py.typed"}
     assert {"__main__.py", "server.py"} <= modules and {"static/index.html", "static/app.js"} <= static
 
 
