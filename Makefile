@@ -8,6 +8,7 @@
 # make bench    measure the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler
 # make screenshots   take the pictures in docs/screenshots
 # make lock     update requirements/*.txt to the newest versions that pyproject.toml allows
+# make release  build dist/ from the last commit, twice with the same bytes, and rehearse installing and upgrading it; uploads nothing
 # make audit    write dist/fireside.cdx.json (SBOM) and check the locked packages for known vulnerabilities
 # make clean    delete everything that make installed or built
 PYTHON ?= python3
@@ -19,7 +20,7 @@ LOCKED := --require-hashes --only-binary :all: # installing a wheel runs none of
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: help run test long faults trust soak bench screenshots check fix lock sbom audit clean chromium firefox webkit
+.PHONY: help run test long faults trust soak bench screenshots check fix lock sbom audit release clean chromium firefox webkit
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -79,6 +80,9 @@ sbom: .venv/dev
 	$(BIN)/uv venv --quiet --clear .venv/base
 	$(BIN)/uv pip install --quiet --python .venv/base --require-hashes --no-deps -r requirements/base.txt
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/fireside.cdx.json .venv/base
+
+release: .venv/dev
+	$(BIN)/python -m tests.release
 
 audit: sbom
 	$(BIN)/python -m tests.audit requirements/build.txt requirements/dev.txt requirements/model.txt

@@ -1,3 +1,3 @@
 """Fireside keeps your conversations with the models that run on your own computer."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
