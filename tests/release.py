@@ -110,6 +110,7 @@ def main() -> None:
         (DIST / "SHA256SUMS").write_text(sums, "utf-8")
         [wheel] = DIST.glob("*.whl")
         rehearsal.rehearse(wheel, folder / "rehearsal")
+        rehearsal.rehearse_landings(folder / "landings")
     print(f"\ndist/SHA256SUMS:\n{sums}")
 
 
