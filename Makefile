@@ -5,7 +5,7 @@
 # make faults   try every fault of model servers, clients and disks, and a thousand kills
 # make trust    measure the figures of docs/trust.md, in half an hour; Linux
 # make soak     run ten minutes of mixed load and faults, or ARGS=seconds; Linux
-# make bench    measure the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler
+# make bench    measure the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler; PEERS=1: beside LiteLLM and Open WebUI, 8 GB
 # make screenshots   take the pictures in docs/screenshots
 # make lock     update requirements/*.txt to the newest versions that pyproject.toml allows
 # make release  build dist/ from the last commit, twice with the same bytes, and rehearse installing and upgrading it; uploads nothing
@@ -45,7 +45,7 @@ soak: .venv/test
 	$(BIN)/python -m tests.trust.soak $(ARGS)
 
 bench: .venv/test chromium
-	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python -m bench $(if $(PEERS),--peers) $(ARGS)
 
 screenshots: .venv/test chromium
 	$(BIN)/python -m tests.screenshots

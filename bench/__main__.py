@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import rows
+from . import peers, rows
 from .rig import HERE
 from .rows import Row
 
@@ -34,12 +34,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Compare Fireside with a bare proxy.")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes, to test the bench")
     parser.add_argument("--only", nargs="*", default=[], choices=[row.__name__ for row in rows.ROWS])
+    parser.add_argument(
+        "--peers", action="store_true", help="install other programs into .venv/peers and measure them too"
+    )
     parser.add_argument("--output", type=Path, help="file to write (default after a full run: docs/performance.md)")
     options = parser.parse_args()
     size = rows.TINY if options.tiny else rows.FULL
     output = options.output or (None if options.tiny or options.only else FILE)
     began, found = time.monotonic(), []
-    for row in rows.measure(size, options.only):
+    measurements = [row for row in rows.ROWS if not options.only or row.__name__ in options.only]
+    if options.peers:
+        measurements.append(peers.peers)
+    for row in rows.measure(size, measurements):
         found.append(row)
         print(line(row), flush=True)
     if output:

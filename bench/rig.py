@@ -238,11 +238,18 @@ def direct_load(port: int, streams: int, tokens: int, rate: float = 0) -> Load:
     return load
 
 
-def openai_request(http: Http, prefix: str, messages: list[dict[str, str]], tokens: int, rate: float = 0) -> bytes:
+def openai_request(
+    http: Http,
+    prefix: str,
+    messages: list[dict[str, str]],
+    tokens: int,
+    rate: float = 0,
+    path: str = "/v1/chat/completions",
+) -> bytes:
     """Return a request for a stream with usage. `prefix` is what precedes the name of the model."""
     body = {"model": f"{prefix}{script(tokens, rate)}", "messages": messages, "stream": True}
     body |= {"stream_options": {"include_usage": True}}
-    return http.packed("POST", "/v1/chat/completions", json.dumps(body).encode())
+    return http.packed("POST", path, json.dumps(body).encode())
 
 
 def stream_request(fireside: Fireside, conversation: int, tokens: int, rate: float = 0) -> bytes:

@@ -16,7 +16,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,13 +195,14 @@ def _first_token(bench: Bench, fireside: Fireside, bare: Process) -> Iterator[Ro
 
     alone = first(sequence(bench.upstream.port))
     pair = bench.turns(ours, lambda: first(sequence(bare.port)) - alone, 3)
-    yield pair.row("first token, added to the model server's, p50, ms", "{:.2f}", 2, 3, "ms")
+    yield pair.row("first token, added to the model server's, p50, ms", "{:.2f}", 1.5, 2, "ms")
 
 
 def _many(bench: Bench, fireside: Fireside, bare: Process) -> Iterator[Row]:
     few, most = bench.size.streams
     tokens = bench.size.seconds * 50
     outcomes: list[Outcome] = []
+    of_bare: list[Outcome] = []
 
     def ours() -> float:
         outcome, spent = bench.stream_in(fireside, [fireside.conversation() for _ in range(few)], tokens, 50)
@@ -210,20 +212,27 @@ def _many(bench: Bench, fireside: Fireside, bare: Process) -> Iterator[Row]:
     def reference() -> float:
         before = bare.cpu()
         outcome = bench.run(rig.direct_load(bare.port, few, tokens, 50))
+        of_bare.append(outcome)
         return (bare.cpu() - before) / outcome.tokens * 1e6
 
     pair = bench.turns(ours, reference)
-    yield pair.row(f"{few} x 50 tokens/s: CPU a token, us", "{:.1f}", 1)
+    yield pair.row(f"{few} x 50 tokens/s: CPU a token, us", "{:.1f}", 0.6)
     on_time = median(outcome.on_time / outcome.paced for outcome in outcomes)
     late = median(outcome.late_p99 for outcome in outcomes) / 1000
-    figures = f"{100 * on_time:.2f} %, {late:.1f} ms"
-    what, held = f"{few} x 50 tokens/s: on time (100 ms), p99 late", on_time >= 0.99 and late <= 25
-    yield Row(what, figures, target=">= 99 %, <= 25 ms", held=held)
+    late_of_bare = median(outcome.late_p99 for outcome in of_bare) / 1000
+    on_time_of_bare = median(outcome.on_time / outcome.paced for outcome in of_bare)
+    yield Row(
+        f"{few} x 50 tokens/s: tokens on time (100 ms), p99 late",
+        f"{100 * on_time:.2f} %, {late:.1f} ms",
+        f"{100 * on_time_of_bare:.2f} %, {late_of_bare:.1f} ms",
+        target=">= 99 %, p99 <= bare",
+        held=on_time >= 0.99 and late <= late_of_bare,
+    )
     pair = bench.turns(
         lambda: rate(bench.stream(fireside, most, tokens // 2, 50)),
         lambda: rate(bench.run(rig.direct_load(bare.port, most, tokens // 2, 50))),
     )
-    yield pair.row(f"{most} x 50 tokens/s: delivered a second", "{:,.0f}", 2, least=True)
+    yield pair.row(f"{most} x 50 tokens/s: delivered a second", "{:,.0f}", 3.5, least=True)
 
 
 def _second_reader(bench: Bench, fireside: Fireside) -> Iterator[Row]:
@@ -307,7 +316,7 @@ def programs(bench: Bench) -> Iterator[Row]:
             lambda: spent(fireside, lambda: program.request(tokens, 50)),
             lambda: spent(bare, lambda: rig.openai_request(Http(bare.port), "", HISTORY[:1], tokens, 50)),
         )
-        yield pair.row(f"/v1: {few} x 50 tokens/s: CPU a token, us", "{:.1f}", 1)
+        yield pair.row(f"/v1: {few} x 50 tokens/s: CPU a token, us", "{:.1f}", 0.7)
 
         unrecorded = _Program(fireside, record=False)
 
@@ -391,7 +400,7 @@ def _questions(size: Size) -> Iterator[tuple[str, list[str], float]]:
         yield f"search of {messages} for {kind}", [_search(word) for word in words], 50
     phrases = [f"%22{a}+{b}%22" for a, b in zip(common[:5], common[5:], strict=True)]
     phrases += ["%22of+the+and%22", "%22the+the+the+of%22"]
-    yield f"search of {messages} for phrases of common words", [_search(phrase) for phrase in phrases], 250
+    yield f"search of {messages} for phrases of common words", [_search(phrase) for phrase in phrases], 150
     path, places = "/conversations/1/messages?limit=100", (size.long - 1, size.long // 2, size.long // 5)
     pages = [path, *(f"{path}&before={place}" for place in places)]
     yield f"page of 100 of {size.long:,} messages", pages, 15
@@ -418,7 +427,7 @@ def starts(bench: Bench) -> Iterator[Row]:
     with Fireside(folder, bench.upstream.url).sign_in():
         pass
     _until_healthy(bench.bare())  # the first start compiles its modules
-    yield _start_pair(bench, folder).row("start: process to /health, s", "{:.2f}", 1.5, 0.7)
+    yield _start_pair(bench, folder).row("start: process to /health, s", "{:.2f}", 1.3, 0.4)
 
 
 def _start_pair(bench: Bench, folder: Path) -> Pair:
@@ -433,7 +442,7 @@ def memory(bench: Bench) -> Iterator[Row]:
     size, streams = bench.size, bench.size.streams[0]
     with bench.bare() as bare, bench.fireside() as fireside:
         idle = fireside.memory(), bare.memory()
-        yield at_most("memory idle, MB", idle[0], 60, "", "{:.0f}", f"{idle[1]:.0f}")
+        yield at_most("memory idle, MB", idle[0], 45, "", "{:.0f}", f"{idle[1]:.0f}")
         conversations = [fireside.conversation() for _ in range(streams)]
         peak = _peak(bench, fireside, rig.fireside_load(fireside, conversations, 150, 50))
         reference = _peak(bench, bare, rig.direct_load(bare.port, streams, 150, 50))
@@ -473,9 +482,9 @@ def install(bench: Bench) -> Iterator[Row]:
     ours, reference, held = (
         f"{names}, {megabytes:.0f}",
         f"{bare}, {bare_megabytes:.0f}",
-        names <= 28 and megabytes <= 50,
+        names <= 30 and megabytes <= 50,
     )
-    yield Row("install without extras: packages, MB", ours, reference, target="<= 28, <= 50 MB", held=held)
+    yield Row("install without extras: packages, MB", ours, reference, target="<= 30, <= 50 MB", held=held)
 
 
 def _closure(*roots: str) -> tuple[int, float]:
@@ -490,12 +499,17 @@ def _closure(*roots: str) -> tuple[int, float]:
     size = 0
     for name, distribution in found.items():
         if name == "fireside":  # an editable install: count the files of a wheel
-            files = [*HERE.parent.glob("*.py"), HERE.parent / "schema.sql", *(HERE.parent / "static").iterdir()]
+            files = [file for folder in _package_folders() for file in folder.iterdir() if file.suffix in SHIPPED]
         else:
             files = [Path(str(file.locate())) for file in distribution.files or []]
         files += [_compiled(file) for file in files if file.suffix == ".py"]
         size += sum(file.stat().st_size for file in {*files} if file.is_file())
     return len(found), size / 1e6
+
+
+def _package_folders() -> list[Path]:
+    settings = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+    return [HERE.parent.joinpath(*package.split(".")[1:]) for package in settings["packages"]]
 
 
 def _compiled(file: Path) -> Path:
@@ -572,9 +586,10 @@ def imports(bench: Bench) -> Iterator[Row]:
             assert (report["conversations"], report["messages"], report["skipped"]) == (count, 6 * count, []), report
             speeds.append(count / answer.seconds)
     what, speed = f"import of {count:,} conversations of 6 messages, a second", median(speeds)
-    yield Row(what, f"{speed:,.0f}", target=">= 500", held=speed >= 500)
+    yield Row(what, f"{speed:,.0f}", target=">= 1,000", held=speed >= 1000)
 
 
+SHIPPED = {".py", ".sql", ".txt", ".md", ".js", ".css", ".html", ".svg", ".webmanifest"}
 Measurement = Callable[[Bench], Iterator[Row]]
 ROWS: tuple[Measurement, ...] = (
     the_load,
@@ -593,17 +608,16 @@ ROWS: tuple[Measurement, ...] = (
 )
 
 
-def measure(size: Size, only: list[str]) -> Iterator[Row]:
-    """Yield all rows, or those of the named functions."""
+def measure(size: Size, measurements: Sequence[Measurement]) -> Iterator[Row]:
+    """Yield the rows of these measurements."""
     with tempfile.TemporaryDirectory(prefix="fireside-bench-") as name:
         folder = Path(name)
         programs = rig.compiled(folder)
         os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # servers start from compiled files, like installed ones
         with rig.upstream(programs) as upstream:
             bench = Bench(size, folder, programs, upstream)
-            for function in ROWS:
-                if not only or function.__name__ in only:
-                    yield from function(bench)
+            for measurement in measurements:
+                yield from measurement(bench)
 
 
 def versions() -> str:
