@@ -53,9 +53,9 @@ class Peer(Process):
     def __init__(self, *command: object, port: int, health: str, environ: dict[str, str]) -> None:
         self.headers = {}
         self.port, self.url = port, f"http://127.0.0.1:{port}"
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        arguments, environment = [str(part) for part in command], os.environ | environ
         self.started = time.perf_counter()
-        self.popen = subprocess.Popen([str(part) for part in command], env=os.environ | environ, **quiet)
+        self.popen = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not self._answers(health):
             if self.popen.poll() is not None or time.perf_counter() - self.started > START_SECONDS:
                 raise RuntimeError(f"{command[0]} did not start")
@@ -149,7 +149,7 @@ def _beside(bench: Bench, name: str, peer: Peer, fireside: Fireside) -> Iterator
         return load
 
     def first(load: Load) -> float:
-        return median(request["first"] - request["sent"] for request in bench.run(load).streams) * 1000
+        return 1000 * float(median(request["first"] - request["sent"] for request in bench.run(load).streams))
 
     try:
         bench.run(load_of_peer(1, 3, 5, 0))
@@ -170,8 +170,8 @@ def _beside(bench: Bench, name: str, peer: Peer, fireside: Fireside) -> Iterator
         return
     what = f"{name}: {few} x 50 tokens/s"
     yield Row(f"{what}: CPU a token, us", f"{mine:.1f}", f"{theirs:.1f}", f"{mine / theirs:.2f}")
-    on_time = [f"{100 * one.on_time / one.paced:.1f} %" for one in (mine_outcome, outcome)]
-    yield Row(f"{what}: tokens on time (100 ms)", *on_time)
+    shares = [f"{100 * one.on_time / one.paced:.1f} %" for one in (mine_outcome, outcome)]
+    yield Row(f"{what}: tokens on time (100 ms)", shares[0], shares[1])
 
 
 def _steady(bench: Bench) -> Iterator[Row]:
