@@ -112,6 +112,7 @@ class ModelServer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._backend.close_idle()
 
     # ---- models
 
@@ -259,6 +260,11 @@ class ModelServer:
     @property
     def chat_url(self) -> str | None:
         return self._backend.chat_url
+
+    def connect_early(self) -> None:
+        """Open a connection for an answer that will soon be requested, if a slot is free."""
+        if self.slots.held < self.concurrency():
+            self._backend.connect_early()
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[list[Part], None]:
         """Return one answer as a generator of lists of parts. The last part is Finish. There is no deadline.

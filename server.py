@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import secrets
 import sqlite3
@@ -312,6 +313,7 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             listener.listen(LISTEN_BACKLOG)  # asyncio has set it to ACCEPTS_PER_TURN
         if self.started:
+            gc.freeze()  # a full collection would look at all that was imported, and hold all answers up for 20 ms or more
             try:
                 self.on_started()
             except BaseException:

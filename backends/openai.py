@@ -15,7 +15,7 @@ from ..config import Provider
 from ..errors import Invalid, ProviderFailed
 from .answer import AnswerParser, Part, Sent
 from .failures import unexpected_response
-from .http import body_chunks, fetch, open_response, read_body
+from .http import Connections, body_chunks, fetch, open_response, read_body
 from .loose import at, count_at, decode_small
 
 USAGE_SECONDS = 2.0  # that usage and [DONE] may come after a finish_reason
@@ -68,12 +68,13 @@ class OpenAI:
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
         self.is_llama_cpp = False  # by its list of models
+        self._connections = Connections()
         self.jobs: dict[str, str] = {}  # names of the models that are downloaded, by the id of the job, the newest last
 
     @property
     def chat_url(self) -> str | None:
         """The address that answers are requested from; None if only Fireside can reach it."""
-        return f"{base_url(self.provider)}/chat/completions"
+        return _chat_url(self.provider)
 
     @property
     def continues_answers(self) -> bool:
@@ -145,7 +146,16 @@ class OpenAI:
         """Send a chat request; see `stream_answer`. That of another program is sent as it is."""
         if self.is_llama_cpp and not for_program:
             body = for_llama_cpp(body)
-        return stream_answer(self.provider, body, for_program)
+        return stream_answer(self.provider, body, for_program, self._connections)
+
+    def connect_early(self) -> None:
+        """Open a connection for an answer that will soon be requested."""
+        if self.provider.url:
+            self._connections.open(_chat_url(self.provider))
+
+    def close_idle(self) -> None:
+        """Close the connections that no answer uses."""
+        self._connections.close()
 
 
 def for_llama_cpp(body: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +181,10 @@ def base_url(provider: Provider) -> str:
     if provider.kind == "openai" and urlsplit(provider.url).path:
         return provider.url
     return f"{provider.url.removesuffix('/v1')}/v1"
+
+
+def _chat_url(provider: Provider) -> str:
+    return f"{base_url(provider)}/chat/completions"
 
 
 # ---- lists of models. Every field may be missing or have any type.
@@ -245,7 +259,7 @@ def _model(entry: Any) -> Model | None:
 
 
 async def stream_answer(
-    provider: Provider, body: dict[str, Any], for_program: bool = False
+    provider: Provider, body: dict[str, Any], for_program: bool = False, connections: Connections | None = None
 ) -> AsyncGenerator[list[Part], None]:
     """Yield Sent, then a list of parts whenever the network brought some; the last one is Finish. Raises ProviderFailed.
 
@@ -256,7 +270,7 @@ async def stream_answer(
     content = msgspec.json.encode(body)
     if not for_program:
         yield [Sent(body, hashlib.sha256(content).hexdigest())]
-    async with open_response(provider, "POST", f"{base_url(provider)}/chat/completions", content) as response:
+    async with open_response(provider, "POST", _chat_url(provider), content, connections) as response:
         content_type = response.headers.get("content-type", "text/event-stream").lower()
         if response.status_code != 200 or not content_type.startswith("text/event-stream"):
             error = await read_body(response, ERROR_BYTES)

@@ -94,7 +94,7 @@ class Hub:
 
         if self.closing:
             raise Stopping
-        return (await self._begin(begin))[0]
+        return (await self._begin(begin, server))[0]
 
     async def begin_next(self, user_id: int, conversation_id: int) -> None:
         """Begin the answer to the oldest queued message if its turn has come. The end of an answer does so too."""
@@ -106,8 +106,10 @@ class Hub:
             return None
         return queries.queued.begin_next(conn, self.providers.find, *place)
 
-    async def _begin(self, begin: Callable[[Connection], B]) -> B:
+    async def _begin(self, begin: Callable[[Connection], B], server: ModelServer | None = None) -> B:
         async def begin_and_start() -> B:
+            if server is not None:
+                server.connect_early()  # while the transaction runs
             begun = await self.database.write_unsynced(begin)
             self._start(begun)
             return begun
@@ -280,6 +282,7 @@ class Hub:
             )
 
         async def start() -> Relay:
+            server.connect_early()  # while the transaction runs
             answer = await self.database.write_unsynced(begin)
             next_answer = (self._begin_next, self._start)
             relay = Relay(

@@ -29,6 +29,7 @@ from .upstream import (
     Upstream,
     answer,
     close,
+    eventually,
     finish,
     hang,
     headers,
@@ -54,16 +55,25 @@ def openai(url: str, **more: Any) -> Provider:
     return Provider("box", "openai", "The box", url, source="config.toml", **more)
 
 
+opened: list[Providers] = []
+
+
 def made(*settings: Provider) -> Providers:
     config = Config(providers=settings)
-    return Providers(config, Engine(config))
+    opened.append(Providers(config, Engine(config)))
+    return opened[-1]
+
+
+@pytest.fixture(autouse=True)
+async def closed() -> AsyncIterator[None]:
+    yield
+    while opened:
+        await opened.pop().aclose()
 
 
 @pytest.fixture
-async def providers(upstream: Upstream) -> AsyncIterator[Providers]:
-    providers = made(lmstudio(upstream.url), openai(upstream.url))
-    yield providers
-    await providers.aclose()
+def providers(upstream: Upstream) -> Providers:
+    return made(lmstudio(upstream.url), openai(upstream.url))
 
 
 async def ask(
@@ -126,7 +136,7 @@ async def test_request_contains_the_given_values_and_nothing_else(providers: Pro
         "host": upstream.url.removeprefix("http://"),
         "accept": "*/*",
         "accept-encoding": "identity",
-        "connection": "close",
+        "connection": "keep-alive",
         "content-type": "application/json",
         "content-length": str(len(request.body)),
         "user-agent": request.headers["user-agent"],
@@ -257,8 +267,42 @@ async def test_refused_connection_is_tried_once_more(
     monkeypatch.setattr(loop, "create_connection", flaky)
     assert (await failure_of(providers)).code == "PROVIDER_UNREACHABLE"  # attempts 1 and 2
     assert (await ask(providers))[1] is None  # attempt 3
+    await providers.aclose()  # else its connection is used again
     assert (await failure_of(providers)).code == "PROVIDER_UNREACHABLE"
     assert (attempts, upstream.connections) == (5, 1)
+
+
+async def test_answer_uses_an_idle_connection(
+    providers: Providers, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = providers.get("lmstudio")
+    server.connect_early()
+    server.connect_early()
+    await eventually(lambda: upstream.connections == 1)
+    for _ in range(3):
+        assert (await ask(providers))[1] is None
+    assert (upstream.connections, len(upstream.chats)) == (1, 3)
+    upstream.enqueue(answer("Hi"), close())
+    assert (await ask(providers))[1] is None
+    await upstream.closed()
+    assert (await ask(providers))[1] is None
+    assert (upstream.connections, len(upstream.chats)) == (2, 5)
+    upstream.enqueue(answer("Hi"), hang())  # [DONE], but no end of the body
+    assert (await ask(providers))[1] is None
+    await upstream.closed()
+    monkeypatch.setattr("fireside.backends.http.IDLE_SECONDS", 0.05)
+    server.connect_early()
+    await eventually(lambda: upstream.connections == 3)
+    await upstream.closed()
+    assert (await ask(providers))[1] is None
+    assert (upstream.connections, len(upstream.chats)) == (4, 7)
+
+
+async def test_early_connection_that_fails_is_the_first_attempt_of_the_request() -> None:
+    providers = made(lmstudio(refused_url()))
+    providers.get("lmstudio").connect_early()
+    await asyncio.sleep(0)
+    assert (await failure_of(providers)).message == "LM Studio cannot be reached. Is its server running?"
 
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])

@@ -376,7 +376,7 @@ class Upstream:
         if steps is None:
             steps = self._usual(request)
         playing = asyncio.ensure_future(_play(steps, request, writer))
-        leaving = asyncio.ensure_future(reader.read(1))
+        leaving = asyncio.ensure_future(_left(reader))
         try:
             await asyncio.wait((playing, leaving), return_when=asyncio.FIRST_COMPLETED)
             if playing.done() and not isinstance(playing.exception(), OSError):
@@ -449,6 +449,12 @@ def _error(code: int, message: str, kind: str) -> Command:
 
 def _unexpected(request: Request) -> Command:
     return status(200, {"error": f"Unexpected endpoint or method. ({request.method} {request.path})"})
+
+
+async def _left(reader: asyncio.StreamReader) -> None:
+    """Return when the client has closed the connection. Reading would take the beginning of its next request."""
+    while not (reader.at_eof() or reader.exception()):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Request:

@@ -121,6 +121,8 @@ class Witness:
         assert {message_id: stored.get(message_id) for message_id in acknowledged} == acknowledged
 
     async def _check_footprint(self) -> None:
+        for server in self.running.state.providers.enabled:
+            await server.aclose()  # also closes the idle connections, which wait for a second
         now = await self._footprint()
         for _ in range(400):
             if all(after <= before for after, before in zip(now, self._before, strict=True)):
