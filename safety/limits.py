@@ -2,6 +2,9 @@
 
 Linux refuses memory beyond RLIMIT_AS. macOS ignores that limit, so a thread checks the memory in use. Windows has job objects.
 
+A sealed child can open no file, socket or process: resource limits forbid it on Linux and macOS, Landlock forbids more on Linux, and
+a job object forbids processes on Windows.
+
 A child also ends when the service dies. worker.py notices the end of its input, but not while a regular expression holds the GIL: then
 the job object ends it on Windows, and elsewhere a limit on processor time.
 """
@@ -14,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from . import landlock
+
 MEMORY_CHECK_INTERVAL_SECONDS = 0.05
 
 if sys.platform == "win32":
@@ -21,7 +26,8 @@ if sys.platform == "win32":
     from ctypes import wintypes
 
     # learn.microsoft.com/windows/win32/procthread/job-objects
-    _KILL_ON_JOB_CLOSE, _PROCESS_MEMORY, _EXTENDED_LIMITS, _SET_QUOTA_AND_TERMINATE = 0x2000, 0x100, 9, 0x101
+    _KILL_ON_JOB_CLOSE, _PROCESS_MEMORY, _ACTIVE_PROCESSES = 0x2000, 0x100, 0x8
+    _EXTENDED_LIMITS, _SET_QUOTA_AND_TERMINATE = 9, 0x101
 
     class _BasicLimits(ctypes.Structure):
         _fields_ = (
@@ -46,13 +52,16 @@ if sys.platform == "win32":
             ("PeakJobMemoryUsed", ctypes.c_size_t),
         )
 
-    def attach(pid: int, memory: int) -> Callable[[], object]:
+    def attach(pid: int, memory: int, sealed: bool) -> Callable[[], object]:
         """Put the child into a job object and return a function that ends the job, with the child. So does the end of this process."""
         kernel = ctypes.WinDLL("kernel32", use_last_error=True)
         kernel.CreateJobObjectW.restype = kernel.OpenProcess.restype = wintypes.HANDLE
         job = wintypes.HANDLE(kernel.CreateJobObjectW(None, None))
         limits = _ExtendedLimits(ProcessMemoryLimit=memory)
         limits.BasicLimitInformation.LimitFlags = _KILL_ON_JOB_CLOSE | _PROCESS_MEMORY
+        if sealed:
+            limits.BasicLimitInformation.LimitFlags |= _ACTIVE_PROCESSES
+            limits.BasicLimitInformation.ActiveProcessLimit = 1
         kernel.SetInformationJobObject(job, _EXTENDED_LIMITS, ctypes.byref(limits), ctypes.sizeof(limits))
         process = wintypes.HANDLE(kernel.OpenProcess(_SET_QUOTA_AND_TERMINATE, False, pid))
         kernel.AssignProcessToJobObject(job, process)
@@ -64,13 +73,19 @@ if sys.platform == "win32":
     def limit_memory(memory: int) -> None:
         """Do nothing: `attach` sets the limit."""
 
+    def forbid_files() -> None:
+        """Do nothing: Windows has no limit that forbids a process to open files and sockets."""
+
+    def forbid_processes() -> None:
+        """Do nothing: `attach` forbids them."""
+
     def limit_processor_time(seconds: float) -> None:
         """Do nothing: the job object ends the child with the service."""
 
 else:
     import resource
 
-    def attach(pid: int, memory: int) -> Callable[[], object]:
+    def attach(pid: int, memory: int, sealed: bool) -> Callable[[], object]:
         """Return a function that does nothing. On POSIX the child limits itself."""
         return lambda: None
 
@@ -81,6 +96,20 @@ else:
             threading.Thread(target=_watch_memory, args=(memory,), daemon=True).start()
         else:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+    def forbid_files() -> None:
+        """Forbid this process to open files and sockets. What is open stays open, but no file can grow.
+
+        Linux also forbids what needs no descriptor: to delete, rename or execute files and to signal or trace other processes.
+        """
+        if sys.platform == "linux":
+            landlock.restrict()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    def forbid_processes() -> None:
+        """Forbid this process to start others. Linux does not apply this limit to root."""
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
     def _watch_memory(memory: int) -> None:
         while resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < memory:  # bytes on macOS

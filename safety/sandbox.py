@@ -46,14 +46,18 @@ class Sandbox:
     """Child processes, each with at most `memory` bytes and with the modules `preload` imported.
 
     With `spare`, a child is started in advance when a job takes longer than SPARE_SECONDS and no other child is idle, so that the next
-    job need not wait for the start of Python.
+    job need not wait for the start of Python. After its imports, a `sealed` child can open no file, no socket and no process, as far as
+    limits.py can enforce it; so `preload` must name all modules that its work uses.
     """
 
-    def __init__(self, memory: int = MEMORY_BYTES, preload: tuple[str, ...] = (), spare: bool = False) -> None:
+    def __init__(
+        self, memory: int = MEMORY_BYTES, preload: tuple[str, ...] = (), spare: bool = False, sealed: bool = False
+    ) -> None:
         self._spare = spare
         self._memory = memory
+        self._sealed = sealed
         # -P: import nothing from the current folder
-        self._command = (sys.executable, "-P", "-m", f"{__package__}.worker", str(memory), *preload)
+        self._command = (sys.executable, "-P", "-m", f"{__package__}.worker", str(memory), str(int(sealed)), *preload)
         self._idle: dict[_Worker, asyncio.TimerHandle] = {}  # the newest last; the timer ends the worker
         self._workers: set[_Worker] = set()
         self._preparing: asyncio.Task[None] | None = None
@@ -111,7 +115,7 @@ class Sandbox:
             )
         except OSError as error:
             raise WorkFailed(f"a child process cannot be started: {error.strerror}") from error
-        worker = _Worker(process, self._memory)
+        worker = _Worker(process, self._memory, self._sealed)
         self._workers.add(worker)
         try:
             await worker.receive(START_SECONDS)
@@ -146,13 +150,13 @@ class Sandbox:
 class _Worker:
     """One child process. `is_ready`: it waits for a request."""
 
-    def __init__(self, process: asyncio.subprocess.Process, memory: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, memory: int, sealed: bool) -> None:
         assert process.stdin and process.stdout
         self.is_ready = True
         self._process = process
         self._requests, self._replies = process.stdin, process.stdout
         self._reading = asyncio.Lock()  # `end` may be called while `receive` waits
-        self._release = limits.attach(process.pid, memory)
+        self._release = limits.attach(process.pid, memory, sealed)
 
     @property
     def has_ended(self) -> bool:

@@ -17,14 +17,18 @@ import msgspec
 from . import limits
 
 
-def main(memory: int, preload: list[str]) -> None:
+def main(memory: int, sealed: bool, preload: list[str]) -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library that prints must not write into the replies
     limits.limit_memory(memory)
     for module in preload:
         importlib.import_module(module)
+    if sealed:
+        limits.forbid_files()
     requests: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    if sealed:
+        limits.forbid_processes()  # and on Linux further threads
     _reply(replies, "end")
     while True:
         try:
@@ -61,4 +65,4 @@ if __name__ == "__main__":
         signal.SIGTERM,
     ):  # sent to a whole terminal or group: the service decides when its children end
         signal.signal(number, signal.SIG_IGN)
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]), sys.argv[2] == "1", sys.argv[3:])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fireside.safety import sandbox
+from fireside.safety import landlock, sandbox
 from fireside.safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 from fireside.web import renderer
 
@@ -45,6 +45,27 @@ def grow():
 def fail():
     raise KeyError("a secret text")
     yield b""
+
+def reach(folder):
+    import socket
+    path = folder + "/file"
+    for name, action in {
+        "open": lambda: open(path),
+        "create": lambda: open(folder + "/new", "w"),
+        "list": lambda: os.listdir(folder),
+        "connect": lambda: socket.create_connection(("127.0.0.1", 1)),
+        "listen": lambda: socket.create_server(("127.0.0.1", 0)),
+        "delete": lambda: os.remove(path),
+        "truncate": lambda: os.truncate(path, 0),
+        "signal": lambda: os.kill(os.getppid(), 0),
+        "execute": lambda: os.execv("/bin/sh", ["sh", "-c", "exit"]),
+    }.items():
+        try:
+            action()
+        except OSError as error:
+            yield f"{name} {type(error).__name__}".encode()
+        else:
+            yield name.encode()
 
 def die():
     os._exit(1)
@@ -101,6 +122,19 @@ async def test_memory_is_limited(pool: Sandbox, work: Any) -> None:
     with pytest.raises(WorkTooLarge):
         await run(pool, work.grow)
     assert await run(pool, work.count, 1) == [b"0"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+async def test_sealed_child_reaches_no_file_socket_or_process(work: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    pool = Sandbox(preload=("work_of_the_tests", "socket", "encodings.idna"), sealed=True)
+    tried = [item.decode() for item in await run(pool, work.reach, str(tmp_path))]
+    await pool.aclose()
+    refused = {name.partition(" ")[0]: name for name in tried}
+    assert all(refused[name] == f"{name} OSError" for name in ("open", "create", "list", "connect", "listen")), tried
+    if landlock.version() >= 6:
+        assert all(" PermissionError" in refused[name] for name in ("delete", "truncate", "signal", "execute")), tried
+    assert (tmp_path / "file").read_text() == "content"
 
 
 async def test_failure_quotes_no_content(pool: Sandbox, work: Any) -> None:
