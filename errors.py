@@ -122,6 +122,17 @@ class NameExists(Conflict):
         super().__init__(f"You have a {thing} with this name. Choose another name.")
 
 
+class AttachmentNotReady(Conflict):
+    code = "ATTACHMENT_NOT_READY"
+
+    def __init__(self, name: str, status: str) -> None:
+        reasons = {
+            "reading": "is still being read. Wait a moment, then send it again.",
+            "encrypted": "is encrypted. Enter its password, or remove it from the message.",
+        }
+        super().__init__(f"{name} {reasons.get(status, 'could not be read. Remove it from the message.')}")
+
+
 class GenerationActive(Conflict):
     code = "GENERATION_ACTIVE"
     message = "An answer is being generated in this conversation. Wait for it or cancel it."

@@ -13,7 +13,7 @@ CREATE TABLE users (
     created_at    TEXT NOT NULL,
     last_login    TEXT,
     defaults      TEXT NOT NULL DEFAULT '{}',                  -- JSON {"system_prompt"?, "settings"?} of new conversations, if no preset is the default
-    stored_bytes  INTEGER NOT NULL DEFAULT 0,                  -- UTF-8 of the user's messages, system prompts and saved prompts, and bytes of the images
+    stored_bytes  INTEGER NOT NULL DEFAULT 0,                  -- UTF-8 of the user's messages, system prompts and saved prompts, and attachments with their text
     display_name  TEXT NOT NULL DEFAULT '',                    -- the name as typed, such as 'Änna Smith'; '': the username is shown
     closed_at     TEXT                                         -- time of the account's deletion, while its data is being removed
 ) STRICT;
@@ -126,6 +126,7 @@ CREATE TABLE messages (
     edited          INTEGER NOT NULL DEFAULT 0,                -- 1: an answer whose text the user has changed
     copied          INTEGER NOT NULL DEFAULT 0,                -- 1: copied from another conversation, which counts its tokens
     tools           TEXT,                                      -- JSON {"results", "calls"} of /v1: results of tools before this message, calls in it
+    citations       TEXT,                                      -- JSON: the quotations of an answer, and where the documents have them
     UNIQUE (conversation_id, client_id),
     UNIQUE (conversation_id, source)
 ) STRICT;
@@ -148,27 +149,80 @@ CREATE TABLE recorded_messages (
 ) STRICT;
 CREATE INDEX recorded_messages_by_hash ON recorded_messages (token_id, hash);
 
-CREATE TABLE images (
+-- Images and documents. A user's file is stored once, however many messages have it. queries/attachments.py removes it with the last.
+CREATE TABLE attachments (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    message_id  INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
-    position    INTEGER NOT NULL,                              -- order within the message, from 0
-    media_type  TEXT NOT NULL CHECK (media_type IN ('image/png', 'image/jpeg', 'image/webp')),
-    data        BLOB NOT NULL,
-    UNIQUE (message_id, position)
+    user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    sha256      BLOB,                                          -- of its data. NULL: no message has it any more, and it is being removed
+    name        TEXT NOT NULL DEFAULT '',                      -- of the file that was uploaded last; '': an image without a file
+    media_type  TEXT NOT NULL,                                 -- detected; while status is 'reading', as claimed
+    size_bytes  INTEGER NOT NULL,                              -- of its data
+    text_bytes  INTEGER NOT NULL DEFAULT 0,                    -- UTF-8 of its pages
+    status      TEXT NOT NULL CHECK (status IN ('reading', 'ready', 'no_text', 'encrypted', 'failed')), -- images are 'ready'
+    problem     TEXT,                                          -- for the person: why it has no text, or a remark such as the detected encoding
+    unit        TEXT CHECK (unit IN ('page', 'slide', 'section')), -- what its pages are; NULL in images
+    pages       INTEGER,                                       -- of a document that was read; while it is read, in all, if known
+    characters  INTEGER NOT NULL DEFAULT 0,                    -- of its pages
+    created_at  TEXT NOT NULL,
+    uploaded_at TEXT,                                          -- time of the last upload, until a message has it: a day later it is removed
+    UNIQUE (user_id, sha256)
 ) STRICT;
+CREATE INDEX attachments_unread ON attachments (id) WHERE status = 'reading';
+CREATE INDEX attachments_uploaded ON attachments (user_id, uploaded_at) WHERE uploaded_at IS NOT NULL;
+CREATE INDEX attachments_removed ON attachments (id) WHERE sha256 IS NULL;
+
+-- A table of its own: a change of a row with 50 MB writes them all again.
+CREATE TABLE attachment_data (
+    attachment_id INTEGER PRIMARY KEY REFERENCES attachments (id) ON DELETE CASCADE,
+    data          BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE attachment_pages (
+    id            INTEGER PRIMARY KEY,
+    attachment_id INTEGER NOT NULL REFERENCES attachments (id) ON DELETE CASCADE,
+    number        INTEGER NOT NULL,                            -- from 1
+    text          TEXT NOT NULL,
+    UNIQUE (attachment_id, number)
+) STRICT;
+
+CREATE TABLE message_attachments (
+    message_id    INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
+    position      INTEGER NOT NULL,                            -- order within the message, from 0
+    attachment_id INTEGER NOT NULL REFERENCES attachments (id),
+    name          TEXT NOT NULL DEFAULT '',                    -- of the file when it was sent
+    PRIMARY KEY (message_id, position)
+) STRICT;
+CREATE INDEX message_attachments_of ON message_attachments (attachment_id);
+
+-- The pages of documents that were chosen for a question, and stay so.
+CREATE TABLE sent_pages (
+    message_id    INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE, -- of the question
+    attachment_id INTEGER NOT NULL REFERENCES attachments (id) ON DELETE CASCADE,
+    pages         TEXT NOT NULL,                               -- JSON [[first, last], ...]
+    PRIMARY KEY (message_id, attachment_id)
+) STRICT;
+CREATE INDEX sent_pages_of ON sent_pages (attachment_id);
 
 -- Messages that wait until the answer before them is complete. Then they become rows of `messages`.
 CREATE TABLE queued_messages (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
     conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
     content         TEXT NOT NULL,
-    images          TEXT NOT NULL DEFAULT '[]',                -- JSON [{"media_type", "data": base64}]
-    stored_bytes    INTEGER NOT NULL DEFAULT 0,                -- UTF-8 of the content, and bytes of the images
     client_id       TEXT,
     created_at      TEXT NOT NULL,
     UNIQUE (conversation_id, client_id)
 ) STRICT;
 CREATE INDEX queued_messages_in_order ON queued_messages (conversation_id, id);
+
+-- As message_attachments.
+CREATE TABLE queued_attachments (
+    message_id    INTEGER NOT NULL REFERENCES queued_messages (id) ON DELETE CASCADE,
+    position      INTEGER NOT NULL,
+    attachment_id INTEGER NOT NULL REFERENCES attachments (id),
+    name          TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (message_id, position)
+) STRICT;
+CREATE INDEX queued_attachments_of ON queued_attachments (attachment_id);
 
 -- How an answer was generated. `log` is the event log as a JSON array: a number n is a delta of n characters of the message's
 -- content, -n a delta of n characters of its reasoning, an object any other event. With the two texts it replays the stream exactly
@@ -239,6 +293,8 @@ CREATE TABLE presets (
 CREATE UNIQUE INDEX one_default_preset_a_user ON presets (user_id) WHERE is_default = 1;
 
 -- Full-text search. The text is that of search.words() (CJK in pairs of characters); `owner` is 'u' and the user's id, so that a search
--- finds only the user's own. search.py writes both tables when a message or a title is final: a trigger would need trusted_schema.
+-- finds only the user's own. search.py writes these tables when a text is final: a trigger would need trusted_schema.
 CREATE VIRTUAL TABLE message_words USING fts5 (owner, text, content = '', tokenize = 'unicode61 remove_diacritics 2');
 CREATE VIRTUAL TABLE title_words   USING fts5 (owner, text, content = '', tokenize = 'unicode61 remove_diacritics 2');
+-- The rowid is attachment_pages.id. `owner` has two words: as above, and 'a' and the attachment's id.
+CREATE VIRTUAL TABLE page_words    USING fts5 (owner, text, content = '', tokenize = 'unicode61 remove_diacritics 2');

@@ -8,9 +8,8 @@ import msgspec
 
 from ..backends.loose import array_at, at, clean, decode, object_at, objects_at, text_at
 from ..errors import Invalid
-from ..queries.messages import Image
 from ..queries.recorder import History, RecordedTurn
-from ..queries.types import ToolCall, ToolResult, Tools, image_type
+from ..queries.types import Image, ToolCall, ToolResult, Tools, image_type
 
 IMAGES = 64  # of a message that are kept
 MAX_COMMAS = 500_000  # in all messages; decoding as many values takes 0.1 s

@@ -6,6 +6,7 @@ column cannot hold counts as lost. Lost values that a row needs get a default; a
 """
 
 import contextlib
+import hashlib
 import json
 import re
 import secrets
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from .. import db, queries
 from ..db import DatabaseUnusable
@@ -29,7 +32,8 @@ TABLES = (
     "conversations",
     "messages",
     "former_parents",
-    "images",
+    "attachments",
+    "attachment_data",
     "generations",
     "sent_system_prompts",
     "continued_generations",
@@ -38,11 +42,26 @@ TABLES = (
     "prompts",
     "presets",
     "queued_messages",
-)  # no sessions, no invites
-JSON_COLUMNS = {"defaults", "settings", "token_usage", "stats", "error", "params", "log", "request", "images", "tools"}
+    "message_attachments",
+    "queued_attachments",
+    "sent_pages",
+)  # no sessions, no invites, and no attachment_pages: the documents are read again
+JSON_COLUMNS = {
+    "defaults",
+    "settings",
+    "token_usage",
+    "stats",
+    "error",
+    "params",
+    "log",
+    "request",
+    "tools",
+    "citations",
+}
 ALLOWED_VALUES = {
     ("users", "role"): {"user", "admin"},
     ("users", "status"): {"active", "disabled"},
+    ("attachments", "status"): {"reading", "ready", "no_text", "encrypted", "failed"},
     ("messages", "role"): {"user", "assistant"},
     ("messages", "status"): {"complete", "generating", "canceled", "interrupted", "error"},
 }
@@ -100,6 +119,8 @@ class _Salvage:
         self._restore_conversations()
         self._restore_owners()
         self._repair_references()
+        self._copy_old_images()
+        self._repair_attachments()
         self._index()
         self.new.execute(db.RECOUNT_STORED_BYTES)
         users, conversations, messages = (
@@ -224,8 +245,10 @@ class _Salvage:
         for table, key, parent in (
             ("former_parents", "message_id", "messages"),
             ("former_parents", "parent_id", "messages"),
-            ("images", "message_id", "messages"),
             ("queued_messages", "conversation_id", "conversations"),
+            ("message_attachments", "message_id", "messages"),
+            ("queued_attachments", "message_id", "queued_messages"),
+            ("sent_pages", "message_id", "messages"),
             ("generations", "message_id", "messages"),
             ("sent_system_prompts", "conversation_id", "conversations"),
             ("continued_generations", "message_id", "messages"),
@@ -264,6 +287,77 @@ class _Salvage:
             f"UPDATE conversations SET active_message_id = ({own.format('max(m.id)')})"
             f" WHERE NOT EXISTS ({own.format(1)} AND m.id = active_message_id)"
         )
+
+    def _copy_old_images(self) -> None:
+        """Copy the images of a schema before 6, which had them in a table of their own, and in the column `images` of the queue."""
+        new = self.new
+        owner = "SELECT c.user_id FROM {0} m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?"
+        columns = {"images": ["message_id", "position", "media_type", "data"], "queued_messages": ["images"]}
+        for table, names in columns.items():
+            if not {row["name"] for row in self.old.execute(f"PRAGMA table_info({table})")}.issuperset(names):
+                continue
+            last = self._last_id(table)
+            for rowid, row in self._rows(table, names, MAX_UNREADABLE_ROWS if last is None else last):
+                links: queries.attachments.Table = "message_attachments"
+                found: list[tuple[Any, Any, Any, Any]] = [
+                    (row.get("message_id"), row.get("position"), row.get("media_type"), row.get("data"))
+                ]
+                if table == "queued_messages":
+                    links, found = "queued_attachments", []
+                    with contextlib.suppress(ValueError, TypeError):
+                        images = msgspec.json.decode(row.get("images", "[]"), type=list[queries.types.Image])
+                        found = [(rowid, place, image.media_type, image.data) for place, image in enumerate(images)]
+                for message_id, position, media_type, data in found:
+                    user = new.execute(
+                        owner.format("messages" if table == "images" else table), (message_id,)
+                    ).fetchone()
+                    if (
+                        user is None
+                        or not isinstance(data, bytes)
+                        or not isinstance(position, int)
+                        or media_type not in queries.types.IMAGE_TYPES
+                    ):
+                        self.damaged += 1
+                        continue
+                    attachment_id = queries.attachments.add(new, user["user_id"], data, media_type)
+                    queries.attachments.link(new, message_id, position, attachment_id, table=links)
+
+    def _repair_attachments(self) -> None:
+        """Give each attachment the owner of its messages, a copy if they have several. Remove those without data or message, and
+        let the documents be read again."""
+        new = self.new
+        tables = (("message_attachments", "messages"), ("queued_attachments", "queued_messages"))
+        owners = "SELECT l.attachment_id, l.rowid, c.user_id FROM {} l JOIN {} m ON m.id = l.message_id"
+        owners += " JOIN conversations c ON c.id = m.conversation_id"
+        linked = " UNION ".join(owners.format(*pair) for pair in tables)
+        for row in new.execute("SELECT * FROM attachments ORDER BY id").fetchall():
+            attachment_id, data = row["id"], queries.attachments.get_data(new, row["id"])
+            found = new.execute(f"SELECT user_id FROM ({linked}) WHERE attachment_id = ?", (attachment_id,))
+            users = [one["user_id"] for one in found]
+            digest = hashlib.sha256(data).digest()
+            self.damaged += row["sha256"] not in (None, digest)
+            status = "ready" if row["media_type"] in queries.types.IMAGE_TYPES else "reading"
+            values = (row["user_id"] if row["user_id"] in users else min(users, default=0), digest, len(data), status)
+            kept = (data and users) and new.execute(
+                "UPDATE OR IGNORE attachments SET user_id = ?, sha256 = ?, size_bytes = ?, status = ?, text_bytes = 0,"
+                " characters = 0, pages = NULL, problem = NULL, uploaded_at = NULL WHERE id = ?",
+                (*values, attachment_id),
+            ).rowcount
+            if not kept:
+                self.damaged += row["sha256"] is not None and row["uploaded_at"] is None
+                new.execute("DELETE FROM attachments WHERE id = ?", (attachment_id,))
+                continue
+            for user_id in set(users) - {values[0]}:
+                copy_id = queries.attachments.add(new, user_id, data, row["media_type"], row["name"])
+                for table, messages in tables:
+                    new.execute(
+                        f"UPDATE {table} SET attachment_id = ? WHERE rowid IN"
+                        f" (SELECT rowid FROM ({owners.format(table, messages)}) WHERE attachment_id = ? AND user_id = ?)",
+                        (copy_id, attachment_id, user_id),
+                    )
+        for table in ("message_attachments", "queued_attachments", "sent_pages", "attachment_data"):
+            orphans = new.execute(f"DELETE FROM {table} WHERE attachment_id NOT IN (SELECT id FROM attachments)")
+            self.damaged += orphans.rowcount
 
     def _index(self) -> None:
         """Fill the search indexes, and name recovered conversations after their first message."""
@@ -324,4 +418,7 @@ def _defaults(table: str, rowid: int) -> dict[str, Any]:
         return {"created_at": now, "role": "user", "content": LOST_TEXT, "status": "complete"}
     if table == "queued_messages":
         return {"created_at": now, "content": LOST_TEXT}
+    if table == "attachments":
+        kind, size, status = queries.attachments.OTHER, 0, "reading"
+        return {"user_id": 0, "media_type": kind, "size_bytes": size, "status": status, "created_at": now}
     return {}

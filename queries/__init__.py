@@ -2,6 +2,7 @@
 
 from . import (
     accounts,
+    attachments,
     bin,
     branches,
     conversations,
@@ -10,6 +11,7 @@ from . import (
     messages,
     prompts,
     queued,
+    quota,
     recorder,
     search,
     tokens,
@@ -18,6 +20,7 @@ from . import (
 
 __all__ = [
     "accounts",
+    "attachments",
     "bin",
     "branches",
     "conversations",
@@ -26,6 +29,7 @@ __all__ = [
     "messages",
     "prompts",
     "queued",
+    "quota",
     "recorder",
     "search",
     "tokens",

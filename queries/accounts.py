@@ -20,7 +20,8 @@ from ..errors import (
     UserDisabled,
     UsernameExists,
 )
-from . import conversations
+from . import attachments, conversations
+from .attachments import IS_IMAGE
 from .types import Role
 
 MAX_SESSIONS = 20  # of a user
@@ -184,6 +185,8 @@ async def remove_closed(database: Database) -> None:
             some = ids[start : start + HIDDEN_AT_ONCE]
             await database.write_part(conversations.hide_all, some)
             await conversations.remove_hidden(database, some)
+        await database.write(attachments.release_all, user_id)
+        await attachments.remove_released(database)
         await database.write(remove_emptied, user_id)
 
 
@@ -192,9 +195,13 @@ def list_closed(conn: Connection) -> list[int]:
 
 
 def remove_emptied(conn: Connection, user_id: int) -> None:
-    """Remove a closed account that has no conversations. A request that had begun before may have added one."""
-    sql = "DELETE FROM users WHERE id = ?1 AND closed_at IS NOT NULL"
-    conn.execute(f"{sql} AND NOT EXISTS (SELECT 1 FROM conversations WHERE user_id = ?1)", (user_id,))
+    """Remove a closed account that has no conversations and no files. A request that had begun before may have added one."""
+    conn.execute(
+        "DELETE FROM users WHERE id = ?1 AND closed_at IS NOT NULL"
+        " AND NOT EXISTS (SELECT 1 FROM conversations WHERE user_id = ?1)"
+        " AND NOT EXISTS (SELECT 1 FROM attachments WHERE user_id = ?1)",
+        (user_id,),
+    )
 
 
 def set_password(
@@ -365,20 +372,24 @@ def check_invite(conn: Connection, code_hash: bytes) -> None:
 
 
 def measure_data(conn: Connection, user_id: int) -> dict[str, int]:
-    """Return the numbers of a user's conversations and images, also of those in the bin, and their bytes."""
+    """Return the numbers of a user's conversations, images and documents, also of those in the bin, and their bytes."""
     row = conn.execute(
         "SELECT (SELECT count(*) FROM conversations WHERE user_id = ?1 AND hidden = 0) AS conversations,"
-        " count(*) AS images, coalesce(sum(length(i.data)), 0) AS image_bytes,"
+        f" count(*) FILTER (WHERE {IS_IMAGE}) AS images,"
+        f" coalesce(sum(size_bytes) FILTER (WHERE {IS_IMAGE}), 0) AS image_bytes,"
+        f" count(*) FILTER (WHERE NOT {IS_IMAGE}) AS documents,"
+        f" coalesce(sum(size_bytes + text_bytes) FILTER (WHERE NOT {IS_IMAGE}), 0) AS document_bytes,"
         " (SELECT stored_bytes FROM users WHERE id = ?1) AS used_bytes"
-        # In this order: most messages have no image.
-        " FROM images i CROSS JOIN messages m ON m.id = i.message_id CROSS JOIN conversations c ON c.id = m.conversation_id"
-        " WHERE c.user_id = ?1 AND c.hidden = 0",
+        " FROM attachments WHERE user_id = ?1 AND sha256 IS NOT NULL",
         (user_id,),
     ).fetchone()
     return dict(row)
 
 
-def count_image_bytes(conn: Connection) -> int:
-    """Return the bytes of the images of all users."""
-    count: int = conn.execute("SELECT coalesce(sum(length(data)), 0) FROM images").fetchone()[0]
-    return count
+def count_attachment_bytes(conn: Connection) -> dict[str, int]:
+    """Return the bytes of the images and of the documents of all users."""
+    row = conn.execute(
+        f"SELECT coalesce(sum(size_bytes) FILTER (WHERE {IS_IMAGE}), 0) AS image_bytes,"
+        f" coalesce(sum(size_bytes + text_bytes) FILTER (WHERE NOT {IS_IMAGE}), 0) AS document_bytes FROM attachments"
+    ).fetchone()
+    return dict(row)

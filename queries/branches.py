@@ -8,17 +8,17 @@ from msgspec import Struct
 
 from ..db import Connection, Database, insert, now
 from ..errors import Conflict, GenerationActive, QuotaExceeded
-from . import search
+from . import attachments, search
 from .conversations import (
     BRANCH_SOURCE,
     PART_SECONDS,
     Conversation,
-    add_stored_bytes,
     get_conversation,
     owned,
     remove_hidden,
 )
-from .messages import PATH, copy_images, get_message_row
+from .messages import PATH, get_message_row
+from .quota import add_stored_bytes
 from .types import TITLE_CHARACTERS, title_key
 
 COPIED_COLUMNS = ("system_prompt", "provider_id", "model", "settings", "folder_id", "temporary")  # of the conversation
@@ -101,9 +101,9 @@ def _title(conn: Connection, user_id: int, original: str) -> str:
 
 _INSERT = """
 INSERT INTO messages (conversation_id, parent_id, created_at, role, content, reasoning, status, provider_id, model, token_usage,
-    stats, error, edited, copied, tools)
+    stats, error, edited, copied, tools, citations)
 SELECT ?, ?, created_at, role, content, reasoning, CASE status WHEN 'generating' THEN 'interrupted' ELSE status END, provider_id,
-    model, token_usage, stats, error, edited, 1, tools
+    model, token_usage, stats, error, edited, 1, tools, citations
 FROM messages WHERE id = ? RETURNING id, content, reasoning, tools
 """  # an answer is generated if it is continued while the path is copied: the copy has its first part
 
@@ -116,7 +116,8 @@ def _copy_messages(conn: Connection, copy: _Copy, max_bytes: int) -> _Copy:
         for row in rows:
             leaf = row["id"]
             size += sum(len((row[name] or "").encode()) for name in ("content", "reasoning", "tools"))
-            size += copy_images(conn, message_id, leaf)
+            attachments.copy_links(conn, message_id, leaf)
+            attachments.copy_sent_pages(conn, message_id, leaf)
             search.index_message(conn, copy.user_id, leaf, row["content"])
         done += 1
         if time.monotonic() > end:

@@ -15,8 +15,9 @@ from typing import Annotated, Any
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from ..db import Connection, Database, ago, insert, now
-from ..errors import AuthRequired, NotFound, QuotaExceeded
-from . import folders, search
+from ..errors import AuthRequired, NotFound
+from . import attachments, folders, search
+from .quota import add_stored_bytes
 from .types import Parameters, QueuedMessage, stored, title_key
 
 UNTITLED = "New conversation"
@@ -209,25 +210,6 @@ def get_defaults(conn: Connection, user_id: int) -> dict[str, Any]:
     return defaults
 
 
-def add_stored_bytes(conn: Connection, user_id: int, size: int, limit: int = 0) -> None:
-    """Add to the user's stored_bytes. Raises QuotaExceeded when they grow above a limit (0: no limit)."""
-    rows = conn.execute(
-        "UPDATE users SET stored_bytes = stored_bytes + ? WHERE id = ? RETURNING stored_bytes", (size, user_id)
-    ).fetchall()
-    if not rows:  # the account was deleted while the request ran
-        raise AuthRequired
-    [row] = rows
-    if 0 < limit < row["stored_bytes"] and size > 0:
-        raise QuotaExceeded(row["stored_bytes"], limit)
-
-
-def check_quota(conn: Connection, user_id: int, size: int, limit: int) -> None:
-    """Raise QuotaExceeded when so many more bytes would take the user's stored_bytes above a limit (0: no limit)."""
-    [row] = conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (user_id,)).fetchall()
-    if 0 < limit < row["stored_bytes"] + size and size > 0:
-        raise QuotaExceeded(row["stored_bytes"] + size, limit)
-
-
 def delete_conversation(conn: Connection, user_id: int, conversation_id: int) -> None:
     """Move a conversation to the bin."""
     owned(conn, user_id, conversation_id)
@@ -341,6 +323,7 @@ async def remove_hidden(database: Database, conversation_ids: Iterable[int]) -> 
         while ids:
             ids = await database.write_part(remove_messages, ids)
         await database.write_part(remove_emptied, conversation_id)
+    await attachments.remove_released(database)
 
 
 def list_message_ids(conn: Connection, conversation_id: int) -> list[int]:
@@ -373,8 +356,7 @@ def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
     end, done, size, user_id = time.monotonic() + PART_SECONDS, 0, 0, None
     for message_id in ids:
         row = conn.execute(
-            "SELECT m.id, m.content, m.reasoning, m.status, m.tools, c.user_id, c.deleted_from,"
-            " (SELECT coalesce(sum(length(data)), 0) FROM images WHERE message_id = m.id) AS image_bytes"
+            "SELECT m.id, m.content, m.reasoning, m.status, m.tools, c.user_id, c.deleted_from"
             " FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?1"
             " AND NOT EXISTS (SELECT 1 FROM messages WHERE parent_id = ?1)"
             " AND NOT EXISTS (SELECT 1 FROM conversations WHERE active_message_id = ?1)",
@@ -382,13 +364,13 @@ def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
         ).fetchone()
         if row is not None:
             user_id = row["user_id"]
-            size += (
-                sum(len((row[name] or "").encode()) for name in ("content", "reasoning", "tools")) + row["image_bytes"]
-            )
+            size += sum(len((row[name] or "").encode()) for name in ("content", "reasoning", "tools"))
             search.unindex_message(conn, user_id, row)
             if row["deleted_from"] is not None:
                 _unlink(conn, message_id)
+            files = attachments.linked_ids(conn, message_id)
             conn.execute("DELETE FROM messages WHERE id = ?", (message_id,))
+            size += attachments.release(conn, files)
         done += 1
         if time.monotonic() > end:
             break
@@ -424,10 +406,13 @@ def remove_emptied(conn: Connection, conversation_id: int) -> None:
     row = conn.execute(sql, (conversation_id,)).fetchone()
     if row is not None:
         search.unindex_title(conn, row)
-        sql = "SELECT coalesce(sum(stored_bytes), 0) FROM queued_messages WHERE conversation_id = ?"
-        (queued,) = conn.execute(sql, (conversation_id,)).fetchone()
-        add_stored_bytes(conn, row["user_id"], -len(row["system_prompt"].encode()) - queued)
+        sql = "SELECT id, content FROM queued_messages WHERE conversation_id = ?"
+        queued = conn.execute(sql, (conversation_id,)).fetchall()
+        files = [one for message in queued for one in attachments.linked_ids(conn, message["id"], "queued_attachments")]
         conn.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+        texts = [row["system_prompt"], *(message["content"] for message in queued)]
+        size = sum(len(text.encode()) for text in texts) + attachments.release(conn, files)
+        add_stored_bytes(conn, row["user_id"], -size)
 
 
 def optimize(conn: Connection) -> None:

@@ -15,9 +15,12 @@ from msgspec.structs import asdict
 from ..db import Connection, insert, now
 from ..errors import AlreadyAnswered, GenerationActive, Invalid, NotFound, NoUserMessage
 from . import search
-from .conversations import add_stored_bytes, owned
-from .messages import PATH, Image, get_message_row
+from .attachments import IS_IMAGE
+from .conversations import owned
+from .messages import PATH, get_message_row
 from .prompts import get_effective_defaults
+from .quota import add_stored_bytes
+from .types import Image
 
 SENT_IMAGES = 32  # of a prompt: more fill the context of a local model, at several hundred tokens each
 SENT_IMAGE_BYTES = 32 * 1024 * 1024  # more than one request can add, so that a new message's images are always sent
@@ -288,17 +291,23 @@ def get_prompt(conn: Connection, leaf_id: int, image_data: bool = True) -> Promp
         PATH + "SELECT m.id, m.role, m.content, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
         " coalesce(json_extract(m.stats, '$.omitted_messages'), 0) AS omitted,"
         " json_extract(m.stats, '$.context_length') AS context_length,"
-        " m.role = 'user' AND EXISTS (SELECT 1 FROM images i WHERE i.message_id = m.id) AS has_images"
+        " m.role = 'user' AND EXISTS (SELECT 1 FROM message_attachments WHERE message_id = m.id) AS has_attachments"
         " FROM path JOIN messages m ON m.id = path.id ORDER BY path.depth DESC",
         {"leaf": leaf_id, "limit": -1},
     ).fetchall()
-    select = "SELECT id, length(data) FROM images WHERE message_id = ? ORDER BY position"
-    stored = {row["id"]: conn.execute(select, (row["id"],)).fetchall() for row in rows if row["has_images"]}
+    select = (
+        "SELECT l.rowid, a.size_bytes FROM message_attachments l JOIN attachments a ON a.id = l.attachment_id"
+        f" WHERE l.message_id = ? AND a.{IS_IMAGE} ORDER BY l.position"
+    )
+    stored = {row["id"]: conn.execute(select, (row["id"],)).fetchall() for row in rows if row["has_attachments"]}
     sent = _choose_images(stored.values())
     column = "data" if image_data else "x''"
-    select = f"SELECT media_type, {column} FROM images WHERE id = ?"
+    select = (
+        f"SELECT a.media_type, {column} FROM message_attachments l JOIN attachments a ON a.id = l.attachment_id"
+        " JOIN attachment_data d ON d.attachment_id = a.id WHERE l.rowid = ?"
+    )
     images = {
-        message_id: [Image(*conn.execute(select, (image_id,)).fetchone()) for image_id, _ in sizes if image_id in sent]
+        message_id: [Image(*conn.execute(select, (link_id,)).fetchone()) for link_id, _ in sizes if link_id in sent]
         for message_id, sizes in stored.items()
     }
     return Prompt(
@@ -333,7 +342,7 @@ def get_next_prompt(conn: Connection, user_id: int, conversation_id: int | None)
 
 
 def _choose_images(messages: Iterable[Sequence[tuple[int, int]]]) -> set[int]:
-    """Return the ids of the images to send. `messages`: (id, bytes) of the images of each message of a path, oldest first.
+    """Return the ids of the images to send. `messages`: (id in message_attachments, bytes) of the images of each message of a path, oldest first.
 
     Above a limit the oldest images are left out until half of it is free, so that the next prompts begin with the same bytes, which
     the model server has cached. A message that is above a limit by itself keeps its last images.

@@ -1,25 +1,25 @@
-"""Queries of messages, their versions and their images. See conversations.py for the first parameter."""
+"""Queries of messages and their versions. See conversations.py for the first parameter."""
 
 import json
 import sqlite3
-from collections.abc import Collection
-from typing import Annotated, Any, Literal, TypedDict
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, Literal, TypedDict, cast
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from ..db import Connection, insert, now
 from ..errors import GenerationActive, Invalid, NotFound
-from . import search
+from . import attachments, search
 from .conversations import (
     Conversation,
     add_conversation,
-    add_stored_bytes,
     get_conversation,
     owned,
     set_title,
     title_from,
 )
-from .types import AnswerError, AnswerStats, ImageType, TokenUsage, Tools, stored
+from .quota import add_stored_bytes
+from .types import AnswerError, AnswerStats, Attachment, Image, ImageType, TokenUsage, Tools, stored
 
 
 class Versions(TypedDict):
@@ -53,15 +53,11 @@ class Message(Struct):
     stats: Annotated[Raw, stored(AnswerStats)] | None
     error: Annotated[Raw, stored(AnswerError)] | None
     images: list[ImageReference]
+    documents: list[Attachment]
     edited: bool
     token_usage: Annotated[Raw, stored(TokenUsage)] | None | UnsetType = UNSET
     tools: Annotated[Raw, stored(Tools)] | UnsetType = UNSET  # of a program that uses /v1
     blocks: list[Any] | UnsetType = UNSET  # the rendered content, for a request that asks for it
-
-
-class Image(Struct):
-    media_type: str
-    data: bytes
 
 
 def begin_conversation(
@@ -72,10 +68,11 @@ def begin_conversation(
     client_id: str | None,
     images: Collection[Image],
     max_bytes: int = 0,
+    attachment_ids: Sequence[int] = (),
 ) -> Conversation:
     """Add a conversation with its first message, or return the recent one whose first message has this `client_id`.
 
-    Raises QuotaExceeded as `add_message`.
+    Raises as `add_message`.
     """
     known = conn.execute(
         "SELECT m.conversation_id FROM (SELECT id FROM conversations WHERE user_id = ? AND deleted_at IS NULL AND hidden = 0"
@@ -85,7 +82,16 @@ def begin_conversation(
     if known:
         return get_conversation(conn, user_id, known["conversation_id"])
     conversation = add_conversation(conn, user_id, fields, max_bytes)
-    add_message(conn, user_id, conversation.id, content, client_id=client_id, images=images, max_bytes=max_bytes)
+    add_message(
+        conn,
+        user_id,
+        conversation.id,
+        content,
+        client_id=client_id,
+        images=images,
+        max_bytes=max_bytes,
+        attachment_ids=attachment_ids,
+    )
     return get_conversation(conn, user_id, conversation.id)
 
 
@@ -99,16 +105,18 @@ WITH RECURSIVE path (id, depth) AS (
     LIMIT :limit
 )
 """
-_SELECT = """
+_ATTACHMENT = ", ".join(f"'{name}', {name}" for name in Attachment.__struct_fields__)
+_SELECT = f"""
 SELECT m.id, m.role, m.content, m.created_at, m.parent_id, m.status, m.token_usage, m.provider_id, m.model, g.id AS generation_id,
     m.reasoning, m.stats, m.error, m.edited, m.tools,
     (SELECT json_group_array(json_array(id, model, edited)) FROM (
         SELECT s.id, s.model, s.edited FROM messages s
         WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id ORDER BY s.id
     )) AS siblings,
-    (SELECT json_group_array(json_object('id', i.id, 'media_type', i.media_type)) FROM (
-        SELECT id, media_type FROM images WHERE message_id = m.id ORDER BY position
-    ) i) AS images
+    (SELECT json_group_array(json_object({_ATTACHMENT})) FROM (
+        SELECT {attachments.COLUMNS.format(name="l.name")} FROM message_attachments l JOIN attachments a ON a.id = l.attachment_id
+        WHERE l.message_id = m.id ORDER BY l.position
+    )) AS attachments
 FROM path JOIN messages m ON m.id = path.id LEFT JOIN generations g ON g.message_id = m.id
 ORDER BY path.depth DESC
 """
@@ -128,13 +136,15 @@ def _message(row: sqlite3.Row) -> Message:
         "generation_id",
         "reasoning",
     )
+    files = [Attachment(**one) for one in json.loads(row["attachments"])]
     usage, stats, error = (Raw(row[name].encode()) if row[name] else None for name in ("token_usage", "stats", "error"))
     return Message(
         **{name: row[name] for name in names},
         versions={"ids": ids, "index": ids.index(row["id"]), "models": models, "edited": [*map(bool, edited)]},
         stats=stats,
         error=error,
-        images=json.loads(row["images"]),
+        images=[ImageReference(id=one.id, media_type=cast(ImageType, one.media_type)) for one in files if one.is_image],
+        documents=[one for one in files if not one.is_image],
         edited=bool(row["edited"]),
         token_usage=usage if row["role"] == "assistant" else UNSET,
         tools=Raw(row["tools"].encode()) if row["tools"] else UNSET,
@@ -176,10 +186,12 @@ def add_message(
     client_id: str | None = None,
     images: Collection[Image] = (),
     max_bytes: int = 0,
+    attachment_ids: Sequence[int] = (),
 ) -> int:
     """Add a question, which becomes the active leaf, and return its id. A known `client_id` returns the id of that message.
 
-    `parent_id`: UNSET for the active leaf, None for a first message. Raises QuotaExceeded above `max_bytes` (0: no limit).
+    `parent_id`: UNSET for the active leaf, None for a first message. Raises QuotaExceeded above `max_bytes` (0: no limit),
+    and as `attachments.attach`.
     """
     conversation = owned(conn, user_id, conversation_id)
     sql = "SELECT id FROM messages WHERE conversation_id = ? AND client_id = ?"  # no row for NULL
@@ -196,9 +208,8 @@ def add_message(
         " VALUES (?, ?, 'user', ?, 'complete', ?, ?)",
         (conversation_id, parent_id, content, client_id, moment),
     )
-    for position, image in enumerate(images):
-        add_image(conn, message_id, position, image)
-    add_stored_bytes(conn, user_id, len(content.encode()) + sum(len(image.data) for image in images), max_bytes)
+    attachments.attach(conn, user_id, message_id, images, attachment_ids, max_bytes)
+    add_stored_bytes(conn, user_id, len(content.encode()), max_bytes)
     sql = "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?"
     conn.execute(sql, (message_id, moment, conversation_id))
     search.index_message(conn, user_id, message_id, content)
@@ -218,7 +229,7 @@ def edit_answer(
 ) -> int:
     """Add an edited text of an answer as another version, which becomes the active leaf, and return its id.
 
-    It keeps the model and the images, but not the reasoning and the figures, which belong to the text that was generated.
+    It keeps the model and the attachments, but not the reasoning and the figures, which belong to the text that was generated.
     A known `client_id` returns the id of that message. Raises GenerationActive, Invalid for a question, and QuotaExceeded.
     """
     owned(conn, user_id, conversation_id)
@@ -236,8 +247,8 @@ def edit_answer(
         " VALUES (?, ?, 'assistant', ?, 'complete', ?, ?, ?, 1, ?)",
         (conversation_id, answer["parent_id"], content, answer["provider_id"], answer["model"], client_id, moment),
     )
-    size = len(content.encode()) + copy_images(conn, message_id, version_id)
-    add_stored_bytes(conn, user_id, size, max_bytes)
+    attachments.copy_links(conn, message_id, version_id)
+    add_stored_bytes(conn, user_id, len(content.encode()), max_bytes)
     sql = "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?"
     conn.execute(sql, (version_id, moment, conversation_id))
     search.index_message(conn, user_id, version_id, content)
@@ -267,31 +278,3 @@ def newest_leaf(conn: Connection, conversation_id: int, message_id: int | None) 
     while child := conn.execute(newest_child, (conversation_id, leaf)).fetchone()[0]:
         leaf = child
     return leaf
-
-
-def add_image(conn: Connection, message_id: int, position: int, image: Image) -> None:
-    sql = "INSERT INTO images (message_id, position, media_type, data) VALUES (?, ?, ?, ?)"
-    conn.execute(sql, (message_id, position, image.media_type, image.data))
-
-
-def copy_images(conn: Connection, message_id: int, to_message_id: int) -> int:
-    """Copy the images of a message to another one. Return their bytes."""
-    conn.execute(
-        "INSERT INTO images (message_id, position, media_type, data) SELECT ?, position, media_type, data FROM images"
-        " WHERE message_id = ? ORDER BY position",
-        (to_message_id, message_id),
-    )
-    sql = "SELECT coalesce(sum(length(data)), 0) FROM images WHERE message_id = ?"
-    return int(conn.execute(sql, (to_message_id,)).fetchone()[0])
-
-
-def get_image(conn: Connection, user_id: int, image_id: int) -> Image:
-    row = conn.execute(
-        "SELECT m.conversation_id, i.media_type, i.data FROM images i JOIN messages m ON m.id = i.message_id WHERE i.id = ?",
-        (image_id,),
-    ).fetchone()
-    try:
-        owned(conn, user_id, row["conversation_id"] if row else 0)
-    except NotFound:
-        raise NotFound("image") from None
-    return Image(row["media_type"], row["data"])

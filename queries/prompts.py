@@ -12,7 +12,8 @@ from msgspec import Raw, Struct
 
 from ..db import Connection, insert, now
 from ..errors import Invalid, NameExists, NotFound
-from .conversations import add_stored_bytes, get_defaults
+from .conversations import get_defaults
+from .quota import add_stored_bytes
 from .types import NAME_CHARACTERS, Parameters, stored, title_key
 
 MAX_SAVED = {"prompts": 500, "presets": 100}  # of a user

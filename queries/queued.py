@@ -1,33 +1,35 @@
 """Queries of queued messages: questions that wait until the answer before them is complete. See conversations.py for the parameters."""
 
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
-import msgspec
 from msgspec import UNSET
 
 from ..db import Connection, insert, now
 from ..errors import GenerationActive, Invalid, NotFound
-from . import conversations, generations, messages
-from .conversations import Conversation, add_stored_bytes, owned
+from . import attachments, conversations, generations, messages
+from .conversations import Conversation, owned
 from .generations import Answer, AnswerRequest
-from .messages import Image
-from .types import QUEUED_MESSAGES, QueuedMessage
+from .quota import add_stored_bytes
+from .types import QUEUED_MESSAGES, Image, QueuedMessage
 
 Server = TypeVar("Server")
-
-QUEUED_BYTES = 32 * 1024 * 1024  # of a conversation
 
 
 def get_conversation(conn: Connection, user_id: int, conversation_id: int) -> Conversation:
     """Return a conversation with its queue if there is one."""
     conversation = conversations.get_conversation(conn, user_id, conversation_id)
     rows = conn.execute(
-        "SELECT id, content, created_at, json_array_length(images) AS images FROM queued_messages WHERE conversation_id = ? ORDER BY id",
-        (conversation_id,),
-    )
-    conversation.queue = [QueuedMessage(**row) for row in rows] or UNSET
+        "SELECT id, content, created_at FROM queued_messages WHERE conversation_id = ? ORDER BY id", (conversation_id,)
+    ).fetchall()
+    conversation.queue = [
+        QueuedMessage(
+            **row, images=sum(one.is_image for one in files), documents=[one for one in files if not one.is_image]
+        )
+        for row in rows
+        for files in [attachments.list_linked(conn, row["id"], "queued_attachments")]
+    ] or UNSET
     return conversation
 
 
@@ -39,22 +41,24 @@ def add_queued(
     client_id: str | None = None,
     images: Collection[Image] = (),
     max_bytes: int = 0,
+    attachment_ids: Sequence[int] = (),
 ) -> tuple[int | None, int | None]:
     """Add a message to the queue. Return its id there, or that of the message if one with this `client_id` was sent already.
 
-    Raises QuotaExceeded above `max_bytes` (0: no limit).
+    Raises QuotaExceeded above `max_bytes` (0: no limit), and as `attachments.attach`.
     """
     owned(conn, user_id, conversation_id)
     of_client = "WHERE conversation_id = ? AND client_id = ?"  # no row for NULL
     for place, table in enumerate(("messages", "queued_messages")):
         if known := conn.execute(f"SELECT id FROM {table} {of_client}", (conversation_id, client_id)).fetchone():
             return (None, known["id"]) if place == 0 else (known["id"], None)
-    totals = "SELECT count(*), coalesce(sum(stored_bytes), 0) FROM queued_messages WHERE conversation_id = ?"
-    count, used = conn.execute(totals, (conversation_id,)).fetchone()
-    if count >= QUEUED_MESSAGES or used + _size(content, images) > QUEUED_BYTES:
-        limits = f"{QUEUED_MESSAGES} messages with {QUEUED_BYTES >> 20} MiB"
-        raise Invalid(f"queue: at most {limits} of a conversation can wait. Wait for an answer, or remove one.")
-    return insert_queued(conn, user_id, conversation_id, content, client_id, images, max_bytes, now()), None
+    sql = "SELECT count(*) FROM queued_messages WHERE conversation_id = ?"
+    if conn.execute(sql, (conversation_id,)).fetchone()[0] >= QUEUED_MESSAGES:
+        limit = f"{QUEUED_MESSAGES} messages of a conversation can wait"
+        raise Invalid(f"queue: at most {limit}. Wait for an answer, or remove one.")
+    queued_id = insert_queued(conn, user_id, conversation_id, content, client_id, max_bytes, now())
+    attachments.attach(conn, user_id, queued_id, images, attachment_ids, max_bytes, "queued_attachments")
+    return queued_id, None
 
 
 def insert_queued(
@@ -63,22 +67,16 @@ def insert_queued(
     conversation_id: int,
     content: str,
     client_id: str | None,
-    images: Collection[Image],
     max_bytes: int,
     created_at: str,
 ) -> int:
     """Add a message to the queue of a conversation of this user, without its limits. Return its id. Raises QuotaExceeded."""
-    size = _size(content, images)
-    add_stored_bytes(conn, user_id, size, max_bytes)
+    add_stored_bytes(conn, user_id, len(content.encode()), max_bytes)
     return insert(
         conn,
-        "INSERT INTO queued_messages (conversation_id, content, images, stored_bytes, client_id, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-        (conversation_id, content, msgspec.json.encode([*images]).decode(), size, client_id, created_at),
+        "INSERT INTO queued_messages (conversation_id, content, client_id, created_at) VALUES (?, ?, ?, ?)",
+        (conversation_id, content, client_id, created_at),
     )
-
-
-def _size(content: str, images: Collection[Image]) -> int:
-    return len(content.encode()) + sum(len(image.data) for image in images)
 
 
 def change_queued(
@@ -86,19 +84,23 @@ def change_queued(
 ) -> None:
     """Raises NotFound, also when the message was sent, and QuotaExceeded."""
     row = _queued(conn, user_id, conversation_id, queued_id)
-    if not content and row["images"] == "[]":
+    if not content and not attachments.linked_ids(conn, queued_id, "queued_attachments"):
         raise Invalid("content must not be empty.")
     size = len(content.encode()) - len(row["content"].encode())
     add_stored_bytes(conn, user_id, size, max_bytes)
-    sql = "UPDATE queued_messages SET content = ?, stored_bytes = stored_bytes + ? WHERE id = ?"
-    conn.execute(sql, (content, size, queued_id))
+    conn.execute("UPDATE queued_messages SET content = ? WHERE id = ?", (content, queued_id))
 
 
 def remove_queued(conn: Connection, user_id: int, conversation_id: int, queued_id: int) -> None:
     """Raises NotFound, also when the message was sent."""
     row = _queued(conn, user_id, conversation_id, queued_id)
-    conn.execute("DELETE FROM queued_messages WHERE id = ?", (queued_id,))
-    add_stored_bytes(conn, user_id, -row["stored_bytes"])
+    _remove(conn, user_id, row)
+
+
+def _remove(conn: Connection, user_id: int, row: sqlite3.Row) -> None:
+    files = attachments.linked_ids(conn, row["id"], "queued_attachments")
+    conn.execute("DELETE FROM queued_messages WHERE id = ?", (row["id"],))
+    add_stored_bytes(conn, user_id, -len(row["content"].encode()) - attachments.release(conn, files))
 
 
 def send_queued(
@@ -159,6 +161,8 @@ def _queued(conn: Connection, user_id: int, conversation_id: int, queued_id: int
 
 
 def _send(conn: Connection, user_id: int, row: sqlite3.Row, parent_id: int | None) -> None:
-    remove_queued(conn, user_id, row["conversation_id"], row["id"])
-    images = msgspec.json.decode(row["images"], type=list[Image])
-    messages.add_message(conn, user_id, row["conversation_id"], row["content"], parent_id, row["client_id"], images)
+    message_id = messages.add_message(
+        conn, user_id, row["conversation_id"], row["content"], parent_id, row["client_id"]
+    )
+    attachments.copy_links(conn, row["id"], message_id, "queued_attachments")
+    _remove(conn, user_id, row)

@@ -16,11 +16,12 @@ from msgspec import Struct
 
 from ..db import Connection, insert, now
 from . import search
-from .conversations import add_stored_bytes, set_conversation, title_from
+from .conversations import set_conversation, title_from
 from .generations import Answer, Job, Prompt, add_answer
-from .messages import Image, add_message
+from .messages import add_message
+from .quota import add_stored_bytes
 from .tokens import Token
-from .types import ANSWER_CHARACTERS, ToolCall, ToolResult, Tools, title_key
+from .types import ANSWER_CHARACTERS, Image, ToolCall, ToolResult, Tools, title_key
 
 THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 TOOL_CHARACTERS = 200_000  # that are kept of a result or of the arguments of a call

@@ -121,6 +121,16 @@ def unindex_title(conn: sqlite3.Connection, conversation: sqlite3.Row) -> None:
     conn.execute(sql, (conversation["id"], f"u{conversation['user_id']}", words(conversation["title"])))
 
 
+def index_page(conn: sqlite3.Connection, user_id: int, attachment_id: int, page_id: int, text: str) -> None:
+    sql = "INSERT INTO page_words (rowid, owner, text) VALUES (?, ?, ?)"
+    conn.execute(sql, (page_id, f"u{user_id} a{attachment_id}", words(text)))
+
+
+def unindex_page(conn: sqlite3.Connection, page: sqlite3.Row) -> None:
+    sql = "INSERT INTO page_words (page_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)"
+    conn.execute(sql, (page["id"], f"u{page['user_id']} a{page['attachment_id']}", words(page["text"])))
+
+
 def words(text: str) -> str:
     """Return the text as it is indexed. It must not change: removing a row from the index needs the indexed text again."""
     text = text.replace("\0", " ")

@@ -1,7 +1,7 @@
 """Types and limits that the database, the API and imports share."""
 
 import unicodedata
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -18,6 +18,12 @@ JSON_PARAMETER_BYTES = 64 * 1024  # each list of conversations contains it
 Role = Literal["user", "admin"]
 Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 ImageType = Literal["image/png", "image/jpeg", "image/webp"]
+IMAGE_TYPES = get_args(ImageType)
+
+
+class Image(msgspec.Struct):
+    media_type: str
+    data: bytes
 
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -85,13 +91,38 @@ class AnswerStats(msgspec.Struct):
     engine: str | UnsetType = UNSET  # version of the server's engine
 
 
+AttachmentStatus = Literal["reading", "ready", "no_text", "encrypted", "failed"]
+Unit = Literal["page", "slide", "section"]
+
+
+class Attachment(msgspec.Struct):
+    """A file of a user. What is not known of it, such as the pages of an image, is null."""
+
+    id: int
+    name: str
+    media_type: str
+    size_bytes: int
+    status: AttachmentStatus
+    problem: str | None  # why it cannot be used, or a remark about its text
+    unit: Unit | None  # what its pages are
+    pages: int | None
+    pages_read: int
+    characters: int
+    tokens_estimate: int
+
+    @property
+    def is_image(self) -> bool:
+        return self.media_type in IMAGE_TYPES
+
+
 class QueuedMessage(msgspec.Struct):
     """A message that waits until the answer before it is complete."""
 
     id: int
     content: str
     created_at: str
-    images: int
+    images: int  # their number
+    documents: list[Attachment]
 
 
 def title_key(title: str) -> str:

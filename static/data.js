@@ -46,12 +46,12 @@ export function show(place) {
     h("div", { class: "row" }, ...openers), input, result);
 }
 
-function storageRows({ used_bytes: used, image_bytes: images, limit_bytes: limit, server }) {
+function storageRows({ used_bytes: used, image_bytes: images, document_bytes: documents, limit_bytes: limit, server }) {
   const own = `${fileSize(used)}${limit ? ` of ${fileSize(limit)}` : ""}`;
-  const rows = [["Your data", own, `Images: ${fileSize(images)}`]];
+  const rows = [["Your data", own, `Images: ${fileSize(images)}, documents: ${fileSize(documents)}`]];
   if (server) {
     rows.push(
-      ["Database, of all users", fileSize(server.database_bytes), `Images: ${fileSize(server.image_bytes)}`],
+      ["Database, of all users", fileSize(server.database_bytes), `Images: ${fileSize(server.image_bytes)}, documents: ${fileSize(server.document_bytes)}`],
       ["Backups", fileSize(server.backup_bytes), counted(server.backups, "file")],
       ["Free on the disk", fileSize(server.free_bytes)]);
   }

@@ -370,10 +370,19 @@ def test_upgraded_file_has_the_schema_of_a_new_one_and_all_its_rows(tmp_path: Pa
         UPDATE conversations SET active_message_id = 4 WHERE id = 3;
         DELETE FROM conversations WHERE id = 9;
     """
+    if version == 5:  # the newest one with images in a table of their own
+        rows += """
+            INSERT INTO images (message_id, position, media_type, data) VALUES (4, 1, 'image/png', zeroblob(1000));
+            DELETE FROM images WHERE id = 1;
+            INSERT INTO images (message_id, position, media_type, data) VALUES (4, 0, 'image/png', zeroblob(1000)), (4, 2, 'image/jpeg', x'01');
+            INSERT INTO queued_messages (id, conversation_id, content, images, stored_bytes, client_id, created_at)
+                VALUES (5, 3, 'Und?', '[{"media_type": "image/webp", "data": "AgM="}, {"media_type": "image/jpeg", "data": "AQ=="}]', 7, 'c', '3');
+            UPDATE users SET stored_bytes = 7 + 19 + 2001 + 7;
+        """
     header = f"PRAGMA application_id = {db.APPLICATION_ID}; PRAGMA user_version = {version}"
     with opened(old) as connection:
         connection.executescript(f"{schema}; {rows} {header}")
-        before = {table: contents(connection, table) for table in ("users", "conversations", "messages", "images")}
+        before = {table: contents(connection, table) for table in ("users", "conversations", "messages")}
     db.prepare(old)
     db.prepare(new)
     with opened(old) as upgraded, opened(new) as fresh:
@@ -381,6 +390,24 @@ def test_upgraded_file_has_the_schema_of_a_new_one_and_all_its_rows(tmp_path: Pa
         assert db.examine(old) == db.VERSION
         if version < 4:  # schema 4 counts what is there
             before["users"][0]["stored_bytes"] = len("Grüße".encode()) + 1000 + len("Be kurz, für Anna.".encode())
+        if version == 5:
+            before["users"][0]["stored_bytes"] = 7 + 19 + 1001 + 2 + 4
+            files = upgraded.execute(
+                "SELECT id, user_id, media_type, size_bytes, status, data FROM attachments JOIN attachment_data ON attachment_id = id"
+            ).fetchall()
+            assert files == [
+                (2, 7, "image/png", 1000, "ready", bytes(1000)),
+                (4, 7, "image/jpeg", 1, "ready", b"\1"),
+                (5, 7, "image/webp", 2, "ready", b"\2\3"),
+            ]
+            links = "SELECT message_id, position, attachment_id FROM {} ORDER BY position"
+            of_message, of_queued = (
+                upgraded.execute(links.format(table)).fetchall()
+                for table in ("message_attachments", "queued_attachments")
+            )
+            assert (of_message, of_queued) == ([(4, 0, 2), (4, 1, 2), (4, 2, 4)], [(5, 0, 5), (5, 1, 4)])
+            assert contents(upgraded, "queued_messages")[0]["content"] == "Und?"
+            upgraded.execute(db.RECOUNT_STORED_BYTES)  # it is checked below
         for table, kept in before.items():
             after = contents(upgraded, table)
             assert [row | was for row, was in zip(after, kept, strict=True)] == after

@@ -7,14 +7,13 @@ message expect that the caller has checked its owner (`queries.conversations.own
 import json
 import sqlite3
 import uuid
-from typing import Any
-
-import msgspec
+from typing import Any, cast
 
 from ..db import Connection, insert
-from ..queries import search
+from ..queries import attachments, search
+from ..queries.attachments import IS_IMAGE
 from ..queries.bin import place
-from ..queries.types import title_key
+from ..queries.types import ImageType, title_key
 from .transcript import Image, Unreadable
 
 INCONSISTENT = "has messages that do not fit together"
@@ -181,8 +180,8 @@ def get_whole_message(conn: Connection, message_id: int) -> sqlite3.Row | None:
 def list_images(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
     """Return id, message_id, position and media_type of each image of a conversation, in order."""
     return conn.execute(
-        "SELECT i.id, i.message_id, i.position, i.media_type FROM messages m JOIN images i ON i.message_id = m.id"
-        " WHERE m.conversation_id = ? ORDER BY i.message_id, i.position",
+        "SELECT a.id, l.message_id, l.position, a.media_type FROM messages m JOIN message_attachments l ON l.message_id = m.id"
+        f" JOIN attachments a ON a.id = l.attachment_id WHERE m.conversation_id = ? AND a.{IS_IMAGE} ORDER BY l.message_id, l.position",
         (conversation_id,),
     ).fetchall()
 
@@ -190,16 +189,25 @@ def list_images(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
 def list_queued(conn: Connection, conversation_id: int) -> list[tuple[str, str, list[Image]]]:
     """Return content, created_at and images of the messages in the queue of a conversation."""
     rows = conn.execute(
-        "SELECT content, created_at, images FROM queued_messages WHERE conversation_id = ? ORDER BY id",
-        (conversation_id,),
-    )
-    return [(content, moment, msgspec.json.decode(images, type=list[Image])) for content, moment, images in rows]
+        "SELECT id, content, created_at FROM queued_messages WHERE conversation_id = ? ORDER BY id", (conversation_id,)
+    ).fetchall()
+    return [
+        (
+            row["content"],
+            row["created_at"],
+            [
+                Image(cast(ImageType, one.media_type), attachments.get_data(conn, one.id))
+                for one in attachments.list_linked(conn, row["id"], "queued_attachments")
+                if one.is_image
+            ],
+        )
+        for row in rows
+    ]
 
 
 def get_image_data(conn: Connection, image_id: int) -> bytes:
     """Return the bytes of an image; none when it was removed."""
-    row = _row(conn, "SELECT data FROM images WHERE id = ?", image_id)
-    return row["data"] if row else b""
+    return attachments.get_data(conn, image_id)
 
 
 def get_generation(conn: Connection, message_id: int) -> sqlite3.Row | None:

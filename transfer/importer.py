@@ -7,6 +7,7 @@ prompt or preset gets another name if its own is taken. What cannot be read is s
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -307,7 +308,6 @@ class _Import:
             return
         self._insert_image(conn, self._message_id, picture)
         self._position += 1
-        self._size += len(picture.data)
 
     def _end(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         self._show(conn, conversation, step)
@@ -342,7 +342,7 @@ class _Import:
         queries.conversations.owned(conn, self.user_id, self.conversation_id)
 
     def _add_size(self, conn: Connection, size: int) -> None:
-        queries.conversations.add_stored_bytes(conn, self.user_id, size, self._max_bytes)
+        queries.quota.add_stored_bytes(conn, self.user_id, size, self._max_bytes)
 
     def _insert_conversation(self, conn: Connection, fields: dict[str, Any]) -> int:
         return archive.add_conversation(conn, self.user_id, fields)
@@ -361,8 +361,10 @@ class _Import:
         return queries.prompts.save_imported(conn, self.user_id, table, fields, self._max_bytes)
 
     def _insert_image(self, conn: Connection, message_id: int, picture: source.Picture) -> None:
-        image = queries.messages.Image(picture.media_type, picture.data)
-        queries.messages.add_image(conn, message_id, self._position, image)
+        image_id = queries.attachments.add(
+            conn, self.user_id, picture.data, picture.media_type, max_bytes=self._max_bytes
+        )
+        queries.attachments.link(conn, message_id, self._position, image_id)
 
     def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         """Show what was added, and the new path unless the conversation was continued in Fireside."""
@@ -372,9 +374,12 @@ class _Import:
             folder_id = self._add_folder(conn, conversation)
             archive.show_imported(conn, self.conversation_id, conversation.source, leaf, folder_id)
             for message in conversation.queue:
-                images = [queries.messages.Image(image.media_type, image.data) for image in message.images]
-                fields = (message.content, None, images, self._max_bytes, message.created_at)
-                queries.queued.insert_queued(conn, self.user_id, self.conversation_id, *fields)
+                images = [queries.types.Image(image.media_type, image.data) for image in message.images]
+                fields = (message.content, None, self._max_bytes, message.created_at)
+                queued_id = queries.queued.insert_queued(conn, self.user_id, self.conversation_id, *fields)
+                queries.attachments.attach(
+                    conn, self.user_id, queued_id, images, max_bytes=self._max_bytes, table="queued_attachments"
+                )
             if conversation.source is None:
                 self._made_here.setdefault(conversation.created_at, []).append(self.conversation_id)
         elif self._added:
@@ -402,6 +407,7 @@ class _DryRun(_Import):
         super().__init__(user_id, max_bytes, made_here)
         self._counted: dict[str, dict[str, int | None]] = {}  # the keys of messages, by the conversation's identity
         self._saved = defaultdict[queries.prompts.Table, queries.prompts.DryRun](dict)
+        self._files = set[bytes]()  # their SHA-256
         self._total = 0  # bytes
 
     def _begin(self, conn: Connection, step: source.Begin) -> None:
@@ -423,7 +429,7 @@ class _DryRun(_Import):
 
     def _add_size(self, conn: Connection, size: int) -> None:
         self._total += size
-        queries.conversations.check_quota(conn, self.user_id, self._total, self._max_bytes)
+        queries.quota.check_quota(conn, self.user_id, self._total, self._max_bytes)
 
     def _insert_conversation(self, conn: Connection, fields: dict[str, Any]) -> int:
         return 0
@@ -438,7 +444,10 @@ class _DryRun(_Import):
         return is_new
 
     def _insert_image(self, conn: Connection, message_id: int, picture: source.Picture) -> None:
-        pass
+        digest = hashlib.sha256(picture.data).digest()
+        if digest not in self._files and queries.attachments.find(conn, self.user_id, digest) is None:
+            self._files.add(digest)
+            self._size += len(picture.data)
 
     def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         self._counted[self._identity] = dict(self.ids)

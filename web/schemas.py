@@ -463,6 +463,7 @@ class Presets(Struct):
 class ServerStorage(Struct):
     database_bytes: int
     image_bytes: int  # part of the database
+    document_bytes: int  # likewise, with their text
     backup_bytes: int
     backups: int
     free_bytes: int  # on the disk of the database
@@ -471,8 +472,10 @@ class ServerStorage(Struct):
 class Storage(Struct):
     used_bytes: int  # by the user, as counted towards the limit
     image_bytes: int  # part of used_bytes
+    document_bytes: int  # part of used_bytes, with their text
     conversations: int
     images: int
+    documents: int
     limit_bytes: int | None
     daily_backups: int  # that are kept
     server: ServerStorage | None  # for administrators

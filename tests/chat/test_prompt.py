@@ -10,7 +10,7 @@ import pytest
 from fireside.chat import prompt
 from fireside.queries import generations
 from fireside.queries.generations import Prompt, Turn
-from fireside.queries.messages import Image
+from fireside.queries.types import Image
 from hypothesis import given
 from hypothesis import strategies as st
 

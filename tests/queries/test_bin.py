@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from fireside.db import Connection, ago
 from fireside.errors import Conflict, GenerationActive, Invalid, NotFound, QuotaExceeded
-from fireside.queries import bin, conversations, messages, search, usage
+from fireside.queries import attachments, bin, conversations, messages, search, usage
 from fireside.queries.generations import SentRequest
-from fireside.queries.messages import Image
+from fireside.queries.types import Image
 
 from .conftest import ANN, BOB
 from .test_queries import answer, answered, asked, begin, conversation, finish, path, purge, questions, say
@@ -207,7 +207,7 @@ def test_repeated_request_after_a_deletion_does_not_prevent_its_undo(conn: Conne
 
 def test_edited_answer_is_another_version_on_which_the_next_question_is_answered(conn: Connection) -> None:
     conversation_id, original = answered(conn)
-    messages.add_image(conn, original, 0, Image("image/png", b"1234"))
+    attachments.attach(conn, ANN, original, [Image("image/png", b"1234")])
     other = conversation(conn)
     say(conn, other, "elsewhere", client_id="c")
     begin(conn, asked(conn))  # an answer elsewhere prevents nothing

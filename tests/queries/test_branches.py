@@ -10,9 +10,9 @@ import pytest
 from fireside import db
 from fireside.db import Connection, Database, ago
 from fireside.errors import Conflict, GenerationActive, NotFound, QuotaExceeded
-from fireside.queries import accounts, branches, conversations, generations, messages, search, usage
+from fireside.queries import accounts, attachments, branches, conversations, generations, messages, search, usage
 from fireside.queries.generations import AnswerRequest
-from fireside.queries.messages import Image
+from fireside.queries.types import Image
 
 from .conftest import ANN, BOB
 from .test_queries import asked, begin, conversation, finish, path, say
@@ -55,7 +55,7 @@ async def test_branch_has_the_path_up_to_the_message_and_leaves_the_original(dat
     new = {"id": second.id, "conversation_id": branch.id, "parent_id": first.id, "copied": 1}
     assert copied == answer | new
     [image] = first.images
-    assert (await database.read(messages.get_image, ANN, image["id"])).data == b"1234"
+    assert (await database.read(attachments.get_image, ANN, image["id"])).data == b"1234"
     assert await database.read(row, "conversations", conversation_id) == original
     assert await database.read(lambda conn: path(conn, conversation_id)) == ["What is this?", "A boat", "And this?"]
     found = await database.read(search.find, ANN, "boat", 10)

@@ -21,9 +21,20 @@ from fireside.errors import (
     NoUserMessage,
     UsernameExists,
 )
-from fireside.queries import accounts, bin, conversations, folders, generations, messages, prompts, search, usage
+from fireside.queries import (
+    accounts,
+    attachments,
+    bin,
+    conversations,
+    folders,
+    generations,
+    messages,
+    prompts,
+    search,
+    usage,
+)
 from fireside.queries.generations import Answer, AnswerRequest, Job, Recording
-from fireside.queries.messages import Image
+from fireside.queries.types import Image
 from fireside.queries.usage import SpeedChange, UsageEntry
 from fireside.transfer import archive
 from hypothesis import settings
@@ -55,6 +66,8 @@ def purge(conn: Connection, user_id: int, conversation_id: int) -> None:
         while ids:
             ids = conversations.remove_messages(conn, ids)
         conversations.remove_emptied(conn, hidden_id)
+    while attachments.remove_some_released(conn):
+        pass
 
 
 def answer(
@@ -238,7 +251,7 @@ OWNED: dict[str, tuple[Any, ...]] = {  # a query, and the arguments after the us
     "edit_answer": (messages.edit_answer, "conversation", "message", "mine"),
     "delete_message": (bin.delete_message, "conversation", "message"),
     "restore": (bin.restore, "in bin"),
-    "get_image": (messages.get_image, "image"),
+    "get_image": (attachments.get_image, "image"),
     "get_recording": (generations.get_recording, "generation"),
     "begin_answer": (generations.begin_answer, "conversation", AnswerRequest(retry=True), "lmstudio", "m"),
     "delete_session": (accounts.delete_session, "session"),
@@ -264,7 +277,7 @@ def test_object_of_another_user_or_hidden_is_like_a_missing_one(conn: Connection
         "in bin": in_bin,
         "message": message_id,
         "own": conversation(conn, BOB),
-        "image": conn.execute("SELECT id FROM images").fetchone()[0],
+        "image": conn.execute("SELECT id FROM attachments").fetchone()[0],
         "generation": conn.execute("SELECT id FROM generations").fetchone()[0],
         "session": accounts.add_session(conn, ANN, b"1", "", "hash of ann"),
         "prompt": prompts.add_prompt(conn, ANN, {"name": "Hers", "content": "hi"}).id,
@@ -454,23 +467,23 @@ def test_images_belong_to_their_message_in_order(conn: Connection) -> None:
     message_id = say(conn, conversation_id, "look", images=images)
     [message] = messages.list_messages(conn, ANN, conversation_id)
     assert isinstance(message.images, list) and message.id == message_id
-    assert [messages.get_image(conn, ANN, image["id"]) for image in message.images] == images
-    conversations.delete_conversation(conn, ANN, conversation_id)
+    assert [attachments.get_image(conn, ANN, image["id"]) for image in message.images] == images
+    purge(conn, ANN, conversation_id)
     with pytest.raises(NotFound):
-        messages.get_image(conn, ANN, message.images[0]["id"])
+        attachments.get_image(conn, ANN, message.images[0]["id"])
 
 
 def test_images_that_are_not_sent_are_not_read(conn: Connection) -> None:
     conversation_id = conversation(conn)
     big = Image("image/png", b"x" * (generations.SENT_IMAGE_BYTES // 2 + 1))
-    for _ in range(3):
+    for _ in range(3):  # the same image counts each time
         question_id = say(conn, conversation_id, "look", images=[big])
     statements: list[str] = []
     conn.set_trace_callback(statements.append)
     turns = generations.get_prompt(conn, question_id).turns
     conn.set_trace_callback(None)
     assert [(len(turn.images), turn.omitted_images) for turn in turns] == [(0, 1), (0, 1), (1, 0)]
-    assert sum(" data FROM images" in statement for statement in statements) == 1
+    assert sum(" data FROM " in statement for statement in statements) == 1
 
 
 def test_imported_message_with_too_many_images_keeps_its_last_ones(conn: Connection) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from fireside import db
 from fireside.errors import FiresideError
-from fireside.queries import bin, branches, conversations, folders, generations, messages, queued
+from fireside.queries import attachments, bin, branches, conversations, folders, generations, messages, queued
 from fireside.queries.generations import Answer, AnswerRequest, Recording, SentRequest
-from fireside.queries.messages import Image
+from fireside.queries.types import Image
 from msgspec import UNSET
 
 from ..trials import FULL, TRIALS
@@ -42,7 +42,7 @@ class Random:
         return self.one(f"SELECT id FROM messages WHERE conversation_id = {conversation_id}")
 
     def images(self) -> list[Image]:
-        return [Image("image/png", b"12345")] if self.rng.random() < 0.2 else []
+        return [Image("image/png", self.rng.choice((b"12345", b"678")))] if self.rng.random() < 0.2 else []
 
     def start(self, begun: tuple[Answer, Any] | None) -> None:
         if begun and begun[0].job:
@@ -130,6 +130,7 @@ class Random:
     def remove(self) -> None:
         if self.hidden:
             self.remove_one(self.hidden.pop())
+        attachments.remove_some_released(self.conn)
 
     def remove_one(self, conversation_id: int) -> None:
         ids = conversations.list_message_ids(self.conn, conversation_id)
@@ -177,7 +178,8 @@ class Random:
         conversations.hide_all(conn, ids)
         for conversation_id in ids:
             self.remove_one(conversation_id)
-        tables = "conversations messages images generations former_parents queued_messages sent_system_prompts"
+        attachments.remove_some_released(conn)
+        tables = "conversations messages attachments attachment_data generations former_parents queued_messages sent_system_prompts"
         for table in tables.split():
             assert not conn.execute(f"SELECT 1 FROM {table}").fetchone(), table
         for index in ("message_words", "title_words"):

@@ -17,8 +17,7 @@ from fireside.db import Database, open_database
 from fireside.errors import NotFound, QuotaExceeded, StorageUnavailable
 from fireside.queries import search
 from fireside.queries.generations import Answer, AnswerRequest, Recording, SavedPart
-from fireside.queries.messages import Image
-from fireside.queries.types import image_type
+from fireside.queries.types import Image, image_type
 from fireside.transfer import archive
 from fireside.transfer.exporter import Exporter
 from fireside.transfer.importer import Importer, Report
@@ -166,7 +165,10 @@ def dump(conn: sqlite3.Connection, user_id: int) -> list[dict[str, Any]]:
         places = {None: None} | {message["id"]: place for place, message in enumerate(messages)}
         conversation["active_message_id"] = places[conversation["active_message_id"]]
         for message in messages:
-            images = "SELECT position, media_type, data FROM images WHERE message_id = ? ORDER BY position"
+            images = (
+                "SELECT position, media_type, data FROM message_attachments l JOIN attachments a ON a.id = l.attachment_id"
+                " JOIN attachment_data d ON d.attachment_id = a.id WHERE message_id = ? ORDER BY position"
+            )
             message["images"] = [tuple(image) for image in conn.execute(images, (message["id"],))]
             made = conn.execute("SELECT * FROM generations WHERE message_id = ?", (message["id"],)).fetchone()
             message["generation"] = made and dict(made) | {"message_id": None, "log": events(made["log"], places, row)}

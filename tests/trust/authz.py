@@ -272,9 +272,9 @@ class World:
         if not route or "/folders/" in route:
             made["folder_id"] = await write(queries.folders.add_folder, user_id, f"folder {conversation.id}")
         made["message_id"] = await write(queries.messages.add_message, user_id, conversation.id, "Why?")
-        image = queries.messages.Image("image/png", b"\x89PNG\r\n\x1a\n0000")
+        image = queries.types.Image("image/png", b"\x89PNG\r\n\x1a\n%04d" % album.id)
         await write(queries.messages.add_message, user_id, album.id, "This?", None, None, [image])
-        made["image_id"] = await self._newest("images")
+        made["image_id"] = await self._newest("attachments")
         if not route or "/generations/" in route or "/cancel/" in route:
             made["generation_id"] = await self._begin(user_id, conversation.id, "/generations/" not in route)
         if not route or "/queue/" in route:
@@ -344,7 +344,9 @@ class World:
                 "conversations",
                 "folders",
                 "messages",
-                "images",
+                "attachments",
+                "attachment_pages",
+                "message_attachments",
                 "prompts",
                 "presets",
             )

@@ -467,7 +467,9 @@ async def test_images_are_stored_once(running: Running, ann: Person, zed: Person
     await ask(zed, question)
     for number in range(3):
         await ask(zed, question, bot("Hello from upstream."), user(f"And {number}?"))
-    count = await running.state.database.read(lambda conn: conn.execute("SELECT count(*) FROM images").fetchone()[0])
+    count = await running.state.database.read(
+        lambda conn: conn.execute("SELECT count(*) FROM message_attachments").fetchone()[0]
+    )
     assert count == 1
 
 
@@ -495,7 +497,7 @@ async def test_without_recording_only_the_request_is_counted(running: Running, a
     quiet = program(running, await create(ann, "Quiet", record=False))
 
     def rows(conn: Any) -> list[int]:
-        tables = ("conversations", "messages", "generations", "generation_parts", "images", "recorded_messages")
+        tables = ("conversations", "messages", "generations", "generation_parts", "attachments", "recorded_messages")
         return [conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables]
 
     before = await running.state.database.read(rows)

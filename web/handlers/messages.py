@@ -10,8 +10,8 @@ from ... import db
 from ...chat.prompt import Forecast, forecast
 from ...chat.receipt import Receipt
 from ...errors import Invalid
-from ...queries import bin, branches, conversations, generations, messages, queued
-from ...queries.types import image_type
+from ...queries import attachments, bin, branches, conversations, generations, messages, queued
+from ...queries.types import Image, image_type
 from .. import schemas
 from ..endpoint import LONG_READ_SECONDS, Request, while_connected
 from ..renderer import GrowingText
@@ -154,18 +154,18 @@ async def branch(request: Request, conversation_id: int, body: schemas.BranchReq
     )
 
 
-def check_message(message: schemas.NewMessage, path: str = "") -> list[messages.Image]:
+def check_message(message: schemas.NewMessage, path: str = "") -> list[Image]:
     """Return the images. Raises Invalid for an empty message, and for an image whose first bytes contradict its type."""
     if not message.content and not message.images:
         raise Invalid(f"{path}content must not be empty.")
     for index, image in enumerate(message.images):
         if image_type(image.data[:12]) != image.media_type:
             raise Invalid(f"{path}images[{index}].data is not {image.media_type}.")
-    return [messages.Image(image.media_type, image.data) for image in message.images]
+    return [Image(image.media_type, image.data) for image in message.images]
 
 
 async def get_image(request: Request, image_id: int) -> Annotated[Response, "image/png", "image/jpeg", "image/webp"]:
-    image = await request.database.read(messages.get_image, request.user_id, image_id)
+    image = await request.database.read(attachments.get_image, request.user_id, image_id)
     return Response(image.data, media_type=image.media_type)
 
 

@@ -36,9 +36,9 @@ async def storage(request: Request) -> schemas.Storage:
     data = await request.database.read(accounts.measure_data, request.user_id)
     server = None
     if request.is_admin:
-        all_images = await request.database.read(accounts.count_image_bytes)
+        files = await request.database.read(accounts.count_attachment_bytes)
         sizes = await asyncio.to_thread(db.measure, config.database)
-        server = schemas.ServerStorage(image_bytes=all_images, **sizes)
+        server = schemas.ServerStorage(**files, **sizes)
     limit = config.user_max_bytes or None
     return schemas.Storage(**data, limit_bytes=limit, daily_backups=config.backups, server=server)
 

@@ -1,0 +1,348 @@
+"""Queries of attachments: the images and documents of messages, and the pages of documents. See conversations.py for the first parameter.
+
+A user's file is stored once, however many messages and queued messages have it. With the last of them it is released: nothing finds it
+any more, and `remove_released` removes it in short transactions, because taking 10,000 pages out of the search index takes seconds.
+"""
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from ..db import Connection, Database, ago, insert, now
+from ..errors import AttachmentNotReady, Invalid, NotFound
+from . import search
+from .quota import add_stored_bytes
+from .types import IMAGE_TYPES, Attachment, AttachmentStatus, Image, Unit, image_type
+
+MAX_ATTACHMENTS = 20  # of a message
+MAX_BYTES = 50_000_000  # of an attachment
+WAITING_BYTES = MAX_ATTACHMENTS * MAX_BYTES  # of a user's uploads that no message has
+WAITING_DAYS = 1
+PART_SECONDS = 0.05  # of work in one transaction of a removal, while other writes wait
+OTHER = "application/octet-stream"
+
+Table = Literal["message_attachments", "queued_attachments"]
+
+IS_IMAGE = f"media_type IN {IMAGE_TYPES}"
+
+
+class Unread(Struct):
+    """A document that has to be read, without its data."""
+
+    id: int
+    user_id: int
+    name: str
+    media_type: str
+    pages_read: int
+
+
+# An ASCII character is taken for a quarter of a token, as in chat/prompt.py. Other characters have two or three bytes.
+COLUMNS = (
+    "a.id, {name} AS name, a.media_type, a.size_bytes, a.status, a.problem, a.unit, a.pages, a.characters,"
+    " (SELECT coalesce(max(number), 0) FROM attachment_pages WHERE attachment_id = a.id) AS pages_read,"
+    " (a.characters + 3 * ((a.text_bytes - a.characters) / 2)) / 4 AS tokens_estimate"
+)
+
+
+def owned_attachment(conn: Connection, user_id: int, attachment_id: int) -> Attachment:
+    """Return an attachment of the user. The only function that decides whose an attachment is. Raises NotFound."""
+    row = conn.execute(
+        f"SELECT {COLUMNS.format(name='a.name')} FROM attachments a WHERE id = ? AND user_id = ? AND sha256 IS NOT NULL",
+        (attachment_id, user_id),
+    ).fetchone()
+    if row is None:
+        raise NotFound("attachment")
+    return Attachment(**row)
+
+
+def get_data(conn: Connection, attachment_id: int) -> bytes:
+    """Return the bytes of an attachment; none when it was removed. The caller has checked the owner."""
+    row = conn.execute("SELECT data FROM attachment_data WHERE attachment_id = ?", (attachment_id,)).fetchone()
+    return row["data"] if row else b""
+
+
+def get_image(conn: Connection, user_id: int, attachment_id: int) -> Image:
+    """Return an image of the user. Raises NotFound, also for a document."""
+    try:
+        attachment = owned_attachment(conn, user_id, attachment_id)
+    except NotFound:
+        raise NotFound("image") from None
+    if attachment.media_type not in IMAGE_TYPES:
+        raise NotFound("image")
+    return Image(attachment.media_type, get_data(conn, attachment_id))
+
+
+def list_linked(conn: Connection, message_id: int, table: Table = "message_attachments") -> list[Attachment]:
+    """Return the attachments of a message, in order."""
+    rows = conn.execute(
+        f"SELECT {COLUMNS.format(name='l.name')} FROM {table} l JOIN attachments a ON a.id = l.attachment_id"
+        " WHERE l.message_id = ? ORDER BY l.position",
+        (message_id,),
+    )
+    return [Attachment(**row) for row in rows]
+
+
+# ---- add
+
+
+def find(conn: Connection, user_id: int, digest: bytes) -> int | None:
+    """Return the id of the user's file with this SHA-256."""
+    sql = "SELECT id FROM attachments WHERE user_id = ? AND sha256 = ?"
+    row = conn.execute(sql, (user_id, digest)).fetchone()
+    return row["id"] if row else None
+
+
+def add(conn: Connection, user_id: int, data: bytes, media_type: str, name: str = "", max_bytes: int = 0) -> int:
+    """Store a file of the user, unless it is stored already. Return its id. A new document has the status 'reading'.
+
+    Raises QuotaExceeded above `max_bytes` (0: no limit).
+    """
+    digest = hashlib.sha256(data).digest()
+    if known := find(conn, user_id, digest):
+        return known
+    add_stored_bytes(conn, user_id, len(data), max_bytes)
+    status = "ready" if media_type in IMAGE_TYPES else "reading"
+    attachment_id = insert(
+        conn,
+        "INSERT INTO attachments (user_id, sha256, name, media_type, size_bytes, status, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (user_id, digest, name, media_type, len(data), status, now()),
+    )
+    conn.execute("INSERT INTO attachment_data (attachment_id, data) VALUES (?, ?)", (attachment_id, data))
+    return attachment_id
+
+
+def upload(conn: Connection, user_id: int, data: bytes, name: str, media_type: str, max_bytes: int = 0) -> Attachment:
+    """Store a file for a message that will be sent. The same file again takes the new name, and is read again if that failed.
+
+    `media_type`: as claimed; images are detected. Raises Invalid above WAITING_BYTES, and QuotaExceeded.
+    """
+    claimed = OTHER if media_type in IMAGE_TYPES else media_type
+    attachment_id = add(conn, user_id, data, image_type(data[:12]) or claimed, name, max_bytes)
+    conn.execute(
+        "UPDATE attachments SET name = ?, uploaded_at = ?, problem = iif(status = 'failed', NULL, problem),"
+        " status = iif(status = 'failed', 'reading', status) WHERE id = ?",
+        (name, now(), attachment_id),
+    )
+    sql = f"SELECT coalesce(sum(size_bytes), 0) FROM attachments a WHERE user_id = ? AND uploaded_at IS NOT NULL AND {_FREE}"
+    if conn.execute(sql, (user_id,)).fetchone()[0] > WAITING_BYTES:
+        raise Invalid(
+            f"At most {WAITING_BYTES // 1_000_000:,} MB of files can wait to be sent."
+            f" Send some of them; those that are not sent are removed after {WAITING_DAYS * 24} hours."
+        )
+    return owned_attachment(conn, user_id, attachment_id)
+
+
+def attach(
+    conn: Connection,
+    user_id: int,
+    message_id: int,
+    images: Iterable[Image] = (),
+    attachment_ids: Sequence[int] = (),
+    max_bytes: int = 0,
+    table: Table = "message_attachments",
+) -> None:
+    """Give a new message its images, then the attachments with these ids. The caller has checked the message's owner.
+
+    Raises Invalid above MAX_ATTACHMENTS, NotFound, AttachmentNotReady for a document that has no text (yet), and QuotaExceeded.
+    """
+    files = [(add(conn, user_id, image.data, image.media_type, max_bytes=max_bytes), "") for image in images]
+    if len(attachment_ids) > MAX_ATTACHMENTS:
+        raise Invalid(f"attachment_ids: a message can have at most {MAX_ATTACHMENTS} attachments.")
+    for attachment_id in dict.fromkeys(attachment_ids):
+        attachment = owned_attachment(conn, user_id, attachment_id)
+        if attachment.status not in ("ready", "no_text"):
+            raise AttachmentNotReady(attachment.name, attachment.status)
+        files.append((attachment_id, attachment.name))
+    for position, (attachment_id, name) in enumerate(files):
+        link(conn, message_id, position, attachment_id, name, table)
+
+
+def link(
+    conn: Connection,
+    message_id: int,
+    position: int,
+    attachment_id: int,
+    name: str = "",
+    table: Table = "message_attachments",
+) -> None:
+    """Give a message an attachment of the same user."""
+    sql = f"INSERT INTO {table} (message_id, position, attachment_id, name) VALUES (?, ?, ?, ?)"
+    conn.execute(sql, (message_id, position, attachment_id, name))
+    conn.execute("UPDATE attachments SET uploaded_at = NULL WHERE id = ? AND uploaded_at IS NOT NULL", (attachment_id,))
+
+
+def copy_links(
+    conn: Connection,
+    message_id: int,
+    to_message_id: int,
+    source: Table = "message_attachments",
+) -> None:
+    """Give a message the attachments of another message, or of a queued one, of the same user."""
+    conn.execute(
+        "INSERT INTO message_attachments (message_id, position, attachment_id, name)"
+        f" SELECT ?, position, attachment_id, name FROM {source} WHERE message_id = ?",
+        (to_message_id, message_id),
+    )
+
+
+def copy_sent_pages(conn: Connection, message_id: int, to_message_id: int) -> None:
+    """Let the copy of a question be sent with the same pages."""
+    conn.execute(
+        "INSERT INTO sent_pages (message_id, attachment_id, pages) SELECT ?, attachment_id, pages FROM sent_pages WHERE message_id = ?",
+        (to_message_id, message_id),
+    )
+
+
+# ---- remove
+
+_FREE = (  # no message has the attachment `a`
+    "NOT EXISTS (SELECT 1 FROM message_attachments WHERE attachment_id = a.id)"
+    " AND NOT EXISTS (SELECT 1 FROM queued_attachments WHERE attachment_id = a.id)"
+)
+
+
+def linked_ids(conn: Connection, message_id: int, table: Table = "message_attachments") -> list[int]:
+    """Return the ids of a message's attachments, in order, for `release` once the message is deleted."""
+    sql = f"SELECT attachment_id FROM {table} WHERE message_id = ? ORDER BY position"
+    return [row["attachment_id"] for row in conn.execute(sql, (message_id,))]
+
+
+def release(conn: Connection, ids: Iterable[int]) -> int:
+    """Release those of the attachments that no message has. Return their bytes, which the caller takes off stored_bytes.
+
+    One that was uploaded again for a message that has not been sent stays for a day, as any upload.
+    """
+    rows = conn.execute(
+        "UPDATE attachments AS a SET sha256 = NULL WHERE id IN (SELECT value FROM json_each(?)) AND sha256 IS NOT NULL"
+        f" AND (uploaded_at IS NULL OR uploaded_at <= ?) AND {_FREE} RETURNING size_bytes + text_bytes AS size",
+        (json.dumps(list(ids)), ago(days=WAITING_DAYS)),
+    ).fetchall()
+    return sum(row["size"] for row in rows)
+
+
+def release_expired(conn: Connection) -> None:
+    """Release the uploads that no message has had for a day."""
+    sql = "SELECT id, user_id FROM attachments WHERE uploaded_at <= ?"
+    for row in conn.execute(sql, (ago(days=WAITING_DAYS),)).fetchall():
+        add_stored_bytes(conn, row["user_id"], -release(conn, [row["id"]]))
+
+
+def release_all(conn: Connection, user_id: int) -> None:
+    """Release the attachments of a closed account, which has no messages any more."""
+    sql = f"UPDATE attachments AS a SET sha256 = NULL WHERE user_id = ? AND sha256 IS NOT NULL AND {_FREE} RETURNING size_bytes + text_bytes"
+    add_stored_bytes(conn, user_id, -sum(row[0] for row in conn.execute(sql, (user_id,)).fetchall()))
+
+
+async def remove_released(database: Database) -> None:
+    """Remove the attachments that were released, in transactions of about PART_SECONDS each."""
+    while await database.read(_count_released) and await database.write_part(remove_some_released):
+        pass
+
+
+def _count_released(conn: Connection) -> int:
+    count: int = conn.execute("SELECT count(*) FROM attachments WHERE sha256 IS NULL").fetchone()[0]
+    return count
+
+
+def remove_some_released(conn: Connection) -> int:
+    """Remove released attachments for PART_SECONDS. Return how many remain."""
+    end = time.monotonic() + PART_SECONDS
+    ids = [row["id"] for row in conn.execute("SELECT id FROM attachments WHERE sha256 IS NULL ORDER BY id")]
+    for done, attachment_id in enumerate(ids):
+        if time.monotonic() > end or not _remove_pages(conn, attachment_id, end):
+            return len(ids) - done
+        conn.execute("DELETE FROM attachments WHERE id = ?", (attachment_id,))
+    return 0
+
+
+def _remove_pages(conn: Connection, attachment_id: int, end: float) -> bool:
+    """Remove the pages of an attachment until the time `end`. Return whether all are removed."""
+    select = (
+        "SELECT p.id, p.text, a.user_id, a.id AS attachment_id FROM attachment_pages p JOIN attachments a"
+        " ON a.id = p.attachment_id WHERE a.id = ? ORDER BY p.number DESC LIMIT 1"
+    )
+    while row := conn.execute(select, (attachment_id,)).fetchone():
+        if time.monotonic() > end:
+            return False
+        search.unindex_page(conn, row)
+        conn.execute("DELETE FROM attachment_pages WHERE id = ?", (row["id"],))
+    return True
+
+
+# ---- read
+
+
+def list_unread(conn: Connection) -> list[Unread]:
+    """Return the documents that have to be read, oldest first."""
+    rows = conn.execute(
+        "SELECT id, user_id, name, media_type, (SELECT coalesce(max(number), 0) FROM attachment_pages WHERE attachment_id = a.id) AS pages_read"
+        " FROM attachments a WHERE status = 'reading' AND sha256 IS NOT NULL ORDER BY id"
+    )
+    return [Unread(**row) for row in rows]
+
+
+def is_unread(conn: Connection, attachment_id: int) -> bool:
+    """Return whether a document still has to be read: it may have been released since."""
+    sql = "SELECT 1 FROM attachments WHERE id = ? AND status = 'reading' AND sha256 IS NOT NULL"
+    return conn.execute(sql, (attachment_id,)).fetchone() is not None
+
+
+def set_opened(
+    conn: Connection, attachment_id: int, media_type: str, unit: Unit, pages: int | None, problem: str | None
+) -> None:
+    sql = "UPDATE attachments SET media_type = ?, unit = ?, pages = ?, problem = ? WHERE id = ? AND status = 'reading'"
+    conn.execute(sql, (media_type, unit, pages, problem, attachment_id))
+
+
+def add_pages(conn: Connection, attachment_id: int, first: int, texts: Sequence[str], max_bytes: int = 0) -> int:
+    """Store pages from number `first` on for PART_SECONDS. Return how many. Raises NotFound when the document was removed, and
+    QuotaExceeded above `max_bytes` (0: no limit)."""
+    end, done, size = time.monotonic() + PART_SECONDS, 0, 0
+    sql = "SELECT user_id FROM attachments WHERE id = ? AND status = 'reading' AND sha256 IS NOT NULL"
+    owner = conn.execute(sql, (attachment_id,)).fetchone()
+    if owner is None:
+        raise NotFound("attachment")
+    for number, text in enumerate(texts, first):
+        sql = "INSERT INTO attachment_pages (attachment_id, number, text) VALUES (?, ?, ?)"
+        search.index_page(conn, owner["user_id"], attachment_id, insert(conn, sql, (attachment_id, number, text)), text)
+        size += len(text.encode())
+        done += 1
+        if time.monotonic() > end:
+            break
+    add_stored_bytes(conn, owner["user_id"], size, max_bytes)
+    sql = "UPDATE attachments SET text_bytes = text_bytes + ?, characters = characters + ? WHERE id = ?"
+    conn.execute(sql, (size, sum(map(len, texts[:done])), attachment_id))
+    return done
+
+
+def set_read(conn: Connection, attachment_id: int, status: AttachmentStatus, problem: str | None) -> None:
+    """End the reading of a document. `problem` replaces a remark, unless it is None."""
+    conn.execute(
+        "UPDATE attachments AS a SET status = ?, problem = coalesce(?, problem),"
+        " pages = (SELECT coalesce(max(number), 0) FROM attachment_pages WHERE attachment_id = a.id) WHERE id = ? AND status = 'reading'",
+        (status, problem, attachment_id),
+    )
+
+
+def read_again(conn: Connection, user_id: int, attachment_id: int) -> Attachment:
+    """Let an encrypted document be read again, with its password. Raises NotFound, and Invalid for another one."""
+    attachment = owned_attachment(conn, user_id, attachment_id)
+    if attachment.status == "encrypted":
+        conn.execute("UPDATE attachments SET status = 'reading', problem = NULL WHERE id = ?", (attachment_id,))
+    elif attachment.status != "reading":
+        raise Invalid("This file needs no password.")
+    return owned_attachment(conn, user_id, attachment_id)
+
+
+def list_pages(conn: Connection, user_id: int, attachment_id: int, first: int, count: int) -> list[sqlite3.Row]:
+    """Return number and text of at most `count` pages of the user's document, from the number `first` on. Raises NotFound."""
+    owned_attachment(conn, user_id, attachment_id)
+    return conn.execute(
+        "SELECT number, text FROM attachment_pages WHERE attachment_id = ? AND number >= ? ORDER BY number LIMIT ?",
+        (attachment_id, first, count),
+    ).fetchall()
