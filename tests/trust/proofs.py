@@ -7,7 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import Figures, attacks, authz, fuzz, model, mutants, races, secrets, soak, starvation, storage, timing
+from . import (
+    Figures,
+    attacks,
+    authz,
+    fuzz,
+    model,
+    mutants,
+    quotations,
+    races,
+    secrets,
+    soak,
+    starvation,
+    storage,
+    timing,
+)
 
 ROOT = Path(__file__).parents[2]
 ALL = 10**6
@@ -42,6 +56,9 @@ PROOFS = (
     Proof("fuzz", f"{FUZZ} (hypothesis)", "requests", fuzz.prove, 250, 10_500),
     Proof("schemathesis", f"{FUZZ} (schemathesis)", "requests", fuzz.by_schemathesis, 0, 11_500),
     Proof("model", "Correctness: the API behaves like a simple model of it", "steps", model.prove, 125, 2_500),
+    Proof(
+        "quotations", "Truthfulness: no altered quotation counts as found", "quotations", quotations.prove, 500, 5_000
+    ),
     Proof("kills", "Durability: acknowledged data survives a killed process", "trials", kills, 0, 200),
     Proof("full", "Durability: a full disk loses no acknowledged data", "places", storage.full, 12, ALL),
     Proof("damaged", "Recovery: a damaged database is restored from its backup", "files", storage.damaged, 8, 50),
