@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import msgspec
 
-from .quotations import Form, Place, Quotation
+from .types import Form, Place, Quotation
 
 REACH_PER_WORD = 16  # characters on each side of a page break that are searched for the words of the longest quotation
 EDGE_LINES = 3  # at the top and at the bottom of a page, where headers and footers are

@@ -11,46 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from ..queries.types import Citation
+from .types import Document, Place, Quotations
 
 # Any mark that opens a quotation, also ">" before a block quote.
 _ANY_MARK = re.compile(
     '``|["\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a\u300c\u300e\u2018\u201a]|^[^\\w\n]{0,40}>', re.MULTILINE
 )
-
-
-class Document(msgspec.Struct):
-    id: int
-    name: str
-    pages: list[str]
-
-
-class Form(msgspec.Struct):
-    """A way to read a quotation: its parts, in words, and before each how many words may stand after the part before it."""
-
-    parts: list[list[str]]
-    gaps: list[int]
-
-
-class Quotation(msgspec.Struct):
-    start: int
-    end: int
-    forms: list[Form]  # the first of those that are found counts
-    contexts: list[int]  # indexes of the texts that may name its document
-
-
-class Quotations(msgspec.Struct):
-    """The quotations of an answer, and the texts around them, in words."""
-
-    quotations: list[Quotation]
-    contexts: list[list[str]]
-
-
-class Place(msgspec.Struct):
-    """The first place of a quotation in a document."""
-
-    quotation: int  # its index
-    form: int  # the index of the form that was found
-    page: int  # from 0
 
 
 def may_quote(answer: str) -> bool:

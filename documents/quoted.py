@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from .lookup import DIVISION, HALF_WORD, IS_SPACELESS, LETTER, SPACELESS, Everything, count_units, normalize, words
-from .quotations import Form, Quotation, Quotations
+from .types import Form, Quotation, Quotations
 
 MIN_UNITS = 10  # of a quotation that is looked up: five words, or ten characters of a script without spaces
 MIN_PART_UNITS = 6  # of the longest part between ellipses: shorter ones occur by chance

@@ -1,4 +1,7 @@
-"""What extract.py yields while it reads a document: Opened, its pages in order, and perhaps a Remark or a Problem at the end."""
+"""What extract.py yields while it reads a document: Opened, its pages in order, and perhaps a Remark or a Problem at the end.
+
+And what quotations.py and its child process exchange.
+"""
 
 from typing import Literal
 
@@ -36,3 +39,41 @@ class Problem(msgspec.Struct, tag=True):
 
 
 Item = Opened | Page | Remark | Problem
+
+
+# ---- quotations
+
+
+class Document(msgspec.Struct):
+    id: int
+    name: str
+    pages: list[str]
+
+
+class Form(msgspec.Struct):
+    """A way to read a quotation: its parts, in words, and before each how many words may stand after the part before it."""
+
+    parts: list[list[str]]
+    gaps: list[int]
+
+
+class Quotation(msgspec.Struct):
+    start: int
+    end: int
+    forms: list[Form]  # the first of those that are found counts
+    contexts: list[int]  # indexes of the texts that may name its document
+
+
+class Quotations(msgspec.Struct):
+    """The quotations of an answer, and the texts around them, in words."""
+
+    quotations: list[Quotation]
+    contexts: list[list[str]]
+
+
+class Place(msgspec.Struct):
+    """The first place of a quotation in a document."""
+
+    quotation: int  # its index
+    form: int  # the index of the form that was found
+    page: int  # from 0

@@ -5,7 +5,8 @@
 import time
 
 import pytest
-from fireside.documents.quotations import Document, find, may_quote
+from fireside.documents.quotations import find, may_quote
+from fireside.documents.types import Document
 from fireside.queries.types import Citation
 from hypothesis import given
 from hypothesis import strategies as st

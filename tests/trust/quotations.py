@@ -14,10 +14,10 @@ import textwrap
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-
 from itertools import pairwise
 
-from fireside.documents.quotations import Document, find
+from fireside.documents.quotations import find
+from fireside.documents.types import Document
 
 from . import Figures
 
@@ -260,7 +260,7 @@ def _answer(chance: random.Random, name: str, quoted: list[str], is_true: bool) 
     if marks == ">":
         lines = textwrap.wrap(text, 60, break_on_hyphens=False)
         return f"As {name} says:\n\n" + "\n".join(f"> {line}" for line in lines) + f"\n> — {name}\n\nThat is all."
-    opening, closing = (marks[:2], marks[2:]) if len(marks) == 4 else marks
+    opening, closing = marks[: len(marks) // 2], marks[len(marks) // 2 :]
     if opening == "«" and chance.random() < 0.5:
         opening, closing = "«\u00a0", "\u00a0»"
     return chance.choice(
