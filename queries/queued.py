@@ -24,11 +24,10 @@ def get_conversation(conn: Connection, user_id: int, conversation_id: int) -> Co
         "SELECT id, content, created_at FROM queued_messages WHERE conversation_id = ? ORDER BY id", (conversation_id,)
     ).fetchall()
     conversation.queue = [
-        QueuedMessage(
-            **row, images=sum(one.is_image for one in files), documents=[one for one in files if not one.is_image]
-        )
+        QueuedMessage(**row, images=len(images), image_ids=images, documents=[one for one in files if not one.is_image])
         for row in rows
         for files in [attachments.list_linked(conn, row["id"], "queued_attachments")]
+        for images in [[one.id for one in files if one.is_image]]
     ] or UNSET
     return conversation
 
@@ -80,12 +79,26 @@ def insert_queued(
 
 
 def change_queued(
-    conn: Connection, user_id: int, conversation_id: int, queued_id: int, content: str, max_bytes: int = 0
+    conn: Connection,
+    user_id: int,
+    conversation_id: int,
+    queued_id: int,
+    content: str,
+    max_bytes: int = 0,
+    attachment_ids: Sequence[int] | None = None,
 ) -> None:
-    """Raises NotFound, also when the message was sent, and QuotaExceeded."""
+    """Without `attachment_ids`, the message keeps its attachments.
+
+    Raises NotFound, also when the message was sent, QuotaExceeded, and as `attachments.attach`.
+    """
     row = _queued(conn, user_id, conversation_id, queued_id)
-    if not content and not attachments.linked_ids(conn, queued_id, "queued_attachments"):
+    before = attachments.linked_ids(conn, queued_id, "queued_attachments")
+    if not content and not (before if attachment_ids is None else attachment_ids):
         raise Invalid("content must not be empty.")
+    if attachment_ids is not None:
+        conn.execute("DELETE FROM queued_attachments WHERE message_id = ?", (queued_id,))
+        attachments.attach(conn, user_id, queued_id, (), attachment_ids, max_bytes, "queued_attachments")
+        add_stored_bytes(conn, user_id, -attachments.release(conn, before))
     size = len(content.encode()) - len(row["content"].encode())
     add_stored_bytes(conn, user_id, size, max_bytes)
     conn.execute("UPDATE queued_messages SET content = ? WHERE id = ?", (content, queued_id))

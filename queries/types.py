@@ -122,6 +122,7 @@ class QueuedMessage(msgspec.Struct):
     content: str
     created_at: str
     images: int  # their number
+    image_ids: list[int]
     documents: list[Attachment]
 
 

@@ -8,6 +8,7 @@ from ..auth import INVITE_HOURS, TOKEN_DAYS
 from ..backends.openai import Model, ModelDownload
 from ..config import MAX_CONCURRENCY, Source
 from ..queries.accounts import User
+from ..queries.attachments import MAX_ATTACHMENTS
 from ..queries.folders import Folder
 from ..queries.prompts import Preset, Prompt
 from ..queries.search import Hit
@@ -198,6 +199,7 @@ class AddedMessage(NewMessage):
 
 class QueuedContent(Struct):
     content: Annotated[Text, Meta(max_length=QUESTION_CHARACTERS)]
+    attachment_ids: Annotated[list[Id], Meta(max_length=MAX_ATTACHMENTS)] | None = None  # None: unchanged
 
 
 class NewConversation(ConversationFields):

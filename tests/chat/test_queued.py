@@ -180,6 +180,36 @@ async def test_queue_of_another_user_does_not_exist_and_its_limits_hold(
     assert before - await stored_bytes(running) >= len("One?Two?") + 19 * len("More")
 
 
+async def test_images_of_a_queued_message_are_changed_with_it(
+    ann: Person, bob: Person, upstream: Upstream, running: Running
+) -> None:
+    """Those that no message has any more are removed."""
+    conversation_id, _ = await begin(ann, upstream)
+    others = [{**IMAGE, "data": base64.b64encode(PNG + byte).decode()} for byte in (b"1", b"2")]
+    queued_id = await queue(ann, conversation_id, "", images=[IMAGE, *others])
+    path, size = f"/conversations/{conversation_id}/queue/{queued_id}", await stored_bytes(running)
+
+    async def image_ids() -> list[int]:
+        [message] = good(await ann.get(f"/conversations/{conversation_id}"))["queue"]
+        assert message["images"] == len(message["image_ids"])
+        found: list[int] = message["image_ids"]
+        return found
+
+    first, second, third = await image_ids()
+    good(await ann.patch(path, json={"content": "Two?"}))
+    assert await image_ids() == [first, second, third]
+    good(await ann.patch(path, json={"content": "Two?", "attachment_ids": [third, first]}))
+    assert await image_ids() == [third, first]
+    assert (await ann.get(f"/images/{second}")).status_code == 404
+    assert await stored_bytes(running) == size + len("Two?") - len(PNG + b"1")
+    theirs = await bob.conversation("Mine")
+    good(await bob.post(f"/conversations/{theirs}/messages", json={"content": "This?", "images": [IMAGE]}))
+    wrong = [third, (await bob.messages(theirs))[-1]["images"][0]["id"]]
+    assert code(await ann.patch(path, json={"content": "", "attachment_ids": wrong})) == (404, "ATTACHMENT_NOT_FOUND")
+    assert code(await ann.patch(path, json={"content": "", "attachment_ids": []})) == (400, "VALIDATION_ERROR")
+    assert await image_ids() == [third, first]
+
+
 async def test_user_without_a_session_gets_no_more_answers(ann: Person, upstream: Upstream, running: Running) -> None:
     conversation_id, _ = await begin(ann, upstream)
     await queue(ann, conversation_id, "Two?")

@@ -105,7 +105,8 @@ async def change_queued(
     request: Request, conversation_id: int, queued_id: int, body: schemas.QueuedContent
 ) -> schemas.Confirmation:
     limit = request.app_state.config.user_max_bytes
-    await request.database.write(queued.change_queued, request.user_id, conversation_id, queued_id, body.content, limit)
+    change = (conversation_id, queued_id, body.content, limit, body.attachment_ids)
+    await request.database.write(queued.change_queued, request.user_id, *change)
     return schemas.Confirmation("Message changed")
 
 
