@@ -23,6 +23,7 @@ from ..queries.types import ToolCall
 from . import continuation
 from . import prompt as prompts
 from .events import EventLog
+from .excerpts import Excerpts, sent_pages, statistic
 
 log = logging.getLogger("fireside.chat")
 
@@ -225,7 +226,9 @@ class Generation:
         job = self.job
         model = await self._look_up_model()
         context_length = model.context_length if model is not None else None
-        omitted = prompts.omit(prompt, context_length, job.params.get("max_tokens"))
+        max_tokens = job.params.get("max_tokens")
+        excerpts = Excerpts(self._database, prompt)
+        omitted = await excerpts.choose(context_length, max_tokens)
         if model is not None and model.vision is False and any(turn.images for turn in prompt.turns[omitted:]):
             seeing = self._providers.models_with_vision()[:SUGGESTED_MODELS]
             which = f"Choose one that can: {', '.join(seeing)}." if seeing else "No model of the model servers can."
@@ -236,6 +239,8 @@ class Generation:
             self._stats["omitted_messages"] = omitted
             self._stats["sent_messages"] = len(prompt.turns) - omitted - bool(job.earlier)
             self._stats["omitted_images"] = sum(turn.omitted_images for turn in prompt.turns[omitted:])
+            if prompt.documents:
+                self._stats["documents"] = statistic(prompt, omitted)
             try:
                 await self._read(self._server.chat(self._request(prompt, omitted)))
                 break
@@ -245,12 +250,19 @@ class Generation:
                 if job.earlier and not self._asks_to_continue and self._is_refusal(failure):
                     self._asks_to_continue = True
                     continue
-                more = prompts.omit_more(prompt, omitted)
                 if failure.code == "EMPTY_ANSWER":
                     raise self._explain_empty(failure) from failure
-                if failure.code != "CONTEXT_OVERFLOW" or self._first_text_at is not None or more is None:
+                if failure.code != "CONTEXT_OVERFLOW" or self._first_text_at is not None:
                     raise
-                omitted = more
+                if prompt.documents and context_length is None and (model := await self._look_up_model()):
+                    context_length = model.context_length  # the refused request has loaded it
+                    if context_length is not None:
+                        omitted = await excerpts.choose(context_length, max_tokens)
+                        continue
+                fewer = await excerpts.choose_fewer(omitted)
+                if fewer is None:
+                    raise
+                omitted = fewer
         if self._first_phase() == "loading":
             await self._look_up_model()  # this answer loaded it: `stats` gets its context length
 
@@ -258,7 +270,8 @@ class Generation:
         messages, params = prompts.messages(prompt, omitted), self.job.params
         characters = len(self.job.earlier.content) if self.job.earlier else None
         leaf_id, asks = self.job.leaf_id, self._asks_to_continue
-        self._sent = SentRequest("", {}, leaf_id, omitted, prompt.system_prompt, characters, asks)
+        pages = sent_pages(prompt, omitted)
+        self._sent = SentRequest("", {}, leaf_id, omitted, prompt.system_prompt, characters, asks, pages)
         if self._asks_to_continue:
             messages.append({"role": "user", "content": continuation.INSTRUCTION})
         elif self.job.earlier:

@@ -20,38 +20,38 @@ MIN_PART, MIN_COMPOUND = 4, 6  # characters
 EARLIER_WEIGHT = 0.5  # of the words of the question before
 FEW_WORDS = 3  # a question with fewer words of its own also means those of the question before
 NEIGHBOUR_WEIGHT = 0.15  # of a page's score that counts for the page before and after it
-MAX_WORDS = 64  # of a question
+MAX_HEAD = 2000  # characters of the beginning of a question, and as many of its end, that are looked at
+MAX_WORDS, MAX_WORD = 64, 40  # of a question, and the characters of one
 MAX_NAMED = 1000  # pages that a question can name
 
 # Words that say nothing about the subject, in the languages in which they are most of a question.
-COMMON = frozenset(
-    """
-    a about after all also am an and any are as at be because been before being but by can could did do does for from further get
-    give got had has have he her here him his how i if in into is isn it its just know let like ll many may me mean more most much my need no
-    not now of off on one only or other our out over please re s say says shall she should so some such t tell than that the their them then
-    there these they this those through to too under until up us ve very was way we were what when where which while who whom whose why will
-    with would you your
-    aber alle als also am an auch auf aus bei beim bin bis bitte da damit dann darf das dass dein dem den der des die dies diese dieser doch du
-    durch durfen ein eine einem einen einer eines er es fur gab gibt hat hatte habe haben ich ihm ihr im in ist ja jetzt kann kein keine konnen man
-    mein meine mich mir mit muss mussen nach nicht noch nun nur ob oder sein sich sie sind so soll sollen sollte uber um und uns unser vom
-    von vor war waren warum was welche welchen welcher welches wenn wer werden wie wieder will wir wird wo worden wurde zu zum zur
-    au aux avec ce ces cette comment dans de des du elle en es est et il ils je la le les leur mais ne nous on ou par pas pour pourquoi qu que
-    quel quelle qui sa se ses son sont sur un une vous y
-    al como con cual cuando del donde el ella en es esta este hay la las lo los me mi muy no o para pero por porque que quien se si sin su sus un
-    una y
-    """.split()
-)
+_COMMON = """
+a about after all also am an and any are as at be because been before being but by can could did do does for from further get
+give got had has have he her here him his how i if in into is isn it its just know let like ll many may me mean more most much my need no
+not now of off on one only or other our out over please re s say says shall she should so some such t tell than that the their them then
+there these they this those through to too under until up us ve very was way we were what when where which while who whom whose why will
+with would you your
+aber alle als also am an auch auf aus bei beim bin bis bitte da damit dann darf das dass dein dem den der des die dies diese dieser doch du
+durch durfen ein eine einem einen einer eines er es fur gab gibt hat hatte habe haben ich ihm ihr im in ist ja jetzt kann kein keine konnen man
+mein meine mich mir mit muss mussen nach nicht noch nun nur ob oder sein sich sie sind so soll sollen sollte uber um und uns unser vom
+von vor war waren warum was welche welchen welcher welches wenn wer werden wie wieder will wir wird wo worden wurde zu zum zur
+au aux avec ce ces cette comment dans de des du elle en es est et il ils je la le les leur mais ne nous on ou par pas pour pourquoi qu que
+quel quelle qui sa se ses son sont sur un une vous y
+al como con cual cuando del donde el ella en es esta este hay la las lo los me mi muy no o para pero por porque que quien se si sin su sus un
+una y
+"""
 # What a question about the whole document asks for, and what it calls the document.
 WHOLE = re.compile(
     r"\b(?:summar\w+|sum up|overview|tl;?dr|outline|gist|takeaways?|(?:main|key) (?:points?|ideas?|findings?|messages?)"
     r"|zusammenfass\w*|fass\w* .*\bzusammen|uberblick|kernaussagen?|hauptpunkte|worum geht|resum\w+|riassu\w+"
     r"|what (?:is|are) (?:it|this|these|that|they|the \w+) (?:all )?about)\b|总结|總結|概括|摘要|概要|要約|まとめ|요약"
 )
-DOCUMENT_WORDS = frozenset(
-    """article attached attachment book chapter content contents doc document documents file files manual page pages paper pdf presentation report
-    slide slides text whole entire short briefly sentences words bullet dokument datei bericht text inhalt seite seiten buch kurz satzen
-    stichpunkten fichier rapport documento""".split()
-)
+_DOCUMENT_WORDS = """
+article attached attachment book chapter content contents doc document documents file files manual page pages paper pdf presentation report
+slide slides text whole entire short briefly sentences words bullet dokument datei bericht text inhalt seite seiten buch kurz satzen
+stichpunkten fichier rapport documento
+"""
+COMMON = frozenset(_COMMON.split() + _DOCUMENT_WORDS.split())
 _NUMBERS = r"(\d{1,6}(?:\s*(?:[-–—,&+]|to|and|through|bis|und|a|et|y)\s*(?:p\.\s*)?\d{1,6})*)"  # noqa: RUF001
 NAMED = re.compile(
     r"\b(?:pages?|pp?\.|pg\.?|seiten?|s\.|slides?|folien?|sections?|abschnitte?n?|paginas?|diapositives?)\s*(?:no\.|nr\.|number|#)?\s*"
@@ -70,27 +70,43 @@ class Page(NamedTuple):
     number: int  # from 1
 
 
-def order(question: str, earlier: str, names: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Page]:
-    """Return the pages to send with a question, the most important first. `documents`: the texts of their pages.
+class Candidates(NamedTuple):
+    """A document, and the texts of those of its pages that can be chosen."""
 
-    `earlier` is the question before. First come pages that the question names, then the best page and the first page of each document, then
-    the others that match. For a question about the whole, and when nothing matches, all pages follow, in an order whose beginning, however
-    long, is spread over the documents.
+    name: str
+    pages: int
+    texts: dict[int, str]  # by number
+
+
+def order(question: str, earlier: str, documents: Sequence[Candidates]) -> list[Page]:
+    """Return the pages to send with a question, the most important first. `earlier` is the question before.
+
+    First come pages that the question names, then the best page and the first page of each document, then the others that match. For a
+    question about the whole, and when nothing matches, all pages follow, in an order whose beginning, however long, is spread over the
+    documents.
     """
-    words = dict.fromkeys(_subject(question), 1.0)
-    if _is_about_whole(question):
-        words = {}
-    elif len(words) < FEW_WORDS:
-        words = dict.fromkeys(_subject(earlier), EARLIER_WEIGHT) | words
-    pages = [Page(place, number) for place, texts in enumerate(documents) for number in range(1, len(texts) + 1)]
-    scores = _with_neighbours(pages, _scores(words, [_words(text) for texts in documents for text in texts]))
+    pages = [Page(place, number) for place, document in enumerate(documents) for number in document.texts]
+    texts = [_words(text) for document in documents for text in document.texts.values()]
+    scores = _with_neighbours(pages, _scores(asked_words(question, earlier), texts))
     matching = sorted((page for page in pages if scores[page] > 0), key=lambda page: (-scores[page], page))
     best: dict[int, Page] = {}
     for page in matching:
         best.setdefault(page.document, page)
-    firsts = [Page(place, 1) for place, texts in enumerate(documents) if texts]
-    rest = matching or _spread([len(texts) for texts in documents])
-    return list(dict.fromkeys([*_named(question, names, documents), *best.values(), *firsts, *rest]))
+    certain = [*named(question, documents), *best.values(), *(Page(place, 1) for place in range(len(documents)))]
+    return [page for page in dict.fromkeys([*certain, *(matching or spread(documents))]) if page in scores]
+
+
+def asked_words(question: str, earlier: str) -> dict[str, float]:
+    """Return the words by which pages are ranked, with their weights: none for a question about the whole document."""
+    if _is_about_whole(question):
+        return {}
+    words = dict.fromkeys(_subject(question), 1.0)
+    return words if len(words) >= FEW_WORDS else dict.fromkeys(_subject(earlier), EARLIER_WEIGHT) | words
+
+
+def stem(word: str) -> str:
+    """Return the beginning that words alike have in common."""
+    return word[: max(MIN_STEM, len(word) - CUT)]
 
 
 def fill(wanted: Iterable[Page], tokens: dict[Page, float], budget: float) -> set[Page]:
@@ -119,9 +135,9 @@ def written(found: Iterable[Sequence[int]]) -> str:
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
 
 
-def _named(question: str, names: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Page]:
+def named(question: str, documents: Sequence[Candidates]) -> list[Page]:
     """Return the pages that a question names, of the documents that it names, if any."""
-    folded = _fold(question)
+    folded = _fold(_ends(question))
     numbers = [
         number
         for match in NAMED.finditer(folded)
@@ -130,12 +146,16 @@ def _named(question: str, names: Sequence[str], documents: Sequence[Sequence[str
     ]
     if not numbers:
         return []
-    meant = [place for place, name in enumerate(names) if _fold(name.rpartition(".")[0] or name) in folded]
+    meant = [
+        place
+        for place, document in enumerate(documents)
+        if (name := _fold(document.name.rpartition(".")[0] or document.name)) and name in folded
+    ]
     found = (
         Page(place, number)
         for number in dict.fromkeys(numbers)
         for place in meant or range(len(documents))
-        if 1 <= number <= len(documents[place])
+        if 1 <= number <= documents[place].pages
     )
     return list(found)[:MAX_NAMED]
 
@@ -162,8 +182,8 @@ def _alike(word: str, vocabulary: frozenset[str]) -> Iterator[tuple[set[str], fl
     """Return the words of the documents that are a word of the question, begin as it does, or are a part of it, with their weights."""
     if word in vocabulary:
         yield {word}, 1.0
-    stem = word[: max(MIN_STEM, len(word) - CUT)]
-    if len(word) > MIN_STEM and (alike := {one for one in vocabulary if one.startswith(stem)}):
+    start = stem(word)
+    if len(word) > MIN_STEM and (alike := {one for one in vocabulary if one.startswith(start)}):
         yield alike, STEM_WEIGHT
     ends = range(MIN_PART, len(word) + 1) if len(word) >= MIN_COMPOUND else ()
     parts = {word[start:end] for end in ends for start in range(end - MIN_PART + 1)} - {word}
@@ -180,33 +200,39 @@ def _with_neighbours(pages: list[Page], scores: list[float]) -> dict[Page, float
     }
 
 
-def _spread(counts: Sequence[int]) -> Iterator[Page]:
-    """Return all pages of documents with so many pages: the first, the middle, the quarters, the eighths..."""
+def spread(documents: Sequence[Candidates]) -> Iterator[Page]:
+    """Return all pages: those in the middle of each document, then of its halves, of its quarters... Some come twice."""
     parts = 1
-    while parts < 2 * max(counts, default=0):
+    while parts < 2 * max((document.pages for document in documents), default=0):
         for part in range(parts):
-            for place, count in enumerate(counts):
-                if count:
-                    yield Page(place, 1 + int(count * (2 * part + 1) / (2 * parts)))
+            for place, document in enumerate(documents):
+                if document.pages:
+                    yield Page(place, 1 + document.pages * (2 * part + 1) // (2 * parts))
         parts *= 2
 
 
 def _is_about_whole(question: str) -> bool:
-    plain = _fold(question)
+    plain = _fold(_ends(question))
     found = WHOLE.search(plain)
     return found is not None and (found[0] > "\u3000" or not _subject(WHOLE.sub(" ", plain)))
 
 
 def _subject(text: str) -> list[str]:
     """Return the distinct words of a text that can tell its subject."""
-    words = (word for word in _words(text) if word not in COMMON and word not in DOCUMENT_WORDS)
+    words = (word[:MAX_WORD] for word in _words(_ends(text)) if word not in COMMON)
     return list(words)[:MAX_WORDS]
+
+
+def _ends(question: str) -> str:
+    return question if len(question) <= 2 * MAX_HEAD else f"{question[:MAX_HEAD]} {question[-MAX_HEAD:]}"
 
 
 def _words(text: str) -> Counter[str]:
     """Count the words of a text without case and accents; Chinese, Japanese and Korean in pairs of characters, as search.words() has them."""
-    return Counter(_WORD.findall(_ACCENTS.sub("", search.words(text)).casefold()))
+    text = search.words(text)
+    return Counter(_WORD.findall((text if text.isascii() else _ACCENTS.sub("", text)).casefold()))
 
 
 def _fold(text: str) -> str:
-    return _ACCENTS.sub("", unicodedata.normalize("NFKD", text)).casefold()
+    bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
+    return unicodedata.normalize("NFC", bare).casefold()

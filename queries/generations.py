@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec import Struct, convert, to_builtins
 
 from ..db import Connection, insert, now
 from ..errors import AlreadyAnswered, GenerationActive, Invalid, NotFound, NoUserMessage
-from . import search
+from . import documents, search
 from .attachments import IS_IMAGE
 from .conversations import owned
+from .documents import Document, Excerpt, SentPages
 from .messages import PATH, get_message_row
 from .prompts import get_effective_defaults
 from .quota import add_stored_bytes
@@ -36,11 +36,19 @@ class Turn(Struct):
     total_tokens: int | None  # of an answer with its prompt
     omitted_messages: int  # of the prompt of an answer
     context_length: int | None  # in tokens, of the model that answered
+    message_id: int = 0
+    document_ids: list[int] = []  # those that no earlier turn has
+    excerpts: list[Excerpt] = []  # what stands in it of the documents of the path
 
 
 class Prompt(Struct):
     system_prompt: str
     turns: list[Turn]
+    documents: dict[int, Document] = {}  # of the path, by id
+
+    @property
+    def excerpts(self) -> list[Excerpt]:
+        return [excerpt for turn in self.turns for excerpt in turn.excerpts]
 
 
 class AnswerRequest(Struct, frozen=True):
@@ -95,6 +103,7 @@ class SentRequest(Struct):
     system_prompt: str
     leaf_characters: int | None = None  # of an answer that was continued: its length then
     asks_to_continue: bool = False  # the last message was continuation.INSTRUCTION
+    pages: list[SentPages] = []  # of the documents of the path; a later answer to the same question may choose others
 
 
 class FoundRequest(Struct):
@@ -276,10 +285,11 @@ def _generation_of(conn: Connection, message: sqlite3.Row) -> sqlite3.Row:
     return row
 
 
-def get_prompt(conn: Connection, leaf_id: int, image_data: bool = True) -> Prompt:
+def get_prompt(conn: Connection, leaf_id: int, image_data: bool = True, pages: list[SentPages] | None = None) -> Prompt:
     """Return the path from the first message to this message, with the newest images of its user messages. Raises NotFound.
 
-    Servers accept no images in answers, so those of imported answers are not read. Without `image_data` the images are empty.
+    Servers accept no images in answers, so those of imported answers are not read. Without `image_data` the images are empty. The texts
+    of excerpts are not read here. `pages`: those of each question, instead of those that were chosen last.
     """
     conversation = conn.execute(
         "SELECT c.system_prompt FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
@@ -310,6 +320,17 @@ def get_prompt(conn: Connection, leaf_id: int, image_data: bool = True) -> Promp
         message_id: [Image(*conn.execute(select, (link_id,)).fetchone()) for link_id, _ in sizes if link_id in sent]
         for message_id, sizes in stored.items()
     }
+    with_files = [row["id"] for row in rows if row["has_attachments"]]
+    known = documents.list_documents(conn, with_files) if with_files else []
+    if known and pages is None:
+        pages = documents.list_sent_pages(conn, [row["id"] for row in rows if row["role"] == "user"])
+    places = {document.id: place for place, (_, document) in enumerate(known)}
+    chosen: dict[int, list[SentPages]] = {}
+    for one in sorted(
+        (one for one in pages or () if one.attachment_id in places),  # the message that had it may have been deleted
+        key=lambda one: places[one.attachment_id],
+    ):
+        chosen.setdefault(one.message_id, []).append(one)
     return Prompt(
         conversation["system_prompt"],
         [
@@ -321,9 +342,13 @@ def get_prompt(conn: Connection, leaf_id: int, image_data: bool = True) -> Promp
                 total_tokens=row["total_tokens"],
                 omitted_messages=row["omitted"],
                 context_length=row["context_length"],
+                message_id=row["id"],
+                document_ids=[document.id for message_id, document in known if message_id == row["id"]],
+                excerpts=[Excerpt(one.attachment_id, one.ranges) for one in chosen.get(row["id"], ())],
             )
             for row in rows
         ],
+        {document.id: document for _, document in known},
     )
 
 
@@ -338,6 +363,7 @@ def get_next_prompt(conn: Connection, user_id: int, conversation_id: int | None)
     conversation = owned(conn, user_id, conversation_id)
     leaf = conversation["active_message_id"]
     prompt = get_prompt(conn, leaf, image_data=False) if leaf else Prompt(conversation["system_prompt"], [])
+    documents.add_texts(conn, prompt.excerpts)
     return prompt, json.loads(conversation["settings"])
 
 
@@ -419,6 +445,8 @@ def finish_generation(
         ),
     )
     request = _stored_request(conn, row["conversation_id"], sent) if sent else None
+    if sent and row["parent_id"]:
+        documents.save_sent_pages(conn, row["parent_id"], sent.pages)
     conn.execute("UPDATE generations SET log = ?, request = ? WHERE id = ?", (recording.log, request, generation_id))
     conn.execute("DELETE FROM generation_parts WHERE generation_id = ?", (generation_id,))
     (user_id,) = conn.execute(
@@ -433,7 +461,7 @@ def finish_generation(
 
 def _stored_request(conn: Connection, conversation_id: int, sent: SentRequest) -> str:
     """Return a request as it is stored in `generations`: its system prompt, often the same one, is in a table of its own."""
-    stored = asdict(sent)
+    stored = to_builtins(sent)
     text = stored.pop("system_prompt")
     digest = hashlib.sha256(text.encode()).digest()
     sql = "INSERT OR IGNORE INTO sent_system_prompts (conversation_id, text_hash, text) VALUES (?, ?, ?)"
@@ -459,9 +487,11 @@ def get_sent_request(conn: Connection, user_id: int, message_id: int) -> FoundRe
     sql = "SELECT text FROM sent_system_prompts WHERE conversation_id = ? AND text_hash = ?"
     prompt = conn.execute(sql, (row["conversation_id"], bytes.fromhex(stored.pop("system_prompt_hash")))).fetchone()
     text = prompt["text"] if prompt else ""  # salvage may have lost it: then the hash of the request is another one
-    found = FoundRequest(row["provider_id"], SentRequest(**stored, system_prompt=text))
+    sent = convert(stored | {"system_prompt": text}, SentRequest)
+    found = FoundRequest(row["provider_id"], sent)
     with contextlib.suppress(NotFound):
-        found.path = get_prompt(conn, stored["leaf_id"])
+        found.path = get_prompt(conn, sent.leaf_id, pages=sent.pages)
+        documents.add_texts(conn, found.path.excerpts)
     return found
 
 

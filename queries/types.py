@@ -73,6 +73,16 @@ class AnswerError(msgspec.Struct):
     message: str
 
 
+class SentDocument(msgspec.Struct):
+    """A document of the conversation, and its pages that an answer could see."""
+
+    attachment_id: int
+    name: str
+    unit: str
+    pages: int
+    sent: str  # such as "1, 17-22"; "": none
+
+
 class AnswerStats(msgspec.Struct):
     """Milliseconds and counts of an answer; those that are known."""
 
@@ -87,6 +97,7 @@ class AnswerStats(msgspec.Struct):
     omitted_messages: int | UnsetType = UNSET
     sent_messages: int | UnsetType = UNSET
     omitted_images: int | UnsetType = UNSET
+    documents: list[SentDocument] | UnsetType = UNSET  # of the conversation
     requested_model: str | UnsetType = UNSET  # if another one answered
     engine: str | UnsetType = UNSET  # version of the server's engine
 

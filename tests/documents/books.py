@@ -48,9 +48,7 @@ def _pages(text: str, rng: random.Random) -> tuple[list[str], list[str]]:
     pages = [title, "\n".join(f"{heading} {number}" for number, heading in enumerate(headings, 3))]
     for heading, body in sections:
         others = [one for one in headings if one != heading]
-        filler = [
-            sentence.format(a=heading, b=rng.choice(others)) for sentence in rng.choices(sentences, k=SENTENCES)
-        ]
+        filler = [sentence.format(a=heading, b=rng.choice(others)) for sentence in rng.choices(sentences, k=SENTENCES)]
         middle = rng.randrange(SENTENCES)
         pages.append("\n".join((title, heading, *filler[:middle], body, *filler[middle:])))
     for number in range(INDEX_PAGES):
