@@ -4,6 +4,7 @@ import base64
 import hashlib
 import random
 
+from ..documents import library
 from ..exports import png
 from ..live import Person, Running, code, good
 from ..trials import FULL, TRIALS
@@ -23,10 +24,12 @@ async def receipt(person: Person, message_id: int) -> dict[str, object]:
     return found
 
 
-async def test_requests_of_random_histories_are_built_again(ann: Person, upstream: Upstream) -> None:
-    """With long texts, images, versions, edits, continuations, and changes of settings and instructions."""
+async def test_requests_of_random_histories_are_built_again(ann: Person, running: Running, upstream: Upstream) -> None:
+    """With long texts, images, documents, versions, edits, continuations, and changes of settings, instructions and contexts."""
     rng = random.Random(1)
-    next(one for one in upstream.models if one.key == VISION["model"]).instances = {VISION["model"]: 2048}
+    model = next(one for one in upstream.models if one.key == VISION["model"])
+    model.instances = {VISION["model"]: 2048}
+    partly = whole = 0
     for _ in range(max(1, STEPS // STEPS_PER_CONVERSATION)):
         conversation_id = await ann.conversation()
         sent: dict[int, bytes] = {}
@@ -43,6 +46,9 @@ async def test_requests_of_random_histories_are_built_again(ann: Person, upstrea
                     )
                 )
             upstream.enqueue(says(rng.choice(WORDS), " and more"), finish("stop"), DONE)
+            if rng.random() < 0.1:
+                model.instances = {VISION["model"]: rng.choice((2048, 8192))}
+                good(await ann.get("/providers"))
             action = rng.random()
             if answered and action < 0.2:
                 again = {"conversation_id": conversation_id, "message_id": rng.choice(answered), **VISION}
@@ -56,7 +62,11 @@ async def test_requests_of_random_histories_are_built_again(ann: Person, upstrea
                 if rng.random() < 0.15:
                     data = [base64.b64encode(png(rng.randrange(255))).decode() for _ in range(rng.randint(1, 3))]
                     fields |= {"images": [{"media_type": "image/png", "data": one} for one in data]}
-                await ann.say(conversation_id, " ".join(rng.choices(WORDS, k=rng.randint(1, 4))), **fields)
+                said = rng.choices((*WORDS, "whales?", "page 3"), k=rng.randint(1, 4))
+                question_id = await ann.say(conversation_id, " ".join(said), **fields)
+                for _ in range(rng.choice((0, 0, 0, 1, 2))):
+                    pages = [" ".join(rng.choices((*WORDS, "whales"), k=9)) for _ in range(rng.randint(0, 12))]
+                    await library.add(running, question_id, rng.choice(WORDS), pages)
                 message_id = (await ann.answer(conversation_id, **VISION))[0].data["message_id"]
             answered.append(message_id)
             sent[message_id] = [one for one in upstream.requests if one.path == CHAT][-1].body
@@ -68,7 +78,12 @@ async def test_requests_of_random_histories_are_built_again(ann: Person, upstrea
         omissions = [
             message["stats"]["omitted_messages"] for message in await ann.messages(conversation_id) if message["stats"]
         ]
+        for message in await ann.messages(conversation_id):
+            for document in (message["stats"] or {}).get("documents", ()):
+                is_whole = document["sent"] == f"1-{document['pages']}"
+                whole, partly = whole + is_whole, partly + (not is_whole and bool(document["sent"]))
     assert any(omissions), "no history was too long for the context"
+    assert whole and partly
 
 
 async def test_request_of_the_last_attempt_is_kept(ann: Person, upstream: Upstream) -> None:

@@ -10,7 +10,7 @@ from ..trials import FULL, TRIALS
 from ..trust import mutants
 from ..trust.proofs import PROOFS, Proof
 
-INDIVISIBLE = ("authz", "timing")  # prove nothing in a smaller size
+INDIVISIBLE = ("authz", "choice", "timing")  # prove nothing in a smaller size
 MARKS = {"timing": [pytest.mark.costly], "soak": [pytest.mark.long], "starvation": [pytest.mark.long]}
 
 
