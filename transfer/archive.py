@@ -4,17 +4,18 @@ As in queries/, the first parameter is the connection of an open transaction. Fu
 message expect that the caller has checked its owner (`queries.conversations.owned`).
 """
 
+import hashlib
 import json
+import re
 import sqlite3
 import uuid
-from typing import Any, cast
+from typing import Any
 
-from ..db import Connection, insert
+from ..db import Connection, insert, now
 from ..queries import attachments, search
-from ..queries.attachments import IS_IMAGE
 from ..queries.bin import place
-from ..queries.types import ImageType, title_key
-from .transcript import Image, Unreadable
+from ..queries.types import image_type, title_key
+from .transcript import Unreadable
 
 INCONSISTENT = "has messages that do not fit together"
 
@@ -72,8 +73,9 @@ def add_message(conn: Connection, user_id: int, conversation_id: int, fields: di
     """`fields`: every column but id and conversation_id. Raises Unreadable when another message has its client_id or source."""
     rows = conn.execute(
         "INSERT INTO messages (conversation_id, parent_id, role, content, reasoning, status, provider_id, model,"
-        " token_usage, stats, error, client_id, source, created_at, edited, copied, tools) VALUES (:conversation_id, :parent_id, :role, :content,"
-        " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at, :edited, :copied, :tools)"
+        " token_usage, stats, error, client_id, source, created_at, edited, copied, tools, citations)"
+        " VALUES (:conversation_id, :parent_id, :role, :content,"
+        " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at, :edited, :copied, :tools, :citations)"
         " ON CONFLICT DO NOTHING RETURNING id",
         fields | {"conversation_id": conversation_id},
     ).fetchall()
@@ -82,6 +84,23 @@ def add_message(conn: Connection, user_id: int, conversation_id: int, fields: di
     message_id: int = rows[0]["id"]
     search.index_message(conn, user_id, message_id, fields["content"])
     return message_id
+
+
+_DOCUMENT_TYPE = re.compile(r"(application|text)/[a-z0-9.+-]{1,100}")
+
+
+def add_file(conn: Connection, user_id: int, data: bytes, name: str, media_type: str, max_bytes: int = 0) -> None:
+    """Store the file of a message that will follow. If none does, it is removed a day later. Raises QuotaExceeded above `max_bytes`."""
+    if attachments.find(conn, user_id, hashlib.sha256(data).digest()) is None:
+        claimed = media_type if _DOCUMENT_TYPE.fullmatch(media_type) else attachments.OTHER
+        kind = image_type(data[:12]) or claimed
+        attachment_id = attachments.add(conn, user_id, data, kind, name, max_bytes)
+        conn.execute("UPDATE attachments SET uploaded_at = ? WHERE id = ?", (now(), attachment_id))
+
+
+def add_sent_pages(conn: Connection, message_id: int, attachment_id: int, pages: list[tuple[int, int]]) -> None:
+    sql = "INSERT INTO sent_pages (message_id, attachment_id, pages) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+    conn.execute(sql, (message_id, attachment_id, json.dumps(pages)))
 
 
 def add_generation(conn: Connection, message_id: int, fields: dict[str, Any]) -> None:
@@ -167,7 +186,7 @@ _TEXTS = ", ".join(
     for column in ("content", "reasoning")
 )
 _WHOLE_MESSAGE = (
-    "SELECT id, parent_id, role, created_at, provider_id, model, token_usage, stats, error, client_id, source, edited, copied, tools,"
+    "SELECT id, parent_id, role, created_at, provider_id, model, token_usage, stats, error, client_id, source, edited, copied, tools, citations,"
     f" CASE status WHEN 'generating' THEN 'interrupted' ELSE status END AS status, {_TEXTS} FROM messages m WHERE id = ?"
 )
 
@@ -177,37 +196,44 @@ def get_whole_message(conn: Connection, message_id: int) -> sqlite3.Row | None:
     return _row(conn, _WHOLE_MESSAGE, message_id)
 
 
-def list_images(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
-    """Return id, message_id, position and media_type of each image of a conversation, in order."""
+def list_attachments(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
+    """Return message_id, id, name, media_type and file_name of each attachment of a conversation, in order."""
     return conn.execute(
-        "SELECT a.id, l.message_id, l.position, a.media_type FROM messages m JOIN message_attachments l ON l.message_id = m.id"
-        f" JOIN attachments a ON a.id = l.attachment_id WHERE m.conversation_id = ? AND a.{IS_IMAGE} ORDER BY l.message_id, l.position",
+        "SELECT l.message_id, a.id, l.name, a.media_type, a.name AS file_name FROM messages m"
+        " JOIN message_attachments l ON l.message_id = m.id JOIN attachments a ON a.id = l.attachment_id"
+        " WHERE m.conversation_id = ? ORDER BY l.message_id, l.position",
         (conversation_id,),
     ).fetchall()
 
 
-def list_queued(conn: Connection, conversation_id: int) -> list[tuple[str, str, list[Image]]]:
-    """Return content, created_at and images of the messages in the queue of a conversation."""
-    rows = conn.execute(
-        "SELECT id, content, created_at FROM queued_messages WHERE conversation_id = ? ORDER BY id", (conversation_id,)
+def list_queued(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
+    """Return id, content and created_at of the messages in the queue of a conversation."""
+    sql = "SELECT id, content, created_at FROM queued_messages WHERE conversation_id = ? ORDER BY id"
+    return conn.execute(sql, (conversation_id,)).fetchall()
+
+
+def list_queued_attachments(conn: Connection, queued_id: int) -> list[sqlite3.Row]:
+    """Return id, name, media_type and file_name of the attachments of a message in the queue."""
+    return conn.execute(
+        "SELECT a.id, l.name, a.media_type, a.name AS file_name FROM queued_attachments l"
+        " JOIN attachments a ON a.id = l.attachment_id WHERE l.message_id = ? ORDER BY l.position",
+        (queued_id,),
     ).fetchall()
-    return [
-        (
-            row["content"],
-            row["created_at"],
-            [
-                Image(cast(ImageType, one.media_type), attachments.get_data(conn, one.id))
-                for one in attachments.list_linked(conn, row["id"], "queued_attachments")
-                if one.is_image
-            ],
-        )
-        for row in rows
-    ]
 
 
-def get_image_data(conn: Connection, image_id: int) -> bytes:
-    """Return the bytes of an image; none when it was removed."""
-    return attachments.get_data(conn, image_id)
+def read_data(conn: Connection, attachment_id: int, start: int, size: int) -> bytes:
+    """Return a piece of an attachment's bytes; none at its end, or when it was removed."""
+    if _row(conn, "SELECT 1 FROM attachment_data WHERE attachment_id = ?", attachment_id) is None:
+        return b""
+    with conn.blobopen("attachment_data", "data", attachment_id, readonly=True) as blob:
+        blob.seek(min(start, len(blob)))
+        return blob.read(size)
+
+
+def list_sent_pages(conn: Connection, message_id: int) -> list[sqlite3.Row]:
+    """Return attachment_id and pages, which is JSON, of each document of which pages were chosen for a question."""
+    sql = "SELECT attachment_id, pages FROM sent_pages WHERE message_id = ? ORDER BY attachment_id"
+    return conn.execute(sql, (message_id,)).fetchall()
 
 
 def get_generation(conn: Connection, message_id: int) -> sqlite3.Row | None:

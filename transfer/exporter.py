@@ -1,9 +1,10 @@
 """Export: conversations as JSON and Markdown, one as a file or all in a zip with the saved prompts and presets.
 
-A file is made while it is sent. At most CHUNK_BYTES of messages or one image are in memory.
+A file is made while it is sent. At most CHUNK_BYTES of messages or PIECE_BYTES of an attachment are in memory.
 """
 
 import asyncio
+import base64
 import contextlib
 import json
 import sqlite3
@@ -12,7 +13,6 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
 from typing import Any, Literal
 
 import msgspec
@@ -23,9 +23,10 @@ from ..errors import NotFound
 from ..queries.types import Parameters, Tools
 from ..safety.queue import Slots
 from . import archive, transcript
-from .transcript import Conversation, Generation, Image, Message
+from .transcript import Attachment, Citation, Conversation, Generation, Message, SentPages
 
 CHUNK_BYTES = 256 * 1024
+PIECE_BYTES = 768 * 1024  # of an attachment; a multiple of 3, so that their base64 joins
 MESSAGE_BYTES = 200  # of a message besides its texts
 COMPRESSIONS = 2  # at a time
 SAVED_FILE = "prompts.json"
@@ -44,8 +45,6 @@ class Exporter:
     ) -> tuple[str, AsyncGenerator[bytes, None]]:
         """Return the file's name and its content. Raises NotFound, also for a conversation in the bin or a temporary one."""
         outline = await self._database.read(_outline, user_id, conversation_id)
-        for image, _ in chain.from_iterable(outline.images.values()):
-            image.file = ""
         name = transcript.file_name(outline.conversation, ".json" if format == "json" else ".md")
         pieces = self._json(outline) if format == "json" else self._markdown(outline)
 
@@ -69,6 +68,7 @@ class Exporter:
                         async for chunk in chunks:
                             await self._compress(user_id, file.write, chunk)
                 yield pipe.take()
+            names: dict[int, str] = {}  # of the files in the zip, by attachment
             for row in await self._database.read(archive.list_conversations, user_id, ids):
                 deleted = row["deleted_at"] is not None
                 try:
@@ -76,14 +76,21 @@ class Exporter:
                 except NotFound:  # it was removed, restored or deleted during the export
                     continue
                 conversation = outline.conversation
-                for image, image_id in chain.from_iterable(outline.images.values()):
-                    data = await self._database.read(archive.get_image_data, image_id)
-                    entry = _entry(image.file, conversation.updated_at, deflate=False)
-                    await self._compress(user_id, zipped.writestr, entry, data)
-                    yield pipe.take()
+                for attachment in conversation.files:
+                    assert attachment.id
+                    is_new = attachment.id not in names
+                    attachment.file = names.setdefault(attachment.id, transcript.attachment_file(attachment))
+                    if not is_new:
+                        continue
+                    entry = _entry(attachment.file, conversation.updated_at, _is_text(attachment.media_type))
+                    with zipped.open(entry, "w") as file:
+                        async with contextlib.aclosing(self._data(attachment.id)) as pieces:
+                            async for piece in pieces:
+                                await self._compress(user_id, file.write, piece)
+                                yield pipe.take()
                 folder = "bin" if deleted else "conversations"
                 name = transcript.file_name(conversation, f" {row['id']}")
-                for ending, pieces in ((".md", self._markdown(outline, "../")), (".json", self._json(outline))):
+                for ending, pieces in ((".md", self._markdown(outline)), (".json", self._json(outline))):
                     with zipped.open(_entry(f"{folder}/{name}{ending}", conversation.updated_at), "w") as file:
                         async with contextlib.aclosing(_join(pieces)) as chunks:
                             async for chunk in chunks:
@@ -108,26 +115,37 @@ class Exporter:
         yield b"\n]\n" if comma == b",\n" else b"[]\n"
 
     async def _json(self, outline: "_Outline") -> AsyncGenerator[bytes, None]:
-        """Yield the JSON form. An image without a file is in it as base64, read when its turn comes."""
+        """Yield the JSON form. An attachment without a file is in it as base64, in pieces."""
         yield transcript.json_head(outline.conversation)
+        comma = b'"files":[\n'
+        for attachment in outline.conversation.files:
+            encoded = comma + msgspec.json.encode(attachment)
+            if not attachment.file and attachment.id:
+                yield encoded.removesuffix(b"}") + b',"data":"'
+                async with contextlib.aclosing(self._data(attachment.id)) as pieces:
+                    async for piece in pieces:
+                        yield await asyncio.to_thread(base64.b64encode, piece)
+                encoded = b'"}'
+            yield encoded
+            comma = b",\n"
+        yield b'"messages":[\n' if comma == b'"files":[\n' else b'\n],"messages":[\n'
         comma = b""
         async for message in self._messages(outline, list(outline.parents)):
-            inline = [pair for pair in outline.images.get(message.id, ()) if not pair[0].file]
-            if inline:
-                message.images = []
-            encoded = comma + msgspec.json.encode(message)
-            if inline:
-                yield encoded.removesuffix(b"}") + b',"images":['
-                for number, (image, image_id) in enumerate(inline):
-                    yield (b"," if number else b"") + await self._database.read(_encode_image, image, image_id)
-                encoded = b"]}"
-            yield encoded
+            yield comma + msgspec.json.encode(message)
             comma = b",\n"
         yield transcript.JSON_END
 
-    async def _markdown(self, outline: "_Outline", images: str = "") -> AsyncGenerator[bytes, None]:
-        """Yield the active path. `images` precedes the file name of an image in a link."""
+    async def _data(self, attachment_id: int) -> AsyncGenerator[bytes, None]:
+        """Yield the bytes of an attachment in pieces."""
+        start = 0
+        while piece := await self._database.read(archive.read_data, attachment_id, start, PIECE_BYTES):
+            start += len(piece)
+            yield piece
+
+    async def _markdown(self, outline: "_Outline") -> AsyncGenerator[bytes, None]:
+        """Yield the active path."""
         yield transcript.markdown_head(outline.conversation).encode()
+        files = {attachment.id: attachment for attachment in outline.conversation.files}
         versions = defaultdict[int | None, list[int]](list)
         for message_id, parent_id in outline.parents.items():
             versions[parent_id].append(message_id)
@@ -138,11 +156,11 @@ class Exporter:
             leaf = outline.parents[leaf]
         async for message in self._messages(outline, path[::-1]):
             siblings = versions[message.parent_id]
-            pieces = transcript.markdown(message, siblings.index(message.id) + 1, len(siblings), images)
+            pieces = transcript.markdown(message, siblings.index(message.id) + 1, len(siblings), files)
             yield "".join(pieces).encode()
 
     async def _messages(self, outline: "_Outline", ids: list[int]) -> AsyncGenerator[Message, None]:
-        """Yield these messages without the bytes of their images. Those removed since are left out."""
+        """Yield these messages without the files of their attachments. Those removed since are left out."""
         while ids:
             messages, count = await self._database.read(_read_messages, outline, ids)
             ids = ids[count:]
@@ -155,15 +173,16 @@ Conversations from Fireside.
 
 conversations/  Each conversation as .md (the path that was last shown, for reading) and as .json (everything).
 bin/            The same of conversations deleted in the last 30 days.
-images/         The images; the other files name them.
+attachments/    Images and documents, each once; the other files name them.
 prompts.json    The saved prompts and presets, if there are any.
 
 The .json files are UTF-8. A conversation has a title, times (ISO 8601, UTC), system_prompt, the model and provider_id
 used last, settings of the generation, the name of its folder, and messages, oldest first. A message has an id, the parent_id of the message
-before it (null for a first one), a role (user or assistant), content, reasoning, status and images. An answer also has
+before it (null for a first one), a role (user or assistant), content, reasoning, status and attachments. An answer also has
 model, token_usage, stats, error and generation: its parameters, and a log of how it arrived (n: n characters of the
 content, -n: n of the reasoning). Messages with the same parent_id are versions of each other. active_message_id is the
-last message of the path that was shown. queue has the messages that waited to be sent. Empty fields are left out.
+last message of the path that was shown. files lists the attachments of all messages, which name them by id. The pages of a long document
+that were chosen for a question are its sent_pages; citations are the quotations of an answer and where the documents have them. queue has the messages that waited to be sent. Empty fields are left out.
 In prompts.json each element is a prompt (name and content) or a preset (name, system_prompt, provider_id, model and
 settings), as its field `saved` says.
 
@@ -177,7 +196,7 @@ class _Outline:
 
     conversation: Conversation
     parents: dict[int, int | None]  # the parent_id of each message by its id, oldest first
-    images: dict[int, list[tuple[Image, int]]]  # with their ids, by message
+    attachments: dict[int, list[Attachment]]  # by message
 
 
 def _outline(conn: Connection, user_id: int, conversation_id: int, deleted: bool = False) -> _Outline:
@@ -187,12 +206,20 @@ def _outline(conn: Connection, user_id: int, conversation_id: int, deleted: bool
     columns = {name: row[name] for name in dict(row) if name in Conversation.__struct_fields__}
     columns |= {"named": bool(row["named"]), "pinned": bool(row["pinned"]), "settings": json.loads(row["settings"])}
     columns["folder"] = archive.get_folder_name(conn, row["folder_id"])
-    queue = [transcript.Queued(*message) for message in archive.list_queued(conn, conversation_id)]
-    conversation = Conversation(fireside=transcript.VERSION, queue=queue, messages=[], **columns)
+    conversation = Conversation(fireside=transcript.VERSION, messages=[], **columns)
     outline = _Outline(conversation, queries.conversations.list_parents(conn, conversation_id), {})
-    for found in archive.list_images(conn, conversation_id):
-        file = f"images/{found['message_id']}-{found['position']}.{found['media_type'].removeprefix('image/')}"
-        outline.images.setdefault(found["message_id"], []).append((Image(found["media_type"], file=file), found["id"]))
+    files: dict[int, Attachment] = {}
+
+    def refer(row: sqlite3.Row) -> Attachment:
+        files[row["id"]] = Attachment(id=row["id"], name=row["file_name"] or row["name"], media_type=row["media_type"])
+        return Attachment(id=row["id"], name=row["name"])
+
+    for row in archive.list_attachments(conn, conversation_id):
+        outline.attachments.setdefault(row["message_id"], []).append(refer(row))
+    for row in archive.list_queued(conn, conversation_id):
+        attachments = list(map(refer, archive.list_queued_attachments(conn, row["id"])))
+        conversation.queue.append(transcript.Queued(row["content"], row["created_at"], attachments))
+    conversation.files = list(files.values())
     return outline
 
 
@@ -203,7 +230,8 @@ def _read_messages(conn: Connection, outline: _Outline, ids: list[int]) -> tuple
     for message_id in ids:
         row = archive.get_whole_message(conn, message_id)
         if row is not None:
-            messages.append(_message(row, archive.get_generation(conn, message_id), outline))
+            sent = archive.list_sent_pages(conn, message_id) if row["role"] == "user" else []
+            messages.append(_message(row, archive.get_generation(conn, message_id), sent, outline))
             size += len(row["content"]) + len(row["reasoning"]) + MESSAGE_BYTES
         done += 1
         if size >= CHUNK_BYTES:
@@ -211,21 +239,23 @@ def _read_messages(conn: Connection, outline: _Outline, ids: list[int]) -> tuple
     return messages, done
 
 
-def _message(row: sqlite3.Row, made: sqlite3.Row | None, outline: _Outline) -> Message:
+def _message(row: sqlite3.Row, made: sqlite3.Row | None, sent: list[sqlite3.Row], outline: _Outline) -> Message:
     columns = dict(row)
     columns |= {"edited": bool(row["edited"]), "copied": bool(row["copied"])}
     for name in ("token_usage", "stats", "error"):
         columns[name] = json.loads(columns[name]) if columns[name] else None
+    columns["citations"] = msgspec.json.decode(row["citations"], type=list[Citation]) if row["citations"] else None
     columns["tools"] = msgspec.json.decode(row["tools"], type=Tools) if row["tools"] else None
     generation = None
     if made:
         params, entries = json.loads(made["params"]), json.loads(made["log"])
         generation = Generation(made["id"], made["provider_id"], made["model"], params, entries)
-    return Message(images=[image for image, _ in outline.images.get(row["id"], ())], generation=generation, **columns)
-
-
-def _encode_image(conn: Connection, image: Image, image_id: int) -> bytes:
-    return msgspec.json.encode(Image(image.media_type, archive.get_image_data(conn, image_id)))
+    return Message(
+        attachments=outline.attachments.get(row["id"], []),
+        sent_pages=[SentPages(one["attachment_id"], json.loads(one["pages"])) for one in sent],
+        generation=generation,
+        **columns,
+    )
 
 
 def _encode_saved(conn: Connection, user_id: int, table: queries.prompts.Table, row_id: int) -> bytes:
@@ -237,6 +267,11 @@ def _encode_saved(conn: Connection, user_id: int, table: queries.prompts.Table, 
     fields: dict[str, Any] = {name: getattr(preset, name) for name in ("name", "system_prompt", "provider_id", "model")}
     settings = msgspec.json.decode(preset.settings, type=Parameters)
     return msgspec.json.encode(transcript.SavedPreset(settings=settings, **fields))
+
+
+def _is_text(media_type: str) -> bool:
+    """Return whether a file is worth compressing: other documents and images are compressed already."""
+    return media_type.startswith("text/") or media_type == "application/json"
 
 
 def _entry(name: str, moment: str, deflate: bool = True) -> zipfile.ZipInfo:

@@ -7,7 +7,6 @@ prompt or preset gets another name if its own is taken. What cannot be read is s
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -21,14 +20,15 @@ from typing import Any
 import msgspec
 
 from .. import queries
-from ..backends.loose import clean
+from ..backends.loose import at, clean, objects_at
 from ..db import Connection, Database
 from ..errors import FiresideError, Invalid, NotFound, StorageUnavailable
+from ..queries.attachments import Table
 from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 from . import archive, source
 from .source import Skipped
-from .transcript import LOSSES, Conversation, Message, Saved, SavedPreset, Unreadable
+from .transcript import LOSSES, Conversation, Message, Saved, SavedPreset, SentPages, Unreadable
 
 log = logging.getLogger("fireside.importer")
 
@@ -242,12 +242,12 @@ class _Import:
             self.report.skipped.append(step.skipped)
         elif isinstance(step, source.Save):
             self._save(conn, step.saved)
+        elif isinstance(step, source.File):
+            self._insert_file(conn, step)
         elif self._conversation is None:
             return
         elif isinstance(step, source.Add):
             self._add(conn, step)
-        elif isinstance(step, source.Picture):
-            self._add_image(conn, step)
         else:
             self._end(conn, self._conversation, step)
 
@@ -274,6 +274,7 @@ class _Import:
         else:
             self.conversation_id = known["id"]
         self.ids = {}
+        self._attachment_ids = dict[int, int]()  # in the database, by those in the conversation
         self._keys, self._added = set[str](), list[int]()
 
     def _find(self, conn: Connection, step: source.Begin) -> sqlite3.Row | None:
@@ -290,24 +291,40 @@ class _Import:
     def _add(self, conn: Connection, step: source.Add) -> None:
         message = step.message
         self._keys.add(step.key)
-        self._message_id: int | None = None  # None: it is in the database already
+        files = [(attached.name, self._find_file(conn, attached)) for attached in step.attachments]
         if step.key in self.ids:
             return
         fields = msgspec.structs.asdict(message)
         fields["parent_id"] = None if step.parent_key is None else self.ids[step.parent_key]
+        citations = msgspec.to_builtins(message.citations)
+        self._refer(citations, message.stats)
         for column in ("token_usage", "stats", "error"):
             fields[column] = None if fields[column] is None else json.dumps(fields[column])
+        fields["citations"] = None if citations is None else msgspec.json.encode(citations).decode()
         fields["tools"] = msgspec.json.encode(message.tools).decode() if message.tools else None
-        self._message_id = self.ids[step.key] = self._insert_message(conn, fields, message)
-        self._position = 0
-        self._added.append(self._message_id)
+        message_id = self.ids[step.key] = self._insert_message(conn, fields, message)
+        self._link(conn, message_id, files)
+        for sent in message.sent_pages:
+            if attachment_id := self._attachment_ids.get(sent.attachment_id):
+                self._insert_sent_pages(conn, message_id, attachment_id, sent)
+        self._added.append(message_id)
         self._size += sum(len(text.encode()) for text in (message.content, message.reasoning, fields["tools"] or ""))
 
-    def _add_image(self, conn: Connection, picture: source.Picture) -> None:
-        if self._message_id is None:
-            return
-        self._insert_image(conn, self._message_id, picture)
-        self._position += 1
+    def _find_file(self, conn: Connection, attached: source.Attached) -> int | None:
+        """Return the id of an attachment in the database. It may have been removed there since its file was stored."""
+        attachment_id = queries.attachments.find(conn, self.user_id, attached.sha256)
+        if attachment_id is not None and attached.id is not None:
+            self._attachment_ids[attached.id] = attachment_id
+        return attachment_id
+
+    def _refer(self, citations: Any, stats: Any) -> None:
+        """Let citations and the statistic of documents refer to the attachments in this database, or to none."""
+        for row in (*objects_at({"rows": citations}, "rows"), *objects_at(stats, "documents")):
+            known = row.get("attachment_id")
+            if isinstance(known, int) and known in self._attachment_ids:
+                row["attachment_id"] = self._attachment_ids[known]
+            else:
+                row.pop("attachment_id", None)
 
     def _end(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         self._show(conn, conversation, step)
@@ -352,6 +369,8 @@ class _Import:
         if message.generation:
             ids = {"message_id": message_id, "conversation_id": self.conversation_id}
             entries = [_with_ids(entry, ids) if isinstance(entry, dict) else entry for entry in message.generation.log]
+            for entry in entries:
+                self._refer(at(entry, "data", "citations"), at(entry, "data", "stats"))
             generation = msgspec.structs.asdict(message.generation)
             generation |= {"params": json.dumps(message.generation.params), "log": json.dumps(entries)}
             archive.add_generation(conn, message_id, generation)
@@ -360,11 +379,23 @@ class _Import:
     def _insert_saved(self, conn: Connection, table: queries.prompts.Table, fields: dict[str, Any]) -> bool:
         return queries.prompts.save_imported(conn, self.user_id, table, fields, self._max_bytes)
 
-    def _insert_image(self, conn: Connection, message_id: int, picture: source.Picture) -> None:
-        image_id = queries.attachments.add(
-            conn, self.user_id, picture.data, picture.media_type, max_bytes=self._max_bytes
-        )
-        queries.attachments.link(conn, message_id, self._position, image_id)
+    def _insert_file(self, conn: Connection, file: source.File) -> None:
+        archive.add_file(conn, self.user_id, file.data, file.name, file.media_type, self._max_bytes)
+
+    def _link(
+        self,
+        conn: Connection,
+        message_id: int,
+        files: list[tuple[str, int | None]],
+        table: Table = "message_attachments",
+    ) -> None:
+        for position, (name, attachment_id) in enumerate(files):
+            if attachment_id is None:
+                raise Unreadable(f"its file {name} is missing")
+            queries.attachments.link(conn, message_id, position, attachment_id, name, table)
+
+    def _insert_sent_pages(self, conn: Connection, message_id: int, attachment_id: int, sent: SentPages) -> None:
+        archive.add_sent_pages(conn, message_id, attachment_id, sent.pages)
 
     def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         """Show what was added, and the new path unless the conversation was continued in Fireside."""
@@ -373,13 +404,11 @@ class _Import:
         if self._new:
             folder_id = self._add_folder(conn, conversation)
             archive.show_imported(conn, self.conversation_id, conversation.source, leaf, folder_id)
-            for message in conversation.queue:
-                images = [queries.types.Image(image.media_type, image.data) for image in message.images]
+            for message, attachments in zip(conversation.queue, step.queue, strict=True):
                 fields = (message.content, None, self._max_bytes, message.created_at)
                 queued_id = queries.queued.insert_queued(conn, self.user_id, self.conversation_id, *fields)
-                queries.attachments.attach(
-                    conn, self.user_id, queued_id, images, max_bytes=self._max_bytes, table="queued_attachments"
-                )
+                files = [(attached.name, self._find_file(conn, attached)) for attached in attachments]
+                self._link(conn, queued_id, files, "queued_attachments")
             if conversation.source is None:
                 self._made_here.setdefault(conversation.created_at, []).append(self.conversation_id)
         elif self._added:
@@ -407,7 +436,7 @@ class _DryRun(_Import):
         super().__init__(user_id, max_bytes, made_here)
         self._counted: dict[str, dict[str, int | None]] = {}  # the keys of messages, by the conversation's identity
         self._saved = defaultdict[queries.prompts.Table, queries.prompts.DryRun](dict)
-        self._files = set[bytes]()  # their SHA-256
+        self._files = set[bytes]()  # SHA-256 of those that would be stored
         self._total = 0  # bytes
 
     def _begin(self, conn: Connection, step: source.Begin) -> None:
@@ -443,11 +472,22 @@ class _DryRun(_Import):
             self._size += len(fields[queries.prompts.COUNTED[table]].encode())
         return is_new
 
-    def _insert_image(self, conn: Connection, message_id: int, picture: source.Picture) -> None:
-        digest = hashlib.sha256(picture.data).digest()
-        if digest not in self._files and queries.attachments.find(conn, self.user_id, digest) is None:
-            self._files.add(digest)
-            self._size += len(picture.data)
+    def _insert_file(self, conn: Connection, file: source.File) -> None:
+        if file.sha256 not in self._files and queries.attachments.find(conn, self.user_id, file.sha256) is None:
+            self._files.add(file.sha256)
+            self._size += len(file.data)
+
+    def _find_file(self, conn: Connection, attached: source.Attached) -> int | None:
+        return 0
+
+    def _link(
+        self,
+        conn: Connection,
+        message_id: int,
+        files: list[tuple[str, int | None]],
+        table: Table = "message_attachments",
+    ) -> None:
+        pass
 
     def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         self._counted[self._identity] = dict(self.ids)

@@ -6,6 +6,7 @@ The files are untrusted. The sandbox bounds memory and time (importer.py); the l
 import binascii
 import contextlib
 import functools
+import hashlib
 import io
 import itertools
 import lzma
@@ -16,25 +17,25 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import msgspec
 
 from ..backends.loose import clean, decode
-from ..queries.types import ImageType, folder_name, image_type
+from ..queries.types import Id, folder_name
 from . import database, formats
 from .split import ELEMENT_BYTES, lift, split
-from .transcript import Conversation, Image, Message, Saved, Unreadable
+from .transcript import ATTACHMENTS, Attachment, Conversation, Message, Queued, Saved, Unreadable
 
 CHUNK_BYTES = 256 * 1024  # read at a time
 MAX_MESSAGES = 50_000  # of one conversation
-MAX_READ_BYTES = 8 * 1024**3  # of conversations and images, unpacked
-MAX_READS = 4  # times the size of all files: some images are shown twice, none a thousand times
+MAX_READ_BYTES = 8 * 1024**3  # of conversations and files, unpacked
+MAX_READS = 4  # times the size of all files
 MAX_FILES = 200_000  # in a folder or zip
 MAX_RATIO = 200  # of unpacked to packed bytes of a zip above ELEMENT_BYTES; text seldom exceeds 20, but small models repeat themselves
-MAX_IMAGE_BYTES = 64 * 1024 * 1024
+MAX_FILE_BYTES = 64 * 1024 * 1024  # of an image or a document
 MAX_BESIDE_BYTES = 1024 * 1024  # of a file with facts about the conversation beside it
 MAX_PACKED_DATABASE_BYTES = 256 * 1024 * 1024  # of a database in a zip, which is unpacked into memory
 MAX_SKIPPED = 1000  # conversations of one file; the rest of it is left out
@@ -58,8 +59,8 @@ class Skipped(msgspec.Struct):
     reason: str
 
 
-# ---- what the child sends. A conversation is a Begin, each message followed by its images, and an End; or a Skip in place of the End,
-# when the rest cannot be read. A Save is a saved prompt or a preset.
+# ---- what the child sends. A conversation is a Begin, its messages, and an End; or a Skip in place of the End, when the rest cannot be
+# read. Before the first message of all conversations that has a file comes the File. A Save is a saved prompt or a preset.
 
 
 class Begin(msgspec.Struct, tag=True):
@@ -67,19 +68,31 @@ class Begin(msgspec.Struct, tag=True):
     question: str | None  # the first message, by which a conversation that began in Fireside is known
 
 
+class File(msgspec.Struct, tag=True):
+    sha256: bytes
+    name: str
+    media_type: str  # as the file claims
+    data: bytes
+
+
+class Attached(msgspec.Struct):
+    """An attachment of a message: a file that was sent before."""
+
+    id: Id | None  # by which citations and sent_pages of the conversation refer to it
+    sha256: bytes
+    name: str
+
+
 class Add(msgspec.Struct, tag=True):
-    message: Message  # without its images
+    message: Message  # without its attachments
+    attachments: list[Attached]
     key: str  # as archive.list_message_keys makes it
     parent_key: str | None
 
 
-class Picture(msgspec.Struct, tag=True):
-    media_type: ImageType
-    data: bytes
-
-
 class End(msgspec.Struct, tag=True):
     active_key: str | None
+    queue: list[list[Attached]]  # the attachments of each message in the queue
 
 
 class Skip(msgspec.Struct, tag=True):
@@ -90,7 +103,7 @@ class Save(msgspec.Struct, tag=True):
     saved: Saved
 
 
-Step = Begin | Add | Picture | End | Skip | Save
+Step = Begin | File | Add | End | Skip | Save
 
 
 class Piece(msgspec.Struct):
@@ -117,7 +130,7 @@ def read(encoded_path: bytes) -> Iterator[bytes]:
 
 
 class Member(NamedTuple):
-    """A file, a member of a zip, or an image within a JSON file."""
+    """A file, a member of a zip, or a file within a JSON file."""
 
     size: int  # bytes, unpacked
     open: Callable[[], IO[bytes]]
@@ -137,6 +150,7 @@ class _Unknown(Skipped):
 
 _Found = Conversation | Saved | Skipped
 
+USER_FILES = "user-files"  # the folder of LM Studio's attachments
 _JSON = (".json", ".jsonl", ".ndjson")
 _DATABASES = (".db", ".sqlite", ".sqlite3")
 _TAKEOUT_HTML = re.compile(r"(Gemini|Bard)[^/]*/[^/]+\.html$")
@@ -145,12 +159,14 @@ _FILE_ID = re.compile(r"file[-_][A-Za-z0-9]+")  # in file-service://file-Abc and
 
 
 class Source:
-    """A file, folder or zip with conversations. Iterate it once, and close it after the images were read."""
+    """A file, folder or zip with conversations. Iterate it once, and close it after the attachments were read."""
 
     def __init__(self, path: Path) -> None:
         """Raises Unreadable."""
         self.read = 0  # bytes of conversations so far, of `size`
         self._path = path
+        self._sent = set[bytes]()  # SHA-256 of the files that were sent
+        self._hashes: dict[str, bytes] = {}  # of these, by name
         self._zip: zipfile.ZipFile | None = None
         with _explained():
             self._members = self._list()
@@ -165,8 +181,9 @@ class Source:
         folders = {PurePosixPath(name).parent for name in exported}
         others = (name for name in self._names if not folders.isdisjoint(PurePosixPath(name).parents))
         self._companions = set(others) - exported
+        self._names = [name for name in self._names if name not in self._companions or not _is_upload(name)]
         self._members = _list_attachments(path) | self._members
-        others = (name for name in self._members if not name.endswith(_JSON))
+        others = (name for name in self._members if not _EXPORTED.search(name))
         self._by_reference = {reference: name for name in others for reference in _references(name)}
         self._left = min(MAX_READ_BYTES, MAX_READS * sum(member.size for member in self._members.values()))
         self.size = sum(self._members[name].size for name in self._names)
@@ -188,7 +205,7 @@ class Source:
         return members
 
     def _may_have_conversations(self, name: str) -> bool:
-        if _is_hidden(name):
+        if _is_hidden(name) or _is_attachment(name):
             return False
         if name.endswith(_DATABASES):
             return self._is_database(name)
@@ -208,29 +225,32 @@ class Source:
 
     def steps(self) -> Iterator[Step]:
         for item in self:
-            if isinstance(item, Skipped):
-                yield Skip(item)
-                continue
-            if not isinstance(item, Conversation):
-                yield Save(item)
-                continue
-            question = next((message.content for message in item.messages if message.parent_id is None), None)
-            messages, item.messages = item.messages, []
-            yield Begin(item, question)
-            keys: dict[int | None, str | None] = {None: None}
-            repeats = Counter[str]()
-            try:
-                for message in messages:
-                    images, message.images = message.images, []
-                    moment = f"{message.created_at} {message.role}"
-                    repeats[moment] += 1
-                    key = keys[message.id] = message.source or f"{moment} {repeats[moment]}"
-                    yield Add(message, key, keys[message.parent_id])
-                    for image in images:
-                        yield self.read_image(image)
-                yield End(keys[item.active_message_id])
-            except Unreadable as error:
-                yield Skip(Skipped(item.title, str(error)))
+            if isinstance(item, Conversation):
+                yield from self.send(item)
+            else:
+                yield Skip(item) if isinstance(item, Skipped) else Save(item)
+
+    def send(self, conversation: Conversation) -> Iterator[Step]:
+        """Yield the steps of a conversation of this source."""
+        messages, conversation.messages = conversation.messages, []
+        queue = [_take_attachments(message) for message in conversation.queue]
+        question = next((message.content for message in messages if message.parent_id is None), None)
+        yield Begin(conversation, question)
+        keys: dict[int | None, str | None] = {None: None}
+        repeats = Counter[str]()
+        try:
+            for message in messages:
+                attached = yield from self._send_files(_take_attachments(message))
+                moment = f"{message.created_at} {message.role}"
+                repeats[moment] += 1
+                key = keys[message.id] = message.source or f"{moment} {repeats[moment]}"
+                yield Add(message, attached, key, keys[message.parent_id])
+            queued: list[list[Attached]] = []
+            for attachments in queue:
+                queued.append((yield from self._send_files(attachments)))
+            yield End(keys[conversation.active_message_id], queued)
+        except Unreadable as error:
+            yield Skip(Skipped(conversation.title, str(error)))
 
     def __iter__(self) -> Iterator[_Found]:
         for name in self._names:
@@ -282,7 +302,7 @@ class Source:
     def _read_conversation(self, name: str, row: _Row) -> Iterator[_Found]:
         """Raises Unsupported."""
         try:
-            found = formats.parse(row.value, self._find_image)
+            found = formats.parse(row.value, self._find_file)
             if isinstance(found, Conversation):
                 if len(found.messages) > MAX_MESSAGES:
                     raise Unreadable(f"has more than {MAX_MESSAGES:,} messages")
@@ -341,37 +361,45 @@ class Source:
             except ValueError:
                 return None
 
-    def read_image(self, image: Image) -> Picture:
-        """Raises Unreadable."""
-        name, data = clean(image.file[:100]), image.data
-        if not data:
-            reference = self._by_reference.get(PurePosixPath(image.file).name, "")
-            member = self._members.get(image.file) or self._members.get(reference)
-            if member is None or member.size > MAX_IMAGE_BYTES:
-                raise Unreadable(f"its image {name} is missing or larger than {MAX_IMAGE_BYTES >> 20} MB")
-            self._take(member.size)
-            try:
-                with member.open() as opened:
-                    data = opened.read(MAX_IMAGE_BYTES)
-            except _UNREADABLE as error:
-                raise Unreadable(f"its image {name} cannot be read") from error
-        kind = image_type(data)
-        if kind is None:
-            raise Unreadable(f"its image {name} is not a PNG, JPEG or WebP")
-        return Picture(kind, data)
+    def _send_files(self, attachments: list[Attachment]) -> Generator[File, None, list[Attached]]:
+        """Yield the files that were not sent before, and return how the message refers to them. Raises Unreadable."""
+        attached: list[Attached] = []
+        for attachment in attachments:
+            sha256 = self._hashes.get(attachment.file)
+            if sha256 is None:
+                data = attachment.data or self._read_attachment(attachment.file)
+                sha256 = hashlib.sha256(data).digest()
+                if sha256 not in self._sent:
+                    self._sent.add(sha256)
+                    yield File(sha256, attachment.name, attachment.media_type, data)
+                if attachment.file:
+                    self._hashes[attachment.file] = sha256
+            attached.append(Attached(attachment.id, sha256, attachment.name))
+        return attached
 
-    def _find_image(self, reference: str) -> Image | None:
-        """Find an image by the name or the id with which a message of another program refers to it."""
+    def _read_attachment(self, name: str) -> bytes:
+        """Raises Unreadable."""
+        member = self._members.get(name) or self._members.get(self._by_reference.get(PurePosixPath(name).name, ""))
+        name = clean(name[:100])
+        if member is None or member.size > MAX_FILE_BYTES:
+            raise Unreadable(f"its file {name} is missing or larger than {MAX_FILE_BYTES >> 20} MB")
+        self._take(member.size)
+        try:
+            with member.open() as opened:
+                data = opened.read(MAX_FILE_BYTES)
+        except _UNREADABLE as error:
+            raise Unreadable(f"its file {name} cannot be read") from error
+        if not data:
+            raise Unreadable(f"its file {name} is empty")
+        return data
+
+    def _find_file(self, reference: str) -> Attachment | None:
+        """Find a file by the name or the id with which a message of another program refers to it."""
         names = map(self._by_reference.get, _references(reference.rpartition("://")[2]))
         name = next(filter(None, names), None)
-        if name is None or self._members[name].size > MAX_IMAGE_BYTES:
+        if name is None or not 0 < self._members[name].size <= MAX_FILE_BYTES:
             return None
-        try:
-            with self._members[name].open() as opened:
-                kind = image_type(opened.read(12))
-        except _UNREADABLE:
-            return None
-        return Image(kind, file=name) if kind else None
+        return Attachment(file=name)
 
     def _take(self, size: int) -> None:
         """Count bytes that are read. Raises Unreadable when they are too many."""
@@ -384,16 +412,16 @@ class Source:
         member = self._members[name]
         with member.open() as opened:
             chunks = map(self._counted, iter(lambda: opened.read(CHUNK_BYTES), b""))
-            # An image in a member of a zip could only be read by unpacking the member from its start again.
-            yield from chunks if self._zip else lift(chunks, functools.partial(self._add_image, member))
+            # A file in a member of a zip could only be read by unpacking the member from its start again.
+            yield from chunks if self._zip else lift(chunks, functools.partial(self._add_file, member))
 
     def _counted(self, chunk: bytes) -> bytes:
         self.read += len(chunk)
         self._take(len(chunk))
         return chunk
 
-    def _add_image(self, member: Member, start: int, end: int) -> str:
-        """Add an image in a JSON file as a member, under a name that no file has."""
+    def _add_file(self, member: Member, start: int, end: int) -> str:
+        """Add a file in a JSON file as a member, under a name that no other has."""
         name = f"//{len(self._members)}"
         self._members[name] = Member((end - start) * 3 // 4, functools.partial(_open_base64, member, start, end))
         return name
@@ -433,7 +461,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, Member]]:
 def _list_attachments(path: Path) -> dict[str, Member]:
     """Return LM Studio's attachments, which are in a folder beside its conversations."""
     homes = (parent.parent for parent in (path, *path.parents) if parent.name == "conversations")
-    return {f"user-files/{name}": member for home in homes for name, member in _walk(home / "user-files")}
+    return {f"{USER_FILES}/{name}": member for home in homes for name, member in _walk(home / USER_FILES)}
 
 
 def _references(name: str) -> Iterator[str]:
@@ -452,6 +480,23 @@ def _folder_of(name: str) -> str:
     if "conversations" in folders:
         folders = folders[folders.index("conversations") + 1 :]
     return folder_name(clean("/".join(folders)))
+
+
+def _take_attachments(message: Message | Queued) -> list[Attachment]:
+    """Take the attachments out of a message: they are sent as files."""
+    taken, message.attachments = message.attachments, []
+    return taken
+
+
+def _is_attachment(name: str) -> bool:
+    """Return whether a file is an attachment in an export of Fireside, or in the home of LM Studio: one may be JSON with conversations."""
+    folders = PurePosixPath(name).parts[:-1]
+    return not name.endswith(".conversation.json") and (ATTACHMENTS in folders or USER_FILES in folders)
+
+
+def _is_upload(name: str) -> bool:
+    """Return whether a file is one that a user of ChatGPT uploaded, by the id in its name."""
+    return _FILE_ID.match(PurePosixPath(name).name) is not None
 
 
 def _is_hidden(name: str) -> bool:

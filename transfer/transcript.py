@@ -6,23 +6,27 @@ The JSON form has the fields of the database's rows, so an import restores what 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, TypedDict
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta
 
+from ..backends.loose import objects_at
 from ..queries.types import (
     NAME_CHARACTERS,
     PROMPT_CHARACTERS,
     SYSTEM_PROMPT_CHARACTERS,
     Id,
-    ImageType,
     Parameters,
     Tools,
 )
 
-VERSION = 1
+VERSION = 2
+QUOTED_CHARACTERS = 100  # of a quotation, where it is listed
+ATTACHMENTS = "attachments"  # the folder of the files in an export
 
 Time = Annotated[str, Meta(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\Z")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -34,7 +38,8 @@ class Unreadable(Exception):
 
 LOSSES = {  # what the report of an import calls each kind. A kind may be followed by a name, as in "folder: Work"
     "image": "Images without a file",
-    "document": "Attached documents; only their text in the export was kept",
+    "document": "Attached documents that are not in the export",
+    "document text": "Attached documents, of which only the text is in the export",
     "audio": "Audio recordings",
     "tool call": "Tool calls, kept as text",
     "code": "Code-interpreter blocks, kept as text",
@@ -51,12 +56,35 @@ LOSSES = {  # what the report of an import calls each kind. A kind may be follow
 }
 
 
-class Image(msgspec.Struct, omit_defaults=True):
-    """An image with its bytes (base64 in JSON), or with the name of its file in the same folder or zip."""
+class Attachment(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An image or a document with its bytes (base64 in JSON), or with the name of its file in the same folder or zip.
 
-    media_type: ImageType
-    data: bytes = b""
+    In Fireside's own form, a conversation has each file once, and its messages refer to that by `id`.
+    """
+
+    id: Id | None = None
+    name: str = ""
+    media_type: str = ""
     file: str = ""
+    data: bytes = b""
+
+
+class SentPages(msgspec.Struct):
+    """The pages of a document that were chosen for a question: the first and the last of each range."""
+
+    attachment_id: Id
+    pages: list[tuple[Count, Count]]
+
+
+class Citation(msgspec.Struct, omit_defaults=True):
+    """A quotation in an answer, between two positions of its text, and where the documents have it."""
+
+    start: Count
+    end: Count
+    status: Literal["found", "other_document", "not_found"]
+    attachment_id: Id | None = None
+    name: str | None = None
+    page: Count | None = None
 
 
 class Generation(msgspec.Struct):
@@ -92,7 +120,9 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     provider_id: str | None = None
     content: str
     reasoning: str = ""
-    images: list[Image] = []
+    attachments: list[Attachment] = []
+    sent_pages: list[SentPages] = []  # of a question
+    citations: list[Citation] | None = None  # of an answer
     token_usage: Usage | None = None
     stats: dict[str, Any] | None = None
     error: Failure | None = None
@@ -105,11 +135,11 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Queued(msgspec.Struct, omit_defaults=True):
-    """A message that has not been sent. Its images have their bytes."""
+    """A message that has not been sent."""
 
     content: str
     created_at: Time
-    images: list[Image] = []
+    attachments: list[Attachment] = []
 
 
 class Conversation(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -129,6 +159,7 @@ class Conversation(msgspec.Struct, kw_only=True, omit_defaults=True):
     token_name: str | None = None  # of the token of the program that began it
     active_message_id: Id | None = None
     queue: list[Queued] = []
+    files: list[Attachment] = []  # of all messages
     losses: dict[str, Count] = {}  # of an import, by kind (see LOSSES): how many things were not kept as they were
     messages: list[Message]
 
@@ -156,12 +187,13 @@ class SavedPreset(msgspec.Struct, kw_only=True, tag_field="saved", tag="preset")
 
 Saved = SavedPrompt | SavedPreset
 
-JSON_END = b"\n]}\n"  # after `json_head` and the messages, each on a line
+JSON_END = b"\n]}\n"  # after `json_head`, the files, and the messages, each on a line
 
 
 def json_head(conversation: Conversation) -> bytes:
-    """Return the JSON form up to the first message. `messages` is the last field of the type."""
-    return msgspec.json.encode(msgspec.structs.replace(conversation, messages=[])).removesuffix(b"[]}") + b"[\n"
+    """Return the JSON form up to the files and the messages. `messages` is the last field of the type."""
+    head = msgspec.structs.replace(conversation, files=[], messages=[])
+    return msgspec.json.encode(head).removesuffix(b'"messages":[]}')
 
 
 def file_name(conversation: Conversation, suffix: str) -> str:
@@ -177,19 +209,73 @@ def markdown_head(conversation: Conversation) -> str:
     return f"# {conversation.title}\n\n{times}" + (f"\n{prompt}" if prompt else "")
 
 
-def markdown(message: Message, version: int, versions: int, images: str = "") -> Iterator[str]:
-    """Yield the parts of a message as Markdown. `images` precedes the file name of an image in a link."""
+def attachment_file(attachment: Attachment) -> str:
+    """Return the name of a file in an export: its id, because names repeat, and its name as every file system accepts it."""
+    name = PurePosixPath(attachment.name.replace("\\", "/"))
+    suffix = (
+        name.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,10}", name.suffix) else _SUFFIXES.get(attachment.media_type, "")
+    )
+    plain = re.sub(r"[^\w-]+", "-", name.name.removesuffix(suffix)).strip("-").encode()[:100].decode("utf-8", "ignore")
+    return f"{ATTACHMENTS}/{attachment.id}{'-' if plain else ''}{plain}{suffix}"
+
+
+_SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp"}  # of images, which may have no name
+
+
+def markdown(message: Message, version: int, versions: int, files: dict[Id | None, Attachment]) -> Iterator[str]:
+    """Yield the parts of a message as Markdown. `files`: the attachments by id, with their files if there are any to link to."""
     who = "You" if message.role == "user" else message.model or "Answer"
     which = f" (version {version} of {versions})" if versions > 1 else ""
     yield f"\n## {who}, {_minute(message.created_at)}{which}{', edited' if message.edited else ''}\n"
     if message.reasoning:
         yield f"\n<details><summary>Reasoning</summary>\n\n{message.reasoning}\n\n</details>\n"
-    for image in message.images:
-        yield f"\n![image]({images}{image.file})\n" if image.file else "\n*(image)*\n"
+    for attachment in message.attachments:
+        yield f"\n{_link(attachment.name, files.get(attachment.id, attachment))}\n"
     if message.content:
         yield f"\n{message.content}\n"
+    sent = [f"Sent: {text}" for text in describe_sent(message.stats)]
+    quoted = [f"Quotation {text}" for text in describe_citations(message.content, message.citations or ())]
+    if sent or quoted:
+        yield "".join(["\n", *(f"- {line}\n" for line in sent + quoted)])
     if message.status != "complete":
         yield f"\n*({message.status}{': ' + message.error['message'] if message.error else ''})*\n"
+
+
+def describe_sent(stats: dict[str, Any] | None) -> list[str]:
+    """Return which pages of each document were sent, for documents that were not sent whole."""
+    lines = []
+    for one in objects_at(stats, "documents"):
+        sent, pages, name, unit = (one.get(field) for field in ("sent", "pages", "name", "unit"))
+        count = sum(
+            int(last or first) - int(first) + 1 for first, last in re.findall(r"([0-9]+)(?:-([0-9]+))?", str(sent))
+        )
+        if isinstance(pages, int) and count < pages:
+            lines.append(
+                f"{count} of {pages} {unit}s of {name}: {sent}" if count else f"none of {pages} {unit}s of {name}"
+            )
+    return lines
+
+
+def describe_citations(content: str, citations: Iterable[Citation]) -> list[str]:
+    """Return each quotation of an answer, shortened, and where the documents have it."""
+    lines = []
+    for citation in citations:
+        quoted = " ".join(content[citation.start : citation.end].split())
+        quoted = quoted if len(quoted) <= QUOTED_CHARACTERS else f"{quoted[: QUOTED_CHARACTERS - 1]}…"
+        where = (
+            f"{citation.name}, page {citation.page}"
+            if citation.name and citation.page
+            else "not found in the documents"
+        )
+        lines.append(f"{quoted}: {where}")
+    return lines
+
+
+def _link(name: str, file: Attachment) -> str:
+    """Return a link to the file of an attachment. In an export, conversations and attachments are in neighboring folders."""
+    is_image = file.media_type.startswith("image/")
+    text = re.sub(r"([\\`*_\[\]<>])", r"\\\1", name or ("image" if is_image else "file"))
+    return f"{'!' if is_image else ''}[{text}](../{quote(file.file)})" if file.file else f"*({text})*"
 
 
 def _minute(time: str) -> str:

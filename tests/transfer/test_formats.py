@@ -9,9 +9,9 @@ import pytest
 from fireside.backends.loose import clean, decode
 from fireside.transfer import formats
 from fireside.transfer.database import MAGIC, Reader, open_untrusted
-from fireside.transfer.formats.common import FindImage
+from fireside.transfer.formats.common import FindFile
 from fireside.transfer.split import split
-from fireside.transfer.transcript import Conversation, Image, SavedPrompt, Unreadable
+from fireside.transfer.transcript import Attachment, Conversation, SavedPrompt, Unreadable
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -34,20 +34,20 @@ from ..exports import (
 from ..talks import JAN_THREAD, PROGRAMS, Program
 
 
-def nothing(mention: str) -> Image | None:
+def nothing(mention: str) -> Attachment | None:
     return None
 
 
-def anything(mention: str) -> Image | None:
-    return Image("image/png", file=f"somewhere/{mention}")
+def anything(mention: str) -> Attachment | None:
+    return Attachment(file=f"somewhere/{mention}")
 
 
 def parse(value: Any) -> Conversation:
     return convert(value, nothing)
 
 
-def convert(value: Any, find_image: FindImage) -> Conversation:
-    read = formats.parse(value, find_image)
+def convert(value: Any, find_file: FindFile) -> Conversation:
+    read = formats.parse(value, find_file)
     assert isinstance(read, Conversation)
     return read
 
@@ -275,7 +275,7 @@ def test_chatgpt_images_of_users_and_of_tools_are_kept() -> None:
         current="voice",
     )
     messages = convert(chat, anything).messages
-    assert [(m.role, m.content, [image.file for image in m.images]) for m in messages] == [
+    assert [(m.role, m.content, [file.file for file in m.attachments]) for m in messages] == [
         ("user", "What is this?", ["somewhere/sediment://file_0001"]),
         ("assistant", folded("dalle.text2im", "```json\n{}\n```"), ["somewhere/file-service://file-9"]),
         ("user", "Thanks", []),
@@ -459,7 +459,7 @@ def test_openwebui_tree_has_reasoning_usage_and_images() -> None:
         ("a3", 1, "error"),
     ]
     question, answer, *_, failed = read.messages
-    assert [image.data for image in question.images] == [png()]
+    assert [file.data for file in question.attachments] == [png()]
     assert (answer.content, answer.reasoning, answer.model) == ("It is light.", "Is it <wood>?\n\nYes.", "llama3.2")
     assert answer.token_usage == {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
     assert answer.stats == {"reasoning_ms": 3000, "tokens_per_second": 20.0}
@@ -502,8 +502,8 @@ def harbor() -> dict[str, Any]:
 def test_openwebui_tools_files_and_lists_stay_as_text() -> None:
     read = parse(harbor())
     question, first, second = read.messages
-    document = "**plan.txt**\n\n```\nA keel.\n```\n\n**Library** (not imported)"
-    assert question.content == f"Look\n\n{document}\n\n[image missing: boat.png]"
+    assert question.content == "Look\n\n**Library** (not imported)\n\n[image missing: boat.png]"
+    assert [(file.name, file.data) for file in question.attachments] == [("plan.txt", b"A keel.")]
     stdout = '```json\n{\n  "stdout": "7"\n}\n```'
     code = f"```python\nprint(7)\n```\n\n{stdout}"
     assert first.content == "\n\n".join(["Let me see.", folded("search", KEEL, "```\nFound\n```"), code, "So."])
@@ -511,12 +511,12 @@ def test_openwebui_tools_files_and_lists_stay_as_text() -> None:
     assert (second.reasoning, first.parent_id, second.parent_id) == ("Hm.", question.id, question.id)
     assert ([first.model, second.model], read.active_message_id) == (["one", "two"], second.id)
     assert read.losses == {
-        **{"document": 2, "image": 1, "tool call": 2, "code": 1, "citation": 1, "unknown part": 1},
+        **{"document": 1, "image": 1, "tool call": 2, "code": 1, "citation": 1, "unknown part": 1},
         **{"archived": 1, "tag: sea": 1},
     }
     assert read.folder == "Open WebUI folder f1"
     found = convert(harbor(), anything).messages[0]
-    assert [image.file for image in found.images] == ["somewhere/boat.png"]
+    assert [file.file for file in found.attachments] == ["", "somewhere/c1_Library", "somewhere/boat.png"]
 
 
 def test_openwebui_is_read_as_row_array_import_file_and_chat() -> None:
@@ -714,6 +714,8 @@ class Words:
 
     def missing(self, read: Conversation) -> list[str]:
         texts = " ".join(text for message in read.messages for text in (message.content, message.reasoning))
+        files = [file for message in read.messages for file in message.attachments]
+        texts += " ".join(f"{file.name} {file.data.decode()}" for file in files)
         return [word for word in self.words if word not in texts]
 
 
@@ -827,7 +829,7 @@ def test_fireside_form_is_the_same_after_reading_and_writing() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"fireside": 2}, "newer Fireside"),
+        ({"fireside": 3}, "newer Fireside"),
         ({"created_at": "2024-02-30T00:00:00.000000"}, "a field is missing or wrong"),
         ({"settings": {"temperature": 3}}, "temperature is missing or wrong"),
         ({"settings": {"unknown": 3}}, "a field is missing or wrong"),
@@ -857,8 +859,12 @@ def test_fireside_form_with_a_wrong_field_is_refused(change: dict[str, Any], rea
         {"stats": {"omitted_messages": -5}},
         {"stats": {"more": "x" * 70_000}},
         {"error": {"code": "X"}},
-        {"images": [{"media_type": "image/png", "data": "AAAA"}]},
-        {"images": [{"media_type": "image/svg+xml", "file": "x.svg"}]},
+        {"attachments": [{"id": 1, "name": "a.pdf"}]},
+        {"attachments": [{"id": 0, "file": "x.pdf"}]},
+        {"citations": [{"start": 0, "end": 5, "status": "perhaps"}]},
+        {"citations": [{"start": -1, "end": 5, "status": "found"}]},
+        {"sent_pages": [{"attachment_id": 1, "pages": [[1]]}]},
+        {"sent_pages": [{"attachment_id": 1, "pages": [[1, 2]] * 200_000}]},
         {"content": "x" * 2_000_001},
     ],
 )

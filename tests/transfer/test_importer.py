@@ -3,6 +3,8 @@ import contextlib
 import io
 import itertools
 import json
+import random
+import re
 import sqlite3
 import tracemalloc
 import zipfile
@@ -47,9 +49,10 @@ class Service:
     ) -> int:
         """Add a message, to a new conversation when none is given, and return the conversation's id."""
         write, kinds = self.database.write, [Image(image_type(image) or "", image) for image in images]
+        ids = fields.pop("attachment_ids", ())
         if conversation_id is None:
             conversation_id = (await write(queries.conversations.add_conversation, self.user, fields)).id
-        await write(queries.messages.add_message, self.user, conversation_id, content, images=kinds)
+        await write(queries.messages.add_message, self.user, conversation_id, content, images=kinds, attachment_ids=ids)
         return conversation_id
 
     async def begin_answer(self, conversation_id: int) -> Answer:
@@ -164,19 +167,46 @@ def dump(conn: sqlite3.Connection, user_id: int) -> list[dict[str, Any]]:
         messages = [dict(message) for message in conn.execute(select, (row["id"],))]
         places = {None: None} | {message["id"]: place for place, message in enumerate(messages)}
         conversation["active_message_id"] = places[conversation["active_message_id"]]
+        queued = conn.execute(
+            "SELECT id, content, created_at FROM queued_messages WHERE conversation_id = ?", (row["id"],)
+        )
+        conversation["queue"] = [
+            tuple(one)[1:] + tuple(files(conn, one["id"], "queued_attachments")) for one in queued.fetchall()
+        ]
         for message in messages:
-            images = (
-                "SELECT position, media_type, data FROM message_attachments l JOIN attachments a ON a.id = l.attachment_id"
-                " JOIN attachment_data d ON d.attachment_id = a.id WHERE message_id = ? ORDER BY position"
-            )
-            message["images"] = [tuple(image) for image in conn.execute(images, (message["id"],))]
+            message["attachments"] = files(conn, message["id"])
+            sent = "SELECT sha256, s.pages FROM sent_pages s JOIN attachments a ON a.id = attachment_id WHERE message_id = ? ORDER BY 1"
+            message["sent_pages"] = [tuple(one) for one in conn.execute(sent, (message["id"],))]
+            message["stats"] = referred(conn, message["stats"])
+            message["citations"] = referred(conn, message["citations"])
             made = conn.execute("SELECT * FROM generations WHERE message_id = ?", (message["id"],)).fetchone()
-            message["generation"] = made and dict(made) | {"message_id": None, "log": events(made["log"], places, row)}
+            log = made and events(referred(conn, made["log"]) or "", places, row)
+            message["generation"] = made and dict(made) | {"message_id": None, "log": log}
             message["parent_id"] = places[message["parent_id"]]
             del message["id"], message["conversation_id"]
         del conversation["id"], conversation["user_id"]
         everything.append(conversation | {"messages": messages})
     return everything
+
+
+def files(conn: sqlite3.Connection, message_id: int, table: str = "message_attachments") -> list[Any]:
+    """Return the attachments of a message."""
+    sql = (
+        "SELECT l.position, l.name, a.media_type, d.data"
+        f" FROM {table} l JOIN attachments a ON a.id = l.attachment_id JOIN attachment_data d ON d.attachment_id = a.id"
+        " WHERE l.message_id = ? ORDER BY l.position"
+    )
+    return [tuple(row) for row in conn.execute(sql, (message_id,))]
+
+
+def referred(conn: sqlite3.Connection, text: str | None) -> str | None:
+    """Return JSON with the hash of an attachment in place of its id."""
+
+    def sha256(found: re.Match[str]) -> str:
+        (row,) = conn.execute("SELECT hex(sha256) FROM attachments WHERE id = ?", (int(found[1]),))
+        return f'"attachment_id":"{row[0]}"'
+
+    return text and re.sub(r'"attachment_id": ?([0-9]+)', sha256, text)
 
 
 def events(log: str, places: dict[Any, Any], conversation: sqlite3.Row) -> Any:
@@ -191,8 +221,8 @@ def events(log: str, places: dict[Any, Any], conversation: sqlite3.Row) -> Any:
 def stored_size(conversation: dict[str, Any]) -> int:
     texts = [conversation["system_prompt"]]
     texts += [message[name] for message in conversation["messages"] for name in ("content", "reasoning")]
-    images = [image[2] for message in conversation["messages"] for image in message["images"]]
-    return sum(len(text.encode()) for text in texts) + sum(map(len, images))
+    data = {file[-1] for message in conversation["messages"] for file in message["attachments"]}
+    return sum(len(text.encode()) for text in texts) + sum(map(len, data))
 
 
 # ---- what an import adds
@@ -345,12 +375,12 @@ async def test_a_dry_run_reports_that_the_user_has_no_more_space(here: Service) 
 async def test_a_conversation_is_imported_whole_or_not_at_all(here: Service) -> None:
     rows = [long_conversation(3, title=f"Bridge {n}", source=f"test:{n}") for n in range(4)]
     rows[1]["messages"][1]["client_id"] = rows[1]["messages"][2]["client_id"] = "twice"
-    rows[2]["messages"][2]["images"] = [{"media_type": "image/png", "file": "lost.png"}]
+    rows[2]["messages"][2]["images"] = [{"media_type": "image/png", "file": "lost.png"}]  # as version 1 wrote it
     report = await here.importer.import_files(here.user, [write(here.folder / "x.json", rows)])
     assert (report.conversations, report.messages) == (2, 6)
     assert report.skipped == [
         Skipped("Bridge 1", "has messages that do not fit together"),
-        Skipped("Bridge 2", "its image lost.png is missing or larger than 64 MB"),
+        Skipped("Bridge 2", "its file lost.png is missing or larger than 64 MB"),
     ]
     assert [row["title"] for row in await here.dump()] == ["Bridge 0", "Bridge 3"]
     assert len(await here.database.read(search.find, here.user, "rivers", 99)) == 6
@@ -482,7 +512,12 @@ FIELDS = some(
     model=TEXT,
     settings=some(temperature=st.floats(0, 2), stop=TEXT, seed=COUNT),
 )
-QUESTION = some(client_id=st.uuids().map(str), images=st.lists(st.integers(0, 2).map(png), max_size=2))
+DOCUMENTS = [("a.txt", b"Keel"), ('b/"c".json', b'[{"mapping": {}}]'), ("", b"%PDF-1.7"), ("a.txt", b"Hull")]
+QUESTION = some(
+    client_id=st.uuids().map(str),
+    images=st.lists(st.integers(0, 2).map(png), max_size=2),
+    documents=st.lists(st.sampled_from(DOCUMENTS), max_size=3, unique=True),
+)
 ENDING = some(
     model=TEXT,
     token_usage=st.fixed_dictionaries(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT)),
@@ -495,6 +530,7 @@ STEPS = st.lists(
     | st.tuples(st.just("change"), PICK, FIELDS)
     | st.tuples(st.just("ask"), PICK, st.tuples(TEXT, st.none() | PICK, QUESTION))
     | st.tuples(st.just("answer"), PICK, st.tuples(STATUS, TEXTS, TEXTS, ENDING))
+    | st.tuples(st.just("queue"), PICK, st.lists(st.sampled_from(DOCUMENTS), max_size=2, unique=True))
     | st.tuples(st.sampled_from(["show", "bin"]), PICK, st.none()),
     max_size=16,
 )
@@ -514,8 +550,14 @@ def live(conn: sqlite3.Connection, user_id: int, steps: list[tuple[str, int, Any
             content, branch, fields = how
             images = [Image("image/png", data) for data in fields.get("images", ())]
             parent = {} if branch is None else {"parent_id": [None, *messages][branch % (len(messages) + 1)]}
-            fields = fields | parent | {"images": images}
-            queries.messages.add_message(conn, user_id, conversation_id, content, **fields)
+            ids = [document(conn, user_id, *one) for one in fields.get("documents", ())]
+            given = {"images": images, "attachment_ids": ids, "client_id": fields.get("client_id")}
+            message_id = queries.messages.add_message(conn, user_id, conversation_id, content, **given, **parent)
+            for number, attachment_id in enumerate(ids):
+                archive.add_sent_pages(conn, message_id, attachment_id, [(1, 1), (3, number + 3)])
+        elif action == "queue":
+            ids = [document(conn, user_id, *one) for one in how]
+            queries.queued.add_queued(conn, user_id, conversation_id, "Later", attachment_ids=ids)
         elif action == "answer" and messages:
             answer(conn, user_id, conversation_id, *how)
         elif action == "show" and messages:
@@ -526,21 +568,48 @@ def live(conn: sqlite3.Connection, user_id: int, steps: list[tuple[str, int, Any
             queries.conversations.delete_conversation(conn, user_id, conversation_id)
 
 
+def document(conn: sqlite3.Connection, user_id: int, name: str, data: bytes) -> int:
+    """Upload a document and read it."""
+    attachment_id = queries.attachments.upload(conn, user_id, data, name, "text/plain").id
+    queries.attachments.set_opened(conn, attachment_id, "text/plain", "section", 1, None)
+    if queries.attachments.is_unread(conn, attachment_id):
+        queries.attachments.add_pages(conn, attachment_id, 1, [data.decode()])
+        queries.attachments.set_read(conn, attachment_id, "ready", None)
+    return attachment_id
+
+
 def answer(
     conn: sqlite3.Connection, user_id: int, conversation_id: int, status: str, contents: Any, thoughts: Any, ending: Any
 ) -> None:
     request = AnswerRequest(params={"seed": 1}, retry=True)
     begun = queries.generations.begin_answer(conn, user_id, conversation_id, request, "lmstudio", "m")
     ids = {"message_id": begun.message_id, "conversation_id": conversation_id}
+    found = conn.execute(
+        "SELECT l.attachment_id FROM message_attachments l JOIN messages m ON m.id = message_id"
+        " WHERE m.conversation_id = ? ORDER BY l.attachment_id",
+        (conversation_id,),
+    ).fetchall()
+    citations = [
+        {"start": 0, "end": 1, "status": "found", "attachment_id": one[0], "name": "a", "page": 2} for one in found
+    ]
+    ending = ending | {
+        "stats": (ending.get("stats") or {}) | {"documents": [{"attachment_id": one[0], "pages": 3} for one in found]}
+    }
     log = [
         {"event": "ping", "data": ids | {"ts": "2024-01-15T10:30:00.123456"}},
         *(-len(text) for text in thoughts),
         *map(len, contents),
-        {"id": 2**33, "event": "done", "data": {"status": "ok", "message_id": begun.message_id, "stats": {}}},
+        {
+            "id": 2**33,
+            "event": "done",
+            "data": {"status": "ok", "message_id": begun.message_id, "stats": ending["stats"], "citations": citations},
+        },
     ]
     recording = Recording(begun.message_id, status, "".join(contents), "".join(thoughts), json.dumps(log))
     fields = {"model": None, "token_usage": None, "stats": None, "error": None} | ending
     queries.generations.finish_generation(conn, begun.generation_id, recording, **fields)
+    encoded = msgspec.json.encode(citations).decode()
+    conn.execute("UPDATE messages SET citations = ? WHERE id = ?", (encoded, begun.message_id))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -690,7 +759,7 @@ async def test_damaged_prompts_are_skipped_with_their_reason_and_the_others_impo
         "fireside is missing or wrong": [good | {"fireside": "1"}],
     }
     rows = [row for rows in wrong.values() for row in rows]
-    newer = good | {"fireside": 2}
+    newer = good | {"fireside": 3}
     half = dumps(good | {"name": "Half"}).replace(b'"x"', b'"\\ud800"')
     text = (
         b"["
@@ -757,10 +826,10 @@ async def test_the_zip_can_be_read_without_fireside(here: Service, there: Servic
         assert readme == "README.txt"
         for name in names:
             folder, file = name.split("/")
-            assert folder == "images" or file.startswith("20")
+            assert folder == "attachments" or file.startswith("20")
             assert not set(file) & set('<>:"\\|?*\u202e\n') and not file.endswith((" ", "."))
             assert len(file.encode()) < 250
-        assert len({name.casefold() for name in names}) == len(names) == 3 * 8
+        assert len({name.casefold() for name in names}) == len(names) == 1 + 2 * 8  # the image once
         assert sum(name.startswith("bin/") for name in names) == 2
         text = archive.read(next(name for name in names if "same" in name and name.endswith(".md"))).decode()
         link = text.split("![image](")[1].split(")")[0]
@@ -790,6 +859,37 @@ async def test_one_conversation_as_markdown_shows_the_active_path(here: Service)
         "</details>",
         "Water.",
     ]
+
+
+async def test_markdown_links_to_files_and_says_what_was_sent_and_quoted(here: Service) -> None:
+    report = await here.database.write(document, here.user, "a [report] 1.txt", b"The keel is laid at dawn.")
+    conversation_id = await here.ask("What is laid?", png(), attachment_ids=[report])
+    begun = await here.begin_answer(conversation_id)
+    content = 'It says “The keel is\nlaid at dawn” and "nobody saw it at all".'
+    sent = [
+        {"attachment_id": report, "name": "a.pdf", "unit": "page", "pages": 120, "sent": "1, 17-22"},
+        {"attachment_id": report, "name": "b.pdf", "unit": "slide", "pages": 2, "sent": "1-2"},
+    ]
+    found = {"start": 8, "end": 34, "status": "found", "attachment_id": report, "name": "a [report] 1.txt", "page": 1}
+    citations = [found, {"start": content.index('"'), "end": len(content) - 1, "status": "not_found"}]
+    recording = Recording(begun.message_id, "complete", content, "", "[]")
+    write = here.database.write
+    await write(queries.generations.finish_generation, begun.generation_id, recording, stats={"documents": sent})
+    encoded = json.dumps(citations)
+    await write(lambda conn: conn.execute("UPDATE messages SET citations = ? WHERE role = 'assistant'", (encoded,)))
+    expected = [
+        "- Sent: 7 of 120 pages of a.pdf: 1, 17-22",
+        "- Quotation “The keel is laid at dawn”: a [report] 1.txt, page 1",
+        '- Quotation "nobody saw it at all": not found in the documents',
+    ]
+    alone = (await here.export_one(conversation_id, "markdown")).read_text("utf-8").splitlines()
+    assert [line for line in alone if line.startswith("- ")] == expected
+    assert "*(image)*" in alone and r"*(a \[report\] 1.txt)*" in alone
+    with zipfile.ZipFile(await here.export_zip()) as archive:
+        text = archive.read(next(name for name in archive.namelist() if name.endswith(".md"))).decode()
+        link = text.split(r"[a \[report\] 1.txt](../")[1].split(")")[0]
+        assert archive.read(link) == b"The keel is laid at dawn."
+    assert [line for line in text.splitlines() if line.startswith("- ")] == expected
 
 
 async def test_only_the_owner_exports_a_conversation(here: Service) -> None:
@@ -825,23 +925,26 @@ async def peak(work: Callable[[], Awaitable[Any]]) -> int:
 
 
 async def test_zips_are_written_and_read_a_conversation_at_a_time(here: Service, there: Service) -> None:
-    for _ in range(30):
-        await here.ask("Look", png() + bytes(1_000_000))
+    for number in range(30):
+        await here.ask("Look", png() + bytes(1_000_000 + number))
     assert await peak(here.export_zip) < 8_000_000
     path = here.folder / "export.zip"
     assert path.stat().st_size > 30_000_000
     assert await peak(lambda: there.bring(path)) < 8_000_000
 
 
-async def test_one_conversation_is_written_and_read_an_image_at_a_time(here: Service, there: Service) -> None:
-    conversation_id = await here.ask("Cats")
+async def test_one_conversation_is_written_and_read_a_file_at_a_time(here: Service, there: Service) -> None:
+    text = random.Random(1).randbytes(1_000_000).hex().encode()
+    book = await here.database.write(document, here.user, "book.txt", text)
+    conversation_id = await here.ask("Cats", attachment_ids=[book])
+    await here.ask("Again", conversation_id=conversation_id, attachment_ids=[book])
     for number in range(10):
         await here.ask("Look", *(png(number) + bytes(1_000_000 + n) for n in range(3)), conversation_id=conversation_id)
     assert await peak(lambda: here.export_one(conversation_id, "markdown")) < 12_000_000
     assert await peak(lambda: here.export_one(conversation_id, "json")) < 12_000_000
     (path,) = here.folder.glob("*.json")
-    assert path.stat().st_size > 40_000_000
-    assert await peak(lambda: there.bring(path)) < 8_000_000
+    assert 42_500_000 < path.stat().st_size < 43_000_000  # base64, the book once
+    assert await peak(lambda: there.bring(path)) < 12_000_000
     assert await there.dump() == await here.dump()
 
 

@@ -206,7 +206,8 @@ def test_claude_documents_artifacts_and_tools_are_kept_as_text(tmp_path: Path) -
     )
     read = read_one(tmp_path, "claude.json", [chat])
     question, answer, last = read.messages
-    assert question.content == "Look\n\n**plan.md**\n\n````\n```\nkeel\n```\n````"
+    assert question.content == "Look"
+    assert [(file.name, file.data) for file in question.attachments] == [("plan.md", b"```\nkeel\n```")]
     assert answer.reasoning == "Hm."
     assert answer.content == "\n\n".join(
         [
@@ -219,8 +220,8 @@ def test_claude_documents_artifacts_and_tools_are_kept_as_text(tmp_path: Path) -
     )
     assert last.content.startswith("See\n\n**Main**\n\n```c\nint x;\n```\n\nthere\n\n**deck.pdf** (not imported)")
     assert last.content.endswith("[image missing: deck.png]")
-    assert read.losses == {"document": 2, "artifact": 2, "tool call": 2, "unknown part": 1, "image": 1}
-    assert read.title == "Look **plan.md**"
+    assert read.losses == {"document": 1, "artifact": 2, "tool call": 2, "unknown part": 1, "image": 1}
+    assert read.title == "Look"
 
 
 def test_claude_export_without_parents_is_a_list(tmp_path: Path) -> None:
@@ -233,13 +234,20 @@ def test_claude_export_without_parents_is_a_list(tmp_path: Path) -> None:
     assert read.pinned
 
 
-def test_a_document_that_is_too_long_for_a_question_is_named(tmp_path: Path) -> None:
+def test_text_of_a_document_of_claude_is_a_text_file_and_a_loss_when_it_was_no_text(tmp_path: Path) -> None:
     documents = [
-        {"file_name": "long.txt", "extracted_content": "x" * 200_000},
-        {"file_name": "b.txt", "extracted_content": "y"},
+        {"file_name": "long.pdf", "extracted_content": "é" * 300_000},
+        {"file_name": "", "extracted_content": "pasted"},
+        {"file_name": "empty.docx", "extracted_content": ""},
     ]
-    read = read_one(tmp_path, "claude.json", claude_chat({"sender": "human", "text": "Look", "attachments": documents}))
-    assert read.messages[0].content == "Look\n\n**long.txt** (not imported)\n\n**b.txt**\n\n```\ny\n```"
+    read = read_one(tmp_path, "claude.json", claude_chat({"sender": "human", "text": "", "attachments": documents}))
+    (question,) = read.messages
+    assert question.content == "**empty.docx** (not imported)"
+    assert [(file.name, file.data.decode()) for file in question.attachments] == [
+        ("long.pdf.txt", "é" * 300_000),
+        ("pasted.txt", "pasted"),
+    ]
+    assert read.losses == {"document": 1, "document text": 1}
 
 
 def test_librechat_tools_errors_and_files(tmp_path: Path) -> None:
@@ -311,14 +319,14 @@ def test_llamacpp_tools_files_and_speed(tmp_path: Path) -> None:
     ]
     read = read_one(tmp_path, "p.json", [{"conv": {"id": "p2", "name": "T", "currNode": 6}, "messages": messages}])
     question, answer = read.messages
-    assert question.content == "Look\n\n**b.txt**\n\n```\nkeel\n```\n\n**c.mp3** (not imported)"
-    assert [image.data for image in question.images] == [png()]
+    assert question.content == "Look\n\n**c.mp3** (not imported)"
+    assert [file.data for file in question.attachments] == [b"keel", png()]
     assert answer.content == "\n\n".join([folded("search", CALL), folded("result", "Found"), "It is."])
     assert (answer.reasoning, answer.model, read.active_message_id) == ("Hm.", "m", answer.id)
     assert answer.token_usage == {"prompt_tokens": 15, "completion_tokens": 20, "total_tokens": 35}
     assert answer.stats == {"ttft_ms": 100, "total_ms": 500, "tokens_per_second": 50.0}
     assert read.system_prompt == "Be kind."
-    assert read.losses == {"document": 1, "audio": 1, "tool call": 2}
+    assert read.losses == {"audio": 1, "tool call": 2}
 
 
 def test_jan_tools_images_and_states(tmp_path: Path) -> None:
@@ -336,7 +344,7 @@ def test_jan_tools_images_and_states(tmp_path: Path) -> None:
     ]
     read = read_one(tmp_path, "messages.jsonl", talks.lines(rows))
     question, answer, failed = read.messages
-    assert (question.content, len(question.images)) == ("[image missing]", 1)
+    assert (question.content, len(question.attachments)) == ("[image missing]", 1)
     assert answer.content == folded("search", CALL, "Found") + "\n\n<think>Hm.</think>It is."
     assert (answer.status, failed.status, failed.reasoning, failed.content) == ("canceled", "error", "Hm.", "It is.")
     assert read.losses == {"image": 1, "tool call": 1, "unknown part": 1}
@@ -403,7 +411,8 @@ def test_openai_messages_with_parts_tools_and_images(tmp_path: Path) -> None:
                 {"type": "image_url", "image_url": {"url": data_url(png())}},
                 {"type": "image_url", "image_url": {"url": "https://e.org/a.png"}},
                 {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
-                {"type": "file", "file": {"filename": "a.pdf", "file_data": "AAAA"}},
+                {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERg=="}},
+                {"type": "file", "file": {"filename": "b.pdf", "file_id": "file-1"}},
             ],
         },
         {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Hm."},
@@ -412,9 +421,9 @@ def test_openai_messages_with_parts_tools_and_images(tmp_path: Path) -> None:
     ]
     read = read_one(tmp_path, "chat.json", {"model": "m", "messages": messages})
     question, answer = read.messages
-    lost = ("Look\n**Audio** (not imported)\n**a.pdf** (not imported)", "[image missing]")
+    lost = ("Look\n**Audio** (not imported)\n**b.pdf** (not imported)", "[image missing]")
     assert question.content == "\n\n".join(lost)
-    assert len(question.images) == 1
+    assert [(file.name, file.data) for file in question.attachments] == [("a.pdf", b"%PDF"), ("", png())]
     assert answer.content == "\n\n".join([folded("search", CALL), folded("result", "Found"), "It is."])
     assert (answer.reasoning, read.system_prompt, read.model) == ("Hm.", "Be kind.", "m")
     assert read.losses == {"image": 1, "audio": 1, "document": 1, "tool call": 2}
@@ -469,7 +478,7 @@ def test_llm_attachments_fragments_and_tools(tmp_path: Path) -> None:
         read = read_one(tmp_path, "logs.db", data)
         question, answer = read.messages
         assert question.content == f"keel\n{asked.text}\n\n**plan.pdf** (not imported)"
-        assert [image.data for image in question.images] == [png()]
+        assert [file.data for file in question.attachments] == [png()]
         assert answer.content == "\n\n".join([answered.text, folded("search", CALL), folded("search", "Found"), "So."])
         assert answer.token_usage == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
         assert read.losses == {"document": 1, "tool call": 2}
@@ -486,10 +495,10 @@ def test_ollama_attachments_and_tools(tmp_path: Path) -> None:
     )
     read = read_one(tmp_path, "db.sqlite", data)
     question, answer = read.messages
-    assert question.content == f"{LINEAR[0].text}\n\n**b.txt**\n\n```\nkeel\n```\n\n**c.pdf** (not imported)"
-    assert [image.data for image in question.images] == [png()]
+    assert question.content == LINEAR[0].text
+    assert [(file.name, file.data) for file in question.attachments] == files
     assert answer.content == "\n\n".join([LINEAR[1].text, folded("search", CALL), folded("result", "Found"), "So."])
-    assert read.losses == {"document": 2, "tool call": 2}
+    assert read.losses == {"tool call": 2}
 
 
 # ---- what cannot be read

@@ -222,15 +222,36 @@ def test_a_conversation_is_the_same_whatever_its_file_is_called(tmp_path: Path) 
     assert take(folder / "1.conversation.json")[0] == take(folder / "a" / "renamed.json")[0]
 
 
-def test_images_of_lmstudio_come_from_the_folder_beside_its_conversations_only(tmp_path: Path) -> None:
-    names = ("17 - cat.png", "letter.png", "missing.png", "../secret.png", str(tmp_path / "unpacked" / "secret.png"))
-    chat = lmstudio(turn(asked("Look", *names)))
+def files_of(opened: Source, conversation: Any) -> list[list[tuple[str, bytes]]]:
+    """Return the name and the bytes of each attachment, by message, in the steps that a child sends."""
+    assert isinstance(conversation, Conversation)
+    files: dict[bytes, bytes] = {}
+    found: list[list[tuple[str, bytes]]] = []
+    for step in opened.send(conversation):
+        if isinstance(step, source.File):
+            files[step.sha256] = step.data
+        elif isinstance(step, source.Add):
+            found.append([(attached.name, files[attached.sha256]) for attached in step.attachments])
+        else:
+            assert not isinstance(step, source.Skip), step.skipped
+    return found
+
+
+def test_files_of_lmstudio_come_from_the_folder_beside_its_conversations_only(tmp_path: Path) -> None:
+    names = ("17 - cat.png", "missing.png", "../secret.png", str(tmp_path / "unpacked" / "secret.png"))
+    question = asked("Look", *names)
+    question["content"] += [
+        {"type": "file", "fileIdentifier": name, "fileType": "text/plain", "sizeBytes": 9}
+        for name in ("18 - a.json", "gone.txt")
+    ]
+    chat = lmstudio(turn(question))
     home = unpacked(
         tmp_path,
         {
             "conversations/Pets/1.conversation.json": dumps(chat),
             "user-files/17 - cat.png": png(7),
-            "user-files/letter.png": b"not an image",
+            "user-files/18 - a.json": dumps([bridges()]),
+            "user-files/18 - a.json.metadata.json": b"{}",
             "secret.png": png(9),
         },
     )
@@ -239,18 +260,26 @@ def test_images_of_lmstudio_come_from_the_folder_beside_its_conversations_only(t
         with contextlib.closing(Source(chosen)) as opened:
             (read,) = opened
             assert isinstance(read, Conversation)
-            assert [opened.read_image(image).data for image in read.messages[0].images] == [png(7)]
-            assert read.losses == {"image": 4}
+            assert files_of(opened, read) == [[("a.json", dumps([bridges()])), ("cat.png", png(7))]]
+            assert read.losses == {"image": 3, "document": 1}
             assert read.folder == ("Pets" if chosen == folder.parent else "")
+    (read,), skipped = take(home)
+    assert skipped == [], "an attachment is not a file with conversations"
 
 
-def test_a_chatgpt_zip_in_parts_is_read_with_its_images(tmp_path: Path) -> None:
+def test_a_chatgpt_zip_in_parts_is_read_with_its_files(tmp_path: Path) -> None:
     pictures = picture("sediment://file_0001"), picture("file-service://file-Ab9")
     lost = picture("file-service://file-lost")
+    uploads = [
+        {"id": "file-Plan1", "name": "plan.pdf", "mime_type": "application/pdf"},
+        {"id": "file-Chats1", "name": "chats.json", "mime_type": "application/json"},
+        {"id": "file-Gone", "name": "gone.docx", "mime_type": "application/msword"},
+    ]
     chat = chatgpt(
-        node("q", None, "user", *pictures, kind="multimodal_text"),
+        node("q", None, "user", *pictures, kind="multimodal_text", metadata={"attachments": uploads}),
         node("a", "q", "assistant", lost, "Nice.", kind="multimodal_text"),
-        current="a",
+        node("q2", "a", "user", "Again", metadata={"attachments": uploads[:1]}),
+        current="q2",
     )
     files = {
         "chat.html": b"<html>",
@@ -260,15 +289,28 @@ def test_a_chatgpt_zip_in_parts_is_read_with_its_images(tmp_path: Path) -> None:
         "conversations-001.json": dumps([chat]),
         "user-1/file_0001-sanitized.dat": png(1),
         "file-Ab9-photo of me.png": png(2),
+        "file-Plan1.dat": b"%PDF-1.7 plan",
+        "file-Chats1-chats.json": dumps([bridges("not one of these")]),
+        "conversation_asset_file_names.json": dumps({"file-Plan1.dat": "plan.pdf"}),
     }
     with contextlib.closing(Source(packed(tmp_path, files))) as opened:
         one, empty, two, read = opened
         assert isinstance(one, Conversation) and isinstance(two, Conversation) and isinstance(read, Conversation)
         assert [one.title, two.title] == ["Bridge one", "Bridge two"]
         assert empty == Skipped("conversations-000.json: Empty", "has no messages")
-        images = [[opened.read_image(image).data for image in message.images] for message in read.messages]
-        assert images == [[png(1), png(2)], []]
-        assert (read.messages[1].content, read.losses) == ("Nice.\n\n[image missing: file-lost]", {"image": 1})
+        contents = [message.content for message in read.messages]
+        assert files_of(opened, read) == [
+            [
+                ("plan.pdf", b"%PDF-1.7 plan"),
+                ("chats.json", dumps([bridges("not one of these")])),
+                ("file_0001", png(1)),
+                ("file-Ab9", png(2)),
+            ],
+            [],
+            [("plan.pdf", b"%PDF-1.7 plan")],
+        ]
+        assert contents == ["**gone.docx** (not imported)", "Nice.\n\n[image missing: file-lost]", "Again"]
+        assert read.losses == {"image": 1, "document": 1}
         assert opened.read == opened.size
 
 
@@ -350,22 +392,21 @@ def test_a_zip_member_that_lies_about_its_size_gives_no_more_than_it_says(tmp_pa
 
 
 def test_an_image_above_the_limit_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "MAX_IMAGE_BYTES", 1000)
+    monkeypatch.setattr(source, "MAX_FILE_BYTES", 1000)
     chat = chatgpt(node("q", None, "user", picture("sediment://file_1"), "?", kind="multimodal_text"), current="q")
     read, _ = take(packed(tmp_path, {"conversations.json": dumps([chat]), "file_1.png": picture_of(1000)}))
-    assert [message.images for message in read[0].messages] == [[]]
+    assert [message.attachments for message in read[0].messages] == [[]]
 
 
-def test_an_image_that_is_shown_a_thousand_times_is_refused(tmp_path: Path) -> None:
-    parts = [picture("sediment://file_1")] * 1000
+def test_file_that_is_attached_a_thousand_times_is_sent_once(tmp_path: Path) -> None:
+    parts = [picture("sediment://file_1")] * 500 + [picture("sediment://file_2")] * 500
     chat = chatgpt(node("q", None, "user", *parts, kind="multimodal_text"), current="q")
-    path = packed(tmp_path, {"conversations.json": dumps([chat]), "file_1.png": picture_of(100_000)})
-    with contextlib.closing(Source(path)) as opened:
-        (read,) = opened
-        assert isinstance(read, Conversation)
-        with pytest.raises(Unreadable, match="4 times"):
-            for image in read.messages[0].images:
-                opened.read_image(image)
+    files = {"file_1.png": picture_of(100_000), "file_2.png": picture_of(100_000)}
+    with contextlib.closing(Source(packed(tmp_path, {"conversations.json": dumps([chat])} | files))) as opened:
+        (begin, file, add, end) = opened.steps()
+        assert isinstance(begin, source.Begin) and isinstance(end, source.End)
+        assert isinstance(file, source.File) and isinstance(add, source.Add)
+        assert [attached.sha256 for attached in add.attachments] == [file.sha256] * 1000
 
 
 @pytest.mark.parametrize("data", [b"[" + b"0," * 500 + b"0]", b'{"chats": [' + b"0," * 500 + b"0]}"])

@@ -27,7 +27,7 @@ from . import (
     sillytavern,
     unsupported,
 )
-from .common import FindImage, line_at
+from .common import FindFile, line_at
 
 
 class Unknown(Unreadable):
@@ -45,7 +45,7 @@ FindBeside = Callable[[str], Any]  # returns the decoded JSON file of this name 
 class Format(NamedTuple):
     program: str
     matches: Callable[[Row], bool]
-    parse: Callable[[Row, FindImage], Conversation | Saved] | None = (
+    parse: Callable[[Row, FindFile], Conversation | Saved] | None = (
         None  # raises Unreadable. None: recognised, but not supported
     )
     # For a program that writes a row for each message: whether this is one, and how all rows of a file become conversations.
@@ -116,13 +116,13 @@ def read_database(database: Reader) -> Iterator[Row]:
         raise Unknown("is a database of another program")
 
 
-def parse(value: Any, find_image: FindImage) -> Conversation | Saved:
+def parse(value: Any, find_file: FindFile) -> Conversation | Saved:
     """Raises Unreadable. Its subclasses Unknown and Unsupported concern the whole file."""
     common.losses.clear()
     row = object_at(value)
     for format in FORMATS:
         if format.matches(row):
-            return format.parse(row, find_image) if format.parse else _refuse(format.program)
+            return format.parse(row, find_file) if format.parse else _refuse(format.program)
     raise Unknown(f"is not a conversation of {', '.join(PROGRAMS[:-1])} or {PROGRAMS[-1]}")
 
 

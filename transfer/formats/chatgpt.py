@@ -5,9 +5,9 @@ from typing import Any
 
 from ...backends.loose import array_at, at, decode, object_at, objects_at, text_at
 from ...queries.types import folder_name
-from ..transcript import Conversation, Image, Message
+from ..transcript import Attachment, Conversation, Message
 from . import common
-from .common import ROLES, FindImage, finish, identity, joined, line_at, read_tree, time_at
+from .common import ROLES, FindFile, finish, identity, joined, line_at, read_tree, time_at
 
 _MARKER = re.compile("\ue200([a-z_]*)\ue202?([^\ue200\ue201]*)\ue201")  # a citation, link or entity: kind, then fields
 _LEFTOVERS = re.compile("[\ue200-\uf8ff]")
@@ -17,7 +17,7 @@ def matches(row: dict[str, Any]) -> bool:
     return isinstance(row.get("mapping"), dict)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     nodes = {text_at(key): node for key, node in row["mapping"].items()}
     steps: set[str | None] = set()  # keys of thoughts, tool calls and results, which are parts of the answer below them
 
@@ -25,7 +25,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
         node = at(nodes[key], "message")
         if _is_step(node):
             steps.add(key)
-        return _read_message(node, find_image)
+        return _read_message(node, find_file)
 
     messages, nearest = read_tree(nodes, "parent", "children", read)
     messages, merged = common.merge_steps(messages, {message.id for message in messages if message.source in steps})
@@ -73,7 +73,7 @@ _PLAIN = (
 _AUDIO = ("audio_asset_pointer", "real_time_user_audio_video_asset_pointer")
 
 
-def _read_message(node: Any, find_image: FindImage) -> Message | None:
+def _read_message(node: Any, find_file: FindFile) -> Message | None:
     role, kind, metadata = at(node, "author", "role"), text_at(node, "content", "content_type"), at(node, "metadata")
     if role not in (*ROLES, "tool") or kind in _HIDDEN or at(metadata, "is_visually_hidden_from_conversation"):
         return None
@@ -90,8 +90,8 @@ def _read_message(node: Any, find_image: FindImage) -> Message | None:
     elif role == "assistant":
         text = common.fenced(text, _language(node)) if kind == "code" and text else text
         text = _LEFTOVERS.sub("", _MARKER.sub(_shown, text))
-    text, images = _with_files(node, text, find_image)
-    if not (text.strip() or images or thoughts):
+    text, attachments = _with_files(node, text, find_file)
+    if not (text.strip() or attachments or thoughts):
         return None
     return Message(
         id=0,
@@ -99,7 +99,7 @@ def _read_message(node: Any, find_image: FindImage) -> Message | None:
         role="user" if role == "user" else "assistant",
         content=text,
         reasoning=thoughts,
-        images=images,
+        attachments=attachments,
         created_at=time_at(node, "create_time") or "",
         status="interrupted" if role == "assistant" and node.get("status") == "in_progress" else "complete",
         model=text_at(metadata, "model_slug") or None if role != "user" else None,
@@ -153,8 +153,8 @@ def _read_result(node: Any, text: str) -> str:
     return common.tool_block(name or "result", None, text)
 
 
-def _with_files(node: Any, text: str, find_image: FindImage) -> tuple[str, list[Image]]:
-    """Return the images, and the text with the names of the files that are missing."""
+def _with_files(node: Any, text: str, find_file: FindFile) -> tuple[str, list[Attachment]]:
+    """Return the files that are in the export, and the text with the names of the others."""
     attachments = {text_at(one, "id"): one for one in objects_at(node, "metadata", "attachments")}
     pointers: list[str] = []
     for part in objects_at(node, "content", "parts"):
@@ -168,16 +168,17 @@ def _with_files(node: Any, text: str, find_image: FindImage) -> tuple[str, list[
     results = objects_at(node, "metadata", "aggregate_result", "messages")
     pointers += filter(None, (text_at(result, "image_url") for result in results))
     shown = {pointer.rpartition("://")[2] for pointer in pointers}
-    documents: list[tuple[str, str]] = []
+    documents: common.Files = []
     for key, one in attachments.items():
         if key and key not in shown and (text_at(one, "mime_type") or text_at(one, "mimeType")).startswith("image/"):
             pointers.append(key)
         elif key not in shown:
-            documents.append((text_at(one, "name"), ""))
+            documents.append((text_at(one, "name"), find_file(key) if key else None))
     keys = [pointer.rpartition("://")[2] for pointer in pointers]
     names = [text_at(attachments.get(key), "name") or key for key in keys]
-    text = common.with_documents(text, documents)
-    return common.with_images(text, zip(names, map(find_image, pointers), strict=True))
+    text, found = common.with_files("document", text, documents)
+    text, images = common.with_files("image", text, list(zip(names, map(find_file, pointers), strict=True)))
+    return text, found + images
 
 
 def _shown(marker: re.Match[str]) -> str:

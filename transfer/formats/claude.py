@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ...backends.loose import object_at, objects_at, text_at
 from ..transcript import Conversation, Message
 from . import common
-from .common import FindImage, joined
+from .common import FindFile, joined
 
 _SENDERS: dict[str, Literal["user", "assistant"]] = {"human": "user", "user": "user", "assistant": "assistant"}
 _LANGUAGES = {  # of artifacts, by type
@@ -26,7 +26,7 @@ def matches(row: dict[str, Any]) -> bool:
     return isinstance(row.get("chat_messages"), list)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     nodes: dict[str, dict[str, Any]] = {}
     last: str | None = None
     for key, node in common.keyed(objects_at(row, "chat_messages"), "uuid"):
@@ -34,7 +34,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
         last = key
     model = text_at(row, "model") or None
     messages, nearest = common.read_tree(
-        nodes, "parent", "", lambda key, parent: _read_message(nodes[key], model, find_image)
+        nodes, "parent", "", lambda key, parent: _read_message(nodes[key], model, find_file)
     )
     return common.finish(
         source=common.identity("claude", row.get("uuid"), *nodes),
@@ -47,21 +47,23 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     )
 
 
-def _read_message(node: dict[str, Any], model: str | None, find_image: FindImage) -> Message | None:
+def _read_message(node: dict[str, Any], model: str | None, find_file: FindFile) -> Message | None:
     role = _SENDERS.get(text_at(node, "sender"))
     if role is None:
         return None
     text, reasoning = _read_blocks(objects_at(node, "content"))
     text = text or _with_artifacts(text_at(node, "text"))
-    documents = [
-        (text_at(one, "file_name"), text_at(one, "extracted_content")) for one in objects_at(node, "attachments")
+    texts = [
+        (name := text_at(one, "file_name"), common.text_file(name or "pasted.txt", text_at(one, "extracted_content")))
+        for one in objects_at(node, "attachments")
     ]
     names = [text_at(one, "file_name") for one in (*objects_at(node, "files"), *objects_at(node, "files_v2"))]
-    files = {name: find_image(name) for name in names if name}
-    missing = [(name, "") for name, image in files.items() if not (image or _IMAGE_NAME.search(name))]
-    text = common.with_documents(text, [*documents, *missing])
-    text, images = common.with_images(text, [(name, files[name]) for name in files if (name, "") not in missing])
-    if not (text.strip() or reasoning or images):
+    files = {name: find_file(name) for name in names if name}
+    documents = [(name, file) for name, file in files.items() if not _IMAGE_NAME.search(name)]
+    text, attachments = common.with_files("document", text, [*texts, *documents])
+    text, images = common.with_files("image", text, [(name, files[name]) for name in files if _IMAGE_NAME.search(name)])
+    attachments += images
+    if not (text.strip() or reasoning or attachments):
         return None
     return Message(
         id=0,
@@ -69,7 +71,7 @@ def _read_message(node: dict[str, Any], model: str | None, find_image: FindImage
         role=role,
         content=text,
         reasoning=reasoning if role == "assistant" else "",
-        images=images,
+        attachments=attachments,
         created_at=common.time_at(node, "created_at") or "",
         model=model if role == "assistant" else None,
     )

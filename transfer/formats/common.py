@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import msgspec
@@ -15,10 +16,28 @@ from ...backends.loose import array_at, at, count_at, number_at, text_at
 from ...db import timestamp
 from ...queries.conversations import title_from
 from ...queries.types import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARACTERS, image_type
-from ..transcript import VERSION, Conversation, Image, Message, Unreadable, Usage
+from ..transcript import VERSION, Attachment, Conversation, Message, Unreadable, Usage
 
-FindImage = Callable[[str], Image | None]  # by the name or the id with which a message refers to it
+FindFile = Callable[[str], Attachment | None]  # by the name or the id with which a message refers to it
+Files = list[tuple[str, Attachment | None]]  # what a message names, with the file if the export has it
 ROLES: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
+
+_NOT_TEXT = (
+    ".pdf",
+    ".docx",
+    ".doc",
+    ".odt",
+    ".rtf",
+    ".pptx",
+    ".ppt",
+    ".odp",
+    ".xlsx",
+    ".xls",
+    ".ods",
+    ".epub",
+    ".pages",
+    ".key",
+)
 
 losses: Counter[str] = Counter()  # of the conversation being read; a process reads one at a time
 
@@ -145,7 +164,7 @@ def merge_steps(messages: list[Message], steps: set[int]) -> tuple[list[Message]
             parent.source, parent.created_at = message.source, parent.created_at or message.created_at
             parent.content = joined(parent.content, message.content)
             parent.reasoning = joined(parent.reasoning, message.reasoning)
-            parent.images = [*parent.images, *message.images]
+            parent.attachments = [*parent.attachments, *message.attachments]
             parent.model = message.model or parent.model
             parent.token_usage = message.token_usage or parent.token_usage
             parent.stats, parent.status, parent.error = message.stats or parent.stats, message.status, message.error
@@ -236,17 +255,28 @@ def joined(*texts: str, by: str = "\n\n") -> str:
     return by.join(filter(None, texts))
 
 
-def image_from_url(url: str) -> Image | None:
+def image_from_url(url: str) -> Attachment | None:
     """Return the image in a data URL, or None."""
-    head, _, encoded = url.partition(";base64,")
-    if not head.startswith("data:image/"):
-        return None
+    file = file_from_base64(url.partition(";base64,")[2]) if url.startswith("data:image/") else None
+    return file if file and image_type(file.data[:12]) else None
+
+
+def file_from_base64(encoded: str) -> Attachment | None:
     try:
         data = msgspec.convert(encoded, bytes)
     except msgspec.ValidationError:
         return None
-    kind = image_type(data[:12])
-    return Image(kind, data) if kind else None
+    return Attachment(data=data) if data else None
+
+
+def text_file(name: str, content: str) -> Attachment | None:
+    """Return the text of a document as a file, or None without a text. `name` is that of the document, which may not have been a text."""
+    if not content:
+        return None
+    if PurePosixPath(name).suffix.lower() in _NOT_TEXT:
+        note_loss("document text")
+        name += ".txt"
+    return Attachment(name=name, data=content.encode())
 
 
 # ---- text that stands for what is neither a question nor an answer
@@ -285,26 +315,16 @@ def not_imported(kind: Literal["image", "document", "audio"], name: str = "") ->
     return f"**{name or kind.capitalize()}** (not imported)"
 
 
-def with_documents(text: str, documents: Iterable[tuple[str, str]]) -> str:
-    """Append the text of each attached document after its name, as far as a question may be long."""
-    texts, size = [text], len(text)
-    for name, content in documents:
-        line = not_imported("document", name)
-        whole = joined(line.removesuffix(" (not imported)"), fenced(content)) if content else line
-        texts.append(whole if size + len(whole) + 2 <= QUESTION_CHARACTERS else line)
-        size += len(texts[-1]) + 2
-    return joined(*texts)
-
-
-def with_images(text: str, images: Iterable[tuple[str, Image | None]]) -> tuple[str, list[Image]]:
-    """Return the images that were found, and the text with the names of the others appended."""
-    found: list[Image] = []
+def with_files(kind: Literal["image", "document"], text: str, files: Files) -> tuple[str, list[Attachment]]:
+    """Return the files that the export has, and the text with the names of the others appended."""
+    found: list[Attachment] = []
     texts = [text]
-    for name, image in images:
-        if image:
-            found.append(image)
+    for name, file in files:
+        if file:
+            file.name = file.name or name
+            found.append(file)
         else:
-            texts.append(not_imported("image", name))
+            texts.append(not_imported(kind, name))
     return joined(*texts), found
 
 

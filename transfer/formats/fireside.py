@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import msgspec
 from msgspec import Meta
 
-from ...backends.loose import clean
+from ...backends.loose import clean, objects_at
 from ...queries.conversations import title_from
 from ...queries.types import (
     ANSWER_CHARACTERS,
@@ -17,10 +17,9 @@ from ...queries.types import (
     Id,
     Parameters,
     folder_name,
-    image_type,
 )
-from ..transcript import VERSION, Conversation, Count, Generation, Image, Message, Saved, Unreadable
-from .common import FindImage, first_question
+from ..transcript import VERSION, Conversation, Count, Generation, Message, Queued, Saved, Unreadable
+from .common import FindFile, first_question
 
 AnyStruct = TypeVar("AnyStruct", bound=msgspec.Struct)
 
@@ -34,8 +33,8 @@ def matches(row: dict[str, Any]) -> bool:
     return "fireside" in row
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation | Saved:
-    """Images have the names of their files, so `find_image` is not used."""
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation | Saved:
+    """Files have their names in the export, so `find_file` is not used."""
     if isinstance(row["fireside"], int) and row["fireside"] > VERSION:
         raise Unreadable("was written by a newer Fireside; install that first")
     try:
@@ -43,20 +42,44 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation | Saved:
         if "saved" in row:
             saved: Saved = msgspec.convert(row, Saved)
             return _clean(saved)
+        _convert_images(row)
         conversation = msgspec.convert(row, Conversation)
+        _resolve_files(conversation)
         _check(conversation)
     except UnicodeEncodeError:
         raise Unreadable("has a text that is not Unicode") from None
     except (ValueError, RecursionError, OverflowError) as error:
         field = re.search(r"`\$\.([^`]*)`\Z", str(error))
         _refuse(f"{field[1]} is missing or wrong" if field else "a field is missing or wrong")
-    for struct in (conversation, *conversation.queue, *conversation.messages):
+    messages: list[Queued | Message] = [*conversation.queue, *conversation.messages]
+    for struct in (conversation, *messages, *(file for message in messages for file in message.attachments)):
         _clean(struct)
     conversation.title, conversation.losses = conversation.title[:TITLE_CHARACTERS], {}
     conversation.folder = folder_name(conversation.folder)
     if not conversation.title.strip():
         conversation.title = title_from(first_question(conversation.messages))
     return conversation
+
+
+def _convert_images(row: dict[str, Any]) -> None:
+    """Convert the images of version 1, which each message has itself."""
+    for message in (*objects_at(row, "messages"), *objects_at(row, "queue")):
+        if "images" in message:
+            message["attachments"] = message.pop("images")
+
+
+def _resolve_files(conversation: Conversation) -> None:
+    """Add to each attachment of a message the file that it refers to."""
+    files = {file.id: file for file in conversation.files}
+    messages: list[Queued | Message] = [*conversation.queue, *conversation.messages]
+    for message in messages:
+        for attachment in message.attachments:
+            if not (attachment.file or attachment.data):
+                file = files.get(attachment.id)
+                if file is None or not (file.file or file.data):
+                    raise Unreadable(f"its file {clean(attachment.name[:100]) or 'without a name'} is missing")
+                attachment.file, attachment.data, attachment.media_type = file.file, file.data, file.media_type
+    conversation.files = []
 
 
 def _clean(struct: AnyStruct) -> AnyStruct:
@@ -101,8 +124,7 @@ def _check(conversation: Conversation) -> None:
         time, text = waiting.created_at, waiting.content
         if len(text) > QUESTION_CHARACTERS:
             _refuse(f"a message in its queue has more than {QUESTION_CHARACTERS:,} characters")
-        images = [Image(image.media_type, image.data) for image in waiting.images]  # files are not looked up
-        _check_message(Message(id=1, parent_id=None, role="user", created_at=time, content=text, images=images))
+        _check_message(Message(id=1, parent_id=None, role="user", created_at=time, content=text))
     if conversation.active_message_id not in known:
         _refuse("its active message is missing")
     if conversation.active_message_id is None and conversation.messages:
@@ -115,10 +137,10 @@ def _check_message(message: Message) -> None:
     details = (message.token_usage, message.stats, message.error)
     if any(len(msgspec.json.encode(detail)) > DETAILS_BYTES for detail in details):
         _refuse(f"token_usage, stats and error must have at most {DETAILS_BYTES >> 10} KiB each")
+    if any(len(msgspec.json.encode(detail)) > EVENT_BYTES for detail in (message.citations, message.sent_pages)):
+        _refuse(f"citations and sent_pages must have at most {EVENT_BYTES >> 10} KiB each")
     if message.role == "user" and len(message.content) > ANSWER_CHARACTERS:  # a program may ask so long a question
         _refuse(f"a question has more than {ANSWER_CHARACTERS:,} characters")
-    if any(not image.file and image_type(image.data) != image.media_type for image in message.images):
-        _refuse("the data of an image does not fit its media_type")
     if message.generation and not _replays(message, message.generation):
         message.generation = None  # the answer stays, and is replayed like one from another program
 

@@ -12,7 +12,7 @@ from typing import Any
 from ...backends.loose import array_at, objects_at, text_at
 from ..transcript import Conversation, Message
 from . import common
-from .common import FindImage
+from .common import FindFile
 
 _PAUSE = timedelta(minutes=30)  # between conversations
 _PROMPT = re.compile(
@@ -48,9 +48,9 @@ def matches(row: dict[str, Any]) -> bool:
     return isinstance(row.get("gemini"), list)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     records = objects_at(row, "gemini")
-    messages = common.chain(message for record in records for message in _read_record(record, find_image))
+    messages = common.chain(message for record in records for message in _read_record(record, find_file))
     begun = common.digest(*(message.content for message in messages[:1]))
     return common.finish(
         source=f"gemini:{next((message.created_at for message in messages), '')}:{begun}",
@@ -61,7 +61,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     )
 
 
-def _read_record(record: dict[str, Any], find_image: FindImage) -> Iterator[Message]:
+def _read_record(record: dict[str, Any], find_file: FindFile) -> Iterator[Message]:
     """Yield the question and its answer. Records of other activity, such as feedback, have none."""
     answer = common.joined(*(_markdown(text_at(item, "html")) for item in objects_at(record, "safeHtmlItem")))
     title = text_at(record, "title").strip()
@@ -69,14 +69,12 @@ def _read_record(record: dict[str, Any], find_image: FindImage) -> Iterator[Mess
         return
     text = _ATTACHED.sub("", _PROMPT.sub("", title, count=1) if _PROMPT.match(title) else title)
     names = [text_at(name) for name in (*array_at(record, "attachedFiles"), record.get("imageFile")) if text_at(name)]
-    images = {name: find_image(name) for name in dict.fromkeys(names)}
-    text = common.with_documents(text, [(name, "") for name, image in images.items() if image is None])
-    found = [image for image in images.values() if image]
+    text, found = common.with_files("document", text, [(name, find_file(name)) for name in dict.fromkeys(names)])
     time = common.time_at(record, "time") or ""
     for role, content in zip(common.ROLES, (text, answer), strict=True):
-        pictures = found if role == "user" else []
-        if content.strip() or pictures:
-            yield Message(id=0, parent_id=None, role=role, content=content, images=pictures, created_at=time)
+        attachments = found if role == "user" else []
+        if content.strip() or attachments:
+            yield Message(id=0, parent_id=None, role=role, content=content, attachments=attachments, created_at=time)
 
 
 def _markdown(html: str) -> str:

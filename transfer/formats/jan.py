@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ...backends.loose import object_at, objects_at, text_at
-from ..transcript import Conversation, Image, Message
+from ..transcript import Conversation, Message
 from . import common
-from .common import FindImage, joined
+from .common import FindFile, joined
 
 
 def is_message(row: dict[str, Any]) -> bool:
@@ -26,13 +26,13 @@ def matches(row: dict[str, Any]) -> bool:
     return row.get("object") == "thread" or ("assistants" in row and "metadata" in row)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     thread = object_at(row, "thread") or row
     assistant = next(iter(objects_at(thread, "assistants")), {})
     model = text_at(assistant, "model", "id") or text_at(thread, "model", "id")
     model = model if model != "*" else ""
     nodes = common.keyed(objects_at(row, "messages"), "id")
-    read = (_read_message(node, key, model or None, find_image) for key, node in nodes)
+    read = (_read_message(node, key, model or None, find_file) for key, node in nodes)
     messages = common.chain(message for message in read if message)
     return common.finish(
         source=common.identity("jan", row.get("id"), *(message.source for message in messages)),
@@ -46,10 +46,10 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     )
 
 
-def _read_message(node: dict[str, Any], key: str, model: str | None, find_image: FindImage) -> Message | None:
+def _read_message(node: dict[str, Any], key: str, model: str | None, find_file: FindFile) -> Message | None:
     texts: list[str] = [text_at(node, "content")]
     thoughts: list[str] = []
-    images: list[tuple[str, Image | None]] = []
+    images: common.Files = []
     for part in objects_at(node, "content"):
         match part.get("type"):
             case "text":
@@ -58,7 +58,7 @@ def _read_message(node: dict[str, Any], key: str, model: str | None, find_image:
                 thoughts.append(text_at(part, "text", "value") or text_at(part, "text"))
             case "image_url" | "image":
                 url = text_at(part, "image_url", "url")
-                images.append(("", common.image_from_url(url) or find_image(url)))
+                images.append(("", common.image_from_url(url) or find_file(url)))
             case "tool_call":
                 texts.append(common.tool_block(text_at(part, "tool_name"), part.get("input"), part.get("output")))
             case _:
@@ -76,10 +76,10 @@ def _read_message(node: dict[str, Any], key: str, model: str | None, find_image:
     if not (is_question or thoughts):
         text, thought = common.split_thinking(text)
         thoughts.append(thought)
-    text, found = common.with_images(text, images)
-    text = common.with_documents(
-        text, [(text_at(one, "name") or text_at(one, "file_id"), "") for one in objects_at(node, "attachments")]
-    )
+    text, found = common.with_files("image", text, images)
+    names = [text_at(one, "name") or text_at(one, "file_id") for one in objects_at(node, "attachments")]
+    text, documents = common.with_files("document", text, [(name, find_file(name)) for name in names])
+    found += documents
     if not (text.strip() or any(thoughts) or found):
         return None
     message = Message(
@@ -87,7 +87,7 @@ def _read_message(node: dict[str, Any], key: str, model: str | None, find_image:
         parent_id=None,
         role="user" if is_question else "assistant",
         content=text,
-        images=found,
+        attachments=found,
         created_at=common.time_at(node, "created_at") or "",
         source=key,
     )

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...backends.loose import object_at, objects_at, text_at
-from ..transcript import Conversation, Image, Message
+from ..transcript import Conversation, Message
 from . import common
-from .common import FindImage, joined
+from .common import FindFile, joined
 
 _THINKING = re.compile(r"\s*:::thinking\n(.*?)\n:::\s*", re.DOTALL)
 
@@ -16,10 +16,10 @@ def matches(row: dict[str, Any]) -> bool:
     return "conversationId" in row and any(isinstance(row.get(name), list) for name in ("messages", "messagesTree"))
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     nodes = dict(common.keyed(_flatten(row), "messageId"))
     messages, _ = common.read_tree(
-        nodes, "parentMessageId", "", lambda key, parent: _read_message(nodes[key], find_image)
+        nodes, "parentMessageId", "", lambda key, parent: _read_message(nodes[key], find_file)
     )
     return common.finish(
         source=common.identity("librechat", row.get("conversationId"), *nodes),
@@ -41,10 +41,10 @@ def _flatten(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         stack.extend((child, text_at(node, "messageId")) for child in reversed(objects_at(node, "children")))
 
 
-def _read_message(node: dict[str, Any], find_image: FindImage) -> Message | None:
+def _read_message(node: dict[str, Any], find_file: FindFile) -> Message | None:
     texts: list[str] = []
     thoughts: list[str] = []
-    images: list[tuple[str, Image | None]] = []
+    images: common.Files = []
     failure = text_at(node, "text") or "The model server failed." if node.get("error") is True else ""
     for part in objects_at(node, "content"):
         match part.get("type"):
@@ -63,7 +63,7 @@ def _read_message(node: dict[str, Any], find_image: FindImage) -> Message | None
                 )
             case "image_file":
                 name = text_at(part, "image_file", "filename") or text_at(part, "image_file", "filepath")
-                images.append((name, find_image(name)))
+                images.append((name, find_file(name)))
             case _:
                 common.note_loss("unknown part")
                 texts.append(text_at(part, "text"))
@@ -73,9 +73,10 @@ def _read_message(node: dict[str, Any], find_image: FindImage) -> Message | None
         thoughts.append(old[1].strip())
     files = objects_at(node, "files")
     pictures = [text_at(one, "filename") for one in files if text_at(one, "type").startswith("image/")]
-    documents = [(text_at(one, "filename"), "") for one in files if not text_at(one, "type").startswith("image/")]
-    text, found = common.with_images(text, [*images, *((name, find_image(name)) for name in pictures)])
-    text = common.with_documents(text, documents)
+    names = [text_at(one, "filename") for one in files if not text_at(one, "type").startswith("image/")]
+    text, found = common.with_files("image", text, [*images, *((name, find_file(name)) for name in pictures)])
+    text, documents = common.with_files("document", text, [(name, find_file(name)) for name in names])
+    found += documents
     is_question = node.get("isCreatedByUser") is True
     if not (text.strip() or thoughts or found or failure):
         return None
@@ -84,7 +85,7 @@ def _read_message(node: dict[str, Any], find_image: FindImage) -> Message | None
         parent_id=None,
         role="user" if is_question else "assistant",
         content=text or ("" if not is_question else failure),
-        images=found,
+        attachments=found,
         created_at=common.time_at(node, "createdAt") or "",
     )
     if not is_question:

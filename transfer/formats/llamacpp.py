@@ -3,17 +3,17 @@
 from typing import Any, Literal
 
 from ...backends.loose import at, decode, number_at, objects_at, text_at
-from ..transcript import Conversation, Image, Message
+from ..transcript import Attachment, Conversation, Message
 from . import common
-from .common import FindImage, joined
+from .common import FindFile, joined
 
 
 def matches(row: dict[str, Any]) -> bool:
     return isinstance(row.get("conv"), dict) and isinstance(row.get("messages"), list)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
-    """Images are in the JSON itself, so `find_image` is not used."""
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
+    """Images are in the JSON itself, so `find_file` is not used."""
     ids = ("id", "parent")  # were numbers once
     nodes = dict(
         common.keyed(
@@ -70,15 +70,15 @@ def _read_message(node: dict[str, Any]) -> tuple[Message | None, bool]:
             text = joined(
                 text, common.tool_block(text_at(call, "function", "name"), at(call, "function", "arguments"), None)
             )
-    text, images = _with_extras(text, objects_at(node, "extra"))
-    if not (text.strip() or reasoning or images):
+    text, attachments = _with_extras(text, objects_at(node, "extra"))
+    if not (text.strip() or reasoning or attachments):
         return None, is_step
     message = Message(
         id=0,
         parent_id=None,
         role=role,
         content=text,
-        images=images,
+        attachments=attachments,
         created_at=common.time_at(node, "timestamp") or "",
     )
     if role == "assistant":
@@ -94,8 +94,9 @@ def _tool_calls(encoded: str) -> list[dict[str, Any]]:
         return []
 
 
-def _with_extras(text: str, extras: list[dict[str, Any]]) -> tuple[str, list[Image]]:
-    images: list[tuple[str, Image | None]] = []
+def _with_extras(text: str, extras: list[dict[str, Any]]) -> tuple[str, list[Attachment]]:
+    images: common.Files = []
+    documents: common.Files = []
     for extra in extras:
         kind, name = text_at(extra, "type").lower(), text_at(extra, "name")
         if kind.startswith("image"):
@@ -103,8 +104,11 @@ def _with_extras(text: str, extras: list[dict[str, Any]]) -> tuple[str, list[Ima
         elif kind.startswith("audio"):
             text = joined(text, common.not_imported("audio", name))
         else:
-            text = common.with_documents(text, [(name, text_at(extra, "content"))])
-    return common.with_images(text, images)
+            original = common.file_from_base64(text_at(extra, "base64Data"))  # of a PDF, beside its text
+            documents.append((name, original or common.text_file(name, text_at(extra, "content"))))
+    text, attachments = common.with_files("document", text, documents)
+    text, found = common.with_files("image", text, images)
+    return text, attachments + found
 
 
 def _add_timings(message: Message, timings: Any) -> None:

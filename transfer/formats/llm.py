@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from ...backends.loose import at, decode, objects_at, text_at
-from ...queries.types import image_type
 from ..database import Reader
-from ..transcript import Conversation, Image, Message
+from ..transcript import Attachment, Conversation, Message
 from . import common
-from .common import FindImage, joined
+from .common import FindFile, joined
 
 TABLES = ({"conversations", "responses"}, {"threads", "turns", "messages", "parts"})
 
@@ -119,8 +118,8 @@ def matches(row: dict[str, Any]) -> bool:
     return isinstance(row.get("llm"), str) and isinstance(row.get("nodes"), dict)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
-    """Images are in the database, so `find_image` is not used."""
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
+    """Images are in the database, so `find_file` is not used."""
     nodes = {text_at(key): node for key, node in row["nodes"].items()}
     prompts = [text_at(row, "system")]
     steps: set[str] = set()
@@ -149,7 +148,8 @@ def _read_message(node: Any, steps: set[str], key: str) -> Message | None:
     role: Literal["user", "assistant"] = "user" if at(node, "role") == "user" else "assistant"
     texts: list[str] = []
     thoughts: list[str] = []
-    images: list[tuple[str, Image | None]] = []
+    images: common.Files = []
+    documents: common.Files = []
     for part in objects_at(node, "parts"):
         match text_at(part, "type"):
             case "text":
@@ -165,19 +165,21 @@ def _read_message(node: Any, steps: set[str], key: str) -> Message | None:
                     common.tool_block(text_at(part, "name"), None, part.get("output") or part.get("exception"))
                 )
             case kind if kind.startswith("image/"):
-                images.append((_file_name(part), _image(part.get("content"))))
+                images.append((_file_name(part), _file(part.get("content"))))
+            case kind if kind.startswith("audio/"):
+                texts.append(common.not_imported("audio", _file_name(part)))
             case kind if kind == "attachment" or "/" in kind:
-                texts.append(
-                    common.not_imported("audio" if kind.startswith("audio/") else "document", _file_name(part))
-                )
+                documents.append((_file_name(part), _file(part.get("content"))))
             case _:
                 common.note_loss("unknown part")
                 texts.append(text_at(part, "text"))
-    text, found = common.with_images(joined(*texts), images)
+    text, found = common.with_files("document", joined(*texts), documents)
+    text, pictures = common.with_files("image", text, images)
+    found += pictures
     if not (text.strip() or any(thoughts) or found):
         return None
     message = Message(
-        id=0, parent_id=None, role=role, content=text, images=found, created_at=common.time_at(node, "time") or ""
+        id=0, parent_id=None, role=role, content=text, attachments=found, created_at=common.time_at(node, "time") or ""
     )
     if role == "assistant":
         message.reasoning = joined(*thoughts)
@@ -191,6 +193,5 @@ def _file_name(part: dict[str, Any]) -> str:
     return (text_at(part, "path") or text_at(part, "url")).replace("\\", "/").rpartition("/")[2]
 
 
-def _image(data: Any) -> Image | None:
-    kind = image_type(data[:12]) if isinstance(data, bytes) else None
-    return Image(kind, data) if kind else None
+def _file(data: Any) -> Attachment | None:
+    return Attachment(data=data) if isinstance(data, bytes) and data else None

@@ -12,9 +12,9 @@ from typing import Any
 
 from ...backends.loose import array_at, at, count_at, decode, object_at, objects_at, text_at
 from ...db import timestamp
-from ..transcript import Conversation, Image, Message, Unreadable
+from ..transcript import Attachment, Conversation, Message, Unreadable
 from . import common
-from .common import FindImage
+from .common import FindFile
 
 _FINISH_REASONS = {
     "eosFound": "stop",
@@ -29,12 +29,12 @@ def matches(row: dict[str, Any]) -> bool:
     return isinstance(row.get("messages"), list) and ("createdAt" in row or "perChatPredictionConfig" in row)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     """A message has `versions`. The next message follows the version that is selected."""
     created_at = common.time_at(row, "createdAt")
     if created_at is None:
         raise Unreadable("has no createdAt")
-    levels, active, question = _read_levels(row, find_image)
+    levels, active, question = _read_levels(row, find_file)
     for kind, is_lost in (("draft", text_at(row, "clientInput").strip()), ("note", array_at(row, "notes"))):
         if is_lost:
             common.note_loss(kind)
@@ -58,7 +58,7 @@ def _setting(value: dict[str, Any], config: str, key: str) -> Any:
     return next((field.get("value") for field in objects_at(value, config, "fields") if field.get("key") == key), None)
 
 
-def _read_levels(row: dict[str, Any], find_image: FindImage) -> tuple[list[list[Message]], int | None, str]:
+def _read_levels(row: dict[str, Any], find_file: FindFile) -> tuple[list[list[Message]], int | None, str]:
     """Return the versions of each message, the id of the last selected one, and the first question as it was typed.
 
     A `created_at` that is not known is "".
@@ -72,7 +72,7 @@ def _read_levels(row: dict[str, Any], find_image: FindImage) -> tuple[list[list[
         level: list[Message] = []
         selected: int | None = None
         for number, version in enumerate(objects_at(entry, "versions") or [entry]):
-            read = _read_message(version, find_image)
+            read = _read_message(version, find_file)
             if read is None:
                 continue
             message, typed = read
@@ -90,7 +90,7 @@ def _read_levels(row: dict[str, Any], find_image: FindImage) -> tuple[list[list[
     return levels, parent, questions[0] if questions else ""
 
 
-def _read_message(version: dict[str, Any], find_image: FindImage) -> tuple[Message, str] | None:
+def _read_message(version: dict[str, Any], find_file: FindFile) -> tuple[Message, str] | None:
     """Return a message and its text without tool calls and the names of files."""
     role = version.get("role")
     if role not in common.ROLES:
@@ -121,8 +121,8 @@ def _read_message(version: dict[str, Any], find_image: FindImage) -> tuple[Messa
             contents.append(text)
     typed, content, reasoning = ("\n\n".join(filter(str.strip, texts)) for texts in (words, contents, thoughts))
     names = [text_at(file, "fileIdentifier") for file in files]
-    content, images = _with_files(files, content, find_image)
-    if not (content or reasoning or images):
+    content, attachments = _with_files(files, content, find_file)
+    if not (content or reasoning or attachments):
         return None
     starts = [re.match(r"([0-9]{13})-", text_at(step, "stepIdentifier")) for step in steps]
     message = Message(
@@ -131,7 +131,7 @@ def _read_message(version: dict[str, Any], find_image: FindImage) -> tuple[Messa
         role=role,
         content=content,
         reasoning=reasoning if role == "assistant" else "",
-        images=images,
+        attachments=attachments,
         created_at=next((common.time_at(int(start[1])) or "" for start in starts if start), ""),
         source=common.digest(role, reasoning, typed, *names),
     )
@@ -140,6 +140,7 @@ def _read_message(version: dict[str, Any], find_image: FindImage) -> tuple[Messa
     return message, typed
 
 
+_NUMBERED = re.compile(r"\A[0-9]+ - ")  # LM Studio puts a number before the name of a file
 _NO_ID = ""  # of results of older versions, which follow their calls in order
 
 
@@ -181,12 +182,18 @@ def _result(part: dict[str, Any]) -> Any:
     return common.joined(*texts, by="\n") if all(texts) and texts else content
 
 
-def _with_files(files: list[dict[str, Any]], text: str, find_image: FindImage) -> tuple[str, list[Image]]:
-    named = [(text_at(file, "fileIdentifier"), text_at(file, "fileType") or "image") for file in files]
-    text = common.with_documents(text, [(name, "") for name, kind in named if kind != "image"])
-    return common.with_images(
-        text, [(name, find_image(name) if name else None) for name, kind in named if kind == "image"]
-    )
+def _with_files(files: list[dict[str, Any]], text: str, find_file: FindFile) -> tuple[str, list[Attachment]]:
+    """Return the files that are in user-files, and the text with the names of the others appended."""
+    named: dict[bool, common.Files] = {True: [], False: []}  # by whether they are images
+    for file in files:
+        name = text_at(file, "fileIdentifier")
+        found = find_file(name) if name else None
+        if found:
+            found.name = _NUMBERED.sub("", name)
+        named[(text_at(file, "fileType") or "image") == "image"].append((name, found))
+    text, documents = common.with_files("document", text, named[False])
+    text, images = common.with_files("image", text, named[True])
+    return text, documents + images
 
 
 def _add_facts(message: Message, version: dict[str, Any], made: list[dict[str, Any]]) -> None:

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...backends.loose import objects_at, text_at
-from ...queries.types import image_type
 from ..database import Reader
-from ..transcript import Conversation, Image, Message
+from ..transcript import Attachment, Conversation, Message
 from . import common
-from .common import FindImage, joined
+from .common import FindFile, joined
 
 TABLES = {"chats", "messages", "tool_calls", "attachments"}
 
@@ -27,8 +26,8 @@ def matches(row: dict[str, Any]) -> bool:
     return isinstance(row.get("ollama"), dict) and isinstance(row.get("messages"), list)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
-    """Images are in the database, so `find_image` is not used."""
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
+    """Images are in the database, so `find_file` is not used."""
     prompts: list[str] = []
     messages: list[Message] = []
     steps: list[Message] = []
@@ -61,15 +60,11 @@ def _read_message(node: dict[str, Any]) -> Message | None:
             text_at(call, "function_name"), call.get("function_arguments"), call.get("function_result")
         )
         text = joined(text, block)
-    images: list[tuple[str, Image | None]] = []
+    files: common.Files = []
     for file in objects_at(node, "attachments"):
-        name, data = text_at(file, "filename"), file.get("data")
-        kind = image_type(data[:12]) if isinstance(data, bytes) else None
-        if kind and isinstance(data, bytes):
-            images.append((name, Image(kind, data)))
-        else:
-            text = common.with_documents(text, [(name, _decoded(data))])
-    text, found = common.with_images(text, images)
+        data = file.get("data")
+        files.append((text_at(file, "filename"), Attachment(data=data) if isinstance(data, bytes) and data else None))
+    text, found = common.with_files("document", text, files)
     if not (text.strip() or text_at(node, "thinking") or found):
         return None
     return Message(
@@ -78,14 +73,7 @@ def _read_message(node: dict[str, Any]) -> Message | None:
         role="user" if is_question else "assistant",
         content=text,
         reasoning="" if is_question else text_at(node, "thinking"),
-        images=found,
+        attachments=found,
         created_at=common.time_at(node, "created_at") or "",
         model=None if is_question else text_at(node, "model_name") or None,
     )
-
-
-def _decoded(data: Any) -> str:
-    try:
-        return text_at(data.decode()) if isinstance(data, bytes) else ""
-    except UnicodeDecodeError:
-        return ""

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...backends.loose import at, object_at, objects_at, text_at
-from ..transcript import Conversation, Image, Message
+from ..transcript import Attachment, Conversation, Message
 from . import common
-from .common import FindImage, joined
+from .common import FindFile, joined
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TIMES = ("created_at", "create_time", "createdAt", "timestamp", "created")
@@ -24,14 +24,14 @@ def matches(row: dict[str, Any]) -> bool:
     return any(map(is_message, objects_at(row, "messages")))
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     prompts = [text_at(row, "system"), text_at(row, "system_prompt")]
     messages: list[Message] = []
     steps: list[Message] = []
     for node in objects_at(row, "messages"):
         if node.get("role") in ("system", "developer"):
-            prompts.append(_read_content(node, find_image)[0])
-        elif message := _read_message(node, find_image):
+            prompts.append(_read_content(node, find_file)[0])
+        elif message := _read_message(node, find_file):
             messages.append(message)
             if node.get("tool_calls") or node.get("role") in ("tool", "function"):
                 steps.append(message)
@@ -53,8 +53,8 @@ def _time(value: dict[str, Any]) -> str | None:
     return next(filter(None, (common.time_at(value, name) for name in _TIMES)), None)
 
 
-def _read_message(node: dict[str, Any], find_image: FindImage) -> Message | None:
-    text, thoughts, found = _read_content(node, find_image)
+def _read_message(node: dict[str, Any], find_file: FindFile) -> Message | None:
+    text, thoughts, images, documents = _read_content(node, find_file)
     role = node.get("role")
     if role in ("tool", "function"):
         text = common.tool_block(text_at(node, "name") or "result", None, text)
@@ -65,8 +65,10 @@ def _read_message(node: dict[str, Any], find_image: FindImage) -> Message | None
                 text = joined(text, common.tool_block(text_at(function, "name"), function.get("arguments"), None))
     if role not in _ROLES:
         common.note_loss("unknown part")
-    text, images = common.with_images(text, found)
-    if not (text.strip() or thoughts or images):
+    text, attachments = common.with_files("document", text, documents)
+    text, found = common.with_files("image", text, images)
+    attachments += found
+    if not (text.strip() or thoughts or attachments):
         return None
     is_question = role == "user"
     return Message(
@@ -75,17 +77,18 @@ def _read_message(node: dict[str, Any], find_image: FindImage) -> Message | None
         role="user" if is_question else "assistant",
         content=text,
         reasoning="" if is_question else thoughts,
-        images=images,
+        attachments=attachments,
         created_at=_time(node) or "",
         model=None if is_question else text_at(node, "model") or None,
     )
 
 
-def _read_content(node: dict[str, Any], find_image: FindImage) -> tuple[str, str, list[tuple[str, Image | None]]]:
-    """Return content, reasoning and images."""
+def _read_content(node: dict[str, Any], find_file: FindFile) -> tuple[str, str, common.Files, common.Files]:
+    """Return content, reasoning, images and documents."""
     texts = [text_at(node, "content")]
     thoughts = [text_at(node, "reasoning_content") or text_at(node, "reasoning") or text_at(node, "thinking")]
-    images: list[tuple[str, Image | None]] = []
+    images: common.Files = []
+    documents: common.Files = []
     for part in objects_at(node, "content"):
         match part.get("type"):
             case "text" | "input_text" | "output_text":
@@ -96,20 +99,20 @@ def _read_content(node: dict[str, Any], find_image: FindImage) -> tuple[str, str
                 thoughts.append(text_at(part, "thinking") or text_at(part, "text"))
             case "image_url" | "input_image":
                 url = text_at(part, "image_url", "url") or text_at(part, "image_url")
-                images.append(("", common.image_from_url(url) or find_image(url)))
+                images.append(("", common.image_from_url(url) or find_file(url)))
             case "image":
-                kind, data = text_at(part, "source", "media_type"), text_at(part, "source", "data")
-                file = text_at(
-                    part, "source", "file"
-                )  # when split.lift took the data out; the type is read with the data
-                image = common.image_from_url(f"data:{kind};base64,{data}")
-                images.append(("", Image("image/png", file=file) if file and not data else image))
+                images.append(("", _source(part)))
             case "input_audio":
                 texts.append(common.not_imported("audio"))
             case "file" | "input_file" | "document":
-                texts.append(
-                    common.not_imported("document", text_at(part, "file", "filename") or text_at(part, "filename"))
-                )
+                fields = object_at(part, "file") or part
+                name = text_at(fields, "filename") or text_at(fields, "title")
+                encoded = text_at(fields, "file_data")
+                data = encoded.partition(";base64,")[2] if encoded.startswith("data:") else encoded
+                if document := common.file_from_base64(data) or _source(part):
+                    documents.append((name, document))
+                else:
+                    texts.append(common.not_imported("document", name))
             case "tool_use":
                 texts.append(common.tool_block(text_at(part, "name"), part.get("input"), None))
             case "tool_result":
@@ -122,4 +125,10 @@ def _read_content(node: dict[str, Any], find_image: FindImage) -> tuple[str, str
     if node.get("role") == "assistant" and not any(thoughts):
         text, thought = common.split_thinking(text)
         thoughts.append(thought)
-    return text, joined(*thoughts), images
+    return text, joined(*thoughts), images, documents
+
+
+def _source(part: dict[str, Any]) -> Attachment | None:
+    """Return the file in a part as Anthropic's API has it. split.lift may have taken its data out."""
+    file, data = text_at(part, "source", "file"), text_at(part, "source", "data")
+    return Attachment(file=file) if file and not data else common.file_from_base64(data)

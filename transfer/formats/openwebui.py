@@ -6,9 +6,9 @@ from typing import Any
 
 from ...backends.loose import array_at, object_at, objects_at, text_at
 from ...queries.types import NAME_CHARACTERS, PROMPT_CHARACTERS, folder_name
-from ..transcript import Conversation, Image, Message, SavedPrompt, Unreadable
+from ..transcript import Attachment, Conversation, Message, SavedPrompt, Unreadable
 from . import common
-from .common import FindImage
+from .common import FindFile
 
 
 def matches(row: dict[str, Any]) -> bool:
@@ -20,7 +20,7 @@ def _is_prompt(row: dict[str, Any]) -> bool:
     return isinstance(row.get("command"), str) and isinstance(row.get("content"), str)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation | SavedPrompt:
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation | SavedPrompt:
     if _is_prompt(row):
         return _parse_prompt(row)
     chat = object_at(row, "chat") or row
@@ -32,7 +32,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation | SavedPro
     def read(key: str, parent: str | None) -> Message | None:
         if nodes[key].get("role") == "system":
             prompts.append(text_at(nodes[key], "content"))
-        return _read_message(nodes[key], find_image)
+        return _read_message(nodes[key], find_file)
 
     messages, nearest = common.read_tree(nodes, "parentId", "childrenIds", read)
     return common.finish(
@@ -81,7 +81,7 @@ def _note_organization(row: dict[str, Any], chat: dict[str, Any]) -> None:
         common.note_loss("tag", tag)
 
 
-def _read_message(node: dict[str, Any], find_image: FindImage) -> Message | None:
+def _read_message(node: dict[str, Any], find_file: FindFile) -> Message | None:
     role = node.get("role")
     if role not in common.ROLES:
         if role != "system":
@@ -95,16 +95,16 @@ def _read_message(node: dict[str, Any], find_image: FindImage) -> Message | None
         content = common.joined(content, text_at(node, "merged", "content"))
         for _ in objects_at(node, "sources"):
             common.note_loss("citation")
-    content, images = _with_files(node, parts, content, find_image)
+    content, attachments = _with_files(node, parts, content, find_file)
     failure = node.get("error")
-    if not (content.strip() or reasoning or images or failure):
+    if not (content.strip() or reasoning or attachments or failure):
         return None
     message = Message(
         id=0,
         parent_id=None,
         role=role,
         content=content,
-        images=images,
+        attachments=attachments,
         created_at=common.time_at(node, "timestamp") or "",
     )
     if role == "user":
@@ -154,11 +154,11 @@ def _with_list(node: dict[str, Any], content: str, reasoning: str) -> tuple[str,
 
 
 def _with_files(
-    node: dict[str, Any], parts: list[dict[str, Any]], text: str, find_image: FindImage
-) -> tuple[str, list[Image]]:
-    """Return the images, and the text with the documents and the names of what is missing."""
-    images: list[tuple[str, Image | None]] = []
-    documents: list[tuple[str, str]] = []
+    node: dict[str, Any], parts: list[dict[str, Any]], text: str, find_file: FindFile
+) -> tuple[str, list[Attachment]]:
+    """Return the files, and the text with the names of what is missing. A document has its text in the message, if not its file in the zip."""
+    images: common.Files = []
+    documents: common.Files = []
     urls = [url for part in parts if (url := text_at(part, "image_url", "url"))]
     for file in [*({"type": "image", "url": url} for url in urls), *objects_at(node, "files")]:
         url, inner = text_at(file, "url"), object_at(file, "file")
@@ -168,12 +168,21 @@ def _with_files(
         image = common.image_from_url(url)
         if image or file.get("type") == "image" or text_at(file, "content_type").startswith("image/"):
             reference = name or ("" if url.startswith("data:") else url)
-            images.append((reference, image or (find_image(reference) if reference else None)))
-        else:
-            documents.append(
-                (name or text_at(file, "id"), text_at(inner, "data", "content") or text_at(file, "content"))
+            images.append(
+                (reference, image or _find(file, name, find_file) or (find_file(reference) if reference else None))
             )
-    return common.with_images(common.with_documents(text, documents), images)
+        else:
+            name, content = name or text_at(file, "id"), text_at(inner, "data", "content") or text_at(file, "content")
+            documents.append((name, _find(file, name, find_file) or common.text_file(name, content)))
+    text, attachments = common.with_files("document", text, documents)
+    text, found_images = common.with_files("image", text, images)
+    return text, attachments + found_images
+
+
+def _find(file: dict[str, Any], name: str, find_file: FindFile) -> Attachment | None:
+    """Find a file among the uploads of Open WebUI, each of which is stored as its id, "_" and its name."""
+    key = text_at(file, "file", "id") or text_at(file, "id")
+    return find_file(f"{key}_{name}") if key and name else None
 
 
 _DETAILS = re.compile('<details type="(reasoning|tool_calls|code_interpreter)"')

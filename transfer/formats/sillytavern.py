@@ -8,9 +8,9 @@ from typing import Any
 from ...backends.loose import array_at, object_at, objects_at, text_at
 from ...db import timestamp
 from ...queries.types import TITLE_CHARACTERS
-from ..transcript import Conversation, Image, Message
+from ..transcript import Attachment, Conversation, Message
 from . import common
-from .common import FindImage
+from .common import FindFile
 
 _DATES = (  # the forms of older versions, in the local time of their computer
     "%B %d, %Y %I:%M%p",
@@ -33,7 +33,7 @@ def matches(row: dict[str, Any]) -> bool:
     return isinstance(row.get("header"), dict) and isinstance(row.get("lines"), list)
 
 
-def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
+def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     lines = objects_at(row, "lines")
     names = list(dict.fromkeys(text_at(line, "name") for line in lines if line.get("is_user") is not True))
     messages: list[Message] = []
@@ -42,7 +42,7 @@ def parse(row: dict[str, Any], find_image: FindImage) -> Conversation:
     for line in lines:
         selected, shown = line.get("swipe_id"), parent
         for number, version in enumerate(_versions(line)):
-            if message := _read_version(line, version, len(names) > 1, find_image):
+            if message := _read_version(line, version, len(names) > 1, find_file):
                 message.id, message.parent_id = len(messages) + 1, parent
                 message.source = common.source_of(message, repeats)
                 messages.append(message)
@@ -71,7 +71,7 @@ def _versions(line: dict[str, Any]) -> list[dict[str, Any]]:
     return versions
 
 
-def _read_version(line: dict[str, Any], version: dict[str, Any], named: bool, find_image: FindImage) -> Message | None:
+def _read_version(line: dict[str, Any], version: dict[str, Any], named: bool, find_file: FindFile) -> Message | None:
     extra, is_question = object_at(version, "extra"), line.get("is_user") is True
     text, reasoning = text_at(version, "mes"), text_at(extra, "reasoning")
     if not (is_question or reasoning):
@@ -80,10 +80,17 @@ def _read_version(line: dict[str, Any], version: dict[str, Any], named: bool, fi
         text = f"**{common.line_at(line, 'name')}:** {text}"  # a group: several characters answer
     pictures = [text_at(extra, "image"), *(text_at(url) for url in array_at(extra, "image_swipes"))]
     pictures += [text_at(one, "url") for one in objects_at(extra, "media")]
-    text, images = common.with_images(text, list(_find(pictures, find_image)))
-    files = [object_at(extra, "file"), *objects_at(extra, "files")]
-    text = common.with_documents(text, [(text_at(one, "name"), text_at(one, "text")) for one in files if one])
-    if not (text.strip() or reasoning or images):
+    text, attachments = common.with_files("image", text, list(_find(pictures, find_file)))
+    files = [
+        (text_at(one, "name"), text_at(one, "text"))
+        for one in (object_at(extra, "file"), *objects_at(extra, "files"))
+        if one
+    ]
+    text, documents = common.with_files(
+        "document", text, [(name, common.text_file(name, content)) for name, content in files]
+    )
+    attachments += documents
+    if not (text.strip() or reasoning or attachments):
         return None
     return Message(
         id=0,
@@ -91,7 +98,7 @@ def _read_version(line: dict[str, Any], version: dict[str, Any], named: bool, fi
         role="user" if is_question else "assistant",
         content=text,
         reasoning="" if is_question else reasoning,
-        images=images,
+        attachments=attachments,
         created_at=_time(version, "send_date") or "",
         model=None if is_question else text_at(extra, "model") or None,
         stats=common.known(
@@ -100,10 +107,10 @@ def _read_version(line: dict[str, Any], version: dict[str, Any], named: bool, fi
     )
 
 
-def _find(names: list[str], find_image: FindImage) -> Iterator[tuple[str, Image | None]]:
+def _find(names: list[str], find_file: FindFile) -> Iterator[tuple[str, Attachment | None]]:
     for name in dict.fromkeys(filter(None, names)):
         image = common.image_from_url(name)
-        yield ("", image) if name.startswith("data:") else (name.rpartition("/")[2], find_image(name))
+        yield ("", image) if name.startswith("data:") else (name.rpartition("/")[2], find_file(name))
 
 
 def _time(value: dict[str, Any], field: str) -> str | None:
