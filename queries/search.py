@@ -4,17 +4,20 @@ Chinese, Japanese and Korean are indexed in overlapping pairs of characters: the
 tokenizer finds nothing for two characters.
 """
 
-import json
 import re
 import sqlite3
 import unicodedata
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
+
+from .types import Unit
 
 MARK, UNMARK = "\ue000", "\ue001"  # around each match in a snippet; private-use characters need no escaping
 
 MAX_TERMS = 16  # further ones are ignored
 MAX_CANDIDATES = 500  # of more matches, those with the highest ids are sorted by time
+MAX_PAGES = 5_000  # of documents that match; of more, those with the highest ids count
+MAX_FOUND_PAGES = 200  # of a search in one document
 SNIPPET_CHARACTERS = 160
 # Characters in which snippets look for matches: of one text, of all texts of a search, and of each text after those are used up.
 TEXT_SCAN, SEARCH_SCAN, SHORT_SCAN = 50_000, 200_000, 4 * SNIPPET_CHARACTERS
@@ -33,7 +36,7 @@ _TERM = re.compile(r'"([^"]*)"?|([^\s"]+)')
 
 
 class Hit(Struct):
-    """A message, or a title (`message_id` and `role` are None)."""
+    """A message, a title (`message_id` and `role` are None), or the first page that matches of a document that a message has."""
 
     conversation_id: int
     message_id: int | None
@@ -41,6 +44,17 @@ class Hit(Struct):
     role: str | None
     snippet: str
     created_at: str
+    attachment_id: int | UnsetType = UNSET
+    name: str | UnsetType = UNSET  # of the document
+    unit: Unit | UnsetType = UNSET
+    page: int | UnsetType = UNSET
+
+
+class FoundPage(Struct):
+    """A page of a document that matches."""
+
+    number: int
+    snippet: str
 
 
 _TITLES = """
@@ -48,22 +62,42 @@ SELECT c.id AS conversation_id, NULL AS message_id, c.title, NULL AS role, c.tit
 FROM title_words w CROSS JOIN conversations c ON c.id = w.rowid
 WHERE w.title_words MATCH :match AND c.deleted_at IS NULL AND c.hidden = 0 AND c.temporary = 0 ORDER BY w.rowid DESC LIMIT :candidates
 """
-_MESSAGES = f"""
+_MESSAGE = f"""
 SELECT c.id AS conversation_id, m.id AS message_id, c.title, m.role, substr(m.content, 1, {TEXT_SCAN}) AS snippet, m.created_at
-FROM json_each(?) j CROSS JOIN messages m ON m.id = j.value CROSS JOIN conversations c ON c.id = m.conversation_id ORDER BY j.key
+FROM messages m CROSS JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?
 """
-_MESSAGE_IDS = """
-SELECT id FROM (
-    SELECT m.id, m.created_at FROM message_words w
-    CROSS JOIN messages m ON m.id = w.rowid CROSS JOIN conversations c ON c.id = m.conversation_id
-    WHERE w.message_words MATCH :match AND c.deleted_at IS NULL AND c.hidden = 0 AND c.temporary = 0
-    ORDER BY w.rowid DESC LIMIT :candidates
-) ORDER BY created_at DESC, id DESC LIMIT :limit
+_PAGE = f"""
+SELECT c.id AS conversation_id, m.id AS message_id, c.title, m.role, substr(p.text, 1, {TEXT_SCAN}) AS snippet, m.created_at,
+    a.id AS attachment_id, l.name, a.unit, p.number AS page
+FROM messages m CROSS JOIN conversations c ON c.id = m.conversation_id
+CROSS JOIN message_attachments l ON l.message_id = m.id CROSS JOIN attachments a ON a.id = l.attachment_id
+CROSS JOIN attachment_pages p ON p.attachment_id = a.id WHERE m.id = ? AND a.id = ? AND p.number = ? LIMIT 1
+"""
+# Of the matching messages, and of those that have a document with a matching page: id, attachment_id, page and created_at.
+_VISIBLE = "c.deleted_at IS NULL AND c.hidden = 0 AND c.temporary = 0"
+_MATCHES = f"""
+SELECT id, attachment_id, page FROM (
+    SELECT id, created_at, NULL AS attachment_id, NULL AS page FROM (
+        SELECT m.id, m.created_at FROM message_words w
+        CROSS JOIN messages m ON m.id = w.rowid CROSS JOIN conversations c ON c.id = m.conversation_id
+        WHERE w.message_words MATCH :match AND {_VISIBLE} ORDER BY w.rowid DESC LIMIT :candidates)
+    UNION ALL
+    SELECT id, created_at, attachment_id, page FROM (
+        SELECT m.id, m.created_at, d.attachment_id, d.page FROM (
+            SELECT p.attachment_id, min(p.number) AS page FROM (
+                SELECT rowid FROM page_words WHERE page_words MATCH :match ORDER BY rowid DESC LIMIT {MAX_PAGES}) w
+            CROSS JOIN attachment_pages p ON p.id = w.rowid GROUP BY p.attachment_id) d
+        CROSS JOIN message_attachments l ON l.attachment_id = d.attachment_id
+        CROSS JOIN messages m ON m.id = l.message_id CROSS JOIN conversations c ON c.id = m.conversation_id
+        WHERE {_VISIBLE} ORDER BY m.id DESC LIMIT :candidates)
+) ORDER BY created_at DESC, id DESC, attachment_id LIMIT :limit
 """
 
 
 def find(conn: sqlite3.Connection, user_id: int, query: str, limit: int, offset: int = 0) -> list[Hit]:
-    """Return titles, then messages, that contain every term of the query, newest first. A term is the beginning of a word.
+    """Return titles, then messages and documents of messages, that contain every term of the query, newest first.
+
+    A term is the beginning of a word. All terms must be on one page of a document.
 
     Messages with the terms as whole words come first, and the others are only looked up if there are too few: FTS5 reads all postings
     of a prefix before the first match, 0.6 s for "t" among a million messages. An index of prefixes is no replacement
@@ -72,20 +106,20 @@ def find(conn: sqlite3.Connection, user_id: int, query: str, limit: int, offset:
     asked = terms(query)
     if not asked:
         return []
-    whole, prefixes = (
-        f'owner : "u{user_id}" AND text : ({" AND ".join(term if phrase else term + mark for term, phrase in asked)})'
-        for mark in ("", "*")
-    )
+    whole, prefixes = (f'owner : "u{user_id}" AND text : ({_all_of(asked, mark)})' for mark in ("", "*"))
     titles = conn.execute(_TITLES, {"match": prefixes, "candidates": MAX_CANDIDATES})
     found = sorted((Hit(**row) for row in titles), key=lambda hit: hit.created_at, reverse=True)
     hits, skipped, end = found[offset : offset + limit], len(found), offset + limit
-    ids: dict[int, None] = {}
+    places: dict[tuple[int, int | None], int | None] = {}  # the first page that matches, by message and document
     for match in dict.fromkeys((whole, prefixes)):
-        if skipped + len(ids) < end:
+        if skipped + len(places) < end:
             values = {"match": match, "candidates": MAX_CANDIDATES, "limit": end - skipped}
-            ids |= dict.fromkeys(row["id"] for row in conn.execute(_MESSAGE_IDS, values))
-    chosen = list(ids)[max(0, offset - skipped) : max(0, end - skipped)]
-    hits += [Hit(**row) for row in conn.execute(_MESSAGES, (json.dumps(chosen),))]
+            for row in conn.execute(_MATCHES, values):
+                places.setdefault((row["id"], row["attachment_id"]), row["page"])
+    chosen = list(places.items())[max(0, offset - skipped) : max(0, end - skipped)]
+    for (message_id, attachment_id), page in chosen:
+        select, of = (_MESSAGE, (message_id,)) if page is None else (_PAGE, (message_id, attachment_id, page))
+        hits += [Hit(**row) for row in conn.execute(select, of)]
     _add_snippets(hits, query)
     return hits
 
@@ -96,7 +130,28 @@ def _add_snippets(hits: list[Hit], query: str) -> None:
     for hit in hits:
         text = hit.snippet[: max(SHORT_SCAN, left)]
         left -= len(text)
-        hit.snippet = snippet(text if hit.message_id is None else plain(text), marked)
+        is_markdown = hit.message_id is not None and hit.attachment_id is UNSET
+        hit.snippet = snippet(plain(text) if is_markdown else text, marked)
+
+
+def find_pages(conn: sqlite3.Connection, attachment_id: int, query: str) -> list[FoundPage]:
+    """Return the first MAX_FOUND_PAGES pages of a document that contain every term of the query. The caller has checked its owner."""
+    asked = terms(query)
+    if not asked:
+        return []
+    match = f'owner : "a{attachment_id}" AND text : ({_all_of(asked, "*")})'
+    rows = conn.execute(
+        f"SELECT p.number, substr(p.text, 1, {TEXT_SCAN}) AS text FROM page_words w CROSS JOIN attachment_pages p ON p.id = w.rowid"
+        " WHERE w.page_words MATCH ? AND p.attachment_id = ? ORDER BY p.number LIMIT ?",
+        (match, attachment_id, MAX_FOUND_PAGES),
+    )
+    marked = patterns(query)
+    return [FoundPage(row["number"], snippet(row["text"], marked)) for row in rows]
+
+
+def _all_of(asked: list[tuple[str, bool]], mark: str) -> str:
+    """Return an FTS5 query for all terms. `mark` follows each that is not a phrase: "*" for a prefix."""
+    return " AND ".join(term if phrase else term + mark for term, phrase in asked)
 
 
 def index_message(conn: sqlite3.Connection, user_id: int, message_id: int, content: str) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 from fireside import db
 from fireside.db import Connection
-from fireside.queries import conversations, messages, search
+from fireside.queries import attachments, conversations, messages, search
 from fireside.queries.search import MARK, SNIPPET_CHARACTERS, UNMARK
 from fireside.transfer import archive
 from fireside.web.handlers import conversations as handlers
@@ -57,6 +57,7 @@ def add(conn: Connection, conversation_id: int, content: str, at: str) -> None:
         "edited": False,
         "copied": False,
         "tools": None,
+        "citations": None,
         "role": "user",
         "content": content,
         "reasoning": "",
@@ -64,6 +65,21 @@ def add(conn: Connection, conversation_id: int, content: str, at: str) -> None:
         "created_at": at,
     }
     archive.add_message(conn, 1, conversation_id, dict.fromkeys(names) | fields)
+
+
+def document(conn: Connection, name: str, pages: list[str], user_id: int = 1) -> int:
+    """Upload a document and read it."""
+    attachment = attachments.upload(conn, user_id, f"{name} {pages}".encode(), name, "application/pdf")
+    attachments.set_opened(conn, attachment.id, "application/pdf", "page", len(pages), None)
+    attachments.add_pages(conn, attachment.id, 1, pages)
+    attachments.set_read(conn, attachment.id, "ready", None)
+    return attachment.id
+
+
+def send(conn: Connection, *documents: int, content: str = "", user_id: int = 1) -> int:
+    """Add a conversation whose only message has these documents."""
+    conversation_id = conversations.add_conversation(conn, user_id, {"title": "t"}).id
+    return messages.add_message(conn, user_id, conversation_id, content, attachment_ids=documents)
 
 
 def found(conn: Connection, query: str, user_id: int = 1) -> set[int]:
@@ -106,6 +122,10 @@ def test_query_finds_text(conn: Connection, text: str, query: str) -> None:
     message_id = say(conn, text)
     say(conn, "something else altogether")
     assert found(conn, query) == {message_id}
+    written = document(conn, "a.pdf", ["something else", text])
+    with_document = send(conn, written)
+    assert found(conn, query) == {message_id, with_document}
+    assert [page.number for page in search.find_pages(conn, written, query)] == [2]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +146,49 @@ def test_query_finds_text(conn: Connection, text: str, query: str) -> None:
 )
 def test_query_does_not_find_text(conn: Connection, text: str, query: str) -> None:
     say(conn, text)
+    written = document(conn, "a.pdf", [text, *text.split()])
+    send(conn, written)
     assert search.find(conn, 1, query, 50) == []
+    assert search.find_pages(conn, written, query) == []
+
+
+def test_documents_are_found_in_every_message_that_has_them_newest_first(conn: Connection) -> None:
+    report = document(conn, "report.pdf", ["Contents", "The keel is oak.", "A keel, a mast", "Keel " * 20_000])
+    other = document(conn, "other.pdf", ["keelson", "no"])
+    first = send(conn, report, other, content="An old keel")
+    conversation_id = conn.execute("SELECT conversation_id FROM messages WHERE id = ?", (first,)).fetchone()[0]
+    version = messages.add_message(conn, 1, conversation_id, "Again", None, attachment_ids=[report])
+    newest = send(conn, report)
+    conn.execute("UPDATE message_attachments SET name = 'draft.pdf' WHERE message_id = ?", (newest,))
+
+    hits = search.find(conn, 1, "keel", 50)
+    places = [(hit.message_id, hit.attachment_id or None, hit.name or None, hit.page or None) for hit in hits]
+    assert places == [
+        (newest, report, "draft.pdf", 2),
+        (version, report, "report.pdf", 2),
+        (first, None, None, None),
+        (first, report, "report.pdf", 2),
+        (first, other, "other.pdf", 1),  # only the beginning of a word, so it comes after the others
+    ]
+    assert (hits[0].unit, hits[0].role, hits[0].snippet) == ("page", "user", f"The {MARK}keel{UNMARK} is oak.")
+    for limit in (1, 2, 3):
+        parts = [hit for offset in range(0, 6, limit) for hit in search.find(conn, 1, "keel", limit, offset)]
+        assert parts == hits, "the pages of a search join"
+    assert [page.number for page in search.find_pages(conn, report, "KEEL")] == [2, 3, 4]
+    assert search.find_pages(conn, report, "keel mast")[0].snippet == f"A {MARK}keel{UNMARK}, a {MARK}mast{UNMARK}"
+    assert search.find_pages(conn, report, "oak mast") == [], "the words must be on one page"
+
+
+def test_documents_of_others_in_the_bin_and_not_sent_are_not_found(conn: Connection) -> None:
+    secret, unsent, binned = (document(conn, f"{name}.pdf", ["keel"]) for name in ("secret", "unsent", "binned"))
+    kept = document(conn, "secret.pdf", ["keel"], user_id=2)
+    mine, theirs, deleted = send(conn, secret), send(conn, kept, user_id=2), send(conn, binned)
+    conversation_id = conn.execute("SELECT conversation_id FROM messages WHERE id = ?", (deleted,)).fetchone()[0]
+    conversations.delete_conversation(conn, 1, conversation_id)
+    assert (found(conn, "keel"), found(conn, "keel", user_id=2)) == ({mine}, {theirs})
+    assert found(conn, "unsent") == set() and search.find_pages(conn, unsent, "keel") != []
+    conversations.hide_conversation(conn, 1, conversation_id)
+    assert found(conn, "keel") == {mine}
 
 
 @examples(max_examples=120)
