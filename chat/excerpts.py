@@ -7,6 +7,7 @@ begin with the same bytes, and only a new answer to it chooses again.
 
 import asyncio
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from msgspec import Struct
@@ -19,7 +20,7 @@ from ..queries.documents import Excerpt, SentPages
 from ..queries.generations import Prompt
 from . import prompt as prompts
 
-RANKED_PAGES = 400  # that are read and ranked. The index finds them among more, by the beginnings of words
+RANKED_PAGES = 200  # that are read and ranked. The index finds them among more, by the beginnings of words
 UNKNOWN_ROOM_TOKENS = 24_576  # for documents when the context of the model is not known
 PAGE_TOKENS = 6  # of a page's mark
 
@@ -214,5 +215,5 @@ def _few(conn: Connection, prompt: Prompt, documents: list[Candidates]) -> list[
     pages = [Page(ids.index(attachment_id), number) for attachment_id, number in matching]
     certain = [Page(document, 1) for document, one in enumerate(documents) if one.pages]
     kept = _sent(prompt, _place(prompt), len(prompt.turns))
-    spread = [] if pages else [*dict.fromkeys(choice.spread(documents))][:RANKED_PAGES]
+    spread = [] if pages else [*islice(choice.spread(documents), RANKED_PAGES)]
     return [*dict.fromkeys([*choice.named(question, documents), *certain, *kept, *pages, *spread])]

@@ -21,6 +21,7 @@ LATIN_CHARACTERS_PER_TOKEN = 3.5  # other characters count as one token each
 LATIN = re.compile("[\0-\u024f]+")
 TURN_TOKENS = 8  # that a chat template adds to a message
 IMAGE_TOKENS = 800
+TAG = re.compile(r"<(?=/?document\b)")  # of the frame around a document's pages
 FILL_RATIO = 0.7  # of the room that is used after omitting, so that the next few turns fit too
 PAGES_RATIO = 0.5  # of the room, for chosen pages: the rest is for the conversation
 MIN_PAGES_TOKENS, MAX_PAGES_TOKENS = 2048, 16_384  # of chosen pages; more take long to read on a slow computer
@@ -57,11 +58,11 @@ def text(prompt: Prompt, turn: Turn) -> str:
 
 
 def excerpt_text(document: Document, excerpt: Excerpt) -> str:
-    """Return the pages of a document as they stand in a question. The text cannot end its own frame."""
+    """Return the pages of a document as they stand in a question. The text can neither end its frame nor begin another document's."""
     name = " ".join(document.name.split()).replace('"', "'").replace("<", "(").replace(">", ")")
     numbers = choice.written(excerpt.ranges) or "none"
     pages = "".join(f"\n[{document.unit} {number}]\n{page}" for number, page in excerpt.texts.items())
-    pages = pages.replace("</document", "< /document")
+    pages = TAG.sub("< ", pages)
     return f'<document name="{name}" {document.unit}s="{numbers} of {document.pages}">{pages}\n</document>'
 
 
