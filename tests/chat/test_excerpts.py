@@ -193,7 +193,8 @@ async def test_choice_stays_for_later_turns_and_receipts(ann: Person, running: R
     before = contents(upstream)[0]
     upstream.enqueue(uncounted(" And more."))
     good(await ann.post("/chat/continue", json={"conversation_id": conversation_id, **SMALL}))
-    bodies[(await ann.answer(conversation_id))[0].data["message_id"]] = last_body(upstream)
+    events = await ann.answer(conversation_id)
+    bodies[events[0].data["message_id"]] = last_body(upstream)
     assert contents(upstream)[:2] == [before, "Much."], "a continued answer keeps the pages of its question"
     await ann.say(conversation_id, "And why?")
     assert await ask(**SMALL) == few and contents(upstream)[0] == before
