@@ -98,7 +98,8 @@ class Forecast(Struct):
 
 def forecast(prompt: Prompt, context_length: int | None, max_tokens: int | None, question_tokens: float) -> Forecast:
     """Estimate what would be sent with one more question of this size."""
-    asked = Prompt(prompt.system_prompt, [*prompt.turns, Turn("user", "", [], 0, None, 0, None)])
+    turns = [*prompt.turns, Turn("user", "", [], 0, None, 0, None)]
+    asked = Prompt(prompt.system_prompt, turns, prompt.documents)
     scale, system, rest = count_tokens(asked)
     omitted = omitted_before(prompt, context_length)
     answer = answer_tokens(context_length, max_tokens) if context_length else 0

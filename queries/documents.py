@@ -41,13 +41,13 @@ class SentPages(Struct, array_like=True):
 
 
 def list_documents(conn: Connection, message_ids: Sequence[int]) -> list[tuple[int, Document]]:
-    """Return the documents of these messages, each with the first message that has it, in order."""
+    """Return the documents of these messages that have been read, each with the first message that has it, in order."""
     rows = conn.execute(
         "SELECT j.value AS message_id, a.id, l.name, coalesce(a.unit, 'page') AS unit,"
         " (SELECT coalesce(max(number), 0) FROM attachment_pages WHERE attachment_id = a.id) AS pages,"
         " (a.characters + 3 * ((a.text_bytes - a.characters) / 2)) / 4 AS tokens"
         " FROM json_each(?) j JOIN message_attachments l ON l.message_id = j.value JOIN attachments a ON a.id = l.attachment_id"
-        f" WHERE NOT a.{IS_IMAGE} ORDER BY j.key, l.position",
+        f" WHERE NOT a.{IS_IMAGE} AND a.status IN ('ready', 'no_text') ORDER BY j.key, l.position",
         (json.dumps(message_ids),),
     )
     found: dict[int, tuple[int, Document]] = {}
