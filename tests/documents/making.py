@@ -3,7 +3,7 @@
 import hashlib
 import io
 import zipfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -156,7 +156,7 @@ def pdf(*pages: str, password: str = "", kids: str = "") -> bytes:
         _owner = _rc4(hashlib.md5(padded).digest()[:5], padded)
         key = hashlib.md5(padded + _owner + (-4 & 0xFFFFFFFF).to_bytes(4, "little") + identifier).digest()[:5]
     numbers = [4 + 2 * n for n in range(len(pages))]
-    listed = kids or " ".join(f"{number} 0 R" for number in numbers)
+    listed = kids or numbered(numbers)
     objects: dict[int, bytes] = {
         1: b"<< /Type /Catalog /Pages 2 0 R >>",
         2: f"<< /Type /Pages /Kids [{listed}] /Count {len(pages)} >>".encode(),
@@ -180,7 +180,16 @@ def pdf(*pages: str, password: str = "", kids: str = "") -> bytes:
             user.hex().encode(),
         )
         trailer = b" /Encrypt %d 0 R /ID [<%s> <%s>]" % (number, identifier.hex().encode(), identifier.hex().encode())
+    return pdf_file(objects, trailer)
+
+
+def pdf_file(objects: dict[int, bytes], trailer: bytes = b"") -> bytes:
     return b"".join(_file(objects, trailer))
+
+
+def numbered(numbers: Iterable[int]) -> str:
+    """Return references to these objects."""
+    return " ".join(f"{number} 0 R" for number in numbers)
 
 
 def _file(objects: dict[int, bytes], trailer: bytes) -> Iterator[bytes]:

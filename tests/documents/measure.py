@@ -1,8 +1,9 @@
 """How much of a known text was read: the measure of all comparisons.
 
-A word is a run of letters and digits, without regard to capitals and to forms of a character (NFKC, casefold); a word that is divided at
-the end of a line counts as one. `in_order` is the length of the longest common subsequence of the words of both texts. The share of the
-words in order is that length divided by the number of words of the known text.
+A word is a run of letters and digits, without regard to capitals, to forms of a character (NFKC, casefold), to combining marks and to
+invisible characters, such as those for the direction of writing. A word that is divided at the end of a line counts as one. The words in
+order are the longest common subsequence of the words of both texts; their share is its length divided by the number of words of the
+known text.
 """
 
 import re
@@ -10,10 +11,12 @@ import unicodedata
 
 _DIVIDED = re.compile(r"(?<=\w)[-\u00ad\u2010]\s*\n\s*(?=\w)")
 _WORD = re.compile(r"\w+")
+_IGNORED = {code: None for code in range(0x20000) if unicodedata.category(chr(code)) in ("Mn", "Cf")}
 
 
 def words(text: str) -> list[str]:
-    return _WORD.findall(_DIVIDED.sub("", unicodedata.normalize("NFKC", text)).casefold())
+    text = unicodedata.normalize("NFKC", _DIVIDED.sub("", text))
+    return _WORD.findall(text.translate(_IGNORED).casefold())
 
 
 def in_order(known: list[str], found: list[str]) -> int:
