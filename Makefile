@@ -20,7 +20,7 @@ LOCKED := --require-hashes --only-binary :all: # installing a wheel runs none of
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock'
 
-.PHONY: help run test long faults trust soak bench screenshots check fix lock sbom audit release clean chromium firefox webkit
+.PHONY: help run test long faults trust soak bench screenshots check fix lock sbom audit release clean chromium firefox webkit converters
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -33,10 +33,11 @@ test:
 	@$(MAKE) --no-print-directory --jobs=2 .venv/test chromium # side by side
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long' $(ARGS)
 
-long: .venv/dev chromium firefox webkit
+long: .venv/dev chromium firefox webkit converters
 	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile tests/system/test_kill.py tests/system/faults tests/system/test_trust.py tests/system/test_bench.py tests/cli/test_salvage.py \
 		tests/system/test_dependencies.py tests/system/test_firefox.py tests/system/test_browsers.py tests/web/test_lexers.py \
-		tests/system/test_model_servers.py tests/system/test_clients.py tests/web/test_recorder.py tests/chat/test_receipt.py
+		tests/system/test_model_servers.py tests/system/test_clients.py tests/web/test_recorder.py tests/chat/test_receipt.py \
+		tests/documents/test_known_text.py
 
 trust: .venv/dev chromium
 	$(BIN)/python -m tests.trust $(ARGS)
@@ -61,7 +62,7 @@ check: .venv/dev
 fix: .venv/dev
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-chromium firefox webkit:
+chromium firefox webkit converters:
 	tests/$@
 
 clean:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from . import landlock
 
+PRIORITY = 10  # of a sealed child: a nice value, of which 19 is the lowest priority
 MEMORY_CHECK_INTERVAL_SECONDS = 0.05
 
 if sys.platform == "win32":
@@ -28,6 +29,7 @@ if sys.platform == "win32":
     # learn.microsoft.com/windows/win32/procthread/job-objects
     _KILL_ON_JOB_CLOSE, _PROCESS_MEMORY, _ACTIVE_PROCESSES = 0x2000, 0x100, 0x8
     _EXTENDED_LIMITS, _SET_QUOTA_AND_TERMINATE = 9, 0x101
+    _BELOW_NORMAL_PRIORITY = 0x4000
 
     class _BasicLimits(ctypes.Structure):
         _fields_ = (
@@ -73,6 +75,12 @@ if sys.platform == "win32":
     def limit_memory(memory: int) -> None:
         """Do nothing: `attach` sets the limit."""
 
+    def lower_priority() -> None:
+        """Let other processes run first, such as the service with its streams."""
+        kernel = ctypes.WinDLL("kernel32")
+        kernel.GetCurrentProcess.restype = wintypes.HANDLE
+        kernel.SetPriorityClass(wintypes.HANDLE(kernel.GetCurrentProcess()), _BELOW_NORMAL_PRIORITY)
+
     def forbid_files() -> None:
         """Do nothing: Windows has no limit that forbids a process to open files and sockets."""
 
@@ -96,6 +104,10 @@ else:
             threading.Thread(target=_watch_memory, args=(memory,), daemon=True).start()
         else:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+    def lower_priority() -> None:
+        """Let other processes run first, such as the service with its streams."""
+        os.nice(PRIORITY)
 
     def forbid_files() -> None:
         """Forbid this process to open files and sockets. What is open stays open, but no file can grow.

@@ -24,6 +24,7 @@ def main(memory: int, sealed: bool, preload: list[str]) -> None:
     for module in preload:
         importlib.import_module(module)
     if sealed:
+        limits.lower_priority()
         limits.forbid_files()
     requests: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()

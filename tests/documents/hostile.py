@@ -1,3 +1,4 @@
+# mypy: disable-error-code="misc"
 """Hostile files: bombs, cycles, deep nesting, truncated and damaged files, random bytes and files of other types."""
 
 import io
@@ -99,7 +100,7 @@ def _random() -> Made:
             yield (
                 f"random {size} after {head!r}",
                 lambda head=head, size=size: head + random.Random(size).randbytes(size),
-            )  # type: ignore[misc]
+            )
 
 
 def _other_types() -> Made:
@@ -179,10 +180,10 @@ def _zip_bombs() -> Made:
         yield (
             f"forged sizes.{name}",
             lambda data=SOUND[name]: _patched(data, b"PK\1\2", 24, struct.pack("<I", 2**32 - 2)),
-        )  # type: ignore[misc]
-        yield f"encrypted.{name}", lambda data=SOUND[name]: _patched(data, b"PK\1\2", 8, b"\1\0")  # type: ignore[misc]
-        yield f"unknown compression.{name}", lambda data=SOUND[name]: _patched(data, b"PK\1\2", 10, b"\x63\0")  # type: ignore[misc]
-        yield f"wrong checksum.{name}", lambda data=SOUND[name]: _patched(data, b"PK\1\2", 16, b"\1\2\3\4")  # type: ignore[misc]
+        )
+        yield f"encrypted.{name}", lambda data=SOUND[name]: _patched(data, b"PK\1\2", 8, b"\1\0")
+        yield f"unknown compression.{name}", lambda data=SOUND[name]: _patched(data, b"PK\1\2", 10, b"\x63\0")
+        yield f"wrong checksum.{name}", lambda data=SOUND[name]: _patched(data, b"PK\1\2", 16, b"\1\2\3\4")
 
 
 def _members(data: bytes) -> dict[str, str | bytes]:
@@ -234,7 +235,7 @@ def _nested() -> Made:
         return f"<{tag}>" * count + "x" + f"</{tag}>" * count
 
     for tag in ("div", "table", "table><tr><td", "ul><li", "b", "select", "pre", "template", "svg", "q"):
-        yield f"nested {tag}.html", lambda tag=tag: f"<!DOCTYPE html>{tags(tag)}".encode()  # type: ignore[misc]
+        yield f"nested {tag}.html", lambda tag=tag: f"<!DOCTYPE html>{tags(tag)}".encode()
     yield "nested.docx", lambda: docx(tags("w:tbl><w:tr><w:tc"))
     yield "nested paragraphs.docx", lambda: docx(tags("w:p"))
     yield "nested skipped.docx", lambda: docx(tags("w:rPr"))
@@ -305,14 +306,14 @@ def _markup() -> Made:
     }  # fmt: skip
     for name, piece in repeated.items():
         head = start + (b"<p" if name == "attributes" else b"")
-        yield f"{name}.html", lambda head=head, piece=piece: head + piece * (2 * MEGABYTE // len(piece))  # type: ignore[misc]
+        yield f"{name}.html", lambda head=head, piece=piece: head + piece * (2 * MEGABYTE // len(piece))
     yield "one tag.html", lambda: start + b'<img src="data:' + b"A" * (20 * MEGABYTE) + b'"><p>after</p>'
     rtf = {
         "words": b"\\abc", "bytes": b"\\'", "unicode": b"\\u-1 ", "bin": b"\\bin999999999 ", "fonts": b"{\\fonttbl{\\f1\\fcharset204 x;}}",
         "cells": b"\\trowd\\cell", "rows": b"\\row", "starred": b"{\\*\\x y}", "numbers": b"\\uc99999\\u99999999 ", "braces": b"}", "notes": b"{\\footnote x\\par}",
     }  # fmt: skip
     for name, piece in rtf.items():
-        yield f"{name}.rtf", lambda piece=piece: b"{\\rtf1 " + piece * (2 * MEGABYTE // len(piece)) + b"}"  # type: ignore[misc]
+        yield f"{name}.rtf", lambda piece=piece: b"{\\rtf1 " + piece * (2 * MEGABYTE // len(piece)) + b"}"
 
 
 def _texts() -> Made:
