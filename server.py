@@ -24,6 +24,7 @@ from .chat.receipt import Receipts
 from .chat.temporary import TemporaryChats
 from .config import Config
 from .db import Database
+from .documents.checker import QuotationChecker
 from .errors import FiresideError, MethodNotAllowed, NotFound
 from .providers import Providers
 from .safety.sandbox import Sandbox
@@ -219,13 +220,14 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> AppState:
     stack.push_async_callback(database.close)
     engine = await stack.enter_async_context(aclosing(Engine(config)))
     providers = await stack.enter_async_context(aclosing(Providers(config, engine)))
-    hub = await stack.enter_async_context(aclosing(Hub(config, database, providers)))
+    sandbox = await stack.enter_async_context(aclosing(Sandbox(preload=PRELOAD, spare=True)))
+    checker = QuotationChecker(database, sandbox)
+    hub = await stack.enter_async_context(aclosing(Hub(config, database, providers, checker)))
     auth = Auth(config, database)
     temporary = await stack.enter_async_context(aclosing(TemporaryChats(database, hub)))
     await hub.start()
     await temporary.start()
     await auth.start()
-    sandbox = await stack.enter_async_context(aclosing(Sandbox(preload=PRELOAD, spare=True)))
     importer = await stack.enter_async_context(aclosing(Importer(database, config.user_max_bytes)))
     housekeeping = asyncio.create_task(
         _run_housekeeping(config, database, auth, importer, temporary), name="housekeeping"

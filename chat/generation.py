@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from msgspec import Raw
+from msgspec import Raw, to_builtins
 from msgspec.structs import asdict
 
 from .. import queries
@@ -15,11 +15,12 @@ from ..backends.answer import ActualModel, Content, Finish, Part, Progress, Reas
 from ..backends.openai import Model
 from ..config import Config
 from ..db import Connection, Database
+from ..documents.checker import CHECK_SECONDS, QuotationChecker
 from ..errors import FiresideError, ProviderFailed, StorageUnavailable
 from ..providers import ChatRequest, ModelServer, Providers
 from ..queries.generations import Answer, Prompt, SentRequest
 from ..queries.messages import Message
-from ..queries.types import ToolCall
+from ..queries.types import Citation, ToolCall
 from . import continuation
 from . import prompt as prompts
 from .events import EventLog
@@ -33,6 +34,7 @@ LOOK_AGE_SECONDS = 30.0  # of a list of models that needs no new look
 LOADING_POLL_SECONDS = 1.0
 FULL_CONTEXT = 0.9  # of the context: a prompt above it leaves no room for an answer
 SUGGESTED_MODELS = 3
+STOPPED_CHECK_SECONDS = 5.0  # for the quotations of an answer that was stopped or failed
 MIN_MEASURED_SECONDS = 0.02  # an answer that arrived in less time has no meaningful speed
 
 
@@ -49,6 +51,7 @@ class Generation:
         config: Config,
         database: Database,
         providers: Providers,
+        checker: QuotationChecker,
         server: ModelServer,
         answer: Answer,
         begin_next: Callable[[Connection, int, int, int], Begun | None],
@@ -71,6 +74,7 @@ class Generation:
         self._config = config
         self._database = database
         self._providers = providers
+        self._checker = checker
         self._server = server
         self._begin_next = begin_next
         self._start = start
@@ -80,6 +84,8 @@ class Generation:
         self._model: str | None = None  # that answers, by the server's account
         self._usage: dict[str, int] | None = None
         self._stats: dict[str, Any] = {}
+        self._is_checking = False  # the quotations
+        self._citations: list[Citation] | None = None  # None: not checked
         self._progress: dict[str, str | int] = {}  # the last event of this kind
         self._started_at = self._text_at = asyncio.get_running_loop().time()  # _text_at: of the newest text
         self._first_text_at: float | None = None
@@ -98,9 +104,12 @@ class Generation:
         self.task = asyncio.create_task(self._run(), name=f"generation {self.id}")
 
     def stop(self, reason: str | FiresideError) -> None:
-        """Ask the task to end: "canceled", "interrupted" or an error. The first reason counts."""
-        if self._stop_reason is None:
-            self._stop_reason = reason
+        """Ask the task to end: "canceled", "interrupted" or an error. The first reason counts.
+
+        One that comes while the quotations are checked ends the check.
+        """
+        if self._stop_reason is None or self._is_checking:
+            self._stop_reason = self._stop_reason or reason
             if self.running:  # a task that is canceled before its first step would not run at all
                 self.task.cancel()
 
@@ -121,14 +130,32 @@ class Generation:
         except Exception:
             log.exception("generation %s failed", self.id)
             outcome = FiresideError()
-        self.running = False
         await self._conclude(self._stop_reason or outcome)
+
+    async def _check_quotations(self, outcome: str | FiresideError) -> None:
+        """Look for the answer's quotations in the documents of its path. A stop ends the check; the answer has ended already."""
+        prompt = self.job.prompt
+        if outcome == "interrupted" or prompt is None or not prompt.documents:
+            return
+        self._is_checking = True
+        try:
+            seconds = CHECK_SECONDS if outcome == "ok" else STOPPED_CHECK_SECONDS
+            documents = [*prompt.documents.values()]
+            self._citations = await self._checker.check(self.job.user_id, self.log.content, documents, seconds)
+        except asyncio.CancelledError:
+            pass
+        except Exception:
+            log.exception("the quotations of generation %s were not checked", self.id)
+        self._is_checking = False
 
     async def _conclude(self, outcome: str | FiresideError) -> None:
         """Save the answer, then end its log. Readers learn when it cannot be saved."""
-        if self.job.earlier and self._joint:
-            if rest := self._joint.end():
-                self.log.append_content(rest)
+        if self._joint and (rest := self._joint.end()):
+            self.log.append_content(rest)
+            self.log.publish()
+        await self._check_quotations(outcome)
+        self.running = False
+        if self.job.earlier:
             wrote = self._first_text_at is not None
             self._usage = continuation.whole_usage(self.job.earlier, self._usage, wrote)
             self._stats = continuation.whole_stats(self.job.earlier, self._stats, self._usage, wrote)
@@ -168,6 +195,7 @@ class Generation:
             stats=self._stats,
             error=_error_fields(self._error) if self._error else None,
             sent=self._sent if self._sent and self._sent.sha256 else None,
+            citations=self._citations,
         )
         queries.recorder.record_answer(conn, self.message_id, self.calls)
         if self.status != "ok":
@@ -181,13 +209,15 @@ class Generation:
 
     def _done(self) -> dict[str, Any]:
         status = "error" if self.save_error else self.status
-        return {"status": status, "message_id": self.message_id, "stats": self._stats}
+        done = {"status": status, "message_id": self.message_id, "stats": self._stats}
+        return done if self._citations is None else done | {"citations": to_builtins(self._citations)}
 
     def complete(self, message: Message) -> None:
         """Fill in what the row of its message does not have yet."""
         message.content, message.reasoning = self.log.content, self.log.reasoning
         if self.save_error:
             message.status = "error"
+            message.citations = self._citations
             message.error = Raw(json.dumps(_error_fields(self._error or self.save_error)).encode())
             message.stats = Raw(json.dumps(self._stats).encode())
             if self._usage is not None:

@@ -18,6 +18,7 @@ from .. import queries
 from ..backends.loose import decode
 from ..config import Config
 from ..db import Connection, Database, now
+from ..documents.checker import QuotationChecker
 from ..errors import AuthRequired, InvalidToken, NotFound, RateLimited, Stopping, StorageUnavailable
 from ..providers import ModelServer, Providers
 from ..queries.generations import Answer, AnswerRequest, Job, Prompt
@@ -43,10 +44,11 @@ BeginQuery = Callable[[Connection, int, int, AnswerRequest, str | None, str | No
 
 
 class Hub:
-    def __init__(self, config: Config, database: Database, providers: Providers) -> None:
+    def __init__(self, config: Config, database: Database, providers: Providers, checker: QuotationChecker) -> None:
         self.config = config
         self.database = database
         self.providers = providers
+        self.checker = checker
         self.generations: dict[str, Generation] = {}  # by id: running, or ended and not saved yet
         self.closing = False
         self._beginning: set[asyncio.Task[Any]] = set()
@@ -125,7 +127,8 @@ class Hub:
         if answer is None or answer.job is None:
             return
         assert server is not None
-        self._run(Generation(self.config, self.database, self.providers, server, answer, self._begin_next, self._start))
+        parts = (self.config, self.database, self.providers, self.checker)
+        self._run(Generation(*parts, server, answer, self._begin_next, self._start))
 
     def _run(self, generation: Generation) -> None:
         def remove(_: object) -> None:
@@ -285,9 +288,8 @@ class Hub:
             server.connect_early()  # while the transaction runs
             answer = await self.database.write_unsynced(begin)
             next_answer = (self._begin_next, self._start)
-            relay = Relay(
-                self.config, self.database, self.providers, server, answer, *next_answer, body, size, wants_usage
-            )
+            parts = (self.config, self.database, self.providers, self.checker)
+            relay = Relay(*parts, server, answer, *next_answer, body, size, wants_usage)
             self._run(relay)
             return relay
 

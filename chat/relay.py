@@ -11,6 +11,7 @@ from typing import Any
 from ..backends.answer import CallPiece, Chunks, Part
 from ..config import Config
 from ..db import Connection, Database
+from ..documents.checker import QuotationChecker
 from ..errors import Canceled, FiresideError, ProviderFailed, Stopping
 from ..providers import ModelServer, Providers
 from ..queries.generations import Answer, Prompt
@@ -82,6 +83,7 @@ class Relay(Generation):
         config: Config,
         database: Database,
         providers: Providers,
+        checker: QuotationChecker,
         server: ModelServer,
         answer: Answer,
         begin_next: Callable[[Connection, int, int, int], Begun | None],
@@ -90,7 +92,7 @@ class Relay(Generation):
         size: int,
         wants_usage: bool,
     ) -> None:
-        super().__init__(config, database, providers, server, answer, begin_next, start)
+        super().__init__(config, database, providers, checker, server, answer, begin_next, start)
         self.chunks = ChunkLog()
         self.size = size  # bytes of the request
         self.is_saved = answer.message_id > 0

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from ..queries.types import Citation
-from .types import Document, Place, Quotations
+from .types import Citation, Document, Place, Quotations
 
 # Any mark that opens a quotation, also ">" before a block quote.
 _ANY_MARK = re.compile(

@@ -6,6 +6,7 @@ And what quotations.py and its child process exchange.
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 Unit = Literal["page", "slide", "section"]
 
@@ -77,3 +78,14 @@ class Place(msgspec.Struct):
     quotation: int  # its index
     form: int  # the index of the form that was found
     page: int  # from 0
+
+
+class Citation(msgspec.Struct):
+    """The same as queries.types.Citation, which takes the child process long to import."""
+
+    start: int
+    end: int
+    status: Literal["found", "other_document", "not_found"]  # other_document: not in the one that the answer names
+    attachment_id: int | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    page: int | UnsetType = UNSET  # from 1

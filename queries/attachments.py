@@ -339,6 +339,23 @@ def read_again(conn: Connection, user_id: int, attachment_id: int) -> Attachment
     return owned_attachment(conn, user_id, attachment_id)
 
 
+def read_pages(conn: Connection, attachment_id: int, first: int, characters: int) -> tuple[list[int], list[str]]:
+    """Return the numbers and texts of pages from `first` on: two, and more while they have at most so many characters.
+
+    The caller has checked the owner.
+    """
+    sql = "SELECT number, text FROM attachment_pages WHERE attachment_id = ? AND number >= ? ORDER BY number"
+    numbers: list[int] = []
+    texts: list[str] = []
+    for row in conn.execute(sql, (attachment_id, first)):
+        if len(texts) >= 2 and characters < len(row["text"]):
+            break
+        characters -= len(row["text"])
+        numbers.append(row["number"])
+        texts.append(row["text"])
+    return numbers, texts
+
+
 def list_pages(conn: Connection, user_id: int, attachment_id: int, first: int, count: int) -> list[sqlite3.Row]:
     """Return number and text of at most `count` pages of the user's document, from the number `first` on. Raises NotFound."""
     owned_attachment(conn, user_id, attachment_id)

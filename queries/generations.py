@@ -17,10 +17,10 @@ from . import documents, search
 from .attachments import IS_IMAGE
 from .conversations import owned
 from .documents import Document, Excerpt, SentPages
-from .messages import PATH, get_message_row
+from .messages import PATH, encode_citations, get_message_row
 from .prompts import get_effective_defaults
 from .quota import add_stored_bytes
-from .types import Image
+from .types import Citation, Image
 
 SENT_IMAGES = 32  # of a prompt: more fill the context of a local model, at several hundred tokens each
 SENT_IMAGE_BYTES = 32 * 1024 * 1024  # more than one request can add, so that a new message's images are always sent
@@ -201,7 +201,9 @@ def begin_continuation(
     )
     conn.execute("DELETE FROM generations WHERE message_id = ?", (message_id,))
     # The model stays that of the first part until the continuation has text.
-    conn.execute("UPDATE messages SET status = 'generating', error = NULL WHERE id = ?", (message_id,))
+    conn.execute(
+        "UPDATE messages SET status = 'generating', error = NULL, citations = NULL WHERE id = ?", (message_id,)
+    )
     answer = _add_generation(conn, job, message_id)
     # The next save replaces this part. After a crash before it, the text is not lost.
     log = [first_event(answer), *(length for length in (-len(message["reasoning"]), len(message["content"])) if length)]
@@ -422,6 +424,7 @@ def finish_generation(
     stats: dict[str, Any] | None = None,
     error: dict[str, str] | None = None,
     sent: SentRequest | None = None,
+    citations: list[Citation] | None = None,
 ) -> None:
     """Save the whole answer with its end. Does nothing when its message has been deleted or has ended before.
 
@@ -433,7 +436,7 @@ def finish_generation(
         return
     conn.execute(
         "UPDATE messages SET content = ?, reasoning = ?, status = ?, provider_id = coalesce(?, provider_id),"
-        " model = coalesce(?, model), token_usage = ?, stats = coalesce(?, stats), error = ? WHERE id = ?",
+        " model = coalesce(?, model), token_usage = ?, stats = coalesce(?, stats), error = ?, citations = ? WHERE id = ?",
         (
             recording.content,
             recording.reasoning,
@@ -441,6 +444,7 @@ def finish_generation(
             provider_id,
             model,
             *(json.dumps(value) if value is not None else None for value in (token_usage, stats, error)),
+            encode_citations(citations),
             recording.message_id,
         ),
     )

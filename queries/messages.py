@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, TypedDict, cast
 
+import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from ..db import Connection, insert, now
@@ -18,8 +19,19 @@ from .conversations import (
     set_title,
     title_from,
 )
+from .documents import Document, list_documents
 from .quota import add_stored_bytes
-from .types import AnswerError, AnswerStats, Attachment, Image, ImageType, TokenUsage, Tools, stored
+from .types import (
+    AnswerError,
+    AnswerStats,
+    Attachment,
+    Citation,
+    Image,
+    ImageType,
+    TokenUsage,
+    Tools,
+    stored,
+)
 
 
 class Versions(TypedDict):
@@ -56,6 +68,7 @@ class Message(Struct):
     documents: list[Attachment]
     edited: bool
     token_usage: Annotated[Raw, stored(TokenUsage)] | None | UnsetType = UNSET
+    citations: list[Citation] | None = None  # of an answer that was compared with documents
     tools: Annotated[Raw, stored(Tools)] | UnsetType = UNSET  # of a program that uses /v1
     blocks: list[Any] | UnsetType = UNSET  # the rendered content, for a request that asks for it
 
@@ -108,7 +121,7 @@ WITH RECURSIVE path (id, depth) AS (
 _ATTACHMENT = ", ".join(f"'{name}', {name}" for name in Attachment.__struct_fields__)
 _SELECT = f"""
 SELECT m.id, m.role, m.content, m.created_at, m.parent_id, m.status, m.token_usage, m.provider_id, m.model, g.id AS generation_id,
-    m.reasoning, m.stats, m.error, m.edited, m.tools,
+    m.reasoning, m.stats, m.error, m.edited, m.tools, m.citations,
     (SELECT json_group_array(json_array(id, model, edited)) FROM (
         SELECT s.id, s.model, s.edited FROM messages s
         WHERE s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id ORDER BY s.id
@@ -120,6 +133,9 @@ SELECT m.id, m.role, m.content, m.created_at, m.parent_id, m.status, m.token_usa
 FROM path JOIN messages m ON m.id = path.id LEFT JOIN generations g ON g.message_id = m.id
 ORDER BY path.depth DESC
 """
+
+
+_decode_citations = msgspec.json.Decoder(list[Citation]).decode
 
 
 def _message(row: sqlite3.Row) -> Message:
@@ -147,6 +163,7 @@ def _message(row: sqlite3.Row) -> Message:
         documents=[one for one in files if not one.is_image],
         edited=bool(row["edited"]),
         token_usage=usage if row["role"] == "assistant" else UNSET,
+        citations=_decode_citations(row["citations"]) if row["citations"] else None,
         tools=Raw(row["tools"].encode()) if row["tools"] else UNSET,
     )
 
@@ -175,6 +192,15 @@ def get_message_row(conn: Connection, conversation_id: int, message_id: int) -> 
     if row is None:
         raise NotFound("message")
     return row
+
+
+def list_documents_above(conn: Connection, user_id: int, conversation_id: int, message_id: int) -> list[Document]:
+    """Return the documents of the path that leads to a message. Raises NotFound."""
+    owned(conn, user_id, conversation_id)
+    get_message_row(conn, conversation_id, message_id)
+    path = PATH + "SELECT id FROM path WHERE id IS NOT NULL ORDER BY depth DESC"
+    ids = [row["id"] for row in conn.execute(path, {"leaf": message_id, "limit": -1})]
+    return [document for _, document in list_documents(conn, ids)]
 
 
 def add_message(
@@ -226,6 +252,7 @@ def edit_answer(
     content: str,
     client_id: str | None = None,
     max_bytes: int = 0,
+    citations: list[Citation] | None = None,
 ) -> int:
     """Add an edited text of an answer as another version, which becomes the active leaf, and return its id.
 
@@ -243,9 +270,12 @@ def edit_answer(
     moment = now()
     version_id = insert(
         conn,
-        "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, client_id, edited, created_at)"
-        " VALUES (?, ?, 'assistant', ?, 'complete', ?, ?, ?, 1, ?)",
-        (conversation_id, answer["parent_id"], content, answer["provider_id"], answer["model"], client_id, moment),
+        "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, client_id, edited, created_at,"
+        " citations) VALUES (?, ?, 'assistant', ?, 'complete', ?, ?, ?, 1, ?, ?)",
+        (
+            *(conversation_id, answer["parent_id"], content, answer["provider_id"], answer["model"], client_id, moment),
+            encode_citations(citations),
+        ),
     )
     attachments.copy_links(conn, message_id, version_id)
     add_stored_bytes(conn, user_id, len(content.encode()), max_bytes)
@@ -253,6 +283,10 @@ def edit_answer(
     conn.execute(sql, (version_id, moment, conversation_id))
     search.index_message(conn, user_id, version_id, content)
     return version_id
+
+
+def encode_citations(citations: list[Citation] | None) -> str | None:
+    return None if citations is None else msgspec.json.encode(citations).decode()
 
 
 def refuse_while_generating(conn: Connection, conversation_id: int) -> None:

@@ -137,15 +137,15 @@ class QueuedMessage(msgspec.Struct):
     documents: list[Attachment]
 
 
-class Citation(msgspec.Struct, omit_defaults=True):
+class Citation(msgspec.Struct):
     """A quotation in an answer: its place there, with its marks, in code points, and the first place of it in a document."""
 
     start: int
     end: int
     status: Literal["found", "other_document", "not_found"]  # other_document: not in the one that the answer names
-    attachment_id: int | None = None
-    name: str | None = None
-    page: int | None = None  # from 1
+    attachment_id: int | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    page: int | UnsetType = UNSET  # from 1
 
 
 def title_key(title: str) -> str:

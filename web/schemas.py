@@ -21,6 +21,7 @@ from ..queries.types import (
     SYSTEM_PROMPT_CHARACTERS,
     TITLE_CHARACTERS,
     AnswerStats,
+    Citation,
     Id,
     ImageType,
     Parameters,
@@ -653,6 +654,7 @@ class DoneData(EventData):
     status: Literal["ok", "canceled", "interrupted", "error"]
     message_id: int
     stats: AnswerStats | UnsetType = UNSET  # not of imported answers
+    citations: list[Citation] | UnsetType = UNSET  # if it was compared with documents
 
 
 class ImportStep(Struct):

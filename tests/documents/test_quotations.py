@@ -6,10 +6,11 @@ import time
 
 import pytest
 from fireside.documents.quotations import find, may_quote
-from fireside.documents.types import Document
-from fireside.queries.types import Citation
+from fireside.documents.types import Citation, Document
+from fireside.queries import types
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET, UnsetType, structs
 
 REPORT = [
     "Annual report\nThe company did not pay a divi-\ndend of 5.2 % in the year 2023, and its well-\nknown ofﬁce in “Paris” was closed.\n1",
@@ -124,10 +125,12 @@ def test_citation_says_where_the_quotation_stands_in_the_answer() -> None:
         ('It is "governed by the laws of Norway"\n\nreport.pdf is long.', "found", 2),
         ("report.pdf:\n\n> governed by the laws of Norway", "other_document", 2),
         ("> governed by the laws of Norway\n\n— report.pdf, page 1", "other_document", 2),
-        ('"governed by the laws of the report.pdf"', "not_found", None),
+        ('"governed by the laws of the report.pdf"', "not_found", UNSET),
     ],
 )
-def test_other_document_than_the_one_that_the_paragraph_names(answer: str, status: str, document: int | None) -> None:
+def test_other_document_than_the_one_that_the_paragraph_names(
+    answer: str, status: str, document: int | UnsetType
+) -> None:
     (citation,) = find(answer, DOCUMENTS)
     assert (citation.status, citation.attachment_id) == (status, document)
 
@@ -137,6 +140,11 @@ def test_same_text_in_two_documents_is_found_in_the_one_that_is_named() -> None:
     quotation = '"governed by the laws of Norway"'
     assert find(quotation, twins) == [Citation(0, 32, "found", 1, "a.txt", 1)]
     assert find(f"{quotation}, says twin.txt", twins) == [Citation(0, 32, "found", 2, "twin.txt", 2)]
+
+
+def test_child_process_writes_what_the_service_reads() -> None:
+    fields = [[(field.name, field.type) for field in structs.fields(kind)] for kind in (Citation, types.Citation)]
+    assert fields[0] == fields[1]
 
 
 @given(

@@ -136,9 +136,12 @@ async def get_message(
 async def edit_answer(
     request: Request, conversation_id: int, message_id: int, body: schemas.EditedAnswer
 ) -> schemas.NewMessageIds:
+    ids = (request.user_id, conversation_id, message_id)
+    documents = await request.database.read(messages.list_documents_above, *ids)
+    citations = await request.app_state.hub.checker.check(request.user_id, body.content, documents)
     quota = request.app_state.config.user_max_bytes
     version_id = await request.database.write(
-        messages.edit_answer, request.user_id, conversation_id, message_id, body.content, body.client_id, quota
+        messages.edit_answer, *ids, body.content, body.client_id, quota, citations
     )
     return schemas.NewMessageIds(version_id, conversation_id)
 
