@@ -6,7 +6,7 @@ TRIALS = int(os.environ.get("TRIALS", "10"))  # also the number of services that
 FULL = 100
 
 
-def spread(count: int, least: int = 4) -> range:
+def spread(count: int, least: int = 2) -> range:
     """Return TRIALS in a hundred of the numbers below `count`, but about `least` at least, spread evenly.
 
     The step is odd, because even and odd numbers often stand for different things.

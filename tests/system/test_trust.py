@@ -1,4 +1,4 @@
-"""The proofs of tests/trust, in the size of CI with `make long` and in a third of it with `make test`."""
+"""The proofs of tests/trust, in the size of CI."""
 
 import sys
 
@@ -6,21 +6,19 @@ import pytest
 from fireside.server import ROUTES
 from fireside.web import openapi
 
-from ..trials import FULL, TRIALS
 from ..trust import mutants
 from ..trust.proofs import PROOFS, Proof
 
-INDIVISIBLE = ("authz", "choice", "timing")  # prove nothing in a smaller size
-MARKS = {"timing": [pytest.mark.costly], "soak": [pytest.mark.long], "starvation": [pytest.mark.long]}
+MARKS = {"timing": [pytest.mark.costly]}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="uses loopback addresses, limits and /proc of Linux")
 @pytest.mark.parametrize(
     "proof", [pytest.param(proof, id=proof.name, marks=MARKS.get(proof.name, [])) for proof in PROOFS if proof.ci]
 )
 def test_it_holds(proof: Proof) -> None:
-    divisor = 3 if TRIALS < FULL and proof.name not in INDIVISIBLE else 1
-    figures = proof.run(max(1, proof.ci // divisor))
+    figures = proof.run(proof.ci)
     assert figures.cases and not figures.wrong, "\n".join(figures.wrong[:10])
 
 

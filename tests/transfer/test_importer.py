@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ..exports import STATS, answered, asked, block, chatgpt, dumps, lmstudio, node, openwebui, png, said, turn
+from ..trials import FULL, TRIALS
 
 USERS = itertools.count(1)
 
@@ -470,12 +471,12 @@ async def test_a_child_that_dies_leaves_nothing_of_its_conversation(here: Servic
 
 
 async def test_an_import_ends_when_the_user_has_no_more_space(here: Service) -> None:
-    path = write(here.folder / "x.json", [long_conversation(1000, source=f"test:{n}") for n in range(20)])
-    async with contextlib.aclosing(Importer(here.database, 1_500_000)) as importer:
-        with pytest.raises(QuotaExceeded, match="1,500,000"):
+    path = write(here.folder / "x.json", [long_conversation(200, source=f"test:{n}") for n in range(20)])
+    async with contextlib.aclosing(Importer(here.database, 300_000)) as importer:
+        with pytest.raises(QuotaExceeded, match="300,000"):
             await importer.import_files(here.user, [path])
     kept = await here.dump()
-    assert 0 < len(kept) <= 10 and {len(conversation["messages"]) for conversation in kept} == {1000}
+    assert 0 < len(kept) <= 10 and {len(conversation["messages"]) for conversation in kept} == {200}
     assert await here.stored_bytes() == sum(map(stored_size, kept))
 
 
@@ -612,7 +613,7 @@ def answer(
     conn.execute("UPDATE messages SET citations = ? WHERE id = ?", (encoded, begun.message_id))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60 if TRIALS >= FULL else 20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS, later=STEPS)
 async def test_export_and_import_restore_the_same_database(
     here: Service, there: Service, steps: list[Any], later: list[Any]

@@ -388,12 +388,15 @@ async def test_request_with_millions_of_values_does_not_block_others(
     assert good(await ann.get("/conversations"))[0]["token_name"] == "Zed"
 
 
-async def test_number_of_waiting_requests_is_limited(running: Running, zed: Person, upstream: Upstream) -> None:
+async def test_number_of_waiting_requests_is_limited(
+    running: Running, zed: Person, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fireside.chat.hub.RELAYS_PER_USER", 32)
     gate = Gate()
-    for _ in range(256):
+    for _ in range(32):
         upstream.enqueue(says("x"), pause(gate), finish(), DONE)
     async with contextlib.AsyncExitStack() as stack:
-        for number in range(256):
+        for number in range(32):
             body = {"model": MODEL, "messages": [user(str(number))], "stream": True}
             await stack.enter_async_context(zed.stream("POST", URL, json=body))
         assert refused(await ask(zed, user("One more"))) == (429, "rate_limit_exceeded")

@@ -11,12 +11,10 @@ from fireside.web.renderer import Renderer
 from pygments.lexers import get_lexer_by_name  # type: ignore[import-untyped]
 
 from .. import lexing
-from ..trials import FULL, TRIALS
 
 BLOCK_SECONDS = 0.5  # less than in the product, since the slowest inputs take as long as they may
 MAX_SECONDS = 15.0  # for a text, on a busy computer where a new child starts
 GROUPS = 7  # of languages, so that they are tested side by side
-STEP = 1 if TRIALS >= FULL else 101  # with `make test` two inputs of each language
 
 
 def _text(node: Any) -> str:
@@ -27,6 +25,7 @@ def _shown(code: str) -> str:
     return code.replace("\r", "\n").replace("\0", "\ufffd")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("group", range(GROUPS))
 async def test_code_that_is_slow_to_highlight_is_shown_whole_and_in_time(
     group: int, monkeypatch: pytest.MonkeyPatch
@@ -36,7 +35,7 @@ async def test_code_that_is_slow_to_highlight_is_shown_whole_and_in_time(
     sandbox, late = Sandbox(), []
     try:
         for language in sorted(lexers.values())[group::GROUPS]:
-            for code in lexing.inputs(language)[::STEP]:
+            for code in lexing.inputs(language):
                 started = time.monotonic()
                 [nodes] = await Renderer(sandbox).finished(1, [lexing.fenced(language, code)])
                 if time.monotonic() - started > MAX_SECONDS:

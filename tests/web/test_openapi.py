@@ -8,7 +8,6 @@ from typing import Any
 
 import httpx
 from fireside.server import ROUTES
-from jsonschema import Draft202012Validator
 
 from ..live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, good
 from ..upstream import DONE, Gate, Upstream, chunk, close, finish, pause, reasoning, usage
@@ -27,9 +26,12 @@ class Checker:
     """Validates all responses to the clients that it watches. A field that is not described is an error."""
 
     def __init__(self, document: dict[str, Any]) -> None:
+        from jsonschema import Draft202012Validator  # in the environment for development, this import takes seconds
+
+        self.validator = Draft202012Validator
         self.paths, self.components = document["paths"], document["components"]
         for schema in self.components["schemas"].values():
-            Draft202012Validator.check_schema(schema)
+            self.validator.check_schema(schema)
             if "properties" in schema and "oneOf" not in schema:
                 schema.setdefault("additionalProperties", False)
         self.succeeded: set[str] = set()
@@ -70,7 +72,7 @@ class Checker:
             self.events.add(event["event"])
 
     def validate(self, value: Any, schema: dict[str, Any]) -> None:
-        Draft202012Validator(schema | {"components": self.components}).validate(value)
+        self.validator(schema | {"components": self.components}).validate(value)
 
 
 async def test_responses_of_all_routes_are_as_described(running: Running, upstream: Upstream, tmp_path: Path) -> None:

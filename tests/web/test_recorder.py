@@ -12,7 +12,7 @@ from ..upstream import text as says
 from .test_tokens import create, program
 
 Turn = tuple[str, str]  # role and content
-REQUESTS = 500 if TRIALS >= FULL else 150
+REQUESTS = 500 if TRIALS >= FULL else 100
 PROGRAMS = 3
 WORDS = ("Why?", "How?", "And then?", "Again, please.")
 
