@@ -116,7 +116,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/bin.py delete_message": (QUERIES,),
     "queries/bin.py restore": (QUERIES,),
     "queries/branches.py _begin": (QUERIES,),
-    "queries/messages.py get_image": (QUERIES, AUTHZ),
+    "queries/attachments.py get_image": (QUERIES, AUTHZ),
     "queries/messages.py get_message_row": (QUERIES,),
     "queries/generations.py get_recording": (QUERIES, AUTHZ),
     "queries/generations.py get_sent_request": ("tests/chat/test_receipt.py",),
