@@ -25,6 +25,7 @@ from .chat.temporary import TemporaryChats
 from .config import Config
 from .db import Database
 from .documents.checker import QuotationChecker
+from .documents.reader import Reader
 from .errors import FiresideError, MethodNotAllowed, NotFound
 from .providers import Providers
 from .safety.sandbox import Sandbox
@@ -33,7 +34,18 @@ from .transfer.importer import Importer
 from .web import openai, schemas
 from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines, half_of_connections
 from .web.endpoint import ADMIN, OWNER, PUBLIC, TOKEN, USER, USER_OR_TOKEN, AppState, Endpoint
-from .web.handlers import accounts, answers, control, conversations, data, messages, prompts, servers, service
+from .web.handlers import (
+    accounts,
+    answers,
+    attachments,
+    control,
+    conversations,
+    data,
+    messages,
+    prompts,
+    servers,
+    service,
+)
 from .web.middleware import SecurityMiddleware, error_response
 from .web.renderer import PRELOAD, Renderer
 
@@ -116,6 +128,11 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET",    "/context",                                                    messages.get_new_context,           USER,   query=schemas.ContextQuery),
     Endpoint("GET",    "/messages/{message_id}/request",                              messages.get_sent_request,          USER),
     Endpoint("GET",    "/images/{image_id}",                                          messages.get_image,                 USER),
+    Endpoint("POST",   "/attachments",                                                attachments.upload,                 USER,   None, query=schemas.UploadQuery),
+    Endpoint("GET",    "/attachments/{attachment_id}",                                attachments.get_attachment,         USER),
+    Endpoint("POST",   "/attachments/{attachment_id}/password",                       attachments.enter_password,         USER,   schemas.DocumentPassword),
+    Endpoint("GET",    "/attachments/{attachment_id}/content",                        attachments.get_content,            USER),
+    Endpoint("GET",    "/attachments/{attachment_id}/pages",                          attachments.list_pages,             USER,   query=schemas.PagesQuery),
     Endpoint("POST",   "/render",                                                     messages.render_markdown,           USER,   schemas.Markdown, limit=RENDER_BYTES),
 
     Endpoint("POST",   "/conversations/{conversation_id}/stream",                     answers.stream,                     USER,   schemas.AnswerRequest, csrf="lenient"),
@@ -228,21 +245,35 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> AppState:
     await hub.start()
     await temporary.start()
     await auth.start()
-    importer = await stack.enter_async_context(aclosing(Importer(database, config.user_max_bytes)))
+    reader = await stack.enter_async_context(aclosing(Reader(database, config.user_max_bytes)))
+    await reader.wake()
+    importer = await stack.enter_async_context(aclosing(Importer(database, config.user_max_bytes, reader.begin)))
     housekeeping = asyncio.create_task(
-        _run_housekeeping(config, database, auth, importer, temporary), name="housekeeping"
+        _run_housekeeping(config, database, auth, importer, temporary, reader), name="housekeeping"
     )
     stack.push_async_callback(_cancel, housekeeping)
     secret, renderer, exporter = secrets.token_urlsafe(32), Renderer(sandbox), Exporter(database)
     waiting = half_of_connections() // 2
     receipts = Receipts(database, providers)
     return AppState(
-        config, database, providers, hub, temporary, auth, secret, renderer, importer, exporter, receipts, waiting
+        config,
+        database,
+        providers,
+        hub,
+        temporary,
+        auth,
+        secret,
+        renderer,
+        importer,
+        exporter,
+        receipts,
+        reader,
+        waiting,
     )
 
 
 async def _run_housekeeping(
-    config: Config, database: Database, auth: Auth, importer: Importer, temporary: TemporaryChats
+    config: Config, database: Database, auth: Auth, importer: Importer, temporary: TemporaryChats, reader: Reader
 ) -> None:
     """Every hour make the day's backup, keep the newest `backups` of them, and delete expired rows.
 
@@ -275,6 +306,9 @@ async def _run_housekeeping(
         await succeeds(lambda: queries.accounts.remove_closed(database))
         await succeeds(lambda: database.write(queries.conversations.hide_expired))
         await succeeds(importer.remove_leftovers)
+        await succeeds(lambda: database.write(queries.attachments.release_expired))
+        await succeeds(lambda: queries.attachments.remove_released(database))
+        await succeeds(reader.wake)
         await succeeds(lambda: database.write(queries.conversations.optimize))
         await asyncio.sleep(HOUSEKEEPING_INTERVAL_SECONDS)
 

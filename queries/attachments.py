@@ -35,7 +35,6 @@ class Unread(Struct):
     """A document that has to be read, without its data."""
 
     id: int
-    user_id: int
     name: str
     media_type: str
     pages_read: int
@@ -277,13 +276,21 @@ def _remove_pages(conn: Connection, attachment_id: int, end: float) -> bool:
 # ---- read
 
 
-def list_unread(conn: Connection) -> list[Unread]:
-    """Return the documents that have to be read, oldest first."""
-    rows = conn.execute(
-        "SELECT id, user_id, name, media_type, (SELECT coalesce(max(number), 0) FROM attachment_pages WHERE attachment_id = a.id) AS pages_read"
-        " FROM attachments a WHERE status = 'reading' AND sha256 IS NOT NULL ORDER BY id"
-    )
-    return [Unread(**row) for row in rows]
+def list_users_with_unread(conn: Connection) -> list[int]:
+    """Return the ids of the users with documents that have to be read."""
+    sql = "SELECT DISTINCT user_id FROM attachments WHERE status = 'reading' AND sha256 IS NOT NULL"
+    return [row["user_id"] for row in conn.execute(sql)]
+
+
+def next_unread(conn: Connection, user_id: int) -> Unread | None:
+    """Return the user's document that is to be read next: a person waits for the newest upload, but not for an import."""
+    row = conn.execute(
+        "SELECT id, name, media_type, (SELECT coalesce(max(number), 0) FROM attachment_pages WHERE attachment_id = a.id)"
+        " AS pages_read FROM attachments a WHERE status = 'reading' AND user_id = ? AND sha256 IS NOT NULL"
+        " ORDER BY uploaded_at DESC NULLS LAST, id LIMIT 1",
+        (user_id,),
+    ).fetchone()
+    return Unread(**row) if row else None
 
 
 def is_unread(conn: Connection, attachment_id: int) -> bool:

@@ -164,9 +164,11 @@ class _Worker:
 
     async def send(self, request: tuple[Any, ...]) -> None:
         frame = msgspec.msgpack.encode(request)
-        self._requests.write(len(frame).to_bytes(4, "big") + frame)
+        self._requests.write(len(frame).to_bytes(4, "big"))
         with contextlib.suppress(ConnectionError):  # when the child has ended, `receive` raises WorkFailed
-            await self._requests.drain()
+            for start in range(0, len(frame), BUFFER_BYTES):  # asyncio copies what the pipe does not take at once
+                self._requests.write(frame[start : start + BUFFER_BYTES])
+                await self._requests.drain()
 
     async def receive(self, seconds: float) -> bytes | None:
         """Return the next item, or None after the last. Raises WorkTooLong, WorkTooLarge, WorkFailed."""

@@ -143,6 +143,7 @@ async def create_objects(person: Person) -> Objects:
         conversation_id=conversation_id,
         message_id=question["id"],
         image_id=question["images"][0]["id"],
+        attachment_id=question["images"][0]["id"],
         generation_id=events[0].data["generation_id"],
         session_id=good(await person.get("/auth/sessions"))["sessions"][0]["id"],
         user_id=good(await person.get("/auth/me"))["user"]["id"],

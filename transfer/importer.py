@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,11 @@ class Report(msgspec.Struct):
 class Importer:
     """The imports of a service: one at a time for each user, IMPORTS in all, users in turn."""
 
-    def __init__(self, database: Database, user_max_bytes: int = 0) -> None:
+    def __init__(
+        self, database: Database, user_max_bytes: int = 0, on_end: Callable[[int], object] = lambda user_id: None
+    ) -> None:
+        """`on_end` gets the id of a user whose import has ended: there may be documents to read."""
+        self._on_end = on_end
         self.uploading: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)  # by user
         self._database = database
         self._user_max_bytes = user_max_bytes
@@ -154,6 +158,7 @@ class Importer:
             yield
         finally:
             self._running -= 1
+            self._on_end(user_id)
             # `write`, not `read`: it waits for a transaction whose caller was cancelled.
             hidden = await self._database.write(queries.conversations.list_hidden, user_id)
             await queries.conversations.remove_hidden(self._database, hidden)

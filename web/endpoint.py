@@ -23,6 +23,7 @@ from ..chat.receipt import Receipts
 from ..chat.temporary import TemporaryChats
 from ..config import Config
 from ..db import READERS, Database, Function
+from ..documents.reader import Reader
 from ..errors import (
     AuthRequired,
     BodyTooLarge,
@@ -51,7 +52,19 @@ BODY_BYTES = 1024 * 1024  # JSON of 4 MB keeps the event loop busy for 0.3 s
 PUBLIC_BODY_BYTES = 64 * 1024  # without a session
 CHUNK_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
-OBJECTS = ["conversation", "folder", "message", "image", "user", "session", "invite", "prompt", "preset", "token"]
+OBJECTS = [
+    "conversation",
+    "folder",
+    "message",
+    "image",
+    "attachment",
+    "user",
+    "session",
+    "invite",
+    "prompt",
+    "preset",
+    "token",
+]
 INTEGERS = {f"{thing}_id": thing for thing in OBJECTS} | {"queued_id": "message"}  # in paths, with the thing
 LONG_READ_SECONDS = 30.0  # all answers of a user, or all messages of a conversation
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
@@ -84,8 +97,10 @@ class AppState:
     importer: Importer
     exporter: Exporter
     receipts: Receipts
+    reader: Reader
     waiting_per_user: int  # waiting requests have no deadline, so one user must not fill all connections with them
     long_reads: Slots = field(default_factory=lambda: Slots(READERS - 1, per_user=1))
+    storing: Slots = field(default_factory=lambda: Slots(2, per_user=1))  # uploads, each of them in memory
     requests: Slots = field(default_factory=lambda: Slots(sys.maxsize, per_user=REQUESTS_PER_USER))
 
 

@@ -54,6 +54,7 @@ _STATUSES = {
 # Bodies that handlers read by themselves. Unknown fields reach the model server.
 _RAW_BODIES: dict[str, Schema] = {
     "POST /import": {kind: {} for kind in IMPORT_TYPES},
+    "POST /attachments": {"*/*": {}},
     "POST /v1/chat/completions": {
         "application/json": {
             "schema": {

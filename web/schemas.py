@@ -187,11 +187,25 @@ class NewImage(Struct):
     data: Annotated[bytes, Meta(min_length=12, max_length=IMAGE_BYTES)]  # base64 in the JSON
 
 
+class UploadQuery(Struct):
+    name: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class PagesQuery(Struct):
+    first: Annotated[int, Meta(ge=1, le=2**31)] = 1
+    count: Annotated[int, Meta(ge=1, le=100)] = 20
+
+
+class DocumentPassword(Struct):
+    password: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
 class NewMessage(Struct):
     content: Annotated[Text, Meta(max_length=QUESTION_CHARACTERS)]
     parent_id: Id | None | UnsetType = UNSET
     client_id: Annotated[str, Meta(min_length=1, max_length=100, pattern=VISIBLE_ASCII)] | None = None
     images: Annotated[list[NewImage], Meta(max_length=IMAGES)] = []
+    attachment_ids: Annotated[list[Id], Meta(max_length=MAX_ATTACHMENTS)] = []
 
 
 class AddedMessage(NewMessage):
@@ -482,6 +496,15 @@ class Storage(Struct):
     limit_bytes: int | None
     daily_backups: int  # that are kept
     server: ServerStorage | None  # for administrators
+
+
+class DocumentPage(Struct):
+    number: int
+    text: str
+
+
+class DocumentPages(Struct):
+    pages: list[DocumentPage]
 
 
 class SearchResults(Struct):

@@ -54,6 +54,7 @@ PRIVATE = (
     "folder",
     "session",
     "image",
+    "attachment",
     "message",
     "generation",
     "prompt",
@@ -78,6 +79,8 @@ BODIES: dict[str, Any] = {
     "POST /conversations/{conversation_id}/queue/{queued_id}/send": {"provider_id": "lmstudio", "model": MODEL},
     "POST /chat/continue": {"conversation_id": "{conversation_id}", "provider_id": "lmstudio", "model": MODEL},
     "POST /render": {"text": "*hello*"},
+    "POST /attachments": [],
+    "POST /attachments/{attachment_id}/password": {"password": "x"},
     "POST /prompts": {"name": "Greeting", "content": "Hello"},
     "POST /presets": {"name": "Brief"},
     "POST /providers/{provider_id}/models/load": {"model": MODEL},
@@ -101,6 +104,7 @@ FIXED = {(409, "PROVIDER_FIXED")}  # the environment of the trial names LM Studi
 INVALID = {(400, "VALIDATION_ERROR")}
 OUTCOMES: dict[str, set[tuple[int, str]]] = {
     "POST /auth/login": INVALID,
+    "POST /attachments/{attachment_id}/password": INVALID,  # of an image
     "PATCH /folders/{folder_id}": {(200, ""), (409, "NAME_EXISTS")},  # the name of an earlier cell
     "POST /auth/register": INVALID,
     "POST /auth/link": INVALID,
@@ -274,7 +278,7 @@ class World:
         made["message_id"] = await write(queries.messages.add_message, user_id, conversation.id, "Why?")
         image = queries.types.Image("image/png", b"\x89PNG\r\n\x1a\n%04d" % album.id)
         await write(queries.messages.add_message, user_id, album.id, "This?", None, None, [image])
-        made["image_id"] = await self._newest("attachments")
+        made["image_id"] = made["attachment_id"] = await self._newest("attachments")
         if not route or "/generations/" in route or "/cancel/" in route:
             made["generation_id"] = await self._begin(user_id, conversation.id, "/generations/" not in route)
         if not route or "/queue/" in route:
@@ -344,14 +348,13 @@ class World:
                 "conversations",
                 "folders",
                 "messages",
-                "attachments",
-                "attachment_pages",
                 "message_attachments",
                 "prompts",
                 "presets",
             )
         ]
         queries = [f"SELECT * FROM {table}" for table in (*tables, "generations ORDER BY 1")]
+        queries += ["SELECT id, user_id, sha256 FROM attachments ORDER BY id"]  # they may be being read
         queries += [f"SELECT id, user_id, token_hash FROM {table} ORDER BY id" for table in ("sessions", "tokens")]
 
         def dump(conn: Any) -> str:

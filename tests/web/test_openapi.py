@@ -1,5 +1,6 @@
 """GET /openapi.json describes what real requests to all routes return, with all fields."""
 
+import asyncio
 import base64
 import json
 import re
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 from fireside.server import ROUTES
 
+from ..documents import making
 from ..live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, good
 from ..upstream import DONE, Gate, Upstream, chunk, close, finish, pause, reasoning, usage
 from ..upstream import text as says
@@ -139,7 +141,19 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
     chat = f"/conversations/{await ann.conversation(title='Mine', message=message)}"
     [stored] = (await ann.messages(1))[0]["images"]
     await ann.get(f"/images/{stored['id']}")
-    question = await ann.say(1, "Why?")
+    locked = making.pdf("Ships sail.", password="x")
+    document = good(
+        await ann.post("/attachments?name=a.pdf", content=locked, headers={"Content-Type": "application/pdf"})
+    )
+    file = f"/attachments/{document['id']}"
+    for request in (ann.get(file), ann.post(f"{file}/password", json={"password": "x"})):
+        found = good(await request)
+        while found["status"] == "reading":
+            await asyncio.sleep(0.05)
+            found = good(await ann.get(file))
+    for path in (f"{file}/content", f"{file}/pages?first=1"):
+        await ann.get(path)
+    question = await ann.say(1, "Why?", attachment_ids=[document["id"]])
     upstream.enqueue(reasoning("hm"), says("Because."), finish(), usage(3, 2), DONE)
     await ann.post(f"{chat}/stream", json=MODEL)
     await ann.get(f"{chat}/messages?render=true")

@@ -49,6 +49,7 @@ async def create_conversation(request: Request, body: schemas.NewConversation) -
         message.client_id,
         check_message(message, "message."),
         quota,
+        message.attachment_ids,
     )
 
 

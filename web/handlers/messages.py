@@ -81,6 +81,7 @@ async def add_message(request: Request, conversation_id: int, body: schemas.Adde
         body.client_id,
         check_message(body),
         request.app_state.config.user_max_bytes,
+        body.attachment_ids,
     )
     return schemas.AddedMessageIds(message_id, conversation_id)
 
@@ -96,6 +97,7 @@ async def _queue_message(request: Request, conversation_id: int, body: schemas.A
         body.client_id,
         check_message(body),
         request.app_state.config.user_max_bytes,
+        body.attachment_ids,
     )
     await request.app_state.hub.begin_next(request.user_id, conversation_id)
     return schemas.AddedMessageIds(message_id, conversation_id, msgspec.UNSET if queued_id is None else queued_id)
@@ -107,11 +109,13 @@ async def change_queued(
     limit = request.app_state.config.user_max_bytes
     change = (conversation_id, queued_id, body.content, limit, body.attachment_ids)
     await request.database.write(queued.change_queued, request.user_id, *change)
+    await attachments.remove_released(request.database)
     return schemas.Confirmation("Message changed")
 
 
 async def remove_queued(request: Request, conversation_id: int, queued_id: int) -> schemas.Confirmation:
     await request.database.write(queued.remove_queued, request.user_id, conversation_id, queued_id)
+    await attachments.remove_released(request.database)
     return schemas.Confirmation("Message removed")
 
 
@@ -160,7 +164,7 @@ async def branch(request: Request, conversation_id: int, body: schemas.BranchReq
 
 def check_message(message: schemas.NewMessage, path: str = "") -> list[Image]:
     """Return the images. Raises Invalid for an empty message, and for an image whose first bytes contradict its type."""
-    if not message.content and not message.images:
+    if not (message.content or message.images or message.attachment_ids):
         raise Invalid(f"{path}content must not be empty.")
     for index, image in enumerate(message.images):
         if image_type(image.data[:12]) != image.media_type:

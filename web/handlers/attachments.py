@@ -1,0 +1,92 @@
+"""Handlers of attachments: upload a file, read what is known of it and its text, download it."""
+
+import asyncio
+import re
+import tempfile
+import unicodedata
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from ...errors import Invalid, StorageUnavailable
+from ...queries import attachments
+from ...queries.types import Attachment
+from .. import schemas
+from ..endpoint import Request
+from .data import UPLOADS
+
+WAIT_SECONDS = 2.0  # of an upload, for the reading
+NAME_BYTES = 255  # of UTF-8, as in most file systems
+MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,60}/[a-z0-9!#$&^_.+-]{1,100}")
+# Control characters, lone surrogates, line separators, and what changes the direction of the text after it.
+UNPRINTABLE = re.compile(r"[\0-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+async def upload(request: Request, query: schemas.UploadQuery) -> Attachment:
+    """Write the body to a file as it arrives, then store it: a slow client must not keep 50 MB in memory."""
+    state, user_id = request.app_state, request.user_id
+    media_type = request.content_type if MEDIA_TYPE.fullmatch(request.content_type) else attachments.OTHER
+    try:
+        with tempfile.TemporaryDirectory(dir=state.config.data_dir / UPLOADS) as folder:
+            file = Path(folder) / "upload"
+            with file.open("wb") as body:
+                async for chunk in request.chunks(attachments.MAX_BYTES):
+                    await asyncio.to_thread(body.write, chunk)
+            if not file.stat().st_size:
+                raise Invalid("The file is empty.")
+            async with state.storing.slot(user_id):
+                data = await asyncio.to_thread(file.read_bytes)
+                fields = (data, clean_name(query.name), media_type, state.config.user_max_bytes)
+                stored = await request.database.write(attachments.upload, user_id, *fields)
+                del data, fields
+    except OSError as error:
+        raise StorageUnavailable(f"The upload could not be saved: {error.strerror}.") from error
+    return await _read(request, stored)
+
+
+async def _read(request: Request, attachment: Attachment) -> Attachment:
+    """Let a document be read, and wait for that for WAIT_SECONDS. Return the attachment as it is then."""
+    if attachment.status != "reading":
+        return attachment
+    request.app_state.reader.begin(request.user_id)
+    await request.app_state.reader.wait(attachment.id, WAIT_SECONDS)
+    return await request.database.read(attachments.owned_attachment, request.user_id, attachment.id)
+
+
+def clean_name(name: str) -> str:
+    """Return the name of a file without its folders and without characters that cannot be shown, of at most NAME_BYTES."""
+    last = re.split(r"[/\\]", name)[-1]
+    shown = unicodedata.normalize("NFC", UNPRINTABLE.sub("", last)).strip().strip(".") or "file"
+    stem, dot, ending = shown.rpartition(".")
+    ending = dot + ending if dot and len(ending) <= 20 else ""
+    room = NAME_BYTES - len(ending.encode())
+    return (stem if ending else shown).encode()[:room].decode(errors="ignore") + ending
+
+
+async def get_attachment(request: Request, attachment_id: int) -> Attachment:
+    return await request.database.read(attachments.owned_attachment, request.user_id, attachment_id)
+
+
+async def enter_password(request: Request, attachment_id: int, body: schemas.DocumentPassword) -> Attachment:
+    await request.app_state.reader.read_encrypted(request.user_id, attachment_id, body.password)
+    return await _read(request, await get_attachment(request, attachment_id))
+
+
+async def get_content(request: Request, attachment_id: int) -> Annotated[Response, "*/*"]:
+    """Return the file. The headers that every response has let it run nothing and load nothing where it is shown."""
+    attachment = await get_attachment(request, attachment_id)
+    data = await request.database.read(attachments.get_data, attachment_id)
+    headers = {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(attachment.name or f'image-{attachment_id}')}",
+        "Content-Type": attachment.media_type,
+    }
+    return Response(data, headers=headers)
+
+
+async def list_pages(request: Request, attachment_id: int, query: schemas.PagesQuery) -> schemas.DocumentPages:
+    pages = await request.database.read(
+        attachments.list_pages, request.user_id, attachment_id, query.first, query.count
+    )
+    return schemas.DocumentPages([schemas.DocumentPage(**page) for page in pages])
