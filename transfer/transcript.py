@@ -267,7 +267,8 @@ def describe_citations(content: str, citations: Iterable[Citation]) -> list[str]
             if citation.name and citation.page
             else "not found in the documents"
         )
-        lines.append(f"{quoted}: {where}")
+        other = ", another document than the answer names" if citation.status == "other_document" else ""
+        lines.append(f"{quoted}: {where}{other}")
     return lines
 
 
