@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import json
 import os
 import re
@@ -86,7 +87,12 @@ def types(kind: inspect.Type) -> set[str]:
 
 
 def fields(route: Endpoint) -> tuple[inspect.Field, ...]:
-    described = inspect.type_info(route.body)
+    return _fields(route.body)
+
+
+@functools.cache
+def _fields(body: Any) -> tuple[inspect.Field, ...]:
+    described = inspect.type_info(body)
     assert isinstance(described, inspect.StructType)
     return described.fields
 

@@ -1,8 +1,8 @@
-"""How many cases the repeated tests try: TRIALS in a hundred, so a tenth with `make test` and all with `make long`, as CI runs them."""
+"""How many cases the repeated tests try: TRIALS in a hundred, so a twentieth with `make test` and all with `make long`, as CI runs them."""
 
 import os
 
-TRIALS = int(os.environ.get("TRIALS", "10"))  # also the number of services that the tests of kills kill
+TRIALS = int(os.environ.get("TRIALS", "5"))  # also the number of services that the tests of kills kill
 FULL = 100
 
 

@@ -187,26 +187,26 @@ def images(message: dict[str, Any]) -> list[bytes]:
     return [base64.b64decode(url.removeprefix("data:image/png;base64,")) for url in urls]
 
 
-@pytest.mark.parametrize(("count", "size"), [(32, 10_000), (1000, 20)])
+@pytest.mark.parametrize(("count", "size"), [(16, 10_000), (1000, 20)])
 async def test_oldest_images_are_omitted_in_large_steps(
     ann: Person, running: Running, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, count: int, size: int
 ) -> None:
     monkeypatch.setattr(generations, "SENT_IMAGES", count)
-    monkeypatch.setattr(generations, "SENT_IMAGE_BYTES", size * 32)
+    monkeypatch.setattr(generations, "SENT_IMAGE_BYTES", size * 16)
     conversation_id = await ann.conversation()
     stored: list[bytes] = []
     first: set[bytes] = set()
-    for turn in range(25):
+    for turn in range(13):
         new = [PIXEL.data[:8] + bytes([turn, number]).ljust(size - 8, b".") for number in range(1 + turn % 3)]
         added = [{"media_type": "image/png", "data": base64.b64encode(image).decode()} for image in new]
         await ann.say(conversation_id, f"Turn {turn}", images=added)
         events = await ann.answer(conversation_id, model="qwen2.5-vl-7b-instruct", provider_id="lmstudio")
         sent = [image for message in upstream.chats[-1]["messages"] for image in images(message)]
         stored += new
-        assert sent == stored[-len(sent) :] and sent[-len(new) :] == new and len(sent) <= 32
+        assert sent == stored[-len(sent) :] and sent[-len(new) :] == new and len(sent) <= 16
         assert events[-1].data["stats"]["omitted_images"] == len(stored) - len(sent)
         first.add(sent[0])
-    assert len(sent) > 16 - 3 and 2 <= len(first) <= 4
+    assert len(sent) > 8 - 3 and 2 <= len(first) <= 4
     await ann.post("/chat/retry", json={"conversation_id": conversation_id})
-    await upstream.received(26)
+    await upstream.received(14)
     assert upstream.chats[-1]["messages"] == upstream.chats[-2]["messages"]
