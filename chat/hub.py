@@ -37,6 +37,7 @@ CLOSING_SECONDS = 3.0  # that a stop of the server waits for the answers to be s
 RELAYS_PER_USER = 256  # requests of other programs that are answered or wait
 RELAY_BYTES_PER_USER = 128 * 1024 * 1024  # of these requests
 BUSY_SECONDS = 5
+BEGIN_LOOKS, BEGIN_SECONDS = 100, 0.01  # for the generation of an answer that has just begun, and between them
 CATALOG_AGE_SECONDS = 5.0  # of a list of models that needs no new look
 
 B = TypeVar("B", bound=Begun | None)
@@ -180,9 +181,14 @@ class Hub:
         generation = self.generations.get(generation_id)
         if generation is not None and generation.job.user_id == user_id and token_id in (None, generation.job.token_id):
             return self._follow_live(generation, position)
-        recording = await self.database.read(queries.generations.get_recording, user_id, generation_id, token_id)
-        if generation is not None:  # begun by the page in a conversation of the token
-            return self._follow_live(generation, position)
+        read = queries.generations.get_recording
+        for _ in range(BEGIN_LOOKS):  # this thread may see a new answer in the database before it hears of the commit
+            recording = await self.database.read(read, user_id, generation_id, token_id)
+            if recording.status != "generating":
+                break
+            if generation := self.generations.get(generation_id):  # or begun by the page in a conversation of the token
+                return self._follow_live(generation, position)
+            await asyncio.sleep(BEGIN_SECONDS)
         return None if position and position == last_id(recording) else replay(generation_id, recording, position)
 
     def _follow_live(self, generation: Generation, position: int) -> AsyncIterator[bytes] | None:

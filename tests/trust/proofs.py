@@ -18,6 +18,7 @@ from . import (
     quotations,
     races,
     secrets,
+    simulation,
     soak,
     starvation,
     storage,
@@ -59,6 +60,9 @@ PROOFS = (
     Proof("model", "Correctness: the API behaves like a simple model of it", "steps", model.prove, 125, 2_500),
     Proof(
         "quotations", "Truthfulness: no altered quotation counts as found", "quotations", quotations.prove, 500, 5_000
+    ),
+    Proof(
+        "simulation", "Concurrency: the hub keeps its promises in any order", "schedules", simulation.prove, 200, 10_000
     ),
     Proof("kills", "Durability: acknowledged data survives a killed process", "trials", kills, 0, 200),
     Proof("full", "Durability: a full disk loses no acknowledged data", "places", storage.full, 12, ALL),
