@@ -127,7 +127,7 @@ def upload(conn: Connection, user_id: int, data: bytes, name: str, media_type: s
         " status = iif(status = 'failed', 'reading', status) WHERE id = ?",
         (name, now(), attachment_id),
     )
-    sql = f"SELECT coalesce(sum(size_bytes), 0) FROM attachments a WHERE user_id = ? AND uploaded_at IS NOT NULL AND {_FREE}"
+    sql = f"SELECT coalesce(sum(size_bytes), 0) FROM attachments a WHERE user_id = ? AND uploaded_at IS NOT NULL AND sha256 IS NOT NULL AND {_FREE}"
     if conn.execute(sql, (user_id,)).fetchone()[0] > WAITING_BYTES:
         raise Invalid(
             f"At most {WAITING_BYTES // 1_000_000:,} MB of files can wait to be sent."
@@ -253,23 +253,25 @@ def remove_some_released(conn: Connection) -> int:
     end = time.monotonic() + PART_SECONDS
     ids = [row["id"] for row in conn.execute("SELECT id FROM attachments WHERE sha256 IS NULL ORDER BY id")]
     for done, attachment_id in enumerate(ids):
-        if time.monotonic() > end or not _remove_pages(conn, attachment_id, end):
+        if not _remove_pages(conn, attachment_id, end):
             return len(ids) - done
         conn.execute("DELETE FROM attachments WHERE id = ?", (attachment_id,))
+        if time.monotonic() > end:
+            return len(ids) - done - 1
     return 0
 
 
 def _remove_pages(conn: Connection, attachment_id: int, end: float) -> bool:
-    """Remove the pages of an attachment until the time `end`. Return whether all are removed."""
+    """Remove pages of an attachment until the time `end`, but at least one. Return whether all are removed."""
     select = (
         "SELECT p.id, p.text, a.user_id, a.id AS attachment_id FROM attachment_pages p JOIN attachments a"
         " ON a.id = p.attachment_id WHERE a.id = ? ORDER BY p.number DESC LIMIT 1"
     )
     while row := conn.execute(select, (attachment_id,)).fetchone():
-        if time.monotonic() > end:
-            return False
         search.unindex_page(conn, row)
         conn.execute("DELETE FROM attachment_pages WHERE id = ?", (row["id"],))
+        if time.monotonic() > end:
+            return False
     return True
 
 

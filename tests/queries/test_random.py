@@ -44,6 +44,10 @@ class Random:
     def images(self) -> list[Image]:
         return [Image("image/png", self.rng.choice((b"12345", b"678")))] if self.rng.random() < 0.2 else []
 
+    def files(self) -> list[int]:
+        """Return the ids of some attachments, which may be being read or gone."""
+        return [self.one("SELECT id FROM attachments")] if self.rng.random() < 0.3 else []
+
     def start(self, begun: tuple[Answer, Any] | None) -> None:
         if begun and begun[0].job:
             self.running.append(begun[0])
@@ -60,11 +64,13 @@ class Random:
         at = self.shown
         parent: Any = self.rng.choice((UNSET, None, self.message(at)))
         client_id = self.rng.choice((None, "a", "b"))
-        messages.add_message(self.conn, ANN, at, self.rng.choice(TEXTS), parent, client_id, self.images())
+        messages.add_message(
+            self.conn, ANN, at, self.rng.choice(TEXTS), parent, client_id, self.images(), 0, self.files()
+        )
 
     def queue(self) -> None:
         at = self.shown
-        queued.add_queued(self.conn, ANN, at, self.rng.choice(TEXTS), None, self.images())
+        queued.add_queued(self.conn, ANN, at, self.rng.choice(TEXTS), None, self.images(), 0, self.files())
         self.start(queued.begin_next(self.conn, lambda _: "server", ANN, at))
 
     def answer(self) -> None:
@@ -138,6 +144,28 @@ class Random:
             ids = conversations.remove_messages(self.conn, ids)
         conversations.remove_emptied(self.conn, conversation_id)
 
+    def upload(self) -> None:
+        attachments.upload(self.conn, ANN, self.rng.choice((b"one", b"two", b"three")), "a.txt", "text/plain")
+
+    def read(self) -> None:
+        unread = attachments.next_unread(self.conn, ANN)
+        if unread is not None:
+            attachments.set_opened(self.conn, unread.id, "text/plain", "section", None, None)
+            attachments.add_pages(self.conn, unread.id, unread.pages_read + 1, ["boat", "", "東京"])
+            attachments.set_read(self.conn, unread.id, self.rng.choice(("ready", "ready", "failed")), None)
+
+    def expire(self) -> None:
+        self.conn.execute("UPDATE attachments SET uploaded_at = '2020' WHERE uploaded_at IS NOT NULL")
+        attachments.release_expired(self.conn)
+
+    def unqueue(self) -> None:
+        queued_id = self.one("SELECT id FROM queued_messages")
+        at = self.one(f"SELECT conversation_id FROM queued_messages WHERE id = {queued_id}")
+        if self.rng.random() < 0.5:
+            queued.change_queued(self.conn, ANN, at, queued_id, "changed", 0, self.files())
+        else:
+            queued.remove_queued(self.conn, ANN, at, queued_id)
+
     def change(self) -> None:
         folder = folders.add_folder(self.conn, ANN, self.rng.choice("ab"))
         fields = self.rng.choice(({"system_prompt": "東"}, {"temporary": False}, {"folder_id": folder}, {"title": "T"}))
@@ -146,6 +174,7 @@ class Random:
     OPERATIONS: tuple[Callable[["Random"], None], ...] = (
         *(begin, add, add, add, queue, answer, answer, answer, go_on, go_on, finish, finish, finish, finish, edit),
         *(delete_message, delete_message, restore, branch, copy, copy, delete, hide, leave, remove, remove, change),
+        *(upload, upload, read, read, expire, unqueue),
     )
 
     # ---- what always holds
@@ -158,6 +187,16 @@ class Random:
         assert not conn.execute("PRAGMA foreign_key_check").fetchall()
         lost = "SELECT id FROM messages WHERE status = 'generating'"
         assert {row["id"] for row in conn.execute(lost)} <= {one.message_id for one in self.running}
+        waiting = "SELECT id FROM attachments WHERE sha256 IS NOT NULL AND uploaded_at IS NULL"
+        linked = " UNION ".join(
+            f"SELECT attachment_id FROM {one}" for one in ("message_attachments", "queued_attachments")
+        )
+        assert not conn.execute(f"{waiting} EXCEPT SELECT * FROM ({linked})").fetchall(), (
+            "a file that no message has stays"
+        )
+        assert not conn.execute(
+            f"SELECT * FROM ({linked}) EXCEPT SELECT id FROM attachments WHERE sha256 IS NOT NULL"
+        ).fetchall()
         elsewhere = "JOIN messages m ON m.id = {} WHERE m.conversation_id <> {}"
         for wrong in (
             "SELECT 1 FROM messages c " + elsewhere.format("c.parent_id", "c.conversation_id"),
@@ -178,11 +217,12 @@ class Random:
         conversations.hide_all(conn, ids)
         for conversation_id in ids:
             self.remove_one(conversation_id)
+        self.expire()
         attachments.remove_some_released(conn)
-        tables = "conversations messages attachments attachment_data generations former_parents queued_messages sent_system_prompts"
+        tables = "conversations messages attachments attachment_data attachment_pages generations former_parents queued_messages sent_system_prompts"
         for table in tables.split():
             assert not conn.execute(f"SELECT 1 FROM {table}").fetchone(), table
-        for index in ("message_words", "title_words"):
+        for index in ("message_words", "title_words", "page_words"):
             assert not conn.execute(f"SELECT 1 FROM {index} WHERE {index} MATCH 'owner : u{ANN}'").fetchone(), index
 
 
