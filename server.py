@@ -133,6 +133,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/attachments/{attachment_id}/password",                       attachments.enter_password,         USER,   schemas.DocumentPassword),
     Endpoint("GET",    "/attachments/{attachment_id}/content",                        attachments.get_content,            USER),
     Endpoint("GET",    "/attachments/{attachment_id}/pages",                          attachments.list_pages,             USER,   query=schemas.PagesQuery),
+    Endpoint("GET",    "/attachments/{attachment_id}/search",                         attachments.search,                 USER,   query=schemas.PageSearchQuery),
     Endpoint("POST",   "/render",                                                     messages.render_markdown,           USER,   schemas.Markdown, limit=RENDER_BYTES),
 
     Endpoint("POST",   "/conversations/{conversation_id}/stream",                     answers.stream,                     USER,   schemas.AnswerRequest, csrf="lenient"),

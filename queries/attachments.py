@@ -6,8 +6,10 @@ any more, and `remove_released` removes it in short transactions, because taking
 
 import hashlib
 import json
+import re
 import sqlite3
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -87,6 +89,20 @@ def list_linked(conn: Connection, message_id: int, table: Table = "message_attac
 
 
 # ---- add
+
+NAME_BYTES = 255  # of UTF-8, as in most file systems
+# Control characters, lone surrogates, line separators, and what changes the direction of the text after it.
+UNPRINTABLE = re.compile(r"[\0-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def clean_name(name: str) -> str:
+    """Return the name of a file without its folders and without characters that cannot be shown, of at most NAME_BYTES."""
+    last = re.split(r"[/\\]", name)[-1]
+    shown = unicodedata.normalize("NFC", UNPRINTABLE.sub("", last)).strip().strip(".") or "file"
+    stem, dot, ending = shown.rpartition(".")
+    ending = dot + ending if dot and len(ending) <= 20 else ""
+    room = NAME_BYTES - len(ending.encode())
+    return (stem if ending else shown).encode()[:room].decode(errors="ignore") + ending
 
 
 def find(conn: Connection, user_id: int, digest: bytes) -> int | None:

@@ -24,6 +24,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 
 from ..backends.loose import clean, decode
+from ..queries.attachments import clean_name
 from ..queries.types import Id, folder_name
 from . import database, formats
 from .split import ELEMENT_BYTES, lift, split
@@ -365,16 +366,17 @@ class Source:
         """Yield the files that were not sent before, and return how the message refers to them. Raises Unreadable."""
         attached: list[Attached] = []
         for attachment in attachments:
+            name = clean_name(attachment.name) if attachment.name else ""
             sha256 = self._hashes.get(attachment.file)
             if sha256 is None:
                 data = attachment.data or self._read_attachment(attachment.file)
                 sha256 = hashlib.sha256(data).digest()
                 if sha256 not in self._sent:
                     self._sent.add(sha256)
-                    yield File(sha256, attachment.name, attachment.media_type, data)
+                    yield File(sha256, name, attachment.media_type, data)
                 if attachment.file:
                     self._hashes[attachment.file] = sha256
-            attached.append(Attached(attachment.id, sha256, attachment.name))
+            attached.append(Attached(attachment.id, sha256, name))
         return attached
 
     def _read_attachment(self, name: str) -> bytes:

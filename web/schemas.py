@@ -11,7 +11,7 @@ from ..queries.accounts import User
 from ..queries.attachments import MAX_ATTACHMENTS
 from ..queries.folders import Folder
 from ..queries.prompts import Preset, Prompt
-from ..queries.search import Hit
+from ..queries.search import FoundPage, Hit
 from ..queries.tokens import Token
 from ..queries.types import (
     ANSWER_CHARACTERS,
@@ -352,6 +352,10 @@ class SearchQuery(Struct):
     offset: Annotated[int, Meta(ge=0, le=2000)] = 0
 
 
+class PageSearchQuery(Struct):
+    q: Phrase = ""
+
+
 class RenderQuery(Struct):
     render: bool = False
 
@@ -505,6 +509,10 @@ class DocumentPage(Struct):
 
 class DocumentPages(Struct):
     pages: list[DocumentPage]
+
+
+class FoundPages(Struct):
+    pages: list[FoundPage]
 
 
 class SearchResults(Struct):

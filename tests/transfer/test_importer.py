@@ -513,7 +513,7 @@ FIELDS = some(
     model=TEXT,
     settings=some(temperature=st.floats(0, 2), stop=TEXT, seed=COUNT),
 )
-DOCUMENTS = [("a.txt", b"Keel"), ('b/"c".json', b'[{"mapping": {}}]'), ("", b"%PDF-1.7"), ("a.txt", b"Hull")]
+DOCUMENTS = [("a.txt", b"Keel"), ('b "c".json', b'[{"mapping": {}}]'), ("", b"%PDF-1.7"), ("a.txt", b"Hull")]
 QUESTION = some(
     client_id=st.uuids().map(str),
     images=st.lists(st.integers(0, 2).map(png), max_size=2),

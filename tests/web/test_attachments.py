@@ -15,7 +15,7 @@ import pytest
 from fireside import queries
 from fireside.documents import reader
 from fireside.queries import attachments
-from fireside.web.handlers.attachments import clean_name
+from fireside.queries.attachments import clean_name
 
 from ..documents import making
 from ..live import PATIENCE, Person, Running, code, good, until

@@ -151,7 +151,7 @@ async def test_responses_of_all_routes_are_as_described(running: Running, upstre
         while found["status"] == "reading":
             await asyncio.sleep(0.05)
             found = good(await ann.get(file))
-    for path in (f"{file}/content", f"{file}/pages?first=1"):
+    for path in (f"{file}/content", f"{file}/pages?first=1", f"{file}/search?q=ships"):
         await ann.get(path)
     question = await ann.say(1, "Why?", attachment_ids=[document["id"]])
     upstream.enqueue(reasoning("hm"), says("Because."), finish(), usage(3, 2), DONE)

@@ -137,6 +137,8 @@ def _check_message(message: Message) -> None:
     details = (message.token_usage, message.stats, message.error)
     if any(len(msgspec.json.encode(detail)) > DETAILS_BYTES for detail in details):
         _refuse(f"token_usage, stats and error must have at most {DETAILS_BYTES >> 10} KiB each")
+    if any(not 0 <= one.start <= one.end <= len(message.content) for one in message.citations or ()):
+        _refuse("a citation is not in the answer")
     if any(len(msgspec.json.encode(detail)) > EVENT_BYTES for detail in (message.citations, message.sent_pages)):
         _refuse(f"citations and sent_pages must have at most {EVENT_BYTES >> 10} KiB each")
     if message.role == "user" and len(message.content) > ANSWER_CHARACTERS:  # a program may ask so long a question

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import tempfile
-import unicodedata
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -12,16 +11,15 @@ from starlette.responses import Response
 
 from ...errors import Invalid, StorageUnavailable
 from ...queries import attachments
+from ...queries.search import find_pages
 from ...queries.types import Attachment
 from .. import schemas
 from ..endpoint import Request
+from .conversations import SEARCH_SECONDS
 from .data import UPLOADS
 
 WAIT_SECONDS = 2.0  # of an upload, for the reading
-NAME_BYTES = 255  # of UTF-8, as in most file systems
 MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,60}/[a-z0-9!#$&^_.+-]{1,100}")
-# Control characters, lone surrogates, line separators, and what changes the direction of the text after it.
-UNPRINTABLE = re.compile(r"[\0-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 async def upload(request: Request, query: schemas.UploadQuery) -> Attachment:
@@ -38,7 +36,7 @@ async def upload(request: Request, query: schemas.UploadQuery) -> Attachment:
                 raise Invalid("The file is empty.")
             async with state.storing.slot(user_id):
                 data = await asyncio.to_thread(file.read_bytes)
-                fields = (data, clean_name(query.name), media_type, state.config.user_max_bytes)
+                fields = (data, attachments.clean_name(query.name), media_type, state.config.user_max_bytes)
                 stored = await request.database.write(attachments.upload, user_id, *fields)
                 del data, fields
     except OSError as error:
@@ -53,16 +51,6 @@ async def _read(request: Request, attachment: Attachment) -> Attachment:
     request.app_state.reader.begin(request.user_id)
     await request.app_state.reader.wait(attachment.id, WAIT_SECONDS)
     return await request.database.read(attachments.owned_attachment, request.user_id, attachment.id)
-
-
-def clean_name(name: str) -> str:
-    """Return the name of a file without its folders and without characters that cannot be shown, of at most NAME_BYTES."""
-    last = re.split(r"[/\\]", name)[-1]
-    shown = unicodedata.normalize("NFC", UNPRINTABLE.sub("", last)).strip().strip(".") or "file"
-    stem, dot, ending = shown.rpartition(".")
-    ending = dot + ending if dot and len(ending) <= 20 else ""
-    room = NAME_BYTES - len(ending.encode())
-    return (stem if ending else shown).encode()[:room].decode(errors="ignore") + ending
 
 
 async def get_attachment(request: Request, attachment_id: int) -> Attachment:
@@ -83,6 +71,11 @@ async def get_content(request: Request, attachment_id: int) -> Annotated[Respons
         "Content-Type": attachment.media_type,
     }
     return Response(data, headers=headers)
+
+
+async def search(request: Request, attachment_id: int, query: schemas.PageSearchQuery) -> schemas.FoundPages:
+    await get_attachment(request, attachment_id)
+    return schemas.FoundPages(await request.read_long(SEARCH_SECONDS, find_pages, attachment_id, query.q))
 
 
 async def list_pages(request: Request, attachment_id: int, query: schemas.PagesQuery) -> schemas.DocumentPages:
