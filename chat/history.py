@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from typing import Any
+from collections.abc import Container
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -17,8 +18,8 @@ PARAMS_BYTES = 16 * 1024  # of JSON that are kept of the parameters
 MAX_PARAMS = 100
 
 
-def parse(data: bytes) -> History:
-    """Return the messages of a request. Raises Invalid for what is no list of messages.
+def parse(data: bytes, files: Container[str] = ()) -> History:
+    """Return the messages of a request. Raises Invalid for what is no list of messages. `files`: hashes of the documents in them.
 
     What Fireside has no place for is named in the text. Instructions anywhere count as one; alone they are the question.
     """
@@ -33,26 +34,35 @@ def parse(data: bytes) -> History:
     for message in sent:
         match message.get("role"):
             case "system" | "developer":
-                instructions.append(_content(message)[0])
+                instructions.append(_content(message).text)
             case "tool" | "function":
-                results.append(ToolResult(_content(message)[0], text_at(message, "tool_call_id")))
+                results.append(ToolResult(_content(message).text, text_at(message, "tool_call_id")))
             case role:
-                content, images = _content(message)
+                content = _content(message, files)
                 kind, calls = ("assistant", _calls(message)) if role == "assistant" else ("user", [])
-                turns.append(RecordedTurn(kind, content, Tools(results, calls), images if kind == "user" else []))
+                turn = RecordedTurn(kind, content.text, Tools(results, calls))
+                if kind == "user":
+                    turn.images, turn.files = content.images, content.files
+                turns.append(turn)
                 results = []
     if not turns:
         return History("", [RecordedTurn("user", "\n\n".join(instructions), Tools(results))], [])
     return History("\n\n".join(instructions), turns, results)
 
 
-def _content(message: dict[str, Any]) -> tuple[str, list[str]]:
-    """Return the text of a message, and the data URLs of its images."""
+class _Content(NamedTuple):
+    text: str
+    images: list[str]  # data URLs
+    files: list[str]  # hashes
+
+
+def _content(message: dict[str, Any], known_files: Container[str] = ()) -> _Content:
     content = message.get("content")
     if isinstance(content, str):
-        return clean(content), []
+        return _Content(clean(content), [], [])
     texts: list[str] = []
     images: list[str] = []
+    files: list[str] = []
     for part in array_at(message, "content"):
         kind = text_at(part, "type")
         if isinstance(part, str) or at(part, "text") is not None or kind == "refusal":
@@ -63,9 +73,11 @@ def _content(message: dict[str, Any]) -> tuple[str, list[str]]:
                 images.append(url)
             else:
                 texts.append(f"(image: {url[:2000]})")
+        elif kind == "file" and (key := text_at(part, "file", "sha256")) in known_files:
+            files.append(key)
         else:
             texts.append(f"({kind[:100] or 'unknown part'})")
-    return "\n\n".join(texts), images
+    return _Content("\n\n".join(texts), images, files)
 
 
 def _calls(message: dict[str, Any]) -> list[ToolCall]:

@@ -26,6 +26,7 @@ from ..queries.messages import Message
 from ..queries.tokens import Token
 from . import history
 from .events import interrupted, last_id, replay
+from .file_parts import Replaced
 from .generation import Begun, Generation, log_save_error
 from .relay import Relay
 
@@ -259,11 +260,18 @@ class Hub:
     # ---- other programs
 
     async def relay(
-        self, user_id: int, token: Token, server: ModelServer, model: str, fields: dict[str, Raw], wants_usage: bool
+        self,
+        user_id: int,
+        token: Token,
+        server: ModelServer,
+        model: str,
+        fields: dict[str, Raw],
+        wants_usage: bool,
+        replaced: Replaced | None = None,
     ) -> Relay:
         """Begin to answer the request of another program, which is recorded unless the token says otherwise.
 
-        `fields` are those of the request, undecoded. Raises Invalid, InvalidToken, RateLimited, QuotaExceeded.
+        `fields` are those of the request, undecoded, and `replaced` has its messages if they had files. Raises Invalid, InvalidToken, RateLimited, QuotaExceeded.
         """
         size = sum(map(len, fields.values()))
         waiting = [
@@ -275,6 +283,9 @@ class Hub:
             raise Stopping
         messages, params = bytes(fields.get("messages", Raw(b"null"))), history.parameters(fields)
         body = fields | {"model": model, "stream": True, "stream_options": _with_usage(fields)}
+        files = replaced.files if replaced else {}
+        if replaced:
+            messages, body["messages"] = bytes(replaced.recorded), replaced.sent
 
         def begin(conn: Connection) -> Answer:
             if token.id not in queries.tokens.list_valid_ids(
@@ -282,12 +293,13 @@ class Hub:
             ):  # it may have been revoked since the request came
                 raise InvalidToken
             queries.tokens.count_request(conn, token.id)
-            sent = history.parse(messages)
+            sent = history.parse(messages, files)
             if not token.record:
                 job = Job(user_id, 0, server.id, model, params, 0, Prompt("", []), now(), token_id=token.id)
                 return Answer(str(uuid.uuid4()), 0, job)
+            decode, quota = history.decode_images, self.config.user_max_bytes
             return queries.recorder.begin_recorded(
-                conn, user_id, token, sent, server.id, model, params, history.decode_images, self.config.user_max_bytes
+                conn, user_id, token, sent, server.id, model, params, decode, files, quota
             )
 
         async def start() -> Relay:

@@ -12,13 +12,13 @@ import msgspec
 
 from .. import queries
 from ..db import Connection, Database
-from ..errors import FiresideError, NotFound, QuotaExceeded
+from ..errors import FiresideError, Invalid, NotFound, QuotaExceeded
 from ..queries.attachments import Unread
 from ..queries.types import AttachmentStatus
 from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 from . import extract
-from .types import Item, Opened, Page, Problem, Remark
+from .types import Item, Opened, Page, Problem, Remark, Unit
 
 log = logging.getLogger("fireside.reader")
 
@@ -28,6 +28,7 @@ SAVE_CHARACTERS = 200_000  # of pages that are not saved yet
 TOO_LARGE = "Reading it needs more memory than is allowed. Split it, and attach its parts."
 TOO_LONG = "Reading it takes too long. Split it, and attach its parts."
 UNREADABLE = "It cannot be read: it is damaged, or has a format that is not supported."
+_PROBLEMS: dict[type[Exception], str] = {WorkTooLarge: TOO_LARGE, WorkTooLong: TOO_LONG}
 NO_SPACE = "There is no space left for its text. Delete some conversations for good, then attach it again."
 
 _decode = msgspec.msgpack.Decoder(Item).decode
@@ -82,6 +83,31 @@ class Reader:
         await self._database.write(begin)
         self.begin(user_id)
 
+    async def read_now(self, user_id: int, data: bytes, name: str) -> tuple[Unit, list[str]]:
+        """Return the unit and the pages of a document without storing them. Raises Invalid when it cannot be read."""
+        pages: list[str] = []
+        unit: Unit = "page"
+        arguments = (data, name, queries.attachments.OTHER, None)
+        try:
+            async with (
+                self._slots.slot(user_id),
+                contextlib.aclosing(
+                    self._sandbox.iterate(extract.extract, *arguments, seconds=extract.ITEM_SECONDS)
+                ) as items,
+            ):
+                async for encoded in items:
+                    match _decode(encoded):
+                        case Opened(unit=named):
+                            unit = named
+                        case Page(text):
+                            pages.append(text)
+                        case Problem(_, message):
+                            raise Invalid(f"{name}: {message}")
+        except (WorkFailed, msgspec.ValidationError) as error:
+            log.warning("a document of a request cannot be read: %s", error)
+            raise Invalid(f"{name}: {_PROBLEMS.get(type(error), UNREADABLE)}") from None
+        return unit, pages
+
     async def _read_all(self, user_id: int) -> None:
         try:
             while user_id in self._begun:
@@ -108,8 +134,7 @@ class Reader:
             status, problem = "failed", NO_SPACE
         except (WorkFailed, msgspec.ValidationError) as error:
             log.warning("document %d cannot be read: %s", document.id, error)
-            kinds: dict[type[Exception], str] = {WorkTooLarge: TOO_LARGE, WorkTooLong: TOO_LONG}
-            status, problem = "failed", kinds.get(type(error), UNREADABLE)
+            status, problem = "failed", _PROBLEMS.get(type(error), UNREADABLE)
         await self._database.write(queries.attachments.set_read, document.id, status, problem)
 
     async def _store_pages(self, document: Unread) -> tuple[AttachmentStatus, str | None]:

@@ -8,20 +8,20 @@ See conversations.py for the first parameter.
 import hashlib
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from ..db import Connection, insert, now
-from . import search
+from . import attachments, search
 from .conversations import set_conversation, title_from
 from .generations import Answer, Job, Prompt, add_answer
 from .messages import add_message
 from .quota import add_stored_bytes
 from .tokens import Token
-from .types import ANSWER_CHARACTERS, Image, ToolCall, ToolResult, Tools, title_key
+from .types import ANSWER_CHARACTERS, Image, ToolCall, ToolResult, Tools, image_type, title_key
 
 THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 TOOL_CHARACTERS = 200_000  # that are kept of a result or of the arguments of a call
@@ -34,6 +34,14 @@ class RecordedTurn(Struct):
     content: str
     tools: Tools
     images: list[str] = []  # data URLs
+    files: list[str] = []  # SHA-256, in hexadecimal
+
+
+class RecordedFile(Struct):
+    """A document in a request."""
+
+    name: str
+    data: bytes
 
 
 class History(Struct):
@@ -54,7 +62,8 @@ def hash_turn(previous: bytes, turn: RecordedTurn) -> bytes:
     calls = [(call.name, _normal(call.arguments)) for call in turn.tools.calls]
     results = [result.content.strip() for result in turn.tools.results]
     images = [hashlib.sha256(url.encode()).digest() for url in turn.images]
-    fields = msgspec.msgpack.encode((turn.role, content, images, calls, results))
+    files = [turn.files] if turn.files else []  # else the hash stays as it was before there were files
+    fields = msgspec.msgpack.encode((turn.role, content, images, calls, results, *files))
     return hashlib.sha256(previous + fields).digest()
 
 
@@ -74,9 +83,11 @@ def begin_recorded(
     model: str,
     params: dict[str, Any],
     decode: Callable[[list[str]], list[Image]],
+    files: Mapping[str, RecordedFile],
     max_bytes: int = 0,
 ) -> Answer:
-    """Record a request where it belongs, and begin its answer. `decode` returns the images of data URLs.
+    """Record a request where it belongs, and begin its answer. `decode` returns the images of data URLs,
+    and `files` has the documents by their hashes.
 
     A history that continues a conversation of the token is appended to it, an edited one becomes a branch of it, and any other
     one a conversation. Raises QuotaExceeded above `max_bytes` (0: no limit).
@@ -97,6 +108,11 @@ def begin_recorded(
             leaf_id = add_message(
                 conn, user_id, conversation_id, _cut(turn.content), leaf_id, images=images, max_bytes=max_bytes
             )
+            for position, key in enumerate(turn.files, len(images)):
+                file = files[key]
+                kind = image_type(file.data[:12]) or attachments.OTHER
+                attachment_id = attachments.add(conn, user_id, file.data, kind, file.name, max_bytes)
+                attachments.link(conn, leaf_id, position, attachment_id, file.name)
         else:
             leaf_id = _add_sent_answer(conn, user_id, conversation_id, leaf_id, turn, max_bytes)
         _set_tools(conn, user_id, leaf_id, turn.tools)

@@ -1,6 +1,7 @@
 """The handlers of /v1, the OpenAI-compatible API for other programs.
 
 What a client sends reaches the model server unchanged, byte for byte, except for the name of the model and the wish for a stream.
+Documents in `file` parts become text (chat/file_parts.py).
 Errors have OpenAI's shape (middleware.openai_error).
 """
 
@@ -16,9 +17,11 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from ..chat import file_parts
 from ..chat.hub import Hub
 from ..chat.relay import COMMENT, Relay
 from ..errors import Invalid, ProviderFailed, UnsupportedMediaType
+from ..providers import ModelServer
 from ..queries import tokens
 from . import schemas
 from .completion import Completion
@@ -111,13 +114,32 @@ async def chat(request: Request) -> Chat:
     options = _options(fields)
     server, model = await state.providers.resolve(model_name(fields))
     wants_usage = not options.stream or bool((options.stream_options or {}).get("include_usage"))
-    relay = await state.hub.relay(request.user_id, token, server, model, fields, wants_usage)
+    replaced = await _replace_files(request, fields, server, model)
+    relay = await state.hub.relay(request.user_id, token, server, model, fields, wants_usage, replaced)
+    if replaced:
+        state.reader.begin(request.user_id)  # those that were recorded
     headers = {"X-Fireside-Generation-Id": relay.id}
     if relay.is_saved:
         headers["X-Fireside-Conversation-Id"] = str(relay.job.conversation_id)
     if options.stream:
         return ChatStream(state.hub, relay, headers)
     return Later(lambda: _complete(state.hub, relay, headers))
+
+
+async def _replace_files(
+    request: Request, fields: dict[str, Raw], server: ModelServer, model: str
+) -> file_parts.Replaced | None:
+    """Read the files in the messages. Raises Invalid and ProviderFailed, and ClientDisconnect when the program leaves meanwhile."""
+    messages = bytes(fields.get("messages", b""))
+    if not file_parts.has_files(messages):
+        return None
+    with contextlib.suppress(ProviderFailed):  # the answer will say so
+        await server.models(MODELS_AGE_SECONDS)
+    known = server.known(model)
+    context_length = known.context_length if known else None
+    database, reader = request.database, request.app_state.reader
+    work = file_parts.replace(database, reader, request.user_id, messages, context_length)
+    return await while_connected(request.receive, work)
 
 
 def _options(fields: dict[str, Raw]) -> _Options:
