@@ -70,7 +70,9 @@ CONVERSATION = _argument("--conversation", "continue this conversation", metavar
 SYSTEM = _argument("--system", "instructions for the model", metavar="TEXT")
 ASK = (
     _argument("question", "the question; text on standard input is appended", metavar="QUESTION", nargs="*"),
-    _argument("--file", "append this text file; may be repeated", metavar="FILE", action="append", default=[]),
+    _argument(
+        "--file", "send this document or image too; may be repeated", metavar="FILE", action="append", default=[]
+    ),
     _argument("--image", "send this image too; may be repeated", metavar="FILE", action="append", default=[]),
     MODEL,
     CONVERSATION,

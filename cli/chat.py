@@ -10,15 +10,20 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from .. import config
 from ..errors import ConfigError
+from ..queries.types import Citation
+from ..transfer import transcript
 from .client import CommandFailed
-from .printer import BOLD, DIM, RESET, Printer, printable
+from .printer import BOLD, DIM, RESET, Printer, note, printable
 from .session import Event, Result, Session, open_session
+from .upload import upload
 
 IMAGE_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
 MATCH_MARKS = {"\ue000": BOLD, "\ue001": RESET}  # around each match in a snippet of a search
@@ -27,6 +32,7 @@ HELP = """\
 /model [NAME]   show the models, or choose one
 /system TEXT    set the instructions of this chat
 /retry          answer the last question again
+/file PATH      send a file with the next question; without PATH, show which
 /new            begin a new chat
 /open ID        continue another chat; fireside list shows the ids
 /help           show this list
@@ -46,7 +52,9 @@ def ask(options: dict[str, Any]) -> int:
         raise ConfigError("--system: works only for a new conversation")
     with open_session(config.load(options), options["user"]) as session:
         choice = choose_model(session, options["model"])
-        message = {"content": question, "images": images}
+        message: dict[str, Any] = {"content": question, "images": images}
+        if options["file"]:
+            message["attachment_ids"] = [upload(session, Path(name))["id"] for name in options["file"]]
         if options["conversation"]:
             conversation_id = _conversation_id(session, options["conversation"])
             session.post(f"/conversations/{conversation_id}/messages", message)
@@ -58,6 +66,8 @@ def ask(options: dict[str, Any]) -> int:
                 answer = session.get(f"/conversations/{conversation_id}/messages", limit=1)[-1]
                 names = {name: answer[name] for name in ("provider_id", "model")}
                 print(json.dumps(asdict(result) | names, ensure_ascii=False))
+            else:
+                _note_documents(result)
         finally:
             if options["no_save"]:
                 session.delete(f"/conversations/{conversation_id}", purge="true")
@@ -65,15 +75,12 @@ def ask(options: dict[str, Any]) -> int:
 
 
 def _question(options: dict[str, Any]) -> str:
-    """Return the words of the command, then standard input, then the files, each in a fence as the page does it."""
+    """Return the words of the command, then standard input."""
     parts = [" ".join(options["question"])]
     if not sys.stdin.isatty():
         parts.append(_decoded(sys.stdin.buffer.read(), "standard input").strip("\n"))
-    for name in options["file"]:
-        path = Path(name)
-        parts.append(_fenced(path.name, _decoded(path.read_bytes(), name)))
     question = "\n\n".join(part for part in parts if part.strip())
-    if not question:
+    if not (question or options["file"]):
         raise ConfigError('no question. Write it after the command: fireside ask "What is a monad?"')
     return question
 
@@ -85,14 +92,6 @@ def _decoded(data: bytes, name: str) -> str:
         if "\0" not in text:
             return text.replace("\r\n", "\n")
     raise CommandFailed(f"{name}: is not a text in UTF-8 or UTF-16.")
-
-
-def _fenced(name: str, text: str) -> str:
-    """Return a text file as a part of a question. static/attachments.js recognizes this form and shows a file."""
-    longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
-    fence = "`" * (longest + 1)
-    suffix = re.search(r"\.(\w{1,12})$", name, re.ASCII)
-    return f"{name}:\n{fence}{suffix[1].lower() if suffix else 'text'}\n{text}\n{fence}"
 
 
 def _image(path: Path) -> dict[str, str]:
@@ -181,6 +180,15 @@ def _progress(progress: dict[str, Any]) -> str:
     return ""
 
 
+def _note_documents(result: Result) -> None:
+    """Say on standard error which pages of long documents were sent, and where the documents have the quotations."""
+    for text in transcript.describe_sent(result.stats):
+        note(f"Sent: {text}")
+    citations = msgspec.convert(result.citations, list[Citation])
+    for text in transcript.describe_citations(result.content, citations, result.stats):
+        note(text)
+
+
 def _report(result: Result) -> int:
     """Say on standard error why an answer is not complete. Return the exit code."""
     if result.status == "ok":
@@ -250,6 +258,7 @@ class _Chat:
     choice: dict[str, str]
     system: str | None
     conversation_id: int | None = None
+    files: list[dict[str, Any]] = field(default_factory=list)  # attachments of the next question
 
     def handle(self, line: str) -> bool:
         """Do what a line asks for. Return False for /quit."""
@@ -263,6 +272,7 @@ class _Chat:
             "model": self._choose_model,
             "system": self._set_system,
             "retry": self._retry,
+            "file": self._add_file,
             "new": self._begin,
             "open": self.open,
             "help": lambda _: print(HELP),
@@ -275,17 +285,37 @@ class _Chat:
         return True
 
     def _ask(self, question: str) -> None:
-        message = {"content": question}
+        message: dict[str, Any] = {"content": question}
+        if self.files:
+            message["attachment_ids"] = [file["id"] for file in self.files]
         if self.conversation_id is None:
             self.conversation_id = new_conversation(self.session, message, self.system)
         else:
             self.session.post(f"/conversations/{self.conversation_id}/messages", message)
-        _report(print_answer(self.session, self.session.answer(self.conversation_id, self.choice)))
+        self.files = []
+        self._print(self.session.answer(self.conversation_id, self.choice))
+
+    def _print(self, events: Iterator[Event]) -> None:
+        result = print_answer(self.session, events)
+        _note_documents(result)
+        _report(result)
+
+    def _add_file(self, path: str) -> None:
+        if path:
+            try:
+                self.files.append(upload(self.session, _dropped(path)))
+            except OSError as error:
+                raise CommandFailed(printable(f"{error.filename}: {error.strerror}")) from error
+        for file in self.files:
+            pages = f"{file['pages']} {file['unit']}{'' if file['pages'] == 1 else 's'}" if file["unit"] else ""
+            print(printable(f"{file['name']}, {pages or str(file['size_bytes']) + ' bytes'}"))
+        if not self.files:
+            print("No file is waiting for the next question.")
 
     def _retry(self, _: str) -> None:
         if self.conversation_id is None:
             raise CommandFailed("There is no question yet.")
-        _report(print_answer(self.session, self.session.retry(self.conversation_id, self.choice)))
+        self._print(self.session.retry(self.conversation_id, self.choice))
 
     def _choose_model(self, name: str) -> None:
         if name:
@@ -300,7 +330,7 @@ class _Chat:
             self.session.patch(f"/conversations/{self.conversation_id}", {"system_prompt": text})
 
     def _begin(self, _: str) -> None:
-        self.conversation_id = None
+        self.conversation_id, self.files = None, []
 
     def open(self, name: str) -> None:
         """Continue a conversation: print its title and its last answer, and put its questions into the history."""
@@ -318,6 +348,19 @@ class _Chat:
             for message in messages:
                 if message["role"] == "user":
                     readline.add_history(message["content"])
+
+
+def _dropped(text: str) -> Path:
+    """Return the path that was typed, or that a terminal wrote for a dropped file: in quotes, or with backslashes before spaces."""
+    quoted = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    candidates = (text, quoted, re.sub(r"\\(.)", r"\1", quoted))
+    return next((path for path in map(_expanded, candidates) if path.exists()), _expanded(text))
+
+
+def _expanded(text: str) -> Path:
+    with contextlib.suppress(RuntimeError):  # there is no such user
+        return Path(text).expanduser()
+    return Path(text)
 
 
 # ---- list, search, show
@@ -344,7 +387,8 @@ def search(options: dict[str, Any]) -> int:
             print(printable(f"{last:>6}  {one['title'] or 'Untitled'}"))
         if one["message_id"] is not None:
             snippet = printable(" ".join(one["snippet"].split())).translate(marks)
-            print(f"        {DIM if styled else ''}{one['role']}:{RESET if styled else ''} {snippet}")
+            place = printable(f"{one['name']}, {one['unit']} {one['page']}") if "attachment_id" in one else one["role"]
+            print(f"        {DIM if styled else ''}{place}:{RESET if styled else ''} {snippet}")
     if not results:
         print("Nothing was found.", file=sys.stderr)
     return 0 if results else 1

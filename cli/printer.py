@@ -22,6 +22,20 @@ def without_controls(text: str) -> str:
     return text.translate(CONTROL)
 
 
+def show_status(text: str) -> None:
+    """Show a line of progress on standard error, if it is a terminal, in place of the one before; "" removes it."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        sys.stderr.write(f"{CLEAR_LINE}{DIM}{printable(text)[:width]}{RESET}" if text else CLEAR_LINE)
+        sys.stderr.flush()
+
+
+def note(text: str) -> None:
+    """Print a line about an answer on standard error, so that it is not in a pipe with the answer."""
+    styled = sys.stderr.isatty()
+    print(f"{DIM if styled else ''}{printable(text)}{RESET if styled else ''}", file=sys.stderr)
+
+
 class Markdown:
     """Adds styles to Markdown that arrives in pieces: headings and strong text are bold, code is colored. Every character is kept."""
 

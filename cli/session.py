@@ -44,6 +44,7 @@ class Result:
     usage: dict[str, int] | None = None
     stats: dict[str, Any] = field(default_factory=dict)
     error: dict[str, str] | None = None
+    citations: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         match event.name:
@@ -59,6 +60,7 @@ class Result:
                 self.error = {"code": event.data["code"], "message": event.data["message"]}
             case "done":
                 self.status, self.stats = event.data["status"], event.data["stats"]
+                self.citations = event.data.get("citations") or []
         self.generation_id = event.data.get("generation_id", self.generation_id)
         self.conversation_id = event.data.get("conversation_id", self.conversation_id)
         self.message_id = event.data.get("message_id", self.message_id)
@@ -75,6 +77,11 @@ class Session:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return checked(self._http.post(path, json=body)).json()
+
+    def upload(self, name: str, size: int, chunks: Iterator[bytes]) -> Any:
+        """Send a file and return its attachment."""
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        return checked(self._http.post("/attachments", params={"name": name}, content=chunks, headers=headers)).json()
 
     def patch(self, path: str, body: dict[str, Any]) -> Any:
         return checked(self._http.patch(path, json=body)).json()

@@ -20,10 +20,10 @@ import msgspec
 from .. import queries
 from ..db import Connection, Database, now
 from ..errors import NotFound
-from ..queries.types import Parameters, Tools
+from ..queries.types import Citation, Parameters, Tools
 from ..safety.queue import Slots
 from . import archive, transcript
-from .transcript import Attachment, Citation, Conversation, Generation, Message, SentPages
+from .transcript import Attachment, Conversation, Generation, Message, SentPages
 
 CHUNK_BYTES = 256 * 1024
 PIECE_BYTES = 768 * 1024  # of an attachment; a multiple of 3, so that their base64 joins

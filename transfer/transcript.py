@@ -19,6 +19,7 @@ from ..queries.types import (
     NAME_CHARACTERS,
     PROMPT_CHARACTERS,
     SYSTEM_PROMPT_CHARACTERS,
+    Citation,
     Id,
     Parameters,
     Tools,
@@ -74,17 +75,6 @@ class SentPages(msgspec.Struct):
 
     attachment_id: Id
     pages: list[tuple[Count, Count]]
-
-
-class Citation(msgspec.Struct, omit_defaults=True):
-    """A quotation in an answer, between two positions of its text, and where the documents have it."""
-
-    start: Count
-    end: Count
-    status: Literal["found", "other_document", "not_found"]
-    attachment_id: Id | None = None
-    name: str | None = None
-    page: Count | None = None
 
 
 class Generation(msgspec.Struct):
@@ -234,7 +224,9 @@ def markdown(message: Message, version: int, versions: int, files: dict[Id | Non
     if message.content:
         yield f"\n{message.content}\n"
     sent = [f"Sent: {text}" for text in describe_sent(message.stats)]
-    quoted = [f"Quotation {text}" for text in describe_citations(message.content, message.citations or ())]
+    quoted = [
+        f"Quotation {text}" for text in describe_citations(message.content, message.citations or (), message.stats)
+    ]
     if sent or quoted:
         yield "".join(["\n", *(f"- {line}\n" for line in sent + quoted)])
     if message.status != "complete":
@@ -247,7 +239,8 @@ def describe_sent(stats: dict[str, Any] | None) -> list[str]:
     for one in objects_at(stats, "documents"):
         sent, pages, name, unit = (one.get(field) for field in ("sent", "pages", "name", "unit"))
         count = sum(
-            int(last or first) - int(first) + 1 for first, last in re.findall(r"([0-9]+)(?:-([0-9]+))?", str(sent))
+            int(last or first) - int(first) + 1
+            for first, last in re.findall(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", str(sent))
         )
         if isinstance(pages, int) and count < pages:
             lines.append(
@@ -256,19 +249,16 @@ def describe_sent(stats: dict[str, Any] | None) -> list[str]:
     return lines
 
 
-def describe_citations(content: str, citations: Iterable[Citation]) -> list[str]:
-    """Return each quotation of an answer, shortened, and where the documents have it."""
+def describe_citations(content: str, citations: Iterable[Citation], stats: dict[str, Any] | None) -> list[str]:
+    """Return each quotation of an answer, shortened, and where the documents have it. The stats have the documents' units."""
+    units = {one.get("attachment_id"): one.get("unit") for one in objects_at(stats, "documents")}
     lines = []
     for citation in citations:
         quoted = " ".join(content[citation.start : citation.end].split())
         quoted = quoted if len(quoted) <= QUOTED_CHARACTERS else f"{quoted[: QUOTED_CHARACTERS - 1]}…"
-        where = (
-            f"{citation.name}, page {citation.page}"
-            if citation.name and citation.page
-            else "not found in the documents"
-        )
+        where = f"{citation.name}, {units.get(citation.attachment_id, 'page')} {citation.page}"
         other = ", another document than the answer names" if citation.status == "other_document" else ""
-        lines.append(f"{quoted}: {where}{other}")
+        lines.append(f"{quoted}: {where if citation.page else 'not found in the documents'}{other}")
     return lines
 
 

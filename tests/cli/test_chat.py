@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ..browser import NO_ENGINE
+from ..documents.making import pdf
 from ..exports import png
 from ..live import PATIENCE
 from ..processes import environment, run, start
@@ -91,8 +93,10 @@ def service(tmp_path: Path, upstream: Upstream) -> Iterator[Service]:
         yield service
 
 
-def test_question_is_made_of_words_input_files_and_images(tmp_path: Path, upstream: Upstream, service: Service) -> None:
-    (tmp_path / "plan.md").write_text("one\n```\ntwo", "utf-8")
+def test_question_is_made_of_words_input_documents_and_images(
+    tmp_path: Path, upstream: Upstream, service: Service
+) -> None:
+    (tmp_path / "plan.md").write_text("# Plan\n\ntwo", "utf-8")
     (tmp_path / "photo.png").write_bytes(png())
     upstream.enqueue(says("It is ", "**fine**.\x1b[2J"), finish("stop"), DONE)
     arguments = ("--file", str(tmp_path / "plan.md"), "--image", str(tmp_path / "photo.png"), "--system", "Be brief.")
@@ -102,7 +106,8 @@ def test_question_is_made_of_words_input_files_and_images(tmp_path: Path, upstre
     system, question = asked(upstream)["messages"]
     assert system == {"role": "system", "content": "Be brief."}
     words, image = question["content"]
-    assert words["text"] == "review this\n\n+ a line\n\nplan.md:\n````md\none\n```\ntwo\n````"
+    assert words["text"].endswith("\n\nreview this\n\n+ a line")
+    assert '<document name="plan.md"' in words["text"] and "# Plan\n\ntwo" in words["text"]
     assert image["type"] == "image_url"
 
 
@@ -197,6 +202,7 @@ def test_commands_without_a_service_open_the_data_directory(tmp_path: Path, upst
         (("ask", "x", "--conversation", "first"), 2, "--conversation"),
         (("ask", "x", "--conversation", "last"), 1, "There is no conversation yet."),
         (("ask", "x", "--file", "no-such-file"), 1, "no-such-file: No such file"),
+        (("ask", "x", "--file", sys.executable), 1, f"{Path(sys.executable).name}: "),
         (("ask", "x", "--image", __file__), 1, "is not a PNG, JPEG or WebP image"),
         (("ask", "x", "--user", "zoe"), 1, "no such user"),
         (("list", "--limit", "0"), 2, "--limit"),
@@ -208,6 +214,55 @@ def test_wrong_argument_is_one_line_that_names_it(
     done = ask(tmp_path, upstream, *arguments)
     assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert ask(tmp_path, upstream, "list").stdout == "", "a conversation was created"
+
+
+def test_documents_are_read_by_a_service_of_the_command_and_what_was_sent_is_said(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    with serving(tmp_path) as service, service.first():
+        service.stop()
+    upstream.models[0].instances = {MODEL: 4096}
+    book = tmp_path / "book.txt"
+    book.write_text("\n\n".join(f"Chapter {n}. " + f"The harbor has {n} boats. " * 120 for n in range(40)), "utf-8")
+    (tmp_path / "scan.pdf").write_bytes(pdf(""))
+    content = "It says “The harbor has 7 boats.” and “the harbor has no boats at all”."
+    upstream.default = [says(content) + finish("stop") + DONE]
+    arguments = ("ask", "--file", str(book), "How many boats in chapter 7?")
+    done = ask(tmp_path, upstream, *arguments)
+    assert (done.returncode, done.stdout) == (0, f"{content}\n")
+    assert '<document name="book.txt" sections="' in asked(upstream)["messages"][-1]["content"]
+    sent, found, missing = done.stderr.splitlines()
+    assert re.fullmatch(r"Sent: \d+ of \d+ sections of book\.txt: [0-9, -]+", sent)
+    assert re.fullmatch(r"“The harbor has 7 boats\.”: book\.txt, section \d+", found)
+    assert missing == "“the harbor has no boats at all”: not found in the documents"
+    answer = json.loads(ask(tmp_path, upstream, *arguments, "--json").stdout)
+    assert [one["status"] for one in answer["citations"]] == ["found", "not_found"]
+    assert answer["stats"]["documents"][0]["name"] == "book.txt"
+    scanned = ask(tmp_path, upstream, "ask", "--file", str(tmp_path / "scan.pdf"))
+    assert scanned.returncode == 1 and scanned.stderr.startswith("fireside: scan.pdf: The document has no text")
+    hits = ask(tmp_path, upstream, "search", "harbor chapter").stdout
+    assert re.search(r"book\.txt, section \d+: .*harbor", hits), hits
+
+
+@terminal_only
+def test_documents_in_a_chat_on_a_terminal(tmp_path: Path, upstream: Upstream, service: Service) -> None:
+    (tmp_path / "my report.pdf").write_bytes(pdf("The keel is laid at dawn.", password="boat"))
+    with contextlib.closing(Terminal(tmp_path, upstream, "chat")) as terminal:
+        terminal.expect("> ")
+        terminal.type(f"/file '{tmp_path}/nothing.pdf'\r")
+        terminal.expect("No such file")
+        terminal.type(f"/file '{tmp_path}/my report.pdf'\r")
+        terminal.expect("Password of my report.pdf: ")
+        terminal.type("boat\r")
+        terminal.expect("my report.pdf, 1 page")
+        upstream.enqueue(says("At dawn."), finish("stop"), DONE)
+        terminal.type("When?\r")
+        terminal.expect("At dawn.")
+        assert "The keel is laid at dawn." in asked(upstream)["messages"][-1]["content"]
+        terminal.type("/file\r")
+        terminal.expect("No file is waiting")
+        terminal.type(CTRL_D)
+        assert terminal.process.wait(PATIENCE) == 0
 
 
 @terminal_only

@@ -869,7 +869,7 @@ async def test_markdown_links_to_files_and_says_what_was_sent_and_quoted(here: S
     content = 'It says “The keel is\nlaid at dawn” and "nobody saw it at all".'
     sent = [
         {"attachment_id": report, "name": "a.pdf", "unit": "page", "pages": 120, "sent": "1, 17-22"},
-        {"attachment_id": report, "name": "b.pdf", "unit": "slide", "pages": 2, "sent": "1-2"},
+        {"attachment_id": report + 1, "name": "b.pdf", "unit": "slide", "pages": 2, "sent": "1-2"},
     ]
     found = {"start": 8, "end": 34, "status": "found", "attachment_id": report, "name": "a [report] 1.txt", "page": 1}
     citations = [found, {"start": content.index('"'), "end": len(content) - 1, "status": "not_found"}]
