@@ -559,7 +559,17 @@ def test_failed_answer_is_followed_by_a_new_version(conn: Connection, status: st
 def test_conversation_without_a_question_cannot_be_answered(conn: Connection, content: str) -> None:
     conversation_id = conversation(conn)
     if content == "an answer":
-        names = ("provider_id", "model", "token_usage", "stats", "error", "client_id", "source", "parent_id")
+        names = (
+            "provider_id",
+            "model",
+            "token_usage",
+            "stats",
+            "error",
+            "client_id",
+            "source",
+            "parent_id",
+            "citations",
+        )
         fields = dict.fromkeys(names) | {
             "edited": False,
             "copied": False,
