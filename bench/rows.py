@@ -3,6 +3,7 @@
 Ours and the reference run in turn, and the ratio is taken for each round. The load client and a comparison with the database check in
 every run what was delivered."""
 
+import asyncio
 import compileall
 import importlib.metadata
 import importlib.util
@@ -18,11 +19,14 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from tests.documents import making
 
 from . import browser, library, rig
 from .rig import HERE, Fireside, Http, Load, Outcome, Process
@@ -63,10 +67,11 @@ class Size:
     long: int = 10_000  # messages of the longest conversation
     pasted: int = 20_000  # lines
     listed: int = 2_000  # conversations in the page's list
+    document: int = 100  # pages
 
 
 FULL = Size()
-TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1, (500, 1_000), 2, 200, 1_000, 70)
+TINY = Size(1, 500, 1, (3, 4), 3, 2_000, 20, 40, 3, 20, 20, 1, (500, 1_000), 2, 200, 1_000, 70, 3)
 
 
 @dataclass
@@ -574,6 +579,29 @@ def listing(bench: Bench) -> Iterator[Row]:
     yield at_most(what, times[slowest], 100, " ms", "{:.0f}")
 
 
+def documents(bench: Bench) -> Iterator[Row]:
+    """Measure the reading of a PDF in a new child process, and the delays of streams while PDFs are read one after the other."""
+    writer, size = library.Writer(1), bench.size
+    lines = [" ".join(re.findall(r"\w+", writer.text()))[:80] for _ in range(size.document * 45)]
+    data = making.pdf(*("\n".join(lines[page * 45 :][:45]) for page in range(size.document)))
+
+    async def read() -> float:
+        began = time.perf_counter()
+        async with making.reading() as reader:
+            assert len((await reader.read(data)).pages) == size.document
+        return time.perf_counter() - began
+
+    seconds = median(asyncio.run(read()) for _ in range(size.rounds))
+    yield at_most(f"a PDF of {size.document} pages to text, s", seconds, 1.5, "", "{:.2f}")
+    with bench.fireside() as fireside, ThreadPoolExecutor(1) as pool:
+        alone = bench.stream(fireside, 20, 50 * size.seconds, 50)
+        running = pool.submit(bench.stream, fireside, 20, 50 * size.seconds, 50)
+        while not running.done():
+            asyncio.run(read())
+        late, before = running.result().late_p99 / 1000, alone.late_p99 / 1000
+    yield at_most("20 streams while PDFs are read: p99 late, ms", late, 25, "", "{:.1f}", f"{before:.1f} (without)")
+
+
 def imports(bench: Bench) -> Iterator[Row]:
     writer, count = library.Writer(1), bench.size.imported
     conversations = [_exported(number, writer) for number in range(count)]
@@ -605,6 +633,7 @@ ROWS: tuple[Measurement, ...] = (
     deletion,
     listing,
     imports,
+    documents,
 )
 
 

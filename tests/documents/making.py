@@ -148,7 +148,7 @@ _PADDING = bytes.fromhex("28BF4E5E4E758A4164004E56FFFA01082E2E00B6D0683E802F0CA9
 
 
 def pdf(*pages: str, password: str = "", kids: str = "") -> bytes:
-    """Return a PDF with a line of text on each page, encrypted with RC4 if there is a password. `kids` replaces the list of pages."""
+    """Return a PDF with lines of text on each page, encrypted with RC4 if there is a password. `kids` replaces the list of pages."""
     identifier = b"0123456789abcdef"
     key = _owner = b""
     if password:
@@ -166,7 +166,8 @@ def pdf(*pages: str, password: str = "", kids: str = "") -> bytes:
         objects[number] = (
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {number + 1} 0 R /Resources << /Font << /F1 3 0 R >> >> >>".encode()
         )
-        content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode("latin-1") if text else b"0 0 9 9 re f"
+        lines = " ".join(f"({line}) Tj 0 -14 Td" for line in text.split("\n"))
+        content = f"BT /F1 12 Tf 72 720 Td {lines} ET".encode("latin-1") if text else b"0 0 9 9 re f"
         if key:
             salt = (number + 1).to_bytes(3, "little") + b"\0\0"
             content = _rc4(hashlib.md5(key + salt).digest()[:10], content)

@@ -12,6 +12,7 @@ from . import (
     attacks,
     authz,
     choice,
+    documents,
     fuzz,
     model,
     mutants,
@@ -71,5 +72,13 @@ PROOFS = (
     Proof("choice", "Documents: a tenth of the pages has the one that answers", "questions", choice.prove, 120, 120),
     Proof("soak", "Stability: no leaks under load and faults (`make soak`: 10 min)", "requests", soak.prove, 3, 60),
     Proof("starvation", "Availability: one user cannot block others", "responses", starvation.prove, 12, 180),
+    Proof(
+        "documents",
+        "Availability: hostile documents stop neither reading nor streams",
+        "checks",
+        documents.prove,
+        24,
+        ALL,
+    ),
     Proof("mutants", "Test coverage: tests fail when a check is removed", "mutants", mutants.prove, 0, ALL),
 )
