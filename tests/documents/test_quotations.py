@@ -94,7 +94,7 @@ def test_quotation_is_found_whatever_its_marks_and_typography(answer: str, page:
         "report.pdf",
         page,
     )
-    assert find(f"> {answer}", DOCUMENTS[:0]) == [] or may_quote(answer)
+    assert may_quote(answer)
 
 
 @pytest.mark.parametrize("answer", NOT_FOUND)
