@@ -1,12 +1,13 @@
 """Documents in chat requests of other programs: `file` parts as OpenAI's API has them."""
 
 import base64
+import io
 import json
+import zipfile
 from typing import Any
 
-import pytest
-
 from ..documents.making import pdf
+from ..exports import chatgpt, node
 from ..live import Person, Running, code, good
 from ..upstream import DONE, MODEL, Upstream, finish
 from ..upstream import text as says
@@ -77,26 +78,57 @@ async def test_files_of_a_token_that_does_not_record_are_not_stored(
     assert (await running.state.database.read(lambda conn: conn.execute(count).fetchone()))[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("file", "kind", "words"),
-    [
-        ({"type": "file", "file": {"file_id": "file-1"}}, "validation_error", "file_id is not supported"),
-        ({"type": "file", "file": {"filename": "a.pdf"}}, "validation_error", "must have file_data"),
-        ({"type": "file", "file": {"file_data": "%%"}}, "validation_error", "is not base64"),
-        ({"type": "file", "file": []}, "validation_error", "must have file_data"),
-        (part(b"\x7fELF\x02" + bytes(99), "a.exe"), "validation_error", "a.exe: "),
-        (part(REPORT[:200]), "validation_error", "report.pdf: "),
-        (part(pdf("secret", password="x")), "validation_error", "report.pdf: The PDF is encrypted."),
-        (part(pdf("")), "validation_error", "has no text"),
-        (part(b"keel " * 10_000, "long.txt"), "context_length_exceeded", "long.txt about 1"),
-    ],
+REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
+    ({"type": "file", "file": {"file_id": "file-1"}}, "validation_error", "file_id is not supported"),
+    ({"type": "file", "file": {"filename": "a.pdf"}}, "validation_error", "must have file_data"),
+    ({"type": "file", "file": {"file_data": "%%"}}, "validation_error", "is not base64"),
+    ({"type": "file", "file": []}, "validation_error", "must have file_data"),
+    (part(b"\x7fELF\x02" + bytes(99), "a.exe"), "validation_error", "a.exe: "),
+    (part(REPORT[:200]), "validation_error", "report.pdf: "),
+    (part(pdf("secret", password="x")), "validation_error", "report.pdf: The PDF is encrypted."),
+    (part(pdf("")), "validation_error", "has no text"),
+    (part(b"keel " * 10_000, "long.txt"), "context_length_exceeded", "long.txt about 1"),
 )
+
+
 async def test_file_that_cannot_be_sent_is_an_error_in_the_shape_of_openai(
-    running: Running, ann: Person, upstream: Upstream, file: dict[str, Any], kind: str, words: str
+    running: Running, ann: Person, upstream: Upstream
 ) -> None:
     upstream.models[0].instances = {MODEL: 4096}
     zed = program(running, await create(ann))
-    response = await zed.post("/v1/chat/completions", json=asked(file))
-    assert refused(response) == (400, kind) and words in response.json()["error"]["message"]
+    for file, kind, words in REFUSED:
+        response = await zed.post("/v1/chat/completions", json=asked(file))
+        assert refused(response) == (400, kind) and words in response.json()["error"]["message"], words
     assert good(await ann.get("/conversations")) == []
     assert not any(one.path.endswith("/chat/completions") for one in upstream.requests)
+
+
+async def test_documents_of_an_import_are_read_and_found_and_survive_another_export(
+    ann: Person, bob: Person, upstream: Upstream
+) -> None:
+    uploads = [{"id": "file-Report1", "name": "report.pdf"}, {"id": "file-Program1", "name": "boat.exe"}]
+    question = node("q", None, "user", "When?", metadata={"attachments": uploads})
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("conversations.json", json.dumps([chatgpt(question, current="q")]))
+        archive.writestr("file-Report1.dat", REPORT)
+        archive.writestr("file-Program1.dat", b"\x7fELF\x02" + bytes(99))
+    data = packed.getvalue()
+    for person in (ann, bob):
+        report = good(await person.post("/import", content=data, headers={"Content-Type": "application/zip"}))
+        assert (report["conversations"], report["skipped"], report["losses"]) == (1, [], [])
+        [conversation] = good(await person.get("/conversations"))
+        asked, *answers = await person.messages(conversation["id"])
+        ids = [one["id"] for one in asked["documents"]]
+        read_now = [await read(person, one) for one in ids]
+        assert [(one["name"], one["status"]) for one in read_now] == [("report.pdf", "ready"), ("boat.exe", "failed")]
+        [hit] = good(await person.get("/search", params={"q": "stepped"}))["results"]
+        assert (hit["attachment_id"], hit["page"]) == (ids[0], 2)
+        if not answers:  # a document that cannot be read is no obstacle
+            upstream.enqueue(says("At dawn."), finish(), DONE)
+            assert (await person.answer(conversation["id"]))[-1].data["status"] == "ok"
+            assert "The keel is laid at dawn." in sent(upstream)[-1]["content"]
+        data = (await person.get("/export")).content
+    [theirs, mine] = [(await one.messages(1 if one is ann else conversation["id"]))[-1] for one in (ann, bob)]
+    assert mine["content"] == theirs["content"] == "At dawn."
+    assert mine["stats"]["documents"][0] == theirs["stats"]["documents"][0] | {"attachment_id": ids[0]}
