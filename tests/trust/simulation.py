@@ -278,7 +278,11 @@ class Life:
 
     async def _open(self, user_id: int, conversation_id: int) -> None:
         """List the messages, and follow the answer that is running. It is listed as far as any reader was before."""
-        before = {key: self._text_of(seen) for key, seen in self.world.seen.items()}
+        before = {  # without what a crash may have taken
+            key: self._text_of(seen)
+            for key, seen in self.world.seen.items()
+            if not self.world.lives or key in self.hub.generations
+        }
         for message in await self.hub.messages(user_id, conversation_id, 100, None):
             if isinstance(message.generation_id, str):
                 text = before.get(message.generation_id, "")
