@@ -30,6 +30,8 @@ def upload(session: Session, path: Path) -> dict[str, Any]:
             attachment = _wait(session, again)
     finally:
         show_status("")
+    if attachment["status"] == "encrypted" and not sys.stdin.isatty():
+        raise CommandFailed(printable(f"{path.name}: needs a password. Run the command in a terminal to enter it."))
     if attachment["status"] != "ready":
         raise CommandFailed(printable(f"{path.name}: {attachment['problem'] or 'It has no text.'}"))
     return attachment

@@ -225,6 +225,7 @@ def test_documents_are_read_by_a_service_of_the_command_and_what_was_sent_is_sai
     book = tmp_path / "book.txt"
     book.write_text("\n\n".join(f"Chapter {n}. " + f"The harbor has {n} boats. " * 120 for n in range(40)), "utf-8")
     (tmp_path / "scan.pdf").write_bytes(pdf(""))
+    (tmp_path / "locked.pdf").write_bytes(pdf("Secret", password="x"))
     content = "It says “The harbor has 7 boats.” and “the harbor has no boats at all”."
     upstream.default = [says(content) + finish("stop") + DONE]
     arguments = ("ask", "--file", str(book), "How many boats in chapter 7?")
@@ -238,8 +239,9 @@ def test_documents_are_read_by_a_service_of_the_command_and_what_was_sent_is_sai
     answer = json.loads(ask(tmp_path, upstream, *arguments, "--json").stdout)
     assert [one["status"] for one in answer["citations"]] == ["found", "not_found"]
     assert answer["stats"]["documents"][0]["name"] == "book.txt"
-    scanned = ask(tmp_path, upstream, "ask", "--file", str(tmp_path / "scan.pdf"))
-    assert scanned.returncode == 1 and scanned.stderr.startswith("fireside: scan.pdf: The document has no text")
+    for name, problem in (("scan.pdf", "The document has no text"), ("locked.pdf", "needs a password")):
+        refused = ask(tmp_path, upstream, "ask", "--file", str(tmp_path / name))
+        assert refused.returncode == 1 and refused.stderr.startswith(f"fireside: {name}: {problem}")
     hits = ask(tmp_path, upstream, "search", "harbor chapter").stdout
     assert re.search(r"book\.txt, section \d+: .*harbor", hits), hits
 
