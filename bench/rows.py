@@ -14,6 +14,7 @@ import re
 import shutil
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -443,6 +444,28 @@ def _start_pair(bench: Bench, folder: Path) -> Pair:
     return Pair([value for pair in pairs for value in pair.ours], [value for pair in pairs for value in pair.reference])
 
 
+def asking(bench: Bench) -> Iterator[Row]:
+    """Measure `fireside ask` until it prints the first word, beside a running service: its request is sent before that."""
+    folder = bench.folder / "asked"
+    command = [sys.executable, "-m", "fireside", "ask", "Count.", "--data-dir", folder]
+    with Fireside(folder, bench.upstream.url).sign_in():
+        seconds = [
+            _until_first_word([*command, "--model", f"lmstudio/{rig.script(4)}"]) for _ in range(bench.size.starts)
+        ]
+    yield at_most("fireside ask: start to the first word, s", median(seconds), 0.4, " s", "{:.2f}")
+
+
+def _until_first_word(command: list[str | Path]) -> float:
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as asked:
+        assert asked.stdout is not None
+        word = asked.stdout.read(1)
+        seconds = time.perf_counter() - started
+        asked.stdout.read()
+    assert word and asked.returncode == 0, asked.returncode
+    return seconds
+
+
 def memory(bench: Bench) -> Iterator[Row]:
     size, streams = bench.size, bench.size.streams[0]
     with bench.bare() as bare, bench.fireside() as fireside:
@@ -627,6 +650,7 @@ ROWS: tuple[Measurement, ...] = (
     databases,
     memory,
     starts,
+    asking,
     install,
     page,
     rendering,

@@ -37,7 +37,9 @@ static int poller;
 
 static const char MODELS[] =
     "{\"models\":[{\"type\":\"llm\",\"key\":\"bench\",\"display_name\":\"Bench\",\"max_context_length\":1000000,"
-    "\"loaded_instances\":[{\"id\":\"bench\",\"config\":{\"context_length\":1000000}}],\"capabilities\":{}}]}";
+    "\"loaded_instances\":[{\"id\":\"bench\",\"config\":{\"context_length\":1000000}}],\"capabilities\":{}},"
+    "{\"type\":\"llm\",\"key\":\"bench-4-0\",\"display_name\":\"Four tokens\",\"max_context_length\":1000000,"
+    "\"loaded_instances\":[{\"id\":\"bench-4-0\",\"config\":{\"context_length\":1000000}}],\"capabilities\":{}}]}";
 static const char HEAD[] =
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n";
 static const char START[] =
