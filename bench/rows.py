@@ -447,7 +447,7 @@ def _start_pair(bench: Bench, folder: Path) -> Pair:
 def asking(bench: Bench) -> Iterator[Row]:
     """Measure `fireside ask` until it prints the first word, beside a running service: its request is sent before that."""
     folder = bench.folder / "asked"
-    command = [sys.executable, "-m", "fireside", "ask", "Count.", "--data-dir", folder]
+    command: list[object] = [sys.executable, "-m", "fireside", "ask", "Count.", "--data-dir", folder]
     with Fireside(folder, bench.upstream.url).sign_in():
         seconds = [
             _until_first_word([*command, "--model", f"lmstudio/{rig.script(4)}"]) for _ in range(bench.size.starts)
@@ -455,9 +455,9 @@ def asking(bench: Bench) -> Iterator[Row]:
     yield at_most("fireside ask: start to the first word, s", median(seconds), 0.4, " s", "{:.2f}")
 
 
-def _until_first_word(command: list[str | Path]) -> float:
+def _until_first_word(command: list[object]) -> float:
     started = time.perf_counter()
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as asked:
+    with subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as asked:
         assert asked.stdout is not None
         word = asked.stdout.read(1)
         seconds = time.perf_counter() - started
