@@ -1,24 +1,41 @@
 // What is said above the box before a message is sent that the model cannot take whole, with buttons for what can be done.
 
-import { charactersOf, tokensOf, tokensOfImages } from "./context.js";
+import { tokensOfImages } from "./context.js";
 import { button, h } from "./dom.js";
-import { aboutTokens, number } from "./format.js";
+import { aboutTokens, counted, number } from "./format.js";
 import { icon } from "./icons.js";
 import { canGrow, mayGrow, modelName, modelsWithVision } from "./models.js";
-import { toast } from "./popups.js";
 
 const SUGGESTED_MODELS = 2;
-const USEFUL_TOKENS = 50; // of a file: less is not worth sending
-const CUT_MARK_TOKENS = 40; // of the line that says what was left out
+const NAMED_FILES = 3;
 
-/** Returns {kind, node} or null. `act`: `useModel(choice)`, `send()`, `load(choice, contextLength)`. */
-export function advice({ choice, usage, attachments, act }) {
-  return blindness(choice, attachments, act) ?? (usage && !usage.fits ? overflow(choice, usage, attachments, act) : null);
+/** Returns {kind, node} or null. `longPaste` is the text that could be a document. `act`: `useModel(choice)`, `send()`, `load(choice, contextLength)`, `attachPasted()`. */
+export function advice({ choice, usage, attachments, longPaste, act }) {
+  return blindness(choice, attachments, act)
+    ?? (longPaste ? pasted(longPaste, act) : null)
+    ?? (usage && !usage.fits ? overflow(choice, usage, attachments, act) : null)
+    ?? (usage?.isPart ? partOfDocuments(choice, usage, attachments, act) : null);
 }
 
 const box = (kind, text, ...buttons) => ({
   kind, node: h("div", { class: "advice-box" }, icon("alert"), h("p", {}, text), h("div", { class: "row" }, buttons.flat())),
 });
+
+function pasted({ length }, { attachPasted }) {
+  return box("paste", `The text that you pasted has ${counted(length, "character")}. As a document it can be searched, and if it is too long, the pages that match your question are sent.`,
+    button("Attach it as a document", attachPasted));
+}
+
+function partOfDocuments(choice, { size, chat, question, answer, documents }, attachments, { load }) {
+  const files = attachments.documents.filter(({ attachment }) => attachment?.tokens_estimate);
+  const names = files.length > NAMED_FILES ? `These ${files.length} documents` : new Intl.ListFormat("en").format(files.map(({ name }) => name));
+  const all = files.reduce((sum, { attachment }) => sum + attachment.tokens_estimate, 0);
+  const unit = files[0]?.attachment.unit ?? "page";
+  const text = `${names} ${files.length === 1 ? "does" : "do"} not fit, with ${aboutTokens(all)}. The ${unit}s that match your question best are sent, with ${aboutTokens(documents)}.`
+    + ` To send others, name them, such as “${unit} 3-5”.`;
+  return box(`part ${choice.id}`, text,
+    canGrow(choice) && button("Load with a larger context…", () => load(choice, suggestedLength(choice.model, chat + question + answer + all))));
+}
 
 function blindness(choice, attachments, { useModel }) {
   const { images } = attachments;
@@ -39,30 +56,26 @@ function imagesPart(images) {
 }
 
 /** What takes most of the question, as {subject, name, files, tokens, excess}; without files if that is the typed text. */
-function largestPart(attachments, question) {
-  const { images, texts } = attachments;
-  const parts = texts.map((file) => ({ subject: file.name, name: file.name, files: [file], tokens: tokensOf(charactersOf(file.text)), excess: "is too long" }));
-  if (images.length) parts.push(imagesPart(images));
-  const typed = question - parts.reduce((sum, { tokens }) => sum + tokens, 0);
-  parts.push({ subject: "This message", name: "", files: [], tokens: typed, excess: "is too long" });
-  return parts.reduce((most, part) => (part.tokens > most.tokens ? part : most));
+function largestPart({ images, documents }, question, documentTokens) {
+  const ofImages = images.length ? imagesPart(images) : { tokens: 0 };
+  const one = documents.length === 1;
+  const name = one ? documents[0].name : `the ${documents.length} documents`;
+  const ofDocuments = { subject: one ? name : `T${name.slice(1)}`, name, files: documents, tokens: documentTokens, excess: one ? "needs too much room" : "need too much room" };
+  const typed = { subject: "This message", name: "", files: [], tokens: question - ofImages.tokens, excess: "is too long" };
+  return [ofImages, ofDocuments].reduce((most, part) => (part.tokens > most.tokens ? part : most), typed);
 }
 
 function overflow(choice, usage, attachments, { send, load }) {
-  const { size, answer, system, chat, question, omitted, leftOut, alone } = usage;
+  const { size, answer, chat, question, documents, omitted, leftOut, alone } = usage;
   if (!question || (alone && (leftOut === undefined || leftOut <= omitted))) return null; // nothing is written; unknown; as many as before
-  const part = largestPart(attachments, question);
+  const part = largestPart(attachments, question, documents);
   const text = alone ? describeLeftOut(part, size, leftOut)
     : `${part.subject} ${part.excess}, with ${aboutTokens(part.tokens)}.`
       + ` The context of ${modelName(choice)} holds ${number(size)}; ${number(answer)} are kept free for the answer.`;
   const growth = mayGrow(choice) && !canGrow(choice) ? " An administrator can load the model with a larger context." : "";
-  const room = size - answer - (alone ? chat : system) - (question - part.tokens) - CUT_MARK_TOKENS;
-  const [file] = part.files;
-  const canShorten = file?.text !== undefined && room > USEFUL_TOKENS && room < part.tokens;
   return box(`${alone ? "chat" : part.name} ${choice.id}`, text + growth,
-    canGrow(choice) && button("Load with a larger context…", () => load(choice, suggestedLength(choice.model, chat + question + answer))),
-    canShorten && button(`Shorten ${part.name}`, () => shorten(attachments, file, room / part.tokens)),
-    file && removeButton(attachments, part),
+    canGrow(choice) && button("Load with a larger context…", () => load(choice, suggestedLength(choice.model, chat + question + documents + answer))),
+    part.files.length > 0 && removeButton(attachments, part),
     alone && button("Send without them", send));
 }
 
@@ -75,14 +88,4 @@ function describeLeftOut({ name, files, tokens }, size, leftOut) {
 /** The next power of two, with room for a few more questions. */
 function suggestedLength({ max_context_length: most }, tokens) {
   return Math.min(most, 2 ** Math.ceil(Math.log2(tokens * 1.25)));
-}
-
-/** Keep the beginning of a text, up to the end of a line. The model reads what was left out. */
-function shorten(attachments, file, share) {
-  const part = file.text.slice(0, Math.floor(file.text.length * share));
-  const lineEnd = part.lastIndexOf("\n");
-  const kept = part.slice(0, lineEnd > part.length / 2 ? lineEnd : part.length).replace(/[\ud800-\udbff]$/, "");
-  const shorter = { ...file, text: `${kept}\n[Shortened: the first ${number(kept.length)} of ${number(file.text.length)} characters]` };
-  attachments.replace(file, shorter);
-  toast(`${file.name} was shortened to its first ${number(kept.length)} characters.`, "Undo", () => attachments.replace(shorter, file));
 }

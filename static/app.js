@@ -1,6 +1,7 @@
 // The page: signing in, the conversation in the address, the account's menu, the keyboard.
 
 import { get, post, session, signIn } from "./api.js";
+import { showDocument } from "./attachments.js";
 import { Chat } from "./chat.js";
 import { forgetDrafts } from "./composer.js";
 import { Conversation } from "./conversation.js";
@@ -169,9 +170,13 @@ class Shell {
 function followAddress() {
   if (!shell || !session.user) return;
   const [, folderId] = /^#\/f\/(\d+)$/.exec(location.hash) ?? [];
-  const [, id, messageId] = /^#\/c\/(\d+)(?:\/m\/(\d+))?$/.exec(location.hash) ?? [];
+  const [, id, messageId, documentId, page, query] = /^#\/c\/(\d+)(?:\/m\/(\d+))?(?:\/d\/(\d+)\/(\d+)\/([^/]*))?$/.exec(location.hash) ?? [];
   shell.list.currentId = id ? Number(id) : null;
   shell.chat.open(id ? Number(id) : null, messageId ? Number(messageId) : null);
+  if (documentId) {
+    history.replaceState(null, "", `#/c/${id}${messageId ? `/m/${messageId}` : ""}`); // a reload opens the chat only
+    showDocument({ id: Number(documentId) }, { page: Number(page), query: new URLSearchParams(`q=${query}`).get("q") }); // throws nothing, whatever is in the address
+  }
   if (!id) shell.conversation.change({ folder_id: folderId ? Number(folderId) : null });
 }
 

@@ -26,7 +26,8 @@ export class Chat {
   constructor(conversation, list, { openList, openSettings, folderName }) {
     this.conversation = conversation;
     this.#actions = {
-      edit: (message, text, images) => conversation.ask(text, () => loadImages(images), message.parent_id),
+      edit: (message, text, attachmentIds) => conversation.ask(text, attachmentIds, message.parent_id),
+      documents: () => conversation.path.flatMap(({ documents }) => documents ?? []),
       retry: (message) => conversation.retry(message),
       retryWith: (message) => this.#retryWith(message),
       showRequest: (message) => this.#showRequest(message),
@@ -45,7 +46,7 @@ export class Chat {
     this.column = h("div", { class: "column" });
     this.scroller = new Scroller(this.column);
     this.composer = new Composer({
-      send: (text, images) => conversation.ask(text, () => images), stop: () => conversation.stop(), editLast: () => this.#editLast(),
+      send: (text, attachmentIds) => conversation.ask(text, attachmentIds), stop: () => conversation.stop(), editLast: () => this.#editLast(),
       useModel: (choice) => this.head.useModel(choice), load: (choice, contextLength) => this.#load(choice, contextLength),
       manage: () => openSettings("prompts"),
     }, this.context, this.scroller.button);
@@ -219,11 +220,4 @@ export class Chat {
   #editLast() {
     this.conversation.path.map(({ id }) => this.#views.get(id)).findLast((view) => view.edit)?.edit(this.composer.area);
   }
-}
-
-/** The images of a question that is edited: those that the server has are read again. */
-async function loadImages(images) {
-  if (images.every(({ data }) => data)) return images;
-  const { loadImage } = await import("./files.js");
-  return Promise.all(images.map((image) => (image.data ? image : loadImage(image))));
 }

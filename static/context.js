@@ -23,14 +23,14 @@ export class Context extends Emitter {
   #forecast = null;
   #requested = ""; // the path of the newest request, and what its response depends on
   #reads = new Latest();
-  #question = { text: "", images: 0 };
+  #question = { text: "", images: 0, documents: 0 };
 
   constructor(conversation) {
     super();
     this.#conversation = conversation;
     conversation.on("opened", () => {
       this.#forecast = null;
-      this.#question = { text: "", images: 0 };
+      this.#question = { text: "", images: 0, documents: 0 };
       this.#reads.discard();
       this.#requested = "";
     });
@@ -38,7 +38,7 @@ export class Context extends Emitter {
     on("models", () => this.#refresh());
   }
 
-  /** What is being written: its text with that of its files, and the number of its images. */
+  /** What is being written: its text, the number of its images, and the tokens of its documents. */
   set question(question) {
     this.#question = question;
     this.#refresh();
@@ -46,8 +46,9 @@ export class Context extends Emitter {
 
   /**
    * Tokens, or null while they are unknown: `size` of the context; `answer`, which are kept free for the answer; `chat` that are sent
-   * in any case, `question`. `fits`: whether all of it does; `alone`: whether the question would without the chat. `omitted`
-   * messages were left out before; `leftOut` would be left out with the question, undefined while that is unknown.
+   * in any case; `question` without its documents; `documents` that are sent with it; `isPart`: whether those are a part of its documents.
+   * `fits`: whether all of it does; `alone`: whether the question would without the chat. `omitted` messages were left out before;
+   * `leftOut` would be left out with the question, undefined while that is unknown.
    */
   get usage() {
     const forecast = this.#forecast;
@@ -55,15 +56,18 @@ export class Context extends Emitter {
     const { context_length: size, answer_tokens: answer, system_tokens: system, used_tokens: chat, omitted_messages: omitted } = forecast;
     const question = this.#questionTokens;
     const room = size - answer;
+    const whole = this.#question.documents;
+    const isPart = chat + question + whole > room && whole > forecast.document_tokens;
+    const documents = isPart ? forecast.document_tokens : whole;
     return {
-      size, answer, system, chat, question, omitted, leftOut: forecast.asked ? forecast.omitted_with_question : undefined,
-      fits: chat + question <= room, alone: system + question <= room,
+      size, answer, system, chat, question, documents, isPart, omitted, leftOut: forecast.asked ? forecast.omitted_with_question : undefined,
+      fits: chat + question + documents <= room, alone: system + question + documents <= room,
     };
   }
 
   get #questionTokens() {
     const { text, images } = this.#question;
-    return text || images ? Math.round(tokensOf(charactersOf(text)) + images * rates.image + rates.message) : 0;
+    return text || images || this.#question.documents ? Math.round(tokensOf(charactersOf(text)) + images * rates.image + rates.message) : 0;
   }
 
   async #refresh() {
@@ -71,7 +75,8 @@ export class Context extends Emitter {
     if (!session.user || (id !== null && !details)) return;
     const { choice } = this.#conversation;
     const last = path.at(-1);
-    const asked = this.usage?.fits === false ? this.#questionTokens : 0;
+    const { usage } = this;
+    const asked = usage?.fits === false ? usage.question + usage.documents : 0;
     const query = new URLSearchParams({ ...modelFields(choice), question_tokens: asked });
     const address = `${id === null ? "" : `/conversations/${id}`}/context?${query}`;
     const requested = JSON.stringify(

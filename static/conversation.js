@@ -237,13 +237,13 @@ export class Conversation extends Emitter {
 
   /**
    * Add a question below `parentId`, else at the end, and have it answered. While an answer is written, a question at the end joins the
-   * queue. `images()` may be async. Resolves to whether it was sent.
+   * queue. Resolves to whether it was sent.
    */
-  async ask(text, images, parentId) {
+  async ask(text, attachmentIds, parentId) {
     const isAtEnd = parentId === undefined;
     if (this.#sending || (this.busy && !isAtEnd)) return this.#refuse();
     this.#sending = true;
-    const { id } = this; // another conversation may be opened while the images are loaded
+    const { id } = this; // another conversation may be opened before the requests end
     try {
       if (id !== null && !this.details && !await this.refresh()) return false;
       if (!providers) await refreshModels();
@@ -251,14 +251,12 @@ export class Conversation extends Emitter {
       const { choice, fields } = this;
       if (!choice?.model && !hasModels()) return this.#problem(noModel());
       if (isAtEnd) parentId = this.path.at(-1)?.id ?? null;
-      const attached = await images();
       const joinsQueue = id === this.id && this.busy;
       if (joinsQueue && !isAtEnd) return this.#refuse();
       // A message that is sent again after a lost connection keeps its client_id: the server stores it once.
-      const content = JSON.stringify([text, ...attached.map(({ data }) => data)]);
+      const content = JSON.stringify([text, attachmentIds]);
       if (this.#unaccepted.content !== content) this.#unaccepted = { content, clientId: randomId() };
-      const message = { content: text, client_id: this.#unaccepted.clientId };
-      if (attached.length) message.images = attached.map(({ media_type, data }) => ({ media_type, data }));
+      const message = { content: text, client_id: this.#unaccepted.clientId, attachment_ids: attachmentIds };
       const askedId = id ?? await this.#create({ ...fields, ...modelFields(choice), message });
       if (id !== null) await post(`/conversations/${id}/messages`, { ...message, ...(joinsQueue ? { queue: true } : { parent_id: parentId }) });
       this.#unaccepted = { content: null, clientId: "" };
@@ -288,8 +286,8 @@ export class Conversation extends Emitter {
   }
 
   /** Change a message of the queue. Resolves to whether it was changed. */
-  changeQueued(queuedId, content) {
-    return this.#changeQueue(patch(`/conversations/${this.id}/queue/${queuedId}`, { content }));
+  changeQueued(queuedId, content, attachmentIds) {
+    return this.#changeQueue(patch(`/conversations/${this.id}/queue/${queuedId}`, { content, attachment_ids: attachmentIds }));
   }
 
   removeQueued(queuedId) {

@@ -48,6 +48,7 @@ export function duration(milliseconds) {
 }
 
 export function fileSize(bytes) {
+  if (bytes < 1000) return counted(bytes, "byte");
   const unit = bytes < 1e6 ? ["kB", 1e3] : bytes < 1e9 ? ["MB", 1e6] : ["GB", 1e9];
   return `${number(bytes / unit[1], unit[0] === "GB" ? 1 : 0)} ${unit[0]}`;
 }

@@ -1,20 +1,21 @@
 // The view of a message: a question as it was typed, or an answer with its reasoning, its state and its figures.
 
-import { Attachments, fileCard, pictures, splitContent } from "./attachments.js";
+import { documentCard, fileCard, pictures, showDocument, splitContent } from "./attachments.js";
 import { copyButton } from "./clipboard.js";
 import { arrange, button, h } from "./dom.js";
+import { Attachments } from "./draft.js";
 import { counted, duration, number, timeNode } from "./format.js";
 import { icon, iconButton } from "./icons.js";
 import { build, Markdown } from "./markdown.js";
 import { canGrow } from "./models.js";
-import { openMenu, placeBeside } from "./popups.js";
+import { openMenu, placeBeside, toast } from "./popups.js";
 import { toolCalls, toolResults } from "./tools.js";
 
 const FOLDED_QUESTION = { characters: 1500, lines: 25 };
 
-/** `actions`: `select(id)` another version, `compare(message)` versions, `edit(message, text, images)` a question, `save(message, text)` of an edited
+/** `actions`: `select(id)` another version, `compare(message)` versions, `edit(message, text, attachmentIds)` a question, `save(message, text)` of an edited
  * answer, `retry(message)`, `retryWith(message)` another model, `continueAnswer()`, `showRequest(message)`, `savePrompt(text)`, `branch(message)`, `remove(message)`, `next(message)` the one
- * below, `model()` the chosen one, `enlarge()` its context. */
+ * below, `documents()` of the chat, `model()` the chosen one, `enlarge()` its context. */
 export function messageView(message, actions) {
   return message.role === "user" ? new Question(message, actions) : new Answer(message, actions);
 }
@@ -27,7 +28,8 @@ class Question {
     this.#actions = actions;
     const { typed, files } = splitContent(message.content);
     this.bubble = h("div", { class: "bubble", dir: "auto" },
-      toolResults(message), pictures(message.images), typed !== "" && questionText(typed), files.map(fileCard));
+      toolResults(message), pictures(message.images), typed !== "" && questionText(typed),
+      message.documents?.map((one) => documentCard(one)), files.map(fileCard));
     this.editButton = iconButton("edit", "Edit question", () => this.edit());
     this.foot = h("footer", {},
       timeNode(message.created_at),
@@ -61,8 +63,8 @@ class Question {
     if (this.editor) return this.editor.querySelector("textarea").focus();
     const { typed, files } = splitContent(this.message.content);
     const area = h("textarea", { "aria-label": "Edited question", rows: "3", onpaste: (event) => attached.paste(event) }, typed);
-    const attached = new Attachments({ label: "Files for the question", changed() {}, typed: () => area.value, focus: () => area.focus() });
-    attached.show([...this.message.images ?? [], ...files]);
+    const attached = new Attachments({ label: "Files for the question", typed: () => area.value, focus: () => area.focus() });
+    attached.showMessage(this.message, files);
     const close = () => {
       this.editor = null;
       this.node.replaceChildren(this.bubble, this.foot);
@@ -71,13 +73,15 @@ class Question {
       close();
       back.focus();
     };
+    const sendButton = button("Send", () => send(), { class: "primary" });
     const send = async () => {
-      await attached.ready;
-      if (!attached.empty && await this.#actions.edit(this.message, attached.content(), attached.images)) close();
+      if (!await attached.settledFor(sendButton)) return;
+      if (attached.obstacle) toast(attached.obstacle);
+      else if (!attached.empty && await this.#actions.edit(this.message, attached.content, attached.ids)) close();
     };
     this.editor = h("div", { class: "editor", onkeydown: editorKeys(cancel, send) }, attached.node, area,
       h("div", { class: "row" }, attached.controls, h("small", {}, "The first version is kept."),
-        button("Cancel", cancel), button("Send", send, { class: "primary" })));
+        button("Cancel", cancel), sendButton));
     attached.acceptDrops(this.editor, this.editor);
     this.node.replaceChildren(this.editor);
     beginTyping(area);
@@ -141,6 +145,7 @@ class Answer {
   #calls = h("div", {});
   #reasoning = new Reasoning();
   #phase = new Phase();
+  #sent = h("div", {}); // which pages of the documents were sent
   #note = h("div", { class: "note" });
   #foot = h("footer", {});
   #speed = new Speed();
@@ -148,12 +153,13 @@ class Answer {
   #outdated = false; // the text that is shown comes again
   #writing = false; // the model has begun
   #content = null; // the finished text that is shown
+  #checked = ""; // what is drawn of the documents
   #last = false;
 
   constructor(message, actions) {
     this.#actions = actions;
     this.node = h("article", { class: "message assistant", id: `m${message.id}`, tabindex: "-1", "aria-label": "Answer" },
-      this.#results, this.#reasoning.node, pictures(message.images), this.#markdown.node, this.#calls, this.#phase.node, this.#speed.node, this.#note, this.#foot);
+      this.#results, this.#reasoning.node, pictures(message.images), this.#markdown.node, this.#calls, this.#phase.node, this.#speed.node, this.#sent, this.#note, this.#foot);
     this.update(message);
   }
 
@@ -183,6 +189,12 @@ class Answer {
       this.#phase.hide();
       this.#speed.stop();
     }
+    if (generating) {
+      this.#checked = "";
+      this.#sent.replaceChildren();
+    } else {
+      this.#drawDocuments(message);
+    }
     this.node.classList.toggle("last", last);
     if (!generating && message.tools) {
       this.#results.replaceChildren(...toolResults(message));
@@ -191,6 +203,24 @@ class Answer {
     arrange(this.#note, generating ? [] : this.#notes(message, last));
     arrange(this.#foot, generating ? [] : this.#footer(message, last));
   }
+
+  /** Show which pages were sent, and mark the quotations that were looked up. */
+  async #drawDocuments(message) {
+    const { stats, citations } = message;
+    if (!stats?.documents?.length && !citations?.length) return;
+    const checked = JSON.stringify([stats, citations, message.content]);
+    if (checked === this.#checked) return; // what has the focus in it stays
+    const module = await import("./citations.js").catch(() => null); // without it, the answer is shown all the same
+    if (message !== this.message || !module) return;
+    this.#checked = checked;
+    this.#sent.replaceChildren(...module.sentPages(stats?.documents ?? [], this.#openDocument));
+    module.markQuotations(this.#markdown.node, message, this.#actions.documents(), this.#openDocument);
+  }
+
+  #openDocument = (attachment, options) => {
+    const { documents } = this.message.stats ?? {};
+    showDocument(attachment, { sent: documents?.find((one) => one.attachment_id === attachment.id)?.sent, ...options });
+  };
 
   /** All of the text follows again. Until it does, the old one stays. */
   clear() {
@@ -317,6 +347,9 @@ function figures({ model, status, content, stats, token_usage: usage }) {
   if (stats?.omitted_messages) shown.push([`${counted(stats.omitted_messages, "older message")} not sent`, "The context was full"]);
   if (stats?.omitted_images) {
     shown.push([`${counted(stats.omitted_images, "older image")} not sent`, "Only the newest images are sent: at most 32 images, and at most 32 MiB in all"]);
+  }
+  for (const { name, unit, pages, sent } of stats?.documents ?? []) {
+    shown.push([name, sent === `1-${pages}` || (sent === "1" && pages === 1) ? "All of it was sent" : `Sent: ${unit}s ${sent} of ${number(pages)}`]);
   }
   if (usage) shown.push([counted(usage.completion_tokens, "token"), `${counted(usage.prompt_tokens, "token")} read`]);
   if (!usage && content && stats?.total_ms && status !== "complete") {

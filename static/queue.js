@@ -1,8 +1,8 @@
 // The messages that wait for the answer before them, below the last message of the chat.
 
-import { Attachments, fileCard, splitContent } from "./attachments.js";
+import { documentCard, fileCard, pictures, splitContent } from "./attachments.js";
 import { arrange, button, h } from "./dom.js";
-import { counted } from "./format.js";
+import { Attachments } from "./draft.js";
 import { icon, iconButton } from "./icons.js";
 import { toast } from "./popups.js";
 
@@ -38,22 +38,22 @@ export class Queue {
     const next = this.#items.get(ids[ids.indexOf(message.id) + 1]);
     if (!await conversation.removeQueued(message.id)) return;
     next ? next.removeButton.focus() : this.focusComposer();
-    // The page does not have the images.
-    if (message.images) toast("Removed from the queue.");
+    // The server has removed the files.
+    if (message.images || message.documents.length) toast("Removed from the queue.");
     else toast("Removed from the queue.", "Undo", () => conversation.queueAgain(chat, message.content));
   }
 }
 
 class Item {
   #queue;
-  #message = { content: null };
+  #message = null;
+  #shown = ""; // the message, as JSON
   #editing = false;
 
   constructor(queue) {
     this.#queue = queue;
     this.label = h("span", { class: "label" });
     this.text = h("div", { class: "text", dir: "auto" });
-    this.images = h("small", {});
     this.sendButton = button([icon("send"), "Send now"], () => queue.conversation.sendQueued(this.#message.id));
     this.editButton = iconButton("edit", "Edit queued message", () => this.#edit());
     this.removeButton = iconButton("close", "Remove queued message", () => queue.remove(this.#message));
@@ -63,15 +63,15 @@ class Item {
   }
 
   draw(message, index, waits) {
-    const { content, images } = message;
-    if (content !== this.#message.content) {
-      const { typed, files } = splitContent(content);
+    const shown = JSON.stringify(message);
+    if (shown !== this.#shown) {
+      this.#shown = shown;
+      const { typed, files } = splitContent(message.content);
       this.text.textContent = typed;
-      this.bubble.replaceChildren(this.text, ...files.map(fileCard), this.images);
+      const images = pictures(message.image_ids.map((id) => ({ id })));
+      this.bubble.replaceChildren(...[images, this.text, ...message.documents.map((one) => documentCard(one)), ...files.map(fileCard)].filter(Boolean));
     }
     this.#message = message;
-    this.images.textContent = images ? counted(images, "image") : "";
-    this.images.hidden = !images;
     this.label.textContent = index ? `Number ${index + 1} in the queue` : "Next";
     this.label.hidden = waits;
     this.sendButton.hidden = !waits;
@@ -82,15 +82,18 @@ class Item {
     this.#editing = true;
     const { typed, files } = splitContent(this.#message.content);
     const area = h("textarea", { "aria-label": "Edited message", rows: "3" }, typed);
-    const attached = new Attachments({ label: "", changed() {}, typed: () => area.value, focus: () => area.focus() });
-    attached.show(files);
+    const attached = new Attachments({ label: "Files for the message", typed: () => area.value, focus: () => area.focus() });
+    attached.showMessage({ images: this.#message.image_ids.map((id) => ({ id, media_type: "image/png" })), documents: this.#message.documents }, files);
     const close = () => {
       this.#editing = false;
       this.node.replaceChildren(this.bubble, this.foot);
       this.editButton.focus();
     };
+    const saveButton = button("Save", () => save(), { class: "primary" });
     const save = async () => {
-      if (await this.#queue.conversation.changeQueued(this.#message.id, attached.content())) close();
+      if (!await attached.settledFor(saveButton)) return;
+      if (attached.obstacle) toast(attached.obstacle);
+      else if (await this.#queue.conversation.changeQueued(this.#message.id, attached.content, attached.ids)) close();
     };
     const onkeydown = (event) => {
       if (event.isComposing) return;
@@ -103,7 +106,8 @@ class Item {
       }
     };
     this.node.replaceChildren(h("div", { class: "editor", onkeydown }, attached.node, area,
-      h("div", { class: "row end" }, button("Cancel", close), button("Save", save, { class: "primary" }))));
+      h("div", { class: "row end" }, attached.controls, button("Cancel", close), saveButton)));
+    attached.acceptDrops(this.node.firstChild, this.node.firstChild);
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
   }

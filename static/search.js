@@ -1,9 +1,9 @@
-// The search in titles and messages: its box above the list, and the results in the place of the list.
+// The search in titles, messages and documents: its box above the list, and the results in the place of the list.
 
 import { get } from "./api.js";
 import { button, h, stepFocus } from "./dom.js";
 import { debounce } from "./events.js";
-import { counted, timeNode } from "./format.js";
+import { counted, number, timeNode } from "./format.js";
 import { icon } from "./icons.js";
 
 const PAGE = 50; // results
@@ -11,7 +11,7 @@ const SHOWN_MATCHES = 3; // of a conversation
 const MATCH = /\uE000([^\uE001]*)\uE001/; // the server's marks around a match in a snippet
 
 export class Search {
-  #found = new Map(); // the results, by conversation and message
+  #found = new Map(); // the results, by address
   #request = null; // the AbortController of the request that is under way
 
   /** `onsearch(searching)` is called when the results appear or disappear. */
@@ -49,7 +49,7 @@ export class Search {
     try {
       const { results, more } = await get(`/search?q=${encodeURIComponent(query)}&limit=${PAGE}&offset=${offset}`, { signal });
       const known = this.#found.size;
-      for (const result of results) this.#found.set(`${result.conversation_id} ${result.message_id}`, result);
+      for (const result of results) this.#found.set(address({ ...result, query }), { ...result, query });
       this.#draw(more && (() => this.#read(query, offset + PAGE)));
       if (offset) this.#focusResult([...this.#found.values()][known]);
     } catch (error) {
@@ -107,13 +107,19 @@ function resultRow(matches) {
   return h("li", {}, links, hidden.length > 0 && more);
 }
 
-function resultLink({ conversation_id, message_id, title, role, snippet, created_at }, isFirst) {
-  return h("a", { href: address({ conversation_id, message_id }) },
+function resultLink(result, isFirst) {
+  const { message_id, title, role, snippet, created_at, attachment_id, name, unit, page } = result;
+  return h("a", { href: address(result) },
     isFirst && h("strong", {}, message_id === null ? withMatches(snippet || title) : title),
+    attachment_id && h("span", { class: "found-in" }, icon("file"), h("span", {}, name), page && `, ${unit ?? "page"} ${number(page)}`),
     message_id !== null && h("span", { class: "snippet" }, withMatches(snippet)),
-    h("small", {}, timeNode(created_at), role === "user" ? " · you" : role ? " · answer" : ""));
+    h("small", {}, timeNode(created_at), attachment_id ? " · document" : role === "user" ? " · you" : role ? " · answer" : ""));
 }
 
-const address = ({ conversation_id, message_id }) => `#/c/${conversation_id}${message_id === null ? "" : `/m/${message_id}`}`;
+/** app.js opens what it names. */
+function address({ conversation_id, message_id, attachment_id, page, query }) {
+  const message = message_id === null ? "" : `/m/${message_id}`;
+  return `#/c/${conversation_id}${message}${attachment_id ? `/d/${attachment_id}/${page ?? 1}/${encodeURIComponent(query)}` : ""}`;
+}
 
 const withMatches = (snippet) => snippet.split(MATCH).map((text, index) => (index % 2 ? h("mark", {}, text) : text));

@@ -1,6 +1,7 @@
 // The dialog that shows two versions of a message: side by side, or on a narrow screen in turn.
 
 import { get } from "./api.js";
+import { documentCard } from "./attachments.js";
 import { openDialog } from "./dialogs.js";
 import { button, h } from "./dom.js";
 import { Markdown } from "./markdown.js";
@@ -66,7 +67,10 @@ class Side {
     try {
       const version = await this.load(id);
       if (id !== this.id) return;
-      if (version.role === "user") return this.#text.replaceChildren(h("div", { class: "typed", dir: "auto" }, version.content));
+      if (version.role === "user") {
+        const documents = version.documents?.map((one) => documentCard(one)) ?? [];
+        return this.#text.replaceChildren(h("div", { class: "typed", dir: "auto" }, version.content), ...documents);
+      }
       this.#markdown.show(version.content, version.blocks);
       const state = version.status !== "complete" && h("p", { class: "faint" }, STATES[version.status]);
       this.#text.replaceChildren(...[this.#markdown.node, state].filter(Boolean));

@@ -16,7 +16,6 @@ export function openViewer(images, index) {
     image.src = images[index].source;
     image.alt = images[index].name;
     title.textContent = images.length > 1 ? `Image ${index + 1} of ${images.length}` : "Image";
-    original.hidden = !images[index].id;
     original.href = images[index].source;
     previous.disabled = index === 0;
     next.disabled = index === images.length - 1;

@@ -2,6 +2,7 @@
 
 import datetime
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import httpx
 from playwright.sync_api import Page, expect, sync_playwright
 
 from .browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Visit, launch
+from .documents.making import pdf
 from .live import good
-from .upstream import Gate, LocalModel, Upstream, pause, reasoning, text
+from .upstream import Gate, LocalModel, Upstream, answer, pause, reasoning, text
 
 FOLDER = Path(__file__).parent.parent / "docs" / "screenshots"
 MODEL = "qwen3-8b"
@@ -66,6 +68,15 @@ print(water_temperature(24, 18, 17))  # 37.0
 - [ ] keep a small jar of dough as a gauge: when *it* has doubled, so has the loaf
 """
 
+FILLER = "Inspections of the bridges in the district, by month, with the work that each led to."
+QUOTED = "The northern bridge was closed for eleven weeks because two of its bearings had cracked"
+DOCUMENT_QUESTION = "Why was the northern bridge closed, and for how long?"
+DOCUMENT_ANSWER = f"""The bearings were the reason. The report says:
+
+> {QUOTED}.
+
+It adds that “the mayor opened the bridge again with a ride across it in a golden coach”, on a Sunday."""
+
 
 def conversation(title: str, days: float, question: str, answer: str, **stats: float) -> dict[str, Any]:
     time = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%S.%f")
@@ -99,6 +110,23 @@ def furnish(client: httpx.Client) -> int:
     return ids[TITLE]
 
 
+def ask_about_document(client: httpx.Client, upstream: Upstream) -> int:
+    """Have a question about a document answered. Returns the id of the conversation."""
+    pages = [f"Chapter {number}\n" + "\n".join([FILLER] * 25) for number in range(1, 121)]
+    pages[88] += f"\n{QUOTED}."
+    report = good(client.post("/attachments?name=bridges-2025.pdf", content=pdf(*pages)))["id"]
+    while (document := good(client.get(f"/attachments/{report}")))["status"] == "reading":
+        time.sleep(0.1)
+    assert document["status"] == "ready"
+    upstream.enqueue(answer(DOCUMENT_ANSWER, model=MODEL))
+    fields = {"title": "The northern bridge", "provider_id": "lmstudio", "model": MODEL}
+    message = {"content": DOCUMENT_QUESTION, "attachment_ids": [report]}
+    chat: int = good(client.post("/conversations", json=fields | {"message": message}))["id"]
+    with client.stream("POST", f"/conversations/{chat}/stream", json={}) as events:
+        events.read()
+    return chat
+
+
 def take(page: Page, name: str) -> None:
     """Take a picture once all animations that end have ended."""
     page.wait_for_function(
@@ -125,6 +153,10 @@ def main() -> None:
             page.get_by_role("button", name="Model: Qwen3 8B").click()
             expect(page.locator(".model-pick")).to_have_count(3)
             take(page, "models-dark")
+
+            start.goto(f"/#/c/{ask_about_document(client, upstream)}")
+            expect(start.locator(".quotation-badge")).to_have_count(2)
+            take(start, "document-light")
 
             gate = Gate()
             upstream.enqueue(reasoning("They know some Python."), text(ANSWER[:760]), pause(gate))

@@ -251,7 +251,7 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     attach(page, ("note.txt", b"milk"), DOT)
     expect(page.locator(".advice-box")).to_be_visible()
     screens.check("new chat with files")
-    page.get_by_role("button", name="dot.png", exact=True).click()
+    page.get_by_role("link", name="dot.png", exact=True).click()
     expect(page.locator(".viewer img")).to_be_visible()
     screens.check("viewer")
     page.keyboard.press("Escape")
