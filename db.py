@@ -223,10 +223,12 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     CREATE INDEX attachments_unread ON attachments (id) WHERE status = 'reading';
     CREATE INDEX attachments_uploaded ON attachments (user_id, uploaded_at) WHERE uploaded_at IS NOT NULL;
-    CREATE INDEX attachments_removed ON attachments (id) WHERE sha256 IS NULL;
+    CREATE INDEX attachments_removed ON attachments (id) WHERE sha256 IS NULL AND uploaded_at IS NULL;
     CREATE TABLE attachment_data (
-        attachment_id INTEGER PRIMARY KEY REFERENCES attachments (id) ON DELETE CASCADE,
-        data          BLOB NOT NULL
+        attachment_id INTEGER NOT NULL REFERENCES attachments (id) ON DELETE CASCADE,
+        part          INTEGER NOT NULL,
+        data          BLOB NOT NULL,
+        PRIMARY KEY (attachment_id, part)
     ) STRICT;
     CREATE TABLE attachment_pages (
         id            INTEGER PRIMARY KEY,
@@ -264,7 +266,7 @@ MIGRATIONS: tuple[str, ...] = (
         SELECT i.id, c.user_id, sha256(i.data), i.media_type, length(i.data), 'ready', m.created_at
         FROM images i CROSS JOIN messages m ON m.id = i.message_id CROSS JOIN conversations c ON c.id = m.conversation_id
         WHERE true ORDER BY i.id ON CONFLICT DO NOTHING;
-    INSERT INTO attachment_data (attachment_id, data) SELECT a.id, i.data FROM attachments a CROSS JOIN images i ON i.id = a.id;
+    INSERT INTO attachment_data (attachment_id, part, data) SELECT a.id, 0, i.data FROM attachments a CROSS JOIN images i ON i.id = a.id;
     INSERT INTO message_attachments (message_id, position, attachment_id)
         SELECT i.message_id, i.position, a.id
         FROM images i CROSS JOIN messages m ON m.id = i.message_id CROSS JOIN conversations c ON c.id = m.conversation_id
@@ -279,8 +281,8 @@ MIGRATIONS: tuple[str, ...] = (
     INSERT INTO queued_attachments (message_id, position, attachment_id)
         SELECT q.message_id, q.position, a.id
         FROM queued_images q CROSS JOIN attachments a ON a.user_id = q.user_id AND a.sha256 = sha256(q.data);
-    INSERT INTO attachment_data (attachment_id, data)
-        SELECT l.attachment_id, q.data
+    INSERT INTO attachment_data (attachment_id, part, data)
+        SELECT l.attachment_id, 0, q.data
         FROM queued_images q CROSS JOIN queued_attachments l ON l.message_id = q.message_id AND l.position = q.position
         WHERE true ON CONFLICT DO NOTHING;
     UPDATE users SET stored_bytes = stored_bytes

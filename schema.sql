@@ -153,7 +153,7 @@ CREATE INDEX recorded_messages_by_hash ON recorded_messages (token_id, hash);
 CREATE TABLE attachments (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
     user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
-    sha256      BLOB,                                          -- of its data. NULL: no message has it any more, and it is being removed
+    sha256      BLOB,                                          -- of its data. NULL: it is being uploaded (with uploaded_at) or removed
     name        TEXT NOT NULL DEFAULT '',                      -- of the file that was uploaded last; '': an image without a file
     media_type  TEXT NOT NULL,                                 -- detected; while status is 'reading', as claimed
     size_bytes  INTEGER NOT NULL,                              -- of its data
@@ -169,12 +169,14 @@ CREATE TABLE attachments (
 ) STRICT;
 CREATE INDEX attachments_unread ON attachments (id) WHERE status = 'reading';
 CREATE INDEX attachments_uploaded ON attachments (user_id, uploaded_at) WHERE uploaded_at IS NOT NULL;
-CREATE INDEX attachments_removed ON attachments (id) WHERE sha256 IS NULL;
+CREATE INDEX attachments_removed ON attachments (id) WHERE sha256 IS NULL AND uploaded_at IS NULL;
 
--- A table of its own: a change of a row with 50 MB writes them all again.
+-- The bytes in parts, so that a transaction that adds or removes some of them is short.
 CREATE TABLE attachment_data (
-    attachment_id INTEGER PRIMARY KEY REFERENCES attachments (id) ON DELETE CASCADE,
-    data          BLOB NOT NULL
+    attachment_id INTEGER NOT NULL REFERENCES attachments (id) ON DELETE CASCADE,
+    part          INTEGER NOT NULL,                            -- from 0
+    data          BLOB NOT NULL,
+    PRIMARY KEY (attachment_id, part)
 ) STRICT;
 
 CREATE TABLE attachment_pages (

@@ -23,6 +23,7 @@ from .types import IMAGE_TYPES, Attachment, AttachmentStatus, Image, Unit, image
 
 MAX_ATTACHMENTS = 20  # of a message
 MAX_BYTES = 50_000_000  # of an attachment
+PART_BYTES = 768 * 1024  # of a row of attachment_data; a multiple of 3, so that the base64 of parts joins
 WAITING_BYTES = MAX_ATTACHMENTS * MAX_BYTES  # of a user's uploads that no message has
 WAITING_DAYS = 1
 PART_SECONDS = 0.05  # of work in one transaction of a removal, while other writes wait
@@ -63,7 +64,14 @@ def owned_attachment(conn: Connection, user_id: int, attachment_id: int) -> Atta
 
 def get_data(conn: Connection, attachment_id: int) -> bytes:
     """Return the bytes of an attachment; none when it was removed. The caller has checked the owner."""
-    row = conn.execute("SELECT data FROM attachment_data WHERE attachment_id = ?", (attachment_id,)).fetchone()
+    sql = "SELECT data FROM attachment_data WHERE attachment_id = ? ORDER BY part"
+    return b"".join(row["data"] for row in conn.execute(sql, (attachment_id,)))
+
+
+def get_part(conn: Connection, attachment_id: int, part: int) -> bytes:
+    """Return a part of the bytes of an attachment; none after the last."""
+    sql = "SELECT data FROM attachment_data WHERE attachment_id = ? AND part = ?"
+    row = conn.execute(sql, (attachment_id, part)).fetchone()
     return row["data"] if row else b""
 
 
@@ -121,23 +129,57 @@ def add(conn: Connection, user_id: int, data: bytes, media_type: str, name: str 
     if known := find(conn, user_id, digest):
         return known
     add_stored_bytes(conn, user_id, len(data), max_bytes)
-    status = "ready" if media_type in IMAGE_TYPES else "reading"
-    attachment_id = insert(
-        conn,
-        "INSERT INTO attachments (user_id, sha256, name, media_type, size_bytes, status, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (user_id, digest, name, media_type, len(data), status, now()),
-    )
-    conn.execute("INSERT INTO attachment_data (attachment_id, data) VALUES (?, ?)", (attachment_id, data))
+    attachment_id = _insert(conn, user_id, digest, name, media_type, len(data))
+    for part, start in enumerate(range(0, len(data), PART_BYTES)):
+        add_part(conn, attachment_id, part, data[start : start + PART_BYTES])
     return attachment_id
 
 
-def upload(conn: Connection, user_id: int, data: bytes, name: str, media_type: str, max_bytes: int = 0) -> Attachment:
-    """Store a file for a message that will be sent. The same file again takes the new name, and is read again if that failed.
+def _insert(conn: Connection, user_id: int, digest: bytes | None, name: str, media_type: str, size: int) -> int:
+    status = "ready" if media_type in IMAGE_TYPES else "reading"
+    return insert(
+        conn,
+        "INSERT INTO attachments (user_id, sha256, name, media_type, size_bytes, status, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (user_id, digest, name, media_type, size, status, now()),
+    )
 
-    `media_type`: as claimed; images are detected. Raises Invalid above WAITING_BYTES, and QuotaExceeded.
+
+def add_part(conn: Connection, attachment_id: int, part: int, data: bytes) -> None:
+    conn.execute(
+        "INSERT INTO attachment_data (attachment_id, part, data) VALUES (?, ?, ?)", (attachment_id, part, data)
+    )
+
+
+def begin_upload(conn: Connection, user_id: int, size: int, head: bytes, name: str, media_type: str) -> int:
+    """Add an attachment that nothing finds until `finish_upload`, and return its id. After a crash it is removed a day later.
+
+    `media_type`: as claimed; images are detected by the first bytes, `head`.
     """
     claimed = OTHER if media_type in IMAGE_TYPES else media_type
-    attachment_id = add(conn, user_id, data, image_type(data[:12]) or claimed, name, max_bytes)
+    attachment_id = _insert(conn, user_id, None, name, image_type(head) or claimed, size)
+    conn.execute("UPDATE attachments SET uploaded_at = ? WHERE id = ?", (now(), attachment_id))
+    return attachment_id
+
+
+def abandon_upload(conn: Connection, attachment_id: int) -> None:
+    """Let an upload that was begun be removed."""
+    conn.execute("UPDATE attachments SET uploaded_at = NULL WHERE id = ? AND sha256 IS NULL", (attachment_id,))
+
+
+def finish_upload(
+    conn: Connection, user_id: int, attachment_id: int, digest: bytes, name: str, max_bytes: int = 0
+) -> Attachment:
+    """Show an upload whose parts are stored, for a message that will be sent.
+
+    The same file again takes the new name, and is read again if that failed. Raises Invalid above WAITING_BYTES, and QuotaExceeded.
+    """
+    if known := find(conn, user_id, digest):
+        abandon_upload(conn, attachment_id)  # of another request that stored the same file meanwhile
+        attachment_id = known
+    else:
+        sql = "UPDATE attachments SET sha256 = ? WHERE id = ? RETURNING size_bytes"
+        rows = conn.execute(sql, (digest, attachment_id)).fetchall()
+        add_stored_bytes(conn, user_id, sum(row["size_bytes"] for row in rows), max_bytes)
     conn.execute(
         "UPDATE attachments SET name = ?, uploaded_at = ?, problem = iif(status = 'failed', NULL, problem),"
         " status = iif(status = 'failed', 'reading', status) WHERE id = ?",
@@ -233,7 +275,7 @@ def release(conn: Connection, ids: Iterable[int]) -> int:
     One that was uploaded again for a message that has not been sent stays for a day, as any upload.
     """
     rows = conn.execute(
-        "UPDATE attachments AS a SET sha256 = NULL WHERE id IN (SELECT value FROM json_each(?)) AND sha256 IS NOT NULL"
+        "UPDATE attachments AS a SET sha256 = NULL, uploaded_at = NULL WHERE id IN (SELECT value FROM json_each(?)) AND sha256 IS NOT NULL"
         f" AND (uploaded_at IS NULL OR uploaded_at <= ?) AND {_FREE} RETURNING size_bytes + text_bytes AS size",
         (json.dumps(list(ids)), ago(days=WAITING_DAYS)),
     ).fetchall()
@@ -241,7 +283,9 @@ def release(conn: Connection, ids: Iterable[int]) -> int:
 
 
 def release_expired(conn: Connection) -> None:
-    """Release the uploads that no message has had for a day."""
+    """Release the uploads that no message has had for a day, and those that a crash has interrupted."""
+    sql = "UPDATE attachments SET uploaded_at = NULL WHERE sha256 IS NULL AND uploaded_at <= ?"
+    conn.execute(sql, (ago(days=WAITING_DAYS),))
     sql = "SELECT id, user_id FROM attachments WHERE uploaded_at <= ?"
     for row in conn.execute(sql, (ago(days=WAITING_DAYS),)).fetchall():
         add_stored_bytes(conn, row["user_id"], -release(conn, [row["id"]]))
@@ -249,7 +293,8 @@ def release_expired(conn: Connection) -> None:
 
 def release_all(conn: Connection, user_id: int) -> None:
     """Release the attachments of a closed account, which has no messages any more."""
-    sql = f"UPDATE attachments AS a SET sha256 = NULL WHERE user_id = ? AND sha256 IS NOT NULL AND {_FREE} RETURNING size_bytes + text_bytes"
+    conn.execute("UPDATE attachments SET uploaded_at = NULL WHERE sha256 IS NULL AND user_id = ?", (user_id,))
+    sql = f"UPDATE attachments AS a SET sha256 = NULL, uploaded_at = NULL WHERE user_id = ? AND sha256 IS NOT NULL AND {_FREE} RETURNING size_bytes + text_bytes"
     add_stored_bytes(conn, user_id, -sum(row[0] for row in conn.execute(sql, (user_id,)).fetchall()))
 
 
@@ -260,16 +305,19 @@ async def remove_released(database: Database) -> None:
 
 
 def _count_released(conn: Connection) -> int:
-    count: int = conn.execute("SELECT count(*) FROM attachments WHERE sha256 IS NULL").fetchone()[0]
+    count: int = conn.execute(
+        "SELECT count(*) FROM attachments WHERE sha256 IS NULL AND uploaded_at IS NULL"
+    ).fetchone()[0]
     return count
 
 
 def remove_some_released(conn: Connection) -> int:
     """Remove released attachments for PART_SECONDS. Return how many remain."""
     end = time.monotonic() + PART_SECONDS
-    ids = [row["id"] for row in conn.execute("SELECT id FROM attachments WHERE sha256 IS NULL ORDER BY id")]
+    sql = "SELECT id FROM attachments WHERE sha256 IS NULL AND uploaded_at IS NULL ORDER BY id"
+    ids = [row["id"] for row in conn.execute(sql)]
     for done, attachment_id in enumerate(ids):
-        if not _remove_pages(conn, attachment_id, end):
+        if not (_remove_pages(conn, attachment_id, end) and _remove_parts(conn, attachment_id, end)):
             return len(ids) - done
         conn.execute("DELETE FROM attachments WHERE id = ?", (attachment_id,))
         if time.monotonic() > end:
@@ -286,6 +334,16 @@ def _remove_pages(conn: Connection, attachment_id: int, end: float) -> bool:
     while row := conn.execute(select, (attachment_id,)).fetchone():
         search.unindex_page(conn, row)
         conn.execute("DELETE FROM attachment_pages WHERE id = ?", (row["id"],))
+        if time.monotonic() > end:
+            return False
+    return True
+
+
+def _remove_parts(conn: Connection, attachment_id: int, end: float) -> bool:
+    """Remove bytes of an attachment until the time `end`, but at least a part. Return whether all are removed."""
+    sql = "SELECT part FROM attachment_data WHERE attachment_id = ? ORDER BY part DESC"
+    for row in conn.execute(sql, (attachment_id,)).fetchall():
+        conn.execute("DELETE FROM attachment_data WHERE attachment_id = ? AND part = ?", (attachment_id, row["part"]))
         if time.monotonic() > end:
             return False
     return True

@@ -14,7 +14,7 @@ from msgspec import Struct, convert, to_builtins
 from ..db import Connection, insert, now
 from ..errors import AlreadyAnswered, GenerationActive, Invalid, NotFound, NoUserMessage
 from . import documents, search
-from .attachments import IS_IMAGE
+from .attachments import IS_IMAGE, get_data
 from .conversations import owned
 from .documents import Document, Excerpt, SentPages
 from .messages import PATH, encode_citations, get_message_row
@@ -313,15 +313,14 @@ def get_prompt(conn: Connection, leaf_id: int, image_data: bool = True, pages: l
     )
     stored = {row["id"]: conn.execute(select, (row["id"],)).fetchall() for row in rows if row["has_attachments"]}
     sent = _choose_images(stored.values())
-    column = "data" if image_data else "x''"
-    select = (
-        f"SELECT a.media_type, {column} FROM message_attachments l JOIN attachments a ON a.id = l.attachment_id"
-        " JOIN attachment_data d ON d.attachment_id = a.id WHERE l.rowid = ?"
-    )
-    images = {
-        message_id: [Image(*conn.execute(select, (link_id,)).fetchone()) for link_id, _ in sizes if link_id in sent]
-        for message_id, sizes in stored.items()
-    }
+    select = "SELECT a.id, a.media_type FROM message_attachments l JOIN attachments a ON a.id = l.attachment_id WHERE l.rowid = ?"
+    images: dict[int, list[Image]] = {}
+    for message_id, sizes in stored.items():
+        chosen_rows = [conn.execute(select, (link_id,)).fetchone() for link_id, _ in sizes if link_id in sent]
+        images[message_id] = [
+            Image(media_type, get_data(conn, attachment_id) if image_data else b"")
+            for attachment_id, media_type in chosen_rows
+        ]
     with_files = [row["id"] for row in rows if row["has_attachments"]]
     known = documents.list_documents(conn, with_files) if with_files else []
     if known and pages is None:

@@ -393,7 +393,7 @@ def test_upgraded_file_has_the_schema_of_a_new_one_and_all_its_rows(tmp_path: Pa
         if version == 5:
             before["users"][0]["stored_bytes"] = 7 + 19 + 1001 + 2 + 4
             files = upgraded.execute(
-                "SELECT id, user_id, media_type, size_bytes, status, data FROM attachments JOIN attachment_data ON attachment_id = id"
+                "SELECT id, user_id, media_type, size_bytes, status, data FROM attachments JOIN attachment_data ON attachment_id = id ORDER BY id"
             ).fetchall()
             assert files == [
                 (2, 7, "image/png", 1000, "ready", bytes(1000)),

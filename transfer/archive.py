@@ -221,15 +221,6 @@ def list_queued_attachments(conn: Connection, queued_id: int) -> list[sqlite3.Ro
     ).fetchall()
 
 
-def read_data(conn: Connection, attachment_id: int, start: int, size: int) -> bytes:
-    """Return a piece of an attachment's bytes; none at its end, or when it was removed."""
-    if _row(conn, "SELECT 1 FROM attachment_data WHERE attachment_id = ?", attachment_id) is None:
-        return b""
-    with conn.blobopen("attachment_data", "data", attachment_id, readonly=True) as blob:
-        blob.seek(min(start, len(blob)))
-        return blob.read(size)
-
-
 def list_sent_pages(conn: Connection, message_id: int) -> list[sqlite3.Row]:
     """Return attachment_id and pages, which is JSON, of each document of which pages were chosen for a question."""
     sql = "SELECT attachment_id, pages FROM sent_pages WHERE message_id = ? ORDER BY attachment_id"

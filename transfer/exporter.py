@@ -1,11 +1,12 @@
 """Export: conversations as JSON and Markdown, one as a file or all in a zip with the saved prompts and presets.
 
-A file is made while it is sent. At most CHUNK_BYTES of messages or PIECE_BYTES of an attachment are in memory.
+A file is made while it is sent. At most CHUNK_BYTES of messages or one part of an attachment are in memory.
 """
 
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import sqlite3
 import zipfile
@@ -26,7 +27,6 @@ from . import archive, transcript
 from .transcript import Attachment, Conversation, Generation, Message, SentPages
 
 CHUNK_BYTES = 256 * 1024
-PIECE_BYTES = 768 * 1024  # of an attachment; a multiple of 3, so that their base64 joins
 MESSAGE_BYTES = 200  # of a message besides its texts
 COMPRESSIONS = 2  # at a time
 SAVED_FILE = "prompts.json"
@@ -137,9 +137,10 @@ class Exporter:
 
     async def _data(self, attachment_id: int) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of an attachment in pieces."""
-        start = 0
-        while piece := await self._database.read(archive.read_data, attachment_id, start, PIECE_BYTES):
-            start += len(piece)
+        for part in itertools.count():
+            piece = await self._database.read(queries.attachments.get_part, attachment_id, part)
+            if not piece:
+                return
             yield piece
 
     async def _markdown(self, outline: "_Outline") -> AsyncGenerator[bytes, None]:

@@ -7,6 +7,7 @@ from fireside.errors import AttachmentNotReady, Invalid, NotFound, QuotaExceeded
 from fireside.queries import attachments, messages, search
 from fireside.queries.types import Image
 
+from ..documents import library
 from .conftest import ANN, BOB
 from .test_queries import conversation, path, purge, say
 
@@ -14,7 +15,7 @@ PNG = b"\x89PNG\r\n\x1a\n0000"
 
 
 def upload(conn: Connection, data: bytes = b"Ships sail.", name: str = "a.txt", user: int = ANN) -> int:
-    return attachments.upload(conn, user, data, name, "text/plain").id
+    return library.upload(conn, user, data, name, "text/plain").id
 
 
 def read(conn: Connection, document_id: int, *texts: str) -> None:
@@ -43,15 +44,15 @@ def found(conn: Connection, word: str) -> list[int]:
 def test_file_is_shared_by_the_messages_of_one_user_only(conn: Connection) -> None:
     assert upload(conn) == upload(conn, name="b.txt") != upload(conn, user=BOB)
     assert (used(conn), used(conn, BOB)) == (11, 11)
-    claimed = attachments.upload(conn, ANN, b"no image", "a.png", "image/png")
+    claimed = library.upload(conn, ANN, b"no image", "a.png", "image/png")
     assert (claimed.media_type, claimed.status) == (attachments.OTHER, "reading")
-    image = attachments.upload(conn, ANN, PNG, "a.txt", "text/plain")
+    image = library.upload(conn, ANN, PNG, "a.txt", "text/plain")
     say(conn, conversation(conn), "look", images=[Image("image/png", PNG)])
     assert (image.media_type, image.status, len(ids(conn))) == ("image/png", "ready", 4)
     with pytest.raises(NotFound):
         attachments.get_image(conn, ANN, claimed.id)
     with pytest.raises(QuotaExceeded):
-        attachments.upload(conn, ANN, b"x" * 100, "", "", 100)
+        library.upload(conn, ANN, b"x" * 100, "", "", 100)
 
 
 def test_only_what_is_read_and_one_s_own_is_sent(conn: Connection) -> None:

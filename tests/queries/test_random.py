@@ -14,6 +14,7 @@ from fireside.queries.generations import Answer, AnswerRequest, Recording, SentR
 from fireside.queries.types import Image
 from msgspec import UNSET
 
+from ..documents import library
 from ..trials import FULL, TRIALS
 from .conftest import ANN, fresh
 
@@ -145,7 +146,7 @@ class Random:
         conversations.remove_emptied(self.conn, conversation_id)
 
     def upload(self) -> None:
-        attachments.upload(self.conn, ANN, self.rng.choice((b"one", b"two", b"three")), "a.txt", "text/plain")
+        library.upload(self.conn, ANN, self.rng.choice((b"one", b"two", b"three")), "a.txt", "text/plain")
 
     def read(self) -> None:
         unread = attachments.next_unread(self.conn, ANN)

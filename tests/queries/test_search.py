@@ -20,6 +20,7 @@ from fireside.web.handlers import conversations as handlers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ..documents import library
 from ..live import PATIENCE, Person, Running, code, good, until
 from ..upstream import Upstream, answer
 
@@ -69,7 +70,7 @@ def add(conn: Connection, conversation_id: int, content: str, at: str) -> None:
 
 def document(conn: Connection, name: str, pages: list[str], user_id: int = 1) -> int:
     """Upload a document and read it."""
-    attachment = attachments.upload(conn, user_id, f"{name} {pages}".encode(), name, "application/pdf")
+    attachment = library.upload(conn, user_id, f"{name} {pages}".encode(), name, "application/pdf")
     attachments.set_opened(conn, attachment.id, "application/pdf", "page", len(pages), None)
     attachments.add_pages(conn, attachment.id, 1, pages)
     attachments.set_read(conn, attachment.id, "ready", None)

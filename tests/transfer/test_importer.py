@@ -27,6 +27,7 @@ from fireside.transfer.source import Skipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ..documents import library
 from ..exports import STATS, answered, asked, block, chatgpt, dumps, lmstudio, node, openwebui, png, said, turn
 from ..trials import FULL, TRIALS
 
@@ -571,7 +572,7 @@ def live(conn: sqlite3.Connection, user_id: int, steps: list[tuple[str, int, Any
 
 def document(conn: sqlite3.Connection, user_id: int, name: str, data: bytes) -> int:
     """Upload a document and read it."""
-    attachment_id = queries.attachments.upload(conn, user_id, data, name, "text/plain").id
+    attachment_id = library.upload(conn, user_id, data, name, "text/plain").id
     queries.attachments.set_opened(conn, attachment_id, "text/plain", "section", 1, None)
     if queries.attachments.is_unread(conn, attachment_id):
         queries.attachments.add_pages(conn, attachment_id, 1, [data.decode()])

@@ -1,13 +1,16 @@
 """Handlers of attachments: upload a file, read what is known of it and its text, download it."""
 
 import asyncio
+import hashlib
+import itertools
 import re
 import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
 
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from ...errors import Invalid, StorageUnavailable
 from ...queries import attachments
@@ -35,13 +38,33 @@ async def upload(request: Request, query: schemas.UploadQuery) -> Attachment:
             if not file.stat().st_size:
                 raise Invalid("The file is empty.")
             async with state.storing.slot(user_id):
-                data = await asyncio.to_thread(file.read_bytes)
-                fields = (data, attachments.clean_name(query.name), media_type, state.config.user_max_bytes)
-                stored = await request.database.write(attachments.upload, user_id, *fields)
-                del data, fields
+                stored = await _store(request, file, attachments.clean_name(query.name), media_type)
     except OSError as error:
         raise StorageUnavailable(f"The upload could not be saved: {error.strerror}.") from error
     return await _read(request, stored)
+
+
+async def _store(request: Request, file: Path, name: str, media_type: str) -> Attachment:
+    """Store a file in transactions of one part each, so that other writes need not wait for all of it."""
+    database, user_id, max_bytes = request.database, request.user_id, request.app_state.config.user_max_bytes
+    with file.open("rb") as body:
+        digest = (await asyncio.to_thread(hashlib.file_digest, body, "sha256")).digest()
+        if known := await database.read(attachments.find, user_id, digest):
+            return await database.write(attachments.finish_upload, user_id, known, digest, name)
+        size = body.tell()
+        body.seek(0)
+        part = body.read(attachments.PART_BYTES)
+        attachment_id = await database.write(attachments.begin_upload, user_id, size, part[:12], name, media_type)
+        try:
+            number = 0
+            while part:
+                await database.write_part(attachments.add_part, attachment_id, number, part)
+                part = await asyncio.to_thread(body.read, attachments.PART_BYTES)
+                number += 1
+            return await database.write(attachments.finish_upload, user_id, attachment_id, digest, name, max_bytes)
+        except BaseException:
+            await asyncio.shield(database.write(attachments.abandon_upload, attachment_id))
+            raise
 
 
 async def _read(request: Request, attachment: Attachment) -> Attachment:
@@ -65,12 +88,18 @@ async def enter_password(request: Request, attachment_id: int, body: schemas.Doc
 async def get_content(request: Request, attachment_id: int) -> Annotated[Response, "*/*"]:
     """Return the file. The headers that every response has let it run nothing and load nothing where it is shown."""
     attachment = await get_attachment(request, attachment_id)
-    data = await request.database.read(attachments.get_data, attachment_id)
+
+    async def parts() -> AsyncIterator[bytes]:
+        for number in itertools.count():
+            if not (part := await request.database.read(attachments.get_part, attachment_id, number)):
+                return
+            yield part
+
     headers = {
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(attachment.name or f'image-{attachment_id}')}",
         "Content-Type": attachment.media_type,
     }
-    return Response(data, headers=headers)
+    return StreamingResponse(parts(), headers=headers | {"Content-Length": str(attachment.size_bytes)})
 
 
 async def search(request: Request, attachment_id: int, query: schemas.PageSearchQuery) -> schemas.FoundPages:
