@@ -251,7 +251,7 @@ async def test_list_providers(ann: Person) -> None:
 async def test_health_and_version(running: Running) -> None:
     anybody = running.anybody()
     assert good(await anybody.get("/health")) == {"status": "healthy"}
-    assert good(await anybody.get("/version")) == {"version": "0.1.0"}
+    assert good(await anybody.get("/version")) == {"version": fireside.__version__}
 
 
 def test_routes_declare_what_the_contract_requires() -> None:
