@@ -8,6 +8,7 @@ import json
 import re
 from typing import Any
 
+import fireside
 import pytest
 from fireside.server import ROUTES
 from fireside.web.endpoint import ADMIN, PUBLIC, USER
