@@ -17,6 +17,7 @@ ITEM_SECONDS = 30.0  # until the next page or section
 MAX_SECONDS = 300.0  # of processor time for a document
 MAX_PAGES = 10_000
 MAX_CHARACTERS = 20_000_000
+MAX_PAGE_CHARACTERS = 100_000  # indexing them holds up other writes for up to 50 ms
 SHORTEST_SECTION, LONGEST_SECTION = 1500, 3600
 
 
@@ -54,6 +55,18 @@ NO_TEXT = "The document has no text: it may consist of pictures, such as a scan.
 
 
 def _within_bounds(parts: Iterator[str | Remark], unit: str) -> Iterator[Item]:
+    from .formats.common import ranges
+
+    long: list[int] = []
+    yield from _pages_within_bounds(parts, unit, long)
+    if long:
+        yield Remark(
+            f"Only the first {MAX_PAGE_CHARACTERS:,} characters of a {unit} were read. Longer: {ranges(long)}."
+        )
+
+
+def _pages_within_bounds(parts: Iterator[str | Remark], unit: str, long: list[int]) -> Iterator[Item]:
+    """Append the numbers of the pages that were cut to `long`."""
     from .formats.common import clean
 
     pages = characters = 0
@@ -65,10 +78,13 @@ def _within_bounds(parts: Iterator[str | Remark], unit: str) -> Iterator[Item]:
         text = clean(part)
         if unit == "section" and not (text := text.strip("\n")).strip():
             continue
-        rest = MAX_CHARACTERS - characters
         if pages == MAX_PAGES:
             yield Remark(f"Only the first {MAX_PAGES:,} {unit}s were read.")
             return
+        if len(text) > MAX_PAGE_CHARACTERS:
+            long.append(pages + 1)
+            text = text[:MAX_PAGE_CHARACTERS]
+        rest = MAX_CHARACTERS - characters
         yield Page(text[:rest])
         pages += 1
         characters += len(text)

@@ -54,6 +54,18 @@ def clean(text: str) -> str:
     return text
 
 
+def ranges(numbers: list[int]) -> str:
+    """Return ascending numbers like `1, 3-5`."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in found[:50]]
+    return ", ".join([*shown, "..."] if len(found) > 50 else shown)
+
+
 def layout(blocks: Iterable[Block]) -> Iterator[str]:
     """Yield the text of each block with the space before it."""
     was_tight = False

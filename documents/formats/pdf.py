@@ -7,7 +7,7 @@ import pypdfium2
 from pypdfium2 import raw
 
 from ..types import Remark
-from .common import Contents, Encrypted, Unreadable
+from .common import Contents, Encrypted, Unreadable, ranges
 
 MAX_FAILED_PAGES = 100  # in a row; the page tree is then damaged
 _END_BYTES = 2048  # in which %%EOF must stand
@@ -107,15 +107,3 @@ def _page(document: pypdfium2.PdfDocument, index: int, is_form: bool) -> tuple[s
 def _join_words(text: str) -> str:
     """Join the words that are divided at the end of a line. A capital or digit follows a hyphen that belongs to the word."""
     return _LINE_END_HYPHEN.sub(lambda match: "-" if match[1] else "", text)
-
-
-def ranges(numbers: list[int]) -> str:
-    """Return ascending numbers like `1, 3-5`."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and found[-1][1] == number - 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    shown = [str(first) if first == last else f"{first}-{last}" for first, last in found[:50]]
-    return ", ".join([*shown, "..."] if len(found) > 50 else shown)

@@ -236,3 +236,11 @@ async def test_bounds_are_said(reader: Reader, monkeypatch: pytest.MonkeyPatch) 
     items = list(extract.read(b"a b " * 5000, ""))
     assert sum(len(item.text) for item in items if isinstance(item, Page)) == 5000
     assert isinstance(items[-1], Remark) and "million characters" in items[-1].text
+
+
+async def test_long_page_is_cut(reader: Reader) -> None:
+    """A page is indexed in one transaction, while other writes wait."""
+    result = await reader.read(pptx("One", "word " * 50_000, "Three"))
+    assert [len(page) <= extract.MAX_PAGE_CHARACTERS for page in result.pages] == [True] * 3
+    assert result.pages[1].startswith("word word") and "Three" in result.pages[2]
+    assert result.remarks == ["Only the first 100,000 characters of a slide were read. Longer: 2."]
