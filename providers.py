@@ -188,6 +188,7 @@ class ModelServer:
         models: list[Model] | None = []
         failure: ProviderFailed | None = None
         try:
+            backend.close_idle()  # a server with one thread would wait for their requests first
             async with asyncio.timeout(LIST_SECONDS):
                 models = await backend.models()
         except ProviderFailed as failed:

@@ -1,8 +1,10 @@
 """Answers and models over real sockets, from a scripted server and from a real llama.cpp."""
 
 import asyncio
+import http.server
 import importlib.util
 import re
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -20,6 +22,7 @@ from fireside.errors import Invalid, NotFound, ProviderFailed
 from fireside.providers import ChatRequest, Providers
 from fireside.queries.types import Effort
 
+from .live import PATIENCE
 from .upstream import (
     DONE,
     MODEL,
@@ -296,6 +299,38 @@ async def test_answer_uses_an_idle_connection(
     await upstream.closed()
     assert (await ask(providers))[1] is None
     assert (upstream.connections, len(upstream.chats)) == (4, 7)
+
+
+async def test_idle_connection_does_not_block_a_server_that_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def setup(self) -> None:
+            accepted.set()
+            super().setup()
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "m"}]}')
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    monkeypatch.setattr("fireside.backends.http.IDLE_SECONDS", 60.0)
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as single:
+        thread = threading.Thread(target=single.serve_forever, args=(0.01,))
+        thread.start()
+        providers = made(openai(f"http://127.0.0.1:{single.server_port}"))
+        server = providers.get("box")
+        try:
+            server.connect_early()
+            assert await asyncio.to_thread(accepted.wait, PATIENCE)
+            assert [model.id for model in await server.models()] == ["m"]
+        finally:
+            await providers.aclose()
+            await asyncio.to_thread(single.shutdown)
+            thread.join()
 
 
 async def test_early_connection_that_fails_is_the_first_attempt_of_the_request() -> None:
