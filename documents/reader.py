@@ -42,7 +42,7 @@ class Reader:
         self._slots = Slots(PROCESSES, per_user=1)
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by user
         self._begun: set[int] = set()  # users whose documents have to be looked up again
-        self._ended: dict[int, asyncio.Event] = {}  # by document, while a request waits for it
+        self._ended = asyncio.Event()  # set, and replaced, when any document is read
         self._passwords: dict[int, str] = {}  # by document, until it is read
 
     async def aclose(self) -> None:
@@ -65,13 +65,12 @@ class Reader:
 
     async def wait(self, document_id: int, seconds: float) -> None:
         """Wait until a document is read, for at most so many seconds."""
-        ended = self._ended.setdefault(document_id, asyncio.Event())
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                if await self._database.read(queries.attachments.is_unread, document_id):
+                ended = self._ended
+                while await self._database.read(queries.attachments.is_unread, document_id):
                     await ended.wait()
-        except TimeoutError:
-            self._ended.pop(document_id, None)
+                    ended = self._ended
 
     async def read_encrypted(self, user_id: int, document_id: int, password: str) -> None:
         """Read an encrypted document again. The password is kept in memory only, until then. Raises NotFound and Invalid."""
@@ -115,8 +114,8 @@ class Reader:
                 while unread := await self._database.read(queries.attachments.next_unread, user_id):
                     async with self._slots.slot(user_id):
                         await self._read(unread)
-                    if ended := self._ended.pop(unread.id, None):
-                        ended.set()
+                    self._ended.set()
+                    self._ended = asyncio.Event()
         except FiresideError as error:  # the disk may be full; housekeeping calls `wake`
             log.warning("documents are read later: %s", error)
         except Exception:
@@ -135,7 +134,14 @@ class Reader:
         except (WorkFailed, msgspec.ValidationError) as error:
             log.warning("document %d cannot be read: %s", document.id, error)
             status, problem = "failed", _PROBLEMS.get(type(error), UNREADABLE)
-        await self._database.write(queries.attachments.set_read, document.id, status, problem)
+
+        def end(conn: Connection) -> None:
+            if status == "encrypted" and document.id in self._passwords:  # entered while another was tried
+                return
+            self._passwords.pop(document.id, None)
+            queries.attachments.set_read(conn, document.id, status, problem)
+
+        await self._database.write(end)
 
     async def _store_pages(self, document: Unread) -> tuple[AttachmentStatus, str | None]:
         """Store the pages as they come, without those that were stored before a restart. Return the status, and what to tell the person."""
