@@ -273,7 +273,7 @@ class Hub:
 
         `fields` are those of the request, undecoded, and `replaced` has its messages if they had files. Raises Invalid, InvalidToken, RateLimited, QuotaExceeded.
         """
-        size = sum(map(len, fields.values()))
+        size = sum(map(len, fields.values())) + (len(replaced.sent) if replaced else 0)
         waiting = [
             one.size for one in self.generations.values() if isinstance(one, Relay) and one.job.user_id == user_id
         ]

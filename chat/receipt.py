@@ -14,7 +14,7 @@ from . import continuation, prompt
 
 NOT_STORED = "There is no request for this message: it was written, edited or imported, or an earlier version of Fireside made it."
 PASSED_ON = "Another program asked for this answer. Its request was passed on unchanged and is not kept."
-CHANGED = "The request cannot be shown: a message or an image that was sent has been deleted or moved since."
+CHANGED = "The request cannot be shown: a message or file that was sent has been deleted or moved since."
 
 
 class Receipt(msgspec.Struct):

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from fireside import queries
+from fireside.chat.file_parts import Replaced
 from fireside.errors import InvalidToken, RateLimited, Stopping
 from msgspec import Raw
 
@@ -356,6 +357,9 @@ async def test_hub_refuses_too_many_bytes_a_revoked_token_and_new_answers_while_
     begun = await hub.relay(1, token, server, MODEL, large, False)
     with pytest.raises(RateLimited):
         await hub.relay(1, token, server, MODEL, large, False)
+    text = Replaced(sent=large["x"], recorded=question, files={})  # a small document can have a long text
+    with pytest.raises(RateLimited):
+        await hub.relay(1, token, server, MODEL, {"messages": question}, False, text)
     await hub.abandon(begun)
     gate.open()
     good(await ann.delete("/tokens/1"))
