@@ -171,15 +171,18 @@ def finish_upload(
 ) -> Attachment:
     """Show an upload whose parts are stored, for a message that will be sent.
 
-    The same file again takes the new name, and is read again if that failed. Raises Invalid above WAITING_BYTES, and QuotaExceeded.
+    The same file again takes the new name, and is read again if that failed. Raises Invalid above WAITING_BYTES, QuotaExceeded, and NotFound
+    when the attachment was released since it was found.
     """
     if known := find(conn, user_id, digest):
         abandon_upload(conn, attachment_id)  # of another request that stored the same file meanwhile
         attachment_id = known
     else:
-        sql = "UPDATE attachments SET sha256 = ? WHERE id = ? RETURNING size_bytes"
+        sql = "UPDATE attachments SET sha256 = ? WHERE id = ? AND uploaded_at IS NOT NULL RETURNING size_bytes"
         rows = conn.execute(sql, (digest, attachment_id)).fetchall()
-        add_stored_bytes(conn, user_id, sum(row["size_bytes"] for row in rows), max_bytes)
+        if not rows:
+            raise NotFound("attachment")
+        add_stored_bytes(conn, user_id, rows[0]["size_bytes"], max_bytes)
     conn.execute(
         "UPDATE attachments SET name = ?, uploaded_at = ?, problem = iif(status = 'failed', NULL, problem),"
         " status = iif(status = 'failed', 'reading', status) WHERE id = ?",

@@ -91,6 +91,8 @@ def test_uploads_that_are_not_sent_are_bounded_and_removed_after_a_day(
     assert used(conn) == 0 and attachments.find(conn, ANN, b"") is None
     with pytest.raises(NotFound):
         attachments.owned_attachment(conn, ANN, first)
+    with pytest.raises(NotFound):  # by a request that found it before
+        attachments.finish_upload(conn, ANN, first, b"hash", "a.txt")
     again = upload(conn)
     assert again != first and attachments.remove_some_released(conn) == 0 and ids(conn) == [again]
 

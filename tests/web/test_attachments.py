@@ -169,6 +169,52 @@ async def test_same_file_uploaded_by_two_tabs_at_once_is_one_attachment(running:
     assert await stored(running) == [1, 1, pages, pages]
 
 
+async def test_requests_that_wait_for_the_same_document_do_not_disturb_each_other(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fireside.web.handlers.attachments.WAIT_SECONDS", 0.0)
+    document = good(await upload(ann, long_text(3_000)))["id"]
+    waiting = asyncio.create_task(running.state.reader.wait(document, 10 * PATIENCE))
+    await asyncio.sleep(0)
+    await running.state.reader.wait(document, 0.0)
+    async with asyncio.timeout(PATIENCE):
+        await waiting
+    assert good(await ann.get(f"/attachments/{document}"))["status"] == "ready"
+
+
+async def test_file_that_is_removed_while_it_is_uploaded_again_is_stored_anew(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await read(ann, good(await upload(ann, long_text(30)))["id"])
+    chat = await ann.conversation(message={"content": "", "attachment_ids": [first["id"]]})
+    database = running.state.database
+    look_up = database.read
+
+    async def read_and_purge(function: Any, *args: Any, **kw: Any) -> Any:
+        found = await look_up(function, *args, **kw)
+        if function is attachments.find and found:
+            good(await ann.delete(f"/conversations/{chat}", params={"purge": True}))
+        return found
+
+    monkeypatch.setattr(database, "read", read_and_purge)
+    again = await read(ann, good(await upload(ann, long_text(30)))["id"])
+    assert again["id"] > first["id"] and again["status"] == "ready"
+    assert (await ann.get(f"/attachments/{again['id']}/content")).content == long_text(30)
+    assert await stored(running) == [1, 1, again["pages"], again["pages"]]
+
+
+async def test_download_is_read_in_pieces_and_ends_when_the_file_is_removed(running: Running, ann: Person) -> None:
+    data = random.Random(1).randbytes(5_000_000)
+    document = good(await upload(ann, data))["id"]
+    assert (await ann.get(f"/attachments/{document}/content")).content == data
+    with pytest.raises(httpx.RemoteProtocolError):
+        async with ann.stream("GET", f"/attachments/{document}/content") as response:
+            assert response.headers["content-length"] == "5000000"
+            remove = "DELETE FROM attachment_data"
+            await running.state.database.write(lambda conn: conn.execute(remove).rowcount)
+            await response.aread()
+
+
 async def test_document_that_is_removed_while_it_is_read_is_dropped(
     running: Running, ann: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +289,28 @@ async def test_encrypted_document_is_read_with_its_password(running: Running, an
     assert (await read(ann, document["id"]))["status"] == "ready"
     [page] = good(await ann.get(f"{path}/pages"))["pages"]
     assert "Ships sail." in page["text"] and running.state.reader._passwords == {}
+
+
+async def test_password_entered_while_another_is_tried_is_tried_next(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = await read(ann, good(await upload(ann, making.pdf("Ships sail.", password="x"), "a.pdf"))["id"])
+    path = f"/attachments/{document['id']}/password"
+    documents, passwords = running.state.reader, ["x"]
+    store = documents._store_pages
+
+    async def store_and_enter(unread: Any) -> Any:
+        result = await store(unread)
+        for password in passwords[:]:
+            passwords.clear()
+            good(await ann.post(path, json={"password": password}))
+        return result
+
+    monkeypatch.setattr("fireside.web.handlers.attachments.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(documents, "_store_pages", store_and_enter)
+    good(await ann.post(path, json={"password": "wrong"}))
+    assert (await read(ann, document["id"]))["status"] == "ready"
+    assert documents._passwords == {}
 
 
 async def test_text_of_documents_counts_towards_the_limit_of_the_user(tmp_path: Path) -> None:

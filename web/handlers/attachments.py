@@ -1,6 +1,7 @@
 """Handlers of attachments: upload a file, read what is known of it and its text, download it."""
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import re
@@ -12,7 +13,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 
-from ...errors import Invalid, StorageUnavailable
+from ...errors import Invalid, NotFound, StorageUnavailable
 from ...queries import attachments
 from ...queries.search import find_pages
 from ...queries.types import Attachment
@@ -50,7 +51,8 @@ async def _store(request: Request, file: Path, name: str, media_type: str) -> At
     with file.open("rb") as body:
         digest = (await asyncio.to_thread(hashlib.file_digest, body, "sha256")).digest()
         if known := await database.read(attachments.find, user_id, digest):
-            return await database.write(attachments.finish_upload, user_id, known, digest, name)
+            with contextlib.suppress(NotFound):  # released since: it is stored again
+                return await database.write(attachments.finish_upload, user_id, known, digest, name)
         size = body.tell()
         body.seek(0)
         part = body.read(attachments.PART_BYTES)
