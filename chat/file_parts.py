@@ -7,6 +7,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -19,9 +20,11 @@ from ..errors import Invalid, ProviderFailed
 from ..queries import attachments, documents
 from ..queries.documents import Document, Excerpt
 from ..queries.recorder import RecordedFile
+from ..queries.types import Unit
 from . import prompt as prompts
 
 FILES = 20  # of a request
+MAX_CHARACTERS = 5_000_000  # of the text of all file parts: more fit into no model, and fill the memory
 
 
 class Replaced(Struct):
@@ -55,17 +58,29 @@ async def replace(
     if not files:
         return None
     texts: dict[str, str] = {}
+    parts = Counter(key for message in found for _, key in message.files)
+    characters = 0
     for key, file in files.items():
         opened = await database.read(_get_known, user_id, bytes.fromhex(key))
         unit, pages = opened or await reader.read_now(user_id, file.data, file.name)
-        numbered = dict(enumerate(pages, 1))
-        document = Document(0, file.name, unit, len(pages), 0)
-        excerpt = prompts.excerpt_text(document, Excerpt(0, [(1, len(pages))], numbered))
-        texts[key] = f"{prompts.FRAME}\n\n{excerpt}"
+        characters += parts[key] * sum(map(len, pages))
+        if characters > MAX_CHARACTERS:
+            raise ProviderFailed(
+                "CONTEXT_OVERFLOW",
+                f"The documents have more than {MAX_CHARACTERS:,} characters of text. Send fewer pages.",
+            )
+        texts[key] = await asyncio.to_thread(_text, file.name, unit, pages)
     return await asyncio.to_thread(_replace, raw, found, files, texts, context_length)
 
 
-def _get_known(conn: Connection, user_id: int, digest: bytes) -> tuple[str, list[str]] | None:
+def _text(name: str, unit: Unit, pages: list[str]) -> str:
+    """Return all pages of a document as they stand in a request."""
+    document = Document(0, name, unit, len(pages), 0)
+    excerpt = prompts.excerpt_text(document, Excerpt(0, [(1, len(pages))], dict(enumerate(pages, 1))))
+    return f"{prompts.FRAME}\n\n{excerpt}"
+
+
+def _get_known(conn: Connection, user_id: int, digest: bytes) -> tuple[Unit, list[str]] | None:
     """Return the unit and the pages of a document that the user has and that was read."""
     attachment_id = attachments.find(conn, user_id, digest)
     if attachment_id is None:

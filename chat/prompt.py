@@ -19,6 +19,7 @@ from ..queries.generations import Prompt, Turn
 
 LATIN_CHARACTERS_PER_TOKEN = 3.5  # other characters count as one token each
 LATIN = re.compile("[\0-\u024f]+")
+PIECE_CHARACTERS = 100_000
 TURN_TOKENS = 8  # that a chat template adds to a message
 IMAGE_TOKENS = 800
 TAG = re.compile(r"<(?=/?document\b)")  # of the frame around a document's pages
@@ -185,5 +186,8 @@ def count_tokens(prompt: Prompt) -> tuple[float, float, list[float]]:
 
 
 def estimate(text: str) -> float:
-    others = 0 if text.isascii() else len(LATIN.sub("", text))
+    others = 0
+    if not text.isascii():  # in pieces, since a regular expression keeps all other threads waiting
+        pieces = (text[start : start + PIECE_CHARACTERS] for start in range(0, len(text), PIECE_CHARACTERS))
+        others = sum(len(LATIN.sub("", piece)) for piece in pieces)
     return (len(text) - others) / LATIN_CHARACTERS_PER_TOKEN + others + (TURN_TOKENS if text else 0)

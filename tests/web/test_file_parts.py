@@ -6,6 +6,8 @@ import json
 import zipfile
 from typing import Any
 
+import pytest
+
 from ..documents.making import pdf
 from ..exports import chatgpt, node
 from ..live import Person, Running, code, good
@@ -101,6 +103,18 @@ async def test_file_that_cannot_be_sent_is_an_error_in_the_shape_of_openai(
         assert refused(response) == (400, kind) and words in response.json()["error"]["message"], words
     assert good(await ann.get("/conversations")) == []
     assert not any(one.path.endswith("/chat/completions") for one in upstream.requests)
+
+
+async def test_text_of_all_file_parts_is_limited(
+    running: Running, ann: Person, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fireside.chat.file_parts.MAX_CHARACTERS", 60)
+    zed = program(running, await create(ann))
+    note = part(b"The keel is laid at dawn, they say.", "note.txt")
+    good(await zed.post("/v1/chat/completions", json=asked(note)))
+    response = await zed.post("/v1/chat/completions", json=asked(note, note))
+    assert refused(response) == (400, "context_length_exceeded")
+    assert "more than 60 characters" in response.json()["error"]["message"]
 
 
 async def test_documents_of_an_import_are_read_and_found_and_survive_another_export(
