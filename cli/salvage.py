@@ -358,6 +358,12 @@ class _Salvage:
         for table in ("message_attachments", "queued_attachments", "sent_pages", "attachment_data"):
             orphans = new.execute(f"DELETE FROM {table} WHERE attachment_id NOT IN (SELECT id FROM attachments)")
             self.damaged += orphans.rowcount
+        places = new.execute(  # without the parts that were lost
+            "SELECT row_number() OVER (PARTITION BY attachment_id ORDER BY part) - 1 AS place, attachment_id, part"
+            " FROM attachment_data ORDER BY attachment_id, part"
+        ).fetchall()
+        renumber = "UPDATE attachment_data SET part = ? WHERE attachment_id = ? AND part = ?"
+        new.executemany(renumber, [tuple(row) for row in places if row["place"] != row["part"]])
 
     def _index(self) -> None:
         """Fill the search indexes, and name recovered conversations after their first message."""

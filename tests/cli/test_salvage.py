@@ -202,6 +202,23 @@ def test_invalid_value_is_replaced_and_counted(sound: Path, tmp_path: Path, dama
         assert not connection.execute(parents).fetchone()
 
 
+def test_file_without_one_of_its_parts_has_the_others(sound: Path, tmp_path: Path) -> None:
+    source = tmp_path / "damaged.db"
+    source.write_bytes(sound.read_bytes())
+    with opened(source) as conn:
+        attachment_id, data = conn.execute("SELECT attachment_id, data FROM attachment_data").fetchone()
+        conn.execute("UPDATE attachment_data SET data = ? WHERE attachment_id = ?", (data[:3000], attachment_id))
+        queries.attachments.add_part(conn, attachment_id, 2, data[6000:])
+        conn.commit()
+    result, target = salvaged(source.read_bytes(), tmp_path)
+    assert result.damaged == 1
+    with opened(target) as conn:
+        parts = [queries.attachments.get_part(conn, attachment_id, part) for part in range(3)]
+        assert parts == [data[:3000], data[6000:], b""]
+        size = "SELECT size_bytes FROM attachments WHERE id = ?"
+        assert conn.execute(size, (attachment_id,)).fetchone()[0] == len(data) - 3000
+
+
 def test_messages_below_a_newer_version_and_in_the_bin_keep_their_places(tmp_path: Path) -> None:
     path, bin = tmp_path / "fireside.db", queries.bin
     db.prepare(path)
