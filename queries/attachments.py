@@ -50,11 +50,21 @@ COLUMNS = (
     " (a.characters + 3 * ((a.text_bytes - a.characters) / 2)) / 4 AS tokens_estimate"
 )
 
+_SHOWN = (
+    "EXISTS (SELECT 1 FROM {} l JOIN {} m ON m.id = l.message_id JOIN conversations c ON c.id = m.conversation_id"
+    " WHERE l.attachment_id = a.id AND c.deleted_at IS NULL)"
+)
+
 
 def owned_attachment(conn: Connection, user_id: int, attachment_id: int) -> Attachment:
-    """Return an attachment of the user. The only function that decides whose an attachment is. Raises NotFound."""
+    """Return an attachment of the user. The only function that decides whose an attachment is.
+
+    Raises NotFound, also when it was sent only in conversations that are in the bin.
+    """
     row = conn.execute(
-        f"SELECT {COLUMNS.format(name='a.name')} FROM attachments a WHERE id = ? AND user_id = ? AND sha256 IS NOT NULL",
+        f"SELECT {COLUMNS.format(name='a.name')} FROM attachments a WHERE id = ? AND user_id = ? AND sha256 IS NOT NULL"
+        f" AND (uploaded_at IS NOT NULL OR {_SHOWN.format('message_attachments', 'messages')}"
+        f" OR {_SHOWN.format('queued_attachments', 'queued_messages')})",
         (attachment_id, user_id),
     ).fetchone()
     if row is None:
@@ -206,7 +216,7 @@ def attach(
     max_bytes: int = 0,
     table: Table = "message_attachments",
 ) -> None:
-    """Give a new message its images, then the attachments with these ids. The caller has checked the message's owner.
+    """Give a message images, then the attachments with these ids, in place of what it has. The caller has checked the message's owner.
 
     Raises Invalid above MAX_ATTACHMENTS, NotFound, AttachmentNotReady for a document that has no text (yet), and QuotaExceeded.
     """
@@ -218,6 +228,7 @@ def attach(
         if attachment.status not in ("ready", "no_text"):
             raise AttachmentNotReady(attachment.name, attachment.status)
         files.append((attachment_id, attachment.name))
+    conn.execute(f"DELETE FROM {table} WHERE message_id = ?", (message_id,))
     for position, (attachment_id, name) in enumerate(files):
         link(conn, message_id, position, attachment_id, name, table)
 

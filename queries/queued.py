@@ -96,7 +96,6 @@ def change_queued(
     if not content and not (before if attachment_ids is None else attachment_ids):
         raise Invalid("content must not be empty.")
     if attachment_ids is not None:
-        conn.execute("DELETE FROM queued_attachments WHERE message_id = ?", (queued_id,))
         attachments.attach(conn, user_id, queued_id, (), attachment_ids, max_bytes, "queued_attachments")
         add_stored_bytes(conn, user_id, -attachments.release(conn, before))
     size = len(content.encode()) - len(row["content"].encode())

@@ -592,7 +592,8 @@ def answer(
         (conversation_id,),
     ).fetchall()
     citations = [
-        {"start": 0, "end": 1, "status": "found", "attachment_id": one[0], "name": "a", "page": 2} for one in found
+        {"start": 0, "end": len("".join(contents)), "status": "found", "attachment_id": one[0], "name": "a", "page": 2}
+        for one in found
     ]
     ending = ending | {
         "stats": (ending.get("stats") or {}) | {"documents": [{"attachment_id": one[0], "pages": 3} for one in found]}

@@ -119,7 +119,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/attachments.py owned_attachment": (QUERIES, AUTHZ),
     "queries/attachments.py get_image": (QUERIES, AUTHZ),
     "queries/attachments.py attach": (QUERIES,),
-    "queries/attachments.py upload": (QUERIES,),
+    "queries/attachments.py finish_upload": (QUERIES,),
     "queries/attachments.py release": (QUERIES,),
     "queries/attachments.py add_pages": (QUERIES,),
     "queries/attachments.py read_again": (QUERIES,),
