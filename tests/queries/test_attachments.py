@@ -77,7 +77,14 @@ def test_uploads_that_are_not_sent_are_bounded_and_removed_after_a_day(
     conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attachments, "WAITING_BYTES", 20)
+    others = (  # that do not count: of another user, not finished, and of a message that is being added
+        upload(conn, b"x" * 15, user=BOB),
+        attachments.begin_upload(conn, ANN, 15, b"", "a.txt", attachments.OTHER),
+        attachments.add(conn, ANN, b"z" * 15, attachments.OTHER),
+    )
     first = upload(conn)
+    conn.execute(f"DELETE FROM attachments WHERE id IN {others}")
+    conn.execute(db.RECOUNT_STORED_BYTES)
     with pytest.raises(Invalid, match="can wait to be sent"):
         upload(conn, b"x" * 10)
     conn.execute("DELETE FROM attachments WHERE id <> ?", (first,))  # what the transaction's end undoes
