@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 from ..backends.loose import array_at, at, object_at, objects_at, text_at
 from ..db import Connection, Database
 from ..documents.reader import Reader
-from ..errors import Invalid, ProviderFailed
+from ..errors import Invalid, NotFound, ProviderFailed
 from ..queries import attachments, documents
 from ..queries.documents import Document, Excerpt
 from ..queries.recorder import RecordedFile
@@ -85,7 +85,10 @@ def _get_known(conn: Connection, user_id: int, digest: bytes) -> tuple[Unit, lis
     attachment_id = attachments.find(conn, user_id, digest)
     if attachment_id is None:
         return None
-    attachment = attachments.owned_attachment(conn, user_id, attachment_id)
+    try:
+        attachment = attachments.owned_attachment(conn, user_id, attachment_id)
+    except NotFound:  # its conversations are in the bin
+        return None
     if attachment.status != "ready" or attachment.unit is None:
         return None
     return attachment.unit, list(documents.get_pages(conn, attachment_id).values())

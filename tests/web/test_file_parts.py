@@ -105,6 +105,19 @@ async def test_file_that_cannot_be_sent_is_an_error_in_the_shape_of_openai(
     assert not any(one.path.endswith("/chat/completions") for one in upstream.requests)
 
 
+async def test_file_of_a_conversation_in_the_bin_can_be_sent_again(
+    running: Running, ann: Person, upstream: Upstream
+) -> None:
+    zed = program(running, await create(ann))
+    upstream.default = [says("At dawn.") + finish() + DONE]
+    for _ in range(2):
+        good(await zed.post("/v1/chat/completions", json=asked(part(REPORT))))
+        [conversation] = good(await ann.get("/conversations"))
+        [document] = (await ann.messages(conversation["id"]))[0]["documents"]
+        await read(ann, document["id"])
+        good(await ann.delete(f"/conversations/{conversation['id']}"))
+
+
 async def test_text_of_all_file_parts_is_limited(
     running: Running, ann: Person, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
