@@ -6,6 +6,7 @@ begin with the same bytes, and only a new answer to it chooses again.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -73,14 +74,14 @@ def sent_pages(prompt: Prompt, omitted: int) -> list[SentPages]:
 
 def statistic(prompt: Prompt, omitted: int) -> list[dict[str, Any]]:
     """Return the pages of each document that a request has, for people."""
-    sent = _sent(prompt, omitted, len(prompt.turns))
+    sent = _by_document(_sent(prompt, omitted, len(prompt.turns)))
     return [
         {
             "attachment_id": document.id,
             "name": document.name,
             "unit": document.unit,
             "pages": document.pages,
-            "sent": choice.written(choice.ranges(number for place, number in sent if place == here)),
+            "sent": choice.written(choice.ranges(sent.get(here, ()))),
         }
         for here, document in enumerate(prompt.documents.values())
     ]
@@ -163,8 +164,9 @@ def _choices(
 def _excerpts(prompt: Prompt, place: int, candidates: list[Candidates], chosen: set[Page]) -> list[Excerpt]:
     """Return these pages as excerpts. A document that comes with the question is named there, even without pages."""
     found = []
+    by_document = _by_document(chosen)
     for here, (attachment_id, candidate) in enumerate(zip(prompt.documents, candidates, strict=True)):
-        numbers = sorted(number for document, number in chosen if document == here)
+        numbers = sorted(by_document.get(here, ()))
         if numbers or attachment_id in prompt.turns[place].document_ids:
             texts = {number: candidate.texts[number] for number in numbers}
             found.append(Excerpt(attachment_id, choice.ranges(numbers), texts))
@@ -173,13 +175,21 @@ def _excerpts(prompt: Prompt, place: int, candidates: list[Candidates], chosen: 
 
 def _sent(prompt: Prompt, start: int, end: int) -> set[Page]:
     """Return the pages that stand in these turns."""
-    ids = [*prompt.documents]
+    places = {attachment_id: place for place, attachment_id in enumerate(prompt.documents)}
     return {
-        Page(ids.index(excerpt.attachment_id), number)
+        Page(places[excerpt.attachment_id], number)
         for turn in prompt.turns[start:end]
         for excerpt in turn.excerpts
         for number in excerpt.texts
     }
+
+
+def _by_document(pages: set[Page]) -> dict[int, list[int]]:
+    """Return the numbers of pages by the place of their document."""
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for place, number in pages:
+        found[place].append(number)
+    return found
 
 
 def _place(prompt: Prompt) -> int:

@@ -39,7 +39,7 @@ _CLOSING = {  # the closing marks of each opening one, the usual one first
     "\u201a": "\u2018\u2019",
     "``": ("''",),
 }
-_ALWAYS_OPEN = ("\u201e", "\u00ab", "\u2039", "\u300c", "\u300e", "``")  # whatever stands beside them
+_ALWAYS_OPEN = ("\u201e", "\u00ab", "\u2039", "\u300c", "\u300e", "``")  # with any character beside them
 _ALWAYS_CLOSE = ("\u201d", "\u300d", "\u300f", "\u00ab", "\u2039", "''")
 _MARK = re.compile(
     "``|''|[\"\u201c\u201d\u201e\u00ab\u00bb\u2039\u203a\u300c\u300d\u300e\u300f\u2018\u201a]"

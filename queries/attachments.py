@@ -185,7 +185,7 @@ def finish_upload(
     when the attachment was released since it was found.
     """
     if known := find(conn, user_id, digest):
-        abandon_upload(conn, attachment_id)  # of another request that stored the same file meanwhile
+        abandon_upload(conn, attachment_id)  # another request has stored the same file since
         attachment_id = known
     else:
         sql = "UPDATE attachments SET sha256 = ? WHERE id = ? AND uploaded_at IS NOT NULL RETURNING size_bytes"

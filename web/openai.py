@@ -129,7 +129,7 @@ async def chat(request: Request) -> Chat:
 async def _replace_files(
     request: Request, fields: dict[str, Raw], server: ModelServer, model: str
 ) -> file_parts.Replaced | None:
-    """Read the files in the messages. Raises Invalid and ProviderFailed, and ClientDisconnect when the program leaves meanwhile."""
+    """Read the files in the messages. Raises Invalid and ProviderFailed, and ClientDisconnect when the program disconnects."""
     messages = bytes(fields.get("messages", b""))
     if not file_parts.has_files(messages):
         return None

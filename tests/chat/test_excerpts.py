@@ -1,5 +1,6 @@
 """What a prompt has of documents: everything if it fits, else pages that match, and never the same page twice."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -126,6 +127,20 @@ def test_what_was_chosen_fits_and_is_sent_once(
 
 
 # ---- requests
+
+
+def test_time_of_the_statistic_grows_linearly_with_the_documents() -> None:
+    """It is made on the event loop."""
+
+    def seconds(documents: int) -> float:
+        whole, candidates = with_documents([asked("Why?", 1, *range(1, documents + 1))], *[["x"]] * documents)
+        whole.turns[0].excerpts = excerpts.plan(whole, candidates, 1e9, 0).excerpts
+        start = time.process_time()
+        found = excerpts.statistic(whole, 0)
+        assert [one["sent"] for one in found] == ["1"] * documents
+        return time.process_time() - start
+
+    assert seconds(4000) < 40 * min(seconds(400) for _ in range(5))  # measured: 10; quadratic: 100
 
 
 def contents(upstream: Upstream) -> list[str]:
