@@ -22,6 +22,7 @@ from ..queries.documents import Document, Excerpt
 from ..queries.recorder import RecordedFile
 from ..queries.types import Unit
 from . import prompt as prompts
+from .history import MAX_COMMAS
 
 FILES = 20  # of a request
 MAX_CHARACTERS = 5_000_000  # of the text of all file parts: more fit into no model, and fill the memory
@@ -96,6 +97,8 @@ def _get_known(conn: Connection, user_id: int, digest: bytes) -> tuple[Unit, lis
 
 def _find(messages: bytes) -> tuple[list[Raw], list[_Message], dict[str, RecordedFile]]:
     """Return the messages undecoded, those with files, and the files by their hashes. Raises Invalid."""
+    if messages.count(b",") > MAX_COMMAS:
+        raise Invalid("messages has too many parts.")
     try:
         raw = msgspec.json.decode(messages, type=list[Raw])
         decoded = {place: msgspec.json.decode(one) for place, one in enumerate(raw) if has_files(bytes(one))}

@@ -378,6 +378,7 @@ async def test_request_with_millions_of_values_does_not_block_others(
     for content in (
         b'{"messages": [' + many + b"]}",
         b'{"messages": [{}], "metadata": [' + many + b"]}",
+        b'{"messages": [{"type": "file", "content": [' + many + b"]}]}",
         b'{"messages": [{}], "stream_options": {"a": [' + many + b"]}}",
         b"{" + b",".join(b'"a%d":1' % number for number in range(1_000_000)) + b"}",
     ):

@@ -128,6 +128,10 @@ async def test_text_of_all_file_parts_is_limited(
     response = await zed.post("/v1/chat/completions", json=asked(note, note))
     assert refused(response) == (400, "context_length_exceeded")
     assert "more than 60 characters" in response.json()["error"]["message"]
+    monkeypatch.setattr("fireside.chat.file_parts.MAX_COMMAS", 5)
+    response = await zed.post("/v1/chat/completions", json=asked(note, words("a, b, c, d, e, f")))
+    assert refused(response) == (400, "validation_error")
+    assert response.json()["error"]["message"] == "messages has too many parts."
 
 
 async def test_documents_of_an_import_are_read_and_found_and_survive_another_export(
