@@ -84,7 +84,8 @@ class Generation:
         self._model: str | None = None  # that answers, by the server's account
         self._usage: dict[str, int] | None = None
         self._stats: dict[str, Any] = {}
-        self._is_checking = False  # the quotations
+        self._may_check = True  # the quotations, when the answer has ended
+        self._is_checking = False
         self._citations: list[Citation] | None = None  # None: not checked
         self._progress: dict[str, str | int] = {}  # the last event of this kind
         self._started_at = self._text_at = asyncio.get_running_loop().time()  # _text_at: of the newest text
@@ -103,11 +104,12 @@ class Generation:
             self.log.publish()
         self.task = asyncio.create_task(self._run(), name=f"generation {self.id}")
 
-    def stop(self, reason: str | FiresideError) -> None:
+    def stop(self, reason: str | FiresideError, check: bool = True) -> None:
         """Ask the task to end: "canceled", "interrupted" or an error. The first reason counts.
 
-        One that comes while the quotations are checked ends the check.
+        One that comes while the quotations are checked ends the check. Without `check` they are not checked.
         """
+        self._may_check = self._may_check and check
         if self._stop_reason is None or self._is_checking:
             self._stop_reason = self._stop_reason or reason
             if self.running:  # a task that is canceled before its first step would not run at all
@@ -135,7 +137,7 @@ class Generation:
     async def _check_quotations(self, outcome: str | FiresideError) -> None:
         """Look for the answer's quotations in the documents of its path. A stop ends the check; the answer has ended already."""
         prompt = self.job.prompt
-        if outcome == "interrupted" or prompt is None or not prompt.documents:
+        if outcome == "interrupted" or not self._may_check or prompt is None or not prompt.documents:
             return
         self._is_checking = True
         try:

@@ -223,7 +223,7 @@ class Hub:
         generation = self.generations.get(generation_id)
         if generation is None or generation.job.user_id != user_id or generation.log.ended:
             raise NotFound("generation")
-        await self._stop([generation], "canceled")
+        await self._stop([generation], "canceled", check=True)
         if generation.save_error:
             raise StorageUnavailable(
                 "The answer was stopped, but the disk cannot be written. It is saved when it can be."
@@ -251,9 +251,10 @@ class Hub:
         everything = [one for one in self.generations.values() if one.job.user_id == user_id]
         await self._stop([one for one in everything if not may_run(one.job.token_id)], "canceled")
 
-    async def _stop(self, generations: list[Generation], reason: str) -> None:
+    async def _stop(self, generations: list[Generation], reason: str, check: bool = False) -> None:
+        """Stop generations and wait for their ends; without `check`, not for the check of their quotations."""
         for generation in generations:
-            generation.stop(reason)
+            generation.stop(reason, check)
         if generations:
             await asyncio.wait([generation.task for generation in generations])
 

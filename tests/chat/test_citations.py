@@ -111,6 +111,20 @@ async def test_answers_without_documents_or_quotations_start_no_process(
     assert not running.state.hub.checker._sandbox._workers
 
 
+async def test_deletion_does_not_wait_for_the_check(
+    running: Running, ann: Person, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "STOPPED_CHECK_SECONDS", 10 * PATIENCE)
+    monkeypatch.setattr(Sandbox, "iterate", _never)
+    upstream.enqueue(says(ANSWER), hang())
+    conversation_id, _ = await conversation(running, ann)
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        while (await anext(events)).event != "delta":
+            pass
+        async with asyncio.timeout(PATIENCE):
+            good(await ann.delete(f"/conversations/{conversation_id}", params={"purge": True}))
+
+
 async def test_stop_during_the_check_ends_it_and_keeps_the_answer(
     running: Running, ann: Person, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
