@@ -115,6 +115,7 @@ async def test_ttl_of_the_settings_is_sent_with_each_question(upstream: Upstream
     async with aclosing(providers.get("lmstudio").chat(ChatRequest(MODEL, []))) as reads:
         assert [read async for read in reads]
     assert upstream.chats[0]["ttl"] == 300
+    await providers.aclose()
 
 
 async def test_download_is_started_and_followed(providers: Providers, upstream: Upstream) -> None:

@@ -263,6 +263,7 @@ def test_documents_in_a_chat_on_a_terminal(tmp_path: Path, upstream: Upstream, s
         assert "The keel is laid at dawn." in asked(upstream)["messages"][-1]["content"]
         terminal.type("/file\r")
         terminal.expect("No file is waiting")
+        terminal.expect("> ")
         terminal.type(CTRL_D)
         assert terminal.process.wait(PATIENCE) == 0
 
