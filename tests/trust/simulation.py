@@ -14,16 +14,15 @@ import asyncio
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import random
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import AsyncGenerator, Coroutine
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -49,6 +48,8 @@ from fireside.safety.sandbox import Sandbox
 from . import Figures
 from .seeded import Crash, Disk, SeededLoop, Stuck, Thread
 
+ROOT = Path(__file__).parents[2]
+Result = tuple[int, list[str]]  # the steps of a schedule, and what was wrong
 USERS = (1, 2)
 SERVER, MODEL = "sim", "model"
 CONCURRENCY = 2
@@ -520,7 +521,7 @@ def _new_database() -> bytes:
         return path.read_bytes()
 
 
-def simulate(seed: int) -> tuple[int, list[str]]:
+def simulate(seed: int) -> Result:
     """Run one schedule. Return its steps and what was wrong."""
     logging.disable(logging.CRITICAL)
     fast = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -564,15 +565,31 @@ def _live(world: World, loop: SeededLoop, last: bool) -> tuple[bool, int]:
 
 
 def prove(size: int) -> Figures:
-    """Run the seeds from 0 on, on all cores."""
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        results = [*pool.map(simulate, range(size), chunksize=10)]
+    """Run the seeds from 0 on, in a process for each core."""
+    cores = os.cpu_count() or 1
+    command = [sys.executable, "-m", "tests.trust.simulation", "--every", str(cores), str(size)]
+    running = [
+        subprocess.Popen([*command, str(first)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for first in range(cores)
+    ]
+    ended = [(process, *process.communicate()) for process in running]
+    results = [result for _, out, _ in ended for result in msgspec.json.decode(out or "[]", type=list[Result])]
     wrong = [problem for _, problems in results for problem in problems]
+    wrong += [err for process, _, err in ended if process.returncode]
     steps = sum(steps for steps, _ in results)
     more = f"{steps:,} steps between awaits, with crashes, power cuts, disk errors and lost connections; a seed repeats"
-    return Figures(size, wrong, more)
+    return Figures(len(results), wrong, more)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the seeds that are named and print what went wrong, or for `prove` every so many from one to another, as JSON."""
+    if arguments[:1] == ["--every"]:
+        step, size, first = map(int, arguments[1:])
+        sys.stdout.write(msgspec.json.encode([simulate(seed) for seed in range(first, size, step)]).decode())
+        return
+    for argument in arguments:
+        print(argument, *simulate(int(argument)), sep="\n    ")
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        print(argument, *simulate(int(argument)), sep="\n    ")
+    main(sys.argv[1:])

@@ -86,10 +86,12 @@ async def resets_its_connection(witness: Witness, ann: Person, conversation_id: 
 async def half_closes_its_connection(witness: Witness, ann: Person, conversation_id: int, number: int) -> list[Event]:
     witness.upstream.enqueue(*SLOW_ANSWER)
     async with raw_post(ann, *stream_request(conversation_id)) as (reader, writer):
-        for _ in range(1 + number):
-            await reader.readuntil(b"\n\n")
-        writer.write_eof()
-        await reader.read()
+        with contextlib.suppress(asyncio.IncompleteReadError):  # a busy service sends several deltas in one event
+            for _ in range(1 + number):
+                await reader.readuntil(b"\n\n")
+        if not reader.at_eof():
+            writer.write_eof()
+            await reader.read()
     events = await newest_answer(ann, conversation_id)
     assert text(events) == "".join(WORDS)
     return events
