@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from . import landlock
 
-PRIORITY = 10  # of a sealed child: a nice value, of which 19 is the lowest priority
+PRIORITY = 10  # nice value of a sealed child; 0 is normal, 19 the lowest priority
 MEMORY_CHECK_INTERVAL_SECONDS = 0.05
 
 if sys.platform == "win32":

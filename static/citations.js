@@ -15,7 +15,7 @@ export const ranges = (pages) => [...pages.matchAll(/(\d+)(?:\s*[-–]\s*(\d+))?
 
 export const countPages = (pages) => ranges(pages).reduce((sum, [first, last]) => sum + last - first + 1, 0);
 
-/** A line for each document of which a part was sent. `open(attachment, options)` opens the viewer. */
+/** Return a line for each document that was sent in part. `open(attachment, options)` opens the viewer. */
 export function sentPages(documents, open) {
   const parts = documents.filter(({ pages, sent }) => countPages(sent) < pages);
   if (!parts.length) return [];

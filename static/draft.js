@@ -152,7 +152,7 @@ export class Attachments {
     });
   }
 
-  /** `files` is the list that has the file: another conversation may be opened meanwhile. */
+  /** Draw the file again when it changes. `files` is the draft that has it, which may not be the one that is shown. */
   #follow(file, files) {
     if (!file.on || this.#cards.has(file)) return;
     this.#cards.set(file, new Card(file, () => this.remove(file)));
