@@ -175,7 +175,7 @@ function followAddress() {
   shell.chat.open(id ? Number(id) : null, messageId ? Number(messageId) : null);
   if (documentId) {
     history.replaceState(null, "", `#/c/${id}${messageId ? `/m/${messageId}` : ""}`); // a reload opens the chat only
-    showDocument({ id: Number(documentId) }, { page: Number(page), query: new URLSearchParams(`q=${query}`).get("q") }); // for an invalid address it shows an error
+    showDocument({ id: Number(documentId) }, { page: Number(page), query: new URLSearchParams(`q=${query}`).get("q") }); // decodeURIComponent would throw for an invalid escape
   }
   if (!id) shell.conversation.change({ folder_id: folderId ? Number(folderId) : null });
 }
