@@ -40,7 +40,7 @@ long: .venv/dev chromium firefox webkit converters
 		tests/system/test_firefox.py tests/system/test_browsers.py tests/web/test_lexers.py tests/system/test_model_servers.py \
 		tests/system/test_clients.py tests/web/test_recorder.py \
 		tests/chat/test_receipt.py::test_requests_of_random_histories_are_built_again tests/documents/test_known_text.py \
-		tests/transfer/test_importer.py::test_export_and_import_restore_the_same_database tests/web/test_attachments.py
+		tests/transfer/test_importer.py::test_export_and_import_restore_the_same_database tests/web/test_attachments.py $(ARGS)
 
 trust: .venv/dev chromium
 	$(BIN)/python -m tests.trust $(ARGS)
