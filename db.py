@@ -52,255 +52,16 @@ MIN_FREE_BYTES = 1_000_000  # with less free space SQLite may report an I/O erro
 STARTUP_CHECK_MAX_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
 REPLACED_PREFIX = "before-restore-"  # of the names of the databases that a restore has replaced
 
-# The UTF-8 of each user's messages, system prompts and saved prompts, and their attachments with the text of those.
-RECOUNT_STORED_BYTES = """
-    UPDATE users SET stored_bytes = (
-        SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (
-            SELECT coalesce(sum(length(CAST(m.content AS BLOB)) + length(CAST(m.reasoning AS BLOB))
-                + coalesce(length(CAST(m.tools AS BLOB)), 0)), 0)
-            FROM messages m WHERE m.conversation_id = c.id)
-            + (SELECT coalesce(sum(length(CAST(q.content AS BLOB))), 0) FROM queued_messages q WHERE q.conversation_id = c.id)), 0)
-        FROM conversations c WHERE c.user_id = users.id
-    ) + (SELECT coalesce(sum(length(CAST(content AS BLOB))), 0) FROM prompts WHERE user_id = users.id)
-    + (SELECT coalesce(sum(length(CAST(system_prompt AS BLOB))), 0) FROM presets WHERE user_id = users.id)
-    + (SELECT coalesce(sum(size_bytes + text_bytes), 0) FROM attachments WHERE user_id = users.id AND sha256 IS NOT NULL)
-"""
-
-# One script for each older schema version, in order. Script n upgrades version n + 1 to n + 2 in a transaction of its own.
-# schema.sql is the newest version; tests/schemas has the older ones.
-MIGRATIONS: tuple[str, ...] = (
-    """
-    BEGIN IMMEDIATE;
-    ALTER TABLE users ADD COLUMN defaults TEXT NOT NULL DEFAULT '{}';
-    PRAGMA user_version = 2;
-    COMMIT;
-    """,
-    """
-    BEGIN IMMEDIATE;
-    ALTER TABLE users ADD COLUMN stored_bytes INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE conversations ADD COLUMN hidden INTEGER NOT NULL DEFAULT 0 CHECK (hidden IN (0, 1));
-    DROP INDEX conversations_by_activity;
-    CREATE INDEX conversations_by_activity ON conversations (user_id, updated_at, id, title_key, deleted_at, hidden)
-        WHERE deleted_at IS NULL;
-    CREATE INDEX conversations_hidden ON conversations (user_id) WHERE hidden = 1;
-    PRAGMA user_version = 3;
-    COMMIT;
-    """,
-    """
-    BEGIN IMMEDIATE;
-    DROP TABLE title_letters;
-    UPDATE users SET stored_bytes = (
-        SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (
-            SELECT coalesce(sum(length(CAST(m.content AS BLOB)) + length(CAST(m.reasoning AS BLOB))
-                + (SELECT coalesce(sum(length(i.data)), 0) FROM images i WHERE i.message_id = m.id)), 0)
-            FROM messages m WHERE m.conversation_id = c.id)), 0)
-        FROM conversations c WHERE c.user_id = users.id
-    );
-    PRAGMA user_version = 4;
-    COMMIT;
-    """,
-    """
-    BEGIN IMMEDIATE;
-    ALTER TABLE users ADD COLUMN display_name TEXT NOT NULL DEFAULT '';
-    ALTER TABLE users ADD COLUMN closed_at TEXT;
-    ALTER TABLE login_links ADD COLUMN resets_password INTEGER NOT NULL DEFAULT 0 CHECK (resets_password IN (0, 1));
-    ALTER TABLE generations ADD COLUMN request TEXT;
-    CREATE TABLE sent_system_prompts (
-        conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-        text_hash       BLOB NOT NULL,
-        text            TEXT NOT NULL,
-        PRIMARY KEY (conversation_id, text_hash)
-    ) STRICT;
-    CREATE TABLE continued_generations (
-        id          TEXT PRIMARY KEY,
-        message_id  INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
-        log         TEXT NOT NULL
-    ) STRICT;
-    CREATE INDEX continued_generations_of_message ON continued_generations (message_id);
-    CREATE TABLE prompts (
-        id          INTEGER PRIMARY KEY AUTOINCREMENT,
-        user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
-        name        TEXT NOT NULL CHECK (length(name) <= 100),
-        name_key    TEXT NOT NULL,
-        content     TEXT NOT NULL,
-        created_at  TEXT NOT NULL,
-        updated_at  TEXT NOT NULL,
-        UNIQUE (user_id, name_key)
-    ) STRICT;
-    CREATE TABLE presets (
-        id            INTEGER PRIMARY KEY AUTOINCREMENT,
-        user_id       INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
-        name          TEXT NOT NULL CHECK (length(name) <= 100),
-        name_key      TEXT NOT NULL,
-        system_prompt TEXT NOT NULL DEFAULT '',
-        provider_id   TEXT,
-        model         TEXT,
-        settings      TEXT NOT NULL DEFAULT '{}',
-        is_default    INTEGER NOT NULL DEFAULT 0 CHECK (is_default IN (0, 1)),
-        created_at    TEXT NOT NULL,
-        updated_at    TEXT NOT NULL,
-        UNIQUE (user_id, name_key)
-    ) STRICT;
-    CREATE UNIQUE INDEX one_default_preset_a_user ON presets (user_id) WHERE is_default = 1;
-    ALTER TABLE conversations ADD COLUMN deleted_from INTEGER REFERENCES conversations (id) ON DELETE SET NULL;
-    CREATE INDEX conversations_deleted_from ON conversations (deleted_from) WHERE deleted_from IS NOT NULL;
-    ALTER TABLE messages ADD COLUMN edited INTEGER NOT NULL DEFAULT 0;
-    ALTER TABLE messages ADD COLUMN copied INTEGER NOT NULL DEFAULT 0;
-    CREATE TABLE former_parents (
-        message_id INTEGER PRIMARY KEY REFERENCES messages (id) ON DELETE CASCADE,
-        parent_id  INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE
-    ) STRICT;
-    CREATE INDEX former_parents_of ON former_parents (parent_id);
-    CREATE TABLE tokens (
-        id          INTEGER PRIMARY KEY AUTOINCREMENT,
-        user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
-        name        TEXT NOT NULL,
-        token_hash  BLOB NOT NULL UNIQUE,
-        record      INTEGER NOT NULL CHECK (record IN (0, 1)),
-        created_at  TEXT NOT NULL,
-        expires_at  TEXT,
-        last_used   TEXT,
-        requests    INTEGER NOT NULL DEFAULT 0
-    ) STRICT;
-    CREATE INDEX tokens_of_user ON tokens (user_id);
-    ALTER TABLE conversations ADD COLUMN token_id INTEGER REFERENCES tokens (id) ON DELETE SET NULL;
-    ALTER TABLE conversations ADD COLUMN token_name TEXT;
-    CREATE INDEX conversations_of_token ON conversations (token_id) WHERE token_id IS NOT NULL;
-    CREATE TABLE queued_messages (
-        id              INTEGER PRIMARY KEY AUTOINCREMENT,
-        conversation_id INTEGER NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-        content         TEXT NOT NULL,
-        images          TEXT NOT NULL DEFAULT '[]',
-        stored_bytes    INTEGER NOT NULL DEFAULT 0,
-        client_id       TEXT,
-        created_at      TEXT NOT NULL,
-        UNIQUE (conversation_id, client_id)
-    ) STRICT;
-    CREATE INDEX queued_messages_in_order ON queued_messages (conversation_id, id);
-    CREATE TABLE folders (
-        id          INTEGER PRIMARY KEY AUTOINCREMENT,
-        user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
-        name        TEXT NOT NULL CHECK (length(name) <= 100),
-        UNIQUE (user_id, name)
-    ) STRICT;
-    ALTER TABLE conversations ADD COLUMN folder_id INTEGER REFERENCES folders (id) ON DELETE SET NULL;
-    ALTER TABLE conversations ADD COLUMN temporary INTEGER NOT NULL DEFAULT 0 CHECK (temporary IN (0, 1));
-    DROP INDEX conversations_by_activity;
-    CREATE INDEX conversations_by_activity ON conversations
-        (user_id, updated_at, id, title_key, deleted_at, hidden, temporary, folder_id) WHERE deleted_at IS NULL;
-    CREATE INDEX conversations_by_name ON conversations
-        (user_id, title_key, id, deleted_at, hidden, temporary, folder_id) WHERE deleted_at IS NULL;
-    CREATE INDEX conversations_in_folder ON conversations (folder_id, deleted_at, hidden, temporary) WHERE folder_id IS NOT NULL;
-    CREATE INDEX conversations_temporary ON conversations (updated_at) WHERE temporary = 1;
-    CREATE TABLE recorded_messages (
-        message_id INTEGER PRIMARY KEY REFERENCES messages (id) ON DELETE CASCADE,
-        token_id   INTEGER NOT NULL REFERENCES tokens (id) ON DELETE CASCADE,
-        hash       BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX recorded_messages_by_hash ON recorded_messages (token_id, hash);
-    ALTER TABLE messages ADD COLUMN tools TEXT;
-    PRAGMA user_version = 5;
-    COMMIT;
-    """,
-    """
-    BEGIN IMMEDIATE;
-    CREATE TABLE attachments (
-        id          INTEGER PRIMARY KEY AUTOINCREMENT,
-        user_id     INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
-        sha256      BLOB,
-        name        TEXT NOT NULL DEFAULT '',
-        media_type  TEXT NOT NULL,
-        size_bytes  INTEGER NOT NULL,
-        text_bytes  INTEGER NOT NULL DEFAULT 0,
-        status      TEXT NOT NULL CHECK (status IN ('reading', 'ready', 'no_text', 'encrypted', 'failed')),
-        problem     TEXT,
-        unit        TEXT CHECK (unit IN ('page', 'slide', 'section')),
-        pages       INTEGER,
-        characters  INTEGER NOT NULL DEFAULT 0,
-        created_at  TEXT NOT NULL,
-        uploaded_at TEXT,
-        UNIQUE (user_id, sha256)
-    ) STRICT;
-    CREATE INDEX attachments_unread ON attachments (id) WHERE status = 'reading';
-    CREATE INDEX attachments_uploaded ON attachments (user_id, uploaded_at) WHERE uploaded_at IS NOT NULL;
-    CREATE INDEX attachments_removed ON attachments (id) WHERE sha256 IS NULL AND uploaded_at IS NULL;
-    CREATE TABLE attachment_data (
-        attachment_id INTEGER NOT NULL REFERENCES attachments (id) ON DELETE CASCADE,
-        part          INTEGER NOT NULL,
-        data          BLOB NOT NULL,
-        PRIMARY KEY (attachment_id, part)
-    ) STRICT;
-    CREATE TABLE attachment_pages (
-        id            INTEGER PRIMARY KEY,
-        attachment_id INTEGER NOT NULL REFERENCES attachments (id) ON DELETE CASCADE,
-        number        INTEGER NOT NULL,
-        text          TEXT NOT NULL,
-        UNIQUE (attachment_id, number)
-    ) STRICT;
-    CREATE TABLE message_attachments (
-        message_id    INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
-        position      INTEGER NOT NULL,
-        attachment_id INTEGER NOT NULL REFERENCES attachments (id),
-        name          TEXT NOT NULL DEFAULT '',
-        PRIMARY KEY (message_id, position)
-    ) STRICT;
-    CREATE INDEX message_attachments_of ON message_attachments (attachment_id);
-    CREATE TABLE sent_pages (
-        message_id    INTEGER NOT NULL REFERENCES messages (id) ON DELETE CASCADE,
-        attachment_id INTEGER NOT NULL REFERENCES attachments (id) ON DELETE CASCADE,
-        pages         TEXT NOT NULL,
-        PRIMARY KEY (message_id, attachment_id)
-    ) STRICT;
-    CREATE INDEX sent_pages_of ON sent_pages (attachment_id);
-    CREATE TABLE queued_attachments (
-        message_id    INTEGER NOT NULL REFERENCES queued_messages (id) ON DELETE CASCADE,
-        position      INTEGER NOT NULL,
-        attachment_id INTEGER NOT NULL REFERENCES attachments (id),
-        name          TEXT NOT NULL DEFAULT '',
-        PRIMARY KEY (message_id, position)
-    ) STRICT;
-    CREATE INDEX queued_attachments_of ON queued_attachments (attachment_id);
-    CREATE VIRTUAL TABLE page_words USING fts5 (owner, text, content = '', tokenize = 'unicode61 remove_diacritics 2');
-    INSERT INTO sqlite_sequence (name, seq) SELECT 'attachments', seq FROM sqlite_sequence WHERE name = 'images';
-    INSERT INTO attachments (id, user_id, sha256, media_type, size_bytes, status, created_at)
-        SELECT i.id, c.user_id, sha256(i.data), i.media_type, length(i.data), 'ready', m.created_at
-        FROM images i CROSS JOIN messages m ON m.id = i.message_id CROSS JOIN conversations c ON c.id = m.conversation_id
-        WHERE true ORDER BY i.id ON CONFLICT DO NOTHING;
-    INSERT INTO attachment_data (attachment_id, part, data) SELECT a.id, 0, i.data FROM attachments a CROSS JOIN images i ON i.id = a.id;
-    INSERT INTO message_attachments (message_id, position, attachment_id)
-        SELECT i.message_id, i.position, a.id
-        FROM images i CROSS JOIN messages m ON m.id = i.message_id CROSS JOIN conversations c ON c.id = m.conversation_id
-        CROSS JOIN attachments a ON a.user_id = c.user_id AND a.sha256 = sha256(i.data);
-    CREATE TEMP TABLE queued_images AS
-        SELECT q.id AS message_id, i.key AS position, c.user_id, q.created_at, json_extract(i.value, '$.media_type') AS media_type,
-            base64_decode(json_extract(i.value, '$.data')) AS data
-        FROM queued_messages q CROSS JOIN conversations c ON c.id = q.conversation_id CROSS JOIN json_each(q.images) i;
-    INSERT INTO attachments (user_id, sha256, media_type, size_bytes, status, created_at)
-        SELECT user_id, sha256(data), media_type, length(data), 'ready', created_at FROM queued_images
-        WHERE true ON CONFLICT DO NOTHING;
-    INSERT INTO queued_attachments (message_id, position, attachment_id)
-        SELECT q.message_id, q.position, a.id
-        FROM queued_images q CROSS JOIN attachments a ON a.user_id = q.user_id AND a.sha256 = sha256(q.data);
-    INSERT INTO attachment_data (attachment_id, part, data)
-        SELECT l.attachment_id, 0, q.data
-        FROM queued_images q CROSS JOIN queued_attachments l ON l.message_id = q.message_id AND l.position = q.position
-        WHERE true ON CONFLICT DO NOTHING;
-    UPDATE users SET stored_bytes = stored_bytes
-        + (SELECT coalesce(sum(a.size_bytes), 0) FROM attachments a WHERE a.user_id = users.id)
-        - (SELECT coalesce(sum(a.size_bytes), 0) FROM conversations c JOIN messages m ON m.conversation_id = c.id
-            JOIN message_attachments l ON l.message_id = m.id JOIN attachments a ON a.id = l.attachment_id WHERE c.user_id = users.id)
-        - (SELECT coalesce(sum(length(q.data)), 0) FROM queued_images q WHERE q.user_id = users.id);
-    DROP TABLE queued_images;
-    DROP TABLE images;
-    ALTER TABLE queued_messages DROP COLUMN images;
-    ALTER TABLE queued_messages DROP COLUMN stored_bytes;
-    ALTER TABLE messages ADD COLUMN citations TEXT;
-    PRAGMA user_version = 6;
-    COMMIT;
-    """,
-)
-VERSION: Final = 1 + len(MIGRATIONS)
 APPLICATION_ID: Final = 0x46697265  # "Fire" in the file's header tells it from the databases of other programs
+VERSION: Final = 6  # of the schema
+
+
+def _read_sql(*names: str) -> str:
+    return resources.files("fireside").joinpath(*names).read_text("utf-8")
+
+
+# The scripts that upgrade schema 1 to 2, 2 to 3, and so on to that of schema.sql. tests/schemas has the older schemas.
+MIGRATIONS = tuple(_read_sql("migrations", f"{version}.sql") for version in range(2, VERSION + 1))
 
 PROBLEMS: dict[str, str] = {
     "SQLITE_FULL": "the disk is full; free some space",
@@ -352,11 +113,33 @@ def write_private(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def insert(conn: Connection, sql: str, values: Sequence[Any] | Mapping[str, Any]) -> int:
+Values: TypeAlias = Sequence[Any] | Mapping[str, Any]
+
+
+def insert(conn: Connection, sql: str, values: Values) -> int:
     """Run an INSERT and return the id of the new row."""
     row_id = conn.execute(sql, values).lastrowid
     assert row_id is not None
     return row_id
+
+
+def fetch(conn: Connection, sql: str, values: Values, missing: Exception) -> sqlite3.Row:
+    """Return the first row. Raises `missing` when there is none."""
+    row: sqlite3.Row | None = conn.execute(sql, values).fetchone()
+    if row is None:
+        raise missing
+    return row
+
+
+def scalar(conn: Connection, sql: str, values: Values = ()) -> Any:
+    """Return the first column of the first row, or None when there is no row."""
+    row = conn.execute(sql, values).fetchone()
+    return row[0] if row else None
+
+
+def scalars(conn: Connection, sql: str, values: Values = ()) -> list[Any]:
+    """Return the first column of every row."""
+    return [row[0] for row in conn.execute(sql, values)]
 
 
 # ---------------------------------------------------------------------------------------------------- transactions
@@ -604,17 +387,20 @@ def prepare(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> None:
                 create(connection)
             elif version < newest:
                 copy(path, path.parent / "backups" / f"before-schema-{version + 1}-{now()[:19].replace(':', '')}.db")
-                for script in migrations[version - 1 :]:
-                    connection.executescript(script)
+                for number, script in enumerate(migrations[version - 1 :], version + 1):
+                    _upgrade(connection, script, number)
     except sqlite3.DatabaseError as error:
-        raise DatabaseUnusable(explain(path, error)) from error
+        raise DatabaseUnusable(advice(path, error)) from error
 
 
 def create(connection: Connection) -> None:
     """Create the newest schema in an empty file."""
-    schema = resources.files("fireside").joinpath("schema.sql").read_text("utf-8")
-    pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
-    connection.executescript(f"BEGIN IMMEDIATE;\n{schema}\n{pragmas}\nCOMMIT;")
+    _upgrade(connection, f"PRAGMA application_id = {APPLICATION_ID};\n{_read_sql('schema.sql')}", VERSION)
+
+
+def _upgrade(connection: Connection, script: str, version: int) -> None:
+    """Run a script in a transaction, at the end of which the file has this schema version."""
+    connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {version};\nCOMMIT;")
 
 
 def _connect(path: Path, writer: bool) -> Connection:
@@ -681,7 +467,7 @@ def check(connection: Connection, pragma: str = "quick_check") -> None:
         raise DatabaseDamaged(f"a row of the table {orphan[0]} refers to a row that is missing")
 
 
-def examine(path: Path) -> int:
+def check_file(path: Path) -> int:
     """Return the schema version of a file that may be in use, after SQLite's full integrity check.
 
     Raises sqlite3.Error (DatabaseDamaged when the check finds damage), or DatabaseUnusable for a file that Fireside must not open.
@@ -691,14 +477,14 @@ def examine(path: Path) -> int:
         return _version(connection, path)
 
 
-def describe(error: sqlite3.Error | DatabaseUnusable) -> str:
+def problem(error: sqlite3.Error | DatabaseUnusable) -> str:
     """Return what went wrong as a clause for people."""
     if isinstance(error, DatabaseDamaged | DatabaseUnusable):
         return str(error)
     return PROBLEMS.get(_code(error), f"SQLite failed with {_code(error) or 'an unknown error'}")
 
 
-def explain(path: Path, error: sqlite3.Error | DatabaseUnusable) -> str:
+def advice(path: Path, error: sqlite3.Error | DatabaseUnusable) -> str:
     """Return one line about the database of a data directory: what is wrong, and what to do."""
     if isinstance(error, DatabaseUnusable):
         return str(error)
@@ -710,7 +496,7 @@ def explain(path: Path, error: sqlite3.Error | DatabaseUnusable) -> str:
     restore = f"The newest backup is {backup}: fireside restore {backup}." if backup else "There is no backup."
     damaged = isinstance(error, DatabaseDamaged) or code == "SQLITE_CORRUPT"
     salvage = " To save what can still be read: fireside salvage NEW." if damaged else ""
-    return f"{path}: cannot be used: {describe(error)}. The file was left as it is.{salvage} {restore}"
+    return f"{path}: cannot be used: {problem(error)}. The file was left as it is.{salvage} {restore}"
 
 
 # ---------------------------------------------------------------------------------------------------- backups
@@ -790,9 +576,9 @@ def restore(source: Path, path: Path) -> Path | None:
     The caller holds the lock. Raises DatabaseUnusable when `source` cannot be restored; nothing is changed then.
     """
     try:
-        version = examine(source)
+        version = check_file(source)
     except sqlite3.Error as error:
-        raise DatabaseUnusable(f"{source}: cannot be restored: {describe(error)}") from None
+        raise DatabaseUnusable(f"{source}: cannot be restored: {problem(error)}") from None
     if version == 0:
         raise DatabaseUnusable(f"{source}: cannot be restored: it is empty")
     copy(source, _pending_restore(path))

@@ -2,7 +2,7 @@
 --
 -- Times are text, ISO 8601 in UTC with microseconds and without an offset ('2024-01-15T10:30:00.123456'), so they sort
 -- chronologically. Columns that hold JSON say so. AUTOINCREMENT never reuses an id, so a stale tab cannot reach another user's row.
--- This script creates a new file; db.MIGRATIONS upgrade an older one, and a test proves that both give the same schema.
+-- This script creates a new file; those in migrations/ upgrade an older one, and a test proves that both give the same schema.
 
 CREATE TABLE users (
     id            INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -287,7 +287,7 @@ async def _run_housekeeping(
             await task()
         except (db.DatabaseDamaged, db.DatabaseUnusable) as error:
             database.damaged = True
-            log.critical("%s", db.explain(config.database, error))
+            log.critical("%s", db.advice(config.database, error))
         except (FiresideError, OSError, sqlite3.Error) as error:
             log.error("housekeeping: %s", error)
         except Exception:
@@ -300,7 +300,7 @@ async def _run_housekeeping(
     await asyncio.sleep(HOUSEKEEPING_DELAY_SECONDS)
     examined = False
     while True:
-        examined = examined or await succeeds(lambda: asyncio.to_thread(db.examine, config.database))
+        examined = examined or await succeeds(lambda: asyncio.to_thread(db.check_file, config.database))
         await succeeds(temporary.clean_up)  # before the backup
         await succeeds(lambda: asyncio.to_thread(db.back_up_daily, config.database, config.backups))
         await succeeds(auth.clean_up)

@@ -106,7 +106,7 @@ def backup(options: dict[str, Any]) -> int:
             try:
                 db.copy(settings.database, target)
             except sqlite3.Error as error:
-                raise CommandFailed(db.explain(settings.database, error)) from None
+                raise CommandFailed(db.advice(settings.database, error)) from None
     print(f"Wrote {target} ({target.stat().st_size:,} bytes) and checked it.")
     return 0
 

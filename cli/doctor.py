@@ -67,9 +67,9 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
     yield from _examine_version("SQLite", sqlite3.sqlite_version_info)
     if settings.database.exists():
         try:
-            version = db.examine(settings.database)
+            version = db.check_file(settings.database)
         except (sqlite3.Error, DatabaseUnusable) as error:
-            yield BAD, db.explain(settings.database, error)
+            yield BAD, db.advice(settings.database, error)
         else:
             size = settings.database.stat().st_size
             yield OK, f"database of {size:,} bytes, schema version {version}, integrity check passed"
@@ -107,11 +107,11 @@ def _examine_backup(data_dir: Path) -> tuple[str, str]:
     if backup is None:
         return NOTE, "no backup yet; Fireside makes one each day"
     try:
-        db.examine(backup)
+        db.check_file(backup)
     except (sqlite3.Error, DatabaseUnusable) as error:
         return (
             BAD,
-            f"newest backup {backup} cannot be restored: {db.describe(error)}. Make another: fireside backup FILE",
+            f"newest backup {backup} cannot be restored: {db.problem(error)}. Make another: fireside backup FILE",
         )
     return OK, f"newest backup {backup}, integrity check passed"
 

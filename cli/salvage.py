@@ -122,7 +122,7 @@ class _Salvage:
         self._copy_old_images()
         self._repair_attachments()
         self._index()
-        self.new.execute(db.RECOUNT_STORED_BYTES)
+        queries.quota.recount(self.new)
         users, conversations, messages = (
             self.new.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES[:3]
         )

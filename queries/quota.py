@@ -21,3 +21,21 @@ def check_quota(conn: Connection, user_id: int, size: int, limit: int) -> None:
     [row] = conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (user_id,)).fetchall()
     if 0 < limit < row["stored_bytes"] + size and size > 0:
         raise QuotaExceeded(row["stored_bytes"] + size, limit)
+
+
+def recount(conn: Connection) -> None:
+    """Set every user's stored_bytes to what is stored: the UTF-8 of messages and prompts, attachments, and the text of these."""
+    conn.execute(
+        """
+        UPDATE users SET stored_bytes = (
+            SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (
+                SELECT coalesce(sum(length(CAST(m.content AS BLOB)) + length(CAST(m.reasoning AS BLOB))
+                    + coalesce(length(CAST(m.tools AS BLOB)), 0)), 0)
+                FROM messages m WHERE m.conversation_id = c.id)
+                + (SELECT coalesce(sum(length(CAST(q.content AS BLOB))), 0) FROM queued_messages q WHERE q.conversation_id = c.id)), 0)
+            FROM conversations c WHERE c.user_id = users.id
+        ) + (SELECT coalesce(sum(length(CAST(content AS BLOB))), 0) FROM prompts WHERE user_id = users.id)
+        + (SELECT coalesce(sum(length(CAST(system_prompt AS BLOB))), 0) FROM presets WHERE user_id = users.id)
+        + (SELECT coalesce(sum(size_bytes + text_bytes), 0) FROM attachments WHERE user_id = users.id AND sha256 IS NOT NULL)
+        """
+    )

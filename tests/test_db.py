@@ -17,6 +17,7 @@ import pytest
 from fireside import db
 from fireside.db import Connection, Database, DatabaseDamaged, DatabaseUnusable
 from fireside.errors import Stopping, StorageUnavailable
+from fireside.queries import quota
 
 
 @pytest.fixture
@@ -188,7 +189,7 @@ async def test_files_are_private_to_their_owner(tmp_path: Path) -> None:
             await database.close()
     finally:
         os.umask(mask)
-    assert db.examine(database.path) == db.VERSION
+    assert db.check_file(database.path) == db.VERSION
     if os.name == "posix":
         assert modes.pop("fireside") == modes.pop("backups") == 0o700
         assert len(modes) == 5 and set(modes.values()) == {0o600}, modes
@@ -387,7 +388,7 @@ def test_upgraded_file_has_the_schema_of_a_new_one_and_all_its_rows(tmp_path: Pa
     db.prepare(new)
     with opened(old) as upgraded, opened(new) as fresh:
         assert shape(upgraded) == shape(fresh)
-        assert db.examine(old) == db.VERSION
+        assert db.check_file(old) == db.VERSION
         if version < 4:  # schema 4 counts what is there
             before["users"][0]["stored_bytes"] = len("Grüße".encode()) + 1000 + len("Be kurz, für Anna.".encode())
         if version == 5:
@@ -407,7 +408,7 @@ def test_upgraded_file_has_the_schema_of_a_new_one_and_all_its_rows(tmp_path: Pa
             )
             assert (of_message, of_queued) == ([(4, 0, 2), (4, 1, 2), (4, 2, 4)], [(5, 0, 5), (5, 1, 4)])
             assert contents(upgraded, "queued_messages")[0]["content"] == "Und?"
-            upgraded.execute(db.RECOUNT_STORED_BYTES)  # it is checked below
+            quota.recount(upgraded)  # it is checked below
         for table, kept in before.items():
             after = contents(upgraded, table)
             assert [row | was for row, was in zip(after, kept, strict=True)] == after
@@ -420,11 +421,7 @@ def test_upgraded_file_has_the_schema_of_a_new_one_and_all_its_rows(tmp_path: Pa
 def test_older_file_is_copied_before_it_is_migrated(tmp_path: Path) -> None:
     path = tmp_path / "fireside.db"
     db.prepare(path)
-    scripts = tuple(
-        f"BEGIN IMMEDIATE; CREATE TABLE new_{version} (x); PRAGMA user_version = {version}; COMMIT;"
-        for version in (db.VERSION + 1, db.VERSION + 2)
-    )
-    db.prepare(path, (*db.MIGRATIONS, *scripts))
+    db.prepare(path, (*db.MIGRATIONS, "CREATE TABLE new_1 (x);", "CREATE TABLE new_2 (x);"))
     [backup] = (tmp_path / "backups").iterdir()
     for file, version, tables in ((path, db.VERSION + 2, 2), (backup, db.VERSION, 0)):
         with opened(file) as connection:
@@ -436,11 +433,8 @@ def test_older_file_is_copied_before_it_is_migrated(tmp_path: Path) -> None:
 def test_failed_migration_leaves_the_file_at_the_version_before_it(tmp_path: Path) -> None:
     path = tmp_path / "fireside.db"
     db.prepare(path)
-    script = (
-        f"BEGIN IMMEDIATE; CREATE TABLE new (x); DROP TABLE nowhere; PRAGMA user_version = {db.VERSION + 1}; COMMIT;"
-    )
     with pytest.raises(DatabaseUnusable):
-        db.prepare(path, (*db.MIGRATIONS, script))
+        db.prepare(path, (*db.MIGRATIONS, "CREATE TABLE new (x); DROP TABLE nowhere;"))
     with opened(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == db.VERSION
         assert connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'new'").fetchone()[0] == 0
@@ -522,7 +516,7 @@ async def test_copy_made_during_writes_is_whole_and_replaces_an_older_copy(datab
         with opened(target) as connection:
             seen.append(len(pairs(connection)))
             assert pairs(connection) == set(range(seen[-1]))
-        assert db.examine(target) == db.VERSION
+        assert db.check_file(target) == db.VERSION
     stop = True
     assert await writing >= seen[-1]
     assert seen == sorted(seen) and seen[-1] > seen[0]

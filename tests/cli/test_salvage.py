@@ -91,7 +91,7 @@ def salvaged(data: bytes, folder: Path) -> tuple[Salvaged, Path]:
     target.unlink(missing_ok=True)
     result = salvage.salvage(source, target)
     assert source.read_bytes() == data
-    assert db.examine(target) == db.VERSION
+    assert db.check_file(target) == db.VERSION
     return result, target
 
 

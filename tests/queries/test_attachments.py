@@ -1,10 +1,9 @@
 """Attachments: stored once, given to messages, released with the last of them, read page by page."""
 
 import pytest
-from fireside import db
 from fireside.db import Connection, ago
 from fireside.errors import AttachmentNotReady, Invalid, NotFound, QuotaExceeded
-from fireside.queries import attachments, messages, search
+from fireside.queries import attachments, messages, quota, search
 from fireside.queries.types import Image
 
 from ..documents import library
@@ -27,7 +26,7 @@ def read(conn: Connection, document_id: int, *texts: str) -> None:
 def used(conn: Connection, user: int = ANN) -> int:
     """Return stored_bytes, after checking that counting again changes nothing."""
     [before] = conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (user,)).fetchone()
-    conn.execute(db.RECOUNT_STORED_BYTES)
+    quota.recount(conn)
     assert before == conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (user,)).fetchone()[0]
     return int(before)
 
@@ -84,11 +83,11 @@ def test_uploads_that_are_not_sent_are_bounded_and_removed_after_a_day(
     )
     first = upload(conn)
     conn.execute(f"DELETE FROM attachments WHERE id IN {others}")
-    conn.execute(db.RECOUNT_STORED_BYTES)
+    quota.recount(conn)
     with pytest.raises(Invalid, match="can wait to be sent"):
         upload(conn, b"x" * 10)
     conn.execute("DELETE FROM attachments WHERE id <> ?", (first,))  # what the transaction's end undoes
-    conn.execute(db.RECOUNT_STORED_BYTES)
+    quota.recount(conn)
     read(conn, first, "Ships sail.")
     attachments.release_expired(conn)
     assert attachments.release(conn, [first]) == 0, "it may be part of a message that is being written"

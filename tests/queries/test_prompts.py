@@ -4,10 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from fireside import db
 from fireside.db import Connection
 from fireside.errors import AuthRequired, Invalid, NameExists, NotFound, QuotaExceeded
-from fireside.queries import conversations, generations, prompts
+from fireside.queries import conversations, generations, prompts, quota
 from fireside.queries.prompts import MAX_SAVED, Defaults, Preset
 
 from .conftest import ANN, BOB
@@ -23,7 +22,7 @@ def preset(conn: Connection, name: str = "Brief", **fields: Any) -> Preset:
 
 def stored_bytes(conn: Connection) -> int:
     row = conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (ANN,)).fetchone()
-    conn.execute(db.RECOUNT_STORED_BYTES)
+    quota.recount(conn)
     recounted = conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (ANN,)).fetchone()
     assert row["stored_bytes"] == recounted["stored_bytes"]
     count: int = row["stored_bytes"]

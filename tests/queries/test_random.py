@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fireside import db
 from fireside.errors import FiresideError
-from fireside.queries import attachments, bin, branches, conversations, folders, generations, messages, queued
+from fireside.queries import attachments, bin, branches, conversations, folders, generations, messages, queued, quota
 from fireside.queries.generations import Answer, AnswerRequest, Recording, SentRequest
 from fireside.queries.types import Image
 from msgspec import UNSET
@@ -183,7 +182,7 @@ class Random:
     def check(self) -> None:
         conn = self.conn
         counted = conn.execute("SELECT stored_bytes FROM users").fetchall()
-        conn.execute(db.RECOUNT_STORED_BYTES)
+        quota.recount(conn)
         assert counted == conn.execute("SELECT stored_bytes FROM users").fetchall()
         assert not conn.execute("PRAGMA foreign_key_check").fetchall()
         lost = "SELECT id FROM messages WHERE status = 'generating'"

@@ -15,6 +15,7 @@ from pathlib import Path
 import fireside
 import httpx
 import pytest
+from fireside import db
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -55,7 +56,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     folders = {file.relative_to(ROOT).as_posix() for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")}
     static = {f"static/{file.name}" for file in (ROOT / "static").iterdir()}
     docs = {f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")}
-    assert package == modules | folders | static | docs | {"schema.sql", "passwords.txt", "py.typed"}
+    migrations = {f"migrations/{version}.sql" for version in range(2, db.VERSION + 1)}
+    assert package == modules | folders | static | docs | migrations | {"schema.sql", "passwords.txt", "py.typed"}
     assert {"__main__.py", "server.py"} <= modules and {"static/index.html", "static/app.js"} <= static
 
 

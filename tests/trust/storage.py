@@ -313,23 +313,21 @@ def _restored(case: Path, before: Rows) -> str:
 # ---- a killed migration
 
 SCRIPTS = (
-    """BEGIN IMMEDIATE;
+    """
     CREATE TABLE labels (id INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
     INSERT INTO labels (name) SELECT title FROM conversations ORDER BY id;
     ALTER TABLE conversations ADD COLUMN label_id INTEGER REFERENCES labels (id);
     UPDATE conversations SET label_id = (SELECT id FROM labels WHERE name = title);
     CREATE INDEX conversations_with_label ON conversations (label_id);
-    PRAGMA user_version = {0};
-    COMMIT;""",
-    """BEGIN IMMEDIATE;
+    """,
+    """
     CREATE TABLE names (id INTEGER PRIMARY KEY, name TEXT NOT NULL, length INTEGER NOT NULL) STRICT;
     INSERT INTO names SELECT id, name, length(name) FROM labels;
     UPDATE users SET last_login = NULL;
     DELETE FROM sessions;
-    PRAGMA user_version = {1};
-    COMMIT;""",
+    """,
 )
-MIGRATIONS = (*db.MIGRATIONS, *(script.format(db.VERSION + 1, db.VERSION + 2) for script in SCRIPTS))
+MIGRATIONS = (*db.MIGRATIONS, *SCRIPTS)
 
 
 async def _migration(folder: Path, count: int) -> Figures:

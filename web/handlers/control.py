@@ -55,11 +55,11 @@ async def control_backup(request: Request, body: schemas.BackupTarget) -> schema
     try:
         await asyncio.to_thread(db.copy, database, Path(body.file))
     except db.DatabaseDamaged as error:
-        raise StorageUnavailable(db.explain(database, error)) from None
+        raise StorageUnavailable(db.advice(database, error)) from None
     except OSError as error:
         raise StorageUnavailable(f"{body.file}: {error.strerror}") from None
     except sqlite3.Error as error:
-        raise StorageUnavailable(f"{body.file}: {db.describe(error)}") from None
+        raise StorageUnavailable(f"{body.file}: {db.problem(error)}") from None
     return schemas.Confirmation("Backup written")
 
 

@@ -1,0 +1,1 @@
+ALTER TABLE users ADD COLUMN defaults TEXT NOT NULL DEFAULT '{}';
