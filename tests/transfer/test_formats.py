@@ -119,7 +119,7 @@ KEEL = '```json\n{\n  "q": "keel"\n}\n```'
 def test_lmstudio_tool_calls_and_files_stay_as_text() -> None:
     read = parse(tools())
     question, answer, only_tools, last = read.messages
-    assert question.content == "?\n\n**plan.pdf** (not imported)\n\n[image missing: lost.png]"
+    assert question.content == "?\n\n[image missing: lost.png]\n\n**plan.pdf** (not imported)"
     assert answer.reasoning == "Hm."
     assert answer.content.split("\n\n<details>") == [
         "Let me look.",
@@ -388,7 +388,7 @@ def test_chatgpt_current_node_may_be_hidden_or_missing() -> None:
     read = parse(chat | {"current_node": "tool"})
     assert read.active_message_id == next(message.id for message in read.messages if message.source == "a2")
     read = parse(chat | {"current_node": "nowhere"})
-    assert read.active_message_id == read.messages[-1].id
+    assert read.active_message_id == max(read.messages, key=lambda message: message.created_at).id
 
 
 def test_chatgpt_circles_and_missing_parents_lose_no_message() -> None:
@@ -502,7 +502,7 @@ def harbor() -> dict[str, Any]:
 def test_openwebui_tools_files_and_lists_stay_as_text() -> None:
     read = parse(harbor())
     question, first, second = read.messages
-    assert question.content == "Look\n\n**Library** (not imported)\n\n[image missing: boat.png]"
+    assert question.content == "Look\n\n[image missing: boat.png]\n\n**Library** (not imported)"
     assert [(file.name, file.data) for file in question.attachments] == [("plan.txt", b"A keel.")]
     stdout = '```json\n{\n  "stdout": "7"\n}\n```'
     code = f"```python\nprint(7)\n```\n\n{stdout}"
@@ -516,7 +516,7 @@ def test_openwebui_tools_files_and_lists_stay_as_text() -> None:
     }
     assert read.folder == "Open WebUI folder f1"
     found = convert(harbor(), anything).messages[0]
-    assert [file.file for file in found.attachments] == ["", "somewhere/c1_Library", "somewhere/boat.png"]
+    assert [file.file for file in found.attachments] == ["somewhere/boat.png", "", "somewhere/c1_Library"]
 
 
 def test_openwebui_is_read_as_row_array_import_file_and_chat() -> None:

@@ -218,8 +218,8 @@ def test_claude_documents_artifacts_and_tools_are_kept_as_text(tmp_path: Path) -
             "?",
         ]
     )
-    assert last.content.startswith("See\n\n**Main**\n\n```c\nint x;\n```\n\nthere\n\n**deck.pdf** (not imported)")
-    assert last.content.endswith("[image missing: deck.png]")
+    missing = "[image missing: deck.png]\n\n**deck.pdf** (not imported)"
+    assert last.content == f"See\n\n**Main**\n\n```c\nint x;\n```\n\nthere\n\n{missing}"
     assert read.losses == {"document": 1, "artifact": 2, "tool call": 2, "unknown part": 1, "image": 1}
     assert read.title == "Look"
 
@@ -320,7 +320,7 @@ def test_llamacpp_tools_files_and_speed(tmp_path: Path) -> None:
     read = read_one(tmp_path, "p.json", [{"conv": {"id": "p2", "name": "T", "currNode": 6}, "messages": messages}])
     question, answer = read.messages
     assert question.content == "Look\n\n**c.mp3** (not imported)"
-    assert [file.data for file in question.attachments] == [b"keel", png()]
+    assert [file.data for file in question.attachments] == [png(), b"keel"]
     assert answer.content == "\n\n".join([folded("search", CALL), folded("result", "Found"), "It is."])
     assert (answer.reasoning, answer.model, read.active_message_id) == ("Hm.", "m", answer.id)
     assert answer.token_usage == {"prompt_tokens": 15, "completion_tokens": 20, "total_tokens": 35}
@@ -423,7 +423,7 @@ def test_openai_messages_with_parts_tools_and_images(tmp_path: Path) -> None:
     question, answer = read.messages
     lost = ("Look\n**Audio** (not imported)\n**b.pdf** (not imported)", "[image missing]")
     assert question.content == "\n\n".join(lost)
-    assert [(file.name, file.data) for file in question.attachments] == [("a.pdf", b"%PDF"), ("", png())]
+    assert [(file.name, file.data) for file in question.attachments] == [("", png()), ("a.pdf", b"%PDF")]
     assert answer.content == "\n\n".join([folded("search", CALL), folded("result", "Found"), "It is."])
     assert (answer.reasoning, read.system_prompt, read.model) == ("Hm.", "Be kind.", "m")
     assert read.losses == {"image": 1, "audio": 1, "document": 1, "tool call": 2}

@@ -260,7 +260,7 @@ def test_files_of_lmstudio_come_from_the_folder_beside_its_conversations_only(tm
         with contextlib.closing(Source(chosen)) as opened:
             (read,) = opened
             assert isinstance(read, Conversation)
-            assert files_of(opened, read) == [[("a.json", dumps([bridges()])), ("cat.png", png(7))]]
+            assert files_of(opened, read) == [[("cat.png", png(7)), ("a.json", dumps([bridges()]))]]
             assert read.losses == {"image": 3, "document": 1}
             assert read.folder == ("Pets" if chosen == folder.parent else "")
     (read,), skipped = take(home)

@@ -5,9 +5,9 @@ from typing import Any
 
 from ...backends.loose import array_at, at, decode, object_at, objects_at, text_at
 from ...queries.types import folder_name
-from ..transcript import Attachment, Conversation, Message
+from ..transcript import Conversation, Message
 from . import common
-from .common import ROLES, FindFile, finish, identity, joined, line_at, read_tree, time_at
+from .common import ROLES, File, FindFile, finish, identity, joined, line_at, new_message, read_tree, time_at
 
 _MARKER = re.compile("\ue200([a-z_]*)\ue202?([^\ue200\ue201]*)\ue201")  # a citation, link or entity: kind, then fields
 _LEFTOVERS = re.compile("[\ue200-\uf8ff]")
@@ -18,18 +18,15 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
-    nodes = {text_at(key): node for key, node in row["mapping"].items()}
-    steps: set[str | None] = set()  # keys of thoughts, tool calls and results, which are parts of the answer below them
-
-    def read(key: str, parent: str | None) -> Message | None:
-        node = at(nodes[key], "message")
-        if _is_step(node):
-            steps.add(key)
-        return _read_message(node, find_file)
-
-    messages, nearest = read_tree(nodes, "parent", "children", read)
-    messages, merged = common.merge_steps(messages, {message.id for message in messages if message.source in steps})
-    active = nearest.get(text_at(row, "current_node"))
+    nodes = {text_at(key): object_at(node) for key, node in row["mapping"].items()}
+    messages, active = read_tree(
+        nodes,
+        lambda node: _read_message(object_at(node, "message"), find_file),
+        parent="parent",
+        children="children",
+        shown=text_at(row, "current_node"),
+        is_step=lambda node: _is_step(at(node, "message")),
+    )
     model = text_at(row, "default_model_slug")
     if row.get("is_archived") is True:
         common.note_loss("archived")
@@ -45,11 +42,12 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
         folder=folder_name((line_at(row, "gizmo_name") or f"ChatGPT project {maker[4:12]}") if is_project else ""),
         model=None if model == "auto" else model or None,
         messages=messages,
-        active=merged.get(active, active) if active else None,
+        active=active,
     )
 
 
 def _is_step(node: Any) -> bool:
+    """Return whether a node is a thought, a tool call or its result, which are parts of the answer below them."""
     is_thought = at(node, "content", "content_type") == "thoughts"
     return is_thought or at(node, "author", "role") == "tool" or _tool(node) != ""
 
@@ -66,9 +64,9 @@ _PLAIN = (
     "multimodal_text",
     "code",
     "execution_output",
+    "system_error",
     "tether_quote",
     "tether_browsing_display",
-    "system_error",
 )
 _AUDIO = ("audio_asset_pointer", "real_time_user_audio_video_asset_pointer")
 
@@ -90,19 +88,18 @@ def _read_message(node: Any, find_file: FindFile) -> Message | None:
     elif role == "assistant":
         text = common.fenced(text, _language(node)) if kind == "code" and text else text
         text = _LEFTOVERS.sub("", _MARKER.sub(_shown, text))
-    text, attachments = _with_files(node, text, find_file)
-    if not (text.strip() or attachments or thoughts):
-        return None
-    return Message(
-        id=0,
-        parent_id=None,
-        role="user" if role == "user" else "assistant",
-        content=text,
+    for part in objects_at(node, "content", "parts"):
+        if part.get("content_type") in _AUDIO:
+            line = common.not_imported("audio")
+            text = text or line  # beside a recording is what was said
+    return new_message(
+        role,
+        time_at(node, "create_time"),
+        text,
+        _read_files(node, find_file),
         reasoning=thoughts,
-        attachments=attachments,
-        created_at=time_at(node, "create_time") or "",
         status="interrupted" if role == "assistant" and node.get("status") == "in_progress" else "complete",
-        model=text_at(metadata, "model_slug") or None if role != "user" else None,
+        model=text_at(metadata, "model_slug") or None,
     )
 
 
@@ -153,32 +150,30 @@ def _read_result(node: Any, text: str) -> str:
     return common.tool_block(name or "result", None, text)
 
 
-def _with_files(node: Any, text: str, find_file: FindFile) -> tuple[str, list[Attachment]]:
-    """Return the files that are in the export, and the text with the names of the others."""
+def _read_files(node: Any, find_file: FindFile) -> list[File]:
     attachments = {text_at(one, "id"): one for one in objects_at(node, "metadata", "attachments")}
     pointers: list[str] = []
     for part in objects_at(node, "content", "parts"):
         if part.get("content_type") in _AUDIO:
-            line = common.not_imported("audio")
-            text = text or line  # beside a recording is what was said
-        elif pointer := text_at(part, "asset_pointer"):
+            continue
+        if pointer := text_at(part, "asset_pointer"):
             pointers.append(pointer)
         elif part and not text_at(part, "text"):
             common.note_loss("unknown part")
     results = objects_at(node, "metadata", "aggregate_result", "messages")
     pointers += filter(None, (text_at(result, "image_url") for result in results))
     shown = {pointer.rpartition("://")[2] for pointer in pointers}
-    documents: common.Files = []
+    files: list[File] = []
     for key, one in attachments.items():
-        if key and key not in shown and (text_at(one, "mime_type") or text_at(one, "mimeType")).startswith("image/"):
+        is_image = (text_at(one, "mime_type") or text_at(one, "mimeType")).startswith("image/")
+        if key and key not in shown and is_image:
             pointers.append(key)
         elif key not in shown:
-            documents.append((text_at(one, "name"), find_file(key) if key else None))
-    keys = [pointer.rpartition("://")[2] for pointer in pointers]
-    names = [text_at(attachments.get(key), "name") or key for key in keys]
-    text, found = common.with_files("document", text, documents)
-    text, images = common.with_files("image", text, list(zip(names, map(find_file, pointers), strict=True)))
-    return text, found + images
+            files.append(File("document", text_at(one, "name"), find_file(key) if key else None))
+    for pointer in pointers:
+        key = pointer.rpartition("://")[2]
+        files.append(File("image", text_at(attachments.get(key), "name") or key, find_file(pointer)))
+    return files
 
 
 def _shown(marker: re.Match[str]) -> str:

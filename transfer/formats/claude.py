@@ -2,14 +2,13 @@
 
 import re
 from collections import defaultdict, deque
-from typing import Any, Literal
+from typing import Any
 
 from ...backends.loose import object_at, objects_at, text_at
 from ..transcript import Conversation, Message
 from . import common
-from .common import FindFile, joined
+from .common import File, FindFile, joined
 
-_SENDERS: dict[str, Literal["user", "assistant"]] = {"human": "user", "user": "user", "assistant": "assistant"}
 _LANGUAGES = {  # of artifacts, by type
     "text/html": "html",
     "text/markdown": "markdown",
@@ -27,14 +26,13 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
-    nodes: dict[str, dict[str, Any]] = {}
-    last: str | None = None
-    for key, node in common.keyed(objects_at(row, "chat_messages"), "uuid"):
-        nodes[key] = node | {"parent": text_at(node, "parent_message_uuid") or last}
-        last = key
+    nodes = common.linked(objects_at(row, "chat_messages"), "uuid", "parent_message_uuid")
     model = text_at(row, "model") or None
-    messages, nearest = common.read_tree(
-        nodes, "parent", "", lambda key, parent: _read_message(nodes[key], model, find_file)
+    messages, active = common.read_tree(
+        nodes,
+        lambda node: _read_message(node, model, find_file),
+        parent="parent",
+        shown=text_at(row, "current_leaf_message_uuid"),
     )
     return common.finish(
         source=common.identity("claude", row.get("uuid"), *nodes),
@@ -43,37 +41,29 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
         pinned=row.get("is_starred") is True,
         model=model,
         messages=messages,
-        active=nearest.get(text_at(row, "current_leaf_message_uuid")) or common.newest(messages),
+        active=active,
     )
 
 
 def _read_message(node: dict[str, Any], model: str | None, find_file: FindFile) -> Message | None:
-    role = _SENDERS.get(text_at(node, "sender"))
-    if role is None:
+    if node.get("sender") not in ("human", "user", "assistant"):
         return None
     text, reasoning = _read_blocks(objects_at(node, "content"))
-    text = text or _with_artifacts(text_at(node, "text"))
-    texts = [
-        (name := text_at(one, "file_name"), common.text_file(name or "pasted.txt", text_at(one, "extracted_content")))
-        for one in objects_at(node, "attachments")
-    ]
+    files: list[File] = []
+    for one in objects_at(node, "attachments"):
+        name = text_at(one, "file_name")
+        content = common.text_file(name or "pasted.txt", text_at(one, "extracted_content"))
+        files.append(File("document", name, content))
     names = [text_at(one, "file_name") for one in (*objects_at(node, "files"), *objects_at(node, "files_v2"))]
-    files = {name: find_file(name) for name in names if name}
-    documents = [(name, file) for name, file in files.items() if not _IMAGE_NAME.search(name)]
-    text, attachments = common.with_files("document", text, [*texts, *documents])
-    text, images = common.with_files("image", text, [(name, files[name]) for name in files if _IMAGE_NAME.search(name)])
-    attachments += images
-    if not (text.strip() or reasoning or attachments):
-        return None
-    return Message(
-        id=0,
-        parent_id=None,
-        role=role,
-        content=text,
-        reasoning=reasoning if role == "assistant" else "",
-        attachments=attachments,
-        created_at=common.time_at(node, "created_at") or "",
-        model=model if role == "assistant" else None,
+    for name in dict.fromkeys(filter(None, names)):
+        files.append(File("image" if _IMAGE_NAME.search(name) else "document", name, find_file(name)))
+    return common.new_message(
+        "assistant" if node["sender"] == "assistant" else "user",
+        common.time_at(node, "created_at"),
+        text or _with_artifacts(text_at(node, "text")),
+        files,
+        reasoning=reasoning,
+        model=model,
     )
 
 

@@ -7,8 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -19,25 +18,12 @@ from ...queries.types import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARA
 from ..transcript import VERSION, Attachment, Conversation, Message, Unreadable, Usage
 
 FindFile = Callable[[str], Attachment | None]  # by the name or the id with which a message refers to it
-Files = list[tuple[str, Attachment | None]]  # what a message names, with the file if the export has it
+Node = dict[str, Any]  # of a program's own tree or list of messages
 ROLES: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
+FAILED = "The model server failed."
 
-_NOT_TEXT = (
-    ".pdf",
-    ".docx",
-    ".doc",
-    ".odt",
-    ".rtf",
-    ".pptx",
-    ".ppt",
-    ".odp",
-    ".xlsx",
-    ".xls",
-    ".ods",
-    ".epub",
-    ".pages",
-    ".key",
-)
+_NOT_TEXT = re.compile(r"\.(pdf|docx?|odt|rtf|pptx?|odp|xlsx?|ods|epub|pages|key)\Z", re.IGNORECASE)
+
 
 losses: Counter[str] = Counter()  # of the conversation being read; a process reads one at a time
 
@@ -48,13 +34,63 @@ def note_loss(kind: str, name: str = "") -> None:
     losses[f"{kind}: {name}" if name else kind] += 1
 
 
+class File(NamedTuple):
+    """What a message names, with the file if the export has it."""
+
+    kind: Literal["image", "document"]
+    name: str
+    found: Attachment | None
+
+
+def new_message(
+    role: Any,
+    time: str | None,
+    text: str,
+    files: Iterable[File] = (),
+    *,
+    reasoning: str = "",
+    failure: str = "",
+    **of_answer: Any,
+) -> Message | None:
+    """Return a message without its place in the conversation, or None when there is nothing in it.
+
+    Any role but "user" is an answer. A question has no reasoning, no failure (why an answer has the status "error") and no `of_answer`.
+    The text names the files that are not in the export.
+    """
+    attachments: list[Attachment] = []
+    texts = [text]
+    for file in files:
+        if file.found:
+            file.found.name = file.found.name or file.name
+            attachments.append(file.found)
+        else:
+            texts.append(not_imported(file.kind, file.name))
+    text = joined(*texts)
+    if not (text.strip() or reasoning or attachments or failure):
+        return None
+    message = Message(
+        id=0,
+        parent_id=None,
+        role="user" if role == "user" else "assistant",
+        content=text,
+        attachments=attachments,
+        created_at=time or "",
+    )
+    if role != "user":
+        message.reasoning = reasoning
+        for name, value in of_answer.items():
+            setattr(message, name, value)
+        if failure:
+            message.status, message.error = "error", {"code": "PROVIDER_ERROR", "message": failure}
+    return message
+
+
 def finish(
     *, source: str, title: str, created_at: str | None, messages: list[Message], active: int | None, **fields: Any
 ) -> Conversation:
     """Check and complete a conversation. A message without a time gets its parent's, so that the order holds.
 
-    `title`: "" for the beginning of the first question. `created_at`: None for the oldest message's. `active`: None for the last message.
-    Raises Unreadable.
+    `title`: "" for the beginning of the first question. `created_at`: None for the oldest message's. Raises Unreadable.
     """
     if not messages:
         raise Unreadable("has no messages")
@@ -75,7 +111,7 @@ def finish(
         created_at=created_at,
         updated_at=max(time_of.values()),
         source=source,
-        active_message_id=active or messages[-1].id,
+        active_message_id=active,
         losses=dict(losses),
         messages=messages,
         **fields,
@@ -86,59 +122,89 @@ def first_question(messages: list[Message]) -> str:
     return next((message.content for message in messages if message.role == "user"), "")
 
 
-def read_tree(
-    nodes: Mapping[str, Any], parent_field: str, children_field: str, read: Callable[[str, str | None], Message | None]
-) -> tuple[list[Message], dict[str | None, int | None]]:
-    """Call `read` with the key of each node and that of its parent, parents first. A node for which it returns None is left out.
+# ---- the order of messages: a tree of nodes with ids, or messages that follow each other
 
-    Return the messages and, by the key of each node, the id of the nearest message at or above it.
+
+def read_tree(
+    nodes: Mapping[str, Node],
+    read: Callable[[Node], Message | None],
+    *,
+    parent: str,
+    children: str = "",
+    shown: str = "",
+    is_step: Callable[[Node], object] = lambda node: False,
+) -> tuple[list[Message], int | None]:
+    """Read nodes by their keys, parents first, and merge steps into their answers. A node for which `read` returns None is left out.
+
+    `parent` and `children` name the fields with the keys of these. `shown`: the key of the last message that the program shows.
+    Return the messages, and the id of the nearest at or above `shown`: without one, of the newest.
     """
     messages: list[Message] = []
+    steps: set[int] = set()
     nearest: dict[str | None, int | None] = {None: None}
-    for key, parent in _walk(nodes, parent_field, children_field):
-        nearest[key] = nearest[parent]
-        if message := read(key, parent):
-            message.id, message.parent_id, message.source = len(messages) + 1, nearest[parent], key
+    for key, above in _walk(nodes, parent, children):
+        nearest[key] = nearest[above]
+        if message := read(nodes[key]):
+            message.id, message.parent_id, message.source = len(messages) + 1, nearest[above], key
             messages.append(message)
             nearest[key] = message.id
-    return messages, nearest
+            if is_step(nodes[key]):
+                steps.add(message.id)
+    messages, merged = _merge_steps(messages, steps)
+    newest = max(messages, key=lambda message: (message.created_at, message.id), default=None)
+    active = nearest.get(shown) or (newest and newest.id)
+    return messages, merged.get(active, active) if active else None
 
 
-def keyed(nodes: Iterable[dict[str, Any]], field: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each node with its id, or with its number when it has none or that of an earlier one."""
-    seen: set[str] = set()
+def keyed(nodes: Iterable[Node], field: str) -> dict[str, Node]:
+    """Return nodes by their ids: by the number of one that has none or that of an earlier node."""
+    found: dict[str, Node] = {}
     for number, node in enumerate(nodes, 1):
         key = text_at(node, field)
-        if not key or key in seen:
-            key = f"no. {number}"
-        seen.add(key)
-        yield key, node
+        found[key if key and key not in found else f"no. {number}"] = node
+    return found
 
 
-def newest(messages: list[Message]) -> int | None:
-    """Return the id of the message with the latest time."""
-    return max(messages, key=lambda message: (message.created_at, message.id)).id if messages else None
+def linked(nodes: Iterable[Node], field: str, parent: str = "") -> dict[str, Node]:
+    """Return nodes as `keyed` does, each with its "parent": what it names in this field, or else the node before it."""
+    found = keyed(nodes, field)
+    before = zip(found.items(), (None, *found), strict=False)
+    return {key: node | {"parent": text_at(node, parent) or last} for (key, node), last in before}
 
 
-def chain(messages: Iterable[Message]) -> list[Message]:
-    """Number messages that follow each other. One without a source is known by its texts."""
-    chained = list(messages)
+def read_turns(turns: Iterable[tuple[Iterable[Message | None], Any]]) -> tuple[list[Message], int | None]:
+    """Number messages without ids: the versions of each, and the place of the shown one, which the next message follows.
+
+    A message is known by its `source`, or its texts, and which of several with these it is. Return the messages, and the id of the last shown.
+    """
+    messages: list[Message] = []
+    parent: int | None = None
     repeats: Counter[str] = Counter()
-    for number, message in enumerate(chained, 1):
-        message.id, message.parent_id = number, number - 1 or None
-        if message.source is None:
-            message.source = source_of(message, repeats)
-    return chained
+    for versions, selected in turns:
+        shown = parent
+        for place, message in enumerate(versions):
+            if message:
+                name = message.source or digest(message.role, message.reasoning, message.content)
+                repeats[name] += 1
+                message.id, message.parent_id, message.source = len(messages) + 1, parent, f"{name}.{repeats[name]}"
+                messages.append(message)
+                if shown == parent or place == selected:
+                    shown = message.id
+        parent = shown
+    return messages, parent
 
 
-def source_of(message: Message, repeats: Counter[str]) -> str:
-    """Return the `source` of a message without an id. `repeats` counts equal messages of a conversation."""
-    name = digest(message.role, message.reasoning, message.content)
-    repeats[name] += 1
-    return f"{name}.{repeats[name]}"
+def read_list(
+    nodes: Iterable[Node], read: Callable[[Node], Message | None], is_step: Callable[[Node], object]
+) -> tuple[list[Message], list[str]]:
+    """Read nodes without ids that follow each other. Return the messages, and their sources before steps were merged."""
+    pairs = [(message, node) for node in nodes if (message := read(node))]
+    messages, _ = read_turns(([message], 0) for message, _ in pairs)
+    sources = [message.source or "" for message in messages]
+    return _merge_steps(messages, {message.id for message, node in pairs if is_step(node)})[0], sources
 
 
-def merge_steps(messages: list[Message], steps: set[int]) -> tuple[list[Message], dict[int, int]]:
+def _merge_steps(messages: list[Message], steps: set[int]) -> tuple[list[Message], dict[int, int]]:
     """Merge an answer into the message before it when that is a step, such as a tool call, and has no other version.
 
     The result has the `source` of the last one merged, so that an answer that has grown since an earlier import is new.
@@ -154,12 +220,8 @@ def merge_steps(messages: list[Message], steps: set[int]) -> tuple[list[Message]
             continue
         message.parent_id = parent.id
         size = max(len(parent.content) + len(message.content), len(parent.reasoning) + len(message.reasoning))
-        if (
-            step in steps
-            and children[step] == 1
-            and message.role == parent.role == "assistant"
-            and size < ANSWER_CHARACTERS
-        ):
+        is_answer = message.role == parent.role == "assistant"
+        if step in steps and children[step] == 1 and is_answer and size < ANSWER_CHARACTERS:
             by_id[message.id], merged[message.id] = parent, parent.id
             parent.source, parent.created_at = message.source, parent.created_at or message.created_at
             parent.content = joined(parent.content, message.content)
@@ -194,6 +256,9 @@ def _walk(nodes: Mapping[str, Any], parent_field: str, children_field: str) -> I
                 seen.add(key)
                 yield key, parent
                 stack.extend((child, key) for child in reversed(children.get(key, ())))
+
+
+# ---- fields of any type
 
 
 def line_at(value: Any, *path: str) -> str:
@@ -269,11 +334,16 @@ def file_from_base64(encoded: str) -> Attachment | None:
     return Attachment(data=data) if data else None
 
 
+def file_of(data: Any) -> Attachment | None:
+    """Return the bytes in a column of a database as a file, or None without any."""
+    return Attachment(data=data) if isinstance(data, bytes) and data else None
+
+
 def text_file(name: str, content: str) -> Attachment | None:
     """Return the text of a document as a file, or None without a text. `name` is that of the document, which may not have been a text."""
     if not content:
         return None
-    if PurePosixPath(name).suffix.lower() in _NOT_TEXT:
+    if _NOT_TEXT.search(name):
         note_loss("document text")
         name += ".txt"
     return Attachment(name=name, data=content.encode())
@@ -313,19 +383,6 @@ def not_imported(kind: Literal["image", "document", "audio"], name: str = "") ->
     if kind == "image":
         return f"[image missing: {name}]" if name else "[image missing]"
     return f"**{name or kind.capitalize()}** (not imported)"
-
-
-def with_files(kind: Literal["image", "document"], text: str, files: Files) -> tuple[str, list[Attachment]]:
-    """Return the files that the export has, and the text with the names of the others appended."""
-    found: list[Attachment] = []
-    texts = [text]
-    for name, file in files:
-        if file:
-            file.name = file.name or name
-            found.append(file)
-        else:
-            texts.append(not_imported(kind, name))
-    return joined(*texts), found
 
 
 _THINKING = re.compile(r"\s*<think(?:ing)?>(.*?)</think(?:ing)?>\s*", re.DOTALL)

@@ -12,7 +12,7 @@ from typing import Any
 from ...backends.loose import array_at, objects_at, text_at
 from ..transcript import Conversation, Message
 from . import common
-from .common import FindFile
+from .common import File, FindFile
 
 _PAUSE = timedelta(minutes=30)  # between conversations
 _PROMPT = re.compile(
@@ -50,18 +50,19 @@ def matches(row: dict[str, Any]) -> bool:
 
 def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     records = objects_at(row, "gemini")
-    messages = common.chain(message for record in records for message in _read_record(record, find_file))
+    read = (message for record in records for message in _read_record(record, find_file))
+    messages, active = common.read_turns(([message], 0) for message in read)
     begun = common.digest(*(message.content for message in messages[:1]))
     return common.finish(
         source=f"gemini:{next((message.created_at for message in messages), '')}:{begun}",
         title="",
         created_at=None,
         messages=messages,
-        active=None,
+        active=active,
     )
 
 
-def _read_record(record: dict[str, Any], find_file: FindFile) -> Iterator[Message]:
+def _read_record(record: dict[str, Any], find_file: FindFile) -> Iterator[Message | None]:
     """Yield the question and its answer. Records of other activity, such as feedback, have none."""
     answer = common.joined(*(_markdown(text_at(item, "html")) for item in objects_at(record, "safeHtmlItem")))
     title = text_at(record, "title").strip()
@@ -69,12 +70,11 @@ def _read_record(record: dict[str, Any], find_file: FindFile) -> Iterator[Messag
         return
     text = _ATTACHED.sub("", _PROMPT.sub("", title, count=1) if _PROMPT.match(title) else title)
     names = [text_at(name) for name in (*array_at(record, "attachedFiles"), record.get("imageFile")) if text_at(name)]
-    text, found = common.with_files("document", text, [(name, find_file(name)) for name in dict.fromkeys(names)])
-    time = common.time_at(record, "time") or ""
-    for role, content in zip(common.ROLES, (text, answer), strict=True):
-        attachments = found if role == "user" else []
-        if content.strip() or attachments:
-            yield Message(id=0, parent_id=None, role=role, content=content, attachments=attachments, created_at=time)
+    time = common.time_at(record, "time")
+    yield common.new_message(
+        "user", time, text, [File("document", name, find_file(name)) for name in dict.fromkeys(names)]
+    )
+    yield common.new_message("assistant", time, answer)
 
 
 def _markdown(html: str) -> str:

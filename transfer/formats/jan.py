@@ -6,7 +6,7 @@ from typing import Any
 from ...backends.loose import object_at, objects_at, text_at
 from ..transcript import Conversation, Message
 from . import common
-from .common import FindFile, joined
+from .common import File, FindFile, joined
 
 
 def is_message(row: dict[str, Any]) -> bool:
@@ -31,9 +31,10 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     assistant = next(iter(objects_at(thread, "assistants")), {})
     model = text_at(assistant, "model", "id") or text_at(thread, "model", "id")
     model = model if model != "*" else ""
-    nodes = common.keyed(objects_at(row, "messages"), "id")
-    read = (_read_message(node, key, model or None, find_file) for key, node in nodes)
-    messages = common.chain(message for message in read if message)
+    nodes = common.linked(objects_at(row, "messages"), "id")
+    messages, active = common.read_tree(
+        nodes, lambda node: _read_message(node, model, find_file), parent="parent", shown=next(reversed(nodes), "")
+    )
     return common.finish(
         source=common.identity("jan", row.get("id"), *(message.source for message in messages)),
         title=common.line_at(thread, "title"),
@@ -42,14 +43,17 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
         system_prompt=text_at(assistant, "instructions"),
         model=model or None,
         messages=messages,
-        active=None,
+        active=active,
     )
 
 
-def _read_message(node: dict[str, Any], key: str, model: str | None, find_file: FindFile) -> Message | None:
+_STATUSES = {"stopped": "canceled", "pending": "interrupted"}
+
+
+def _read_message(node: dict[str, Any], model: str, find_file: FindFile) -> Message | None:
     texts: list[str] = [text_at(node, "content")]
     thoughts: list[str] = []
-    images: common.Files = []
+    files: list[File] = []
     for part in objects_at(node, "content"):
         match part.get("type"):
             case "text":
@@ -58,48 +62,34 @@ def _read_message(node: dict[str, Any], key: str, model: str | None, find_file: 
                 thoughts.append(text_at(part, "text", "value") or text_at(part, "text"))
             case "image_url" | "image":
                 url = text_at(part, "image_url", "url")
-                images.append(("", common.image_from_url(url) or find_file(url)))
+                files.append(File("image", "", common.image_from_url(url) or find_file(url)))
             case "tool_call":
                 texts.append(common.tool_block(text_at(part, "tool_name"), part.get("input"), part.get("output")))
             case _:
                 common.note_loss("unknown part")
                 texts.append(text_at(part, "text", "value"))
-    for call in objects_at(node, "metadata", "tool_calls"):
-        tool = object_at(call, "tool")
-        texts.append(
-            common.tool_block(
-                text_at(tool, "function", "name"), object_at(tool, "function").get("arguments"), call.get("response")
-            )
-        )
+    metadata = object_at(node, "metadata")
+    for call in objects_at(metadata, "tool_calls"):
+        function = object_at(call, "tool", "function")
+        texts.append(common.tool_block(text_at(function, "name"), function.get("arguments"), call.get("response")))
     text = joined(*texts)
-    is_question = node.get("role") == "user"
-    if not (is_question or thoughts):
+    if node.get("role") != "user" and not thoughts:
         text, thought = common.split_thinking(text)
         thoughts.append(thought)
-    text, found = common.with_files("image", text, images)
-    names = [text_at(one, "name") or text_at(one, "file_id") for one in objects_at(node, "attachments")]
-    text, documents = common.with_files("document", text, [(name, find_file(name)) for name in names])
-    found += documents
-    if not (text.strip() or any(thoughts) or found):
-        return None
-    message = Message(
-        id=0,
-        parent_id=None,
-        role="user" if is_question else "assistant",
-        content=text,
-        attachments=found,
-        created_at=common.time_at(node, "created_at") or "",
-        source=key,
+    for one in objects_at(node, "attachments"):
+        name = text_at(one, "name") or text_at(one, "file_id")
+        files.append(File("document", name, find_file(name)))
+    status, failure = text_at(node, "status"), ""
+    if status == "error":
+        failure = text_at(metadata, "error") or text_at(node, "error_code") or common.FAILED
+    return common.new_message(
+        node.get("role"),
+        common.time_at(node, "created_at"),
+        text,
+        files,
+        reasoning=joined(*thoughts),
+        failure=failure,
+        status=_STATUSES.get(status, "complete"),
+        model=text_at(metadata, "modelId") or text_at(metadata, "model") or model or None,
+        stats=common.known(tokens_per_second=common.rate_at(metadata, "tokenSpeed", "tokenSpeed")),
     )
-    if not is_question:
-        message.reasoning = joined(*thoughts)
-        message.model = text_at(node, "metadata", "modelId") or text_at(node, "metadata", "model") or model
-        message.stats = common.known(tokens_per_second=common.rate_at(node, "metadata", "tokenSpeed", "tokenSpeed"))
-        if node.get("status") == "error":
-            reason = text_at(node, "metadata", "error") or text_at(node, "error_code") or "The model server failed."
-            message.status, message.error = "error", {"code": "PROVIDER_ERROR", "message": reason}
-        elif node.get("status") == "stopped":
-            message.status = "canceled"
-        elif node.get("status") == "pending":
-            message.status = "interrupted"
-    return message

@@ -3,13 +3,13 @@
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
-from ...backends.loose import at, decode, objects_at, text_at
+from ...backends.loose import at, decode, object_at, objects_at, text_at
 from ..database import Reader
-from ..transcript import Attachment, Conversation, Message
+from ..transcript import Conversation, Message
 from . import common
-from .common import FindFile, joined
+from .common import File, FindFile, joined
 
 TABLES = ({"conversations", "responses"}, {"threads", "turns", "messages", "parts"})
 
@@ -29,15 +29,14 @@ def _read_responses(database: Reader) -> Iterator[dict[str, Any]]:
     for key, ids in database.groups("conversation_id", "responses").items():
         conversation = database.row("conversations", "id = ?", key)
         rows = [database.row("responses", "id = ?", one) for one in ids]
-        nodes: dict[str, dict[str, Any]] = {}
-        parent: str | None = None
-        for row in rows:
-            for suffix, node in (("?", _question(database, row)), ("!", _answer(database, row))):
-                name = f"{text_at(row, 'id')}{suffix}"
-                nodes[name] = node | {"parent": parent}
-                parent = name
+        nodes = [
+            node | {"key": f"{text_at(row, 'id')}{suffix}"}
+            for row in rows
+            for suffix, node in (("?", _question(database, row)), ("!", _answer(database, row)))
+        ]
         prompts = list(dict.fromkeys(text_at(row, "system") for row in rows))
-        yield {"llm": key, "name": conversation.get("name"), "nodes": nodes, "system": joined(*prompts)}
+        linked = common.linked(nodes, "key")
+        yield {"llm": key, "name": conversation.get("name"), "nodes": linked, "system": joined(*prompts)}
 
 
 def _question(database: Reader, row: dict[str, Any]) -> dict[str, Any]:
@@ -120,36 +119,40 @@ def matches(row: dict[str, Any]) -> bool:
 
 def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     """Images are in the database, so `find_file` is not used."""
-    nodes = {text_at(key): node for key, node in row["nodes"].items()}
+    nodes = {text_at(key): object_at(node) for key, node in row["nodes"].items()}
     prompts = [text_at(row, "system")]
-    steps: set[str] = set()
 
-    def read_node(key: str, parent: str | None) -> Message | None:
-        message = _read_message(nodes[key], steps, key)
-        if message and at(nodes[key], "role") == "system":
+    def read(node: dict[str, Any]) -> Message | None:
+        message = _read_message(node)
+        if message and node.get("role") == "system":
             prompts.append(message.content)
             return None
         return message
 
-    messages, nearest = common.read_tree(nodes, "parent", "", read_node)
-    messages, merged = common.merge_steps(messages, {message.id for message in messages if message.source in steps})
-    active = nearest.get(text_at(row, "tip")) or common.newest(messages)
+    messages, active = common.read_tree(
+        nodes, read, parent="parent", shown=text_at(row, "tip"), is_step=lambda node: _STEPS & _types(node)
+    )
     return common.finish(
         source=common.identity("llm", row["llm"]),
         title=common.line_at(row, "name"),
         created_at=None,
         system_prompt=joined(*prompts),
         messages=messages,
-        active=merged.get(active or 0, active),
+        active=active,
     )
 
 
-def _read_message(node: Any, steps: set[str], key: str) -> Message | None:
-    role: Literal["user", "assistant"] = "user" if at(node, "role") == "user" else "assistant"
+_STEPS = {"tool_call", "tool_result"}
+
+
+def _types(node: dict[str, Any]) -> set[str]:
+    return {text_at(part, "type") for part in objects_at(node, "parts")}
+
+
+def _read_message(node: dict[str, Any]) -> Message | None:
     texts: list[str] = []
     thoughts: list[str] = []
-    images: common.Files = []
-    documents: common.Files = []
+    files: list[File] = []
     for part in objects_at(node, "parts"):
         match text_at(part, "type"):
             case "text":
@@ -157,41 +160,29 @@ def _read_message(node: Any, steps: set[str], key: str) -> Message | None:
             case "reasoning":
                 thoughts.append(text_at(part, "text"))
             case "tool_call":
-                steps.add(key)
                 texts.append(common.tool_block(text_at(part, "name"), part.get("arguments"), None))
             case "tool_result":
-                steps.add(key)
-                texts.append(
-                    common.tool_block(text_at(part, "name"), None, part.get("output") or part.get("exception"))
-                )
-            case kind if kind.startswith("image/"):
-                images.append((_file_name(part), _file(part.get("content"))))
+                outcome = part.get("output") or part.get("exception")
+                texts.append(common.tool_block(text_at(part, "name"), None, outcome))
             case kind if kind.startswith("audio/"):
                 texts.append(common.not_imported("audio", _file_name(part)))
             case kind if kind == "attachment" or "/" in kind:
-                documents.append((_file_name(part), _file(part.get("content"))))
+                data = common.file_of(part.get("content"))
+                files.append(File("image" if kind.startswith("image/") else "document", _file_name(part), data))
             case _:
                 common.note_loss("unknown part")
                 texts.append(text_at(part, "text"))
-    text, found = common.with_files("document", joined(*texts), documents)
-    text, pictures = common.with_files("image", text, images)
-    found += pictures
-    if not (text.strip() or any(thoughts) or found):
-        return None
-    message = Message(
-        id=0, parent_id=None, role=role, content=text, attachments=found, created_at=common.time_at(node, "time") or ""
+    return common.new_message(
+        node.get("role"),
+        common.time_at(node, "time"),
+        joined(*texts),
+        files,
+        reasoning=joined(*thoughts),
+        model=text_at(node, "resolved_model") or text_at(node, "model") or None,
+        token_usage=common.token_usage(node.get("input_tokens"), node.get("output_tokens"), None),
+        stats=common.known(total_ms=common.milliseconds_at(node, "duration_ms", seconds=1e-3)),
     )
-    if role == "assistant":
-        message.reasoning = joined(*thoughts)
-        message.model = text_at(node, "resolved_model") or text_at(node, "model") or None
-        message.token_usage = common.token_usage(at(node, "input_tokens"), at(node, "output_tokens"), None)
-        message.stats = common.known(total_ms=common.milliseconds_at(node, "duration_ms", seconds=1e-3))
-    return message
 
 
 def _file_name(part: dict[str, Any]) -> str:
     return (text_at(part, "path") or text_at(part, "url")).replace("\\", "/").rpartition("/")[2]
-
-
-def _file(data: Any) -> Attachment | None:
-    return Attachment(data=data) if isinstance(data, bytes) and data else None

@@ -5,16 +5,16 @@ A chat has no id: it is known by the time it was created and its first question,
 
 import itertools
 import re
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from ...backends.loose import array_at, at, count_at, decode, object_at, objects_at, text_at
 from ...db import timestamp
-from ..transcript import Attachment, Conversation, Message, Unreadable
+from ..transcript import Conversation, Message, Unreadable
 from . import common
-from .common import FindFile
+from .common import File, FindFile
 
 _FINISH_REASONS = {
     "eosFound": "stop",
@@ -34,12 +34,14 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     created_at = common.time_at(row, "createdAt")
     if created_at is None:
         raise Unreadable("has no createdAt")
-    levels, active, question = _read_levels(row, find_file)
+    turns = [_read_turn(entry, find_file) for entry in objects_at(row, "messages")]
+    messages, active = common.read_turns(([message for message, _ in versions], shown) for versions, shown in turns)
+    typed = (text for versions, _ in turns for message, text in versions if message and message.role == "user")
+    question = next(typed, "")
     for kind, is_lost in (("draft", text_at(row, "clientInput").strip()), ("note", array_at(row, "notes"))):
         if is_lost:
             common.note_loss(kind)
-    _set_times(levels, created_at, {role: common.time_at(row, f"{role}LastMessagedAt") for role in common.ROLES})
-    messages = [message for level in levels for message in level]
+    _set_times(messages, created_at, {role: common.time_at(row, f"{role}LastMessagedAt") for role in common.ROLES})
     prompt = _setting(row, "perChatPredictionConfig", "llm.prediction.systemPrompt")
     return common.finish(
         source=f"lmstudio:{created_at}:{common.digest(question)}",
@@ -58,43 +60,17 @@ def _setting(value: dict[str, Any], config: str, key: str) -> Any:
     return next((field.get("value") for field in objects_at(value, config, "fields") if field.get("key") == key), None)
 
 
-def _read_levels(row: dict[str, Any], find_file: FindFile) -> tuple[list[list[Message]], int | None, str]:
-    """Return the versions of each message, the id of the last selected one, and the first question as it was typed.
-
-    A `created_at` that is not known is "".
-    """
-    levels: list[list[Message]] = []
-    questions: list[str] = []
-    parent: int | None = None
-    repeats: Counter[str | None] = Counter()
-    ids = itertools.count(1)
-    for entry in objects_at(row, "messages"):
-        level: list[Message] = []
-        selected: int | None = None
-        for number, version in enumerate(objects_at(entry, "versions") or [entry]):
-            read = _read_message(version, find_file)
-            if read is None:
-                continue
-            message, typed = read
-            if message.role == "user":
-                questions.append(typed)
-            message.id, message.parent_id = next(ids), parent
-            repeats[message.source] += 1
-            message.source = f"{message.source}.{repeats[message.source]}"  # the same text again is another message
-            level.append(message)
-            if number == entry.get("currentlySelected") or selected is None:
-                selected = message.id
-        if level:
-            levels.append(level)
-            parent = selected
-    return levels, parent, questions[0] if questions else ""
+def _read_turn(entry: dict[str, Any], find_file: FindFile) -> tuple[list[tuple[Message | None, str]], Any]:
+    """Return what `_read_message` returns for each version, and the place of the selected one."""
+    versions = objects_at(entry, "versions") or [entry]
+    return [_read_message(version, find_file) for version in versions], entry.get("currentlySelected")
 
 
-def _read_message(version: dict[str, Any], find_file: FindFile) -> tuple[Message, str] | None:
+def _read_message(version: dict[str, Any], find_file: FindFile) -> tuple[Message | None, str]:
     """Return a message and its text without tool calls and the names of files."""
     role = version.get("role")
     if role not in common.ROLES:
-        return None
+        return None, ""
     steps = [step for step in objects_at(version, "steps") if step.get("type") == "contentBlock"]
     calls = _read_calls([version, *objects_at(version, "steps")])
     words: list[str] = []  # of the answer
@@ -121,22 +97,17 @@ def _read_message(version: dict[str, Any], find_file: FindFile) -> tuple[Message
             contents.append(text)
     typed, content, reasoning = ("\n\n".join(filter(str.strip, texts)) for texts in (words, contents, thoughts))
     names = [text_at(file, "fileIdentifier") for file in files]
-    content, attachments = _with_files(files, content, find_file)
-    if not (content or reasoning or attachments):
-        return None
     starts = [re.match(r"([0-9]{13})-", text_at(step, "stepIdentifier")) for step in steps]
-    message = Message(
-        id=0,
-        parent_id=None,
-        role=role,
-        content=content,
-        reasoning=reasoning if role == "assistant" else "",
-        attachments=attachments,
-        created_at=next((common.time_at(int(start[1])) or "" for start in starts if start), ""),
-        source=common.digest(role, reasoning, typed, *names),
+    message = common.new_message(
+        role,
+        next((common.time_at(int(start[1])) for start in starts if start), None),
+        content,
+        [_file(file, find_file) for file in files],
+        reasoning=reasoning,
+        **_read_facts(version, [info for step in steps if (info := object_at(step, "genInfo"))]),
     )
-    if role == "assistant":
-        _add_facts(message, version, [info for step in steps if (info := object_at(step, "genInfo"))])
+    if message:
+        message.source = common.digest(role, reasoning, typed, *names)
     return message, typed
 
 
@@ -182,46 +153,40 @@ def _result(part: dict[str, Any]) -> Any:
     return common.joined(*texts, by="\n") if all(texts) and texts else content
 
 
-def _with_files(files: list[dict[str, Any]], text: str, find_file: FindFile) -> tuple[str, list[Attachment]]:
-    """Return the files that are in user-files, and the text with the names of the others appended."""
-    named: dict[bool, common.Files] = {True: [], False: []}  # by whether they are images
-    for file in files:
-        name = text_at(file, "fileIdentifier")
-        found = find_file(name) if name else None
-        if found:
-            found.name = _NUMBERED.sub("", name)
-        named[(text_at(file, "fileType") or "image") == "image"].append((name, found))
-    text, documents = common.with_files("document", text, named[False])
-    text, images = common.with_files("image", text, named[True])
-    return text, documents + images
+def _file(part: dict[str, Any], find_file: FindFile) -> File:
+    name = text_at(part, "fileIdentifier")
+    found = find_file(name) if name else None
+    if found:
+        found.name = _NUMBERED.sub("", name)
+    return File("image" if (text_at(part, "fileType") or "image") == "image" else "document", name, found)
 
 
-def _add_facts(message: Message, version: dict[str, Any], made: list[dict[str, Any]]) -> None:
-    """Add model and stats. Each block of an answer has its own stats; the prompt of the last contains all blocks before it."""
+def _read_facts(version: dict[str, Any], made: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return model and stats. Each block of an answer has its own stats; the prompt of the last contains all blocks before it."""
     names = [*(text_at(info, "identifier") for info in made), text_at(version, "senderInfo", "senderName")]
-    message.provider_id, message.model = "lmstudio", next(filter(None, names), None)
+    facts = {"provider_id": "lmstudio", "model": next(filter(None, names), None)}
     if not made:
-        return
+        return facts
     last = made[-1]
     counts = (at(last, "stats", f"{name}TokensCount") for name in ("prompt", "predicted", "total"))
-    message.token_usage = common.token_usage(*counts)
     stop_reason = text_at(last, "stats", "stopReason")
-    message.stats = common.known(
+    stats = common.known(
         ttft_ms=common.milliseconds_at(last, "stats", "timeToFirstTokenSec"),
         total_ms=common.milliseconds_at(last, "stats", "totalTimeSec"),
         tokens_per_second=common.rate_at(last, "stats", "tokensPerSecond"),
         finish_reason=_FINISH_REASONS.get(stop_reason),
         context_length=count_at(_setting(last, "loadModelConfig", "llm.load.contextLength")),
     )
-    if stop_reason == "userStopped":
-        message.status = "canceled"
+    status = "canceled" if stop_reason == "userStopped" else "complete"
+    return facts | {"token_usage": common.token_usage(*counts), "stats": stats, "status": status}
 
 
-def _set_times(levels: list[list[Message]], created_at: str, last: Mapping[str, str | None]) -> None:
-    """Set the times that are not common.known. Only answers carry one, in the ids of their steps; a question came just before its answer.
+def _set_times(messages: list[Message], created_at: str, last: Mapping[str, str | None]) -> None:
+    """Set the times that are not known. Only answers carry one, in the ids of their steps; a question came just before its answer.
 
     `last`: the time of the last question and of the last answer, by role.
     """
+    levels = [list(versions) for _, versions in itertools.groupby(messages, key=lambda message: message.parent_id)]
     following = ""
     for level in reversed(levels):
         for message in level:

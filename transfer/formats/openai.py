@@ -6,9 +6,10 @@ from typing import Any
 from ...backends.loose import at, object_at, objects_at, text_at
 from ..transcript import Attachment, Conversation, Message
 from . import common
-from .common import FindFile, joined
+from .common import File, FindFile, joined
 
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_PROMPTS = ("system", "developer")
+_ROLES = (*_PROMPTS, "user", "assistant", "tool", "function")
 _TIMES = ("created_at", "create_time", "createdAt", "timestamp", "created")
 
 
@@ -25,27 +26,21 @@ def matches(row: dict[str, Any]) -> bool:
 
 
 def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
-    prompts = [text_at(row, "system"), text_at(row, "system_prompt")]
-    messages: list[Message] = []
-    steps: list[Message] = []
-    for node in objects_at(row, "messages"):
-        if node.get("role") in ("system", "developer"):
-            prompts.append(_read_content(node, find_file)[0])
-        elif message := _read_message(node, find_file):
-            messages.append(message)
-            if node.get("tool_calls") or node.get("role") in ("tool", "function"):
-                steps.append(message)
-    messages = common.chain(messages)
-    whole = common.digest(*(message.source or "" for message in messages))
-    messages, _ = common.merge_steps(messages, {message.id for message in steps})
+    nodes = objects_at(row, "messages")
+    prompts = [_read_content(node, find_file)[0] for node in nodes if node.get("role") in _PROMPTS]
+    messages, sources = common.read_list(
+        nodes,
+        lambda node: _read_message(node, find_file),
+        is_step=lambda node: node.get("tool_calls") or node.get("role") in ("tool", "function"),
+    )
     return common.finish(
-        source=common.identity("openai", row.get("id"), row.get("session_id"), whole),
+        source=common.identity("openai", row.get("id"), row.get("session_id"), common.digest(*sources)),
         title=common.line_at(row, "title") or common.line_at(row, "name"),
         created_at=_time(row),
-        system_prompt=joined(*prompts),
+        system_prompt=joined(text_at(row, "system"), text_at(row, "system_prompt"), *prompts),
         model=text_at(row, "model") or None,
         messages=messages,
-        active=None,
+        active=messages[-1].id if messages else None,
     )
 
 
@@ -54,8 +49,10 @@ def _time(value: dict[str, Any]) -> str | None:
 
 
 def _read_message(node: dict[str, Any], find_file: FindFile) -> Message | None:
-    text, thoughts, images, documents = _read_content(node, find_file)
     role = node.get("role")
+    if role in _PROMPTS:
+        return None
+    text, thoughts, files = _read_content(node, find_file)
     if role in ("tool", "function"):
         text = common.tool_block(text_at(node, "name") or "result", None, text)
     elif role != "user":
@@ -65,30 +62,14 @@ def _read_message(node: dict[str, Any], find_file: FindFile) -> Message | None:
                 text = joined(text, common.tool_block(text_at(function, "name"), function.get("arguments"), None))
     if role not in _ROLES:
         common.note_loss("unknown part")
-    text, attachments = common.with_files("document", text, documents)
-    text, found = common.with_files("image", text, images)
-    attachments += found
-    if not (text.strip() or thoughts or attachments):
-        return None
-    is_question = role == "user"
-    return Message(
-        id=0,
-        parent_id=None,
-        role="user" if is_question else "assistant",
-        content=text,
-        reasoning="" if is_question else thoughts,
-        attachments=attachments,
-        created_at=_time(node) or "",
-        model=None if is_question else text_at(node, "model") or None,
-    )
+    return common.new_message(role, _time(node), text, files, reasoning=thoughts, model=text_at(node, "model") or None)
 
 
-def _read_content(node: dict[str, Any], find_file: FindFile) -> tuple[str, str, common.Files, common.Files]:
-    """Return content, reasoning, images and documents."""
+def _read_content(node: dict[str, Any], find_file: FindFile) -> tuple[str, str, list[File]]:
+    """Return content, reasoning and files."""
     texts = [text_at(node, "content")]
     thoughts = [text_at(node, "reasoning_content") or text_at(node, "reasoning") or text_at(node, "thinking")]
-    images: common.Files = []
-    documents: common.Files = []
+    files: list[File] = []
     for part in objects_at(node, "content"):
         match part.get("type"):
             case "text" | "input_text" | "output_text":
@@ -99,9 +80,9 @@ def _read_content(node: dict[str, Any], find_file: FindFile) -> tuple[str, str, 
                 thoughts.append(text_at(part, "thinking") or text_at(part, "text"))
             case "image_url" | "input_image":
                 url = text_at(part, "image_url", "url") or text_at(part, "image_url")
-                images.append(("", common.image_from_url(url) or find_file(url)))
+                files.append(File("image", "", common.image_from_url(url) or find_file(url)))
             case "image":
-                images.append(("", _source(part)))
+                files.append(File("image", "", _source(part)))
             case "input_audio":
                 texts.append(common.not_imported("audio"))
             case "file" | "input_file" | "document":
@@ -110,7 +91,7 @@ def _read_content(node: dict[str, Any], find_file: FindFile) -> tuple[str, str, 
                 encoded = text_at(fields, "file_data")
                 data = encoded.partition(";base64,")[2] if encoded.startswith("data:") else encoded
                 if document := common.file_from_base64(data) or _source(part):
-                    documents.append((name, document))
+                    files.append(File("document", name, document))
                 else:
                     texts.append(common.not_imported("document", name))
             case "tool_use":
@@ -125,7 +106,7 @@ def _read_content(node: dict[str, Any], find_file: FindFile) -> tuple[str, str, 
     if node.get("role") == "assistant" and not any(thoughts):
         text, thought = common.split_thinking(text)
         thoughts.append(thought)
-    return text, joined(*thoughts), images, documents
+    return text, joined(*thoughts), files
 
 
 def _source(part: dict[str, Any]) -> Attachment | None:

@@ -2,13 +2,14 @@
 
 import html
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from ...backends.loose import array_at, object_at, objects_at, text_at
 from ...queries.types import NAME_CHARACTERS, PROMPT_CHARACTERS, folder_name
 from ..transcript import Attachment, Conversation, Message, SavedPrompt, Unreadable
 from . import common
-from .common import FindFile
+from .common import File, FindFile
 
 
 def matches(row: dict[str, Any]) -> bool:
@@ -27,14 +28,11 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation | SavedPromp
     _note_organization(row, chat)
     folder_id = text_at(row, "folder_id")  # an export of chats has no names of folders
     nodes, current = _nodes(chat)
+    messages, active = common.read_tree(
+        nodes, lambda node: _read_message(node, find_file), parent="parentId", children="childrenIds", shown=current
+    )
     prompts = [text_at(chat, "params", "system"), text_at(chat, "system")]
-
-    def read(key: str, parent: str | None) -> Message | None:
-        if nodes[key].get("role") == "system":
-            prompts.append(text_at(nodes[key], "content"))
-        return _read_message(nodes[key], find_file)
-
-    messages, nearest = common.read_tree(nodes, "parentId", "childrenIds", read)
+    prompts += [text_at(node, "content") for node in nodes.values() if node.get("role") == "system"]
     return common.finish(
         source=common.identity("openwebui", row.get("id"), chat.get("id"), *nodes),
         title=common.line_at(row, "title") or common.line_at(chat, "title"),
@@ -43,7 +41,7 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation | SavedPromp
         folder=folder_name(text_at(row, "folder", "name") or (folder_id and f"Open WebUI folder {folder_id[:8]}")),
         system_prompt=next(filter(None, prompts), ""),
         messages=messages,
-        active=nearest.get(current),
+        active=active,
     )
 
 
@@ -63,13 +61,9 @@ def _nodes(chat: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], str]:
     tree = object_at(chat, "history", "messages")
     if tree:
         return {text_at(key): object_at(node) for key, node in tree.items()}, text_at(chat, "history", "currentId")
-    nodes: dict[str, dict[str, Any]] = {}
-    last: str | None = None
-    for number, node in enumerate(objects_at(chat, "messages"), 1):
-        key = text_at(node, "id") or f"no. {number}"
-        nodes[key] = node | {"parentId": last, "childrenIds": []}
-        last = key
-    return nodes, last or ""
+    nodes = common.linked(objects_at(chat, "messages"), "id")
+    nodes = {key: node | {"parentId": node["parent"], "childrenIds": []} for key, node in nodes.items()}
+    return nodes, next(reversed(nodes), "")
 
 
 def _note_organization(row: dict[str, Any], chat: dict[str, Any]) -> None:
@@ -95,36 +89,25 @@ def _read_message(node: dict[str, Any], find_file: FindFile) -> Message | None:
         content = common.joined(content, text_at(node, "merged", "content"))
         for _ in objects_at(node, "sources"):
             common.note_loss("citation")
-    content, attachments = _with_files(node, parts, content, find_file)
     failure = node.get("error")
-    if not (content.strip() or reasoning or attachments or failure):
-        return None
-    message = Message(
-        id=0,
-        parent_id=None,
-        role=role,
-        content=content,
-        attachments=attachments,
-        created_at=common.time_at(node, "timestamp") or "",
-    )
-    if role == "user":
-        return message
-    message.reasoning = reasoning
-    message.model = text_at(node, "model") or text_at(node, "modelName") or None
-    if failure:
-        reason = text_at(failure) or text_at(failure, "content") or "The model server failed."
-        message.status, message.error = "error", {"code": "PROVIDER_ERROR", "message": reason}
-    elif node.get("done") is False:
-        message.status = "interrupted"
     facts = object_at(node, "usage") or object_at(node, "info")
     counts = (next((facts[name] for name in names if name in facts), None) for names in _COUNTS)
-    message.token_usage = common.token_usage(*counts)
-    message.stats = common.known(
-        reasoning_ms=seconds * 1000 or None,
-        total_ms=common.milliseconds_at(facts, "total_duration", seconds=1e-9),
-        tokens_per_second=common.rate_at(facts, "response_token/s"),
+    return common.new_message(
+        role,
+        common.time_at(node, "timestamp"),
+        content,
+        _read_files(node, parts, find_file),
+        reasoning=reasoning,
+        failure=text_at(failure) or text_at(failure, "content") or common.FAILED if failure else "",
+        status="interrupted" if node.get("done") is False else "complete",
+        model=text_at(node, "model") or text_at(node, "modelName") or None,
+        token_usage=common.token_usage(*counts),
+        stats=common.known(
+            reasoning_ms=seconds * 1000 or None,
+            total_ms=common.milliseconds_at(facts, "total_duration", seconds=1e-9),
+            tokens_per_second=common.rate_at(facts, "response_token/s"),
+        ),
     )
-    return message
 
 
 _COUNTS = (  # the names that OpenAI's API, Anthropic's and Ollama's have for each
@@ -153,30 +136,21 @@ def _with_list(node: dict[str, Any], content: str, reasoning: str) -> tuple[str,
     )
 
 
-def _with_files(
-    node: dict[str, Any], parts: list[dict[str, Any]], text: str, find_file: FindFile
-) -> tuple[str, list[Attachment]]:
-    """Return the files, and the text with the names of what is missing. A document has its text in the message, if not its file in the zip."""
-    images: common.Files = []
-    documents: common.Files = []
+def _read_files(node: dict[str, Any], parts: list[dict[str, Any]], find_file: FindFile) -> Iterator[File]:
+    """Yield the files. A document has its text in the message, if not its file in the zip."""
     urls = [url for part in parts if (url := text_at(part, "image_url", "url"))]
     for file in [*({"type": "image", "url": url} for url in urls), *objects_at(node, "files")]:
         url, inner = text_at(file, "url"), object_at(file, "file")
-        name = next(
-            filter(None, (text_at(file, "name"), text_at(inner, "filename"), text_at(inner, "meta", "name"))), ""
-        )
+        names = (text_at(file, "name"), text_at(inner, "filename"), text_at(inner, "meta", "name"))
+        name = next(filter(None, names), "")
         image = common.image_from_url(url)
         if image or file.get("type") == "image" or text_at(file, "content_type").startswith("image/"):
-            reference = name or ("" if url.startswith("data:") else url)
-            images.append(
-                (reference, image or _find(file, name, find_file) or (find_file(reference) if reference else None))
-            )
+            name = name or ("" if url.startswith("data:") else url)
+            found = image or _find(file, name, find_file) or (find_file(name) if name else None)
+            yield File("image", name, found)
         else:
             name, content = name or text_at(file, "id"), text_at(inner, "data", "content") or text_at(file, "content")
-            documents.append((name, _find(file, name, find_file) or common.text_file(name, content)))
-    text, attachments = common.with_files("document", text, documents)
-    text, found_images = common.with_files("image", text, images)
-    return text, attachments + found_images
+            yield File("document", name, _find(file, name, find_file) or common.text_file(name, content))
 
 
 def _find(file: dict[str, Any], name: str, find_file: FindFile) -> Attachment | None:

@@ -1,6 +1,5 @@
 """SillyTavern: JSON Lines, a header and then the messages. The versions of an answer are its `swipes`; the next message follows the shown one."""
 
-from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -8,9 +7,9 @@ from typing import Any
 from ...backends.loose import array_at, object_at, objects_at, text_at
 from ...db import timestamp
 from ...queries.types import TITLE_CHARACTERS
-from ..transcript import Attachment, Conversation, Message
+from ..transcript import Conversation, Message
 from . import common
-from .common import FindFile
+from .common import File, FindFile
 
 _DATES = (  # the forms of older versions, in the local time of their computer
     "%B %d, %Y %I:%M%p",
@@ -36,19 +35,11 @@ def matches(row: dict[str, Any]) -> bool:
 def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     lines = objects_at(row, "lines")
     names = list(dict.fromkeys(text_at(line, "name") for line in lines if line.get("is_user") is not True))
-    messages: list[Message] = []
-    parent: int | None = None
-    repeats: Counter[str] = Counter()
-    for line in lines:
-        selected, shown = line.get("swipe_id"), parent
-        for number, version in enumerate(_versions(line)):
-            if message := _read_version(line, version, len(names) > 1, find_file):
-                message.id, message.parent_id = len(messages) + 1, parent
-                message.source = common.source_of(message, repeats)
-                messages.append(message)
-                if shown == parent or number == selected:
-                    shown = message.id
-        parent = shown
+    turns = [
+        ([_read_version(line, version, len(names) > 1, find_file) for version in _versions(line)], line.get("swipe_id"))
+        for line in lines
+    ]
+    messages, active = common.read_turns(turns)
     character = common.line_at(row, "header", "character_name")
     title = character if character != "unused" else " ".join(", ".join(filter(None, names)).split())
     begun = text_at(row, "header", "create_date") + (messages[0].content if messages else "")
@@ -57,7 +48,7 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
         title=title[:TITLE_CHARACTERS],
         created_at=_time(object_at(row, "header"), "create_date"),
         messages=messages,
-        active=parent,
+        active=active,
     )
 
 
@@ -80,37 +71,25 @@ def _read_version(line: dict[str, Any], version: dict[str, Any], named: bool, fi
         text = f"**{common.line_at(line, 'name')}:** {text}"  # a group: several characters answer
     pictures = [text_at(extra, "image"), *(text_at(url) for url in array_at(extra, "image_swipes"))]
     pictures += [text_at(one, "url") for one in objects_at(extra, "media")]
-    text, attachments = common.with_files("image", text, list(_find(pictures, find_file)))
-    files = [
-        (text_at(one, "name"), text_at(one, "text"))
-        for one in (object_at(extra, "file"), *objects_at(extra, "files"))
-        if one
-    ]
-    text, documents = common.with_files(
-        "document", text, [(name, common.text_file(name, content)) for name, content in files]
-    )
-    attachments += documents
-    if not (text.strip() or reasoning or attachments):
-        return None
-    return Message(
-        id=0,
-        parent_id=None,
-        role="user" if is_question else "assistant",
-        content=text,
-        reasoning="" if is_question else reasoning,
-        attachments=attachments,
-        created_at=_time(version, "send_date") or "",
-        model=None if is_question else text_at(extra, "model") or None,
-        stats=common.known(
-            reasoning_ms=None if is_question else common.milliseconds_at(extra, "reasoning_duration", seconds=1e-3)
-        ),
+    files = list(_find_images(pictures, find_file))
+    for one in filter(None, (object_at(extra, "file"), *objects_at(extra, "files"))):
+        name = text_at(one, "name")
+        files.append(File("document", name, common.text_file(name, text_at(one, "text"))))
+    return common.new_message(
+        "user" if is_question else "assistant",
+        _time(version, "send_date"),
+        text,
+        files,
+        reasoning=reasoning,
+        model=text_at(extra, "model") or None,
+        stats=common.known(reasoning_ms=common.milliseconds_at(extra, "reasoning_duration", seconds=1e-3)),
     )
 
 
-def _find(names: list[str], find_file: FindFile) -> Iterator[tuple[str, Attachment | None]]:
+def _find_images(names: list[str], find_file: FindFile) -> Iterator[File]:
     for name in dict.fromkeys(filter(None, names)):
-        image = common.image_from_url(name)
-        yield ("", image) if name.startswith("data:") else (name.rpartition("/")[2], find_file(name))
+        shown = "" if name.startswith("data:") else name.rpartition("/")[2]
+        yield File("image", shown, common.image_from_url(name) if name.startswith("data:") else find_file(name))
 
 
 def _time(value: dict[str, Any], field: str) -> str | None:
