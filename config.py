@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import httpx
 import platformdirs
 
 from .errors import ConfigError
@@ -113,6 +112,8 @@ _HOST = r"(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])"
 
 def parse_url(value: Any) -> str:
     """Return the URL as browsers send it: lower case, punycode, without the scheme's default port."""
+    import httpx  # takes longer to import than the rest of `fireside ask`, and most settings have no URL
+
     invalid = ValueError("a URL such as http://127.0.0.1:1234")
     text = value.strip() if isinstance(value, str) else ""
     try:

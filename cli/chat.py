@@ -14,12 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from .. import config
 from ..errors import ConfigError
-from ..queries.types import Citation
-from ..transfer import transcript
 from .client import CommandFailed
 from .printer import BOLD, DIM, RESET, Printer, note, printable
 from .session import Event, Result, Session, open_session
@@ -182,6 +178,13 @@ def _progress(progress: dict[str, Any]) -> str:
 
 def _note_documents(result: Result) -> None:
     """Say on standard error which pages of long documents were sent, and where the documents have the quotations."""
+    if not (result.citations or result.stats.get("documents")):
+        return
+    import msgspec
+
+    from ..queries.types import Citation
+    from ..transfer import transcript
+
     for text in transcript.describe_sent(result.stats):
         note(f"Sent: {text}")
     citations = msgspec.convert(result.citations, list[Citation])

@@ -1,41 +1,30 @@
-"""The commands other than `serve`. Each uses the running service; if none runs, it opens the data directory itself."""
+"""The commands for accounts, the database, conversations in files, and the start at login."""
 
-import contextlib
 import getpass
 import json
 import sqlite3
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import config, db, queries
-from ..auth import Auth
+from .. import config, db
 from ..backends import lmstudio
 from ..config import Config
-from ..db import Database
-from ..errors import NotFound
-from ..safety.logs import TERMINAL, audit
-from ..transfer.exporter import Exporter
-from ..transfer.importer import Importer
-from . import autostart, chat
+from . import autostart
+from .address import next_url, print_setup_link, setup_link
 from .client import (
     CommandFailed,
     Service,
+    chunks,
     find_service,
-    local_url,
-    ports_to_try,
-    print_setup_link,
+    lines,
+    open_service,
     require_database,
-    setup_link,
-    with_database,
 )
-from .doctor import doctor
 from .printer import printable
 from .salvage import salvage
-from .tokens import manage_tokens
 
 SERVICE_START_SECONDS = 30.0  # the first start after an installation may be slow
 
@@ -45,24 +34,18 @@ SERVICE_START_SECONDS = 30.0  # the first start after an installation may be slo
 
 def login_link(options: dict[str, Any]) -> int:
     """Print a link that signs a browser in once, within ten minutes."""
-    settings, name = config.load(options), options["user"]
-    running = find_service(settings)
-    port = ports_to_try(settings, options)[0]
-    next_url = settings.public_url or (local_url(settings, settings.host.strip("[]"), port) if port else "")
-    url = running.url if running else next_url
-    deadline = " within ten minutes"
-    try:
-        if running:
-            token = running.post("link", {"username": name})["token"]
-        else:
-            token = with_database(settings, lambda database: Auth(settings, database).login_link(name))
-        link = f"{url}/#login={token}"
-    except (CommandFailed, NotFound):
-        link, deadline = setup_link(settings, url) or "", ""
-        if not link:
-            raise
-        print("There is no account yet. This link creates the first one.", file=sys.stderr)
-    if not running:
+    settings = config.load(options)
+    with open_service(settings) as service:
+        url = settings.public_url or next_url(settings, options) if service.temporary else service.url
+        deadline = " within ten minutes"
+        try:
+            link = f"{url}/#login={service.post('/control/link', {'username': options['user']})['token']}"
+        except CommandFailed:
+            link, deadline = setup_link(settings, url) or "", ""
+            if not link:
+                raise
+            print("There is no account yet. This link creates the first one.", file=sys.stderr)
+    if service.temporary:
         then = "open this link:" if url else "open the address that it prints, followed by:"
         print(f"Start Fireside{deadline}, then {then}", file=sys.stderr)
     print(link)
@@ -71,7 +54,7 @@ def login_link(options: dict[str, Any]) -> int:
 
 def reset_password(options: dict[str, Any]) -> int:
     """Set a new password, end all sessions of the user and revoke all tokens."""
-    settings, name = config.load(options), options["user"]
+    settings = config.load(options)
     if sys.stdin.isatty():
         try:
             password, again = getpass.getpass("New password: "), getpass.getpass("Repeat it: ")
@@ -81,12 +64,8 @@ def reset_password(options: dict[str, Any]) -> int:
             raise CommandFailed("The passwords differ. Nothing was changed.")
     else:
         password = sys.stdin.readline().rstrip("\r\n")
-    running = find_service(settings)
-    if running:
-        name = running.post("password", {"username": name, "password": password})["username"]
-    else:
-        user = with_database(settings, lambda database: Auth(settings, database).reset_password(name, password))
-        name = user.username
+    with open_service(settings) as service:
+        name = service.post("/control/password", {"username": options["user"], "password": password})["username"]
     print(f"The password of {name} was changed. All sessions of {name} have ended, and all tokens are revoked.")
     return 0
 
@@ -97,10 +76,9 @@ def reset_password(options: dict[str, Any]) -> int:
 def backup(options: dict[str, Any]) -> int:
     """Write a consistent copy of the database, also while it is in use."""
     settings, target = config.load(options), _target(options["file"])
-    running = find_service(settings)
-    if running:
-        running.post("backup", {"file": str(target)})
-    else:
+    if running := find_service(settings):
+        running.post("/control/backup", {"file": str(target)})
+    else:  # without changing the database: a service would upgrade it
         require_database(settings)
         with db.lock(settings.data_dir):
             try:
@@ -165,21 +143,10 @@ def import_conversations(options: dict[str, Any]) -> int:
         raise CommandFailed("Found no conversations of LM Studio. Name the files or folders to import.")
     dry_run: bool = options["dry_run"]
     report: dict[str, Any] = {}
-    if running := find_service(settings):
-        body = {"paths": [str(path) for path in paths], "username": options["user"], "dry_run": dry_run}
-        for line in running.lines("import", body):
+    body = {"paths": [str(path) for path in paths], "username": options["user"], "dry_run": dry_run}
+    with open_service(settings) as service:
+        for line in lines(service.open("POST", "/control/import", body)):
             report = _show_progress(json.loads(line))
-    else:
-
-        async def work(database: Database) -> None:
-            nonlocal report
-            user = await database.read(queries.accounts.get_user_named, options["user"])
-            audit("import preview" if dry_run else "import", user, TERMINAL)
-            async with contextlib.aclosing(Importer(database, settings.user_max_bytes)) as importer:
-                async for line in importer.import_steps(user.id, paths, dry_run=dry_run):
-                    report = _show_progress(json.loads(line))
-
-        with_database(settings, work)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     counts = {name: report[name] for name in ("conversations", "messages", "prompts", "presets")}
@@ -218,20 +185,9 @@ def export(options: dict[str, Any]) -> int:
     partial = target.with_name(target.name + ".partial")
     try:
         partial.unlink(missing_ok=True)
-        with db.create_private(partial) as out:
-            if running := find_service(settings):
-                with running.stream("export", {"username": options["user"]}) as response:
-                    for chunk in response.iter_bytes():
-                        out.write(chunk)
-            else:
-
-                async def work(database: Database) -> None:
-                    user = await database.read(queries.accounts.get_user_named, options["user"])
-                    audit("export of all conversations", user, TERMINAL)
-                    async for chunk in Exporter(database).export_zip(user.id):
-                        out.write(chunk)
-
-                with_database(settings, work)
+        with db.create_private(partial) as out, open_service(settings) as service:
+            for chunk in chunks(service.open("POST", "/control/export", {"username": options["user"]})):
+                out.write(chunk)
         partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -270,22 +226,3 @@ def _wait_for_service(settings: Config) -> Service:
             raise CommandFailed(f"The service did not answer within {SERVICE_START_SECONDS:.0f} s. See {log}.")
         time.sleep(0.1)
     return running
-
-
-FUNCTIONS: dict[str, Callable[[dict[str, Any]], int]] = {
-    "ask": chat.ask,
-    "chat": chat.chat,
-    "list": chat.list_conversations,
-    "search": chat.search,
-    "show": chat.show,
-    "backup": backup,
-    "restore": restore,
-    "salvage": salvage_database,
-    "doctor": doctor,
-    "import": import_conversations,
-    "export": export,
-    "login-link": login_link,
-    "reset-password": reset_password,
-    "token": manage_tokens,
-    "service": manage_service,
-}

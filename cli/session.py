@@ -1,22 +1,15 @@
-"""A session of a user for one terminal command, with the running service or, if none runs, with one in this process."""
+"""A session of a user for one terminal command: answers as they are generated."""
 
-import asyncio
 import contextlib
 import json
-import socket
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from http.client import HTTPResponse
 from typing import Any
 
-import httpx
-
-from .. import db
 from ..config import Config
-from ..safety.logs import open_logs
-from .client import CommandFailed, Service, checked, find_service, require_database
+from .client import Client, CommandFailed, lines, open_service, text
 
 RECONNECT_SECONDS = 30.0
 RECONNECT_PAUSE_SECONDS = 0.25
@@ -66,37 +59,12 @@ class Result:
         self.message_id = event.data.get("message_id", self.message_id)
 
 
-class Session:
-    """Requests of a signed-in user. All methods raise CommandFailed with the service's message when it refuses."""
-
-    def __init__(self, http: httpx.Client) -> None:
-        self._http = http
-
-    def get(self, path: str, **query: Any) -> Any:
-        return checked(self._http.get(path, params=query)).json()
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        return checked(self._http.post(path, json=body)).json()
-
-    def upload(self, name: str, size: int, chunks: Iterator[bytes]) -> Any:
-        """Send a file and return its attachment."""
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-        return checked(self._http.post("/attachments", params={"name": name}, content=chunks, headers=headers)).json()
-
-    def patch(self, path: str, body: dict[str, Any]) -> Any:
-        return checked(self._http.patch(path, json=body)).json()
-
-    def delete(self, path: str, **query: Any) -> Any:
-        return checked(self._http.delete(path, params=query)).json()
-
-    def read(self, path: str, **query: Any) -> str:
-        return checked(self._http.get(path, params=query)).text
+class Session(Client):
+    """Requests of a signed-in user."""
 
     def answer(self, conversation_id: int, options: dict[str, Any]) -> Iterator[Event]:
         """Answer the last question of a conversation and yield the events."""
-        return self._follow(
-            None, self._http.build_request("POST", f"/conversations/{conversation_id}/stream", json=options)
-        )
+        return self._follow(None, f"/conversations/{conversation_id}/stream", options)
 
     def retry(self, conversation_id: int, options: dict[str, Any]) -> Iterator[Event]:
         """Answer the last question again and yield the events of the new version."""
@@ -105,51 +73,50 @@ class Session:
 
     def cancel(self, generation_id: str) -> None:
         """Stop an answer. Return when its text is saved, also if it had ended before."""
-        response = self._http.post(f"/chat/cancel/{generation_id}")
-        if response.status_code != 404:
-            checked(response)
+        try:
+            self.post(f"/chat/cancel/{generation_id}")
+        except CommandFailed as failure:
+            if failure.status != 404:
+                raise
 
-    def _follow(self, generation_id: str | None, first: httpx.Request | None = None) -> Iterator[Event]:
+    def _follow(self, generation_id: str | None, path: str = "", body: dict[str, Any] | None = None) -> Iterator[Event]:
         """Yield the events of an answer. When the connection is lost, connect again and go on after the last event."""
         position, deadline = 0, 0.0
         while True:
-            request = first if generation_id is None else self._resume(generation_id, position)
-            assert request is not None
             try:
-                response = self._http.send(request, stream=True)
-                with contextlib.closing(response):
-                    if response.status_code not in (200, 503):
-                        response.read()
-                        checked(response)
-                    deadline = 0.0
-                    for event in _events(response):
-                        generation_id = event.data["generation_id"]
-                        if event.name == "reset":
-                            position = 0
-                        position = position if event.id is None else event.id
-                        yield event
-                        if event.name == "done":
-                            return
-            except httpx.TransportError:
-                pass
+                if generation_id is None:
+                    response = self.open("POST", path, body)
+                else:
+                    response = self.open("GET", f"/generations/{generation_id}/stream", query={"after": position})
+                for event in _events(response):
+                    generation_id, deadline = event.data["generation_id"], 0.0
+                    if event.name == "reset":
+                        position = 0
+                    elif event.id is not None:
+                        position = event.id
+                    yield event
+                    if event.name == "done":
+                        return
+            except CommandFailed as failure:
+                if failure.status != 503:
+                    raise
             deadline = deadline or time.monotonic() + RECONNECT_SECONDS
             if time.monotonic() > deadline:
                 raise CommandFailed("The connection to Fireside was lost. The answer is kept as far as it is written.")
             time.sleep(RECONNECT_PAUSE_SECONDS)
 
-    def _resume(self, generation_id: str, position: int) -> httpx.Request:
-        return self._http.build_request("GET", f"/generations/{generation_id}/stream", params={"after": position})
 
-
-def _events(response: httpx.Response) -> Iterator[Event]:
-    """Parse server-sent events. httpx's iter_lines would also split at U+2028."""
-    rest = b""
-    for chunk in response.iter_bytes():
-        *blocks, rest = (rest + chunk).split(b"\n\n")
-        for block in blocks:
-            fields = dict(line.split(b": ", 1) for line in block.split(b"\n"))
+def _events(response: HTTPResponse) -> Iterator[Event]:
+    """Parse server-sent events."""
+    fields: dict[bytes, bytes] = {}
+    for line in lines(response):
+        name, _, value = line.rstrip(b"\n").partition(b": ")
+        if name:
+            fields[name] = value
+        elif fields:
             event_id = int(fields[b"id"]) if b"id" in fields else None
             yield Event(fields[b"event"].decode(), json.loads(fields[b"data"]), event_id)
+            fields = {}
 
 
 @contextlib.contextmanager
@@ -158,53 +125,13 @@ def open_session(settings: Config, username: str | None) -> Iterator[Session]:
 
     Raises CommandFailed when there is no such user, and DatabaseUnusable.
     """
-    with contextlib.ExitStack() as stack:
-        service = find_service(settings) or stack.enter_context(_service_in_this_process(settings))
-        signed_in = checked(service.http.post("/control/session", json={"username": username}))
-        headers = {"X-CSRF-Token": signed_in.json()["csrf_token"]}
-        http = httpx.Client(
-            base_url=service.url,
-            headers=headers,
-            cookies=dict(signed_in.cookies),
-            verify=service.certificate,
-            trust_env=False,
-            timeout=httpx.Timeout(10, read=None),
-        )
-        with http:
-            try:
-                yield Session(http)
-            finally:
-                with contextlib.suppress(httpx.HTTPError):
-                    http.post("/auth/logout", timeout=5)
-
-
-@contextlib.contextmanager
-def _service_in_this_process(settings: Config) -> Iterator[Service]:
-    """Run the service in a thread, on a free port that only this computer reaches."""
-    from ..server import Server, create_app
-
-    require_database(settings)
-    settings = replace(settings, host="127.0.0.1", port=0, lan=False, public_url="", tls_certificate=None, tls_key=None)
-    with db.lock(settings.data_dir), socket.create_server(("127.0.0.1", 0)) as listener:
-        open_logs(settings.data_dir)
-        app = create_app(settings)
-        server = Server(app, settings)
-        started: Future[None] = Future()
-        server.on_started = lambda: started.set_result(None)
-
-        def run() -> None:
-            try:
-                asyncio.run(server.serve(sockets=[listener]))
-            except BaseException as error:
-                if not started.done():
-                    started.set_exception(app.state.failure or error)
-
-        thread = threading.Thread(target=run, name="service")
-        thread.start()
+    with open_service(settings) as service:
+        signed_in = service.open("POST", "/control/session", {"username": username})
+        csrf_token = json.loads(text(signed_in))["csrf_token"]
+        cookies = "; ".join(cookie.partition(";")[0] for cookie in signed_in.headers.get_all("Set-Cookie", []))
+        session = Session(service.url, service.certificate, {"Cookie": cookies, "X-CSRF-Token": csrf_token})
         try:
-            started.result()
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            yield Service(url, app.state.fireside.secret, "")
+            yield session
         finally:
-            server.should_exit = True
-            thread.join()
+            with contextlib.suppress(CommandFailed):
+                session.open("POST", "/auth/logout", timeout=5).close()

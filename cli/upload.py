@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..queries.attachments import MAX_BYTES
 from .client import CommandFailed
 from .printer import printable, show_status
 from .session import Session
@@ -38,6 +37,8 @@ def upload(session: Session, path: Path) -> dict[str, Any]:
 
 
 def _send(session: Session, path: Path) -> dict[str, Any]:
+    from ..queries.attachments import MAX_BYTES
+
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
@@ -51,7 +52,7 @@ def _send(session: Session, path: Path) -> dict[str, Any]:
                 sent += len(chunk)
                 show_status(f"Sending {path.name}: {sent * 100 // size} %")
 
-        attachment: dict[str, Any] = session.upload(path.name, size, chunks())
+        attachment: dict[str, Any] = session.upload("/attachments", size, chunks(), name=path.name)
         return attachment
 
 

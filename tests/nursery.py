@@ -13,7 +13,11 @@ import socket
 import sys
 
 import fireside.__main__
+import fireside.cli.chat
 import fireside.cli.commands
+import fireside.cli.doctor
+import fireside.cli.serve
+import fireside.cli.tokens
 import fireside.server
 import uvicorn.lifespan.on  # noqa: F401 (uvicorn imports it when it starts)
 

@@ -107,7 +107,7 @@ def test_every_command_has_help() -> None:
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and err == ""
     assert len(out.splitlines()) <= 48, "it fits a screen"
-    for command, text, _ in COMMANDS:
+    for command, text, *_ in COMMANDS:
         assert f"\n    {command} " in out
         done = run(command, "--help")
         assert done.returncode == 0 and text[1:25] in done.stdout
@@ -495,11 +495,12 @@ BLOCKED_THREAD_WITHOUT_CONSOLE = """
 import asyncio, sys, threading
 sys.stdout = sys.stderr = None  # as under pythonw
 from fireside import __main__
-print_address = __main__._print_address
+from fireside.cli import serve
+print_address = serve._print_address
 def block_and_print(*args):
     asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
     print_address(*args)
-__main__._print_address = block_and_print
+serve._print_address = block_and_print
 __main__.main(["--data-dir", sys.argv[1], "--port", "0"])
 """
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fireside import __main__ as command
+from fireside.cli import serve
 
 from ..cli.test_commands import serving
 from ..live import PASSWORD, Running, good
@@ -20,7 +20,7 @@ async def test_lan_prints_the_address_and_an_invite_for_one_person(
 
         async def printed() -> str:
             capsys.readouterr()
-            await command.print_network_address(settings, running.url, running.state)
+            await serve.print_network_address(settings, running.url, running.state)
             return capsys.readouterr().out
 
         assert "invite" not in await printed(), "there is no account yet"
