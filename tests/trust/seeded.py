@@ -4,15 +4,21 @@ simloop and similar libraries need Python 3.12 or run no threads, and simulate a
 """
 
 import asyncio
+import contextlib
+import gc
+import hashlib
 import itertools
 import os
 import random
 import sqlite3
+import time
+import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 from fireside import db
 
@@ -29,6 +35,19 @@ class Crash(BaseException):
 
 class Stuck(BaseException):
     """Nothing will ever happen again, or the same thing for ever."""
+
+
+@contextlib.contextmanager
+def repeatable(seed: int) -> Iterator[None]:
+    """Remove what differs between two runs: ids, and when the garbage collector ends generators, which the loop then closes."""
+    ids = random.Random(seed)
+    gc.collect()
+    gc.disable()
+    try:
+        with mock.patch.object(uuid, "uuid4", lambda: uuid.UUID(int=ids.getrandbits(128), version=4)):
+            yield
+    finally:
+        gc.enable()
 
 
 class _Future(asyncio.Future[Any]):
@@ -54,12 +73,13 @@ class _Task(asyncio.Task[Any]):
 class SeededLoop(asyncio.BaseEventLoop):
     """Run one callback at a time: the oldest, or with `shuffled` any that is ready. While one is, hardly any time passes.
 
-    At the step `crash_at`, which may be between any two awaits, the loop raises Crash.
+    At the step `crash_at`, which may be between any two awaits, the loop raises Crash. `schedule` is a hash of what ran when.
     """
 
     def __init__(self, rng: random.Random, shuffled: bool) -> None:
         super().__init__()
         self.steps = 0
+        self.schedule = hashlib.sha256()
         self.numbers = itertools.count()  # of futures
         self.crash_at: int | None = None
         self._rng = rng
@@ -73,6 +93,14 @@ class SeededLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self._now
+
+    def run_until_complete(self, work: Any) -> Any:
+        with mock.patch.object(time, "monotonic", self.time):
+            return super().run_until_complete(work)
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Return the unfinished tasks, oldest first."""
+        return sorted(asyncio.all_tasks(self), key=hash)
 
     def select(self, timeout: float | None) -> tuple[()]:
         """Take the place of the selector: there are no sockets."""
@@ -98,10 +126,17 @@ class SeededLoop(asyncio.BaseEventLoop):
             place = self._rng.randrange(len(others)) if self._shuffled else 0
             chosen = others[place]
             del others[place]
+            self.schedule.update(f"{self._now:.6f} {_name(chosen)}\n".encode())
             ready.clear()
             ready.append(chosen)
         super()._run_once()  # type: ignore[misc]
         ready.extendleft(reversed(others))
+
+
+def _name(handle: Any) -> str:
+    """Return the number of a task, or the name of another callback."""
+    owner = getattr(handle._callback, "__self__", None)
+    return str(hash(owner)) if isinstance(owner, _Task) else getattr(handle._callback, "__qualname__", "")
 
 
 class Disk:

@@ -26,7 +26,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from fireside import db, queries
@@ -46,10 +46,9 @@ from fireside.queries.tokens import Token
 from fireside.safety.sandbox import Sandbox
 
 from . import Figures
-from .seeded import Crash, Disk, SeededLoop, Stuck, Thread
+from .seeded import Crash, Disk, SeededLoop, Stuck, Thread, repeatable
 
 ROOT = Path(__file__).parents[2]
-Result = tuple[int, list[str]]  # the steps of a schedule, and what was wrong
 USERS = (1, 2)
 SERVER, MODEL = "sim", "model"
 CONCURRENCY = 2
@@ -57,6 +56,12 @@ SAVED_WITHIN = 1.0  # seconds, in which text of a running answer is saved
 PAUSES = (0.0, 0.0, 0.001, 0.05, 0.3, 1.2)
 
 Text = Content | Reasoning
+
+
+class Result(NamedTuple):
+    steps: int
+    schedule: str  # a hash of what ran when
+    wrong: list[str]
 
 
 @dataclass
@@ -421,14 +426,14 @@ class Life:
             self._check_saved_text()
         for connection in self.connections:
             connection.close()
-        self._discard_tasks()
+        self.discard_tasks()
         shutil.rmtree(old.parent)
 
-    def _discard_tasks(self) -> None:
-        """End the tasks of a killed process. What they do does not count."""
+    def discard_tasks(self) -> None:
+        """End the tasks that are left. What they do does not count."""
         self.loop.crash_at, self.loop.steps = None, 0
         wrong = [*self.world.wrong]
-        while tasks := asyncio.all_tasks(self.loop):
+        while tasks := self.loop.tasks():
             for task in tasks:
                 task.cancel()
             done, _ = self.loop.run_until_complete(asyncio.wait(tasks, timeout=60))
@@ -522,28 +527,31 @@ def _new_database() -> bytes:
 
 
 def simulate(seed: int) -> Result:
-    """Run one schedule. Return its steps and what was wrong."""
+    """Run one schedule. Another run of the same seed has the same result, in any process."""
     logging.disable(logging.CRITICAL)
     fast = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    steps = 0
     try:
-        with tempfile.TemporaryDirectory(dir=fast) as name:
-            world = World(seed, Path(name))
-            crashes = world.rng.choice((0, 1, 1, 2))
-            while True:
-                loop = SeededLoop(world.rng, shuffled=world.rng.random() < 0.5)
-                loop.crash_at = world.rng.randrange(20, 1500) if world.lives < crashes else None
-                last = world.lives >= crashes
-                ended, more = _live(world, loop, last)
-                steps += more
-                if ended or world.wrong:
-                    break
-                world.lives += 1
-            if not world.wrong:
-                _check_end(world)
-            return steps, [f"seed {seed}: {problem}" for problem in world.wrong]
+        with repeatable(seed), tempfile.TemporaryDirectory(dir=fast) as name:
+            return _simulate(World(seed, Path(name)), f"seed {seed}")
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _simulate(world: World, name: str) -> Result:
+    crashes = world.rng.choice((0, 1, 1, 2))
+    steps, schedules = 0, []
+    ended = False
+    while not ended and not world.wrong:
+        loop = SeededLoop(world.rng, shuffled=world.rng.random() < 0.5)
+        last = world.lives >= crashes
+        loop.crash_at = None if last else world.rng.randrange(20, 1500)
+        ended, more = _live(world, loop, last)
+        steps += more
+        schedules.append(loop.schedule.hexdigest())
+        world.lives += not ended
+    if not world.wrong:
+        _check_end(world)
+    return Result(steps, " ".join(schedules), [f"{name}: {problem}" for problem in world.wrong])
 
 
 def _live(world: World, loop: SeededLoop, last: bool) -> tuple[bool, int]:
@@ -552,7 +560,9 @@ def _live(world: World, loop: SeededLoop, last: bool) -> tuple[bool, int]:
     life = Life(world, loop)
     try:
         loop.run_until_complete(life.run(last))
-        return True, loop.steps
+        steps = loop.steps
+        life.discard_tasks()
+        return True, steps
     except (Crash, Stuck, Exception) as end:
         steps = loop.steps
         if not isinstance(end, Crash):
@@ -574,9 +584,9 @@ def prove(size: int) -> Figures:
     ]
     ended = [(process, *process.communicate()) for process in running]
     results = [result for _, out, _ in ended for result in msgspec.json.decode(out or "[]", type=list[Result])]
-    wrong = [problem for _, problems in results for problem in problems]
+    wrong = [problem for result in results for problem in result.wrong]
     wrong += [err for process, _, err in ended if process.returncode]
-    steps = sum(steps for steps, _ in results)
+    steps = sum(result.steps for result in results)
     more = f"{steps:,} steps between awaits, with crashes, power cuts, disk errors and lost connections; a seed repeats"
     return Figures(len(results), wrong, more)
 
@@ -588,7 +598,8 @@ def main(arguments: list[str]) -> None:
         sys.stdout.write(msgspec.json.encode([simulate(seed) for seed in range(first, size, step)]).decode())
         return
     for argument in arguments:
-        print(argument, *simulate(int(argument)), sep="\n    ")
+        result = simulate(int(argument))
+        print(f"{argument}: {result.steps:,} steps, schedule {result.schedule}", *result.wrong, sep="\n    ")
 
 
 if __name__ == "__main__":
