@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -48,6 +48,7 @@ SLOW_READ_LOAD = 1_000  # a reader with a read_within counts as having this many
 BUSY_TIMEOUT_MS = 5_000
 DEADLINE_CHECK_STEPS = 10_000  # SQLite instructions between two checks of a deadline: 0.1 s of a full-text search
 LOCK_RETRY_SECONDS = 0.5  # lock_holder holds the lock for a moment, which must not keep a server from starting
+PART_SECONDS = 0.05  # of work in one transaction of long work, while other writes wait
 MIN_FREE_BYTES = 1_000_000  # with less free space SQLite may report an I/O error instead of a full disk
 STARTUP_CHECK_MAX_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
 REPLACED_PREFIX = "before-restore-"  # of the names of the databases that a restore has replaced
@@ -123,6 +124,12 @@ def insert(conn: Connection, sql: str, values: Values) -> int:
     return row_id
 
 
+def insert_row(conn: Connection, table: str, columns: Mapping[str, Any]) -> int:
+    """Insert a row with these columns, by their names, and return its id."""
+    values = ", ".join(f":{name}" for name in columns)
+    return insert(conn, f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})", columns)
+
+
 def fetch(conn: Connection, sql: str, values: Values, missing: Exception) -> sqlite3.Row:
     """Return the first row. Raises `missing` when there is none."""
     row: sqlite3.Row | None = conn.execute(sql, values).fetchone()
@@ -143,6 +150,15 @@ def scalars(conn: Connection, sql: str, values: Values = ()) -> list[Any]:
 
 
 # ---------------------------------------------------------------------------------------------------- transactions
+
+
+def one_part(items: Iterable[T]) -> Iterator[T]:
+    """Yield items for PART_SECONDS, but at least one: the work of one transaction of `Database.write_part`."""
+    end = time.monotonic() + PART_SECONDS
+    for item in items:
+        yield item
+        if time.monotonic() > end:
+            return
 
 
 class Database:

@@ -18,7 +18,7 @@ from ..db import Connection, Database
 from ..documents import choice
 from ..documents.choice import Candidates, Page
 from ..queries.documents import Excerpt, SentPages
-from ..queries.generations import Prompt
+from ..queries.turns import Prompt
 from . import prompt as prompts
 
 RANKED_PAGES = 200  # that are read and ranked. The index finds them among more, by the beginnings of words

@@ -18,8 +18,9 @@ from ..db import Connection, Database
 from ..documents.checker import CHECK_SECONDS, QuotationChecker
 from ..errors import FiresideError, ProviderFailed, StorageUnavailable
 from ..providers import ChatRequest, ModelServer, Providers
-from ..queries.generations import Answer, Prompt, SentRequest
+from ..queries.generations import Answer, SentRequest
 from ..queries.messages import Message
+from ..queries.turns import Prompt
 from ..queries.types import Citation, ToolCall
 from . import continuation
 from . import prompt as prompts
@@ -122,7 +123,7 @@ class Generation:
             if self._stop_reason is None:
                 async with self._server.slots.slot(self.job.user_id, self._report_place):
                     if self.job.prompt is None:
-                        read = queries.generations.get_prompt
+                        read = queries.turns.get_prompt
                         self.job.prompt = await self._database.read(read, self.job.leaf_id)
                     await self._write(self.job.prompt)
         except asyncio.CancelledError:

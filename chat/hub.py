@@ -21,9 +21,10 @@ from ..db import Connection, Database, now
 from ..documents.checker import QuotationChecker
 from ..errors import AuthRequired, InvalidToken, NotFound, RateLimited, Stopping, StorageUnavailable
 from ..providers import ModelServer, Providers
-from ..queries.generations import Answer, AnswerRequest, Job, Prompt
+from ..queries.generations import Answer, AnswerRequest, Job
 from ..queries.messages import Message
 from ..queries.tokens import Token
+from ..queries.turns import Prompt
 from . import history
 from .events import interrupted, last_id, replay
 from .file_parts import Replaced

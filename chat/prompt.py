@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from ..documents import choice
 from ..queries.documents import Document, Excerpt
-from ..queries.generations import Prompt, Turn
+from ..queries.turns import Prompt, Turn
 
 LATIN_CHARACTERS_PER_TOKEN = 3.5  # other characters count as one token each
 LATIN = re.compile("[\0-\u024f]+")

@@ -8,7 +8,8 @@ import msgspec
 from .. import queries
 from ..db import Database
 from ..providers import Providers
-from ..queries.generations import FoundRequest, Prompt, SentRequest
+from ..queries.generations import FoundRequest, SentRequest
+from ..queries.turns import Prompt
 from ..safety.queue import Slots
 from . import continuation, prompt
 

@@ -14,7 +14,8 @@ from ..db import Connection, Database
 from ..documents.checker import QuotationChecker
 from ..errors import Canceled, FiresideError, ProviderFailed, Stopping
 from ..providers import ModelServer, Providers
-from ..queries.generations import Answer, Prompt
+from ..queries.generations import Answer
+from ..queries.turns import Prompt
 from ..queries.types import ToolCall
 from .generation import Begun, Generation
 

@@ -16,6 +16,7 @@ from . import (
     recorder,
     search,
     tokens,
+    turns,
     usage,
 )
 
@@ -35,5 +36,6 @@ __all__ = [
     "recorder",
     "search",
     "tokens",
+    "turns",
     "usage",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..db import Connection, Database, insert, now
+from ..db import Connection, Database, fetch, insert, now, scalar, scalars
 from ..errors import (
     AuthRequired,
     BootstrapDisabled,
@@ -22,7 +22,7 @@ from ..errors import (
 )
 from . import attachments, conversations
 from .attachments import IS_IMAGE
-from .types import Role
+from .types import Role, from_row
 
 MAX_SESSIONS = 20  # of a user
 HIDDEN_AT_ONCE = 100  # conversations of a closed account
@@ -46,8 +46,7 @@ class Session(Struct):
 
 
 def count_users(conn: Connection) -> int:
-    count: int = conn.execute("SELECT count(*) FROM users").fetchone()[0]
-    return count
+    return int(scalar(conn, "SELECT count(*) FROM users"))
 
 
 def add_first_user(conn: Connection, username: str, password_hash: str, display_name: str = "") -> User:
@@ -65,8 +64,8 @@ _LOOK_ALIKES = str.maketrans(
 
 def _check_name(conn: Connection, username: str, user_id: int | None = None) -> None:
     """Raise UsernameExists for a name that another user than this one has, or that looks like one."""
-    rows = conn.execute("SELECT username FROM users WHERE id IS NOT ?", (user_id,))
-    if any(row["username"].translate(_LOOK_ALIKES) == username.translate(_LOOK_ALIKES) for row in rows):
+    others = scalars(conn, "SELECT username FROM users WHERE id IS NOT ?", (user_id,))
+    if any(other.translate(_LOOK_ALIKES) == username.translate(_LOOK_ALIKES) for other in others):
         raise UsernameExists
 
 
@@ -80,10 +79,18 @@ def _add_user(conn: Connection, username: str, password_hash: str, role: str, di
 def set_name(conn: Connection, user_id: int, username: str, display_name: str, verified: str) -> User:
     """Change the user's name. Raises UsernameExists, and InvalidCredentials as `set_password`."""
     _check_name(conn, username, user_id)
-    sql = "UPDATE users SET username = ?, display_name = ? WHERE id = ? AND password_hash = ?"
-    if not conn.execute(sql, (username, display_name, user_id, verified)).rowcount:
-        raise InvalidCredentials("The current password is wrong.")
+    _set_verified(conn, user_id, verified, "username = ?, display_name = ?", username, display_name)
     return get_user(conn, user_id)
+
+
+def _set_verified(conn: Connection, user_id: int, verified: str | None, columns: str, *values: str) -> None:
+    """Change columns of a user. `verified`: the hash that the current password was checked against, or None.
+
+    Raises InvalidCredentials when it is no longer the stored one.
+    """
+    sql = f"UPDATE users SET {columns} WHERE id = ? AND password_hash = coalesce(?, password_hash)"
+    if not conn.execute(sql, (*values, user_id, verified)).rowcount:
+        raise InvalidCredentials("The current password is wrong.")
 
 
 _USER = (
@@ -93,41 +100,32 @@ _USER = (
 
 
 def _user(row: sqlite3.Row) -> User:
-    return User(**{name: row[name] for name in User.__struct_fields__})
+    return from_row(User, row)
 
 
 def get_user(conn: Connection, user_id: int) -> User:
-    row = conn.execute(f"SELECT {_USER} FROM users u WHERE id = ? AND closed_at IS NULL", (user_id,)).fetchone()
-    if row is None:
-        raise NotFound("user")
-    return _user(row)
+    sql = f"SELECT {_USER} FROM users u WHERE id = ? AND closed_at IS NULL"
+    return _user(fetch(conn, sql, (user_id,), NotFound("user")))
 
 
 def get_user_named(conn: Connection, username: str | None) -> User:
     """Return the user of that name; for None, the first active administrator. Raises NotFound."""
     condition = "role = 'admin' AND status = 'active' AND ? IS NULL" if username is None else "username = ?"
     sql = f"SELECT {_USER} FROM users u WHERE {condition} ORDER BY id LIMIT 1"
-    row = conn.execute(sql, (username,)).fetchone()
-    if row is None:
-        raise NotFound("user")
-    return _user(row)
+    return _user(fetch(conn, sql, (username,), NotFound("user")))
 
 
 def get_password(conn: Connection, username: str) -> tuple[User, str] | None:
     """Return the user and the password's hash."""
-    row = conn.execute(
-        f"SELECT {_USER}, password_hash FROM users u WHERE username = ? AND closed_at IS NULL", (username,)
-    ).fetchone()
+    sql = f"SELECT {_USER}, password_hash FROM users u WHERE username = ? AND closed_at IS NULL"
+    row = conn.execute(sql, (username,)).fetchone()
     return (_user(row), row["password_hash"]) if row else None
 
 
 def get_password_hash(conn: Connection, user_id: int) -> str:
     """Return the hash of a signed-in user's password. Raises AuthRequired if the account has been closed."""
-    row = conn.execute("SELECT password_hash FROM users WHERE id = ? AND closed_at IS NULL", (user_id,)).fetchone()
-    if row is None:
-        raise AuthRequired
-    password_hash: str = row["password_hash"]
-    return password_hash
+    sql = "SELECT password_hash FROM users WHERE id = ? AND closed_at IS NULL"
+    return str(fetch(conn, sql, (user_id,), AuthRequired())["password_hash"])
 
 
 def list_users(conn: Connection) -> list[User]:
@@ -154,7 +152,7 @@ def set_user(conn: Connection, user_id: int, role: str | None, status: str | Non
 
 def _check_admin_remains(conn: Connection) -> None:
     """Raise LastAdmin, which rolls the transaction back, when there is no active administrator any more."""
-    if conn.execute("SELECT 1 FROM users WHERE role = 'admin' AND status = 'active'").fetchone() is None:
+    if not scalar(conn, "SELECT 1 FROM users WHERE role = 'admin' AND status = 'active'"):
         raise LastAdmin
 
 
@@ -164,12 +162,11 @@ def close_account(conn: Connection, user_id: int, verified: str | None = None) -
     `verified` is as in `set_password`. Raises LastAdmin, NotFound, InvalidCredentials.
     """
     user = get_user(conn, user_id)
-    sql = (  # no name may contain '#', so this one cannot be registered
-        "UPDATE users SET username = '#' || id, display_name = '', password_hash = '', role = 'user', status = 'disabled',"
-        " last_login = NULL, defaults = '{}', closed_at = ? WHERE id = ? AND password_hash = coalesce(?, password_hash)"
+    emptied = (  # no name may contain '#', so this one cannot be registered
+        "username = '#' || id, display_name = '', password_hash = '', role = 'user', status = 'disabled',"
+        " last_login = NULL, defaults = '{}', closed_at = ?"
     )
-    if not conn.execute(sql, (now(), user_id, verified)).rowcount:
-        raise InvalidCredentials("The current password is wrong.")
+    _set_verified(conn, user_id, verified, emptied, now())
     _check_admin_remains(conn)
     tables = (("sessions", "user_id"), ("tokens", "user_id"), ("login_links", "user_id"), ("invites", "created_by"))
     for table, owner in tables:
@@ -191,7 +188,7 @@ async def remove_closed(database: Database) -> None:
 
 
 def list_closed(conn: Connection) -> list[int]:
-    return [row["id"] for row in conn.execute("SELECT id FROM users WHERE closed_at IS NOT NULL")]
+    return scalars(conn, "SELECT id FROM users WHERE closed_at IS NOT NULL")
 
 
 def remove_emptied(conn: Connection, user_id: int) -> None:
@@ -211,9 +208,7 @@ def set_password(
 
     `verified`: the hash that the old password was checked against. Raises InvalidCredentials when it is no longer the stored one.
     """
-    sql = "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = coalesce(?, password_hash)"
-    if not conn.execute(sql, (password_hash, user_id, verified)).rowcount:
-        raise InvalidCredentials("The current password is wrong.")
+    _set_verified(conn, user_id, verified, "password_hash = ?", password_hash)
     conn.execute("DELETE FROM sessions WHERE user_id = ? AND id IS NOT ?", (user_id, keep_session))
     conn.execute("DELETE FROM login_links WHERE user_id = ?", (user_id,))
 
@@ -233,7 +228,7 @@ def add_session(
     user is disabled: a change that ends all sessions must end those that are being added, too.
     """
     sql = "SELECT 1 FROM users WHERE id = ? AND password_hash = ? AND status = 'active'"
-    if conn.execute(sql, (user_id, verified)).fetchone() is None:
+    if not scalar(conn, sql, (user_id, verified)):
         raise InvalidCredentials
     conn.execute("DELETE FROM sessions WHERE token_hash = ?", (replaces,))
     sql = "INSERT INTO sessions (user_id, token_hash, client, created_at, last_seen) VALUES (?, ?, ?, ?4, ?4)"
@@ -267,8 +262,7 @@ def list_sessions(conn: Connection, user_id: int) -> list[dict[str, Any]]:
 
 
 def count_sessions(conn: Connection, user_id: int) -> int:
-    count: int = conn.execute("SELECT count(*) FROM sessions WHERE user_id = ?", (user_id,)).fetchone()[0]
-    return count
+    return int(scalar(conn, "SELECT count(*) FROM sessions WHERE user_id = ?", (user_id,)))
 
 
 def delete_session(conn: Connection, user_id: int, session_id: int) -> None:
@@ -356,9 +350,7 @@ def redeem_invite(
     """Add a user by an invite, which works once. Raises InvalidInvite, and UsernameExists, after which the invite still works."""
     open_invite = "code_hash = ?2 AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?1"
     sql = f"UPDATE invites SET used_at = ?1 WHERE {open_invite} RETURNING id, role"
-    row = conn.execute(sql, (now(), code_hash)).fetchone()
-    if row is None:
-        raise InvalidInvite
+    row = fetch(conn, sql, (now(), code_hash), InvalidInvite())
     user = _add_user(conn, username, password_hash, row["role"], display_name)
     conn.execute("UPDATE invites SET used_by = ? WHERE id = ?", (user.id, row["id"]))
     return user
@@ -367,7 +359,7 @@ def redeem_invite(
 def check_invite(conn: Connection, code_hash: bytes) -> None:
     """Raise InvalidInvite. A check before the slow hashing of a password; `redeem_invite` checks again."""
     open_invite = "code_hash = ? AND used_at IS NULL AND revoked_at IS NULL AND expires_at > ?"
-    if conn.execute(f"SELECT 1 FROM invites WHERE {open_invite}", (code_hash, now())).fetchone() is None:
+    if not scalar(conn, f"SELECT 1 FROM invites WHERE {open_invite}", (code_hash, now())):
         raise InvalidInvite
 
 

@@ -8,14 +8,13 @@ import hashlib
 import json
 import re
 import sqlite3
-import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from msgspec import Struct
 
-from ..db import Connection, Database, ago, insert, now
+from ..db import Connection, Database, ago, fetch, insert, now, one_part, scalar, scalars
 from ..errors import AttachmentNotReady, Invalid, NotFound
 from . import search
 from .quota import add_stored_bytes
@@ -26,7 +25,6 @@ MAX_BYTES = 50_000_000  # of an attachment
 PART_BYTES = 768 * 1024  # of a row of attachment_data; a multiple of 3, so that the base64 of parts joins
 WAITING_BYTES = MAX_ATTACHMENTS * MAX_BYTES  # of a user's uploads that no message has
 WAITING_DAYS = 1
-PART_SECONDS = 0.05  # of work in one transaction of a removal, while other writes wait
 OTHER = "application/octet-stream"
 
 Table = Literal["message_attachments", "queued_attachments"]
@@ -61,28 +59,24 @@ def owned_attachment(conn: Connection, user_id: int, attachment_id: int) -> Atta
 
     Raises NotFound, also when it was sent only in conversations that are in the bin.
     """
-    row = conn.execute(
+    sql = (
         f"SELECT {COLUMNS.format(name='a.name')} FROM attachments a WHERE id = ? AND user_id = ? AND sha256 IS NOT NULL"
         f" AND (uploaded_at IS NOT NULL OR {_SHOWN.format('message_attachments', 'messages')}"
-        f" OR {_SHOWN.format('queued_attachments', 'queued_messages')})",
-        (attachment_id, user_id),
-    ).fetchone()
-    if row is None:
-        raise NotFound("attachment")
-    return Attachment(**row)
+        f" OR {_SHOWN.format('queued_attachments', 'queued_messages')})"
+    )
+    return Attachment(**fetch(conn, sql, (attachment_id, user_id), NotFound("attachment")))
 
 
 def get_data(conn: Connection, attachment_id: int) -> bytes:
     """Return the bytes of an attachment; none when it was removed. The caller has checked the owner."""
     sql = "SELECT data FROM attachment_data WHERE attachment_id = ? ORDER BY part"
-    return b"".join(row["data"] for row in conn.execute(sql, (attachment_id,)))
+    return b"".join(scalars(conn, sql, (attachment_id,)))
 
 
 def get_part(conn: Connection, attachment_id: int, part: int) -> bytes:
     """Return a part of the bytes of an attachment; none after the last."""
     sql = "SELECT data FROM attachment_data WHERE attachment_id = ? AND part = ?"
-    row = conn.execute(sql, (attachment_id, part)).fetchone()
-    return row["data"] if row else b""
+    return scalar(conn, sql, (attachment_id, part)) or b""
 
 
 def get_image(conn: Connection, user_id: int, attachment_id: int) -> Image:
@@ -126,8 +120,8 @@ def clean_name(name: str) -> str:
 def find(conn: Connection, user_id: int, digest: bytes) -> int | None:
     """Return the id of the user's file with this SHA-256."""
     sql = "SELECT id FROM attachments WHERE user_id = ? AND sha256 = ?"
-    row = conn.execute(sql, (user_id, digest)).fetchone()
-    return row["id"] if row else None
+    known: int | None = scalar(conn, sql, (user_id, digest))
+    return known
 
 
 def add(conn: Connection, user_id: int, data: bytes, media_type: str, name: str = "", max_bytes: int = 0) -> int:
@@ -189,17 +183,15 @@ def finish_upload(
         attachment_id = known
     else:
         sql = "UPDATE attachments SET sha256 = ? WHERE id = ? AND uploaded_at IS NOT NULL RETURNING size_bytes"
-        rows = conn.execute(sql, (digest, attachment_id)).fetchall()
-        if not rows:
-            raise NotFound("attachment")
-        add_stored_bytes(conn, user_id, rows[0]["size_bytes"], max_bytes)
+        uploaded = fetch(conn, sql, (digest, attachment_id), NotFound("attachment"))
+        add_stored_bytes(conn, user_id, uploaded["size_bytes"], max_bytes)
     conn.execute(
         "UPDATE attachments SET name = ?, uploaded_at = ?, problem = iif(status = 'failed', NULL, problem),"
         " status = iif(status = 'failed', 'reading', status) WHERE id = ?",
         (name, now(), attachment_id),
     )
     sql = f"SELECT coalesce(sum(size_bytes), 0) FROM attachments a WHERE user_id = ? AND uploaded_at IS NOT NULL AND sha256 IS NOT NULL AND {_FREE}"
-    if conn.execute(sql, (user_id,)).fetchone()[0] > WAITING_BYTES:
+    if scalar(conn, sql, (user_id,)) > WAITING_BYTES:
         raise Invalid(
             f"At most {WAITING_BYTES // 1_000_000:,} MB of files can wait to be sent."
             f" Send some of them; those that are not sent are removed after {WAITING_DAYS * 24} hours."
@@ -280,7 +272,7 @@ _FREE = (  # no message has the attachment `a`
 def linked_ids(conn: Connection, message_id: int, table: Table = "message_attachments") -> list[int]:
     """Return the ids of a message's attachments, in order, for `release` once the message is deleted."""
     sql = f"SELECT attachment_id FROM {table} WHERE message_id = ? ORDER BY position"
-    return [row["attachment_id"] for row in conn.execute(sql, (message_id,))]
+    return scalars(conn, sql, (message_id,))
 
 
 def release(conn: Connection, ids: Iterable[int]) -> int:
@@ -288,12 +280,11 @@ def release(conn: Connection, ids: Iterable[int]) -> int:
 
     One that was uploaded again for a message that has not been sent stays for a day, as any upload.
     """
-    rows = conn.execute(
+    sql = (
         "UPDATE attachments AS a SET sha256 = NULL, uploaded_at = NULL WHERE id IN (SELECT value FROM json_each(?)) AND sha256 IS NOT NULL"
-        f" AND (uploaded_at IS NULL OR uploaded_at <= ?) AND {_FREE} RETURNING size_bytes + text_bytes AS size",
-        (json.dumps(list(ids)), ago(days=WAITING_DAYS)),
-    ).fetchall()
-    return sum(row["size"] for row in rows)
+        f" AND (uploaded_at IS NULL OR uploaded_at <= ?) AND {_FREE} RETURNING size_bytes + text_bytes"
+    )
+    return sum(scalars(conn, sql, (json.dumps(list(ids)), ago(days=WAITING_DAYS))))
 
 
 def release_expired(conn: Connection) -> None:
@@ -309,7 +300,7 @@ def release_all(conn: Connection, user_id: int) -> None:
     """Release the attachments of a closed account, which has no messages any more."""
     conn.execute("UPDATE attachments SET uploaded_at = NULL WHERE sha256 IS NULL AND user_id = ?", (user_id,))
     sql = f"UPDATE attachments AS a SET sha256 = NULL, uploaded_at = NULL WHERE user_id = ? AND sha256 IS NOT NULL AND {_FREE} RETURNING size_bytes + text_bytes"
-    add_stored_bytes(conn, user_id, -sum(row[0] for row in conn.execute(sql, (user_id,)).fetchall()))
+    add_stored_bytes(conn, user_id, -sum(scalars(conn, sql, (user_id,))))
 
 
 async def remove_released(database: Database) -> None:
@@ -319,48 +310,34 @@ async def remove_released(database: Database) -> None:
 
 
 def _count_released(conn: Connection) -> int:
-    count: int = conn.execute(
-        "SELECT count(*) FROM attachments WHERE sha256 IS NULL AND uploaded_at IS NULL"
-    ).fetchone()[0]
-    return count
+    return int(scalar(conn, "SELECT count(*) FROM attachments WHERE sha256 IS NULL AND uploaded_at IS NULL"))
 
 
 def remove_some_released(conn: Connection) -> int:
     """Remove released attachments for PART_SECONDS. Return how many remain."""
-    end = time.monotonic() + PART_SECONDS
-    sql = "SELECT id FROM attachments WHERE sha256 IS NULL AND uploaded_at IS NULL ORDER BY id"
-    ids = [row["id"] for row in conn.execute(sql)]
-    for done, attachment_id in enumerate(ids):
-        if not (_remove_pages(conn, attachment_id, end) and _remove_parts(conn, attachment_id, end)):
-            return len(ids) - done
-        conn.execute("DELETE FROM attachments WHERE id = ?", (attachment_id,))
-        if time.monotonic() > end:
-            return len(ids) - done - 1
-    return 0
+    for _ in one_part(_remove_released(conn)):
+        pass
+    return _count_released(conn)
 
 
-def _remove_pages(conn: Connection, attachment_id: int, end: float) -> bool:
-    """Remove pages of an attachment until the time `end`, but at least one. Return whether all are removed."""
-    select = (
+def _remove_released(conn: Connection) -> Iterator[None]:
+    """Remove released attachments, a page or a part of the bytes with each step."""
+    last_page = (
         "SELECT p.id, p.text, a.user_id, a.id AS attachment_id FROM attachment_pages p JOIN attachments a"
         " ON a.id = p.attachment_id WHERE a.id = ? ORDER BY p.number DESC LIMIT 1"
     )
-    while row := conn.execute(select, (attachment_id,)).fetchone():
-        search.unindex_page(conn, row)
-        conn.execute("DELETE FROM attachment_pages WHERE id = ?", (row["id"],))
-        if time.monotonic() > end:
-            return False
-    return True
-
-
-def _remove_parts(conn: Connection, attachment_id: int, end: float) -> bool:
-    """Remove bytes of an attachment until the time `end`, but at least a part. Return whether all are removed."""
-    sql = "SELECT part FROM attachment_data WHERE attachment_id = ? ORDER BY part DESC"
-    for row in conn.execute(sql, (attachment_id,)).fetchall():
-        conn.execute("DELETE FROM attachment_data WHERE attachment_id = ? AND part = ?", (attachment_id, row["part"]))
-        if time.monotonic() > end:
-            return False
-    return True
+    parts = "SELECT part FROM attachment_data WHERE attachment_id = ? ORDER BY part DESC"
+    released = "SELECT id FROM attachments WHERE sha256 IS NULL AND uploaded_at IS NULL ORDER BY id"
+    for attachment_id in scalars(conn, released):
+        while page := conn.execute(last_page, (attachment_id,)).fetchone():
+            search.unindex_page(conn, page)
+            conn.execute("DELETE FROM attachment_pages WHERE id = ?", (page["id"],))
+            yield
+        for part in scalars(conn, parts, (attachment_id,)):
+            conn.execute("DELETE FROM attachment_data WHERE attachment_id = ? AND part = ?", (attachment_id, part))
+            yield
+        conn.execute("DELETE FROM attachments WHERE id = ?", (attachment_id,))
+        yield
 
 
 # ---- read
@@ -369,7 +346,7 @@ def _remove_parts(conn: Connection, attachment_id: int, end: float) -> bool:
 def list_users_with_unread(conn: Connection) -> list[int]:
     """Return the ids of the users with documents that have to be read."""
     sql = "SELECT DISTINCT user_id FROM attachments WHERE status = 'reading' AND sha256 IS NOT NULL"
-    return [row["user_id"] for row in conn.execute(sql)]
+    return scalars(conn, sql)
 
 
 def next_unread(conn: Connection, user_id: int) -> Unread | None:
@@ -386,7 +363,7 @@ def next_unread(conn: Connection, user_id: int) -> Unread | None:
 def is_unread(conn: Connection, attachment_id: int) -> bool:
     """Return whether a document still has to be read: it may have been released since."""
     sql = "SELECT 1 FROM attachments WHERE id = ? AND status = 'reading' AND sha256 IS NOT NULL"
-    return conn.execute(sql, (attachment_id,)).fetchone() is not None
+    return bool(scalar(conn, sql, (attachment_id,)))
 
 
 def set_opened(
@@ -399,19 +376,16 @@ def set_opened(
 def add_pages(conn: Connection, attachment_id: int, first: int, texts: Sequence[str], max_bytes: int = 0) -> int:
     """Store pages from number `first` on for PART_SECONDS. Return how many. Raises NotFound when the document was removed, and
     QuotaExceeded above `max_bytes` (0: no limit)."""
-    end, done, size = time.monotonic() + PART_SECONDS, 0, 0
     sql = "SELECT user_id FROM attachments WHERE id = ? AND status = 'reading' AND sha256 IS NOT NULL"
-    owner = conn.execute(sql, (attachment_id,)).fetchone()
-    if owner is None:
-        raise NotFound("attachment")
-    for number, text in enumerate(texts, first):
-        sql = "INSERT INTO attachment_pages (attachment_id, number, text) VALUES (?, ?, ?)"
-        search.index_page(conn, owner["user_id"], attachment_id, insert(conn, sql, (attachment_id, number, text)), text)
+    user_id = fetch(conn, sql, (attachment_id,), NotFound("attachment"))["user_id"]
+    done = size = 0
+    sql = "INSERT INTO attachment_pages (attachment_id, number, text) VALUES (?, ?, ?)"
+    for text in one_part(texts):
+        page_id = insert(conn, sql, (attachment_id, first + done, text))
+        search.index_page(conn, user_id, attachment_id, page_id, text)
         size += len(text.encode())
         done += 1
-        if time.monotonic() > end:
-            break
-    add_stored_bytes(conn, owner["user_id"], size, max_bytes)
+    add_stored_bytes(conn, user_id, size, max_bytes)
     sql = "UPDATE attachments SET text_bytes = text_bytes + ?, characters = characters + ? WHERE id = ?"
     conn.execute(sql, (size, sum(map(len, texts[:done])), attachment_id))
     return done

@@ -10,19 +10,19 @@ import sqlite3
 
 from msgspec import Struct
 
-from ..db import Connection, insert, now
+from ..db import Connection, now, scalar, scalars
 from ..errors import Conflict
 from . import search
 from .conversations import (
     Conversation,
     drop_links,
     get_conversation,
+    insert_conversation,
     owned,
     restore_conversation,
     title_from,
 )
 from .messages import PATH, get_message_row, newest_leaf, refuse_while_generating
-from .types import title_key
 
 
 class Deleted(Struct):
@@ -35,19 +35,18 @@ class Deleted(Struct):
 def delete_message(conn: Connection, user_id: int, conversation_id: int, message_id: int) -> Deleted:
     """Move a message to the bin, a question with its answers. Deleting it again changes nothing. Raises GenerationActive."""
     conversation = owned(conn, user_id, conversation_id)
-    entry = conn.execute(
+    entry = (
         "SELECT c.id FROM messages m JOIN conversations c ON c.id = m.conversation_id"
-        " WHERE m.id = ? AND c.deleted_from = ? AND c.hidden = 0",
-        (message_id, conversation_id),
-    ).fetchone()
-    if entry:
-        return Deleted(entry["id"], conversation["active_message_id"])
+        " WHERE m.id = ? AND c.deleted_from = ? AND c.hidden = 0"
+    )
+    if entry_id := scalar(conn, entry, (message_id, conversation_id)):
+        return Deleted(entry_id, conversation["active_message_id"])
     message = get_message_row(conn, conversation_id, message_id)
     refuse_while_generating(conn, conversation_id)
     removed = [message_id]
     if message["role"] == "user":
         answers = "SELECT id FROM messages WHERE parent_id = ? AND role = 'assistant' ORDER BY id"
-        removed += [row["id"] for row in conn.execute(answers, (message_id,))]
+        removed += scalars(conn, answers, (message_id,))
     active = conversation["active_message_id"]
     entry_id = _add_entry(conn, conversation, message, active if active in removed else removed[-1])
     link = "INSERT OR IGNORE INTO former_parents (message_id, parent_id) "
@@ -71,25 +70,17 @@ def delete_message(conn: Connection, user_id: int, conversation_id: int, message
 def _add_entry(conn: Connection, conversation: sqlite3.Row, message: sqlite3.Row, leaf: int) -> int:
     """Add the conversation in the bin that holds a deleted message. Return its id."""
     title = title_from(message["content"]) if message["content"].strip() else conversation["title"]
-    entry_id = insert(
-        conn,
-        "INSERT INTO conversations (user_id, title, title_key, named, provider_id, model, settings, active_message_id,"
-        " created_at, updated_at, deleted_at, deleted_from, temporary) VALUES (?1, ?2, ?3, 1, ?4, ?5, ?6, ?7, ?8, ?8, ?8, ?9, ?10)",
-        (
-            conversation["user_id"],
-            title,
-            title_key(title),
-            message["provider_id"] or conversation["provider_id"],
-            message["model"] or conversation["model"],
-            conversation["settings"],
-            leaf,
-            now(),
-            conversation["id"],
-            conversation["temporary"],
-        ),
-    )
-    search.index_title(conn, conversation["user_id"], entry_id, title)
-    return entry_id
+    columns = {
+        "named": 1,
+        "provider_id": message["provider_id"] or conversation["provider_id"],
+        "model": message["model"] or conversation["model"],
+        "settings": conversation["settings"],
+        "temporary": conversation["temporary"],
+        "active_message_id": leaf,
+        "deleted_from": conversation["id"],
+        "deleted_at": now(),
+    }
+    return insert_conversation(conn, conversation["user_id"], title, columns)
 
 
 def _copy_sent_system_prompts(conn: Connection, conversation_id: int, entry_id: int) -> None:
@@ -122,12 +113,13 @@ def place(conn: Connection, conversation_id: int, message_id: int | None) -> int
 
 def _other_version(conn: Connection, conversation_id: int, answer: sqlite3.Row) -> int | None:
     """Return the version before a deleted answer, else the one after it. Messages that moved up to its parent are no versions of it."""
-    row = conn.execute(
+    version: int | None = scalar(
+        conn,
         "SELECT id FROM messages m WHERE conversation_id = ?1 AND parent_id IS ?2 AND role = 'assistant'"
         " AND NOT EXISTS (SELECT 1 FROM former_parents f WHERE f.message_id = m.id) ORDER BY id > ?3, abs(id - ?3) LIMIT 1",
         (conversation_id, answer["parent_id"], answer["id"]),
-    ).fetchone()
-    return row["id"] if row else None
+    )
+    return version
 
 
 def restore(conn: Connection, user_id: int, conversation_id: int) -> Conversation:
@@ -145,7 +137,7 @@ def restore(conn: Connection, user_id: int, conversation_id: int) -> Conversatio
         raise Conflict("The chat that this message belongs to is in the bin too. Restore that chat first.")
     # The first is the root; a question is followed by its answers.
     sql = "SELECT id FROM messages WHERE conversation_id = ? ORDER BY parent_id IS NOT NULL, id"
-    ids = [row["id"] for row in conn.execute(sql, (conversation_id,))]
+    ids = scalars(conn, sql, (conversation_id,))
     root_id = ids[0]
     former_place = place(conn, home_id, root_id)
     # The client may have repeated its request after the deletion, or an import may have added the message again.
@@ -175,6 +167,6 @@ def _show_restored(conn: Connection, home: sqlite3.Row, entry: sqlite3.Row, root
     sql = PATH + "SELECT 1 FROM path WHERE id = :root"
     leaf = {"leaf": home["active_message_id"], "limit": -1, "root": root_id}
     is_continued = home["active_message_id"] is not None and home["updated_at"] > entry["deleted_at"]
-    if not is_continued and not conn.execute(sql, leaf).fetchone():
+    if not is_continued and not scalar(conn, sql, leaf):
         active = newest_leaf(conn, home["id"], entry["active_message_id"] or root_id)
         conn.execute("UPDATE conversations SET active_message_id = ? WHERE id = ?", (active, home["id"]))

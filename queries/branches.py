@@ -1,23 +1,16 @@
 """Branches: a copy of the path up to a message, as a conversation of its own."""
 
+import itertools
 import re
-import time
 import uuid
 
 from msgspec import Struct
 
-from ..db import Connection, Database, insert, now
+from ..db import Connection, Database, now, one_part, scalar
 from ..errors import Conflict, GenerationActive, QuotaExceeded
 from . import attachments, search
-from .conversations import (
-    BRANCH_SOURCE,
-    PART_SECONDS,
-    Conversation,
-    get_conversation,
-    owned,
-    remove_hidden,
-)
-from .messages import PATH, get_message_row
+from .conversations import BRANCH_SOURCE, Conversation, get_conversation, insert_conversation, owned, remove_hidden
+from .messages import get_message_row, list_path
 from .quota import add_stored_bytes
 from .types import TITLE_CHARACTERS, title_key
 
@@ -70,33 +63,22 @@ def _begin(
     original = owned(conn, user_id, conversation_id)
     if get_message_row(conn, conversation_id, message_id)["status"] == "generating":
         raise GenerationActive
-    title = _title(conn, user_id, original["title"])
-    columns = ", ".join(COPIED_COLUMNS)
-    copy_id = insert(
-        conn,
-        f"INSERT INTO conversations (user_id, title, title_key, named, created_at, updated_at, hidden, source, {columns})"
-        f" SELECT user_id, ?1, ?2, 1, ?3, ?3, 1, ?4, {columns} FROM conversations WHERE id = ?5",
-        (title, title_key(title), now(), source, conversation_id),
-    )
-    search.index_title(conn, user_id, copy_id, title)
+    columns = {name: original[name] for name in COPIED_COLUMNS} | {"named": 1, "hidden": 1, "source": source}
+    copy_id = insert_conversation(conn, user_id, _title(conn, user_id, original["title"]), columns)
     add_stored_bytes(conn, user_id, len(original["system_prompt"].encode()), max_bytes)
-    path = PATH + "SELECT id FROM path WHERE id IS NOT NULL ORDER BY depth DESC"
-    return _Copy(
-        user_id, copy_id, [row["id"] for row in conn.execute(path, {"leaf": message_id, "limit": -1}).fetchall()]
-    )
+    return _Copy(user_id, copy_id, list_path(conn, message_id))
 
 
 def _title(conn: Connection, user_id: int, original: str) -> str:
     """Return "Title (branch)", or the first of "Title (branch 2)", "Title (branch 3)" and so on that is free."""
     base = re.sub(r" \(branch(?: \d+)?\)\Z", "", original)
     sql = "SELECT 1 FROM conversations WHERE user_id = ? AND deleted_at IS NULL AND title_key = ?"
-    number = 1
-    while True:
+    for number in itertools.count(1):
         ending = f" (branch {number})" if number > 1 else " (branch)"
         title = base[: TITLE_CHARACTERS - len(ending)] + ending
-        if not conn.execute(sql, (user_id, title_key(title))).fetchone():
-            return title
-        number += 1
+        if not scalar(conn, sql, (user_id, title_key(title))):
+            break
+    return title
 
 
 _INSERT = """
@@ -110,8 +92,8 @@ FROM messages WHERE id = ? RETURNING id, content, reasoning, tools
 
 def _copy_messages(conn: Connection, copy: _Copy, max_bytes: int) -> _Copy:
     """Copy messages for PART_SECONDS. Return the copy as it is then. A message that has been removed since is left out."""
-    end, done, size, leaf = time.monotonic() + PART_SECONDS, 0, 0, copy.leaf
-    for message_id in copy.ids:
+    done, size, leaf = 0, 0, copy.leaf
+    for message_id in one_part(copy.ids):
         rows = conn.execute(_INSERT, (copy.conversation_id, leaf, message_id)).fetchall()
         for row in rows:
             leaf = row["id"]
@@ -120,8 +102,6 @@ def _copy_messages(conn: Connection, copy: _Copy, max_bytes: int) -> _Copy:
             attachments.copy_sent_pages(conn, message_id, leaf)
             search.index_message(conn, copy.user_id, leaf, row["content"])
         done += 1
-        if time.monotonic() > end:
-            break
     add_stored_bytes(conn, copy.user_id, size, max_bytes)
     return _Copy(copy.user_id, copy.conversation_id, copy.ids[done:], leaf)
 

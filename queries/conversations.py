@@ -8,23 +8,21 @@ Ids are integers below 2**63; texts hold no NUL and no lone surrogates.
 import json
 import re
 import sqlite3
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from ..db import Connection, Database, ago, insert, now
+from ..db import Connection, Database, ago, fetch, insert_row, now, one_part, scalar, scalars
 from ..errors import AuthRequired, NotFound
 from . import attachments, folders, search
 from .quota import add_stored_bytes
-from .types import Parameters, QueuedMessage, stored, title_key
+from .types import Parameters, QueuedMessage, from_row, stored, title_key
 
 UNTITLED = "New conversation"
 BIN_DAYS = 30
 BRANCH_SOURCE = "branch:"  # before the client_id in the `source` of a copy
 BRANCH_HOURS = 1.0  # after which a copy that is not finished was ended by a crash
-PART_SECONDS = 0.05  # of work in one transaction of a long import or removal, while other writes wait
 
 
 class Home(Struct):
@@ -65,20 +63,20 @@ _SELECT = (
 
 def get_conversations(conn: Connection, ids: list[int]) -> list[Conversation]:
     """Return the conversations with these ids in this order, without those that no longer exist. The caller has checked the owner."""
-    found = []
-    for row in conn.execute(_SELECT, (json.dumps(ids),)):
-        fields = dict(row)
-        home = Home(row["deleted_from"], title) if (title := fields.pop("home_title")) is not None else UNSET
-        fields |= {
-            "deleted_from": home,
-            "pinned": bool(row["pinned"]),
-            "temporary": bool(row["temporary"]),
-            "settings": Raw(row["settings"].encode()),
-            "deleted_at": row["deleted_at"] or UNSET,
-            "token_name": row["token_name"] or UNSET,
-        }
-        found.append(Conversation(**fields))
-    return found
+    return [
+        from_row(
+            Conversation,
+            row,
+            deleted_from=Home(row["deleted_from"], row["home_title"]) if row["home_title"] is not None else UNSET,
+            pinned=bool(row["pinned"]),
+            temporary=bool(row["temporary"]),
+            settings=Raw(row["settings"].encode()),
+            deleted_at=row["deleted_at"] or UNSET,
+            token_name=row["token_name"] or UNSET,
+            queue=UNSET,
+        )
+        for row in conn.execute(_SELECT, (json.dumps(ids),))
+    ]
 
 
 def get_conversation(conn: Connection, user_id: int, conversation_id: int) -> Conversation:
@@ -91,13 +89,8 @@ def owned(conn: Connection, user_id: int, conversation_id: int, deleted: bool = 
 
     `deleted`: whether it is expected in the bin. Hidden conversations are not found.
     """
-    row: sqlite3.Row | None = conn.execute(
-        "SELECT * FROM conversations WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ? AND hidden = 0",
-        (conversation_id, user_id, deleted),
-    ).fetchone()
-    if row is None:
-        raise NotFound("conversation")
-    return row
+    sql = "SELECT * FROM conversations WHERE id = ? AND user_id = ? AND (deleted_at IS NOT NULL) = ? AND hidden = 0"
+    return fetch(conn, sql, (conversation_id, user_id, deleted), NotFound("conversation"))
 
 
 def list_conversations(conn: Connection, user_id: int, /, *args: Any, **filters: Any) -> list[Conversation]:
@@ -128,14 +121,14 @@ def find_conversations(
     values: dict[str, Any] = {"user": user_id, "key": title_key(q), "limit": limit}
     if folder is not None:
         if folder:
-            folders.owned_folder(conn, user_id, folder)
+            folders.check_folder(conn, user_id, folder)
         where += " AND c.folder_id IS :folder"
         values["folder"] = folder or None
     if before is not None:
         where += f" AND (c.{column}, c.id) {is_after} (:at, :before)"
         values |= {"at": owned(conn, user_id, before, deleted)[column], "before": before}
     found = f"SELECT c.id FROM conversations c WHERE {where} ORDER BY c.{column} {order}, c.id {order} LIMIT :limit"
-    return [row["id"] for row in conn.execute(found, values)]
+    return scalars(conn, found, values)
 
 
 def title_from(text: str) -> str:
@@ -155,14 +148,24 @@ def add_conversation(conn: Connection, user_id: int, fields: dict[str, Any], max
 
     The user's defaults apply to fields that are missing. Raises QuotaExceeded and NotFound as `set_conversation`.
     """
-    conversation_id = insert(
-        conn,
-        "INSERT INTO conversations (user_id, title, title_key, created_at, updated_at) VALUES (?, ?, ?, ?4, ?4)",
-        (user_id, UNTITLED, title_key(UNTITLED), now()),
-    )
-    search.index_title(conn, user_id, conversation_id, UNTITLED)
+    conversation_id = insert_conversation(conn, user_id, UNTITLED)
     set_conversation(conn, user_id, conversation_id, get_defaults(conn, user_id) | fields, max_bytes)
     return get_conversation(conn, user_id, conversation_id)
+
+
+def insert_conversation(conn: Connection, user_id: int, title: str, columns: Mapping[str, Any] = {}) -> int:
+    """Insert a conversation with these columns, and its title into the search index. Return its id."""
+    moment = now()
+    row = {
+        "user_id": user_id,
+        "title": title,
+        "title_key": title_key(title),
+        "created_at": moment,
+        "updated_at": moment,
+    }
+    conversation_id = insert_row(conn, "conversations", {**row, **columns})
+    search.index_title(conn, user_id, conversation_id, title)
+    return conversation_id
 
 
 def set_conversation(
@@ -174,7 +177,7 @@ def set_conversation(
     """
     row = owned(conn, user_id, conversation_id)
     if fields.get("folder_id"):
-        folders.owned_folder(conn, user_id, fields["folder_id"])
+        folders.check_folder(conn, user_id, fields["folder_id"])
     names = ("system_prompt", "pinned", "provider_id", "model", "folder_id", "temporary")
     columns: dict[str, Any] = {name: fields[name] for name in names if name in fields}
     if "settings" in fields:
@@ -203,9 +206,8 @@ def set_title(conn: Connection, conversation: sqlite3.Row, title: str) -> None:
 
 def get_defaults(conn: Connection, user_id: int) -> dict[str, Any]:
     """Return system_prompt and settings (a dict) of new conversations without a preset, if they were set."""
-    row = conn.execute("SELECT defaults FROM users WHERE id = ?", (user_id,)).fetchone()
-    if row is None:  # the account was deleted while the request ran
-        raise AuthRequired
+    # There is no such user when the account was deleted while the request ran.
+    row = fetch(conn, "SELECT defaults FROM users WHERE id = ?", (user_id,), AuthRequired())
     defaults: dict[str, Any] = json.loads(row["defaults"])
     return defaults
 
@@ -228,16 +230,10 @@ def change_many(conn: Connection, user_id: int, ids: list[int], action: str, fol
     Ids that are not found are left out, because another tab may have deleted some. Raises NotFound when none is left.
     """
     if action == "move" and folder_id is not None:
-        folders.owned_folder(conn, user_id, folder_id)
-    found = conn.execute(
-        "SELECT id FROM conversations WHERE id IN (SELECT value FROM json_each(?)) AND user_id = ?"
-        " AND (deleted_at IS NOT NULL) = ? AND hidden = 0 AND deleted_from IS NULL ORDER BY id",
-        (json.dumps(ids), user_id, action == "restore"),
-    ).fetchall()
-    if not found:
-        raise NotFound("conversation")
+        folders.check_folder(conn, user_id, folder_id)
+    in_bin = "NOT NULL" if action == "restore" else "NULL"
+    chosen = _find_owned(conn, user_id, ids, f"deleted_from IS NULL AND deleted_at IS {in_bin}")
     change = {"delete": "deleted_at = :now", "restore": "deleted_at = NULL", "move": "folder_id = :folder, pinned = 0"}
-    chosen = [row["id"] for row in found]
     conn.execute(
         f"UPDATE conversations SET {change[action]} WHERE id IN (SELECT value FROM json_each(:ids))",
         {"now": now(), "folder": folder_id, "ids": json.dumps(chosen)},
@@ -247,14 +243,19 @@ def change_many(conn: Connection, user_id: int, ids: list[int], action: str, fol
 
 def owned_ids(conn: Connection, user_id: int, ids: list[int]) -> list[int]:
     """Return those of the ids that are conversations in the user's list. Raises NotFound when none is."""
-    rows = conn.execute(
-        "SELECT id FROM conversations WHERE id IN (SELECT value FROM json_each(?)) AND user_id = ?"
-        " AND deleted_at IS NULL AND hidden = 0 AND temporary = 0 ORDER BY id",
+    return _find_owned(conn, user_id, ids, "deleted_at IS NULL AND temporary = 0")
+
+
+def _find_owned(conn: Connection, user_id: int, ids: list[int], condition: str) -> list[int]:
+    found = scalars(
+        conn,
+        "SELECT id FROM conversations WHERE id IN (SELECT value FROM json_each(?)) AND user_id = ? AND hidden = 0"
+        f" AND {condition} ORDER BY id",
         (json.dumps(ids), user_id),
-    ).fetchall()
-    if not rows:
+    )
+    if not found:
         raise NotFound("conversation")
-    return [row["id"] for row in rows]
+    return found
 
 
 # ---- permanent removal: a conversation is hidden in one transaction, then removed in many short ones
@@ -269,8 +270,7 @@ def hide_conversation(conn: Connection, user_id: int, conversation_id: int) -> l
         owned(conn, user_id, conversation_id)
     except NotFound:
         owned(conn, user_id, conversation_id, deleted=True)
-    rows = conn.execute(f"{_HIDE} (id = ?1 OR deleted_from = ?1) RETURNING id", (conversation_id,)).fetchall()
-    return [row["id"] for row in rows]
+    return scalars(conn, f"{_HIDE} (id = ?1 OR deleted_from = ?1) RETURNING id", (conversation_id,))
 
 
 def hide_all(conn: Connection, conversation_ids: list[int]) -> None:
@@ -280,7 +280,7 @@ def hide_all(conn: Connection, conversation_ids: list[int]) -> None:
 
 def list_all(conn: Connection, user_id: int) -> list[int]:
     """Return the ids of all of a user's conversations, hidden ones and those in the bin included."""
-    return [row["id"] for row in conn.execute("SELECT id FROM conversations WHERE user_id = ?", (user_id,))]
+    return scalars(conn, "SELECT id FROM conversations WHERE user_id = ?", (user_id,))
 
 
 def hide_expired(conn: Connection) -> None:
@@ -297,23 +297,23 @@ def hide_temporary(conn: Connection, before: str, but: Iterable[int] = (), only:
 
     `but`: ids of those that are open. One with a running answer stays.
     """
-    rows = conn.execute(
+    return scalars(
+        conn,
         f"{_HIDE} temporary = 1 AND hidden = 0 AND updated_at <= :before AND (:only IS NULL OR id = :only OR deleted_from = :only)"
         " AND id NOT IN (SELECT value FROM json_each(:but)) AND NOT EXISTS"
         " (SELECT 1 FROM messages m WHERE m.conversation_id = conversations.id AND m.status = 'generating') RETURNING id",
         {"before": before, "only": only, "but": json.dumps(list(but))},
-    ).fetchall()
-    return [row["id"] for row in rows]
+    )
 
 
 def list_hidden(conn: Connection, user_id: int | None = None) -> list[int]:
     """Return the ids of the hidden conversations of one user, or of all users, without the branches that are being copied."""
-    rows = conn.execute(
+    return scalars(
+        conn,
         "SELECT id FROM conversations WHERE hidden = 1 AND user_id = coalesce(?, user_id)"
         " AND (source IS NULL OR source NOT LIKE ? || '%' OR created_at < ?)",
         (user_id, BRANCH_SOURCE, ago(hours=BRANCH_HOURS)),
     )
-    return [row["id"] for row in rows]
 
 
 async def remove_hidden(database: Database, conversation_ids: Iterable[int]) -> None:
@@ -353,8 +353,9 @@ def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
 
     A message that is an active leaf or that has children is not removed.
     """
-    end, done, size, user_id = time.monotonic() + PART_SECONDS, 0, 0, None
-    for message_id in ids:
+    done, size, user_id = 0, 0, None
+    for message_id in one_part(ids):
+        done += 1
         row = conn.execute(
             "SELECT m.id, m.content, m.reasoning, m.status, m.tools, c.user_id, c.deleted_from"
             " FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?1"
@@ -371,9 +372,6 @@ def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
             files = attachments.linked_ids(conn, message_id)
             conn.execute("DELETE FROM messages WHERE id = ?", (message_id,))
             size += attachments.release(conn, files)
-        done += 1
-        if time.monotonic() > end:
-            break
     if user_id is not None:
         add_stored_bytes(conn, user_id, -size)
     return ids[done:]
@@ -381,11 +379,12 @@ def remove_messages(conn: Connection, ids: list[int]) -> list[int]:
 
 def _unlink(conn: Connection, message_id: int) -> None:
     """Let what followed a deleted message follow its parent: this message cannot be restored any more."""
-    parent = conn.execute(
-        "SELECT coalesce(f.parent_id, m.parent_id) AS id FROM messages m LEFT JOIN former_parents f ON f.message_id = m.id"
+    parent = scalar(
+        conn,
+        "SELECT coalesce(f.parent_id, m.parent_id) FROM messages m LEFT JOIN former_parents f ON f.message_id = m.id"
         " WHERE m.id = ?",
         (message_id,),
-    ).fetchone()["id"]
+    )
     if parent is not None:
         conn.execute("UPDATE former_parents SET parent_id = ? WHERE parent_id = ?", (parent, message_id))
         drop_links(conn, parent)

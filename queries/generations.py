@@ -1,54 +1,24 @@
-"""Queries of answers: begin one, read its prompt, save it, read it again."""
+"""Queries of answers: begin one, save it, read it again. See conversations.py for the first parameter."""
 
 import contextlib
 import hashlib
 import json
 import sqlite3
 import uuid
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from msgspec import Struct, convert, to_builtins
 
-from ..db import Connection, insert, now
+from ..db import Connection, insert, now, scalar
 from ..errors import AlreadyAnswered, GenerationActive, Invalid, NotFound, NoUserMessage
 from . import documents, search
-from .attachments import IS_IMAGE, get_data
 from .conversations import owned
-from .documents import Document, Excerpt, SentPages
-from .messages import PATH, encode_citations, get_message_row
-from .prompts import get_effective_defaults
+from .documents import SentPages
+from .messages import encode_citations, get_message_row
 from .quota import add_stored_bytes
-from .types import Citation, Image
-
-SENT_IMAGES = 32  # of a prompt: more fill the context of a local model, at several hundred tokens each
-SENT_IMAGE_BYTES = 32 * 1024 * 1024  # more than one request can add, so that a new message's images are always sent
-
-
-class Turn(Struct):
-    """A message of a prompt."""
-
-    role: str
-    content: str
-    images: list[Image]  # those that are sent
-    omitted_images: int  # older ones, beyond SENT_IMAGES or SENT_IMAGE_BYTES
-    total_tokens: int | None  # of an answer with its prompt
-    omitted_messages: int  # of the prompt of an answer
-    context_length: int | None  # in tokens, of the model that answered
-    message_id: int = 0
-    document_ids: list[int] = []  # those that no earlier turn has
-    excerpts: list[Excerpt] = []  # what stands in it of the documents of the path
-
-
-class Prompt(Struct):
-    system_prompt: str
-    turns: list[Turn]
-    documents: dict[int, Document] = {}  # of the path, by id
-
-    @property
-    def excerpts(self) -> list[Excerpt]:
-        return [excerpt for turn in self.turns for excerpt in turn.excerpts]
+from .turns import Prompt, get_prompt
+from .types import Citation
 
 
 class AnswerRequest(Struct, frozen=True):
@@ -159,11 +129,7 @@ def begin_answer(
         if not _matches(generation, request):
             raise AlreadyAnswered
         return Answer(generation["id"], leaf["id"])
-    if not provider_id or not model:
-        raise Invalid("model: choose one. No model server that can be reached offers any.")
-    params = json.loads(conversation["settings"]) | request.params
-    prompt = get_prompt(conn, question["id"])
-    return add_answer(conn, Job(user_id, conversation_id, provider_id, model, params, question["id"], prompt, now()))
+    return add_answer(conn, _job(conn, conversation, request, provider_id, model, question["id"]))
 
 
 def begin_continuation(
@@ -187,13 +153,10 @@ def begin_continuation(
         return Answer(running["id"], message_id)
     if message["role"] != "assistant" or not message["content"]:
         raise Invalid("message_id: only an answer with text can be continued.")
-    if conn.execute("SELECT 1 FROM messages WHERE parent_id = ?", (message_id,)).fetchone():
+    if scalar(conn, "SELECT 1 FROM messages WHERE parent_id = ?", (message_id,)):
         raise Invalid("message_id: only the last message of a branch can be continued.")
-    if not provider_id or not model:
-        raise Invalid("model: choose one. No model server that can be reached offers any.")
-    params = json.loads(conversation["settings"]) | request.params
+    job = _job(conn, conversation, request, provider_id, model, message_id)
     usage, stats = (json.loads(message[name] or "null") for name in ("token_usage", "stats"))
-    job = Job(user_id, conversation_id, provider_id, model, params, message_id, get_prompt(conn, message_id), now())
     job.earlier = Earlier(message["content"], message["reasoning"], usage, stats or {})
     conn.execute(
         "INSERT INTO continued_generations (id, message_id, log) SELECT id, message_id, log FROM generations WHERE message_id = ?",
@@ -206,9 +169,25 @@ def begin_continuation(
     )
     answer = _add_generation(conn, job, message_id)
     # The next save replaces this part. After a crash before it, the text is not lost.
-    log = [first_event(answer), *(length for length in (-len(message["reasoning"]), len(message["content"])) if length)]
+    log = [first_event(answer), *_lengths(message)]
     add_parts(conn, [SavedPart(answer.generation_id, 1, message["content"], message["reasoning"], json.dumps(log))])
     return answer
+
+
+def _job(
+    conn: Connection,
+    conversation: sqlite3.Row,
+    request: AnswerRequest,
+    provider_id: str | None,
+    model: str | None,
+    leaf_id: int,
+) -> Job:
+    """Return the job of an answer that follows this message or continues it. Raises Invalid without a provider or a model."""
+    if not provider_id or not model:
+        raise Invalid("model: choose one. No model server that can be reached offers any.")
+    params = json.loads(conversation["settings"]) | request.params
+    prompt = get_prompt(conn, leaf_id)
+    return Job(conversation["user_id"], conversation["id"], provider_id, model, params, leaf_id, prompt, now())
 
 
 def first_event(answer: Answer) -> dict[str, Any]:
@@ -249,12 +228,11 @@ def _matches(generation: sqlite3.Row, request: AnswerRequest) -> bool:
 
 
 def add_answer(conn: Connection, job: Job) -> Answer:
-    message_id = insert(
-        conn,
+    sql = (
         "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, created_at)"
-        " VALUES (?, ?, 'assistant', '', 'generating', ?, ?, ?)",
-        (job.conversation_id, job.leaf_id, job.provider_id, job.model, job.begun_at),
+        " VALUES (?, ?, 'assistant', '', 'generating', ?, ?, ?)"
     )
+    message_id = insert(conn, sql, (job.conversation_id, job.leaf_id, job.provider_id, job.model, job.begun_at))
     return _add_generation(conn, job, message_id)
 
 
@@ -276,8 +254,7 @@ def _generation_of(conn: Connection, message: sqlite3.Row) -> sqlite3.Row:
     select = "SELECT id, provider_id, model FROM generations WHERE message_id = ?"
     row: sqlite3.Row | None = conn.execute(select, (message["id"],)).fetchone()
     if row is None:
-        lengths = [length for length in (-len(message["reasoning"]), len(message["content"])) if length]
-        log = [*lengths, {"event": "done", "data": {"status": "ok", "message_id": message["id"]}}]
+        log = [*_lengths(message), {"event": "done", "data": {"status": "ok", "message_id": message["id"]}}]
         conn.execute(
             "INSERT INTO generations (id, message_id, provider_id, model, log) VALUES (?, ?, ?, ?, ?)",
             (str(uuid.uuid4()), message["id"], message["provider_id"] or "", message["model"] or "", json.dumps(log)),
@@ -287,104 +264,9 @@ def _generation_of(conn: Connection, message: sqlite3.Row) -> sqlite3.Row:
     return row
 
 
-def get_prompt(conn: Connection, leaf_id: int, image_data: bool = True, pages: list[SentPages] | None = None) -> Prompt:
-    """Return the path from the first message to this message, with the newest images of its user messages. Raises NotFound.
-
-    Servers accept no images in answers, so those of imported answers are not read. Without `image_data` the images are empty. The texts
-    of excerpts are not read here. `pages`: those of each question, instead of those that were chosen last.
-    """
-    conversation = conn.execute(
-        "SELECT c.system_prompt FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.id = ?",
-        (leaf_id,),
-    ).fetchone()
-    if conversation is None:
-        raise NotFound("conversation")
-    rows = conn.execute(
-        PATH + "SELECT m.id, m.role, m.content, json_extract(m.token_usage, '$.total_tokens') AS total_tokens,"
-        " coalesce(json_extract(m.stats, '$.omitted_messages'), 0) AS omitted,"
-        " json_extract(m.stats, '$.context_length') AS context_length,"
-        " m.role = 'user' AND EXISTS (SELECT 1 FROM message_attachments WHERE message_id = m.id) AS has_attachments"
-        " FROM path JOIN messages m ON m.id = path.id ORDER BY path.depth DESC",
-        {"leaf": leaf_id, "limit": -1},
-    ).fetchall()
-    select = (
-        "SELECT l.rowid, a.size_bytes FROM message_attachments l JOIN attachments a ON a.id = l.attachment_id"
-        f" WHERE l.message_id = ? AND a.{IS_IMAGE} ORDER BY l.position"
-    )
-    stored = {row["id"]: conn.execute(select, (row["id"],)).fetchall() for row in rows if row["has_attachments"]}
-    sent = _choose_images(stored.values())
-    select = "SELECT a.id, a.media_type FROM message_attachments l JOIN attachments a ON a.id = l.attachment_id WHERE l.rowid = ?"
-    images: dict[int, list[Image]] = {}
-    for message_id, sizes in stored.items():
-        chosen_rows = [conn.execute(select, (link_id,)).fetchone() for link_id, _ in sizes if link_id in sent]
-        images[message_id] = [
-            Image(media_type, get_data(conn, attachment_id) if image_data else b"")
-            for attachment_id, media_type in chosen_rows
-        ]
-    with_files = [row["id"] for row in rows if row["has_attachments"]]
-    known = documents.list_documents(conn, with_files) if with_files else []
-    if known and pages is None:
-        pages = documents.list_sent_pages(conn, [row["id"] for row in rows if row["role"] == "user"])
-    places = {document.id: place for place, (_, document) in enumerate(known)}
-    chosen: dict[int, list[SentPages]] = {}
-    for one in sorted(
-        (one for one in pages or () if one.attachment_id in places),  # the message that had it may have been deleted
-        key=lambda one: places[one.attachment_id],
-    ):
-        chosen.setdefault(one.message_id, []).append(one)
-    return Prompt(
-        conversation["system_prompt"],
-        [
-            Turn(
-                role=row["role"],
-                content=row["content"],
-                images=images.get(row["id"], []),
-                omitted_images=len(stored.get(row["id"], ())) - len(images.get(row["id"], ())),
-                total_tokens=row["total_tokens"],
-                omitted_messages=row["omitted"],
-                context_length=row["context_length"],
-                message_id=row["id"],
-                document_ids=[document.id for message_id, document in known if message_id == row["id"]],
-                excerpts=[Excerpt(one.attachment_id, one.ranges) for one in chosen.get(row["id"], ())],
-            )
-            for row in rows
-        ],
-        {document.id: document for _, document in known},
-    )
-
-
-def get_next_prompt(conn: Connection, user_id: int, conversation_id: int | None) -> tuple[Prompt, dict[str, Any]]:
-    """Return the prompt of the next question without that question and without the data of images, and the parameters.
-
-    None: of a new conversation. Raises NotFound.
-    """
-    if conversation_id is None:
-        defaults = get_effective_defaults(conn, user_id)
-        return Prompt(defaults.system_prompt, []), json.loads(bytes(defaults.settings))
-    conversation = owned(conn, user_id, conversation_id)
-    leaf = conversation["active_message_id"]
-    prompt = get_prompt(conn, leaf, image_data=False) if leaf else Prompt(conversation["system_prompt"], [])
-    documents.add_texts(conn, prompt.excerpts)
-    return prompt, json.loads(conversation["settings"])
-
-
-def _choose_images(messages: Iterable[Sequence[tuple[int, int]]]) -> set[int]:
-    """Return the ids of the images to send. `messages`: (id in message_attachments, bytes) of the images of each message of a path, oldest first.
-
-    Above a limit the oldest images are left out until half of it is free, so that the next prompts begin with the same bytes, which
-    the model server has cached. A message that is above a limit by itself keeps its last images.
-    """
-    sent: deque[tuple[int, int]] = deque()
-    used = 0
-    for images in messages:
-        sent.extend(images)
-        used += sum(size for _, size in images)
-        full = len(sent) > SENT_IMAGES or used > SENT_IMAGE_BYTES
-        while full and len(sent) > len(images) and (len(sent) > SENT_IMAGES / 2 or used > SENT_IMAGE_BYTES / 2):
-            used -= sent.popleft()[1]
-        while len(sent) > SENT_IMAGES or used > SENT_IMAGE_BYTES:
-            used -= sent.popleft()[1]
-    return {image_id for image_id, _ in sent}
+def _lengths(message: sqlite3.Row) -> list[int]:
+    """Return the texts of a message as entries of an event log."""
+    return [length for length in (-len(message["reasoning"]), len(message["content"])) if length]
 
 
 def add_parts(conn: Connection, parts: Iterable[SavedPart]) -> None:
@@ -480,22 +362,27 @@ def get_sent_request(conn: Connection, user_id: int, message_id: int) -> FoundRe
         " WHERE m.id = ?",
         (message_id,),
     ).fetchone()
-    try:
-        conversation = owned(conn, user_id, row["conversation_id"] if row else 0)
-    except NotFound:
-        raise NotFound("message") from None
+    conversation = _conversation_of(conn, user_id, row, "message")
     if row["request"] is None:
         return FoundRequest(row["provider_id"], was_passed_on=conversation["token_id"] is not None)
     stored = json.loads(row["request"])
     sql = "SELECT text FROM sent_system_prompts WHERE conversation_id = ? AND text_hash = ?"
-    prompt = conn.execute(sql, (row["conversation_id"], bytes.fromhex(stored.pop("system_prompt_hash")))).fetchone()
-    text = prompt["text"] if prompt else ""  # salvage may have lost it: then the hash of the request is another one
+    text = scalar(conn, sql, (row["conversation_id"], bytes.fromhex(stored.pop("system_prompt_hash"))))
+    text = text or ""  # salvage may have lost it: then the hash of the request is another one
     sent = convert(stored | {"system_prompt": text}, SentRequest)
     found = FoundRequest(row["provider_id"], sent)
     with contextlib.suppress(NotFound):
         found.path = get_prompt(conn, sent.leaf_id, pages=sent.pages)
         documents.add_texts(conn, found.path.excerpts)
     return found
+
+
+def _conversation_of(conn: Connection, user_id: int, row: sqlite3.Row | None, thing: str) -> sqlite3.Row:
+    """Return the user's conversation that has this row. Raises NotFound for the thing that the row is."""
+    try:
+        return owned(conn, user_id, row["conversation_id"] if row else 0)
+    except NotFound:
+        raise NotFound(thing) from None
 
 
 def get_recording(conn: Connection, user_id: int, generation_id: str, token_id: int | None = None) -> Recording:
@@ -510,10 +397,7 @@ def get_recording(conn: Connection, user_id: int, generation_id: str, token_id: 
         ") g JOIN messages m ON m.id = g.message_id",
         (generation_id,),
     ).fetchone()
-    try:
-        conversation = owned(conn, user_id, row["conversation_id"] if row else 0)
-    except NotFound:
-        raise NotFound("generation") from None
+    conversation = _conversation_of(conn, user_id, row, "generation")
     if token_id is not None and conversation["token_id"] != token_id:
         raise NotFound("generation")
     return Recording(row["id"], row["status"], row["content"], row["reasoning"], row["log"])

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict, cast
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from ..db import Connection, insert, now
+from ..db import Connection, fetch, insert_row, now, scalar, scalars
 from ..errors import GenerationActive, Invalid, NotFound
 from . import attachments, search
 from .conversations import (
@@ -30,6 +30,7 @@ from .types import (
     ImageType,
     TokenUsage,
     Tools,
+    from_row,
     stored,
 )
 
@@ -140,22 +141,11 @@ _decode_citations = msgspec.json.Decoder(list[Citation]).decode
 
 def _message(row: sqlite3.Row) -> Message:
     ids, models, edited = (list(column) for column in zip(*json.loads(row["siblings"]), strict=True))
-    names = (
-        "id",
-        "role",
-        "content",
-        "created_at",
-        "parent_id",
-        "status",
-        "provider_id",
-        "model",
-        "generation_id",
-        "reasoning",
-    )
     files = [Attachment(**one) for one in json.loads(row["attachments"])]
     usage, stats, error = (Raw(row[name].encode()) if row[name] else None for name in ("token_usage", "stats", "error"))
-    return Message(
-        **{name: row[name] for name in names},
+    return from_row(
+        Message,
+        row,
         versions={"ids": ids, "index": ids.index(row["id"]), "models": models, "edited": [*map(bool, edited)]},
         stats=stats,
         error=error,
@@ -165,6 +155,7 @@ def _message(row: sqlite3.Row) -> Message:
         token_usage=usage if row["role"] == "assistant" else UNSET,
         citations=_decode_citations(row["citations"]) if row["citations"] else None,
         tools=Raw(row["tools"].encode()) if row["tools"] else UNSET,
+        blocks=UNSET,
     )
 
 
@@ -186,21 +177,21 @@ def get_message(conn: Connection, user_id: int, conversation_id: int, message_id
 
 
 def get_message_row(conn: Connection, conversation_id: int, message_id: int) -> sqlite3.Row:
-    row: sqlite3.Row | None = conn.execute(
-        "SELECT * FROM messages WHERE id = ? AND conversation_id = ?", (message_id, conversation_id)
-    ).fetchone()
-    if row is None:
-        raise NotFound("message")
-    return row
+    sql = "SELECT * FROM messages WHERE id = ? AND conversation_id = ?"
+    return fetch(conn, sql, (message_id, conversation_id), NotFound("message"))
+
+
+def list_path(conn: Connection, leaf_id: int) -> list[int]:
+    """Return the ids of the messages of the path to this one, oldest first."""
+    sql = PATH + "SELECT id FROM path WHERE id IS NOT NULL ORDER BY depth DESC"
+    return scalars(conn, sql, {"leaf": leaf_id, "limit": -1})
 
 
 def list_documents_above(conn: Connection, user_id: int, conversation_id: int, message_id: int) -> list[Document]:
     """Return the documents of the path that leads to a message. Raises NotFound."""
     owned(conn, user_id, conversation_id)
     get_message_row(conn, conversation_id, message_id)
-    path = PATH + "SELECT id FROM path WHERE id IS NOT NULL ORDER BY depth DESC"
-    ids = [row["id"] for row in conn.execute(path, {"leaf": message_id, "limit": -1})]
-    return [document for _, document in list_documents(conn, ids)]
+    return [document for _, document in list_documents(conn, list_path(conn, message_id))]
 
 
 def add_message(
@@ -220,27 +211,38 @@ def add_message(
     and as `attachments.attach`.
     """
     conversation = owned(conn, user_id, conversation_id)
-    sql = "SELECT id FROM messages WHERE conversation_id = ? AND client_id = ?"  # no row for NULL
-    if known := conn.execute(sql, (conversation_id, client_id)).fetchone():
-        return int(known["id"])
+    if known := find_message(conn, conversation_id, client_id):
+        return known
     if parent_id is UNSET:
         parent_id = conversation["active_message_id"]
     elif parent_id is not None:
         get_message_row(conn, conversation_id, parent_id)
-    moment = now()
-    message_id = insert(
-        conn,
-        "INSERT INTO messages (conversation_id, parent_id, role, content, status, client_id, created_at)"
-        " VALUES (?, ?, 'user', ?, 'complete', ?, ?)",
-        (conversation_id, parent_id, content, client_id, moment),
-    )
+    columns = {"parent_id": parent_id, "role": "user", "content": content, "client_id": client_id}
+    message_id = insert_message(conn, user_id, conversation_id, columns, max_bytes)
     attachments.attach(conn, user_id, message_id, images, attachment_ids, max_bytes)
-    add_stored_bytes(conn, user_id, len(content.encode()), max_bytes)
-    sql = "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?"
-    conn.execute(sql, (message_id, moment, conversation_id))
-    search.index_message(conn, user_id, message_id, content)
     if parent_id is None and not conversation["named"]:
         set_title(conn, conversation, title_from(content))
+    return message_id
+
+
+def find_message(conn: Connection, conversation_id: int, client_id: str | None, table: str = "messages") -> int | None:
+    """Return the id of the message with this `client_id`, None for none."""
+    sql = f"SELECT id FROM {table} WHERE conversation_id = ? AND client_id = ?"
+    message_id: int | None = scalar(conn, sql, (conversation_id, client_id))
+    return message_id
+
+
+def insert_message(
+    conn: Connection, user_id: int, conversation_id: int, columns: dict[str, Any], max_bytes: int = 0
+) -> int:
+    """Insert a complete message, which becomes the active leaf, and return its id. Raises QuotaExceeded."""
+    moment = now()
+    row = {"conversation_id": conversation_id, "status": "complete", "created_at": moment}
+    message_id = insert_row(conn, "messages", row | columns)
+    add_stored_bytes(conn, user_id, len(columns["content"].encode()), max_bytes)
+    sql = "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?"
+    conn.execute(sql, (message_id, moment, conversation_id))
+    search.index_message(conn, user_id, message_id, columns["content"])
     return message_id
 
 
@@ -260,28 +262,16 @@ def edit_answer(
     A known `client_id` returns the id of that message. Raises GenerationActive, Invalid for a question, and QuotaExceeded.
     """
     owned(conn, user_id, conversation_id)
-    sql = "SELECT id FROM messages WHERE conversation_id = ? AND client_id = ?"
-    if known := conn.execute(sql, (conversation_id, client_id)).fetchone():
-        return int(known["id"])
+    if known := find_message(conn, conversation_id, client_id):
+        return known
     answer = get_message_row(conn, conversation_id, message_id)
     if answer["role"] != "assistant":
         raise Invalid("Only an answer can be edited here. To edit a question, add a message with the same parent_id.")
     refuse_while_generating(conn, conversation_id)
-    moment = now()
-    version_id = insert(
-        conn,
-        "INSERT INTO messages (conversation_id, parent_id, role, content, status, provider_id, model, client_id, edited, created_at,"
-        " citations) VALUES (?, ?, 'assistant', ?, 'complete', ?, ?, ?, 1, ?, ?)",
-        (
-            *(conversation_id, answer["parent_id"], content, answer["provider_id"], answer["model"], client_id, moment),
-            encode_citations(citations),
-        ),
-    )
+    columns = {name: answer[name] for name in ("parent_id", "role", "provider_id", "model")}
+    columns |= {"content": content, "client_id": client_id, "edited": 1, "citations": encode_citations(citations)}
+    version_id = insert_message(conn, user_id, conversation_id, columns, max_bytes)
     attachments.copy_links(conn, message_id, version_id)
-    add_stored_bytes(conn, user_id, len(content.encode()), max_bytes)
-    sql = "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?"
-    conn.execute(sql, (version_id, moment, conversation_id))
-    search.index_message(conn, user_id, version_id, content)
     return version_id
 
 
@@ -292,7 +282,7 @@ def encode_citations(citations: list[Citation] | None) -> str | None:
 def refuse_while_generating(conn: Connection, conversation_id: int) -> None:
     """Raise GenerationActive when an answer is generated in the conversation."""
     sql = "SELECT 1 FROM messages WHERE conversation_id = ? AND status = 'generating'"
-    if conn.execute(sql, (conversation_id,)).fetchone():
+    if scalar(conn, sql, (conversation_id,)):
         raise GenerationActive
 
 
@@ -309,6 +299,6 @@ def newest_leaf(conn: Connection, conversation_id: int, message_id: int | None) 
     """Return the end of the path from this message, or from the newest first message, through the newest message each time."""
     leaf = message_id
     newest_child = "SELECT max(id) FROM messages WHERE conversation_id = ? AND parent_id IS ?"
-    while child := conn.execute(newest_child, (conversation_id, leaf)).fetchone()[0]:
+    while child := scalar(conn, newest_child, (conversation_id, leaf)):
         leaf = child
     return leaf

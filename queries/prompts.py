@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Raw, Struct
 
-from ..db import Connection, insert, now
+from ..db import Connection, fetch, insert_row, now, scalar
 from ..errors import Invalid, NameExists, NotFound
 from .conversations import get_defaults
 from .quota import add_stored_bytes
-from .types import NAME_CHARACTERS, Parameters, stored, title_key
+from .types import NAME_CHARACTERS, Parameters, from_row, stored, title_key
 
 MAX_SAVED = {"prompts": 500, "presets": 100}  # of a user
 
@@ -142,8 +142,7 @@ def list_saved(conn: Connection, user_id: int) -> list[tuple[Table, int]]:
 
 
 def get_effective_defaults(conn: Connection, user_id: int) -> Defaults:
-    preset = _default_preset(conn, user_id)
-    if preset is not None:
+    if preset := _default_preset(conn, user_id):
         return Defaults(preset.system_prompt, preset.settings, preset.id, preset.provider_id, preset.model)
     own = get_defaults(conn, user_id)
     return Defaults(own.get("system_prompt", ""), Raw(json.dumps(own.get("settings", {})).encode()), None, None, None)
@@ -155,8 +154,8 @@ def set_defaults(conn: Connection, user_id: int, fields: dict[str, Any]) -> Defa
     Changing a field while there is a default preset keeps the other field's value, and new conversations no longer begin with the preset.
     Raises NotFound for the preset, and Invalid for a preset together with other fields.
     """
-    own = {name: value for name, value in fields.items() if name != "preset_id"}
-    preset_id = fields.get("preset_id")
+    own = dict(fields)
+    preset_id = own.pop("preset_id", None)
     if preset_id is not None and own:
         raise Invalid("preset_id cannot be set together with system_prompt or settings.")
     if preset_id is not None:
@@ -191,12 +190,11 @@ COUNTED = {"prompts": "content", "presets": "system_prompt"}  # towards stored_b
 
 
 def _prompt(row: sqlite3.Row) -> Prompt:
-    return Prompt(**{name: row[name] for name in Prompt.__struct_fields__})
+    return from_row(Prompt, row)
 
 
 def _preset(row: sqlite3.Row) -> Preset:
-    columns: dict[str, Any] = {name: row[name] for name in Preset.__struct_fields__}
-    return Preset(**columns | {"settings": Raw(row["settings"].encode()), "is_default": bool(row["is_default"])})
+    return from_row(Preset, row, settings=Raw(row["settings"].encode()), is_default=bool(row["is_default"]))
 
 
 def _list(conn: Connection, table: Table, user_id: int) -> list[sqlite3.Row]:
@@ -205,18 +203,13 @@ def _list(conn: Connection, table: Table, user_id: int) -> list[sqlite3.Row]:
 
 def _owned(conn: Connection, table: Table, user_id: int, row_id: int) -> sqlite3.Row:
     """Return the user's row. Raises NotFound."""
-    row: sqlite3.Row | None = conn.execute(
-        f"SELECT * FROM {table} WHERE id = ? AND user_id = ?", (row_id, user_id)
-    ).fetchone()
-    if row is None:
-        raise NotFound("prompt") if table == "prompts" else NotFound("preset")
-    return row
+    missing = NotFound(table.removesuffix("s"))
+    return fetch(conn, f"SELECT * FROM {table} WHERE id = ? AND user_id = ?", (row_id, user_id), missing)
 
 
 def _named(conn: Connection, table: Table, user_id: int, name: str) -> sqlite3.Row | None:
-    row: sqlite3.Row | None = conn.execute(
-        f"SELECT * FROM {table} WHERE user_id = ? AND name_key = ?", (user_id, _columns({"name": name})["name_key"])
-    ).fetchone()
+    sql = f"SELECT * FROM {table} WHERE user_id = ? AND name_key = ?"
+    row: sqlite3.Row | None = conn.execute(sql, (user_id, _columns({"name": name})["name_key"])).fetchone()
     return row
 
 
@@ -239,8 +232,8 @@ def _contains(row: sqlite3.Row | dict[str, Any], fields: dict[str, Any]) -> bool
 
 def _check_count(conn: Connection, table: Table, user_id: int, more: int = 0) -> None:
     """Raise Invalid if the user has as many as allowed. `more` are not in the database."""
-    count = more + conn.execute(f"SELECT count(*) FROM {table} WHERE user_id = ?", (user_id,)).fetchone()[0]
-    if count >= MAX_SAVED[table]:
+    count = scalar(conn, f"SELECT count(*) FROM {table} WHERE user_id = ?", (user_id,))
+    if count + more >= MAX_SAVED[table]:
         raise Invalid(f"At most {MAX_SAVED[table]} {table} can be saved. Delete one first.")
 
 
@@ -255,9 +248,7 @@ def _add(conn: Connection, table: Table, user_id: int, fields: dict[str, Any], m
     columns = _CONTENTS[table] | _columns(fields)
     add_stored_bytes(conn, user_id, len(columns[COUNTED[table]].encode()), max_bytes)
     columns |= {"user_id": user_id, "created_at": now(), "updated_at": now()}
-    places = ", ".join(f":{name}" for name in columns)
-    row_id = insert(conn, f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", columns)
-    return _owned(conn, table, user_id, row_id)
+    return _owned(conn, table, user_id, insert_row(conn, table, columns))
 
 
 def _set(

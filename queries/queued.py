@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from msgspec import UNSET
 
-from ..db import Connection, insert, now
+from ..db import Connection, fetch, insert, now, scalar
 from ..errors import GenerationActive, Invalid, NotFound
 from . import attachments, conversations, generations, messages
 from .conversations import Conversation, owned
@@ -47,12 +47,12 @@ def add_queued(
     Raises QuotaExceeded above `max_bytes` (0: no limit), and as `attachments.attach`.
     """
     owned(conn, user_id, conversation_id)
-    of_client = "WHERE conversation_id = ? AND client_id = ?"  # no row for NULL
-    for place, table in enumerate(("messages", "queued_messages")):
-        if known := conn.execute(f"SELECT id FROM {table} {of_client}", (conversation_id, client_id)).fetchone():
-            return (None, known["id"]) if place == 0 else (known["id"], None)
+    if sent_id := messages.find_message(conn, conversation_id, client_id):
+        return None, sent_id
+    if queued_id := messages.find_message(conn, conversation_id, client_id, "queued_messages"):
+        return queued_id, None
     sql = "SELECT count(*) FROM queued_messages WHERE conversation_id = ?"
-    if conn.execute(sql, (conversation_id,)).fetchone()[0] >= QUEUED_MESSAGES:
+    if scalar(conn, sql, (conversation_id,)) >= QUEUED_MESSAGES:
         limit = f"{QUEUED_MESSAGES} messages of a conversation can wait"
         raise Invalid(f"queue: at most {limit}. Wait for an answer, or remove one.")
     queued_id = insert_queued(conn, user_id, conversation_id, content, client_id, max_bytes, now())
@@ -105,8 +105,7 @@ def change_queued(
 
 def remove_queued(conn: Connection, user_id: int, conversation_id: int, queued_id: int) -> None:
     """Raises NotFound, also when the message was sent."""
-    row = _queued(conn, user_id, conversation_id, queued_id)
-    _remove(conn, user_id, row)
+    _remove(conn, user_id, _queued(conn, user_id, conversation_id, queued_id))
 
 
 def _remove(conn: Connection, user_id: int, row: sqlite3.Row) -> None:
@@ -164,12 +163,8 @@ def begin_next(
 
 def _queued(conn: Connection, user_id: int, conversation_id: int, queued_id: int) -> sqlite3.Row:
     owned(conn, user_id, conversation_id)
-    row: sqlite3.Row | None = conn.execute(
-        "SELECT * FROM queued_messages WHERE id = ? AND conversation_id = ?", (queued_id, conversation_id)
-    ).fetchone()
-    if row is None:
-        raise NotFound("message")
-    return row
+    sql = "SELECT * FROM queued_messages WHERE id = ? AND conversation_id = ?"
+    return fetch(conn, sql, (queued_id, conversation_id), NotFound("message"))
 
 
 def _send(conn: Connection, user_id: int, row: sqlite3.Row, parent_id: int | None) -> None:

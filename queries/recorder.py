@@ -14,14 +14,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ..db import Connection, insert, now
-from . import attachments, search
-from .conversations import set_conversation, title_from
-from .generations import Answer, Job, Prompt, add_answer
-from .messages import add_message
+from ..db import Connection, now
+from . import attachments
+from .conversations import insert_conversation, set_conversation, title_from
+from .generations import Answer, Job, add_answer
+from .messages import add_message, insert_message
 from .quota import add_stored_bytes
 from .tokens import Token
-from .types import ANSWER_CHARACTERS, Image, ToolCall, ToolResult, Tools, image_type, title_key
+from .turns import Prompt
+from .types import ANSWER_CHARACTERS, Image, ToolCall, ToolResult, Tools, image_type
 
 THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 TOOL_CHARACTERS = 200_000  # that are kept of a result or of the arguments of a call
@@ -114,7 +115,8 @@ def begin_recorded(
                 attachment_id = attachments.add(conn, user_id, file.data, kind, file.name, max_bytes)
                 attachments.link(conn, leaf_id, position, attachment_id, file.name)
         else:
-            leaf_id = _add_sent_answer(conn, user_id, conversation_id, leaf_id, turn, max_bytes)
+            columns = {"parent_id": leaf_id, "role": "assistant", "content": _cut(turn.content)}
+            leaf_id = insert_message(conn, user_id, conversation_id, columns, max_bytes)
         _set_tools(conn, user_id, leaf_id, turn.tools)
         _set_hash(conn, leaf_id, token.id, turn_hash)
     assert leaf_id is not None
@@ -152,34 +154,10 @@ def _longest_known(
 def _add_conversation(conn: Connection, user_id: int, token: Token, history: History, max_bytes: int) -> int:
     """Add a conversation named after its first question."""
     question = next((turn.content for turn in history.turns if turn.role == "user"), history.turns[0].content)
-    title = title_from(question)
-    conversation_id = insert(
-        conn,
-        "INSERT INTO conversations (user_id, title, title_key, system_prompt, token_id, token_name, created_at, updated_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?7, ?7)",
-        (user_id, title, title_key(title), history.instructions, token.id, token.name, now()),
-    )
-    search.index_title(conn, user_id, conversation_id, title)
+    columns = {"system_prompt": history.instructions, "token_id": token.id, "token_name": token.name}
+    conversation_id = insert_conversation(conn, user_id, title_from(question), columns)
     add_stored_bytes(conn, user_id, len(history.instructions.encode()), max_bytes)
     return conversation_id
-
-
-def _add_sent_answer(
-    conn: Connection, user_id: int, conversation_id: int, parent_id: int | None, turn: RecordedTurn, max_bytes: int
-) -> int:
-    """Add an answer that the program sent and that Fireside has not generated."""
-    content, moment = _cut(turn.content), now()
-    message_id = insert(
-        conn,
-        "INSERT INTO messages (conversation_id, parent_id, role, content, status, created_at)"
-        " VALUES (?, ?, 'assistant', ?, 'complete', ?)",
-        (conversation_id, parent_id, content, moment),
-    )
-    add_stored_bytes(conn, user_id, len(content.encode()), max_bytes)
-    sql = "UPDATE conversations SET active_message_id = ?, updated_at = ? WHERE id = ?"
-    conn.execute(sql, (message_id, moment, conversation_id))
-    search.index_message(conn, user_id, message_id, content)
-    return message_id
 
 
 def _cut(text: str, characters: int = ANSWER_CHARACTERS - 100) -> str:

@@ -4,9 +4,10 @@ import sqlite3
 
 from msgspec import Struct
 
-from ..db import Connection, insert, now
+from ..db import Connection, insert, now, scalar, scalars
 from ..errors import Invalid, NotFound
 from .accounts import User, get_user
+from .types import from_row
 
 MAX_TOKENS = 100  # of a user
 
@@ -21,34 +22,33 @@ class Token(Struct):
     requests: int
 
 
-_TOKEN = "t.id, t.name, t.record, t.created_at, t.expires_at, t.last_used, t.requests"
 _VALID = "(t.expires_at IS NULL OR t.expires_at > ?)"
 
 
 def _token(row: sqlite3.Row) -> Token:
-    return Token(**{name: row[name] for name in Token.__struct_fields__} | {"record": bool(row["record"])})
+    return from_row(Token, row, record=bool(row["record"]))
 
 
 def add_token(
     conn: Connection, user_id: int, name: str, token_hash: bytes, record: bool, expires_at: str | None
 ) -> Token:
     """Raises Invalid when the user has MAX_TOKENS."""
-    if conn.execute("SELECT count(*) FROM tokens WHERE user_id = ?", (user_id,)).fetchone()[0] >= MAX_TOKENS:
+    if scalar(conn, "SELECT count(*) FROM tokens WHERE user_id = ?", (user_id,)) >= MAX_TOKENS:
         raise Invalid(f"A user has at most {MAX_TOKENS} tokens. Revoke one that is no longer used.")
     sql = "INSERT INTO tokens (user_id, name, token_hash, record, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)"
     token_id = insert(conn, sql, (user_id, name, token_hash, record, now(), expires_at))
-    return _token(conn.execute(f"SELECT {_TOKEN} FROM tokens t WHERE t.id = ?", (token_id,)).fetchone())
+    return _token(conn.execute("SELECT * FROM tokens WHERE id = ?", (token_id,)).fetchone())
 
 
 def list_tokens(conn: Connection, user_id: int) -> list[Token]:
     """Return the user's tokens, newest first, also those that have expired."""
-    rows = conn.execute(f"SELECT {_TOKEN} FROM tokens t WHERE t.user_id = ? ORDER BY t.id DESC", (user_id,))
+    rows = conn.execute("SELECT * FROM tokens WHERE user_id = ? ORDER BY id DESC", (user_id,))
     return [_token(row) for row in rows]
 
 
 def get_token(conn: Connection, token_hash: bytes) -> tuple[Token, User] | None:
     """Return a token with its user, or None when it was revoked, has expired, or the user is disabled."""
-    sql = f"SELECT {_TOKEN}, t.user_id FROM tokens t WHERE t.token_hash = ? AND {_VALID}"
+    sql = f"SELECT * FROM tokens t WHERE token_hash = ? AND {_VALID}"
     row = conn.execute(sql, (token_hash, now())).fetchone()
     if row is None:
         return None
@@ -59,7 +59,7 @@ def get_token(conn: Connection, token_hash: bytes) -> tuple[Token, User] | None:
 def list_valid_ids(conn: Connection, user_id: int) -> set[int]:
     """Return the ids of the tokens with which the user's programs can send requests now."""
     sql = f"SELECT t.id FROM tokens t JOIN users u ON u.id = t.user_id WHERE u.id = ? AND {_VALID} AND u.status = 'active'"
-    return {row["id"] for row in conn.execute(sql, (user_id, now()))}
+    return set(scalars(conn, sql, (user_id, now())))
 
 
 def set_token_used(conn: Connection, token_id: int) -> None:

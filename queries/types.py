@@ -1,7 +1,8 @@
 """Types and limits that the database, the API and imports share."""
 
+import sqlite3
 import unicodedata
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -178,6 +179,14 @@ class Tools(msgspec.Struct):
 
     results: list[ToolResult] = []
     calls: list[ToolCall] = []
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def from_row(kind: type[S], row: sqlite3.Row, **values: Any) -> S:
+    """Return a struct whose fields have the values of the columns with their names, except those given as `values`."""
+    return kind(**{name: row[name] for name in kind.__struct_fields__ if name not in values}, **values)
 
 
 def stored(kind: type[msgspec.Struct]) -> Meta:

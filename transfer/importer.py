@@ -21,7 +21,7 @@ import msgspec
 
 from .. import queries
 from ..backends.loose import at, clean, objects_at
-from ..db import Connection, Database
+from ..db import Connection, Database, one_part
 from ..errors import FiresideError, Invalid, NotFound, StorageUnavailable
 from ..queries.attachments import Table
 from ..safety.queue import Slots
@@ -219,19 +219,19 @@ class _Import:
     def store(self, conn: Connection, steps: list[source.Step]) -> int:
         """Do the first of these steps, for PART_SECONDS, and return how many. Raises QuotaExceeded, NotFound."""
         queries.accounts.get_user(conn, self.user_id)  # the account may have been deleted during the import
-        end, done, self._size = time.monotonic() + queries.conversations.PART_SECONDS, 0, 0
+        done = self._size = 0
         if self._conversation is not None and not self._new:
             try:
                 self._check_known(conn)
             except NotFound:
                 self._give_up("was deleted during the import")
-        for step in steps:
+        for step in one_part(steps):
             try:
                 self._do(conn, step)
             except Unreadable as error:
                 self._give_up(str(error))
             done += 1
-            if self.needs_ids or self.to_remove or time.monotonic() > end:
+            if self.needs_ids or self.to_remove:
                 break
         self._add_size(conn, self._size)
         return done

@@ -7,7 +7,7 @@ from typing import Any
 from fireside.chat import excerpts, prompt
 from fireside.documents.choice import Candidates
 from fireside.queries.documents import Document
-from fireside.queries.generations import Prompt, Turn
+from fireside.queries.turns import Prompt, Turn
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from fireside.chat import prompt
-from fireside.queries import generations
-from fireside.queries.generations import Prompt, Turn
+from fireside.queries import turns
+from fireside.queries.turns import Prompt, Turn
 from fireside.queries.types import Image
 from hypothesis import given
 from hypothesis import strategies as st
@@ -191,8 +191,8 @@ def images(message: dict[str, Any]) -> list[bytes]:
 async def test_oldest_images_are_omitted_in_large_steps(
     ann: Person, running: Running, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, count: int, size: int
 ) -> None:
-    monkeypatch.setattr(generations, "SENT_IMAGES", count)
-    monkeypatch.setattr(generations, "SENT_IMAGE_BYTES", size * 16)
+    monkeypatch.setattr(turns, "SENT_IMAGES", count)
+    monkeypatch.setattr(turns, "SENT_IMAGE_BYTES", size * 16)
     conversation_id = await ann.conversation()
     stored: list[bytes] = []
     first: set[bytes] = set()

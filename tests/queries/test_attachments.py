@@ -1,6 +1,7 @@
 """Attachments: stored once, given to messages, released with the last of them, read page by page."""
 
 import pytest
+from fireside import db
 from fireside.db import Connection, ago
 from fireside.errors import AttachmentNotReady, Invalid, NotFound, QuotaExceeded
 from fireside.queries import attachments, messages, quota, search
@@ -121,7 +122,7 @@ def test_removal_of_many_pages_takes_several_transactions(conn: Connection, monk
     read(conn, document, *("Ships sail." for _ in range(50)))
     conn.execute("UPDATE attachments SET uploaded_at = '2020'")
     attachments.release_expired(conn)
-    monkeypatch.setattr(attachments, "PART_SECONDS", 0.0)
+    monkeypatch.setattr(db, "PART_SECONDS", 0.0)
     parts = 0
     while attachments.remove_some_released(conn):
         parts += 1

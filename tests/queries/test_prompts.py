@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fireside.db import Connection
 from fireside.errors import AuthRequired, Invalid, NameExists, NotFound, QuotaExceeded
-from fireside.queries import conversations, generations, prompts, quota
+from fireside.queries import conversations, prompts, quota, turns
 from fireside.queries.prompts import MAX_SAVED, Defaults, Preset
 
 from .conftest import ANN, BOB
@@ -108,7 +108,7 @@ def test_default_preset_is_what_new_conversations_begin_with(conn: Connection) -
     )
     assert prompts.get_first_preset(conn, ANN, None) == prompts.get_preset(conn, ANN, brief.id)
     assert prompts.get_first_preset(conn, ANN, other.id) == other
-    prompt, settings = generations.get_next_prompt(conn, ANN, None)
+    prompt, settings = turns.get_next_prompt(conn, ANN, None)
     assert (prompt.system_prompt, settings) == ("Be brief.", {"top_k": 2})
     assert prompts.get_first_preset(conn, BOB, None) is None
     assert defaults(prompts.set_defaults(conn, ANN, {}))[2] == brief.id

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from fireside.db import Connection
 from fireside.errors import (
     AlreadyAnswered,
     BootstrapDisabled,
-    FiresideError,
     GenerationActive,
     Invalid,
     InvalidCredentials,
@@ -30,18 +28,15 @@ from fireside.queries import (
     generations,
     messages,
     prompts,
-    search,
+    turns,
     usage,
 )
 from fireside.queries.generations import Answer, AnswerRequest, Job, Recording
 from fireside.queries.types import Image
 from fireside.queries.usage import SpeedChange, UsageEntry
 from fireside.transfer import archive
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from .conftest import ANN, BOB, fresh
+from .conftest import ANN, BOB
 
 
 def conversation(conn: Connection, user_id: int = ANN, **fields: Any) -> int:
@@ -478,23 +473,23 @@ def test_images_belong_to_their_message_in_order(conn: Connection) -> None:
 
 def test_images_that_are_not_sent_are_not_read(conn: Connection) -> None:
     conversation_id = conversation(conn)
-    big = Image("image/png", b"x" * (generations.SENT_IMAGE_BYTES // 2 + 1))
+    big = Image("image/png", b"x" * (turns.SENT_IMAGE_BYTES // 2 + 1))
     for _ in range(3):  # the same image counts each time
         question_id = say(conn, conversation_id, "look", images=[big])
     statements: list[str] = []
     conn.set_trace_callback(statements.append)
-    turns = generations.get_prompt(conn, question_id).turns
+    sent = turns.get_prompt(conn, question_id).turns
     conn.set_trace_callback(None)
-    assert [(len(turn.images), turn.omitted_images) for turn in turns] == [(0, 1), (0, 1), (1, 0)]
+    assert [(len(turn.images), turn.omitted_images) for turn in sent] == [(0, 1), (0, 1), (1, 0)]
     assert sum(" data FROM " in statement for statement in statements) == 1
 
 
 def test_imported_message_with_too_many_images_keeps_its_last_ones(conn: Connection) -> None:
     images = [Image("image/png", b"%d" % number) for number in range(50)]
     question_id = say(conn, conversation(conn), "look", images=images)
-    [turn] = generations.get_prompt(conn, question_id).turns
-    assert turn.images == images[-generations.SENT_IMAGES :]
-    assert turn.omitted_images == 50 - generations.SENT_IMAGES
+    [turn] = turns.get_prompt(conn, question_id).turns
+    assert turn.images == images[-turns.SENT_IMAGES :]
+    assert turn.omitted_images == 50 - turns.SENT_IMAGES
 
 
 # ---- answers
@@ -657,133 +652,3 @@ def test_changes_are_found_among_many_days_of_imported_figures() -> None:
     [change] = usage.find_changes(entries[::-1])
     assert time.monotonic() - began < 5
     assert change.since > days[-10]
-
-
-# ---- indexes
-
-INDEXED = {
-    "message_words": "SELECT m.id, 'u' || c.user_id, words(m.content) FROM messages m"
-    " JOIN conversations c ON c.id = m.conversation_id WHERE m.status <> 'generating' AND m.content <> ''",
-    "title_words": "SELECT id, 'u' || user_id, words(title) FROM conversations",
-}
-STORED_BYTES = """
-    SELECT coalesce(sum(length(CAST(c.system_prompt AS BLOB)) + (
-        SELECT coalesce(sum(length(CAST(content AS BLOB))), 0) FROM messages WHERE conversation_id = c.id
-    )), 0) FROM conversations c WHERE c.user_id = users.id
-"""
-words = st.text("abc äÉ日本語 x\n'\"", min_size=1, max_size=20).filter(str.strip)
-
-
-def terms(conn: Connection, index: str) -> set[tuple[Any, ...]]:
-    """Return the content of an index: each word with its row and position."""
-    conn.execute(f"CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab (main, {index}, instance)")
-    found = {tuple(row) for row in conn.execute("SELECT * FROM temp.vocabulary")}
-    conn.execute("DROP TABLE temp.vocabulary")
-    return found
-
-
-def rebuilt(conn: Connection, index: str) -> set[tuple[Any, ...]]:
-    """Return the content of a new index of the same rows."""
-    sql = conn.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (index,)).fetchone()[0]
-    conn.execute(sql.replace(index, "rebuilt", 1))
-    conn.create_function("words", 1, search.words)
-    conn.execute(f"INSERT INTO rebuilt (rowid, owner, text) {INDEXED[index]}")
-    found = terms(conn, "rebuilt")
-    conn.execute("DROP TABLE rebuilt")
-    return found
-
-
-class Indexes(RuleBasedStateMachine):
-    """After any sequence of changes the indexes equal new ones, and they are empty when everything is removed."""
-
-    conversations = Bundle("conversations")
-    running = Bundle("running")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conn = fresh()
-
-    def teardown(self) -> None:
-        for row in self.conn.execute("SELECT user_id, id FROM conversations").fetchall():
-            self.run(purge, *row)  # what was deleted from another one is gone with it
-        self.stored_bytes_are_those_of_messages_and_system_prompts()
-        for index in INDEXED:
-            assert terms(self.conn, index) == set(), index
-        self.conn.close()
-
-    def run(self, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-        """Run one transaction. Return None when it is refused."""
-        self.conn.execute("BEGIN")
-        try:
-            result = function(self.conn, *args, **kw)
-        except FiresideError:
-            self.conn.execute("ROLLBACK")
-            return None
-        self.conn.execute("COMMIT")
-        return result
-
-    @rule(target=conversations, title=st.none() | words, user=st.sampled_from([ANN, BOB]))
-    def create(self, title: str | None, user: int) -> tuple[int, int]:
-        return user, self.run(conversations.add_conversation, user, {"title": title}).id
-
-    @rule(at=conversations, title=words)
-    def change(self, at: tuple[int, int], title: str) -> None:
-        self.run(conversations.set_conversation, *at, {"title": title, "system_prompt": title[1:]})
-
-    @rule(at=conversations, text=words, first=st.booleans())
-    def say(self, at: tuple[int, int], text: str, first: bool) -> None:
-        self.run(messages.add_message, *at, text, *([None] if first else []))
-
-    @rule(target=running, at=conversations, retry=st.booleans())
-    def begin(self, at: tuple[int, int], retry: bool) -> Answer | None:
-        begun: Answer | None = self.run(
-            generations.begin_answer, *at, AnswerRequest("lmstudio", "m", retry=retry), "lmstudio", "m"
-        )
-        return begun
-
-    @rule(begun=consumes(running), text=st.just("") | words, status=st.sampled_from(["complete", "canceled"]))
-    def end(self, begun: Answer | None, text: str, status: str) -> None:
-        if begun is not None:
-            self.run(finish, begun, text, status)
-
-    @rule(at=conversations)
-    def delete_or_restore(self, at: tuple[int, int]) -> None:
-        if self.run(conversations.restore_conversation, *at) is None:
-            self.run(conversations.delete_conversation, *at)
-
-    @rule(at=conversations, choice=st.integers(0, 9))
-    def delete_a_message(self, at: tuple[int, int], choice: int) -> None:
-        ids = conversations.list_message_ids(self.conn, at[1])
-        if ids:
-            self.run(bin.delete_message, *at, ids[choice % len(ids)])
-
-    @rule(choice=st.integers(0, 9), user=st.sampled_from([ANN, BOB]))
-    def restore(self, choice: int, user: int) -> None:
-        ids = conversations.find_conversations(self.conn, user, deleted=True)
-        if ids:
-            self.run(bin.restore, user, ids[choice % len(ids)])
-
-    @rule(at=conversations, choice=st.integers(0, 9), text=words)
-    def edit(self, at: tuple[int, int], choice: int, text: str) -> None:
-        ids = conversations.list_message_ids(self.conn, at[1])
-        if ids:
-            self.run(messages.edit_answer, *at, ids[choice % len(ids)], text)
-
-    @rule(at=consumes(conversations))
-    def purge(self, at: tuple[int, int]) -> None:
-        self.run(purge, *at)
-
-    @invariant()
-    def indexes_equal_new_ones(self) -> None:
-        for index in INDEXED:
-            self.conn.execute(f"INSERT INTO {index} ({index}) VALUES ('integrity-check')")
-            assert terms(self.conn, index) == rebuilt(self.conn, index), index
-
-    @invariant()
-    def stored_bytes_are_those_of_messages_and_system_prompts(self) -> None:
-        for row in self.conn.execute(f"SELECT stored_bytes, ({STORED_BYTES}) AS expected FROM users").fetchall():
-            assert row["stored_bytes"] == row["expected"]
-
-
-TestIndexes = Indexes.TestCase
-TestIndexes.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)

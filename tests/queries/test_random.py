@@ -1,4 +1,4 @@
-"""Random operations on the conversations of one user, in transactions of their own: nothing is lost, counted wrongly or left behind."""
+"""Random operations of two users, in transactions of their own: nothing is lost, counted or indexed wrongly, or left behind."""
 
 import json
 import random
@@ -7,24 +7,62 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fireside.db import Connection
 from fireside.errors import FiresideError
-from fireside.queries import attachments, bin, branches, conversations, folders, generations, messages, queued, quota
+from fireside.queries import (
+    attachments,
+    bin,
+    branches,
+    conversations,
+    folders,
+    generations,
+    messages,
+    queued,
+    quota,
+    search,
+)
 from fireside.queries.generations import Answer, AnswerRequest, Recording, SentRequest
 from fireside.queries.types import Image
 from msgspec import UNSET
 
 from ..documents import library
 from ..trials import FULL, TRIALS
-from .conftest import ANN, fresh
+from .conftest import ANN, BOB, fresh
 
 SEEDS = max(3, 200 * TRIALS // FULL)
 STEPS = 250
 TEXTS = ("boat", "東京 car", "Änna", "x" * 30)
+INDEXED = {  # the rows of each index
+    "message_words": "SELECT m.id, 'u' || c.user_id, words(m.content) FROM messages m"
+    " JOIN conversations c ON c.id = m.conversation_id WHERE m.content <> ''",
+    "title_words": "SELECT id, 'u' || user_id, words(title) FROM conversations",
+    "page_words": "SELECT p.id, 'u' || a.user_id || ' a' || a.id, words(p.text) FROM attachment_pages p"
+    " JOIN attachments a ON a.id = p.attachment_id",
+}
+
+
+def terms(conn: Connection, index: str) -> set[tuple[Any, ...]]:
+    """Return the content of an index: each word with its row and position."""
+    conn.execute(f"CREATE VIRTUAL TABLE temp.vocabulary USING fts5vocab (main, {index}, instance)")
+    found = {tuple(row) for row in conn.execute("SELECT * FROM temp.vocabulary")}
+    conn.execute("DROP TABLE temp.vocabulary")
+    return found
+
+
+def rebuilt(conn: Connection, index: str) -> set[tuple[Any, ...]]:
+    """Return the content of a new index of the same rows."""
+    sql = conn.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (index,)).fetchone()[0]
+    conn.execute(sql.replace(index, "rebuilt", 1))
+    conn.create_function("words", 1, search.words)
+    conn.execute(f"INSERT INTO rebuilt (rowid, owner, text) {INDEXED[index]}")
+    found = terms(conn, "rebuilt")
+    conn.execute("DROP TABLE rebuilt")
+    return found
 
 
 class Random:
     def __init__(self, seed: int) -> None:
-        self.rng, self.conn = random.Random(seed), fresh()
+        self.rng, self.conn, self.user = random.Random(seed), fresh(), ANN
         self.running: list[Answer] = []
         self.copies: list[branches._Copy] = []
         self.hidden: list[int] = []
@@ -36,7 +74,12 @@ class Random:
 
     @property
     def shown(self) -> int:
-        return self.one("SELECT id FROM conversations WHERE hidden = 0 AND deleted_at IS NULL")
+        return self.one(
+            f"SELECT id FROM conversations WHERE hidden = 0 AND deleted_at IS NULL AND user_id = {self.user}"
+        )
+
+    def text(self) -> str:
+        return self.rng.choice((*TEXTS, "".join(self.rng.choices("abc äÉ日本語\n'\"", k=8)).strip() or "-"))
 
     def message(self, conversation_id: int) -> int:
         return self.one(f"SELECT id FROM messages WHERE conversation_id = {conversation_id}")
@@ -55,33 +98,31 @@ class Random:
     # ---- operations
 
     def begin(self) -> None:
-        if len(conversations.find_conversations(self.conn, ANN)) > 1:  # few, so that operations meet in one
+        if len(conversations.find_conversations(self.conn, self.user)) > 1:  # few, so that operations meet in one
             return
         temporary = {"temporary": self.rng.random() < 0.1}
-        messages.begin_conversation(self.conn, ANN, temporary, "hello", None, self.images())
+        messages.begin_conversation(self.conn, self.user, temporary, "hello", None, self.images())
 
     def add(self) -> None:
         at = self.shown
         parent: Any = self.rng.choice((UNSET, None, self.message(at)))
         client_id = self.rng.choice((None, "a", "b"))
-        messages.add_message(
-            self.conn, ANN, at, self.rng.choice(TEXTS), parent, client_id, self.images(), 0, self.files()
-        )
+        messages.add_message(self.conn, self.user, at, self.text(), parent, client_id, self.images(), 0, self.files())
 
     def queue(self) -> None:
         at = self.shown
-        queued.add_queued(self.conn, ANN, at, self.rng.choice(TEXTS), None, self.images(), 0, self.files())
+        queued.add_queued(self.conn, self.user, at, self.text(), None, self.images(), 0, self.files())
         self.start(queued.begin_next(self.conn, lambda _: "server", ANN, at))
 
     def answer(self) -> None:
         at = self.shown
         request = AnswerRequest(retry=self.rng.random() < 0.7, message_id=self.message(at))
-        self.start((generations.begin_answer(self.conn, ANN, at, request, "lmstudio", "m"), None))
+        self.start((generations.begin_answer(self.conn, self.user, at, request, "lmstudio", "m"), None))
 
     def go_on(self) -> None:
         at = self.shown
         request = AnswerRequest(message_id=self.message(at))
-        self.start((generations.begin_continuation(self.conn, ANN, at, request, "lmstudio", "m"), None))
+        self.start((generations.begin_continuation(self.conn, self.user, at, request, "lmstudio", "m"), None))
 
     def finish(self) -> None:
         if not self.running:
@@ -95,27 +136,27 @@ class Random:
         recording = Recording(begun.message_id, status, text, "", log)
         generations.finish_generation(self.conn, begun.generation_id, recording, sent=sent)
         if status == "complete":
-            place = (ANN, begun.job.conversation_id, begun.message_id)
+            place = (begun.job.user_id, begun.job.conversation_id, begun.message_id)
             self.start(queued.begin_next(self.conn, lambda _: "server", *place))
 
     def edit(self) -> None:
         at = self.shown
-        messages.edit_answer(self.conn, ANN, at, self.message(at), self.rng.choice(TEXTS))
+        messages.edit_answer(self.conn, self.user, at, self.message(at), self.text())
 
     def delete_message(self) -> None:
         at = self.shown
-        bin.delete_message(self.conn, ANN, at, self.message(at))
+        bin.delete_message(self.conn, self.user, at, self.message(at))
 
     def restore(self) -> None:
-        deleted = self.one("SELECT id FROM conversations WHERE hidden = 0 AND deleted_at IS NOT NULL")
-        bin.restore(self.conn, ANN, deleted)
+        deleted = f"SELECT id FROM conversations WHERE hidden = 0 AND deleted_at IS NOT NULL AND user_id = {self.user}"
+        bin.restore(self.conn, self.user, self.one(deleted))
 
     def branch(self) -> None:
         if self.copies:
             return
         at = self.shown
         source = f"branch:{self.rng.random()}"
-        begun = branches._begin(self.conn, ANN, at, self.message(at), source, 0)
+        begun = branches._begin(self.conn, self.user, at, self.message(at), source, 0)
         assert isinstance(begun, branches._Copy)
         self.copies.append(begun)
 
@@ -124,11 +165,11 @@ class Random:
             branches._show(self.conn, branches._copy_messages(self.conn, self.copies.pop(), 0))
 
     def delete(self) -> None:
-        conversations.delete_conversation(self.conn, ANN, self.shown)
+        conversations.delete_conversation(self.conn, self.user, self.shown)
 
     def hide(self) -> None:
-        at = self.one("SELECT id FROM conversations WHERE hidden = 0")
-        self.hidden += conversations.hide_conversation(self.conn, ANN, at)
+        at = self.one(f"SELECT id FROM conversations WHERE hidden = 0 AND user_id = {self.user}")
+        self.hidden += conversations.hide_conversation(self.conn, self.user, at)
 
     def leave(self) -> None:
         self.hidden += conversations.hide_temporary(self.conn, "9999", (), self.shown)
@@ -145,10 +186,10 @@ class Random:
         conversations.remove_emptied(self.conn, conversation_id)
 
     def upload(self) -> None:
-        library.upload(self.conn, ANN, self.rng.choice((b"one", b"two", b"three")), "a.txt", "text/plain")
+        library.upload(self.conn, self.user, self.rng.choice((b"one", b"two", b"three")), "a.txt", "text/plain")
 
     def read(self) -> None:
-        unread = attachments.next_unread(self.conn, ANN)
+        unread = attachments.next_unread(self.conn, self.user)
         if unread is not None:
             attachments.set_opened(self.conn, unread.id, "text/plain", "section", None, None)
             attachments.add_pages(self.conn, unread.id, unread.pages_read + 1, ["boat", "", "東京"])
@@ -162,14 +203,16 @@ class Random:
         queued_id = self.one("SELECT id FROM queued_messages")
         at = self.one(f"SELECT conversation_id FROM queued_messages WHERE id = {queued_id}")
         if self.rng.random() < 0.5:
-            queued.change_queued(self.conn, ANN, at, queued_id, "changed", 0, self.files())
+            queued.change_queued(self.conn, self.user, at, queued_id, "changed", 0, self.files())
         else:
-            queued.remove_queued(self.conn, ANN, at, queued_id)
+            queued.remove_queued(self.conn, self.user, at, queued_id)
 
     def change(self) -> None:
-        folder = folders.add_folder(self.conn, ANN, self.rng.choice("ab"))
-        fields = self.rng.choice(({"system_prompt": "東"}, {"temporary": False}, {"folder_id": folder}, {"title": "T"}))
-        conversations.set_conversation(self.conn, ANN, self.shown, fields)
+        folder = folders.add_folder(self.conn, self.user, self.rng.choice("ab"))
+        fields = self.rng.choice(
+            ({"system_prompt": "東"}, {"temporary": False}, {"folder_id": folder}, {"title": self.text()})
+        )
+        conversations.set_conversation(self.conn, self.user, self.shown, fields)
 
     OPERATIONS: tuple[Callable[["Random"], None], ...] = (
         *(begin, add, add, add, queue, answer, answer, answer, go_on, go_on, finish, finish, finish, finish, edit),
@@ -210,27 +253,33 @@ class Random:
             places = {message_id: place for place, message_id in enumerate(parents)}
             assert all(parent is None or places[parent] < places[one] for one, parent in parents.items())
 
+    def check_indexes(self) -> None:
+        for index in INDEXED:
+            self.conn.execute(f"INSERT INTO {index} ({index}) VALUES ('integrity-check')")
+            assert terms(self.conn, index) == rebuilt(self.conn, index), index
+
     def empty(self) -> None:
         """Remove everything, and check that nothing is left."""
         conn = self.conn
-        ids = conversations.list_all(conn, ANN)
-        conversations.hide_all(conn, ids)
-        for conversation_id in ids:
-            self.remove_one(conversation_id)
+        for user_id in (ANN, BOB):
+            ids = conversations.list_all(conn, user_id)
+            conversations.hide_all(conn, ids)
+            for conversation_id in ids:
+                self.remove_one(conversation_id)
         self.expire()
         attachments.remove_some_released(conn)
         tables = "conversations messages attachments attachment_data attachment_pages generations former_parents queued_messages sent_system_prompts"
         for table in tables.split():
             assert not conn.execute(f"SELECT 1 FROM {table}").fetchone(), table
-        for index in ("message_words", "title_words", "page_words"):
-            assert not conn.execute(f"SELECT 1 FROM {index} WHERE {index} MATCH 'owner : u{ANN}'").fetchone(), index
+        for index in INDEXED:
+            assert terms(conn, index) == set(), index
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_random_operations_lose_nothing_and_leave_nothing(seed: int) -> None:
     state = Random(seed)
-    for _ in range(STEPS):
-        operation = state.rng.choice(Random.OPERATIONS)
+    for step in range(STEPS):
+        operation, state.user = state.rng.choice(Random.OPERATIONS), state.rng.choice((ANN, ANN, BOB))
         state.conn.execute("BEGIN")
         try:
             operation(state)
@@ -240,6 +289,8 @@ def test_random_operations_lose_nothing_and_leave_nothing(seed: int) -> None:
             # The conversation of a copy may have been removed.
             assert isinstance(error, FiresideError) or operation is Random.copy
         state.check()
+        if step % 10 == 0:
+            state.check_indexes()
     state.empty()
     state.check()
     state.conn.close()

@@ -10,7 +10,7 @@ from ... import db
 from ...chat.prompt import Forecast, forecast
 from ...chat.receipt import Receipt
 from ...errors import Invalid
-from ...queries import attachments, bin, branches, conversations, generations, messages, queued
+from ...queries import attachments, bin, branches, conversations, generations, messages, queued, turns
 from ...queries.types import Image, image_type
 from .. import schemas
 from ..endpoint import LONG_READ_SECONDS, Request, while_connected
@@ -43,9 +43,7 @@ async def get_new_context(request: Request, query: schemas.ContextQuery) -> Fore
 
 
 async def _context(request: Request, conversation_id: int | None, query: schemas.ContextQuery) -> Forecast:
-    prompt, params = await request.read_long(
-        LONG_READ_SECONDS, generations.get_next_prompt, request.user_id, conversation_id
-    )
+    prompt, params = await request.read_long(LONG_READ_SECONDS, turns.get_next_prompt, request.user_id, conversation_id)
     server = request.app_state.providers.find(query.provider_id)
     model = server.known(query.model or "") if server else None
     context_length = model.context_length if model is not None else None
