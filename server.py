@@ -100,10 +100,10 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/conversations/{conversation_id}/restore",                    conversations.restore_conversation, USER),
     Endpoint("POST",   "/conversations/{conversation_id}/presence",                   conversations.note_presence,        USER,   schemas.Presence),
     Endpoint("POST",   "/bulk",                                                       conversations.change_conversations, USER,   schemas.BulkChange),
-    Endpoint("GET",    "/folders",                                                    conversations.list_folders,         USER),
-    Endpoint("POST",   "/folders",                                                    conversations.create_folder,        USER,   schemas.FolderName),
-    Endpoint("PATCH",  "/folders/{folder_id}",                                        conversations.rename_folder,        USER,   schemas.FolderName),
-    Endpoint("DELETE", "/folders/{folder_id}",                                        conversations.delete_folder,        USER),
+    Endpoint("GET",    "/folders",                                                    prompts.list_folders,               USER),
+    Endpoint("POST",   "/folders",                                                    prompts.add_folder,                 USER,   schemas.FolderName),
+    Endpoint("PATCH",  "/folders/{folder_id}",                                        prompts.rename_folder,              USER,   schemas.FolderName),
+    Endpoint("DELETE", "/folders/{folder_id}",                                        prompts.delete_folder,              USER),
     Endpoint("GET",    "/prompts",                                                    prompts.list_prompts,               USER),
     Endpoint("POST",   "/prompts",                                                    prompts.add_prompt,                 USER,   schemas.NewPrompt),
     Endpoint("PATCH",  "/prompts/{prompt_id}",                                        prompts.change_prompt,              USER,   schemas.PromptChange),
@@ -122,7 +122,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/conversations/{conversation_id}/branch",                     messages.branch,                    USER,   schemas.BranchRequest),
     Endpoint("PATCH",  "/conversations/{conversation_id}/queue/{queued_id}",          messages.change_queued,             USER,   schemas.QueuedContent),
     Endpoint("DELETE", "/conversations/{conversation_id}/queue/{queued_id}",          messages.remove_queued,             USER),
-    Endpoint("POST",   "/conversations/{conversation_id}/queue/{queued_id}/send",     messages.send_queued,               USER,   schemas.AnswerRequest),
+    Endpoint("POST",   "/conversations/{conversation_id}/queue/{queued_id}/send",     answers.send_queued,                USER,   schemas.AnswerRequest),
     Endpoint("POST",   "/conversations/{conversation_id}/active",                     messages.select_version,            USER,   schemas.Selection),
     Endpoint("GET",    "/conversations/{conversation_id}/context",                    messages.get_context,               USER,   query=schemas.ContextQuery),
     Endpoint("GET",    "/context",                                                    messages.get_new_context,           USER,   query=schemas.ContextQuery),
@@ -220,11 +220,7 @@ def create_app(config: Config) -> Starlette:
                 raise
             yield
 
-    app = Starlette(
-        routes=list(ROUTES),
-        lifespan=lifespan,
-        exception_handlers=ERROR_HANDLERS,
-    )
+    app = Starlette(routes=list(ROUTES), lifespan=lifespan, exception_handlers=ERROR_HANDLERS)
     app.router.redirect_slashes = False
     app.state.failure = None
     app.add_middleware(SecurityMiddleware, config=config)

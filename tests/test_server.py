@@ -7,15 +7,17 @@ import functools
 import json
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fireside.db import Connection, insert
+from fireside.db import Connection
+from fireside.errors import Invalid
+from fireside.queries.types import Parameters
 from fireside.server import ROUTES, create_app
-from fireside.web.endpoint import BODY_BYTES, INTEGERS, OWNER, PUBLIC, PUBLIC_BODY_BYTES, Access, Endpoint
+from fireside.web.endpoint import BODY_BYTES, INTEGERS, OWNER, PUBLIC, PUBLIC_BODY_BYTES, Access, Endpoint, decode_body
 from msgspec import inspect
 
 from .live import NO_TLS, PATIENCE, Person, Running, code, good, until
@@ -25,18 +27,6 @@ JSON = {"Content-Type": "application/json"}
 INVALID = (400, "VALIDATION_ERROR")
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(50)).decode()
 IMAGE = {"media_type": "image/png", "data": PNG}
-
-# A value of each JSON type.
-TYPES = {
-    "null": b"null",
-    "bool": b"true",
-    "int": b"7",
-    "float": b"1.5",
-    "str": b'"x"',
-    "array": b"[]",
-    "object": b"{}",
-}
-NOT_UNICODE = [b'"\xff"', b'"\xed\xa0\x80"', b'"\\ud800"']
 
 # Values of the right type for some field.
 HOSTILE = {
@@ -86,30 +76,47 @@ def types(kind: inspect.Type) -> set[str]:
     raise AssertionError(kind)
 
 
-def fields(route: Endpoint) -> tuple[inspect.Field, ...]:
-    return _fields(route.body)
-
-
 @functools.cache
-def _fields(body: Any) -> tuple[inspect.Field, ...]:
+def fields(body: Any) -> tuple[inspect.Field, ...]:
     described = inspect.type_info(body)
     assert isinstance(described, inspect.StructType)
     return described.fields
 
 
-def minimal_body(route: Endpoint) -> dict[str, Any]:
-    """Return a body with the required fields only."""
+def minimal_body(body: Any) -> dict[str, Any]:
+    """Return a body of this type with the required fields only."""
     samples = {"str": "x" * 12, "int": 1, "bool": True, "array": [], "object": {}}
-    required = [field for field in fields(route) if field.required]
-    choices = {
-        field.encode_name: field.type.values[0] for field in required if isinstance(field.type, inspect.LiteralType)
+    return {
+        field.encode_name: field.type.values[0]
+        if isinstance(field.type, inspect.LiteralType)
+        else samples[next(iter(types(field.type)))]
+        for field in fields(body)
+        if field.required
     }
-    return {field.encode_name: samples[next(iter(types(field.type)))] for field in required} | choices
 
 
 def with_field(body: dict[str, Any], name: str, value: bytes) -> bytes:
     """Return a body as JSON, with these bytes as the value of one field."""
     return json.dumps(body | {name: "VALUE"}).encode().replace(b'"VALUE"', value)
+
+
+def hostile_bodies(route: Endpoint) -> Iterator[bytes]:
+    """Yield bodies with a hostile value in one field. Only one for each field is refused before it reaches the handler.
+
+    The parameters of an answer are the same for all routes that begin one, so they are tried with the first of these.
+    """
+    body, known = route.body, () if route.path.endswith("/stream") else Parameters.__struct_fields__
+    for field in [field for field in fields(body) if field.name not in known]:
+        refused = False
+        for value in [value for kind in types(field.type) for value in HOSTILE.get(kind, ())]:
+            content = with_field(minimal_body(body), field.encode_name, value)
+            try:
+                decode_body(content, body)
+            except Invalid:
+                if refused:
+                    continue
+                refused = True
+            yield content
 
 
 @contextlib.asynccontextmanager
@@ -215,7 +222,8 @@ async def test_route_accepts_only_its_methods(ann: Person) -> None:
         paths.setdefault(objects.path(route), set()).update(route.methods or ())
     async with keep_alive(ann) as client:
         for path, methods in paths.items():
-            for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} - methods:
+            every = {"GET", "POST", "PATCH", "DELETE", "OPTIONS", "TRACE"} if path == "/defaults" else set()
+            for method in (every | {"PUT"}) - methods:
                 response = await client.request(method, path)
                 assert code(response) == (405, "METHOD_NOT_ALLOWED"), (method, path)
                 assert set(response.headers["allow"].split(", ")) <= methods
@@ -230,10 +238,11 @@ async def test_path_ids_are_positive_integers(ann: Person) -> None:
     async with keep_alive(ann) as client:
         for route in ROUTES:
             for name in {*re.findall(r"\{(\w+_id)\}", route.path)} - {"provider_id", "generation_id", "model_id"}:
-                for value in [*wrong.split(), str(2**63), "9" * 5000]:
+                every = [*wrong.split(), "9" * 5000] if route.name == "GET /conversations/{conversation_id}" else []
+                for value in [*every, "x", str(2**63)]:
                     path = Objects(objects | {name: value}).path(route)
                     response = await client.request(
-                        route.method, path, json=minimal_body(route) if route in BODIES else None
+                        route.method, path, json=minimal_body(route.body) if route in BODIES else None
                     )
                     expected = "PATH" if "%2F" in value else INTEGERS[name].upper()
                     assert code(response) == (404, f"{expected}_NOT_FOUND"), (route.name, value[:20])
@@ -262,34 +271,16 @@ async def test_ids_in_bodies_and_queries_do_not_reveal_objects_of_other_users(an
 
 
 async def test_every_route_refuses_malformed_json(ann: Person, running: Running) -> None:
+    """tests/web/test_validation.py has every kind of wrong value for every field."""
     objects = await create_objects(ann)
     async with keep_alive(ann) as client:
         for route in BODIES:
             headers = JSON | bearer(running, route)
-            for content in MALFORMED:
+            for content in MALFORMED if route.path in ("/auth/login", "/conversations") else MALFORMED[:3]:
                 response = await client.request(route.method, objects.path(route), content=content, headers=headers)
                 large = route.access is PUBLIC and len(content) > PUBLIC_BODY_BYTES
                 assert code(response) == ((413, "BODY_TOO_LARGE") if large else INVALID), (route.name, content[:40])
                 assert len(response.content) < 1000
-
-
-async def test_every_field_refuses_other_types(ann: Person, running: Running) -> None:
-    objects = await create_objects(ann)
-    async with keep_alive(ann) as client:
-        for route in BODIES:
-            headers, body = JSON | bearer(running, route), minimal_body(route)
-            for field in fields(route):
-                name = field.encode_name
-                wrong = [value for kind, value in TYPES.items() if kind not in types(field.type)]
-                for value in wrong + NOT_UNICODE:
-                    content = with_field(body, name, value)
-                    response = await client.request(route.method, objects.path(route), content=content, headers=headers)
-                    assert code(response) == INVALID, (route.name, name, value)
-                    assert value in NOT_UNICODE or response.json()["message"].startswith(f"{name} must "), response.text
-                if field.required:
-                    others = {other: value for other, value in body.items() if other != name}
-                    response = await client.request(route.method, objects.path(route), json=others, headers=headers)
-                    assert code(response) == INVALID and response.json()["message"] == f"{name} is missing."
 
 
 async def test_no_value_of_any_field_causes_an_internal_error(ann: Person) -> None:
@@ -298,18 +289,14 @@ async def test_no_value_of_any_field_causes_an_internal_error(ann: Person) -> No
         for route in BODIES:
             if route.access is OWNER:  # its files are the owner's own
                 continue
-            for field in fields(route):
-                for value in [value for kind in types(field.type) for value in HOSTILE.get(kind, ())]:
-                    content = with_field(minimal_body(route), field.encode_name, value)
-                    response = await client.request(route.method, objects.path(route), content=content, headers=JSON)
-                    if response.status_code == 200:
-                        assert b"\\ud800" not in response.content and b"NaN" not in response.content
-                    else:
-                        code(response)
-                        assert response.status_code < 500 or route.path.startswith(("/providers", "/admin/provider")), (
-                            route.name,
-                            value[:30],
-                        )
+            for content in hostile_bodies(route):
+                response = await client.request(route.method, objects.path(route), content=content, headers=JSON)
+                if response.status_code == 200:
+                    assert b"\\ud800" not in response.content and b"NaN" not in response.content
+                else:
+                    code(response)
+                    may_fail = route.path.startswith(("/providers", "/admin/provider"))
+                    assert response.status_code < 500 or may_fail, (route.name, content[:200])
     for path in ("/conversations", "/auth/sessions", "/admin/users", "/usage", "/providers"):
         good(await ann.get(path))
     await ann.messages(objects["conversation_id"])
@@ -701,14 +688,14 @@ async def test_long_reads_of_one_user_do_not_delay_another(running: Running, ann
     conversation_id = await bob.conversation("Hello")
 
     def fill(conn: Connection) -> int:
-        leaf = conn.execute("SELECT active_message_id FROM conversations").fetchone()[0]
-        sql = (
-            "INSERT INTO messages (conversation_id, parent_id, role, content, status, model, created_at)"
-            " VALUES (?, ?, ?, ?, 'complete', 'm', '2026-01-01T00:00:00.000000')"
+        conn.execute(
+            "WITH RECURSIVE numbers (n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM numbers WHERE n < 10000)"
+            " INSERT INTO messages (id, conversation_id, parent_id, role, content, status, model, created_at)"
+            " SELECT n, ?, n - 1, iif(n % 2, 'user', 'assistant'), 'wörd', 'complete', 'm', '2026-01-01T00:00:00.000000'"
+            " FROM numbers",
+            (conversation_id,),
         )
-        for number in range(20_000):
-            leaf = insert(conn, sql, (conversation_id, leaf, ("assistant", "user")[number % 2], "wörd " * 50))
-        return conn.execute("UPDATE conversations SET active_message_id = ?", (leaf,)).rowcount
+        return conn.execute("UPDATE conversations SET active_message_id = 10000").rowcount
 
     await running.state.database.write(fill)
     for path in ("/usage", f"/conversations/{conversation_id}/context"):

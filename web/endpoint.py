@@ -8,7 +8,7 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import msgspec
 from starlette import requests
@@ -22,7 +22,7 @@ from ..chat.hub import Hub
 from ..chat.receipt import Receipts
 from ..chat.temporary import TemporaryChats
 from ..config import Config
-from ..db import READERS, Database, Function
+from ..db import READERS, Connection, Database
 from ..documents.reader import Reader
 from ..errors import (
     AuthRequired,
@@ -47,24 +47,15 @@ from .validation import explain
 P = ParamSpec("P")
 Q = TypeVar("Q", bound=msgspec.Struct)
 T = TypeVar("T")
+UserFunction: TypeAlias = Callable[Concatenate[Connection, int, P], T]
 
 BODY_BYTES = 1024 * 1024  # JSON of 4 MB keeps the event loop busy for 0.3 s
 PUBLIC_BODY_BYTES = 64 * 1024  # without a session
 CHUNK_BYTES = 256 * 1024
 REQUESTS_PER_USER = 8  # at a time; a browser opens six connections
-OBJECTS = [
-    "conversation",
-    "folder",
-    "message",
-    "image",
-    "attachment",
-    "user",
-    "session",
-    "invite",
-    "prompt",
-    "preset",
-    "token",
-]
+OBJECTS = (
+    "conversation", "folder", "message", "image", "attachment", "user", "session", "invite", "prompt", "preset", "token",
+)  # fmt: skip
 INTEGERS = {f"{thing}_id": thing for thing in OBJECTS} | {"queued_id": "message"}  # in paths, with the thing
 LONG_READ_SECONDS = 30.0  # all answers of a user, or all messages of a conversation
 COOKIE_LENGTH = 87  # 32 bytes and their signature of 32 bytes in base64, and the dot between them
@@ -124,6 +115,11 @@ class Request(requests.Request):
         return self.identity.user.id
 
     @property
+    def max_bytes(self) -> int:
+        """What a user may store, 0 for no limit."""
+        return self.app_state.config.user_max_bytes
+
+    @property
     def is_admin(self) -> bool:
         return self.identity.user.role == "admin"
 
@@ -169,7 +165,15 @@ class Request(requests.Request):
             arguments[name] = int(text)
         return arguments
 
-    async def read_long(self, seconds: float, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
+    async def read(self, function: UserFunction[P, T], *args: P.args, **kw: P.kwargs) -> T:
+        """Run a function of queries/ that reads what belongs to the user of the request."""
+        return await self.database.read(function, self.user_id, *args, **kw)
+
+    async def write(self, function: UserFunction[P, T], *args: P.args, **kw: P.kwargs) -> T:
+        """Run a function of queries/ that changes what belongs to the user of the request."""
+        return await self.database.write(function, self.user_id, *args, **kw)
+
+    async def read_long(self, seconds: float, function: UserFunction[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """Run a read whose cost is not bounded by what it returns: one per user at a time, for at most so many seconds.
 
         Cancel it when the client disconnects: the page does so at each letter typed.
@@ -177,7 +181,7 @@ class Request(requests.Request):
 
         async def read() -> T:
             async with self.app_state.long_reads.slot(self.user_id):
-                return await self.database.read_within(seconds, function, *args, **kw)
+                return await self.database.read_within(seconds, function, self.user_id, *args, **kw)
 
         return await while_connected(self.receive, read())
 
@@ -307,10 +311,7 @@ class Endpoint(Route):
         body = b"".join([chunk async for chunk in request.chunks(self._limit)])
         if body and request.content_type != "application/json":
             raise UnsupportedMediaType
-        try:
-            return msgspec.json.decode(body or b"{}", type=self.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Invalid(explain(error, self.body)) from None
+        return decode_body(body or b"{}", self.body)
 
 
 async def _identify(request: Request) -> Identity:
@@ -331,6 +332,14 @@ async def _identify_by_token(request: Request) -> None:
     request.token, user = await request.app_state.auth.identify_token(text.strip(), request.address)
     request.identity = Identity(user, session_id=0, csrf_token="")
     request.state.user_id = request.user_id
+
+
+def decode_body(body: bytes, kind: Any) -> Any:
+    """Convert JSON to its type. Raises Invalid."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(explain(error, kind)) from None
 
 
 def read_query(params: Mapping[str, str], kind: type[Q]) -> Q:

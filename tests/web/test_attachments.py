@@ -225,10 +225,7 @@ async def test_document_that_is_removed_while_it_is_read_is_dropped(
     assert begun["status"] == "reading"
     assert code(
         await ann.post("/conversations", json={"message": {"content": "", "attachment_ids": [begun["id"]]}})
-    ) == (
-        409,
-        "ATTACHMENT_NOT_READY",
-    )
+    ) == (409, "ATTACHMENT_NOT_READY")
     database = running.state.database
     await seen(ann, begun["id"], lambda found: found["pages_read"] > 0)
 

@@ -103,10 +103,7 @@ async def test_other_origins_are_refused_for_every_method(running: Running) -> N
             status, error = await ask(running, f"Host: {host}", f"Origin: {origin}", method=method)
             assert (status, error) == (403, "" if method == "HEAD" else "ORIGIN_NOT_ALLOWED"), (origin, method)
     assert await ask(running, f"Host: {host}", f"Origin: {own}") == (200, "")
-    for name, one, other in (
-        ("Origin", own, "http://evil.example"),
-        ("Sec-Fetch-Site", "same-origin", "cross-site"),
-    ):
+    for name, one, other in (("Origin", own, "http://evil.example"), ("Sec-Fetch-Site", "same-origin", "cross-site")):
         assert await ask(running, f"Host: {host}", f"{name}: {one}", f"{name}: {other}") == NO_ORIGIN, "sent twice"
 
 

@@ -4,23 +4,31 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import pytest
 from fireside.errors import Invalid
 from fireside.server import ROUTES
-from fireside.web.endpoint import read_query
+from fireside.web.endpoint import decode_body, read_query
 from fireside.web.schemas import PATTERNS, NewConversation, ResumeHeader
-from fireside.web.validation import explain
 from msgspec import inspect
+
+from ..test_server import MALFORMED, minimal_body, types, with_field
+from ..test_server import fields as struct_fields
 
 BODIES = {route.body for route in ROUTES if route.body is not None}
 QUERIES = {route.query for route in ROUTES}
 
 
+# A value of each JSON type.
+TYPES = {
+    "null": b"null", "bool": b"true", "int": b"7", "float": b"1.5", "str": b'"x"', "array": b"[]", "object": b"{}",
+}  # fmt: skip
+NOT_UNICODE = [b'"\xff"', b'"\xed\xa0\x80"', b'"\\ud800"']
+
+
 def message(body: bytes, kind: Any) -> str:
-    with pytest.raises((msgspec.DecodeError, RecursionError)) as failure:
-        msgspec.json.decode(body, type=kind)
-    return explain(failure.value, kind)
+    with pytest.raises(Invalid) as failure:
+        decode_body(body, kind)
+    return failure.value.message
 
 
 def fields(
@@ -82,6 +90,23 @@ def test_every_constraint_of_every_field_has_a_message(kind: Any) -> None:
         name = "".join(f"[{step}]" if step == 0 else f".{step}" for step in path).removeprefix(".")
         for value, words in violations(field):
             assert message(json.dumps(nested(path, value)).encode(), kind) == f"{name} {words}.", value
+
+
+def test_every_body_refuses_malformed_json_and_every_field_refuses_other_types() -> None:
+    for body in BODIES:
+        for content in MALFORMED:
+            message(content, body)
+        minimal = minimal_body(body)
+        for field in struct_fields(body):
+            name = field.encode_name
+            for kind, value in TYPES.items():
+                if kind not in types(field.type):
+                    assert message(with_field(minimal, name, value), body).startswith(f"{name} must "), (body, name)
+            for value in NOT_UNICODE:
+                message(with_field(minimal, name, value), body)
+            if field.required:
+                others = {other: value for other, value in minimal.items() if other != name}
+                assert message(json.dumps(others).encode(), body) == f"{name} is missing."
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,7 @@ def logged_in(request: Request, login: Login) -> Response:
 
 
 def _signed_in(user: accounts.User, csrf_token: str) -> schemas.SignedIn:
-    return schemas.SignedIn(_person(user), csrf_token)
-
-
-def _person(user: accounts.User) -> schemas.Person:
-    return schemas.Person(user.id, user.username, user.display_name, user.role)
+    return schemas.SignedIn(schemas.Person(user.id, user.username, user.display_name, user.role), csrf_token)
 
 
 def _cookie_attributes(request: Request) -> Any:
@@ -46,7 +42,7 @@ async def login(request: Request, body: schemas.Credentials) -> SignedIn:
 
 
 async def logout(request: Request) -> Annotated[Response, schemas.Confirmation]:
-    await request.database.write(accounts.delete_session, request.user_id, request.identity.session_id)
+    await request.write(accounts.delete_session, request.identity.session_id)
     await cancel_without_sessions(request.app_state, request.user_id)
     return _signed_out(request, "Logged out successfully")
 
@@ -69,15 +65,13 @@ async def me(request: Request) -> schemas.SignedIn:
 
 
 async def register(request: Request, body: schemas.Registration) -> SignedIn:
-    return logged_in(
-        request, await request.app_state.auth.register(body.invite_code, body.username, body.password, request.visitor)
-    )
+    credentials = (body.username, body.password, request.visitor)
+    return logged_in(request, await request.app_state.auth.register(body.invite_code, *credentials))
 
 
 async def change_password(request: Request, body: schemas.PasswordChange) -> schemas.Confirmation:
-    await request.app_state.auth.change_password(
-        request.identity, body.current_password, body.new_password, request.address
-    )
+    passwords = (body.current_password, body.new_password)
+    await request.app_state.auth.change_password(request.identity, *passwords, request.address)
     return schemas.Confirmation("Password changed")
 
 
@@ -111,13 +105,13 @@ async def redeem_link(request: Request, body: schemas.Link) -> SignedIn:
 
 
 async def list_sessions(request: Request) -> schemas.Sessions:
-    sessions = await request.database.read(accounts.list_sessions, request.user_id)
+    sessions = await request.read(accounts.list_sessions)
     current = request.identity.session_id
     return schemas.Sessions([schemas.SessionEntry(**one, current=one["id"] == current) for one in sessions])
 
 
 async def delete_session(request: Request, session_id: int) -> schemas.Confirmation:
-    await request.database.write(accounts.delete_session, request.user_id, session_id)
+    await request.write(accounts.delete_session, session_id)
     await cancel_without_sessions(request.app_state, request.user_id)
     return schemas.Confirmation("Session ended")
 
@@ -138,7 +132,7 @@ async def new_token(
 
 
 async def list_tokens(request: Request) -> schemas.Tokens:
-    return schemas.Tokens(await request.database.read(tokens.list_tokens, request.user_id))
+    return schemas.Tokens(await request.read(tokens.list_tokens))
 
 
 async def delete_token(request: Request, token_id: int) -> schemas.Confirmation:
@@ -156,9 +150,8 @@ async def revoke(request: Request, user: accounts.User, token_id: int, address: 
 
 async def bootstrap(request: Request, body: schemas.Bootstrap) -> SignedIn:
     token = request.headers.get("x-bootstrap-token", body.token)
-    return logged_in(
-        request, await request.app_state.auth.bootstrap(token, body.username, body.password, request.visitor)
-    )
+    credentials = (body.username, body.password, request.visitor)
+    return logged_in(request, await request.app_state.auth.bootstrap(token, *credentials))
 
 
 async def list_users(request: Request) -> schemas.Users:
@@ -167,9 +160,8 @@ async def list_users(request: Request) -> schemas.Users:
 
 async def change_user(request: Request, user_id: int, body: schemas.UserChange) -> accounts.User:
     user = await request.database.write(accounts.set_user, user_id, body.role, body.status)
-    audit(
-        "user changed", request.identity.user, request.address, about=user.username, role=user.role, status=user.status
-    )
+    change = {"about": user.username, "role": user.role, "status": user.status}
+    audit("user changed", request.identity.user, request.address, **change)
     await cancel_without_sessions(request.app_state, user.id)
     return user
 

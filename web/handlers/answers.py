@@ -1,14 +1,16 @@
-"""Handlers of answers: stream, retry, continue, cancel."""
+"""Handlers of answers: stream, retry, continue, send a queued message, cancel."""
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ...queries import generations
+from ... import db
+from ...chat.hub import BeginQuery
+from ...queries import generations, queued
 from .. import schemas
 from ..endpoint import Request, read_query, while_connected
 
@@ -27,32 +29,44 @@ class EventStream(StreamingResponse):
             await while_connected(receive, self.stream_response(send))
 
 
-def _events(events: AsyncIterator[bytes] | None) -> Response:
+async def _follow(request: Request, generation_id: str, after: int = 0, token_id: int | None = None) -> Response:
     """Return the stream of an answer, or 204 for a reader that has its last event: an EventSource then stops reconnecting."""
+    events = await request.app_state.hub.follow(request.user_id, generation_id, after, token_id)
     return Response(status_code=204) if events is None else EventStream(events)
 
 
+async def _begin(
+    request: Request,
+    conversation_id: int,
+    body: schemas.AnswerRequest,
+    query: BeginQuery = generations.begin_answer,
+    **more: Any,
+) -> schemas.NewAnswerIds:
+    options = generations.AnswerRequest(body.provider_id, body.model, body.given(), **more)
+    answer = await request.app_state.hub.answer(request.user_id, conversation_id, options, query)
+    return schemas.NewAnswerIds(answer.message_id, conversation_id, answer.generation_id)
+
+
 async def stream(request: Request, conversation_id: int, body: schemas.AnswerRequest) -> Events:
-    state = request.app_state
-    options = generations.AnswerRequest(body.provider_id, body.model, body.given())
-    found = await state.hub.answer(request.user_id, conversation_id, options)
-    return _events(await state.hub.follow(request.user_id, found.generation_id))
+    return await _follow(request, (await _begin(request, conversation_id, body)).generation_id)
 
 
 async def retry(request: Request, body: schemas.RetryRequest) -> schemas.NewAnswerIds:
-    options = generations.AnswerRequest(
-        body.provider_id, body.model, body.given(), retry=True, message_id=body.message_id
-    )
-    begun = await request.app_state.hub.answer(request.user_id, body.conversation_id, options)
-    return schemas.NewAnswerIds(begun.message_id, body.conversation_id, begun.generation_id)
+    return await _begin(request, body.conversation_id, body, retry=True, message_id=body.message_id)
 
 
 async def continue_answer(request: Request, body: schemas.ContinueRequest) -> schemas.NewAnswerIds:
-    options = generations.AnswerRequest(body.provider_id, body.model, body.given(), message_id=body.message_id)
-    continued = await request.app_state.hub.answer(
-        request.user_id, body.conversation_id, options, generations.begin_continuation
-    )
-    return schemas.NewAnswerIds(continued.message_id, body.conversation_id, continued.generation_id)
+    query = generations.begin_continuation
+    return await _begin(request, body.conversation_id, body, query, message_id=body.message_id)
+
+
+async def send_queued(
+    request: Request, conversation_id: int, queued_id: int, body: schemas.AnswerRequest
+) -> schemas.NewAnswerIds:
+    def query(conn: db.Connection, user_id: int, conversation_id: int, *choice: Any) -> generations.Answer:
+        return queued.send_queued(conn, user_id, conversation_id, queued_id, *choice)
+
+    return await _begin(request, conversation_id, body, query)
 
 
 async def cancel(request: Request, generation_id: str) -> schemas.Confirmation:
@@ -64,5 +78,4 @@ async def resume(request: Request, generation_id: str, query: schemas.ResumeQuer
     after = query.after
     if last := request.headers.get("last-event-id"):
         after = read_query({"Last-Event-ID": last}, schemas.ResumeHeader).after
-    token_id = request.token.id if request.token else None
-    return _events(await request.app_state.hub.follow(request.user_id, generation_id, after, token_id))
+    return await _follow(request, generation_id, after, request.token.id if request.token else None)

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import itertools
 import re
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated
@@ -13,35 +12,27 @@ from urllib.parse import quote
 
 from starlette.responses import Response, StreamingResponse
 
-from ...errors import Invalid, NotFound, StorageUnavailable
+from ...db import Connection
+from ...errors import Invalid, NotFound
 from ...queries import attachments
-from ...queries.search import find_pages
+from ...queries.search import FoundPage, find_pages
 from ...queries.types import Attachment
 from .. import schemas
 from ..endpoint import Request
 from .conversations import SEARCH_SECONDS
-from .data import UPLOADS
+from .data import saved_body
 
 WAIT_SECONDS = 2.0  # of an upload, for the reading
 MEDIA_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]{1,60}/[a-z0-9!#$&^_.+-]{1,100}")
 
 
 async def upload(request: Request, query: schemas.UploadQuery) -> Attachment:
-    """Write the body to a file as it arrives, then store it: a slow client must not keep 50 MB in memory."""
-    state, user_id = request.app_state, request.user_id
     media_type = request.content_type if MEDIA_TYPE.fullmatch(request.content_type) else attachments.OTHER
-    try:
-        with tempfile.TemporaryDirectory(dir=state.config.data_dir / UPLOADS) as folder:
-            file = Path(folder) / "upload"
-            with file.open("wb") as body:
-                async for chunk in request.chunks(attachments.MAX_BYTES):
-                    await asyncio.to_thread(body.write, chunk)
-            if not file.stat().st_size:
-                raise Invalid("The file is empty.")
-            async with state.storing.slot(user_id):
-                stored = await _store(request, file, attachments.clean_name(query.name), media_type)
-    except OSError as error:
-        raise StorageUnavailable(f"The upload could not be saved: {error.strerror}.") from error
+    async with saved_body(request, "upload", attachments.MAX_BYTES) as file:
+        if not file.stat().st_size:
+            raise Invalid("The file is empty.")
+        async with request.app_state.storing.slot(request.user_id):
+            stored = await _store(request, file, attachments.clean_name(query.name), media_type)
     return await _read(request, stored)
 
 
@@ -75,11 +66,11 @@ async def _read(request: Request, attachment: Attachment) -> Attachment:
         return attachment
     request.app_state.reader.begin(request.user_id)
     await request.app_state.reader.wait(attachment.id, WAIT_SECONDS)
-    return await request.database.read(attachments.owned_attachment, request.user_id, attachment.id)
+    return await request.read(attachments.owned_attachment, attachment.id)
 
 
 async def get_attachment(request: Request, attachment_id: int) -> Attachment:
-    return await request.database.read(attachments.owned_attachment, request.user_id, attachment_id)
+    return await request.read(attachments.owned_attachment, attachment_id)
 
 
 async def enter_password(request: Request, attachment_id: int, body: schemas.DocumentPassword) -> Attachment:
@@ -105,12 +96,13 @@ async def get_content(request: Request, attachment_id: int) -> Annotated[Respons
 
 
 async def search(request: Request, attachment_id: int, query: schemas.PageSearchQuery) -> schemas.FoundPages:
-    await get_attachment(request, attachment_id)
-    return schemas.FoundPages(await request.read_long(SEARCH_SECONDS, find_pages, attachment_id, query.q))
+    def find(conn: Connection, user_id: int) -> list[FoundPage]:
+        attachments.owned_attachment(conn, user_id, attachment_id)
+        return find_pages(conn, attachment_id, query.q)
+
+    return schemas.FoundPages(await request.read_long(SEARCH_SECONDS, find))
 
 
 async def list_pages(request: Request, attachment_id: int, query: schemas.PagesQuery) -> schemas.DocumentPages:
-    pages = await request.database.read(
-        attachments.list_pages, request.user_id, attachment_id, query.first, query.count
-    )
+    pages = await request.read(attachments.list_pages, attachment_id, query.first, query.count)
     return schemas.DocumentPages([schemas.DocumentPage(**page) for page in pages])

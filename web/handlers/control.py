@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from ... import db
 from ...errors import StorageUnavailable
-from ...queries import accounts, tokens
+from ...queries import tokens
 from ...safety.logs import TERMINAL, audit
 from .. import schemas
 from ..endpoint import Request
@@ -26,7 +26,7 @@ async def control_session(request: Request, body: schemas.OptionalUser) -> Signe
 
 
 async def control_invite(request: Request) -> schemas.NewInvite:
-    user = await request.database.read(accounts.get_user_named, None)
+    user = await request.app_state.auth.user_named(None)
     return schemas.NewInvite(**await request.app_state.auth.invite(user, "user", 24))
 
 
@@ -46,8 +46,7 @@ async def control_list_tokens(request: Request, body: schemas.OptionalUser) -> s
 
 
 async def control_revoke_token(request: Request, body: schemas.TokenChoice) -> schemas.Confirmation:
-    user = await request.app_state.auth.user_named(body.username)
-    return await revoke(request, user, body.token_id, TERMINAL)
+    return await revoke(request, await request.app_state.auth.user_named(body.username), body.token_id, TERMINAL)
 
 
 async def control_backup(request: Request, body: schemas.BackupTarget) -> schemas.Confirmation:
@@ -65,7 +64,7 @@ async def control_backup(request: Request, body: schemas.BackupTarget) -> schema
 
 async def control_import(request: Request, body: schemas.ImportSources) -> Annotated[Response, "application/x-ndjson"]:
     """Send a line of JSON for each step; the last has the report."""
-    user = await request.database.read(accounts.get_user_named, body.username)
+    user = await request.app_state.auth.user_named(body.username)
     paths = [Path(path) for path in body.paths]
     audit("import preview" if body.dry_run else "import", user, TERMINAL)
     steps = request.app_state.importer.import_steps(user.id, paths, dry_run=body.dry_run)
@@ -73,6 +72,6 @@ async def control_import(request: Request, body: schemas.ImportSources) -> Annot
 
 
 async def control_export(request: Request, body: schemas.OptionalUser) -> Zip:
-    user = await request.database.read(accounts.get_user_named, body.username)
+    user = await request.app_state.auth.user_named(body.username)
     audit("export of all conversations", user, TERMINAL)
     return zip_response(request.app_state.exporter.export_zip(user.id))

@@ -1,4 +1,4 @@
-"""Handlers of conversations: the list, folders, the bin, search."""
+"""Handlers of conversations: the list, the bin, search."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -8,13 +8,9 @@ import msgspec
 from starlette.responses import StreamingResponse
 
 from ... import db
-from ...errors import (
-    Invalid,
-    StorageUnavailable,
-)
-from ...queries import bin, conversations, folders, messages, prompts, queued
+from ...errors import Invalid, StorageUnavailable
+from ...queries import bin, conversations, messages, prompts, queued
 from ...queries.search import find
-from ...queries.types import folder_name
 from ...safety.logs import audit
 from .. import schemas
 from ..endpoint import Request
@@ -26,11 +22,11 @@ log = logging.getLogger("fireside.handlers")
 
 
 async def get_defaults(request: Request) -> prompts.Defaults:
-    return await request.database.read(prompts.get_effective_defaults, request.user_id)
+    return await request.read(prompts.get_effective_defaults)
 
 
 async def change_defaults(request: Request, body: schemas.DefaultsChange) -> prompts.Defaults:
-    return await request.database.write(prompts.set_defaults, request.user_id, msgspec.to_builtins(body))
+    return await request.write(prompts.set_defaults, msgspec.to_builtins(body))
 
 
 async def create_conversation(request: Request, body: schemas.NewConversation) -> conversations.Conversation:
@@ -38,19 +34,11 @@ async def create_conversation(request: Request, body: schemas.NewConversation) -
     if body.title is None or not body.title.strip():
         del fields["title"]
     fields = _copy_preset(request, fields.pop("preset_id")) | fields
-    quota = request.app_state.config.user_max_bytes
     if not isinstance(message, schemas.NewMessage):
-        return await request.database.write(conversations.add_conversation, request.user_id, fields, quota)
-    return await request.database.write(
-        messages.begin_conversation,
-        request.user_id,
-        fields,
-        message.content,
-        message.client_id,
-        check_message(message, "message."),
-        quota,
-        message.attachment_ids,
-    )
+        return await request.write(conversations.add_conversation, fields, request.max_bytes)
+    images = check_message(message, "message.")
+    question = (message.content, message.client_id, images, request.max_bytes, message.attachment_ids)
+    return await request.write(messages.begin_conversation, fields, *question)
 
 
 def _copy_preset(request: Request, preset_id: int | None) -> dict[str, Any]:
@@ -72,8 +60,8 @@ async def list_conversations(
     folder = query.folder if isinstance(query.folder, int) else None
     filters = (query.q, query.limit or -1, query.before or None, query.pinned, query.deleted, folder, by_name)
     if query.limit and not query.q:
-        return await request.database.read(conversations.list_conversations, request.user_id, *filters)
-    ids = await request.read_long(SEARCH_SECONDS, conversations.find_conversations, request.user_id, *filters)
+        return await request.read(conversations.list_conversations, *filters)
+    ids = await request.read_long(SEARCH_SECONDS, conversations.find_conversations, *filters)
     return StreamingResponse(_conversations(request.database, ids), media_type="application/json")
 
 
@@ -89,7 +77,7 @@ async def _conversations(database: db.Database, ids: list[int]) -> AsyncIterator
 
 
 async def get_conversation(request: Request, conversation_id: int) -> conversations.Conversation:
-    return await request.database.read(queued.get_conversation, request.user_id, conversation_id)
+    return await request.read(queued.get_conversation, conversation_id)
 
 
 async def change_conversation(
@@ -98,8 +86,7 @@ async def change_conversation(
     fields = msgspec.to_builtins(body)
     if fields.get("temporary"):
         raise Invalid("temporary must be false: only a new conversation can be temporary.")
-    quota = request.app_state.config.user_max_bytes
-    await request.database.write(conversations.set_conversation, request.user_id, conversation_id, fields, quota)
+    await request.write(conversations.set_conversation, conversation_id, fields, request.max_bytes)
     return schemas.Confirmation("Conversation renamed" if "title" in fields else "Conversation updated")
 
 
@@ -108,10 +95,10 @@ async def delete_conversation(
 ) -> schemas.Confirmation:
     hidden: list[int] = []
     if query.purge:
-        hidden = await request.database.write(conversations.hide_conversation, request.user_id, conversation_id)
+        hidden = await request.write(conversations.hide_conversation, conversation_id)
         audit("conversations purged", request.identity.user, request.address, count=1)
     else:
-        await request.database.write(conversations.delete_conversation, request.user_id, conversation_id)
+        await request.write(conversations.delete_conversation, conversation_id)
     # After the deletion, so that no new generation can begin.
     await request.app_state.hub.cancel_all(request.user_id, conversation_id)
     if query.purge:
@@ -123,13 +110,12 @@ async def delete_conversation(
 
 
 async def restore_conversation(request: Request, conversation_id: int) -> conversations.Conversation:
-    return await request.database.write(bin.restore, request.user_id, conversation_id)
+    return await request.write(bin.restore, conversation_id)
 
 
 async def change_conversations(request: Request, body: schemas.BulkChange) -> schemas.ChangedIds:
     """One transaction for all, so that half of a large selection is never changed, and undoing it is one request too."""
-    change = conversations.change_many
-    changed = await request.database.write(change, request.user_id, body.ids, body.action, body.folder_id)
+    changed = await request.write(conversations.change_many, body.ids, body.action, body.folder_id)
     if body.action == "delete":
         for conversation_id in {one.job.conversation_id for one in request.app_state.hub.generations.values()}:
             if conversation_id in changed:
@@ -142,23 +128,6 @@ async def note_presence(request: Request, conversation_id: int, body: schemas.Pr
     return schemas.Confirmation("Noted")
 
 
-async def list_folders(request: Request) -> schemas.Folders:
-    return schemas.Folders(await request.database.read(folders.list_folders, request.user_id))
-
-
-async def create_folder(request: Request, body: schemas.FolderName) -> folders.Folder:
-    return await request.database.write(folders.create_folder, request.user_id, folder_name(body.name))
-
-
-async def rename_folder(request: Request, folder_id: int, body: schemas.FolderName) -> folders.Folder:
-    return await request.database.write(folders.rename_folder, request.user_id, folder_id, folder_name(body.name))
-
-
-async def delete_folder(request: Request, folder_id: int) -> schemas.FolderDeleted:
-    ids = await request.database.write(folders.delete_folder, request.user_id, folder_id)
-    return schemas.FolderDeleted("Folder deleted", ids)
-
-
 async def search(request: Request, query: schemas.SearchQuery) -> schemas.SearchResults:
-    found = await request.read_long(SEARCH_SECONDS, find, request.user_id, query.q, query.limit + 1, query.offset)
+    found = await request.read_long(SEARCH_SECONDS, find, query.q, query.limit + 1, query.offset)
     return schemas.SearchResults(found[: query.limit], len(found) > query.limit)

@@ -6,7 +6,7 @@ import logging
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -15,12 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ... import db
-from ...errors import (
-    FiresideError,
-    ImportUnreadable,
-    StorageUnavailable,
-    UnsupportedMediaType,
-)
+from ...errors import FiresideError, ImportUnreadable, StorageUnavailable, UnsupportedMediaType
 from ...queries import conversations
 from ...safety.logs import audit
 from ...transfer.importer import Report
@@ -34,31 +29,39 @@ log = logging.getLogger("fireside.handlers")
 
 
 async def import_upload(request: Request, query: schemas.ImportQuery) -> Annotated[Any, Report, "application/x-ndjson"]:
-    """Write the body to a file as it arrives, because it may be larger than the memory, and import the file."""
     suffix = schemas.IMPORT_TYPES.get(request.content_type)
     if suffix is None:
         raise UnsupportedMediaType(f"An import must be {', '.join(schemas.IMPORT_TYPES)}.")
-    importer = request.app_state.importer
+    importer, name = request.app_state.importer, f"upload{suffix}"
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(importer.uploading[request.user_id])
+        file = await stack.enter_async_context(saved_body(request, name, IMPORT_BYTES))
+        audit("import preview" if query.dry_run else "import", request.identity.user, request.address)
+        if query.progress:
+            steps = importer.import_steps(request.user_id, [file], dry_run=query.dry_run)
+            return ImportProgress(steps, stack.pop_all())
+        report = await importer.import_files(request.user_id, [file], dry_run=query.dry_run)
+    if report.skipped and not report.has_any():
+        reasons = [_reason(one.file.removeprefix(name).lstrip(":, "), one.reason) for one in report.skipped]
+        raise ImportUnreadable(reasons)
+    return report
+
+
+@contextlib.asynccontextmanager
+async def saved_body(request: Request, name: str, limit: int) -> AsyncIterator[Path]:
+    """Write the body to a file as it arrives: a slow client must not keep it in memory. The file is removed at the end.
+
+    Raises BodyTooLarge, and StorageUnavailable for an OSError, also of the block.
+    """
     try:
-        async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(importer.uploading[request.user_id])
-            folder = tempfile.TemporaryDirectory(dir=request.app_state.config.data_dir / UPLOADS)
-            file = Path(stack.enter_context(folder)) / f"upload{suffix}"
+        with tempfile.TemporaryDirectory(dir=request.app_state.config.data_dir / UPLOADS) as folder:
+            file = Path(folder) / name
             with file.open("wb") as upload:
-                async for chunk in request.chunks(IMPORT_BYTES):
+                async for chunk in request.chunks(limit):
                     await asyncio.to_thread(upload.write, chunk)
-            audit("import preview" if query.dry_run else "import", request.identity.user, request.address)
-            if query.progress:
-                steps = importer.import_steps(request.user_id, [file], dry_run=query.dry_run)
-                return ImportProgress(steps, stack.pop_all())
-            report = await importer.import_files(request.user_id, [file], dry_run=query.dry_run)
+            yield file
     except OSError as error:
         raise StorageUnavailable(f"The upload could not be saved: {error.strerror}.") from error
-    if report.skipped and not report.has_any():
-        raise ImportUnreadable(
-            [_reason(one.file.removeprefix(file.name).lstrip(":, "), one.reason) for one in report.skipped]
-        )
-    return report
 
 
 def _reason(part: str, reason: str) -> str:
@@ -101,9 +104,7 @@ async def export_all(request: Request, query: schemas.ExportAllQuery) -> Zip:
     if not query.ids:
         audit("export of all conversations", request.identity.user, request.address)
         return zip_response(request.app_state.exporter.export_zip(request.user_id))
-    ids = await request.database.read(
-        conversations.owned_ids, request.user_id, [int(one) for one in query.ids.split(",")]
-    )
+    ids = await request.read(conversations.owned_ids, [int(one) for one in query.ids.split(",")])
     audit("export of conversations", request.identity.user, request.address, count=len(ids))
     return zip_response(request.app_state.exporter.export_zip(request.user_id, ids))
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import msgspec
 from starlette.responses import Response
 
-from ... import db
 from ...chat.prompt import Forecast, forecast
 from ...chat.receipt import Receipt
 from ...errors import Invalid
@@ -43,7 +42,7 @@ async def get_new_context(request: Request, query: schemas.ContextQuery) -> Fore
 
 
 async def _context(request: Request, conversation_id: int | None, query: schemas.ContextQuery) -> Forecast:
-    prompt, params = await request.read_long(LONG_READ_SECONDS, turns.get_next_prompt, request.user_id, conversation_id)
+    prompt, params = await request.read_long(LONG_READ_SECONDS, turns.get_next_prompt, conversation_id)
     server = request.app_state.providers.find(query.provider_id)
     model = server.known(query.model or "") if server else None
     context_length = model.context_length if model is not None else None
@@ -68,64 +67,30 @@ async def _rendered(request: Request, page: list[messages.Message]) -> list[mess
 
 
 async def add_message(request: Request, conversation_id: int, body: schemas.AddedMessage) -> schemas.AddedMessageIds:
-    if body.queue:
-        return await _queue_message(request, conversation_id, body)
-    message_id = await request.database.write(
-        messages.add_message,
-        request.user_id,
-        conversation_id,
-        body.content,
-        body.parent_id,
-        body.client_id,
-        check_message(body),
-        request.app_state.config.user_max_bytes,
-        body.attachment_ids,
-    )
-    return schemas.AddedMessageIds(message_id, conversation_id)
-
-
-async def _queue_message(request: Request, conversation_id: int, body: schemas.AddedMessage) -> schemas.AddedMessageIds:
+    fields = (body.client_id, check_message(body), request.max_bytes, body.attachment_ids)
+    if not body.queue:
+        message_id = await request.write(messages.add_message, conversation_id, body.content, body.parent_id, *fields)
+        return schemas.AddedMessageIds(message_id, conversation_id)
     if body.parent_id is not msgspec.UNSET:
         raise Invalid("parent_id: a queued message follows the answer before it. Leave parent_id out.")
-    queued_id, message_id = await request.database.write(
-        queued.add_queued,
-        request.user_id,
-        conversation_id,
-        body.content,
-        body.client_id,
-        check_message(body),
-        request.app_state.config.user_max_bytes,
-        body.attachment_ids,
-    )
+    queued_id, sent_id = await request.write(queued.add_queued, conversation_id, body.content, *fields)
     await request.app_state.hub.begin_next(request.user_id, conversation_id)
-    return schemas.AddedMessageIds(message_id, conversation_id, msgspec.UNSET if queued_id is None else queued_id)
+    return schemas.AddedMessageIds(sent_id, conversation_id, msgspec.UNSET if queued_id is None else queued_id)
 
 
 async def change_queued(
     request: Request, conversation_id: int, queued_id: int, body: schemas.QueuedContent
 ) -> schemas.Confirmation:
-    limit = request.app_state.config.user_max_bytes
-    change = (conversation_id, queued_id, body.content, limit, body.attachment_ids)
-    await request.database.write(queued.change_queued, request.user_id, *change)
+    fields = (body.content, request.max_bytes, body.attachment_ids)
+    await request.write(queued.change_queued, conversation_id, queued_id, *fields)
     await attachments.remove_released(request.database)
     return schemas.Confirmation("Message changed")
 
 
 async def remove_queued(request: Request, conversation_id: int, queued_id: int) -> schemas.Confirmation:
-    await request.database.write(queued.remove_queued, request.user_id, conversation_id, queued_id)
+    await request.write(queued.remove_queued, conversation_id, queued_id)
     await attachments.remove_released(request.database)
     return schemas.Confirmation("Message removed")
-
-
-async def send_queued(
-    request: Request, conversation_id: int, queued_id: int, body: schemas.AnswerRequest
-) -> schemas.NewAnswerIds:
-    def begin(conn: db.Connection, user_id: int, conversation_id: int, *choice: Any) -> generations.Answer:
-        return queued.send_queued(conn, user_id, conversation_id, queued_id, *choice)
-
-    options = generations.AnswerRequest(body.provider_id, body.model, body.given())
-    begun = await request.app_state.hub.answer(request.user_id, conversation_id, options, begin)
-    return schemas.NewAnswerIds(begun.message_id, conversation_id, begun.generation_id)
 
 
 async def get_message(
@@ -138,26 +103,21 @@ async def get_message(
 async def edit_answer(
     request: Request, conversation_id: int, message_id: int, body: schemas.EditedAnswer
 ) -> schemas.NewMessageIds:
-    ids = (request.user_id, conversation_id, message_id)
-    documents = await request.database.read(messages.list_documents_above, *ids)
+    documents = await request.read(messages.list_documents_above, conversation_id, message_id)
     citations = await request.app_state.hub.checker.check(request.user_id, body.content, documents)
-    quota = request.app_state.config.user_max_bytes
-    version_id = await request.database.write(
-        messages.edit_answer, *ids, body.content, body.client_id, quota, citations
-    )
+    fields = (body.content, body.client_id, request.max_bytes, citations)
+    version_id = await request.write(messages.edit_answer, conversation_id, message_id, *fields)
     return schemas.NewMessageIds(version_id, conversation_id)
 
 
 async def delete_message(request: Request, conversation_id: int, message_id: int) -> schemas.MessageDeleted:
-    deleted = await request.database.write(bin.delete_message, request.user_id, conversation_id, message_id)
+    deleted = await request.write(bin.delete_message, conversation_id, message_id)
     return schemas.MessageDeleted("Message deleted", deleted.deleted_id, deleted.active_message_id)
 
 
 async def branch(request: Request, conversation_id: int, body: schemas.BranchRequest) -> conversations.Conversation:
-    quota = request.app_state.config.user_max_bytes
-    return await branches.branch(
-        request.database, request.user_id, conversation_id, body.message_id, body.client_id, quota
-    )
+    fields = (conversation_id, body.message_id, body.client_id, request.max_bytes)
+    return await branches.branch(request.database, request.user_id, *fields)
 
 
 def check_message(message: schemas.NewMessage, path: str = "") -> list[Image]:
@@ -171,12 +131,12 @@ def check_message(message: schemas.NewMessage, path: str = "") -> list[Image]:
 
 
 async def get_image(request: Request, image_id: int) -> Annotated[Response, "image/png", "image/jpeg", "image/webp"]:
-    image = await request.database.read(attachments.get_image, request.user_id, image_id)
+    image = await request.read(attachments.get_image, image_id)
     return Response(image.data, media_type=image.media_type)
 
 
 async def select_version(request: Request, conversation_id: int, body: schemas.Selection) -> schemas.VersionSelected:
-    leaf = await request.database.write(messages.set_active, request.user_id, conversation_id, body.message_id)
+    leaf = await request.write(messages.set_active, conversation_id, body.message_id)
     return schemas.VersionSelected("Version selected", leaf)
 
 

@@ -1,45 +1,58 @@
-"""Handlers of saved prompts and presets."""
+"""Handlers of what a user saves for later: prompts, presets and folders."""
 
 import msgspec
 
-from ...queries import prompts
+from ...queries import folders, prompts
+from ...queries.types import folder_name
 from .. import schemas
 from ..endpoint import Request
 
 
 async def list_prompts(request: Request) -> schemas.Prompts:
-    return schemas.Prompts(await request.database.read(prompts.list_prompts, request.user_id))
+    return schemas.Prompts(await request.read(prompts.list_prompts))
 
 
 async def add_prompt(request: Request, body: schemas.NewPrompt) -> prompts.Prompt:
-    fields, quota = msgspec.to_builtins(body), request.app_state.config.user_max_bytes
-    return await request.database.write(prompts.add_prompt, request.user_id, fields, quota)
+    return await request.write(prompts.add_prompt, msgspec.to_builtins(body), request.max_bytes)
 
 
 async def change_prompt(request: Request, prompt_id: int, body: schemas.PromptChange) -> prompts.Prompt:
-    fields, quota = msgspec.to_builtins(body), request.app_state.config.user_max_bytes
-    return await request.database.write(prompts.set_prompt, request.user_id, prompt_id, fields, quota)
+    return await request.write(prompts.set_prompt, prompt_id, msgspec.to_builtins(body), request.max_bytes)
 
 
 async def delete_prompt(request: Request, prompt_id: int) -> schemas.Confirmation:
-    await request.database.write(prompts.delete_prompt, request.user_id, prompt_id)
+    await request.write(prompts.delete_prompt, prompt_id)
     return schemas.Confirmation("Prompt deleted")
 
 
 async def list_presets(request: Request) -> schemas.Presets:
-    return schemas.Presets(await request.database.read(prompts.list_presets, request.user_id))
+    return schemas.Presets(await request.read(prompts.list_presets))
 
 
 async def add_preset(request: Request, body: schemas.NewPreset) -> prompts.Preset:
-    fields, quota = msgspec.to_builtins(body), request.app_state.config.user_max_bytes
-    return await request.database.write(prompts.add_preset, request.user_id, fields, quota)
+    return await request.write(prompts.add_preset, msgspec.to_builtins(body), request.max_bytes)
 
 
 async def change_preset(request: Request, preset_id: int, body: schemas.PresetChange) -> prompts.Preset:
-    fields, quota = msgspec.to_builtins(body), request.app_state.config.user_max_bytes
-    return await request.database.write(prompts.set_preset, request.user_id, preset_id, fields, quota)
+    return await request.write(prompts.set_preset, preset_id, msgspec.to_builtins(body), request.max_bytes)
 
 
 async def delete_preset(request: Request, preset_id: int) -> schemas.Confirmation:
-    await request.database.write(prompts.delete_preset, request.user_id, preset_id)
+    await request.write(prompts.delete_preset, preset_id)
     return schemas.Confirmation("Preset deleted")
+
+
+async def list_folders(request: Request) -> schemas.Folders:
+    return schemas.Folders(await request.read(folders.list_folders))
+
+
+async def add_folder(request: Request, body: schemas.FolderName) -> folders.Folder:
+    return await request.write(folders.create_folder, folder_name(body.name))
+
+
+async def rename_folder(request: Request, folder_id: int, body: schemas.FolderName) -> folders.Folder:
+    return await request.write(folders.rename_folder, folder_id, folder_name(body.name))
+
+
+async def delete_folder(request: Request, folder_id: int) -> schemas.FolderDeleted:
+    return schemas.FolderDeleted("Folder deleted", await request.write(folders.delete_folder, folder_id))

@@ -7,10 +7,7 @@ import msgspec
 from ...backends.detect import Finding, examine, origin, parse_address
 from ...backends.openai import ModelDownload
 from ...config import Provider
-from ...errors import (
-    Invalid,
-    ProviderFailed,
-)
+from ...errors import Invalid, ProviderFailed
 from ...providers import ModelServer
 from ...safety.logs import audit
 from .. import schemas

@@ -13,10 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 
 from ... import __version__, db
-from ...errors import (
-    NotFound,
-    StorageUnavailable,
-)
+from ...errors import NotFound, StorageUnavailable
 from ...queries import accounts
 from ...queries.usage import find_changes, list_usage
 from .. import icons, openapi, schemas
@@ -27,13 +24,13 @@ from ..middleware import PAGE_POLICY
 
 
 async def usage(request: Request) -> schemas.UsageByDay:
-    entries = await request.read_long(LONG_READ_SECONDS, list_usage, request.user_id)
+    entries = await request.read_long(LONG_READ_SECONDS, list_usage)
     return schemas.UsageByDay(entries, await asyncio.to_thread(find_changes, entries))
 
 
 async def storage(request: Request) -> schemas.Storage:
     config = request.app_state.config
-    data = await request.database.read(accounts.measure_data, request.user_id)
+    data = await request.read(accounts.measure_data)
     server = None
     if request.is_admin:
         files = await request.database.read(accounts.count_attachment_bytes)
