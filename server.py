@@ -32,8 +32,8 @@ from .safety.sandbox import Sandbox
 from .transfer.exporter import Exporter
 from .transfer.importer import Importer
 from .web import openai, schemas
-from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines, half_of_connections
-from .web.endpoint import ADMIN, OWNER, PUBLIC, TOKEN, USER, USER_OR_TOKEN, AppState, Endpoint
+from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines, connections_per_side
+from .web.endpoint import ADMIN, CLI, PUBLIC, TOKEN, USER, USER_OR_TOKEN, AppState, Endpoint
 from .web.handlers import (
     accounts,
     answers,
@@ -157,16 +157,16 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("GET",    "/usage",                                                      service.usage,                      USER),
     Endpoint("GET",    "/storage",                                                    service.storage,                    USER),
 
-    Endpoint("POST",   "/control/link",                                               control.control_link,               OWNER,  schemas.OptionalUser),
-    Endpoint("POST",   "/control/session",                                            control.control_session,            OWNER,  schemas.OptionalUser),
-    Endpoint("POST",   "/control/invite",                                             control.control_invite,             OWNER),
-    Endpoint("POST",   "/control/password",                                           control.control_password,           OWNER,  schemas.PasswordReset),
-    Endpoint("POST",   "/control/tokens/create",                                      control.control_create_token,       OWNER,  schemas.TokenOfUser),
-    Endpoint("POST",   "/control/tokens/list",                                        control.control_list_tokens,        OWNER,  schemas.OptionalUser),
-    Endpoint("POST",   "/control/tokens/revoke",                                      control.control_revoke_token,       OWNER,  schemas.TokenChoice),
-    Endpoint("POST",   "/control/backup",                                             control.control_backup,             OWNER,  schemas.BackupTarget),
-    Endpoint("POST",   "/control/import",                                             control.control_import,             OWNER,  schemas.ImportSources),
-    Endpoint("POST",   "/control/export",                                             control.control_export,             OWNER,  schemas.OptionalUser),
+    Endpoint("POST",   "/control/link",                                               control.control_link,               CLI,    schemas.OptionalUser),
+    Endpoint("POST",   "/control/session",                                            control.control_session,            CLI,    schemas.OptionalUser),
+    Endpoint("POST",   "/control/invite",                                             control.control_invite,             CLI),
+    Endpoint("POST",   "/control/password",                                           control.control_password,           CLI,    schemas.PasswordReset),
+    Endpoint("POST",   "/control/tokens/create",                                      control.control_create_token,       CLI,    schemas.TokenOfUser),
+    Endpoint("POST",   "/control/tokens/list",                                        control.control_list_tokens,        CLI,    schemas.OptionalUser),
+    Endpoint("POST",   "/control/tokens/revoke",                                      control.control_revoke_token,       CLI,    schemas.TokenChoice),
+    Endpoint("POST",   "/control/backup",                                             control.control_backup,             CLI,    schemas.BackupTarget),
+    Endpoint("POST",   "/control/import",                                             control.control_import,             CLI,    schemas.ImportSources),
+    Endpoint("POST",   "/control/export",                                             control.control_export,             CLI,    schemas.OptionalUser),
 
     Endpoint("GET",    "/v1/models",                                                  openai.list_models,                 TOKEN),
     Endpoint("GET",    "/v1/models/{model_id}",                                       openai.get_model,                   TOKEN),
@@ -250,7 +250,7 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> AppState:
     )
     stack.push_async_callback(_cancel, housekeeping)
     secret, renderer, exporter = secrets.token_urlsafe(32), Renderer(sandbox), Exporter(database)
-    waiting = half_of_connections() // 2
+    waiting = connections_per_side() // 2
     receipts = Receipts(database, providers)
     return AppState(
         config,

@@ -17,7 +17,7 @@ from fireside.db import Connection
 from fireside.errors import Invalid
 from fireside.queries.types import Parameters
 from fireside.server import ROUTES, create_app
-from fireside.web.endpoint import BODY_BYTES, INTEGERS, OWNER, PUBLIC, PUBLIC_BODY_BYTES, Access, Endpoint, decode_body
+from fireside.web.endpoint import BODY_BYTES, CLI, INTEGERS, PUBLIC, PUBLIC_BODY_BYTES, Access, Endpoint, decode_body
 from msgspec import inspect
 
 from .live import NO_TLS, PATIENCE, Person, Running, code, good, until
@@ -173,7 +173,7 @@ async def create_objects(person: Person) -> Objects:
 
 
 def bearer(running: Running, route: Endpoint) -> dict[str, str]:
-    return {"Authorization": f"Bearer {running.state.secret}"} if route.access is OWNER else {}
+    return {"Authorization": f"Bearer {running.state.secret}"} if route.access is CLI else {}
 
 
 # ---- routes
@@ -287,7 +287,7 @@ async def test_no_value_of_any_field_causes_an_internal_error(ann: Person) -> No
     objects = await create_objects(ann)
     async with keep_alive(ann) as client:
         for route in BODIES:
-            if route.access is OWNER:  # its files are the owner's own
+            if route.access is CLI:  # its files are the owner's own
                 continue
             for content in hostile_bodies(route):
                 response = await client.request(route.method, objects.path(route), content=content, headers=JSON)

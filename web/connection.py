@@ -41,23 +41,23 @@ ACCEPTS_PER_TURN = 16  # of the event loop, so that a burst of connections stays
 class Limits:
     """The limits on the number of connections, and the TLS context. Raises ConfigError for an unusable certificate.
 
-    Half of the connections are reserved for this computer and half for the network.
+    Half of the connections are for this computer and half for the network.
     """
 
     def __init__(self, config: Config) -> None:
         self.tls = _tls_context(config)
-        self.half = half_of_connections()
+        self.per_side = connections_per_side()
         self._proxies = [ipaddress.ip_network(proxy) for proxy in config.trusted_proxies]
 
     def full_group(self, address: str, connections: Iterable["Connection"]) -> list["Connection"]:
         """Return the connections of a full group: one must close before this address can open another. Empty if there is room."""
         place = network(address)
-        half = [other for other in connections if (other.network == LOOPBACK_NETWORK) == (place == LOOPBACK_NETWORK)]
-        same = [other for other in half if other.network == place]
+        side = [other for other in connections if (other.network == LOOPBACK_NETWORK) == (place == LOOPBACK_NETWORK)]
+        same = [other for other in side if other.network == place]
         trusted = place == LOOPBACK_NETWORK or any(ipaddress.ip_address(address) in proxy for proxy in self._proxies)
-        if len(same) >= (self.half if trusted else CONNECTIONS_PER_ADDRESS):
+        if len(same) >= (self.per_side if trusted else CONNECTIONS_PER_ADDRESS):
             return same
-        return half if len(half) >= self.half else []
+        return side if len(side) >= self.per_side else []
 
 
 class Connection(HttpToolsProtocol):
@@ -221,8 +221,8 @@ def check_deadlines(connections: Iterable[Any]) -> None:
         connection.check_deadline(now)
 
 
-def half_of_connections() -> int:
-    """Return the number of connections that this computer, or the network, may open."""
+def connections_per_side() -> int:
+    """Return the number of connections for each side: this computer, and the network."""
     return min(MAX_CONNECTIONS, _raise_descriptor_limit() - RESERVED_DESCRIPTORS) // 2
 
 

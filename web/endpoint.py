@@ -65,12 +65,12 @@ class Access(enum.Enum):
     PUBLIC = "public"
     USER = "user"
     ADMIN = "admin"
-    OWNER = "owner"  # the command line, which proves that it can read a private file of this service
+    CLI = "command line"  # it proves that it can read a private file of this service
     TOKEN = "token"  # another program, with a personal access token and without a session
     USER_OR_TOKEN = "user or token"
 
 
-PUBLIC, USER, ADMIN, OWNER, TOKEN, USER_OR_TOKEN = Access
+PUBLIC, USER, ADMIN, CLI, TOKEN, USER_OR_TOKEN = Access
 
 
 @dataclass
@@ -264,7 +264,7 @@ class Endpoint(Route):
         if self.query is not Empty:
             arguments["query"] = read_query(request.query_params, self.query)
         async with contextlib.AsyncExitStack() as stack:
-            if self.access not in (PUBLIC, OWNER):
+            if self.access not in (PUBLIC, CLI):
                 if request.app_state.requests.waiting(request.user_id) >= request.app_state.waiting_per_user:
                     raise RateLimited(1)
                 await stack.enter_async_context(request.app_state.requests.slot(request.user_id))
@@ -291,7 +291,7 @@ class Endpoint(Route):
         if self.access is PUBLIC:
             return
         auth, headers = request.app_state.auth, request.headers
-        if self.access is OWNER:
+        if self.access is CLI:
             bearer = f"Bearer {request.app_state.secret}"
             if not constant_time_equals(headers.get("authorization", ""), bearer) or not request.is_local:
                 raise AuthRequired

@@ -160,48 +160,13 @@ _CHEMICAL_ARROWS = {
     "<->": r"\leftrightarrow ",
     "<=>": r"\rightleftharpoons ",
 }
-_UNIT_SYMBOLS = dict(
-    pair.split(":")
-    for pair in [
-        "per:/",
-        "squared:^{2}",
-        "cubed:^{3}",
-        "square:^{2}",
-        "cubic:^{3}",
-        "kilo:k",
-        "mega:M",
-        "giga:G",
-        "milli:m",
-        "micro:μ",
-        "nano:n",
-        "centi:c",
-        "meter:m",
-        "metre:m",
-        "second:s",
-        "gram:g",
-        "kilogram:kg",
-        "newton:N",
-        "joule:J",
-        "watt:W",
-        "volt:V",
-        "ampere:A",
-        "ohm:Ω",
-        "hertz:Hz",
-        "kelvin:K",
-        "mole:mol",
-        "pascal:Pa",
-        "coulomb:C",
-        "liter:L",
-        "litre:L",
-        "minute:min",
-        "hour:h",
-        "celsius:°C",
-        "degreeCelsius:°C",
-        "degree:°",
-        "percent:\\%",
-        "electronvolt:eV",
-    ]
-)
+_UNIT_SYMBOLS = {
+    "per": "/", "squared": "^{2}", "cubed": "^{3}", "square": "^{2}", "cubic": "^{3}", "kilo": "k", "mega": "M", "giga": "G",
+    "milli": "m", "micro": "μ", "nano": "n", "centi": "c", "meter": "m", "metre": "m", "second": "s", "gram": "g",
+    "kilogram": "kg", "newton": "N", "joule": "J", "watt": "W", "volt": "V", "ampere": "A", "ohm": "Ω", "hertz": "Hz",
+    "kelvin": "K", "mole": "mol", "pascal": "Pa", "coulomb": "C", "liter": "L", "litre": "L", "minute": "min", "hour": "h",
+    "celsius": "°C", "degreeCelsius": "°C", "degree": "°", "percent": r"\%", "electronvolt": "eV",
+}  # fmt: skip
 
 
 def _chemistry(formula: str) -> str:

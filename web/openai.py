@@ -23,7 +23,7 @@ from ..chat.relay import COMMENT, Relay
 from ..errors import Invalid, ProviderFailed, UnsupportedMediaType
 from ..providers import ModelServer
 from ..queries import tokens
-from . import schemas
+from . import responses, schemas
 from .completion import Completion
 from .endpoint import Later, Request, while_connected
 from .middleware import openai_error
@@ -51,13 +51,13 @@ async def read_object(request: Request) -> dict[str, Raw]:
         raise Invalid("The request body must be a JSON object.") from None
 
 
-async def list_models(request: Request) -> schemas.OpenAIModels:
+async def list_models(request: Request) -> responses.OpenAIModels:
     catalog = await request.app_state.providers.catalog(MODELS_AGE_SECONDS)
     found = [(entry["provider_id"], model["id"]) for entry in catalog for model in entry["models"]]
-    return schemas.OpenAIModels([_model(*names) for names in found])
+    return responses.OpenAIModels([_model(*names) for names in found])
 
 
-async def get_model(request: Request, model_id: str) -> schemas.OpenAIModel:
+async def get_model(request: Request, model_id: str) -> responses.OpenAIModel:
     providers = request.app_state.providers
     server, model = await providers.resolve(model_id)
     if model not in [one.id for one in await server.models(MODELS_AGE_SECONDS)]:
@@ -65,8 +65,8 @@ async def get_model(request: Request, model_id: str) -> schemas.OpenAIModel:
     return _model(server.id, model)
 
 
-def _model(provider_id: str, model: str) -> schemas.OpenAIModel:
-    return schemas.OpenAIModel(f"{provider_id}/{model}", owned_by=provider_id)
+def _model(provider_id: str, model: str) -> responses.OpenAIModel:
+    return responses.OpenAIModel(f"{provider_id}/{model}", owned_by=provider_id)
 
 
 async def embed(request: Request) -> Json:

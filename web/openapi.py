@@ -10,7 +10,8 @@ from starlette.routing import BaseRoute
 from .. import __version__
 from ..queries.types import AnswerError, AnswerStats, TokenUsage, Tools
 from .endpoint import INTEGERS, Access, Endpoint
-from .schemas import EVENTS, IMPORT_TYPES, Empty, ImportFailed, ImportStep
+from .responses import EVENTS, ImportFailed, ImportStep
+from .schemas import IMPORT_TYPES, Empty
 
 Schema = dict[str, Any]
 
@@ -21,7 +22,7 @@ _STORED = (TokenUsage, AnswerStats, AnswerError, Tools)  # what queries.types.st
 _SECURITY: Schema = {
     "session": {"type": "apiKey", "in": "cookie", "name": "fireside_8000", "description": "fireside_ and the port"},
     "csrf": {"type": "apiKey", "in": "header", "name": "X-CSRF-Token"},
-    "owner": {"type": "http", "scheme": "bearer"},
+    "cli": {"type": "http", "scheme": "bearer"},
     "token": {"type": "http", "scheme": "bearer", "bearerFormat": "fs_ and 72 hexadecimal digits"},
 }
 _ERROR = {
@@ -201,8 +202,8 @@ def _parameters(route: Endpoint) -> Iterator[dict[str, Any]]:
 def _security(route: Endpoint) -> list[dict[str, list[str]]]:
     if route.access is Access.PUBLIC:
         return []
-    if route.access is Access.OWNER:
-        return [{"owner": []}]
+    if route.access is Access.CLI:
+        return [{"cli": []}]
     if route.access is Access.TOKEN:
         return [{"token": []}]
     session: dict[str, list[str]] = {"session": [], "csrf": []} if route.csrf == "required" else {"session": []}

@@ -21,7 +21,7 @@ from fireside.db import ago
 from fireside.queries.generations import AnswerRequest
 from fireside.safety.throttle import Throttle
 from fireside.server import ROUTES
-from fireside.web.endpoint import ADMIN, OWNER, PUBLIC, TOKEN, USER_OR_TOKEN, Endpoint
+from fireside.web.endpoint import ADMIN, CLI, PUBLIC, TOKEN, USER_OR_TOKEN, Endpoint
 
 from ..live import NO_TLS, PASSWORD, Running, good, until
 from ..upstream import Gate, Upstream, pause
@@ -151,7 +151,7 @@ def refusal(cell: Cell) -> tuple[int, str] | None:
         return 403, "ORIGIN_NOT_ALLOWED"
     if access is PUBLIC:
         return None
-    if access is OWNER:
+    if access is CLI:
         return None if cell.role == MACHINE else (401, "AUTH_REQUIRED")
     if access is TOKEN or (access is USER_OR_TOKEN and cell.role in (*WITH_TOKEN, *BAD_TOKENS, MACHINE)):
         return None if cell.role in WITH_TOKEN else (401, "INVALID_TOKEN")

@@ -115,7 +115,7 @@ async def test_document_is_stored_once_read_sent_and_removed_with_the_last_messa
 
 
 async def test_what_is_not_valid_is_refused_and_leaves_nothing(running: Running, ann: Person, bob: Person) -> None:
-    hers = good(await upload(ann, b"Ships sail."))["id"]
+    hers = (await read(ann, good(await upload(ann, b"Ships sail."))["id"]))["id"]
     chat, his = await ann.conversation(), await bob.conversation()
     both = {"content": "x", "attachment_ids": [hers]}
     for refused in (

@@ -191,7 +191,7 @@ class FakeConnection:
     deadline: float = 1.0
 
 
-def test_connections_are_limited_by_address_and_by_half(tmp_path: Path) -> None:
+def test_connections_are_limited_by_address_and_by_side(tmp_path: Path) -> None:
     limits = Limits(config.load({"data_dir": str(tmp_path)}, {"FIRESIDE_TRUSTED_PROXIES": "10.0.0.2"}))
 
     def full(address: str, open_connections: list[FakeConnection]) -> Any:
@@ -201,9 +201,9 @@ def test_connections_are_limited_by_address_and_by_half(tmp_path: Path) -> None:
     assert full("10.0.0.1", own) == own and full("10.0.0.1", own[1:]) == []
     assert full("10.0.0.9", own) == [] and full("127.0.0.1", own) == []
     assert full("10.0.0.2", [FakeConnection("10.0.0.2")] * 2 * CONNECTIONS_PER_ADDRESS) == []
-    others = [FakeConnection(str(number)) for number in range(limits.half)]
+    others = [FakeConnection(str(number)) for number in range(limits.per_side)]
     assert full("10.0.0.9", others) == others and full("127.0.0.1", others) == []
-    local = [FakeConnection("loopback")] * limits.half
+    local = [FakeConnection("loopback")] * limits.per_side
     assert full("127.0.0.9", local) == local and full("10.0.0.9", local) == []
 
 

@@ -10,10 +10,10 @@ from ...auth import Login
 from ...errors import StorageUnavailable
 from ...queries import accounts, tokens
 from ...safety.logs import audit
-from .. import schemas
+from .. import responses, schemas
 from ..endpoint import AppState, JSONResponse, Request
 
-SignedIn = Annotated[Response, schemas.SignedIn]
+SignedIn = Annotated[Response, responses.SignedIn]
 log = logging.getLogger("fireside.handlers")
 
 
@@ -28,8 +28,8 @@ def logged_in(request: Request, login: Login) -> Response:
     return response
 
 
-def _signed_in(user: accounts.User, csrf_token: str) -> schemas.SignedIn:
-    return schemas.SignedIn(schemas.Person(user.id, user.username, user.display_name, user.role), csrf_token)
+def _signed_in(user: accounts.User, csrf_token: str) -> responses.SignedIn:
+    return responses.SignedIn(responses.Person(user.id, user.username, user.display_name, user.role), csrf_token)
 
 
 def _cookie_attributes(request: Request) -> Any:
@@ -41,14 +41,14 @@ async def login(request: Request, body: schemas.Credentials) -> SignedIn:
     return logged_in(request, await request.app_state.auth.login(body.username, body.password, request.visitor))
 
 
-async def logout(request: Request) -> Annotated[Response, schemas.Confirmation]:
+async def logout(request: Request) -> Annotated[Response, responses.Confirmation]:
     await request.write(accounts.delete_session, request.identity.session_id)
     await cancel_without_sessions(request.app_state, request.user_id)
     return _signed_out(request, "Logged out successfully")
 
 
 def _signed_out(request: Request, message: str) -> Response:
-    response = JSONResponse(schemas.Confirmation(message), headers={"Clear-Site-Data": '"cache"'})
+    response = JSONResponse(responses.Confirmation(message), headers={"Clear-Site-Data": '"cache"'})
     response.delete_cookie(request.cookie_name, **_cookie_attributes(request))
     return response
 
@@ -60,7 +60,7 @@ async def cancel_without_sessions(state: AppState, user_id: int) -> None:
     await state.hub.cancel_unless(user_id, lambda token_id: has_session if token_id is None else token_id in valid)
 
 
-async def me(request: Request) -> schemas.SignedIn:
+async def me(request: Request) -> responses.SignedIn:
     return _signed_in(request.identity.user, request.identity.csrf_token)
 
 
@@ -69,19 +69,21 @@ async def register(request: Request, body: schemas.Registration) -> SignedIn:
     return logged_in(request, await request.app_state.auth.register(body.invite_code, *credentials))
 
 
-async def change_password(request: Request, body: schemas.PasswordChange) -> schemas.Confirmation:
+async def change_password(request: Request, body: schemas.PasswordChange) -> responses.Confirmation:
     passwords = (body.current_password, body.new_password)
     await request.app_state.auth.change_password(request.identity, *passwords, request.address)
-    return schemas.Confirmation("Password changed")
+    return responses.Confirmation("Password changed")
 
 
-async def change_name(request: Request, body: schemas.NameChange) -> schemas.SignedIn:
+async def change_name(request: Request, body: schemas.NameChange) -> responses.SignedIn:
     identity = request.identity
     user = await request.app_state.auth.change_name(identity, body.username, body.current_password, request.address)
     return _signed_in(user, identity.csrf_token)
 
 
-async def delete_account(request: Request, body: schemas.AccountDeletion) -> Annotated[Response, schemas.Confirmation]:
+async def delete_account(
+    request: Request, body: schemas.AccountDeletion
+) -> Annotated[Response, responses.Confirmation]:
     await request.app_state.auth.delete_own_account(request.identity, body.current_password, request.address)
     await _remove_closed(request.app_state, request.user_id)
     return _signed_out(request, "Account deleted")
@@ -104,45 +106,45 @@ async def redeem_link(request: Request, body: schemas.Link) -> SignedIn:
     return logged_in(request, await request.app_state.auth.redeem_link(body.token, request.visitor))
 
 
-async def list_sessions(request: Request) -> schemas.Sessions:
+async def list_sessions(request: Request) -> responses.Sessions:
     sessions = await request.read(accounts.list_sessions)
     current = request.identity.session_id
-    return schemas.Sessions([schemas.SessionEntry(**one, current=one["id"] == current) for one in sessions])
+    return responses.Sessions([responses.SessionEntry(**one, current=one["id"] == current) for one in sessions])
 
 
-async def delete_session(request: Request, session_id: int) -> schemas.Confirmation:
+async def delete_session(request: Request, session_id: int) -> responses.Confirmation:
     await request.write(accounts.delete_session, session_id)
     await cancel_without_sessions(request.app_state, request.user_id)
-    return schemas.Confirmation("Session ended")
+    return responses.Confirmation("Session ended")
 
 
 # ---- tokens
 
 
-async def create_token(request: Request, body: schemas.TokenRequest) -> schemas.NewToken:
+async def create_token(request: Request, body: schemas.TokenRequest) -> responses.NewToken:
     return await new_token(request, request.identity.user, body, request.address)
 
 
 async def new_token(
     request: Request, user: accounts.User, body: schemas.TokenRequest, address: str
-) -> schemas.NewToken:
+) -> responses.NewToken:
     auth, name = request.app_state.auth, body.name.strip()
     token, text = await auth.create_token(user, name, body.record, body.expires_in_days, address)
-    return schemas.NewToken(**msgspec.structs.asdict(token), token=text)
+    return responses.NewToken(**msgspec.structs.asdict(token), token=text)
 
 
-async def list_tokens(request: Request) -> schemas.Tokens:
-    return schemas.Tokens(await request.read(tokens.list_tokens))
+async def list_tokens(request: Request) -> responses.Tokens:
+    return responses.Tokens(await request.read(tokens.list_tokens))
 
 
-async def delete_token(request: Request, token_id: int) -> schemas.Confirmation:
+async def delete_token(request: Request, token_id: int) -> responses.Confirmation:
     return await revoke(request, request.identity.user, token_id, request.address)
 
 
-async def revoke(request: Request, user: accounts.User, token_id: int, address: str) -> schemas.Confirmation:
+async def revoke(request: Request, user: accounts.User, token_id: int, address: str) -> responses.Confirmation:
     await request.app_state.auth.revoke_token(user, token_id, address)
     await cancel_without_sessions(request.app_state, user.id)
-    return schemas.Confirmation("Token revoked")
+    return responses.Confirmation("Token revoked")
 
 
 # ---- administration
@@ -154,8 +156,8 @@ async def bootstrap(request: Request, body: schemas.Bootstrap) -> SignedIn:
     return logged_in(request, await request.app_state.auth.bootstrap(token, *credentials))
 
 
-async def list_users(request: Request) -> schemas.Users:
-    return schemas.Users(await request.database.read(accounts.list_users))
+async def list_users(request: Request) -> responses.Users:
+    return responses.Users(await request.database.read(accounts.list_users))
 
 
 async def change_user(request: Request, user_id: int, body: schemas.UserChange) -> accounts.User:
@@ -166,27 +168,29 @@ async def change_user(request: Request, user_id: int, body: schemas.UserChange) 
     return user
 
 
-async def create_reset_link(request: Request, user_id: int) -> schemas.ResetLink:
-    return schemas.ResetLink(*await request.app_state.auth.reset_link(request.identity.user, user_id, request.address))
+async def create_reset_link(request: Request, user_id: int) -> responses.ResetLink:
+    return responses.ResetLink(
+        *await request.app_state.auth.reset_link(request.identity.user, user_id, request.address)
+    )
 
 
-async def delete_user(request: Request, user_id: int) -> schemas.Confirmation:
+async def delete_user(request: Request, user_id: int) -> responses.Confirmation:
     await request.app_state.auth.delete_user(request.identity.user, user_id, request.address)
     await _remove_closed(request.app_state, user_id)
-    return schemas.Confirmation("User deleted")
+    return responses.Confirmation("User deleted")
 
 
-async def create_invite(request: Request, body: schemas.InviteRequest) -> schemas.NewInvite:
+async def create_invite(request: Request, body: schemas.InviteRequest) -> responses.NewInvite:
     user, hours = request.identity.user, body.expires_in_hours
-    return schemas.NewInvite(**await request.app_state.auth.invite(user, body.role, hours, request.address))
+    return responses.NewInvite(**await request.app_state.auth.invite(user, body.role, hours, request.address))
 
 
-async def list_invites(request: Request) -> schemas.Invites:
+async def list_invites(request: Request) -> responses.Invites:
     invites = await request.database.read(accounts.list_invites)
-    return schemas.Invites([schemas.InviteEntry(**invite) for invite in invites])
+    return responses.Invites([responses.InviteEntry(**invite) for invite in invites])
 
 
-async def revoke_invite(request: Request, invite_id: int) -> schemas.Confirmation:
+async def revoke_invite(request: Request, invite_id: int) -> responses.Confirmation:
     await request.database.write(accounts.revoke_invite, invite_id)
     audit("invite revoked", request.identity.user, request.address, invite=invite_id)
-    return schemas.Confirmation("Invite revoked")
+    return responses.Confirmation("Invite revoked")

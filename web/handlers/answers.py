@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from ... import db
 from ...chat.hub import BeginQuery
 from ...queries import generations, queued
-from .. import schemas
+from .. import responses, schemas
 from ..endpoint import Request, read_query, while_connected
 
 Events = Annotated[Response, "text/event-stream"]
@@ -41,37 +41,37 @@ async def _begin(
     body: schemas.AnswerRequest,
     query: BeginQuery = generations.begin_answer,
     **more: Any,
-) -> schemas.NewAnswerIds:
+) -> responses.NewAnswerIds:
     options = generations.AnswerRequest(body.provider_id, body.model, body.given(), **more)
     answer = await request.app_state.hub.answer(request.user_id, conversation_id, options, query)
-    return schemas.NewAnswerIds(answer.message_id, conversation_id, answer.generation_id)
+    return responses.NewAnswerIds(answer.message_id, conversation_id, answer.generation_id)
 
 
 async def stream(request: Request, conversation_id: int, body: schemas.AnswerRequest) -> Events:
     return await _follow(request, (await _begin(request, conversation_id, body)).generation_id)
 
 
-async def retry(request: Request, body: schemas.RetryRequest) -> schemas.NewAnswerIds:
+async def retry(request: Request, body: schemas.RetryRequest) -> responses.NewAnswerIds:
     return await _begin(request, body.conversation_id, body, retry=True, message_id=body.message_id)
 
 
-async def continue_answer(request: Request, body: schemas.ContinueRequest) -> schemas.NewAnswerIds:
+async def continue_answer(request: Request, body: schemas.ContinueRequest) -> responses.NewAnswerIds:
     query = generations.begin_continuation
     return await _begin(request, body.conversation_id, body, query, message_id=body.message_id)
 
 
 async def send_queued(
     request: Request, conversation_id: int, queued_id: int, body: schemas.AnswerRequest
-) -> schemas.NewAnswerIds:
+) -> responses.NewAnswerIds:
     def query(conn: db.Connection, user_id: int, conversation_id: int, *choice: Any) -> generations.Answer:
         return queued.send_queued(conn, user_id, conversation_id, queued_id, *choice)
 
     return await _begin(request, conversation_id, body, query)
 
 
-async def cancel(request: Request, generation_id: str) -> schemas.Confirmation:
+async def cancel(request: Request, generation_id: str) -> responses.Confirmation:
     await request.app_state.hub.cancel(request.user_id, generation_id)
-    return schemas.Confirmation("Generation canceled")
+    return responses.Confirmation("Generation canceled")
 
 
 async def resume(request: Request, generation_id: str, query: schemas.ResumeQuery) -> Events:

@@ -17,7 +17,7 @@ from ...errors import Invalid, NotFound
 from ...queries import attachments
 from ...queries.search import FoundPage, find_pages
 from ...queries.types import Attachment
-from .. import schemas
+from .. import responses, schemas
 from ..endpoint import Request
 from .conversations import SEARCH_SECONDS
 from .data import saved_body
@@ -95,14 +95,14 @@ async def get_content(request: Request, attachment_id: int) -> Annotated[Respons
     return StreamingResponse(parts(), headers=headers | {"Content-Length": str(attachment.size_bytes)})
 
 
-async def search(request: Request, attachment_id: int, query: schemas.PageSearchQuery) -> schemas.FoundPages:
+async def search(request: Request, attachment_id: int, query: schemas.PageSearchQuery) -> responses.FoundPages:
     def find(conn: Connection, user_id: int) -> list[FoundPage]:
         attachments.owned_attachment(conn, user_id, attachment_id)
         return find_pages(conn, attachment_id, query.q)
 
-    return schemas.FoundPages(await request.read_long(SEARCH_SECONDS, find))
+    return responses.FoundPages(await request.read_long(SEARCH_SECONDS, find))
 
 
-async def list_pages(request: Request, attachment_id: int, query: schemas.PagesQuery) -> schemas.DocumentPages:
+async def list_pages(request: Request, attachment_id: int, query: schemas.PagesQuery) -> responses.DocumentPages:
     pages = await request.read(attachments.list_pages, attachment_id, query.first, query.count)
-    return schemas.DocumentPages([schemas.DocumentPage(**page) for page in pages])
+    return responses.DocumentPages([responses.DocumentPage(**page) for page in pages])

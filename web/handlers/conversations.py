@@ -12,7 +12,7 @@ from ...errors import Invalid, StorageUnavailable
 from ...queries import bin, conversations, messages, prompts, queued
 from ...queries.search import find
 from ...safety.logs import audit
-from .. import schemas
+from .. import responses, schemas
 from ..endpoint import Request
 from .messages import check_message
 
@@ -82,17 +82,17 @@ async def get_conversation(request: Request, conversation_id: int) -> conversati
 
 async def change_conversation(
     request: Request, conversation_id: int, body: schemas.ConversationChange
-) -> schemas.Confirmation:
+) -> responses.Confirmation:
     fields = msgspec.to_builtins(body)
     if fields.get("temporary"):
         raise Invalid("temporary must be false: only a new conversation can be temporary.")
     await request.write(conversations.set_conversation, conversation_id, fields, request.max_bytes)
-    return schemas.Confirmation("Conversation renamed" if "title" in fields else "Conversation updated")
+    return responses.Confirmation("Conversation renamed" if "title" in fields else "Conversation updated")
 
 
 async def delete_conversation(
     request: Request, conversation_id: int, query: schemas.DeleteQuery
-) -> schemas.Confirmation:
+) -> responses.Confirmation:
     hidden: list[int] = []
     if query.purge:
         hidden = await request.write(conversations.hide_conversation, conversation_id)
@@ -106,28 +106,28 @@ async def delete_conversation(
             await conversations.remove_hidden(request.database, hidden)
         except StorageUnavailable as error:  # the conversation is hidden; housekeeping removes the rest
             log.warning("a purged conversation is removed later: %s", error)
-    return schemas.Confirmation("Conversation deleted")
+    return responses.Confirmation("Conversation deleted")
 
 
 async def restore_conversation(request: Request, conversation_id: int) -> conversations.Conversation:
     return await request.write(bin.restore, conversation_id)
 
 
-async def change_conversations(request: Request, body: schemas.BulkChange) -> schemas.ChangedIds:
+async def change_conversations(request: Request, body: schemas.BulkChange) -> responses.ChangedIds:
     """One transaction for all, so that half of a large selection is never changed, and undoing it is one request too."""
     changed = await request.write(conversations.change_many, body.ids, body.action, body.folder_id)
     if body.action == "delete":
         for conversation_id in {one.job.conversation_id for one in request.app_state.hub.generations.values()}:
             if conversation_id in changed:
                 await request.app_state.hub.cancel_all(request.user_id, conversation_id)
-    return schemas.ChangedIds(changed)
+    return responses.ChangedIds(changed)
 
 
-async def note_presence(request: Request, conversation_id: int, body: schemas.Presence) -> schemas.Confirmation:
+async def note_presence(request: Request, conversation_id: int, body: schemas.Presence) -> responses.Confirmation:
     await request.app_state.temporary.note(request.user_id, conversation_id, body.tab, body.open)
-    return schemas.Confirmation("Noted")
+    return responses.Confirmation("Noted")
 
 
-async def search(request: Request, query: schemas.SearchQuery) -> schemas.SearchResults:
+async def search(request: Request, query: schemas.SearchQuery) -> responses.SearchResults:
     found = await request.read_long(SEARCH_SECONDS, find, query.q, query.limit + 1, query.offset)
-    return schemas.SearchResults(found[: query.limit], len(found) > query.limit)
+    return responses.SearchResults(found[: query.limit], len(found) > query.limit)

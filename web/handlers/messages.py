@@ -11,7 +11,7 @@ from ...chat.receipt import Receipt
 from ...errors import Invalid
 from ...queries import attachments, bin, branches, conversations, generations, messages, queued, turns
 from ...queries.types import Image, image_type
-from .. import schemas
+from .. import responses, schemas
 from ..endpoint import LONG_READ_SECONDS, Request, while_connected
 from ..renderer import GrowingText
 
@@ -66,31 +66,31 @@ async def _rendered(request: Request, page: list[messages.Message]) -> list[mess
     return page
 
 
-async def add_message(request: Request, conversation_id: int, body: schemas.AddedMessage) -> schemas.AddedMessageIds:
+async def add_message(request: Request, conversation_id: int, body: schemas.AddedMessage) -> responses.AddedMessageIds:
     fields = (body.client_id, check_message(body), request.max_bytes, body.attachment_ids)
     if not body.queue:
         message_id = await request.write(messages.add_message, conversation_id, body.content, body.parent_id, *fields)
-        return schemas.AddedMessageIds(message_id, conversation_id)
+        return responses.AddedMessageIds(message_id, conversation_id)
     if body.parent_id is not msgspec.UNSET:
         raise Invalid("parent_id: a queued message follows the answer before it. Leave parent_id out.")
     queued_id, sent_id = await request.write(queued.add_queued, conversation_id, body.content, *fields)
     await request.app_state.hub.begin_next(request.user_id, conversation_id)
-    return schemas.AddedMessageIds(sent_id, conversation_id, msgspec.UNSET if queued_id is None else queued_id)
+    return responses.AddedMessageIds(sent_id, conversation_id, msgspec.UNSET if queued_id is None else queued_id)
 
 
 async def change_queued(
     request: Request, conversation_id: int, queued_id: int, body: schemas.QueuedContent
-) -> schemas.Confirmation:
+) -> responses.Confirmation:
     fields = (body.content, request.max_bytes, body.attachment_ids)
     await request.write(queued.change_queued, conversation_id, queued_id, *fields)
     await attachments.remove_released(request.database)
-    return schemas.Confirmation("Message changed")
+    return responses.Confirmation("Message changed")
 
 
-async def remove_queued(request: Request, conversation_id: int, queued_id: int) -> schemas.Confirmation:
+async def remove_queued(request: Request, conversation_id: int, queued_id: int) -> responses.Confirmation:
     await request.write(queued.remove_queued, conversation_id, queued_id)
     await attachments.remove_released(request.database)
-    return schemas.Confirmation("Message removed")
+    return responses.Confirmation("Message removed")
 
 
 async def get_message(
@@ -102,17 +102,17 @@ async def get_message(
 
 async def edit_answer(
     request: Request, conversation_id: int, message_id: int, body: schemas.EditedAnswer
-) -> schemas.NewMessageIds:
+) -> responses.NewMessageIds:
     documents = await request.read(messages.list_documents_above, conversation_id, message_id)
     citations = await request.app_state.hub.checker.check(request.user_id, body.content, documents)
     fields = (body.content, body.client_id, request.max_bytes, citations)
     version_id = await request.write(messages.edit_answer, conversation_id, message_id, *fields)
-    return schemas.NewMessageIds(version_id, conversation_id)
+    return responses.NewMessageIds(version_id, conversation_id)
 
 
-async def delete_message(request: Request, conversation_id: int, message_id: int) -> schemas.MessageDeleted:
+async def delete_message(request: Request, conversation_id: int, message_id: int) -> responses.MessageDeleted:
     deleted = await request.write(bin.delete_message, conversation_id, message_id)
-    return schemas.MessageDeleted("Message deleted", deleted.deleted_id, deleted.active_message_id)
+    return responses.MessageDeleted("Message deleted", deleted.deleted_id, deleted.active_message_id)
 
 
 async def branch(request: Request, conversation_id: int, body: schemas.BranchRequest) -> conversations.Conversation:
@@ -135,9 +135,9 @@ async def get_image(request: Request, image_id: int) -> Annotated[Response, "ima
     return Response(image.data, media_type=image.media_type)
 
 
-async def select_version(request: Request, conversation_id: int, body: schemas.Selection) -> schemas.VersionSelected:
+async def select_version(request: Request, conversation_id: int, body: schemas.Selection) -> responses.VersionSelected:
     leaf = await request.write(messages.set_active, conversation_id, body.message_id)
-    return schemas.VersionSelected("Version selected", leaf)
+    return responses.VersionSelected("Version selected", leaf)
 
 
 async def get_sent_request(request: Request, message_id: int) -> Annotated[Response, Receipt]:

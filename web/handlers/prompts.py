@@ -4,12 +4,12 @@ import msgspec
 
 from ...queries import folders, prompts
 from ...queries.types import folder_name
-from .. import schemas
+from .. import responses, schemas
 from ..endpoint import Request
 
 
-async def list_prompts(request: Request) -> schemas.Prompts:
-    return schemas.Prompts(await request.read(prompts.list_prompts))
+async def list_prompts(request: Request) -> responses.Prompts:
+    return responses.Prompts(await request.read(prompts.list_prompts))
 
 
 async def add_prompt(request: Request, body: schemas.NewPrompt) -> prompts.Prompt:
@@ -20,13 +20,13 @@ async def change_prompt(request: Request, prompt_id: int, body: schemas.PromptCh
     return await request.write(prompts.set_prompt, prompt_id, msgspec.to_builtins(body), request.max_bytes)
 
 
-async def delete_prompt(request: Request, prompt_id: int) -> schemas.Confirmation:
+async def delete_prompt(request: Request, prompt_id: int) -> responses.Confirmation:
     await request.write(prompts.delete_prompt, prompt_id)
-    return schemas.Confirmation("Prompt deleted")
+    return responses.Confirmation("Prompt deleted")
 
 
-async def list_presets(request: Request) -> schemas.Presets:
-    return schemas.Presets(await request.read(prompts.list_presets))
+async def list_presets(request: Request) -> responses.Presets:
+    return responses.Presets(await request.read(prompts.list_presets))
 
 
 async def add_preset(request: Request, body: schemas.NewPreset) -> prompts.Preset:
@@ -37,13 +37,13 @@ async def change_preset(request: Request, preset_id: int, body: schemas.PresetCh
     return await request.write(prompts.set_preset, preset_id, msgspec.to_builtins(body), request.max_bytes)
 
 
-async def delete_preset(request: Request, preset_id: int) -> schemas.Confirmation:
+async def delete_preset(request: Request, preset_id: int) -> responses.Confirmation:
     await request.write(prompts.delete_preset, preset_id)
-    return schemas.Confirmation("Preset deleted")
+    return responses.Confirmation("Preset deleted")
 
 
-async def list_folders(request: Request) -> schemas.Folders:
-    return schemas.Folders(await request.read(folders.list_folders))
+async def list_folders(request: Request) -> responses.Folders:
+    return responses.Folders(await request.read(folders.list_folders))
 
 
 async def add_folder(request: Request, body: schemas.FolderName) -> folders.Folder:
@@ -54,5 +54,5 @@ async def rename_folder(request: Request, folder_id: int, body: schemas.FolderNa
     return await request.write(folders.rename_folder, folder_id, folder_name(body.name))
 
 
-async def delete_folder(request: Request, folder_id: int) -> schemas.FolderDeleted:
-    return schemas.FolderDeleted("Folder deleted", await request.write(folders.delete_folder, folder_id))
+async def delete_folder(request: Request, folder_id: int) -> responses.FolderDeleted:
+    return responses.FolderDeleted("Folder deleted", await request.write(folders.delete_folder, folder_id))

@@ -10,35 +10,35 @@ from ...config import Provider
 from ...errors import Invalid, ProviderFailed
 from ...providers import ModelServer
 from ...safety.logs import audit
-from .. import schemas
+from .. import responses, schemas
 from ..endpoint import Request, while_connected
 
 
-async def list_providers(request: Request) -> list[schemas.ProviderEntry]:
+async def list_providers(request: Request) -> list[responses.ProviderEntry]:
     catalog = await request.app_state.providers.catalog(details=request.is_admin)
-    return [schemas.ProviderEntry(**entry, health=_health(entry)) for entry in catalog]
+    return [responses.ProviderEntry(**entry, health=_health(entry)) for entry in catalog]
 
 
-async def list_models(request: Request, provider_id: str) -> schemas.Models:
-    return schemas.Models(await request.app_state.providers.get(provider_id).models())
+async def list_models(request: Request, provider_id: str) -> responses.Models:
+    return responses.Models(await request.app_state.providers.get(provider_id).models())
 
 
-async def provider_health(request: Request, provider_id: str) -> schemas.ProviderHealth:
+async def provider_health(request: Request, provider_id: str) -> responses.ProviderHealth:
     return _health(await request.app_state.providers.get(provider_id).entry(details=request.is_admin))
 
 
-def _health(entry: dict[str, Any]) -> schemas.ProviderHealth:
-    return schemas.ProviderHealth(entry["online"], entry["error"])
+def _health(entry: dict[str, Any]) -> responses.ProviderHealth:
+    return responses.ProviderHealth(entry["online"], entry["error"])
 
 
-async def start_provider(request: Request, provider_id: str) -> schemas.Confirmation:
+async def start_provider(request: Request, provider_id: str) -> responses.Confirmation:
     await request.app_state.providers.get(provider_id).start()
-    return schemas.Confirmation("Server started")
+    return responses.Confirmation("Server started")
 
 
-async def load_model(request: Request, provider_id: str, body: schemas.ModelLoad) -> schemas.Confirmation:
+async def load_model(request: Request, provider_id: str, body: schemas.ModelLoad) -> responses.Confirmation:
     await request.app_state.providers.get(provider_id).load(**msgspec.structs.asdict(body))
-    return schemas.Confirmation("Model loaded")
+    return responses.Confirmation("Model loaded")
 
 
 async def download_model(request: Request, provider_id: str, body: schemas.DownloadRequest) -> ModelDownload:
@@ -48,17 +48,17 @@ async def download_model(request: Request, provider_id: str, body: schemas.Downl
     return download
 
 
-async def list_downloads(request: Request, provider_id: str) -> schemas.Downloads:
-    return schemas.Downloads(await request.app_state.providers.get(provider_id).downloads())
+async def list_downloads(request: Request, provider_id: str) -> responses.Downloads:
+    return responses.Downloads(await request.app_state.providers.get(provider_id).downloads())
 
 
-async def unload_model(request: Request, provider_id: str, body: schemas.ModelChoice) -> schemas.Confirmation:
+async def unload_model(request: Request, provider_id: str, body: schemas.ModelChoice) -> responses.Confirmation:
     await request.app_state.providers.get(provider_id).unload(body.model)
-    return schemas.Confirmation("Model unloaded")
+    return responses.Confirmation("Model unloaded")
 
 
-async def list_servers(request: Request) -> schemas.ModelServers:
-    return schemas.ModelServers([_server(*each) for each in await request.app_state.providers.status()])
+async def list_servers(request: Request) -> responses.ModelServers:
+    return responses.ModelServers([_server(*each) for each in await request.app_state.providers.status()])
 
 
 async def test_server(request: Request, body: schemas.ServerAddress) -> Finding:
@@ -70,7 +70,7 @@ async def test_server(request: Request, body: schemas.ServerAddress) -> Finding:
     return await while_connected(request.receive, examine(url, key))
 
 
-async def add_server(request: Request, body: schemas.NewServer) -> schemas.ModelServer:
+async def add_server(request: Request, body: schemas.NewServer) -> responses.ModelServer:
     found = await examine(parse_address(body.url), body.api_key)
     if found.problem and not body.untested:
         raise ProviderFailed(found.problem, found.message)
@@ -89,7 +89,7 @@ async def add_server(request: Request, body: schemas.NewServer) -> schemas.Model
     return _server(server, await server.entry())
 
 
-async def change_server(request: Request, provider_id: str, body: schemas.ServerChange) -> schemas.ModelServer:
+async def change_server(request: Request, provider_id: str, body: schemas.ServerChange) -> responses.ModelServer:
     providers = request.app_state.providers
     address, settings = providers.configured(provider_id).address, providers.configured(provider_id).settings
     fields = msgspec.to_builtins(body)
@@ -122,16 +122,16 @@ def _changed_address(settings: Provider, body: schemas.ServerChange) -> str:
     return url
 
 
-async def remove_server(request: Request, provider_id: str) -> schemas.Confirmation:
+async def remove_server(request: Request, provider_id: str) -> responses.Confirmation:
     await request.app_state.providers.remove(provider_id)
     audit("model server removed", request.identity.user, request.address, about=provider_id)
-    return schemas.Confirmation("Model server removed")
+    return responses.Confirmation("Model server removed")
 
 
-def _server(server: ModelServer, entry: dict[str, Any] | None) -> schemas.ModelServer:
+def _server(server: ModelServer, entry: dict[str, Any] | None) -> responses.ModelServer:
     """`entry` is None for a server that is not enabled."""
     settings = server.settings
-    return schemas.ModelServer(
+    return responses.ModelServer(
         provider_id=settings.id,
         name=settings.name,
         kind=settings.kind,

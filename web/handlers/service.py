@@ -16,35 +16,35 @@ from ... import __version__, db
 from ...errors import NotFound, StorageUnavailable
 from ...queries import accounts
 from ...queries.usage import find_changes, list_usage
-from .. import icons, openapi, schemas
+from .. import icons, openapi, responses
 from ..endpoint import LONG_READ_SECONDS, Request
 from ..middleware import PAGE_POLICY
 
 # ---- the service
 
 
-async def usage(request: Request) -> schemas.UsageByDay:
+async def usage(request: Request) -> responses.UsageByDay:
     entries = await request.read_long(LONG_READ_SECONDS, list_usage)
-    return schemas.UsageByDay(entries, await asyncio.to_thread(find_changes, entries))
+    return responses.UsageByDay(entries, await asyncio.to_thread(find_changes, entries))
 
 
-async def storage(request: Request) -> schemas.Storage:
+async def storage(request: Request) -> responses.Storage:
     config = request.app_state.config
     data = await request.read(accounts.measure_data)
     server = None
     if request.is_admin:
         files = await request.database.read(accounts.count_attachment_bytes)
         sizes = await asyncio.to_thread(db.measure, config.database)
-        server = schemas.ServerStorage(**files, **sizes)
+        server = responses.ServerStorage(**files, **sizes)
     limit = config.user_max_bytes or None
-    return schemas.Storage(**data, limit_bytes=limit, daily_backups=config.backups, server=server)
+    return responses.Storage(**data, limit_bytes=limit, daily_backups=config.backups, server=server)
 
 
-async def health(request: Request) -> schemas.Health:
+async def health(request: Request) -> responses.Health:
     await request.database.read(accounts.count_users)
     if request.database.damaged:
         raise StorageUnavailable("The database is damaged. Run: fireside doctor")
-    return schemas.Health("healthy")
+    return responses.Health("healthy")
 
 
 async def describe_api(request: Request) -> Annotated[Response, dict[str, Any]]:
@@ -56,8 +56,8 @@ def _openapi(app: Starlette) -> bytes:
     return msgspec.json.encode(openapi.document(app.routes))
 
 
-async def version(request: Request) -> schemas.Version:
-    return schemas.Version(__version__)
+async def version(request: Request) -> responses.Version:
+    return responses.Version(__version__)
 
 
 # ---- the page's files
