@@ -9,7 +9,7 @@ from starlette.responses import Response
 from ...chat.prompt import Forecast, forecast
 from ...chat.receipt import Receipt
 from ...errors import Invalid
-from ...queries import attachments, bin, branches, conversations, generations, messages, queued, turns
+from ...queries import attachments, bin, branches, conversations, messages, queued, turns
 from ...queries.types import Image, image_type
 from .. import responses, schemas
 from ..endpoint import LONG_READ_SECONDS, Request, while_connected
