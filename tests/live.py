@@ -65,6 +65,11 @@ class Person(httpx.AsyncClient):
         async with self.stream("GET", f"/generations/{generation_id}/stream", params={"after": after}) as response:
             yield parse(response)
 
+    async def resume(self, generation_id: str, after: int = 0) -> list[Event]:
+        """Return the events after one, to the end of the answer."""
+        async with self.resuming(generation_id, after) as events:
+            return [event async for event in events]
+
 
 def good(response: httpx.Response) -> Any:
     assert response.status_code == 200, response.text

@@ -179,6 +179,17 @@ class Gate:
         await opened.wait()
 
 
+class Pace(Gate):
+    """A gate that opens by itself, so that what precedes and follows it is not read together."""
+
+    def __init__(self, seconds: float = 0.001) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    async def passed(self) -> None:
+        await asyncio.sleep(self.seconds)
+
+
 Step = bytes | Command | Callable[["Request"], bytes]
 
 
@@ -298,6 +309,13 @@ class Upstream:
         """Add a script for a request to `path`."""
         with self._changed:
             self._scripts[path].append(steps)
+
+    def enqueue_paused(self, *texts: str) -> list[Gate]:
+        """Add a script for a chat that waits for a gate before each text but the first. Return the gates."""
+        gates = [Gate() for _ in texts[1:]]
+        later = [step for gate, part in zip(gates, texts[1:], strict=True) for step in (pause(gate), text(part))]
+        self.enqueue(text(texts[0]), *later, finish(), usage(9, 9), DONE)
+        return gates
 
     def forget(self) -> None:
         """Remove the scripts that no request has played."""

@@ -105,8 +105,7 @@ class Witness:
     async def _check_replay(self, person: Person, events: list[Event]) -> None:
         """Check that the stored answer and its replay equal what was streamed."""
         done = events[-1].data
-        async with person.resuming(done["generation_id"]) as replay:
-            assert [event async for event in replay] == [event for event in events if event.id is not None]
+        assert await person.resume(done["generation_id"]) == [event for event in events if event.id is not None]
         sql = "SELECT content, reasoning, status, token_usage IS NULL FROM messages WHERE id = ?"
         row = await self._query(sql, done["message_id"])
         if row:  # else its conversation was purged

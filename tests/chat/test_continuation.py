@@ -6,7 +6,7 @@ import pytest
 from fireside.chat.continuation import INSTRUCTION, Joint, open_fence
 
 from ..live import Person, Running, code, good, text, until
-from ..upstream import DONE, Gate, Upstream, answer, finish, pause, status, usage
+from ..upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, status, usage
 from ..upstream import text as says
 from ..witness import MODEL, well_formed
 
@@ -60,15 +60,10 @@ async def begin(ann: Person, conversation_id: int, **fields: Any) -> str:
     return generation_id
 
 
-async def read(ann: Person, generation_id: str, after: int = 0) -> list[Any]:
-    async with ann.resuming(generation_id, after) as events:
-        return [event async for event in events]
-
-
 async def test_continued_answer_grows_in_place(ann: Person, upstream: Upstream) -> None:
     conversation_id = await halted(ann, upstream, "One, two")
     question, first = await ann.messages(conversation_id)
-    recorded = await read(ann, first["generation_id"])
+    recorded = await ann.resume(first["generation_id"])
     gate = Gate()
     upstream.enqueue(
         says(", three, four, five, six, "), pause(gate), says("seven."), finish("stop"), usage(40, 6), DONE
@@ -77,7 +72,7 @@ async def test_continued_answer_grows_in_place(ann: Person, upstream: Upstream) 
     assert await begin(ann, conversation_id) == generation_id  # a repeated request finds the same one
     assert code(await ann.post("/chat/retry", json={"conversation_id": conversation_id})) == (409, "GENERATION_ACTIVE")
     gate.open()
-    events = await read(ann, generation_id)
+    events = await ann.resume(generation_id)
     well_formed(events)
     whole = "One, two, three, four, five, six, seven."
     assert text(events) == whole and events[-1].data["status"] == "ok"
@@ -97,7 +92,7 @@ async def test_continued_answer_grows_in_place(ann: Person, upstream: Upstream) 
     # Every event of both generations can be read again, from every position.
     for identity, log in ((first["generation_id"], recorded), (generation_id, events)):
         for position in range(len(log) - 1):
-            assert await read(ann, identity, position) == log[position:]
+            assert await ann.resume(identity, position) == log[position:]
     assert (await ann.get(f"/generations/{first['generation_id']}/stream?after={len(recorded)}")).status_code == 204
     hits = good(await ann.get("/search", params={"q": "two seven"}))["results"]
     assert [hit["message_id"] for hit in hits] == [first["id"]]
@@ -118,12 +113,12 @@ async def test_stopped_continuation_keeps_all_text_and_can_go_on(
     assert message["token_usage"] is None and "finish_reason" not in message["stats"]
     other = {"model": "qwen2.5-vl-7b-instruct"}
     upstream.enqueue(status(500, {"error": "out of order"}))
-    await read(ann, await begin(ann, conversation_id, **other))
+    await ann.resume(await begin(ann, conversation_id, **other))
     message = (await ann.messages(conversation_id))[-1]
     assert (message["content"], message["status"]) == ("One, two, three, ", "error")
     assert message["model"] == MODEL["model"], "the other model has written nothing"
     upstream.enqueue(finish("stop"), DONE)  # the model has nothing to add
-    await read(ann, await begin(ann, conversation_id))
+    await ann.resume(await begin(ann, conversation_id))
     message = (await ann.messages(conversation_id))[-1]
     assert (message["content"], message["status"], message["error"]) == ("One, two, three, ", "complete", None)
     await until(lambda: not running.state.hub.generations)
@@ -132,7 +127,7 @@ async def test_stopped_continuation_keeps_all_text_and_can_go_on(
         "Count.One, two, three, "
     )
     upstream.enqueue(answer("four.", model=other["model"]))
-    await read(ann, await begin(ann, conversation_id, **other))
+    await ann.resume(await begin(ann, conversation_id, **other))
     assert (await ann.messages(conversation_id))[-1]["model"] == other["model"]
 
 
@@ -158,13 +153,11 @@ async def test_only_the_last_answer_of_ones_own_conversation_is_continued(
 
 
 async def test_reasoning_of_a_continuation_follows_that_of_the_answer(ann: Person, upstream: Upstream) -> None:
-    from ..upstream import reasoning
-
     conversation_id = await ann.conversation("Count.")
     upstream.enqueue(reasoning("Hm."), says("One"), finish("length"), DONE)
     await ann.answer(conversation_id, **MODEL)
     upstream.enqueue(reasoning("Ah", "."), says(", two"), finish("stop"), DONE)
-    events = await read(ann, await begin(ann, conversation_id))
+    events = await ann.resume(await begin(ann, conversation_id))
     assert (text(events, "reasoning"), text(events)) == ("Hm.\n\nAh.", "One, two")
     message = (await ann.messages(conversation_id))[-1]
     assert (message["reasoning"], message["content"]) == ("Hm.\n\nAh.", "One, two")

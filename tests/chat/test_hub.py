@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ..live import Person, Running, code, good, text, until
-from ..upstream import DONE, Gate, LocalModel, Upstream, finish, pause, refused_url, usage
+from ..live import Person, Running, code, good, text
+from ..upstream import DONE, LocalModel, Upstream, finish, refused_url, usage
 from ..upstream import text as says
 from ..witness import MODEL
 
@@ -40,34 +40,6 @@ async def test_new_conversations_have_the_defaults_of_their_user(ann: Person, bo
     sent = [(chat["messages"][0] == system, chat.get("temperature"), chat.get("max_tokens")) for chat in upstream.chats]
     assert sent == [(True, 0.2, 9), (False, 1, None), (False, None, None)]
     assert good(await bob.get("/defaults")) == empty
-
-
-async def test_leaving_reader_does_not_stop_the_answer(ann: Person, upstream: Upstream, running: Running) -> None:
-    conversation_id = await ann.conversation("Hello?")
-    gate = Gate()
-    upstream.enqueue(says("one "), pause(gate), says("two"), finish("stop"), DONE)
-    async with ann.streaming(conversation_id, **MODEL) as events:
-        async for event in events:
-            if event.event == "delta":
-                break
-    gate.open()
-    await until(lambda: not running.state.hub.generations)
-    assert (await ann.messages(conversation_id))[-1]["content"] == "one two"
-
-
-async def test_cancel_returns_when_the_connection_is_closed_and_the_text_saved(ann: Person, upstream: Upstream) -> None:
-    conversation_id = await ann.conversation("Hello?")
-    upstream.enqueue(says("one "), pause(Gate()))
-    async with ann.streaming(conversation_id, **MODEL) as events:
-        async for event in events:
-            if event.event == "delta":
-                path = f"/chat/cancel/{event.data['generation_id']}"
-                assert good(await ann.post(path)) == {"message": "Generation canceled"}
-                await upstream.closed()
-                message = (await ann.messages(conversation_id))[-1]
-                assert (message["content"], message["status"]) == ("one ", "canceled")
-    assert event.data["status"] == "canceled"
-    assert code(await ann.post(path)) == (404, "GENERATION_NOT_FOUND")
 
 
 async def test_model_is_the_requested_then_the_conversations_then_an_offered_one(

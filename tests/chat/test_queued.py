@@ -104,9 +104,8 @@ async def test_reader_of_done_finds_the_next_answer(ann: Person, upstream: Upstr
         assert [event async for event in events][-1].event == "done"
     following = good(await ann.get(f"/conversations/{conversation_id}"))["generation_id"]
     assert following is not None
-    async with ann.resuming(following) as events:
-        held.open()
-        assert text([event async for event in events]) == "2"
+    held.open()
+    assert text(await ann.resume(following)) == "2"
 
 
 async def test_queue_waits_after_a_stop_or_an_error_until_a_message_is_sent(
@@ -232,8 +231,7 @@ async def test_queue_survives_kill_and_waits(tmp_path: Path, upstream: Upstream)
         upstream.enqueue(answer("2"))
         path = f"/conversations/{conversation_id}/queue/{queued['id']}/send"
         begun = good(await service.ann.post(path, json={}))
-        async with service.ann.resuming(begun["generation_id"]) as events:
-            assert text([event async for event in events]) == "2"
+        assert text(await service.ann.resume(begun["generation_id"])) == "2"
 
 
 async def test_queue_is_exported_and_imported(ann: Person, bob: Person, upstream: Upstream, running: Running) -> None:

@@ -11,7 +11,7 @@ import httpx
 from playwright.sync_api import APIResponse, FilePayload, Locator, Page, Route, expect
 
 from ..live import PATIENCE, good
-from ..upstream import DONE, Gate, Upstream, finish, pause, text, usage
+from ..upstream import Gate, Upstream
 
 minutes = itertools.count()
 QWEN = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}  # the model that sees images
@@ -117,10 +117,7 @@ class Held:
 
 def stream(lmstudio: Upstream, *texts: str) -> list[Gate]:
     """Script an answer that waits for a gate before each text but the first."""
-    gates = [Gate() for _ in texts[1:]]
-    later = [step for gate, part in zip(gates, texts[1:], strict=True) for step in (pause(gate), text(part))]
-    lmstudio.enqueue(text(texts[0]), *later, finish(), usage(9, 9), DONE)
-    return gates
+    return lmstudio.enqueue_paused(*texts)
 
 
 def new(client: httpx.Client, question: str = "", **fields: object) -> int:

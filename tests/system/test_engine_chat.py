@@ -116,14 +116,12 @@ async def test_continued_answer_is_what_the_model_would_have_written(ann: Person
     assert first[-1].data["stats"]["finish_reason"] == "length"
     body = fixed | {"conversation_id": conversation_id, "max_tokens": 16}
     generation_id = good(await ann.post("/chat/continue", json=body))["generation_id"]
-    async with ann.resuming(generation_id) as events:
-        continued = [event async for event in events]
+    continued = await ann.resume(generation_id)
     well_formed(continued)
     counts = next(event.data["usage"] for event in continued if event.event == "usage")
     assert counts["completion_tokens"] == 24
     retried = good(await ann.post("/chat/retry", json=body | {"max_tokens": 24}))["generation_id"]
-    async with ann.resuming(retried) as events:
-        assert text([event async for event in events]) == text(continued) != text(first)
+    assert text(await ann.resume(retried)) == text(continued) != text(first)
 
 
 async def test_question_longer_than_the_context_is_an_error(ann: Person) -> None:

@@ -20,7 +20,7 @@ import pytest
 from ..live import NO_TLS, PATIENCE, Event, Person, good, parse, text, until
 from ..processes import Killable
 from ..trials import TRIALS
-from ..upstream import DONE, Gate, Upstream, finish, pause, usage
+from ..upstream import DONE, Pace, Upstream, finish, pause, usage
 from ..upstream import text as says
 from ..witness import MODEL, STATUS, whole
 
@@ -33,18 +33,11 @@ STOP_SECONDS = 5.0  # at most, from SIGTERM to the end of the process
 WORDS = 700  # of an answer, one every few milliseconds
 
 
-class Pace(Gate):
-    """A gate that opens by itself after the time of a word."""
-
-    async def passed(self) -> None:
-        await asyncio.sleep(0.002)
-
-
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
     """A model server with long answers."""
     with Upstream() as upstream:
-        words = [step for number in range(WORDS) for step in (says(f"{number} "), pause(Pace()))]
+        words = [step for number in range(WORDS) for step in (says(f"{number} "), pause(Pace(0.002)))]
         upstream.default = [*words, finish("stop"), usage(7, WORDS), DONE]
         yield upstream
 
@@ -166,7 +159,7 @@ class Use:
             assert answer["content"].startswith(
                 "".join(word for moment, word in words if moment < ended_at - LOST_SECONDS)
             )
-            replayed = await self._resume(generation_id, 0)
+            replayed = await self.person.resume(generation_id)
             assert text(replayed) == answer["content"] and replayed[-1].event == "done"
 
     async def check(self, ended_at: float) -> None:
@@ -179,7 +172,7 @@ class Use:
             assert good(await self.person.get(f"/conversations/{conversation_id}"))["generation_id"] is None
         for generation_id, timed in self.events.items():
             seen = [event for _, event in timed if event.id]
-            replayed = await self._resume(generation_id, 0)
+            replayed = await self.person.resume(generation_id)
             kinds, ids = [event.event for event in replayed], [event.id or 0 for event in replayed]
             assert kinds.count("done") == 1 and kinds[-1] == "done" and ids == sorted(set(ids))
             if seen and seen[-1].event == "done":
@@ -202,15 +195,11 @@ class Use:
         saved = {event.id: event for event in replayed}
         assert all(saved.get(event.id, event) == event for event in seen), "an event has changed"
         for count in {len(seen), min(len(seen), len(replayed)), min(len(seen), 1)}:
-            rest = await self._resume(generation_id, seen[count - 1].id or 0 if count else 0)
+            rest = await self.person.resume(generation_id, seen[count - 1].id or 0 if count else 0)
             if rest and rest[0].event == "reset":
                 assert rest[1:] == replayed and seen[count - 1] not in replayed
             else:
                 assert seen[:count] + rest == replayed
-
-    async def _resume(self, generation_id: str, position: int) -> list[Event]:
-        async with self.person.resuming(generation_id, position) as events:
-            return [event async for event in events]
 
 
 async def live(lane: Killable, trial: int, dice: random.Random, number: signal.Signals) -> float:

@@ -24,8 +24,7 @@ async def retry(person: Person, upstream: Upstream, conversation_id: int, *words
     upstream.enqueue(answer(*words))
     body = {"conversation_id": conversation_id, **MODEL, **fields}
     made: dict[str, Any] = good(await person.post("/chat/retry", json=body))
-    async with person.resuming(made["generation_id"]) as events:
-        assert text([event async for event in events]) == "".join(words)
+    assert text(await person.resume(made["generation_id"])) == "".join(words)
     return made
 
 
@@ -135,46 +134,16 @@ async def test_streaming_again_retries_what_did_not_complete(
 # ---- repeated requests
 
 
-async def test_simultaneous_submits_are_one_request(ann: Person, upstream: Upstream) -> None:
-    conversation_id = await ann.conversation("Why?")
-    gate = Gate()
-    upstream.enqueue(says("one "), pause(gate), says("two"), finish("stop"), DONE)
-    submits = [asyncio.create_task(ann.answer(conversation_id, **MODEL)) for _ in range(20)]
-    await gate.reached()
-    gate.open()
-    streams = await asyncio.gather(*submits)
-    assert len(upstream.chats) == 1 and text(streams[0]) == "one two"
-    assert all(events == streams[0] for events in streams)
-    assert len(await ann.messages(conversation_id)) == 2
-
-
-async def test_stream_follows_a_running_retry_from_its_beginning(ann: Person, upstream: Upstream) -> None:
-    conversation_id = await ann.conversation("Why?")
-    await ask(ann, upstream, conversation_id, "first")
-    gate = Gate()
-    upstream.enqueue(says("one "), pause(gate), says("two"), finish("stop"), DONE)
-    made = good(await ann.post("/chat/retry", json={"conversation_id": conversation_id, **MODEL}))
-    await gate.reached()
-    assert (await ann.messages(conversation_id))[-1]["status"] == "generating"
-    reader = asyncio.create_task(ann.answer(conversation_id))
-    gate.open()
-    events = await reader
-    assert made.items() <= events[0].data.items() and text(events) == "one two" and len(upstream.chats) == 2
-
-
 async def test_conflicting_request_is_refused(ann: Person, upstream: Upstream) -> None:
     conversation_id = await ann.conversation("First?")
-    gate = Gate()
-    upstream.enqueue(says("one"), pause(gate), finish("stop"), DONE)
-    reader = asyncio.create_task(ann.answer(conversation_id, **MODEL))
-    await gate.reached()
     stream = f"/conversations/{conversation_id}/stream"
-    assert code(await ann.post(stream, json=ANOTHER)) == (409, "GENERATION_ACTIVE")
-    assert code(await ann.post("/chat/retry", json={"conversation_id": conversation_id})) == (409, "GENERATION_ACTIVE")
-    second = await ann.say(conversation_id, "Second?")
-    assert code(await ann.post(stream, json=MODEL)) == (409, "GENERATION_ACTIVE")
-    gate.open()
-    await reader
+    [gate] = upstream.enqueue_paused("one", "")
+    async with ann.streaming(conversation_id, **MODEL) as events:
+        await anext(events)
+        second = await ann.say(conversation_id, "Second?")
+        assert code(await ann.post(stream, json=MODEL)) == (409, "GENERATION_ACTIVE")
+        gate.open()
+        assert text([event async for event in events]) == "one"
     await ask(ann, upstream, conversation_id, "two")
     assert sent(upstream) == ["First?", "one", "Second?"]
     assert (await ann.messages(conversation_id))[-1]["parent_id"] == second

@@ -17,7 +17,7 @@ import httpx
 
 from ..browser import Fireside
 from ..live import PASSWORD, Person, parse
-from ..upstream import DONE, Gate, Step, Upstream, finish, hang, pause, reset, status, usage
+from ..upstream import DONE, Pace, Step, Upstream, finish, hang, pause, reset, status, usage
 from ..upstream import text as says
 from ..witness import DECLARED, MODEL
 from . import Figures, fireside_process
@@ -29,13 +29,7 @@ ROUNDS = 4  # of load, each followed by a rest
 MAX_GROWTH_MB = 8.0  # of memory at rest in the second half; caches fill
 MAX_WAL_MB = 70.0  # journal_size_limit and the largest transaction
 UNLIMITED = 10**9
-
-
-class Pace(Gate):
-    """A gate that opens by itself after the time that a model needs for a word."""
-
-    async def passed(self) -> None:
-        await asyncio.sleep(0.004)
+WORD_SECONDS = 0.004  # that the model needs for a word
 
 
 class Refused(Exception):
@@ -120,7 +114,9 @@ class Load:
 
     def _script_answer(self) -> None:
         """Let the model server answer, or fail in one of three cases."""
-        words: list[Step] = [step for n in range(self.dice.randrange(5, 40)) for step in (says(f"{n} "), pause(Pace()))]
+        words: list[Step] = [
+            step for n in range(self.dice.randrange(5, 40)) for step in (says(f"{n} "), pause(Pace(WORD_SECONDS)))
+        ]
         failures: tuple[tuple[Step, ...], ...] = (
             (*words[:8], reset()),
             (status(500, "no"),),

@@ -139,8 +139,7 @@ async def test_calls_of_tools_go_out_and_results_come_in(
     assert said["tools"] == {"results": [{"content": "rain, 4 °C", "id": "call_1"}], "calls": []}
     assert "tools" not in question and call["status"] == said["status"] == "complete"
     assert call["stats"]["finish_reason"] == "tool_calls"
-    async with ann.resuming(call["generation_id"]) as events:
-        logged = [one async for one in events]
+    logged = await ann.resume(call["generation_id"])
     [tools] = [one.data["calls"] for one in logged if one.event == "tools"]
     assert tools == [{"id": "call_1", "name": "weather", "arguments": '{"city": "Oslo"}'}]
 

@@ -7,29 +7,16 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from ...live import PATIENCE, Event, Person, Running, good, text, until
-from ...upstream import DONE, Gate, Step, Upstream, finish, pause, usage
+from ...upstream import DONE, Pace, Step, Upstream, finish, pause, usage
 from ...upstream import text as content
 from ...witness import MODEL
 
 WORDS = [f"{number} " for number in range(20)]
 
 
-class Moment(Gate):
-    """A gate that opens by itself, so that what precedes and follows it is not read together."""
-
-    async def passed(self) -> None:
-        await asyncio.sleep(0.001)
-
-
-WRITING: tuple[Step, ...] = tuple(step for word in WORDS for step in (content(word), pause(Moment())))
+WRITING: tuple[Step, ...] = tuple(step for word in WORDS for step in (content(word), pause(Pace())))
 SLOW_ANSWER: tuple[Step, ...] = (*WRITING, finish("stop"), usage(7, 20), DONE)
 WHOLE_ANSWER = content("one ", "two") + finish("stop") + usage(7, 2) + DONE
-
-
-def one_gate_two() -> tuple[Gate, tuple[Step, ...]]:
-    """An answer that stops after "one " until its gate is opened, then says "two" and ends."""
-    gate = Gate()
-    return gate, (content("one "), pause(gate), content("two"), finish("stop"), DONE)
 
 
 @contextlib.contextmanager
@@ -45,17 +32,12 @@ def answering(upstream: Upstream, *script: Step) -> Iterator[None]:
 async def retry(person: Person, conversation_id: int, **fields: Any) -> list[Event]:
     """Ask for another version of the answer and return its events."""
     made = good(await person.post("/chat/retry", json={"conversation_id": conversation_id, **MODEL, **fields}))
-    return await replay(person, made["generation_id"])
-
-
-async def replay(person: Person, generation_id: str) -> list[Event]:
-    async with person.resuming(generation_id) as events:
-        return [event async for event in events]
+    return await person.resume(made["generation_id"])
 
 
 async def newest_answer(person: Person, conversation_id: int) -> list[Event]:
     """All events of the newest answer, once it has ended."""
-    return await replay(person, (await person.messages(conversation_id))[-1]["generation_id"])
+    return await person.resume((await person.messages(conversation_id))[-1]["generation_id"])
 
 
 async def first(events: AsyncIterator[Event], count: int) -> list[Event]:

@@ -19,7 +19,7 @@ from fireside.web import connection
 
 from ...live import PATIENCE, Event, Person, code, good, text, until
 from ...trials import spread
-from ...upstream import CHAT, DONE, Gate, Upstream, finish, hang, headers, pause
+from ...upstream import CHAT, DONE, Gate, Pace, Upstream, finish, hang, headers, pause
 from ...upstream import text as content
 from ...witness import MODEL, Witness
 from .conftest import watched
@@ -27,14 +27,12 @@ from .steps import (
     SLOW_ANSWER,
     WORDS,
     WRITING,
-    Moment,
     answering,
     blocked_writer,
     first,
     first_words,
     log_in_again,
     newest_answer,
-    one_gate_two,
     raw_post,
 )
 
@@ -127,8 +125,7 @@ async def cancels_in_the_middle(witness: Witness, ann: Person, conversation_id: 
 @cases(10)
 async def cancels_as_the_answer_ends(witness: Witness, ann: Person, conversation_id: int, number: int) -> list[Event]:
     """Either the answer is cancelled, or there is nothing left to cancel."""
-    gate, script = one_gate_two()
-    witness.upstream.enqueue(*script)
+    [gate] = witness.upstream.enqueue_paused("one ", "two")
     async with ann.streaming(conversation_id, **MODEL) as events:
         seen = await first(events, 4)
         gate.open()
@@ -161,8 +158,7 @@ async def cancels_several_times_at_once(
 async def cancels_a_generation_of_another_user(
     witness: Witness, ann: Person, conversation_id: int, number: int
 ) -> list[Event]:
-    gate, script = one_gate_two()
-    witness.upstream.enqueue(*script)
+    [gate] = witness.upstream.enqueue_paused("one ", "two")
     async with ann.streaming(conversation_id, **MODEL) as events:
         seen = await first(events, 4)
         own = seen[0].data["generation_id"]
@@ -215,8 +211,7 @@ async def submits_twenty_times_at_once(witness: Witness, ann: Person, conversati
 async def asks_again_while_it_is_answered(
     witness: Witness, ann: Person, conversation_id: int, number: int
 ) -> list[Event]:
-    gate, script = one_gate_two()
-    witness.upstream.enqueue(*script)
+    [gate] = witness.upstream.enqueue_paused("one ", "two")
     async with ann.streaming(conversation_id, **MODEL) as events:
         seen = await first(events, 1 + number // 5)
         stream, retry = f"/conversations/{conversation_id}/stream", {"conversation_id": conversation_id, **MODEL}
@@ -282,8 +277,7 @@ async def logs_out_on_another_device(witness: Witness, ann: Person, _: int, numb
     bob = witness.people[1]
     phone = await witness.running.login("bob")
     conversation_id = await witness.question(bob)
-    gate, script = one_gate_two()
-    witness.upstream.enqueue(*script)
+    [gate] = witness.upstream.enqueue_paused("one ", "two")
     async with bob.streaming(conversation_id, **MODEL) as events:
         seen = await first(events, 4)
         good(await phone.post("/auth/logout"))
@@ -299,8 +293,7 @@ async def resumes_after_an_event(witness: Witness, ann: Person, conversation_id:
     async with ann.streaming(conversation_id, **MODEL) as events:
         seen = await first(events, 1 + number // 2)
     if seen[-1].event != "done":
-        async with ann.resuming(seen[0].data["generation_id"], seen[-1].id or 0) as events:
-            seen += [event async for event in events]
+        seen += await ann.resume(seen[0].data["generation_id"], seen[-1].id or 0)
     assert text(seen) == "".join(WORDS)
     return seen
 
@@ -408,7 +401,7 @@ async def test_generation_can_be_stopped_before_its_first_step(witness: Witness)
 async def test_hundreds_of_cancelled_answers_leave_nothing_behind(witness: Witness) -> None:
     """Cancelled in the queue, before the response's head, before the first token, and in the middle."""
     ann = witness.people[0]
-    script = (pause(Moment()), headers(), pause(Moment()), *WRITING, hang())
+    script = (pause(Pace()), headers(), pause(Pace()), *WRITING, hang())
     numbers = iter(spread(500))
 
     async def lane() -> int:

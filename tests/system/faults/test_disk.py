@@ -13,7 +13,7 @@ from ...live import Event, Running, code, good, text, until
 from ...upstream import DONE, Gate, Upstream, finish, hang, pause, usage
 from ...upstream import text as content
 from ...witness import MODEL, well_formed, whole
-from .steps import blocked_writer, error_codes, first, one_gate_two
+from .steps import blocked_writer, error_codes, first
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -94,8 +94,7 @@ async def test_answer_that_could_not_be_saved_is_reported_and_saved_later(
         generation_id = events[0].data["generation_id"]
 
         async def again() -> tuple[list[Event], dict[str, Any]]:
-            async with ann.resuming(generation_id) as replayed:
-                return [event async for event in replayed], (await ann.messages(conversation_id))[-1]
+            return await ann.resume(generation_id), (await ann.messages(conversation_id))[-1]
 
         kept, shown = await again()
         assert kept == events and hub.generations
@@ -134,8 +133,7 @@ async def test_answer_never_saved_is_that_of_the_last_commit_after_a_restart(
         ann = await running.login("ann")
         message = (await ann.messages(conversation_id))[-1]
         assert (message["content"], message["status"]) == ("one ", "interrupted")
-        async with ann.resuming(events[0].data["generation_id"], events[-1].id or 0) as stream:
-            again = [event async for event in stream]
+        again = await ann.resume(events[0].data["generation_id"], events[-1].id or 0)
         assert again[0].event == "reset" and text(again) == "one " and again[-1].data["status"] == "interrupted"
 
 
@@ -147,8 +145,7 @@ async def test_answer_that_ends_while_the_database_is_slow_is_saved_once(
         conversation_id, other_id = [await ann.conversation("Why?") for _ in range(2)]
         gates = []
         for _ in range(2):
-            gate, script = one_gate_two()
-            upstream.enqueue(*script)
+            [gate] = upstream.enqueue_paused("one ", "two")
             gates.append(gate)
         async with ann.streaming(conversation_id, **MODEL) as stream, ann.streaming(other_id, **MODEL) as other:
             events, others = await first(stream, 4), await first(other, 4)
@@ -182,8 +179,7 @@ async def test_answer_waits_for_a_database_locked_by_another_program(tmp_path: P
     async with Running(tmp_path, lmstudio_url=upstream.url) as running:
         ann = await running.first()
         conversation_id = await ann.conversation("Why?")
-        gate, script = one_gate_two()
-        upstream.enqueue(*script)
+        [gate] = upstream.enqueue_paused("one ", "two")
         with contextlib.closing(sqlite3.connect(running.config.database, isolation_level=None)) as other:
             async with ann.streaming(conversation_id, **MODEL) as stream:
                 events = await first(stream, 4)

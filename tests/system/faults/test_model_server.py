@@ -16,6 +16,7 @@ from ...trials import spread
 from ...upstream import (
     CHAT,
     DONE,
+    Pace,
     Request,
     Step,
     Upstream,
@@ -38,7 +39,7 @@ from ...upstream import (
 from ...upstream import text as content
 from ...witness import MODEL, Witness, well_formed
 from .conftest import watched
-from .steps import SLOW_ANSWER, WHOLE_ANSWER, Moment, answering, error_codes, retry
+from .steps import SLOW_ANSWER, WHOLE_ANSWER, answering, error_codes, retry
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -290,7 +291,7 @@ async def test_stream_means_the_same_wherever_it_is_split(witness: Witness) -> N
     def check(place: int, events: list[Event]) -> None:
         assert (text(events, "reasoning"), text(events)) == ("hm", "aß😀 ja"), place
 
-    await at_every_byte(witness, check, until_place, pause(Moment()), from_place)
+    await at_every_byte(witness, check, until_place, pause(Pace()), from_place)
 
 
 async def test_stream_that_breaks_off_keeps_what_had_arrived(witness: Witness) -> None:
@@ -326,7 +327,7 @@ async def test_mutated_stream_is_stored_as_it_was_streamed(witness: Witness) -> 
     await witness.nothing_lost(ann, conversation_id, events)
 
 
-COMMENTS = tuple(step for _ in range(400) for step in (pause(Moment()), b": still here\n\n"))
+COMMENTS = tuple(step for _ in range(400) for step in (pause(Pace()), b": still here\n\n"))
 SILENCES: list[tuple[str, str | None, str, tuple[Step, ...]]] = [
     ("no head", "PROVIDER_TIMEOUT", "", (hang(),)),
     ("half a head", "PROVIDER_TIMEOUT", "", (wire(HEAD), hang())),
