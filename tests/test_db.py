@@ -295,7 +295,7 @@ def test_transaction_that_a_kill_left_in_a_rollback_journal_is_rolled_back(tmp_p
             (killed.parent / file.name).write_bytes(file.read_bytes())
     db.prepare(killed)
     with opened(killed) as connection:
-        assert connection.execute("SELECT count(*) FROM login_links").fetchone()[0] == 0
+        assert db.scalar(connection, "SELECT count(*) FROM login_links") == 0
 
 
 def test_orphaned_row_is_damage(tmp_path: Path) -> None:
@@ -418,26 +418,20 @@ def test_upgraded_file_has_the_schema_of_a_new_one_and_all_its_rows(tmp_path: Pa
         assert upgraded.execute(insert).lastrowid == 10, "the id of a deleted conversation is used again"
 
 
-def test_older_file_is_copied_before_it_is_migrated(tmp_path: Path) -> None:
+def test_older_file_is_copied_and_each_migration_is_run_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "fireside.db"
     db.prepare(path)
-    db.prepare(path, (*db.MIGRATIONS, "CREATE TABLE new_1 (x);", "CREATE TABLE new_2 (x);"))
+    scripts = ("CREATE TABLE new_1 (x);", "CREATE TABLE new_2 (x);", "CREATE TABLE new_3 (x); DROP TABLE nowhere;")
+    with pytest.raises(DatabaseUnusable):
+        db.prepare(path, (*db.MIGRATIONS, *scripts))
     [backup] = (tmp_path / "backups").iterdir()
     for file, version, tables in ((path, db.VERSION + 2, 2), (backup, db.VERSION, 0)):
         with opened(file) as connection:
-            assert connection.execute("PRAGMA user_version").fetchone()[0] == version
-            count = "SELECT count(*) FROM sqlite_schema WHERE name LIKE 'new\\_%' ESCAPE '\\'"
-            assert connection.execute(count).fetchone()[0] == tables
-
-
-def test_failed_migration_leaves_the_file_at_the_version_before_it(tmp_path: Path) -> None:
-    path = tmp_path / "fireside.db"
-    db.prepare(path)
-    with pytest.raises(DatabaseUnusable):
-        db.prepare(path, (*db.MIGRATIONS, "CREATE TABLE new (x); DROP TABLE nowhere;"))
-    with opened(path) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == db.VERSION
-        assert connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'new'").fetchone()[0] == 0
+            assert db.scalar(connection, "PRAGMA user_version") == version
+            assert (
+                db.scalar(connection, "SELECT count(*) FROM sqlite_schema WHERE name LIKE 'new@_%' ESCAPE '@'")
+                == tables
+            )
 
 
 # ---- the lock

@@ -8,8 +8,7 @@ from fireside.queries import attachments, messages, quota, search
 from fireside.queries.types import Image
 
 from ..documents import library
-from .conftest import ANN, BOB
-from .test_queries import conversation, path, purge, say
+from .conftest import ANN, BOB, conversation, path, purge, say, used
 
 PNG = b"\x89PNG\r\n\x1a\n0000"
 
@@ -22,14 +21,6 @@ def read(conn: Connection, document_id: int, *texts: str) -> None:
     attachments.set_opened(conn, document_id, "text/plain", "section", len(texts), None)
     attachments.add_pages(conn, document_id, 1, texts)
     attachments.set_read(conn, document_id, "ready", None)
-
-
-def used(conn: Connection, user: int = ANN) -> int:
-    """Return stored_bytes, after checking that counting again changes nothing."""
-    [before] = conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (user,)).fetchone()
-    quota.recount(conn)
-    assert before == conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (user,)).fetchone()[0]
-    return int(before)
 
 
 def ids(conn: Connection) -> list[int]:

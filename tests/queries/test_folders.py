@@ -10,23 +10,13 @@ from typing import Any
 import pytest
 from fireside.db import Connection, ago, now
 from fireside.errors import Invalid, NameExists, NotFound
-from fireside.queries import conversations, folders, generations, messages
-from fireside.queries.generations import AnswerRequest
+from fireside.queries import conversations, folders
 
-from ..live import Person, Running, code, good, until
+from ..live import PATIENCE, Person, Running, code, good, until
 from ..upstream import Gate, Upstream, answer, pause, text
-from .conftest import ANN, BOB
+from .conftest import ANN, BOB, asked, begin, conversation
 
 NO_CONVERSATION = (404, "CONVERSATION_NOT_FOUND")
-NO_FOLDER = (404, "FOLDER_NOT_FOUND")
-
-
-def new(conn: Connection, user: int = ANN, **fields: Any) -> int:
-    return conversations.add_conversation(conn, user, fields).id
-
-
-def found(conn: Connection, **filters: Any) -> list[int]:
-    return conversations.find_conversations(conn, ANN, **filters)
 
 
 async def create_folder(person: Person, name: str) -> int:
@@ -73,21 +63,6 @@ async def test_folder_is_created_renamed_and_deleted_and_its_conversations_stay(
     assert await names(ann) == [("home", 1)]
 
 
-async def test_folder_of_another_user_is_like_a_missing_one(ann: Person, bob: Person) -> None:
-    others, own = await create_folder(ann, "Work"), await bob.conversation()
-    for folder_id in (others, 10**9):
-        for response in (
-            await bob.patch(f"/conversations/{own}", json={"folder_id": folder_id}),
-            await bob.post("/conversations", json={"folder_id": folder_id}),
-            await bob.post("/bulk", json={"ids": [own], "action": "move", "folder_id": folder_id}),
-            await bob.get("/conversations", params={"folder": folder_id}),
-            await bob.patch(f"/folders/{folder_id}", json={"name": "Mine"}),
-            await bob.delete(f"/folders/{folder_id}"),
-        ):
-            assert code(response) == NO_FOLDER
-    assert await listed(bob) == [own] and await names(ann) == [("Work", 0)]
-
-
 def test_names_of_folders_are_of_each_user(conn: Connection) -> None:
     work = folders.add_folder(conn, ANN, "Work")
     assert folders.add_folder(conn, BOB, "Work") != work
@@ -95,9 +70,9 @@ def test_names_of_folders_are_of_each_user(conn: Connection) -> None:
     assert folders.rename_folder(conn, ANN, work, "Other").name == "Other"
     with pytest.raises(NameExists):
         folders.rename_folder(conn, BOB, other, "Work")
-    inside = new(conn, folder_id=work)
+    inside = conversation(conn, folder_id=work)
     conn.execute("UPDATE conversations SET hidden = 1 WHERE id = ?", (inside,))
-    elsewhere = new(conn, BOB, folder_id=other)
+    elsewhere = conversation(conn, BOB, folder_id=other)
     assert folders.delete_folder(conn, ANN, work) == []
     assert conversations.get_conversation(conn, BOB, elsewhere).folder_id == other
 
@@ -141,10 +116,8 @@ async def test_deleting_many_cancels_their_answers(running: Running, ann: Person
     upstream.enqueue(text("one "), pause(gate))
     ids = [await ann.conversation("Count"), await ann.conversation("Idle")]
     async with ann.streaming(ids[0]) as events:
-        async for event in events:
-            if event.event == "delta":
-                assert await bulk(ann, ids, "delete") == ids
-                break
+        await anext(event async for event in events if event.event == "delta")
+        assert await bulk(ann, ids, "delete") == ids
     await until(lambda: not running.state.hub.generations)
 
 
@@ -234,6 +207,12 @@ async def is_there(person: Person, conversation_id: int) -> bool:
     return (await person.get(f"/conversations/{conversation_id}")).status_code == 200
 
 
+async def until_gone(person: Person, conversation_id: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while await is_there(person, conversation_id):
+            pass
+
+
 async def test_temporary_conversation_is_removed_when_its_last_tab_has_left(running: Running, ann: Person) -> None:
     temporary, kept, ordinary = [await ann.conversation("Hello", temporary=mark) for mark in (True, True, False)]
     running.state.temporary.grace = 0.02
@@ -244,15 +223,11 @@ async def test_temporary_conversation_is_removed_when_its_last_tab_has_left(runn
     good(await ann.patch(f"/conversations/{kept}", json={"temporary": False}))
     other = await ann.conversation("Left", temporary=True)
     await note(ann, other, "first", False)
-    async with asyncio.timeout(30):
-        while await is_there(ann, other):
-            pass
+    await until_gone(ann, other)
     assert await is_there(ann, temporary), "the second tab has it open"
     for one in (temporary, kept, ordinary):
         await note(ann, one, "second", False)
-    async with asyncio.timeout(30):
-        while await is_there(ann, temporary):
-            pass
+    await until_gone(ann, temporary)
     assert await is_there(ann, kept) and await is_there(ann, ordinary)
     assert (
         code(await ann.post(f"/conversations/{temporary}/presence", json={"tab": "a", "open": True})) == NO_CONVERSATION
@@ -269,24 +244,18 @@ async def test_reloading_and_a_running_answer_keep_a_temporary_conversation(
     upstream.enqueue(text("one "), pause(gate), text("two"))
     temporary, other = [await ann.conversation("Count", temporary=True) for _ in range(2)]
     async with ann.streaming(temporary) as events:
-        async for event in events:
-            if event.event == "delta":
-                break
+        await anext(event async for event in events if event.event == "delta")
     await note(ann, other, "reloading", False)
     await note(ann, other, "reloading", True)
     running.state.temporary.grace = 0.02
     await note(ann, temporary, "one", False)
     third = await ann.conversation("Left later", temporary=True)
     await note(ann, third, "one", False)
-    async with asyncio.timeout(30):
-        while await is_there(ann, third):
-            pass
+    await until_gone(ann, third)
     assert await is_there(ann, temporary), "its answer is running"
     assert await is_there(ann, other), "it was opened again"
     gate.open()
-    async with asyncio.timeout(30):
-        while await is_there(ann, temporary):
-            pass
+    await until_gone(ann, temporary)
     assert await is_there(ann, other)
 
 
@@ -324,9 +293,7 @@ async def test_tab_that_opens_a_temporary_conversation_during_the_clean_up_keeps
     await note(ann, opened, "second", False)
     left = await ann.conversation("Left", temporary=True)
     await note(ann, left, "first", False)
-    async with asyncio.timeout(30):
-        while await is_there(ann, left):
-            pass
+    await until_gone(ann, left)
     assert await is_there(ann, opened)
 
 
@@ -350,23 +317,28 @@ async def test_restart_removes_temporary_conversations(running: Running, ann: Pe
 
 
 def test_temporary_conversation_with_a_running_answer_stays(conn: Connection) -> None:
-    running, idle = new(conn, temporary=True), new(conn, temporary=True)
-    messages.add_message(conn, ANN, running, "Why?")
-    begun = generations.begin_answer(conn, ANN, running, AnswerRequest(), "lmstudio", "m")
+    running, idle = asked(conn, temporary=True), conversation(conn, temporary=True)
+    begun, _ = begin(conn, running)
     assert conversations.hide_temporary(conn, now()) == [idle]
     conn.execute("UPDATE messages SET status = 'complete' WHERE id = ?", (begun.message_id,))
     assert conversations.hide_temporary(conn, now(), [running]) == []
     assert conversations.hide_temporary(conn, ago(days=1)) == []
-    other = new(conn, temporary=True)
+    other = conversation(conn, temporary=True)
     assert conversations.hide_temporary(conn, now(), only=running) == [running]
     assert conversations.hide_temporary(conn, now(), only=other) == [other]
     assert conversations.hide_temporary(conn, now()) == []
-    ordinary = new(conn)
-    assert conversations.hide_temporary(conn, now()) == [] and found(conn) == [ordinary]
+    ordinary = conversation(conn)
+    assert conversations.hide_temporary(conn, now()) == [] and conversations.find_conversations(conn, ANN) == [ordinary]
 
 
 def test_ids_that_are_not_in_the_list_are_left_out(conn: Connection) -> None:
-    own, others, temporary, deleted, hidden = new(conn), new(conn, BOB), new(conn, temporary=True), new(conn), new(conn)
+    own, others, temporary, deleted, hidden = (
+        conversation(conn),
+        conversation(conn, BOB),
+        conversation(conn, temporary=True),
+        conversation(conn),
+        conversation(conn),
+    )
     conversations.delete_conversation(conn, ANN, deleted)
     conn.execute("UPDATE conversations SET hidden = 1 WHERE id = ?", (hidden,))
     every = [own, others, temporary, deleted, hidden]

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from fireside.db import Connection
 from fireside.errors import AuthRequired, Invalid, NameExists, NotFound, QuotaExceeded
-from fireside.queries import conversations, prompts, quota, turns
+from fireside.queries import conversations, prompts, turns
 from fireside.queries.prompts import MAX_SAVED, Defaults, Preset
 
-from .conftest import ANN, BOB
+from .conftest import ANN, BOB, used
 
 
 def save(conn: Connection, name: str = "Greeting", content: str = "Hello {{name}}", user_id: int = ANN) -> int:
@@ -18,15 +18,6 @@ def save(conn: Connection, name: str = "Greeting", content: str = "Hello {{name}
 
 def preset(conn: Connection, name: str = "Brief", **fields: Any) -> Preset:
     return prompts.add_preset(conn, ANN, {"name": name} | fields)
-
-
-def stored_bytes(conn: Connection) -> int:
-    row = conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (ANN,)).fetchone()
-    quota.recount(conn)
-    recounted = conn.execute("SELECT stored_bytes FROM users WHERE id = ?", (ANN,)).fetchone()
-    assert row["stored_bytes"] == recounted["stored_bytes"]
-    count: int = row["stored_bytes"]
-    return count
 
 
 def defaults(found: Defaults) -> tuple[str, Any, int | None, str | None]:
@@ -60,20 +51,20 @@ def test_repeated_request_adds_nothing(conn: Connection) -> None:
 
 
 def test_saved_texts_count_towards_the_limit(conn: Connection) -> None:
-    before = stored_bytes(conn)
+    before = used(conn)
     prompt_id = save(conn, content="Grüße")
     saved = preset(conn, system_prompt="Antworte kurz, für mich.")
-    assert stored_bytes(conn) == before + len("Grüße".encode()) + len("Antworte kurz, für mich.".encode())
+    assert used(conn) == before + len("Grüße".encode()) + len("Antworte kurz, für mich.".encode())
     prompts.set_prompt(conn, ANN, prompt_id, {"content": "é"})
     prompts.set_preset(conn, ANN, saved.id, {"name": "Same text"})
-    assert stored_bytes(conn) == before + 2 + len("Antworte kurz, für mich.".encode())
+    assert used(conn) == before + 2 + len("Antworte kurz, für mich.".encode())
     with pytest.raises(QuotaExceeded):
         prompts.set_prompt(conn, ANN, prompt_id, {"content": "x" * 1000}, 500)
     conn.execute("UPDATE users SET stored_bytes = stored_bytes - 998 WHERE id = ?", (ANN,))  # a request rolls back
     conn.execute("UPDATE prompts SET content = 'é' WHERE id = ?", (prompt_id,))
     prompts.delete_prompt(conn, ANN, prompt_id)
     prompts.delete_preset(conn, ANN, saved.id)
-    assert stored_bytes(conn) == before
+    assert used(conn) == before
 
 
 @pytest.mark.parametrize("table", ["prompts", "presets"])

@@ -9,15 +9,10 @@ from fireside import db
 from fireside.db import Connection
 from fireside.errors import (
     AlreadyAnswered,
-    BootstrapDisabled,
     GenerationActive,
     Invalid,
-    InvalidCredentials,
-    InvalidInvite,
-    LastAdmin,
     NotFound,
     NoUserMessage,
-    UsernameExists,
 )
 from fireside.queries import (
     accounts,
@@ -31,189 +26,24 @@ from fireside.queries import (
     turns,
     usage,
 )
-from fireside.queries.generations import Answer, AnswerRequest, Job, Recording
+from fireside.queries.generations import Answer, AnswerRequest
 from fireside.queries.types import Image
 from fireside.queries.usage import SpeedChange, UsageEntry
-from fireside.transfer import archive
 
-from .conftest import ANN, BOB
-
-
-def conversation(conn: Connection, user_id: int = ANN, **fields: Any) -> int:
-    return conversations.add_conversation(conn, user_id, fields).id
-
-
-def say(conn: Connection, conversation_id: int, content: str, *args: Any, **more: Any) -> int:
-    return messages.add_message(conn, ANN, conversation_id, content, *args, **more)
-
-
-def asked(conn: Connection, question: str = "q", **fields: Any) -> int:
-    """Return a conversation with a question."""
-    conversation_id = conversation(conn, **fields)
-    say(conn, conversation_id, question)
-    return conversation_id
-
-
-def purge(conn: Connection, user_id: int, conversation_id: int) -> None:
-    """Do what `remove_hidden` does, in one transaction."""
-    for hidden_id in conversations.hide_conversation(conn, user_id, conversation_id):
-        ids = conversations.list_message_ids(conn, hidden_id)
-        while ids:
-            ids = conversations.remove_messages(conn, ids)
-        conversations.remove_emptied(conn, hidden_id)
-    while attachments.remove_some_released(conn):
-        pass
-
-
-def answer(
-    conn: Connection, conversation_id: int, provider: str | None = "lmstudio", model: str | None = "m", **more: Any
-) -> Answer:
-    request = AnswerRequest(provider, model, **more)
-    return generations.begin_answer(conn, ANN, conversation_id, request, provider or "lmstudio", model or "m")
-
-
-def begin(conn: Connection, conversation_id: int, **more: Any) -> tuple[Answer, Job]:
-    begun = answer(conn, conversation_id, **more)
-    assert begun.job is not None
-    return begun, begun.job
-
-
-def questions(job: Job) -> list[str]:
-    assert job.prompt is not None
-    return [turn.content for turn in job.prompt.turns]
-
-
-def finish(conn: Connection, begun: Answer, content: str = "answer", status: str = "complete", **more: Any) -> None:
-    log = json.dumps([len(content), {"event": "done", "data": {}}])
-    recording = Recording(begun.message_id, status, content, "", log)
-    generations.finish_generation(conn, begun.generation_id, recording, **more)
-
-
-def answered(conn: Connection) -> tuple[int, int]:
-    """Return a conversation with a question and an answer, and the answer."""
-    conversation_id = asked(conn, "question")
-    begun, _ = begin(conn, conversation_id)
-    finish(conn, begun)
-    return conversation_id, begun.message_id
-
-
-def path(conn: Connection, conversation_id: int, **more: Any) -> list[str]:
-    return [message.content for message in messages.list_messages(conn, ANN, conversation_id, **more)]
-
-
-# ---- accounts
-
-
-def test_only_the_first_account_is_created_without_an_invite(conn: Connection) -> None:
-    assert accounts.get_user(conn, ANN).role == "admin"
-    with pytest.raises(BootstrapDisabled):
-        accounts.add_first_user(conn, "eve", "")
-
-
-def test_missing_user_name_means_the_first_active_administrator(conn: Connection) -> None:
-    assert accounts.get_user_named(conn, None).username == "ann"
-    accounts.set_user(conn, BOB, "admin", None)
-    accounts.set_user(conn, ANN, None, "disabled")
-    assert accounts.get_user_named(conn, None).username == "bob"
-    assert accounts.get_user_named(conn, "ann").status == "disabled"
-    with pytest.raises(NotFound):
-        accounts.get_user_named(conn, "eve")
-
-
-@pytest.mark.parametrize(("role", "status"), [("user", None), (None, "disabled"), ("user", "disabled")])
-def test_last_administrator_stays_one(conn: Connection, role: str | None, status: str | None) -> None:
-    with pytest.raises(LastAdmin):
-        accounts.set_user(conn, ANN, role, status)
-
-
-def test_changed_role_ends_sessions_login_links_and_invites(conn: Connection) -> None:
-    accounts.set_user(conn, BOB, "admin", None)
-    accounts.add_session(conn, BOB, b"1", "", "hash of bob")
-    for code, maker in ((b"of bob", BOB), (b"of ann", ANN)):
-        accounts.add_invite(conn, code, "user", maker, "9999")
-        accounts.add_login_link(conn, maker, code, "9999")
-    accounts.set_user(conn, BOB, "admin", "active")
-    assert accounts.count_sessions(conn, BOB) == 1
-    accounts.set_user(conn, BOB, "user", None)
-    assert accounts.count_sessions(conn, BOB) == 0
-    with pytest.raises(InvalidInvite):
-        accounts.redeem_invite(conn, b"of bob", "eve", "")
-    assert accounts.redeem_login_link(conn, b"of bob") is None
-    assert accounts.redeem_invite(conn, b"of ann", "eve", "").username == "eve"
-    assert accounts.redeem_login_link(conn, b"of ann") is not None
-    assert [invite["status"] for invite in accounts.list_invites(conn)] == ["used", "revoked", "used"]
-
-
-def test_user_keeps_the_newest_sessions(conn: Connection) -> None:
-    for number in range(accounts.MAX_SESSIONS + 5):
-        accounts.add_session(conn, ANN, bytes([number]), f"browser {number}", "hash of ann")
-    clients = [session["client"] for session in accounts.list_sessions(conn, ANN)]
-    assert clients == [f"browser {number}" for number in range(accounts.MAX_SESSIONS + 4, 4, -1)]
-
-
-def test_session_is_found_until_it_is_replaced_or_too_old_or_its_user_disabled(conn: Connection) -> None:
-    accounts.add_session(conn, BOB, b"0", "", "hash of bob")
-    accounts.add_session(conn, BOB, b"1", "", "hash of bob", replaces=b"0")
-    assert accounts.get_session(conn, b"0", "", "") is None
-    assert accounts.get_session(conn, b"1", db.ago(days=1), db.ago(days=1)) is not None
-    assert accounts.get_session(conn, b"1", "9999", "") is None
-    assert accounts.get_session(conn, b"1", "", "9999") is None
-    conn.execute("UPDATE users SET status = 'disabled' WHERE id = ?", (BOB,))
-    assert accounts.get_session(conn, b"1", "", "") is None
-    with pytest.raises(InvalidCredentials):
-        accounts.add_session(conn, BOB, b"2", "", "hash of bob")
-
-
-def test_new_password_ends_login_links_and_all_sessions_but_one(conn: Connection) -> None:
-    kept = [accounts.add_session(conn, BOB, bytes([number]), "", "hash of bob") for number in range(3)][1]
-    others = accounts.add_session(conn, ANN, b"ann", "", "hash of ann")
-    accounts.add_login_link(conn, BOB, b"link", "9999")
-    accounts.set_password(conn, BOB, "new", kept)
-    assert [session["id"] for session in accounts.list_sessions(conn, BOB)] == [kept]
-    assert [session["id"] for session in accounts.list_sessions(conn, ANN)] == [others]
-    assert accounts.redeem_login_link(conn, b"link") is None
-
-
-def test_check_of_an_old_password_adds_no_session_and_sets_no_password(conn: Connection) -> None:
-    accounts.set_password(conn, BOB, "new", verified="hash of bob")
-    with pytest.raises(InvalidCredentials):
-        accounts.set_password(conn, BOB, "newer", verified="hash of bob")
-    with pytest.raises(InvalidCredentials):
-        accounts.add_session(conn, BOB, b"1", "", "hash of bob")
-    assert not accounts.set_password_hash(conn, BOB, "hash of bob", "again")
-    accounts.add_session(conn, BOB, b"1", "", "new")
-
-
-def test_login_link_works_once_before_it_expires(conn: Connection) -> None:
-    accounts.add_login_link(conn, BOB, b"1", "9999")
-    accounts.add_login_link(conn, BOB, b"2", db.ago(seconds=1))
-    found = accounts.redeem_login_link(conn, b"1")
-    assert found is not None and (found[0].username, found[1]) == ("bob", "hash of bob")
-    assert accounts.redeem_login_link(conn, b"1") is None
-    assert accounts.redeem_login_link(conn, b"2") is None
-    accounts.set_user(conn, BOB, None, "disabled")
-    accounts.add_login_link(conn, BOB, b"3", "9999")
-    assert accounts.redeem_login_link(conn, b"3") is None
-
-
-def test_only_an_open_invite_adds_a_user(conn: Connection) -> None:
-    for code, expires_at in ((b"open", "9999"), (b"revoked", "9999"), (b"expired", db.ago(seconds=1))):
-        accounts.add_invite(conn, code, "admin", ANN, expires_at)
-    accounts.revoke_invite(conn, 3)
-    listed = [(invite["status"], invite["role"], invite["used_by"]) for invite in accounts.list_invites(conn)]
-    assert listed == [
-        ("expired", "admin", None), ("revoked", "admin", None), ("open", "admin", None), ("used", "user", "bob"),
-    ]  # fmt: skip
-    for code in (b"code", b"revoked", b"expired", b"unknown"):
-        with pytest.raises(InvalidInvite):
-            accounts.check_invite(conn, code)
-        with pytest.raises(InvalidInvite):
-            accounts.redeem_invite(conn, code, "eve", "")
-    with pytest.raises(UsernameExists):
-        accounts.redeem_invite(conn, b"open", "bob", "")
-    with pytest.raises(NotFound):
-        accounts.revoke_invite(conn, 99)
-
+from .conftest import (
+    ANN,
+    BOB,
+    answer,
+    answered,
+    asked,
+    begin,
+    conversation,
+    finish,
+    path,
+    purge,
+    questions,
+    say,
+)
 
 # ---- owners
 
@@ -236,6 +66,14 @@ OWNED: dict[str, tuple[Any, ...]] = {  # a query, and the arguments after the us
     "is_temporary": (conversations.is_temporary, "conversation"),
     "rename_folder": (folders.rename_folder, "folder", "Mine"),
     "delete_folder": (folders.delete_folder, "folder"),
+    "set_conversation to a folder": (
+        lambda conn, user, own, folder: conversations.set_conversation(conn, user, own, {"folder_id": folder}),
+        *("own", "folder"),
+    ),
+    "change_many to a folder": (
+        lambda conn, user, own, folder: conversations.change_many(conn, user, [own], "move", folder),
+        *("own", "folder"),
+    ),
     "list_messages": (messages.list_messages, "conversation"),
     "list_messages before": (messages.list_messages, "own", -1, "message"),
     "add_message": (messages.add_message, "conversation", "hello"),
@@ -264,8 +102,7 @@ OWNED: dict[str, tuple[Any, ...]] = {  # a query, and the arguments after the us
 
 
 @pytest.mark.parametrize("kind", ["another user's", "hidden"])
-@pytest.mark.parametrize("name", OWNED)
-def test_object_of_another_user_or_hidden_is_like_a_missing_one(conn: Connection, name: str, kind: str) -> None:
+def test_object_of_another_user_or_hidden_is_like_a_missing_one(conn: Connection, kind: str) -> None:
     conversation_id, message_id = answered(conn)
     in_bin = conversation(conn)
     conversations.delete_conversation(conn, ANN, in_bin)
@@ -285,13 +122,15 @@ def test_object_of_another_user_or_hidden_is_like_a_missing_one(conn: Connection
     if kind == "hidden":
         conn.execute("UPDATE conversations SET user_id = ?, hidden = 1 WHERE id <> ?", (BOB, objects["own"]))
     missing = {**dict.fromkeys(objects, 10**6), "generation": "none", "own": objects["own"]}
-    before, errors = conn.total_changes, []
-    function, *arguments = OWNED[name]
-    for ids in (objects, missing):
-        with pytest.raises(NotFound) as caught:
-            function(conn, BOB, *(ids.get(value, value) if isinstance(value, str) else value for value in arguments))
-        errors.append((caught.value.code, str(caught.value)))
-    assert conn.total_changes == before and errors[0] == errors[1]
+    before = conn.total_changes
+    for name, (function, *arguments) in OWNED.items():
+        errors = []
+        for ids in (objects, missing):
+            values = [ids.get(value, value) if isinstance(value, str) else value for value in arguments]
+            with pytest.raises(NotFound) as caught:
+                function(conn, BOB, *values)
+            errors.append((caught.value.code, str(caught.value)))
+        assert conn.total_changes == before and errors[0] == errors[1], name
 
 
 def test_lists_contain_only_the_user_s_own(conn: Connection) -> None:
@@ -521,22 +360,17 @@ def test_running_answer_is_found_and_another_is_refused(conn: Connection) -> Non
 
 
 def test_complete_answer_is_found_and_another_model_is_refused(conn: Connection) -> None:
-    conversation_id, message_id = answered(conn)
-    found = answer(conn, conversation_id, None, None)
-    assert found.job is None and found.message_id == message_id
-    for more in OTHERS:
+    conversation_id = asked(conn)
+    message_id = begin(conn, conversation_id)[0].message_id
+    finish(conn, answer(conn, conversation_id), model="m-q4-instruct")
+    assert messages.list_messages(conn, ANN, conversation_id)[-1].model == "m-q4-instruct"
+    for model in (None, "m"):  # what was requested decides, and not who answered
+        found = answer(conn, conversation_id, None, model)
+        assert found.job is None and found.message_id == message_id
+    for more in (*OTHERS, {"model": "m-q4-instruct"}):
         with pytest.raises(AlreadyAnswered):
             begin(conn, conversation_id, **more)
     assert begin(conn, conversation_id, model="other", retry=True)[0].message_id != message_id
-
-
-def test_requested_model_decides_and_not_the_one_that_answered(conn: Connection) -> None:
-    conversation_id = asked(conn)
-    finish(conn, begin(conn, conversation_id)[0], model="m-q4-instruct")
-    assert messages.list_messages(conn, ANN, conversation_id)[-1].model == "m-q4-instruct"
-    assert answer(conn, conversation_id, model="m").job is None
-    with pytest.raises(AlreadyAnswered):
-        begin(conn, conversation_id, model="m-q4-instruct")
 
 
 @pytest.mark.parametrize("status", ["error", "canceled", "interrupted"])
@@ -550,35 +384,13 @@ def test_failed_answer_is_followed_by_a_new_version(conn: Connection, status: st
     assert (versions["ids"], versions["index"]) == ([failed.message_id, again.message_id], 1)
 
 
-@pytest.mark.parametrize("content", ["nothing", "an answer"])
-def test_conversation_without_a_question_cannot_be_answered(conn: Connection, content: str) -> None:
-    conversation_id = conversation(conn)
-    if content == "an answer":
-        names = (
-            "provider_id",
-            "model",
-            "token_usage",
-            "stats",
-            "error",
-            "client_id",
-            "source",
-            "parent_id",
-            "citations",
-        )
-        fields = dict.fromkeys(names) | {
-            "edited": False,
-            "copied": False,
-            "tools": None,
-            "role": "assistant",
-            "content": "hi",
-            "reasoning": "",
-            "status": "complete",
-        }
-        message_id = archive.add_message(conn, ANN, conversation_id, fields | {"created_at": db.now()})
-        archive.set_imported(conn, conversation_id, db.now(), message_id)
-    for retry in (False, True):
-        with pytest.raises(NoUserMessage):
-            begin(conn, conversation_id, retry=retry)
+def test_conversation_without_a_question_cannot_be_answered(conn: Connection) -> None:
+    empty, imported = conversation(conn), conversation(conn)
+    messages.insert_message(conn, ANN, imported, {"role": "assistant", "content": "hi"})
+    for conversation_id in (empty, imported):
+        for retry in (False, True):
+            with pytest.raises(NoUserMessage):
+                begin(conn, conversation_id, retry=retry)
 
 
 def test_new_answer_needs_a_provider_and_a_model(conn: Connection) -> None:

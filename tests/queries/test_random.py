@@ -112,7 +112,7 @@ class Random:
     def queue(self) -> None:
         at = self.shown
         queued.add_queued(self.conn, self.user, at, self.text(), None, self.images(), 0, self.files())
-        self.start(queued.begin_next(self.conn, lambda _: "server", ANN, at))
+        self.start(queued.begin_next(self.conn, lambda _: "server", self.user, at))
 
     def answer(self) -> None:
         at = self.shown
@@ -267,7 +267,8 @@ class Random:
             for conversation_id in ids:
                 self.remove_one(conversation_id)
         self.expire()
-        attachments.remove_some_released(conn)
+        while attachments.remove_some_released(conn):
+            pass
         tables = "conversations messages attachments attachment_data attachment_pages generations former_parents queued_messages sent_system_prompts"
         for table in tables.split():
             assert not conn.execute(f"SELECT 1 FROM {table}").fetchone(), table
