@@ -10,11 +10,10 @@ import logging
 import re
 import time
 import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterator, Container
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Container
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,6 +25,8 @@ from .config import BUILT_IN, MAX_CONCURRENCY, Config, Provider
 from .db import write_private
 from .errors import Invalid, NotFound, ProviderExists, ProviderFailed, ProviderFixed, StorageUnavailable
 from .safety.queue import Slots
+
+T = TypeVar("T")
 
 log = logging.getLogger("fireside.providers")
 
@@ -62,49 +63,27 @@ class ModelServer:
 
     def __init__(self, provider: Provider, engine: Engine) -> None:
         self._engine = engine
-        self.settings = provider
         self.slots = Slots(provider.concurrency)
-        self._backend = _create_backend(provider, engine)
         self._tasks: set[asyncio.Task[_ModelList]] = set()
-        self.configure(provider)
+        self._use(provider)
 
     def configure(self, provider: Provider) -> None:
         """Use other settings from the next request on. Answers that are being written keep their connections."""
-        jobs = self.jobs if self.settings.url == provider.url else {}
+        jobs = self.backend.jobs if self.settings.url == provider.url else {}
+        self._use(provider)
+        self.backend.jobs = jobs
+        self.slots.resize(provider.concurrency)
+
+    def _use(self, provider: Provider) -> None:
         self.settings = provider
-        self._backend = _create_backend(provider, self._engine)
-        self._backend.jobs = jobs
+        self.backend = _create_backend(provider, self._engine)
         self._last: _ModelList | None = None
         self.last_models: list[Model] = []  # of the last list that was received
         self._refresh: asyncio.Task[_ModelList] | None = None
-        self.slots.resize(provider.concurrency)
-
-    @property
-    def jobs(self) -> dict[str, str]:
-        """Names of the models that are downloaded, by the id of the job, the newest last."""
-        return self._backend.jobs
 
     @property
     def id(self) -> str:
         return self.settings.id
-
-    @property
-    def url(self) -> str:
-        """Where chats are sent; empty for the embedded engine."""
-        return base_url(self._backend.provider) if self._backend.provider.url else ""
-
-    @property
-    def address(self) -> str:
-        """As it was set, or as it was found on this computer; empty for the embedded engine."""
-        return self._backend.provider.url
-
-    @property
-    def reports_loading(self) -> bool:
-        return self._backend.reports_loading
-
-    @property
-    def continues_answers(self) -> bool:
-        return self._backend.continues_answers
 
     async def aclose(self) -> None:
         """Cancel the requests for models. Answers are closed by their readers, the engine by its owner."""
@@ -112,7 +91,7 @@ class ModelServer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._backend.close_idle()
+        self.backend.close_idle()
 
     # ---- models
 
@@ -140,7 +119,7 @@ class ModelServer:
             "online": error is None,
             "error": error,
             "models_known": models_known,
-            "can_start": error is not None and await self._backend.can_start(),
+            "can_start": error is not None and await self.backend.can_start(),
             "capabilities": {
                 "streaming": True,
                 "vision": any(model.vision for model in models),
@@ -178,28 +157,25 @@ class ModelServer:
         if self._last and time.monotonic() - self._last.received_at < max_age:
             return self._last
         if self._refresh is None or self._refresh.done():
-            self._refresh = asyncio.create_task(self._ask_for_models(self._backend))
+            self._refresh = asyncio.create_task(self._ask_for_models(self.backend))
             self._tasks.add(self._refresh)
             self._refresh.add_done_callback(self._tasks.discard)
         return await asyncio.shield(self._refresh)
 
     async def _ask_for_models(self, backend: OpenAI) -> _ModelList:
-        name = self.settings.name
         models: list[Model] | None = []
         failure: ProviderFailed | None = None
         try:
             backend.close_idle()  # a server with one thread would wait for their requests first
-            async with asyncio.timeout(LIST_SECONDS):
-                models = await backend.models()
+            models = await self._within(LIST_SECONDS, backend.models())
         except ProviderFailed as failed:
             failure = failed
-        except TimeoutError:
-            failure = ProviderFailed("PROVIDER_TIMEOUT", f"{name} does not answer.")
         except Exception:  # an unexpected response of one server must not hide the others
             log.exception("cannot read the list of models of %s", self.id)
-            failure = ProviderFailed("PROVIDER_ERROR", f"{name} sent a list of models that cannot be read.")
+            message = f"{self.settings.name} sent a list of models that cannot be read."
+            failure = ProviderFailed("PROVIDER_ERROR", message)
         found = _ModelList(time.monotonic(), models or [], failure, models is None)
-        if backend is self._backend:  # the settings have not changed
+        if backend is self.backend:  # the settings have not changed
             self._last = found
             if failure is None:
                 self.last_models = found.models
@@ -209,63 +185,50 @@ class ModelServer:
 
     async def start(self) -> None:
         """Start the server of LM Studio on this computer."""
-        await self._backend.start()
+        await self.backend.start()
         await self._list(0.0)
 
     async def load(self, model: str, **options: Any) -> None:
         """Load a model with the options that are not None. Raises Invalid if the server cannot be told to."""
-        async with self._changing() as backend:
-            await backend.load(model, {name: value for name, value in options.items() if value is not None})
+        given = {name: value for name, value in options.items() if value is not None}
+        await self._change(self.backend.load(model, given))
 
     async def unload(self, model: str) -> None:
         """Unload all instances of a model. Raises Invalid as `load` does."""
-        async with self._changing() as backend:
-            await backend.unload(model)
+        await self._change(self.backend.unload(model))
 
-    async def download(self, model: str, quantization: str | None = None) -> ModelDownload:
-        """Start to download a model. Raises Invalid if the server cannot be told to."""
-        async with self._within(DOWNLOAD_SECONDS) as backend:
-            return await backend.download(model, quantization)
-
-    async def downloads(self) -> list[ModelDownload]:
-        """Return the downloads that were started by `download`."""
-        async with self._within(LIST_SECONDS) as backend:
-            return await backend.downloads()
-
-    @asynccontextmanager
-    async def _within(self, seconds: float) -> AsyncIterator[OpenAI]:
+    async def _change(self, change: Awaitable[None]) -> None:
+        """Wait until models are loaded or unloaded, and ask for the models again."""
         try:
-            async with asyncio.timeout(seconds):
-                yield self._backend
-        except TimeoutError:
-            raise ProviderFailed("PROVIDER_TIMEOUT", f"{self.settings.name} does not answer.") from None
-
-    @asynccontextmanager
-    async def _changing(self) -> AsyncIterator[OpenAI]:
-        """Limit the time that loading takes, and ask for the models again afterwards."""
-        try:
-            async with asyncio.timeout(LOAD_SECONDS):
-                yield self._backend
-        except TimeoutError:
             minutes = f"{LOAD_SECONDS / 60:.0f} minutes"
-            message = f"{self.settings.name} has not finished after {minutes}. It may finish later."
-            raise ProviderFailed("PROVIDER_TIMEOUT", message) from None
+            await self._within(LOAD_SECONDS, change, f"has not finished after {minutes}. It may finish later.")
         finally:
             self._last = None
         if self._refresh is not None:
             await asyncio.wait([self._refresh])
         await self._list(0.0)
 
-    # ---- answers
+    async def download(self, model: str, quantization: str | None = None) -> ModelDownload:
+        """Start to download a model. Raises Invalid if the server cannot be told to."""
+        return await self._within(DOWNLOAD_SECONDS, self.backend.download(model, quantization))
 
-    @property
-    def chat_url(self) -> str | None:
-        return self._backend.chat_url
+    async def downloads(self) -> list[ModelDownload]:
+        """Return the downloads that were started by `download`."""
+        return await self._within(LIST_SECONDS, self.backend.downloads())
+
+    async def _within(self, seconds: float, work: Awaitable[T], problem: str = "does not answer.") -> T:
+        try:
+            async with asyncio.timeout(seconds):
+                return await work
+        except TimeoutError:
+            raise ProviderFailed("PROVIDER_TIMEOUT", f"{self.settings.name} {problem}") from None
+
+    # ---- answers
 
     def connect_early(self) -> None:
         """Open a connection for an answer that will soon be requested, if a slot is free."""
         if self.slots.held < self.concurrency():
-            self._backend.connect_early()
+            self.backend.connect_early()
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[list[Part], None]:
         """Return one answer as a generator of lists of parts. The last part is Finish. There is no deadline.
@@ -285,15 +248,11 @@ class ModelServer:
             body.pop("reasoning_effort", None)
         body |= {"model": request.model, "messages": request.messages}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return self._backend.chat(body)
+        return self.backend.chat(body)
 
     def relay(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
         """Return the answer to a chat request of another program, as `chat` does. The request is sent as it is."""
-        return self._backend.chat(body, for_program=True)
-
-    async def embed(self, body: dict[str, Any]) -> bytes:
-        """Return the server's response to a request for embeddings, which is JSON. Raises Invalid if it makes none."""
-        return await self._backend.embed(body)
+        return self.backend.chat(body, for_program=True)
 
 
 class Providers:
@@ -308,7 +267,7 @@ class Providers:
         self._saving = asyncio.Lock()
         for provider_id, jobs in _read_downloads(self._downloads_file).items():
             if provider_id in self._servers:
-                self._servers[provider_id].jobs.update(jobs)
+                self._servers[provider_id].backend.jobs.update(jobs)
 
     async def aclose(self) -> None:
         await asyncio.gather(*(server.aclose() for server in (*self._servers.values(), *self._removed)))
@@ -416,7 +375,7 @@ class Providers:
 
     async def save_downloads(self) -> None:
         """Save which models are downloaded, so that their progress can be asked for after a restart."""
-        jobs = {server.id: server.jobs for server in self._servers.values() if server.jobs}
+        jobs = {server.id: server.backend.jobs for server in self._servers.values() if server.backend.jobs}
         async with self._saving:
             try:
                 await asyncio.to_thread(write_private, self._downloads_file, json.dumps(jobs, ensure_ascii=False))
@@ -431,9 +390,13 @@ class Providers:
 
     def _check_address(self, provider: Provider) -> None:
         """Raise ProviderExists if another server has this address: its models would be listed twice."""
+
+        def address(of: Provider) -> str:
+            return base_url(of).replace("//localhost", "//127.0.0.1")
+
         for server in self._servers.values():
-            address = base_url(provider).replace("//localhost", "//127.0.0.1")
-            if server.id != provider.id and server.url.replace("//localhost", "//127.0.0.1") == address:
+            other = server.backend.provider
+            if server.id != provider.id and other.url and address(other) == address(provider):
                 raise ProviderExists(server.settings.name)
 
     async def _save(self, changed: dict[str, Provider | None]) -> None:

@@ -50,23 +50,21 @@ class Embedded(OpenAI):
         return True
 
     async def models(self) -> list[Model]:
-        models = []
-        for file in await self._engine.models():
-            state = self._engine.state(file.id)
-            models.append(
-                Model(
-                    id=file.id,
-                    label=file.label,
-                    state=state,
-                    context_length=self._engine.context_length if state == "loaded" else None,
-                    max_context_length=file.max_context_length,
-                    vision=False,
-                    quantization=file.quantization,
-                    size_bytes=file.size_bytes,
-                    reasoning_efforts=file.reasoning_efforts,
-                )
-            )
-        return models
+        return [self._model(file) for file in await self._engine.models()]
+
+    def _model(self, file: ModelFile) -> Model:
+        state = self._engine.state(file.id)
+        return Model(
+            id=file.id,
+            label=file.label,
+            state=state,
+            context_length=self._engine.context_length if state == "loaded" else None,
+            max_context_length=file.header.context_length,
+            vision=False,
+            quantization=file.header.quantization,
+            size_bytes=file.size_bytes,
+            reasoning_efforts=file.header.reasoning_efforts,
+        )
 
     @property
     def chat_url(self) -> None:
@@ -201,7 +199,7 @@ class Engine:
         self._stop_unused(child)
 
     async def _child_for(self, model: ModelFile, context_length: int | None) -> "_Child":
-        length = min(context_length or self._config.engine_context, model.max_context_length or sys.maxsize)
+        length = min(context_length or self._config.engine_context, model.header.context_length or sys.maxsize)
         child = self._child
         fits = child and child.model == model and (context_length is None or child.context_length == length)
         if child and fits and await child.responds():

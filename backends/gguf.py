@@ -61,15 +61,19 @@ _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.I)
 
 
 @dataclass(frozen=True)
+class Header:
+    quantization: str | None  # "Q4_K_M"
+    context_length: int | None  # tokens, at most
+    reasoning_efforts: list[str] | None
+
+
+@dataclass(frozen=True)
 class ModelFile:
     id: str  # lower case, unique in a scan, without the path
     label: str
     path: Path
     size_bytes: int
-    quantization: str | None  # "Q4_K_M"
-    architecture: str  # "llama"
-    max_context_length: int | None  # tokens
-    reasoning_efforts: list[str] | None = None
+    header: Header
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,14 +92,6 @@ class Skipped:
         """Return whether the model could have this id, also with its folder before it, as LM Studio names models."""
         stem = self.path.stem if self.path.suffix.lower() == ".gguf" else self.path.name
         return _slug(name) in map(_slug, (stem, _QUANTIZATION.sub("", stem), f"{self.path.parent.name}-{stem}"))
-
-
-@dataclass(frozen=True)
-class Header:
-    architecture: str
-    quantization: str | None
-    context_length: int | None
-    reasoning_efforts: list[str] | None = None
 
 
 class Unusable(Exception):
@@ -221,7 +217,6 @@ def _parse_metadata(metadata: dict[str, Any]) -> Header:
         raise Unusable(SPLIT)
     file_type, context = metadata.get("general.file_type"), metadata.get(f"{architecture}.context_length")
     return Header(
-        architecture,
         _FILE_TYPES.get(file_type & ~1024) if isinstance(file_type, int) else None,
         context if isinstance(context, int) and 0 < context < 2**31 else None,
         reasoning_efforts(metadata.get("tokenizer.chat_template")),
@@ -317,9 +312,7 @@ def _with_ids(found: list[tuple[Path, int, Header]]) -> list[ModelFile]:
         base = next((name for name in names if counts[name] == 1), names[-1])
         numbered = (f"{base}-{number}" for number in itertools.count(2))
         identity = next(name for name in itertools.chain([base], numbered) if name not in models)
-        models[identity] = ModelFile(
-            identity, label, path, size, header.quantization, header.architecture, header.context_length
-        )
+        models[identity] = ModelFile(identity, label, path, size, header)
     return list(models.values())
 
 

@@ -267,7 +267,7 @@ class Generation:
             which = f"Choose one that can: {', '.join(seeing)}." if seeing else "No model of the model servers can."
             raise ProviderFailed("VISION_UNSUPPORTED", f"{job.model} cannot see images. {which}")
         self._report_progress(self._first_phase())
-        self._asks_to_continue = bool(job.earlier) and not self._server.continues_answers
+        self._asks_to_continue = bool(job.earlier) and not self._server.backend.continues_answers
         while True:
             self._stats["omitted_messages"] = omitted
             self._stats["sent_messages"] = len(prompt.turns) - omitted - bool(job.earlier)
@@ -443,7 +443,7 @@ class Generation:
 
     async def _watch_loading(self) -> None:
         """Until the first token, report whether the model is loading, if the server says so."""
-        if not self._server.reports_loading:
+        if not self._server.backend.reports_loading:
             return
         while True:
             await asyncio.sleep(LOADING_POLL_SECONDS)

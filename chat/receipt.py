@@ -40,7 +40,7 @@ class Receipts:
         async with self._queue.slot(user_id):
             found = await self._database.read(queries.generations.get_sent_request, user_id, message_id)
             server = self._providers.find(found.provider_id)
-            url = server.chat_url if server and with_url else None
+            url = server.backend.chat_url if server and with_url else None
             return await asyncio.to_thread(_encoded, message_id, url, found)
 
 

@@ -79,7 +79,7 @@ async def embed(request: Request) -> Json:
     async def respond() -> Response:
         try:
             async with asyncio.timeout(state.config.first_token_seconds):
-                body = await server.embed(fields | {"model": model})
+                body = await server.backend.embed(fields | {"model": model})
         except TimeoutError:
             message = f"The model server did not answer within {state.config.first_token_seconds:g} s."
             raise ProviderFailed("PROVIDER_TIMEOUT", message) from None

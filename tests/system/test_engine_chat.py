@@ -40,7 +40,7 @@ async def ann(running: Running) -> Person:
 
 
 async def is_busy(running: Running) -> bool:
-    server = running.state.providers.get("embedded")._backend
+    server = running.state.providers.get("embedded").backend
     assert isinstance(server, Embedded)
     async with server._engine.use(SMALL) as endpoint, httpx.AsyncClient(trust_env=False) as client:
         headers = {"Authorization": f"Bearer {endpoint.api_key}"}

@@ -185,7 +185,7 @@ class Life:
         self.hub = Hub(config, self.database, self.providers, checker)
         scripted = Scripted(provider, world)
         scripted.hub = self.hub
-        self.server._backend = scripted
+        self.server.backend = scripted
         world.running = {}
         world.faulty = False
 

@@ -91,7 +91,8 @@ async def add_server(request: Request, body: schemas.NewServer) -> responses.Mod
 
 async def change_server(request: Request, provider_id: str, body: schemas.ServerChange) -> responses.ModelServer:
     providers = request.app_state.providers
-    address, settings = providers.configured(provider_id).address, providers.configured(provider_id).settings
+    server = providers.configured(provider_id)
+    address, settings = server.backend.provider.url, server.settings
     fields = msgspec.to_builtins(body)
     untested = fields.pop("untested")
     if "name" in fields:
@@ -136,7 +137,7 @@ def _server(server: ModelServer, entry: dict[str, Any] | None) -> responses.Mode
         name=settings.name,
         kind=settings.kind,
         url=settings.url,
-        address=server.address,
+        address=server.backend.provider.url,
         has_key=bool(settings.api_key),
         concurrency=server.concurrency(),
         models=list(settings.models),
