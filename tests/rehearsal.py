@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from .upstream import Gate, Upstream, answer, pause, text
 ROOT = Path(fireside.__file__).resolve().parent
 FIRST = "85fbff5"  # the state that version 0.1.0 names
 LANDINGS = (FIRST, "00a8563", "33d3ab7", "fcc3939")  # states that people may have installed from the repository
+Command = Path | tuple[str | Path, ...]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="  # a PNG
 
 
 def run(*command: str | Path, **settings: str) -> str:
+    """Run a command and return its output. Exits with the output when the command fails."""
     done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
@@ -40,7 +42,7 @@ def program(environment: Path, name: str) -> Path:
 
 
 @contextlib.contextmanager
-def serving(command: Path | tuple[str | Path, ...], data: Path, **settings: str) -> Iterator[httpx.Client]:
+def serving(command: Command, data: Path, **settings: str) -> Iterator[httpx.Client]:
     """Run the service and yield a client without a session."""
     command = command if isinstance(command, tuple) else (command,)
     options = ("--port", "0", "--no-open", "--data-dir", data)
@@ -142,14 +144,15 @@ def export(commit: str, folder: Path) -> None:
         files.extractall(folder, filter="data")
 
 
-def upgrade(old: Path | tuple[str | Path, ...], new: Path | tuple[str | Path, ...], data: Path) -> None:
-    """Fill a data directory with the old version and check that the new one shows it all."""
+def upgrade(old: Command, new: Command, data: Path, install: Callable[[], None] = lambda: None) -> None:
+    """Fill a data directory with the old version and check that the new one, after `install`, shows it all."""
     with Upstream() as upstream:
         with serving(old, data, FIRESIDE_LMSTUDIO_URL=upstream.url) as client:
             fill(client, upstream)
         with serving(old, data, FIRESIDE_LMSTUDIO_URL=upstream.url) as client:  # it marks the unfinished answer
             sign_in(client)
             before = _filled(client)
+        install()
         with serving(new, data, FIRESIDE_LMSTUDIO_URL=upstream.url) as client:
             sign_in(client)
             check_kept(before, read(client))
@@ -188,18 +191,13 @@ def rehearse(wheel: Path, folder: Path) -> None:
 
     run(*pipx, "install", offline, "fireside", **homes)
     data = folder / "data"
-    with Upstream() as upstream:
-        with serving(installed, data, FIRESIDE_LMSTUDIO_URL=upstream.url) as client:
-            fill(client, upstream)
-        with serving(installed, data, FIRESIDE_LMSTUDIO_URL=upstream.url) as client:
-            sign_in(client)
-            before = _filled(client)
+
+    def install_new() -> None:
         (folder / "wheels" / wheel.name).write_bytes(wheel.read_bytes())
         run(*pipx, "upgrade", "fireside", **homes)
         _check_version(installed)
-        with serving(installed, data, FIRESIDE_LMSTUDIO_URL=upstream.url) as client:
-            sign_in(client)
-            check_kept(before, read(client))
+
+    upgrade(installed, installed, data, install_new)
     run(*pipx, "uninstall", "fireside", **homes)
     if installed.exists() or not (data / "fireside.db").exists():
         raise SystemExit("pipx uninstall must remove the command and leave the data.")

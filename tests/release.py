@@ -7,10 +7,8 @@ distribution then run in empty environments, and `tests.rehearsal` installs, upg
 import gzip
 import hashlib
 import io
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -19,18 +17,10 @@ from pathlib import Path
 import fireside
 
 from . import rehearsal
+from .rehearsal import ROOT, run
 
-ROOT = Path(fireside.__file__).resolve().parent
 DIST = ROOT / "dist"
 UV = Path(sys.executable).with_name("uv")
-
-
-def run(*command: str | Path, cwd: Path = ROOT, **settings: str) -> str:
-    """Run a command and return its output. Exits with the output when the command fails."""
-    done = subprocess.run(command, cwd=cwd, env=os.environ | settings, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def check_tree() -> None:
@@ -44,17 +34,11 @@ def check_tree() -> None:
 
 def build(folder: Path) -> dict[str, bytes]:
     """Build the last commit in this folder. Return the files by their names."""
-    folder.mkdir(parents=True)
-    with tarfile.open(fileobj=io.BytesIO(_export())) as archive:
-        archive.extractall(folder, filter="data")
+    rehearsal.export("HEAD", folder)
     time = run("git", "log", "-1", "--format=%ct").strip()
-    run(sys.executable, "-m", "build", "--no-isolation", cwd=folder, SOURCE_DATE_EPOCH=time)
+    run(sys.executable, "-m", "build", "--no-isolation", folder, SOURCE_DATE_EPOCH=time)
     built = {file.name: file.read_bytes() for file in (folder / "dist").iterdir()}
     return {name: _normalized(data, int(time)) if name.endswith(".gz") else data for name, data in built.items()}
-
-
-def _export() -> bytes:
-    return subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
 
 
 def _normalized(sdist: bytes, time: int) -> bytes:

@@ -14,7 +14,8 @@ from fireside.chat.events import EventLog
 from fireside.chat.generation import Begun, Generation
 from fireside.chat.hub import Hub
 
-from ..trust.simulation import ROOT, simulate
+from ..trust import ROOT
+from ..trust.simulation import simulate
 
 SEEDS = 12
 SEEDS_TO_NOTICE = 20

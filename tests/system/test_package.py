@@ -13,14 +13,15 @@ from email.parser import Parser
 from pathlib import Path
 
 import fireside
-import httpx
 import pytest
 from fireside import db
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ..live import BOOTSTRAP_TOKEN, PASSWORD, PATIENCE, parse_event, text
+from ..live import BOOTSTRAP_TOKEN, good, parse_event, text
+from ..rehearsal import serving, sign_in
 from ..upstream import Upstream, answer
+from ..witness import MODEL
 from .test_imports import FILES, FOLDERS
 
 ROOT = Path(fireside.__file__).parent
@@ -112,31 +113,23 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return programs
 
 
-def test_installed_command_answers_a_chat(installed: Path, tmp_path: Path, upstream: Upstream) -> None:
+def test_installed_command_answers_a_chat(
+    installed: Path, tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upstream.enqueue(answer("The capital is", " Tokyo."))
-    names = ("PATH", "HOME", "SYSTEMROOT", "USERPROFILE", "LOCALAPPDATA", "TEMP")
-    settings = {name: os.environ[name] for name in names if name in os.environ}
-    settings |= {"FIRESIDE_BOOTSTRAP_TOKEN": BOOTSTRAP_TOKEN, "FIRESIDE_LMSTUDIO_URL": upstream.url}
-    program = str(installed / "fireside")
-    version = subprocess.run([program, "--version"], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    program = installed / "fireside"
+    version = subprocess.run([program, "--version"], capture_output=True, text=True)
     assert version.stdout == f"fireside {fireside.__version__}\n", version.stderr
-    command = [program, "--port", "0", "--no-open", "--data-dir", str(tmp_path / "data")]
-    with subprocess.Popen(command, cwd=tmp_path, env=settings, stdout=subprocess.PIPE, text=True) as service:
-        try:
-            assert service.stdout is not None
-            url = service.stdout.readline().rpartition(" ")[2].strip()
-            with httpx.Client(base_url=url, trust_env=False, timeout=PATIENCE) as client:
-                assert client.get("/").text.startswith("<!doctype html>")
-                assert client.get("/static/app.js").status_code == 200
-                body = {"username": "ann", "password": PASSWORD, "token": BOOTSTRAP_TOKEN}
-                client.headers["X-CSRF-Token"] = client.post("/admin/bootstrap", json=body).json()["csrf_token"]
-                conversation = f"/conversations/{client.post('/conversations', json={}).json()['id']}"
-                client.post(f"{conversation}/messages", json={"content": "What is the capital of Japan?"})
-                model = {"provider_id": "lmstudio", "model": "llama-3.2-3b-instruct"}
-                streamed = client.post(f"{conversation}/stream", json=model).content
-                messages = client.get(f"{conversation}/messages", params={"render": "true"}).json()
-        finally:
-            service.terminate()
+    with serving(program, tmp_path / "data", FIRESIDE_LMSTUDIO_URL=upstream.url) as client:
+        assert client.get("/").text.startswith("<!doctype html>")
+        assert client.get("/static/app.js").status_code == 200
+        sign_in(client, "/admin/bootstrap", token=BOOTSTRAP_TOKEN)
+        conversation = f"/conversations/{good(client.post('/conversations', json={}))['id']}"
+        good(client.post(f"{conversation}/messages", json={"content": "What is the capital of Japan?"}))
+        streamed = client.post(f"{conversation}/stream", json=MODEL).content
+        messages = good(client.get(f"{conversation}/messages", params={"render": "true"}))
     events = [parse_event(block) for block in streamed.split(b"\n\n")[:-1]]
     assert text(events) == "The capital is Tokyo." and events[-1].data["status"] == "ok"
     assert [message["content"] for message in messages] == ["What is the capital of Japan?", "The capital is Tokyo."]

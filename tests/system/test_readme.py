@@ -4,14 +4,14 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ..browser import Fireside
+from ..live import PATIENCE, text
 from ..live import parse_event as event
-from ..live import text
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
@@ -19,16 +19,10 @@ README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A service with the small model, as `make run` starts it. Returns the variables that the commands use."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
-    environ |= {"FIRESIDE_LMSTUDIO_URL": "http://127.0.0.1:9", "FIRESIDE_ENGINE_THREADS": "1"}
-    command = [sys.executable, "-m", "fireside", "--port", "0", "--no-open", "--data-dir", str(tmp_path / "data")]
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as service:
-        assert service.stdout is not None
-        base = service.stdout.readline().removeprefix("Fireside is at ").strip()
-        token = service.stdout.readline().partition("#setup=")[2].strip()
-        yield {"BASE": base, "TOKEN": token}
-        service.terminate()
-        assert service.wait(30) == 0
+    with Fireside(tmp_path / "data", fresh=True, lmstudio_url="http://127.0.0.1:9") as service:
+        yield {"BASE": service.url, "TOKEN": service.setup_link().rpartition("=")[2]}
+        service.process.terminate()
+        assert service.process.wait(PATIENCE) == 0
 
 
 def test_curl_commands_get_an_answer_from_the_real_model(served: dict[str, str], tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from ..browser import NO_ENGINE, Fireside
 from ..live import Running
 from ..upstream import Upstream
 
+ROOT = Path(__file__).parents[2]
+
 
 @dataclass
 class Figures:

@@ -9,8 +9,8 @@ import sys
 import time
 from importlib.metadata import version
 
-from . import Figures
-from .proofs import PROOFS, ROOT, Proof
+from . import ROOT, Figures
+from .proofs import PROOFS, Proof
 
 HEAD = """\
 # Trust

@@ -21,9 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from . import Figures
+from . import ROOT, Figures
 
-ROOT = Path(__file__).parents[2]
 PROCESSES = 2
 TIMEOUT_SECONDS = 240  # of the tests of a mutant
 

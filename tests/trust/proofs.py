@@ -5,9 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from . import (
+    ROOT,
     Figures,
     attacks,
     authz,
@@ -26,7 +26,6 @@ from . import (
     timing,
 )
 
-ROOT = Path(__file__).parents[2]
 ALL = 10**6
 
 

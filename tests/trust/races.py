@@ -1,14 +1,13 @@
 """Atomicity: one of many simultaneous requests succeeds, for the first account, an invite and the last administrator."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 from fireside import queries
 
-from ..live import BOOTSTRAP_TOKEN, NO_TLS, PASSWORD, Running, good
+from ..live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, good
 from . import Figures, fireside
 
 ADMINS = 5
@@ -18,14 +17,11 @@ OK = (200, "")
 async def _prove(rounds: int) -> Figures:
     figures, many = Figures(), min(50, 10 * rounds)
     for _ in range(rounds):
-        async with fireside(trusted_proxies="127.0.0.1") as (running, _), contextlib.AsyncExitStack() as stack:
-            clients = []
-            for number in range(many):
-                address = {"X-Forwarded-For": f"192.0.2.{number + 1}"}  # the throttle counts by address
-                client = httpx.AsyncClient(
-                    base_url=running.url, trust_env=False, verify=NO_TLS, headers=address, timeout=60
-                )
-                clients.append(await stack.enter_async_context(client))
+        async with fireside(trusted_proxies="127.0.0.1") as (running, _):
+            clients = [running.anybody() for _ in range(many)]
+            for number, client in enumerate(clients, 1):
+                client.headers["X-Forwarded-For"] = f"192.0.2.{number}"  # the throttle counts by address
+                client.timeout = 60
             await _first_account(running, clients, figures)
             await _invite(running, clients, figures)
             await _last_administrator(running, clients, figures)
@@ -33,14 +29,12 @@ async def _prove(rounds: int) -> Figures:
     return figures
 
 
-async def _send_all(
-    clients: list[httpx.AsyncClient], send: Callable[[int, httpx.AsyncClient], Any]
-) -> list[tuple[int, str]]:
+async def _send_all(clients: list[Person], send: Callable[[int, Person], Any]) -> list[tuple[int, str]]:
     answers: list[httpx.Response] = await asyncio.gather(*(send(*item) for item in enumerate(clients)))
     return [(answer.status_code, answer.json().get("code", "")) for answer in answers]
 
 
-async def _first_account(running: Running, clients: list[httpx.AsyncClient], figures: Figures) -> None:
+async def _first_account(running: Running, clients: list[Person], figures: Figures) -> None:
     body = {"password": PASSWORD, "token": BOOTSTRAP_TOKEN}
     results = await _send_all(
         clients, lambda number, client: client.post("/admin/bootstrap", json=body | {"username": f"first{number}"})
@@ -50,7 +44,7 @@ async def _first_account(running: Running, clients: list[httpx.AsyncClient], fig
     figures.expect(right and users == 1, f"first account: {users} users, {set(results)}")
 
 
-async def _invite(running: Running, clients: list[httpx.AsyncClient], figures: Figures) -> None:
+async def _invite(running: Running, clients: list[Person], figures: Figures) -> None:
     first = await running.state.database.read(queries.accounts.get_user, 1)
     body = {"password": PASSWORD, "invite_code": (await running.state.auth.invite(first, "user", 1))["invite_code"]}
     results = await _send_all(
@@ -61,7 +55,7 @@ async def _invite(running: Running, clients: list[httpx.AsyncClient], figures: F
     figures.expect(right and users == 2, f"invite: {users} users, {set(results)}")
 
 
-async def _last_administrator(running: Running, clients: list[httpx.AsyncClient], figures: Figures) -> None:
+async def _last_administrator(running: Running, clients: list[Person], figures: Figures) -> None:
     """Each administrator demotes or disables each, including themselves, ten times at once."""
     database, auth = running.state.database, running.state.auth
     ids = [user.id for user in await database.read(queries.accounts.list_users)]
@@ -74,7 +68,7 @@ async def _last_administrator(running: Running, clients: list[httpx.AsyncClient]
         answer = await client.post("/auth/link", json={"token": await auth.login_link(name)})
         client.headers["X-CSRF-Token"] = good(answer)["csrf_token"]
 
-    def change(number: int, _: httpx.AsyncClient) -> Any:
+    def change(number: int, _: Person) -> Any:
         path = f"/admin/users/{ids[number // ADMINS % ADMINS]}"
         return clients[number % ADMINS].patch(path, json=({"role": "user"}, {"status": "disabled"})[number % 2])
 

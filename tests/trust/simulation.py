@@ -45,10 +45,9 @@ from fireside.queries.generations import AnswerRequest
 from fireside.queries.tokens import Token
 from fireside.safety.sandbox import Sandbox
 
-from . import Figures
+from . import ROOT, Figures
 from .seeded import Crash, Disk, SeededLoop, Stuck, Thread, repeatable
 
-ROOT = Path(__file__).parents[2]
 USERS = (1, 2)
 SERVER, MODEL = "sim", "model"
 CONCURRENCY = 2

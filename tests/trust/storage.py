@@ -30,13 +30,12 @@ from fireside.errors import StorageUnavailable
 from fireside.queries.generations import AnswerRequest, Recording
 
 from ..live import Running, good
-from . import Figures, fireside
+from . import ROOT, Figures, fireside
 
 Rows = dict[str, list[tuple[Any, ...]]]  # by table
 
 PAGE_BYTES = 4096
 FRAME_BYTES = PAGE_BYTES + 24  # of the WAL, for a page
-ROOT = Path(__file__).parents[2]
 
 
 def _in_own_process(proof: str, count: int) -> Figures:

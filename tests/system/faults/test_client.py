@@ -57,14 +57,18 @@ def stream_request(conversation_id: int) -> tuple[str, bytes]:
     return f"/conversations/{conversation_id}/stream", json.dumps(MODEL).encode()
 
 
+async def whole_answer(person: Person, conversation_id: int) -> list[Event]:
+    events = await newest_answer(person, conversation_id)
+    assert text(events) == "".join(WORDS)
+    return events
+
+
 @cases(51)
 async def leaves_at_an_event(witness: Witness, ann: Person, conversation_id: int, number: int) -> list[Event]:
     witness.upstream.enqueue(*SLOW_ANSWER)
     async with ann.streaming(conversation_id, **MODEL) as stream:
         await first(stream, number)
-    events = await newest_answer(ann, conversation_id)
-    assert text(events) == "".join(WORDS)
-    return events
+    return await whole_answer(ann, conversation_id)
 
 
 @cases(20)
@@ -75,9 +79,7 @@ async def resets_its_connection(witness: Witness, ann: Person, conversation_id: 
         with contextlib.suppress(asyncio.IncompleteReadError):  # the answer has ended in fewer events
             for _ in range(1 + number):
                 await reader.readuntil(b"\n\n" if number else b"\r\n\r\n")
-    events = await newest_answer(ann, conversation_id)
-    assert text(events) == "".join(WORDS)
-    return events
+    return await whole_answer(ann, conversation_id)
 
 
 @cases(10)
@@ -90,9 +92,7 @@ async def half_closes_its_connection(witness: Witness, ann: Person, conversation
         if not reader.at_eof():
             writer.write_eof()
             await reader.read()
-    events = await newest_answer(ann, conversation_id)
-    assert text(events) == "".join(WORDS)
-    return events
+    return await whole_answer(ann, conversation_id)
 
 
 @cases(10)
