@@ -28,7 +28,7 @@ from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 from . import archive, source
 from .source import Skipped
-from .transcript import LOSSES, Conversation, Message, Saved, SavedPreset, SentPages, Unreadable
+from .transcript import LOSSES, Conversation, Generation, Saved, SavedPreset, Unreadable
 
 log = logging.getLogger("fireside.importer")
 
@@ -141,7 +141,7 @@ class Importer:
         try:
             async with self._queue.slot(user_id), self._cleaned_up(user_id):
                 made_here = await self._database.read(archive.list_made_here, user_id)
-                importing = (_DryRun if dry_run else _Import)(user_id, self._user_max_bytes, made_here)
+                importing = _Import(user_id, self._user_max_bytes, made_here, dry_run)
                 for number, path in enumerate(paths):
                     async with contextlib.aclosing(self._import_file(importing, path)) as fractions:
                         async for done in fractions:
@@ -185,7 +185,7 @@ class Importer:
         await self._store(importing, [source.Skip(Skipped(clean(path.name), f"{reason}; the rest was left out"))])
 
     async def _store(self, importing: "_Import", steps: list[source.Step]) -> None:
-        run = self._database.read if isinstance(importing, _DryRun) else self._database.write_part
+        run = self._database.read if importing.dry_run else self._database.write_part
         while steps:
             steps = steps[await run(importing.store, steps) :]
             if importing.needs_ids:
@@ -198,31 +198,39 @@ class Importer:
 
 
 _decode = msgspec.msgpack.Decoder(source.Piece).decode
+_Files = list[tuple[str, int | None]]  # the name of each attachment of a message, and its id in the database
 
 
 class _Import:
-    """Stores the steps that a child sends. `_conversation` is the one being stored; None between two, and after one that was given up."""
+    """Stores the steps that a child sends, or counts in a dry run what they would add.
 
-    def __init__(self, user_id: int, max_bytes: int, made_here: dict[str, list[int]]) -> None:
+    `_conversation` is the one being stored; None between two, and after one that was given up.
+    """
+
+    def __init__(self, user_id: int, max_bytes: int, made_here: dict[str, list[int]], dry_run: bool) -> None:
         self.user_id = user_id
+        self.dry_run = dry_run
         self.report = Report()
         self.ids: dict[str, int | None] = {}  # of the conversation's messages in the database, by key
-        self.needs_ids = (
-            False  # the conversation is in the database, and `ids` must be read before its messages are stored
-        )
+        self.needs_ids = False  # `ids` must be read, because the conversation is in the database
         self.to_remove: list[int] = []  # ids of messages of a conversation that was given up
         self._max_bytes = max_bytes
         self._made_here = made_here
         self._conversation: Conversation | None = None
         self._full = set[queries.prompts.Table]()  # tables that take no more
+        # What a dry run has counted: the keys of messages by conversation, prompts and presets, files by SHA-256, and bytes.
+        self._counted: dict[str, dict[str, int | None]] = {}
+        self._counted_saved = defaultdict[queries.prompts.Table, queries.prompts.DryRun](dict)
+        self._counted_files = set[bytes]()
+        self._counted_bytes = 0
 
     def store(self, conn: Connection, steps: list[source.Step]) -> int:
         """Do the first of these steps, for PART_SECONDS, and return how many. Raises QuotaExceeded, NotFound."""
         queries.accounts.get_user(conn, self.user_id)  # the account may have been deleted during the import
         done = self._size = 0
-        if self._conversation is not None and not self._new:
+        if self._conversation is not None and not self._new and not self.dry_run:
             try:
-                self._check_known(conn)
+                queries.conversations.owned(conn, self.user_id, self.conversation_id)
             except NotFound:
                 self._give_up("was deleted during the import")
         for step in one_part(steps):
@@ -233,11 +241,15 @@ class _Import:
             done += 1
             if self.needs_ids or self.to_remove:
                 break
-        self._add_size(conn, self._size)
+        if self.dry_run:
+            self._counted_bytes += self._size
+            queries.quota.check_quota(conn, self.user_id, self._counted_bytes, self._max_bytes)
+        else:
+            queries.quota.add_stored_bytes(conn, self.user_id, self._size, self._max_bytes)
         return done
 
     def read_ids(self, conn: Connection) -> dict[str, int | None]:
-        return archive.list_message_keys(conn, self.conversation_id)
+        return archive.list_message_keys(conn, self.conversation_id) | self._counted.get(self._identity, {})
 
     def _do(self, conn: Connection, step: source.Step) -> None:
         if isinstance(step, source.Begin):
@@ -248,7 +260,7 @@ class _Import:
         elif isinstance(step, source.Save):
             self._save(conn, step.saved)
         elif isinstance(step, source.File):
-            self._insert_file(conn, step)
+            self._store_file(conn, step)
         elif self._conversation is None:
             return
         elif isinstance(step, source.Add):
@@ -262,22 +274,25 @@ class _Import:
             return
         if reason:
             self.report.skipped.append(Skipped(self._conversation.title, reason))
-        if not self._new:
+        if not (self._new or self.dry_run):
             self.to_remove = self._added[::-1]
         self._conversation = None
 
     def _begin(self, conn: Connection, step: source.Begin) -> None:
+        conversation = step.conversation
+        self._identity = conversation.source or f"{conversation.created_at} {step.question}"
         known = self._find(conn, step)
         if known is not None and known["deleted_at"]:
             self.report.unchanged += 1
             return
-        self._conversation, self._new, self.needs_ids = step.conversation, known is None, known is not None
-        fields = msgspec.structs.asdict(step.conversation) | {"settings": json.dumps(step.conversation.settings)}
-        if known is None:
-            self.conversation_id = self._insert_conversation(conn, fields)
-            self._size += len(step.conversation.system_prompt.encode())
-        else:
-            self.conversation_id = known["id"]
+        self._conversation, self._new = conversation, known is None and self._identity not in self._counted
+        self.needs_ids = not self._new
+        self.conversation_id = known["id"] if known else 0
+        if self._new:
+            self._size += len(conversation.system_prompt.encode())
+            if not self.dry_run:
+                fields = msgspec.structs.asdict(conversation) | {"settings": json.dumps(conversation.settings)}
+                self.conversation_id = archive.add_conversation(conn, self.user_id, fields)
         self.ids = {}
         self._attachment_ids = dict[int, int]()  # in the database, by those in the conversation
         self._keys, self._added = set[str](), list[int]()
@@ -296,31 +311,50 @@ class _Import:
     def _add(self, conn: Connection, step: source.Add) -> None:
         message = step.message
         self._keys.add(step.key)
-        files = [(attached.name, self._find_file(conn, attached)) for attached in step.attachments]
+        files = [] if self.dry_run else self._find_files(conn, step.attachments)
         if step.key in self.ids:
             return
-        fields = msgspec.structs.asdict(message)
+        tools = msgspec.json.encode(message.tools).decode() if message.tools else None
+        message_id = 0 if self.dry_run else self._insert_message(conn, step, tools, files)
+        self.ids[step.key] = message_id
+        self._added.append(message_id)
+        self._size += sum(len(text.encode()) for text in (message.content, message.reasoning, tools or ""))
+
+    def _insert_message(self, conn: Connection, step: source.Add, tools: str | None, files: _Files) -> int:
+        message = step.message
+        fields = msgspec.structs.asdict(message) | {"tools": tools}
         fields["parent_id"] = None if step.parent_key is None else self.ids[step.parent_key]
         citations = msgspec.to_builtins(message.citations)
         self._refer(citations, message.stats)
         for column in ("token_usage", "stats", "error"):
             fields[column] = None if fields[column] is None else json.dumps(fields[column])
         fields["citations"] = None if citations is None else msgspec.json.encode(citations).decode()
-        fields["tools"] = msgspec.json.encode(message.tools).decode() if message.tools else None
-        message_id = self.ids[step.key] = self._insert_message(conn, fields, message)
-        self._link(conn, message_id, files)
+        message_id = archive.add_message(conn, self.user_id, self.conversation_id, fields)
+        if message.generation:
+            self._insert_generation(conn, message_id, message.generation)
+        _link(conn, message_id, files, "message_attachments")
         for sent in message.sent_pages:
             if attachment_id := self._attachment_ids.get(sent.attachment_id):
-                self._insert_sent_pages(conn, message_id, attachment_id, sent)
-        self._added.append(message_id)
-        self._size += sum(len(text.encode()) for text in (message.content, message.reasoning, fields["tools"] or ""))
+                archive.add_sent_pages(conn, message_id, attachment_id, sent.pages)
+        return message_id
 
-    def _find_file(self, conn: Connection, attached: source.Attached) -> int | None:
-        """Return the id of an attachment in the database. It may have been removed there since its file was stored."""
-        attachment_id = queries.attachments.find(conn, self.user_id, attached.sha256)
-        if attachment_id is not None and attached.id is not None:
-            self._attachment_ids[attached.id] = attachment_id
-        return attachment_id
+    def _insert_generation(self, conn: Connection, message_id: int, generation: Generation) -> None:
+        ids = {"message_id": message_id, "conversation_id": self.conversation_id}
+        entries = [_with_ids(entry, ids) if isinstance(entry, dict) else entry for entry in generation.log]
+        for entry in entries:
+            self._refer(at(entry, "data", "citations"), at(entry, "data", "stats"))
+        fields = {"params": json.dumps(generation.params), "log": json.dumps(entries)}
+        archive.add_generation(conn, message_id, msgspec.structs.asdict(generation) | fields)
+
+    def _find_files(self, conn: Connection, attachments: list[source.Attached]) -> _Files:
+        """Return the name of each attachment, and its id in the database: None when it was removed since its file was stored."""
+        files: _Files = []
+        for attached in attachments:
+            attachment_id = queries.attachments.find(conn, self.user_id, attached.sha256)
+            if attachment_id is not None and attached.id is not None:
+                self._attachment_ids[attached.id] = attachment_id
+            files.append((attached.name, attachment_id))
+        return files
 
     def _refer(self, citations: Any, stats: Any) -> None:
         """Let citations and the statistic of documents refer to the attachments in this database, or to none."""
@@ -331,76 +365,25 @@ class _Import:
             else:
                 row.pop("attachment_id", None)
 
+    def _store_file(self, conn: Connection, file: source.File) -> None:
+        if not self.dry_run:
+            archive.add_file(conn, self.user_id, file.data, file.name, file.media_type, self._max_bytes)
+        elif file.sha256 not in self._counted_files and not queries.attachments.find(conn, self.user_id, file.sha256):
+            self._counted_files.add(file.sha256)
+            self._size += len(file.data)
+
     def _end(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
-        self._show(conn, conversation, step)
+        if self.dry_run:
+            self._counted[self._identity] = dict(self.ids)
+            self._count_folder(conn, conversation.folder)
+        else:
+            self._show(conn, conversation, step)
         self.report.conversations += self._new
         self.report.messages += len(self._added)
         self.report.unchanged += not (self._new or self._added)
         if self._new or self._added:
             self.report.add_losses(conversation)
         self._conversation = None
-
-    def _save(self, conn: Connection, saved: Saved) -> None:
-        table: queries.prompts.Table = "presets" if isinstance(saved, SavedPreset) else "prompts"
-        if table in self._full:
-            return
-        fields = msgspec.structs.asdict(saved)
-        del fields["fireside"]
-        if isinstance(saved, SavedPreset):
-            fields["settings"] = saved.settings.given()
-        try:
-            is_new = self._insert_saved(conn, table, fields)
-        except Invalid:  # there are too many
-            self._full.add(table)
-            most = queries.prompts.MAX_SAVED[table]
-            self.report.skipped.append(Skipped(table, f"at most {most} can be saved; the rest was left out"))
-            return
-        setattr(self.report, table, getattr(self.report, table) + is_new)
-        self.report.unchanged += not is_new
-
-    # ---- what writes; _DryRun replaces it
-
-    def _check_known(self, conn: Connection) -> None:
-        queries.conversations.owned(conn, self.user_id, self.conversation_id)
-
-    def _add_size(self, conn: Connection, size: int) -> None:
-        queries.quota.add_stored_bytes(conn, self.user_id, size, self._max_bytes)
-
-    def _insert_conversation(self, conn: Connection, fields: dict[str, Any]) -> int:
-        return archive.add_conversation(conn, self.user_id, fields)
-
-    def _insert_message(self, conn: Connection, fields: dict[str, Any], message: Message) -> int:
-        message_id = archive.add_message(conn, self.user_id, self.conversation_id, fields)
-        if message.generation:
-            ids = {"message_id": message_id, "conversation_id": self.conversation_id}
-            entries = [_with_ids(entry, ids) if isinstance(entry, dict) else entry for entry in message.generation.log]
-            for entry in entries:
-                self._refer(at(entry, "data", "citations"), at(entry, "data", "stats"))
-            generation = msgspec.structs.asdict(message.generation)
-            generation |= {"params": json.dumps(message.generation.params), "log": json.dumps(entries)}
-            archive.add_generation(conn, message_id, generation)
-        return message_id
-
-    def _insert_saved(self, conn: Connection, table: queries.prompts.Table, fields: dict[str, Any]) -> bool:
-        return queries.prompts.save_imported(conn, self.user_id, table, fields, self._max_bytes)
-
-    def _insert_file(self, conn: Connection, file: source.File) -> None:
-        archive.add_file(conn, self.user_id, file.data, file.name, file.media_type, self._max_bytes)
-
-    def _link(
-        self,
-        conn: Connection,
-        message_id: int,
-        files: list[tuple[str, int | None]],
-        table: Table = "message_attachments",
-    ) -> None:
-        for position, (name, attachment_id) in enumerate(files):
-            if attachment_id is None:
-                raise Unreadable(f"its file {name} is missing")
-            queries.attachments.link(conn, message_id, position, attachment_id, name, table)
-
-    def _insert_sent_pages(self, conn: Connection, message_id: int, attachment_id: int, sent: SentPages) -> None:
-        archive.add_sent_pages(conn, message_id, attachment_id, sent.pages)
 
     def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
         """Show what was added, and the new path unless the conversation was continued in Fireside."""
@@ -412,8 +395,7 @@ class _Import:
             for message, attachments in zip(conversation.queue, step.queue, strict=True):
                 fields = (message.content, None, self._max_bytes, message.created_at)
                 queued_id = queries.queued.insert_queued(conn, self.user_id, self.conversation_id, *fields)
-                files = [(attached.name, self._find_file(conn, attached)) for attached in attachments]
-                self._link(conn, queued_id, files, "queued_attachments")
+                _link(conn, queued_id, self._find_files(conn, attachments), "queued_attachments")
             if conversation.source is None:
                 self._made_here.setdefault(conversation.created_at, []).append(self.conversation_id)
         elif self._added:
@@ -433,73 +415,40 @@ class _Import:
             self.report.folders.append(conversation.folder)
         return folder_id
 
-
-class _DryRun(_Import):
-    """Counts what an import would add. Only reads the database."""
-
-    def __init__(self, user_id: int, max_bytes: int, made_here: dict[str, list[int]]) -> None:
-        super().__init__(user_id, max_bytes, made_here)
-        self._counted: dict[str, dict[str, int | None]] = {}  # the keys of messages, by the conversation's identity
-        self._saved = defaultdict[queries.prompts.Table, queries.prompts.DryRun](dict)
-        self._files = set[bytes]()  # SHA-256 of those that would be stored
-        self._total = 0  # bytes
-
-    def _begin(self, conn: Connection, step: source.Begin) -> None:
-        self._identity = step.conversation.source or f"{step.conversation.created_at} {step.question}"
-        super()._begin(conn, step)
-
-    def _find(self, conn: Connection, step: source.Begin) -> Any:
-        return super()._find(conn, step) or ({"id": 0, "deleted_at": None} if self._identity in self._counted else None)
-
-    def read_ids(self, conn: Connection) -> dict[str, int | None]:
-        return super().read_ids(conn) | self._counted.get(self._identity, {})
-
-    def _give_up(self, reason: str = "") -> None:
-        super()._give_up(reason)
-        self.to_remove = []
-
-    def _check_known(self, conn: Connection) -> None:
-        pass
-
-    def _add_size(self, conn: Connection, size: int) -> None:
-        self._total += size
-        queries.quota.check_quota(conn, self.user_id, self._total, self._max_bytes)
-
-    def _insert_conversation(self, conn: Connection, fields: dict[str, Any]) -> int:
-        return 0
-
-    def _insert_message(self, conn: Connection, fields: dict[str, Any], message: Message) -> int:
-        return 0
-
-    def _insert_saved(self, conn: Connection, table: queries.prompts.Table, fields: dict[str, Any]) -> bool:
-        is_new = queries.prompts.save_imported(conn, self.user_id, table, fields, dry_run=self._saved[table])
-        if is_new:
-            self._size += len(fields[queries.prompts.COUNTED[table]].encode())
-        return is_new
-
-    def _insert_file(self, conn: Connection, file: source.File) -> None:
-        if file.sha256 not in self._files and queries.attachments.find(conn, self.user_id, file.sha256) is None:
-            self._files.add(file.sha256)
-            self._size += len(file.data)
-
-    def _find_file(self, conn: Connection, attached: source.Attached) -> int | None:
-        return 0
-
-    def _link(
-        self,
-        conn: Connection,
-        message_id: int,
-        files: list[tuple[str, int | None]],
-        table: Table = "message_attachments",
-    ) -> None:
-        pass
-
-    def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
-        self._counted[self._identity] = dict(self.ids)
-        name, known = conversation.folder, self.report.folders
-        is_counted = not (name and self._new) or name in known or len(known) >= queries.folders.MAX_FOLDERS
+    def _count_folder(self, conn: Connection, name: str) -> None:
+        folders = self.report.folders
+        is_counted = not (name and self._new) or name in folders or len(folders) >= queries.folders.MAX_FOLDERS
         if not is_counted and queries.folders.find_folder(conn, self.user_id, name) is None:
-            known.append(name)
+            folders.append(name)
+
+    def _save(self, conn: Connection, saved: Saved) -> None:
+        table: queries.prompts.Table = "presets" if isinstance(saved, SavedPreset) else "prompts"
+        if table in self._full:
+            return
+        fields = msgspec.structs.asdict(saved)
+        del fields["fireside"]
+        if isinstance(saved, SavedPreset):
+            fields["settings"] = saved.settings.given()
+        counted = self._counted_saved[table] if self.dry_run else None
+        try:
+            is_new = queries.prompts.save_imported(conn, self.user_id, table, fields, self._max_bytes, counted)
+        except Invalid:  # there are too many
+            self._full.add(table)
+            most = queries.prompts.MAX_SAVED[table]
+            self.report.skipped.append(Skipped(table, f"at most {most} can be saved; the rest was left out"))
+            return
+        if is_new and self.dry_run:
+            self._size += len(fields[queries.prompts.COUNTED[table]].encode())
+        setattr(self.report, table, getattr(self.report, table) + is_new)
+        self.report.unchanged += not is_new
+
+
+def _link(conn: Connection, message_id: int, files: _Files, table: Table) -> None:
+    """Attach files to a message. Raises Unreadable."""
+    for position, (name, attachment_id) in enumerate(files):
+        if attachment_id is None:
+            raise Unreadable(f"its file {name} is missing")
+        queries.attachments.link(conn, message_id, position, attachment_id, name, table)
 
 
 def _with_ids(event: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
