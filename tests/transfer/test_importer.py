@@ -97,27 +97,25 @@ class Service:
         return await self.database.read(lambda conn: int(conn.execute(select, (self.user,)).fetchone()[0]))
 
 
-@contextlib.asynccontextmanager
-async def service(folder: Path) -> AsyncIterator[Service]:
-    opened = Service(await open_database(folder / "fireside.db"), folder)
-    opened.user = await opened.add_user()
-    yield opened
-    await opened.importer.aclose()
-    await opened.database.close()
+async def opened(folder: Path) -> AsyncIterator[Service]:
+    await asyncio.to_thread(folder.mkdir)
+    service = Service(await open_database(folder / "fireside.db"), folder)
+    service.user = await service.add_user()
+    yield service
+    await service.importer.aclose()
+    await service.database.close()
 
 
 @pytest.fixture
 async def here(tmp_path: Path) -> AsyncIterator[Service]:
-    (tmp_path / "here").mkdir()
-    async with service(tmp_path / "here") as opened:
-        yield opened
+    async for service in opened(tmp_path / "here"):
+        yield service
 
 
 @pytest.fixture
 async def there(tmp_path: Path) -> AsyncIterator[Service]:
-    (tmp_path / "there").mkdir()
-    async with service(tmp_path / "there") as opened:
-        yield opened
+    async for service in opened(tmp_path / "there"):
+        yield service
 
 
 def write(path: Path, value: Any) -> Path:
@@ -332,19 +330,19 @@ async def test_a_conversation_in_the_bin_is_unchanged_and_a_removed_one_is_impor
 
 
 async def test_two_imports_at_once_add_everything_once(here: Service) -> None:
-    path = write(here.folder / "x.json", bridges(250))
+    path = write(here.folder / "x.json", bridges(100))
     reports = await asyncio.gather(*(here.importer.import_files(here.user, [path]) for _ in range(2)))
-    assert sum(report.conversations for report in reports) == sum(report.unchanged for report in reports) == 250
-    assert len(await here.dump()) == 250
+    assert sum(report.conversations for report in reports) == sum(report.unchanged for report in reports) == 100
+    assert len(await here.dump()) == 100
 
 
 async def test_progress_rises_to_one(here: Service) -> None:
-    paths = [write(here.folder / "a.json", bridges(250)), here.folder / "missing.json", here.folder / "b.json"]
+    paths = [write(here.folder / "a.json", bridges(100)), here.folder / "missing.json", here.folder / "b.json"]
     write(paths[2], rivers())
     steps = [(done, report) async for done, report in here.importer.iterate(here.user, paths)]
     fractions = [done for done, _ in steps]
     assert fractions == sorted(fractions) and fractions[-1] == 1
-    assert steps[-1][1].conversations == 251
+    assert steps[-1][1].conversations == 101
     assert [skipped.file for skipped in steps[-1][1].skipped] == ["missing.json"]
 
 
@@ -362,13 +360,19 @@ async def test_a_dry_run_reports_what_an_import_adds_and_adds_nothing(here: Serv
     assert await here.importer.import_files(here.user, paths, dry_run=True) == Report(unchanged=9)
 
 
-async def test_a_dry_run_reports_that_the_user_has_no_more_space(here: Service) -> None:
-    path = write(here.folder / "x.json", bridges(3))
-    limited = Importer(here.database, user_max_bytes=20)
-    with pytest.raises(QuotaExceeded):
-        await limited.import_files(here.user, [path], dry_run=True)
-    await limited.aclose()
-    assert await here.dump() == []
+async def test_import_and_dry_run_end_when_the_user_has_no_more_space(here: Service) -> None:
+    chats = write(here.folder / "x.json", [long_conversation(200, source=f"test:{n}") for n in range(20)])
+    rows = [{"fireside": 1, "saved": "prompt", "name": str(number), "content": "x" * 400} for number in range(3)]
+    prompts = write(here.folder / "prompts.json", rows)
+    for path, limit in ((prompts, 1000), (chats, 300_000)):
+        async with contextlib.aclosing(Importer(here.database, limit)) as importer:
+            for dry_run in (True, False):
+                with pytest.raises(QuotaExceeded, match=f"{limit:,}"):
+                    await importer.import_files(here.user, [path], dry_run=dry_run)
+                kept = await here.dump()
+                stored = sum(map(stored_size, kept)) + 400 * len(await saved(here))
+                assert await here.stored_bytes() == stored <= (0 if dry_run else limit)
+    assert 0 < len(kept) <= 10 and {len(conversation["messages"]) for conversation in kept} == {200}
 
 
 # ---- what goes wrong
@@ -416,7 +420,7 @@ async def test_a_full_disk_keeps_whole_conversations_and_the_next_import_adds_th
 
 
 async def test_a_cancelled_import_keeps_whole_conversations(here: Service) -> None:
-    path, started = write(here.folder / "x.json", bridges(1000)), asyncio.Event()
+    path, started = write(here.folder / "x.json", bridges(400)), asyncio.Event()
 
     async def run() -> None:
         async for _ in here.importer.iterate(here.user, [path]):
@@ -428,19 +432,19 @@ async def test_a_cancelled_import_keeps_whole_conversations(here: Service) -> No
     with contextlib.suppress(asyncio.CancelledError):
         await task
     kept = await here.dump()
-    assert 0 < len(kept) < 1000 and {len(conversation["messages"]) for conversation in kept} == {3}
+    assert 0 < len(kept) < 400 and {len(conversation["messages"]) for conversation in kept} == {3}
 
 
 async def test_an_import_whose_reader_leaves_ends(here: Service) -> None:
     paths = [
-        write(here.folder / f"{number}.json", long_conversation(1, source=f"test:{number}")) for number in range(300)
+        write(here.folder / f"{number}.json", long_conversation(1, source=f"test:{number}")) for number in range(100)
     ]
     tasks = asyncio.all_tasks()
     steps = here.importer.import_steps(here.user, paths)
     first = msgspec.json.decode(await anext(steps))
     await steps.aclose()
     assert asyncio.all_tasks() == tasks
-    assert first["report"]["conversations"] <= len(await here.conversations()) < 300
+    assert first["report"]["conversations"] <= len(await here.conversations()) < 100
 
 
 async def test_growth_that_cannot_be_read_to_its_end_adds_nothing(here: Service) -> None:
@@ -469,30 +473,6 @@ async def test_a_child_that_dies_leaves_nothing_of_its_conversation(here: Servic
             worker.kill()
     assert reports[-1] == Report(skipped=[Skipped("x.json", "cannot be read to its end; the rest was left out")])
     assert await here.dump() == before
-
-
-async def test_an_import_ends_when_the_user_has_no_more_space(here: Service) -> None:
-    path = write(here.folder / "x.json", [long_conversation(200, source=f"test:{n}") for n in range(20)])
-    async with contextlib.aclosing(Importer(here.database, 300_000)) as importer:
-        with pytest.raises(QuotaExceeded, match="300,000"):
-            await importer.import_files(here.user, [path])
-    kept = await here.dump()
-    assert 0 < len(kept) <= 10 and {len(conversation["messages"]) for conversation in kept} == {200}
-    assert await here.stored_bytes() == sum(map(stored_size, kept))
-
-
-async def test_numbers_that_json_cannot_have_are_imported_as_null(here: Service) -> None:
-    row = long_conversation(2, settings={"response_format": {"a": "NaN"}})
-    row["messages"][1]["stats"] = {"ttft_ms": "1e999", "tokens_per_second": "-Infinity"}
-    text = json.dumps(row)
-    for number in ("NaN", "1e999", "-Infinity"):
-        text = text.replace(f'"{number}"', number)
-    (here.folder / "x.json").write_text(text, "utf-8")
-    await here.bring(here.folder / "x.json")
-    ((conversation,), (_, answer)) = await here.conversations(), await here.messages()
-    assert msgspec.json.decode(conversation.settings) == {"response_format": {"a": None}}
-    assert isinstance(answer.stats, msgspec.Raw)
-    assert msgspec.json.decode(answer.stats) == {"ttft_ms": None, "tokens_per_second": None}
 
 
 # ---- what an export restores
@@ -591,22 +571,16 @@ def answer(
         " WHERE m.conversation_id = ? ORDER BY l.attachment_id",
         (conversation_id,),
     ).fetchall()
-    citations = [
-        {"start": 0, "end": len("".join(contents)), "status": "found", "attachment_id": one[0], "name": "a", "page": 2}
-        for one in found
-    ]
-    ending = ending | {
-        "stats": (ending.get("stats") or {}) | {"documents": [{"attachment_id": one[0], "pages": 3} for one in found]}
-    }
+    quoted = {"start": 0, "end": len("".join(contents)), "status": "found", "attachment_id": 0, "name": "a", "page": 2}
+    citations = [quoted | {"attachment_id": one[0]} for one in found]
+    documents = [{"attachment_id": one[0], "pages": 3} for one in found]
+    ending = ending | {"stats": (ending.get("stats") or {}) | {"documents": documents}}
+    done = {"status": "ok", "message_id": begun.message_id, "stats": ending["stats"], "citations": citations}
     log = [
         {"event": "ping", "data": ids | {"ts": "2024-01-15T10:30:00.123456"}},
         *(-len(text) for text in thoughts),
         *map(len, contents),
-        {
-            "id": 2**33,
-            "event": "done",
-            "data": {"status": "ok", "message_id": begun.message_id, "stats": ending["stats"], "citations": citations},
-        },
+        {"id": 2**33, "event": "done", "data": done},
     ]
     recording = Recording(begun.message_id, status, "".join(contents), "".join(thoughts), json.dumps(log))
     fields = {"model": None, "token_usage": None, "stats": None, "error": None} | ending
@@ -615,7 +589,7 @@ def answer(
     conn.execute("UPDATE messages SET citations = ? WHERE id = ?", (encoded, begun.message_id))
 
 
-@settings(max_examples=60 if TRIALS >= FULL else 20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60 if TRIALS >= FULL else 15, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS, later=STEPS)
 async def test_export_and_import_restore_the_same_database(
     here: Service, there: Service, steps: list[Any], later: list[Any]
@@ -645,9 +619,7 @@ async def test_what_was_imported_is_exported_and_known_again(here: Service, ther
     assert await there.importer.import_files(there.user, paths) == Report(unchanged=3)
 
 
-async def save(
-    to: Service, prompts: dict[str, str], presets: dict[str, dict[str, Any]], user: int | None = None
-) -> None:
+async def save(to: Service, prompts: dict[str, str], presets: dict[str, dict[str, Any]], user: int = 0) -> None:
     for name, content in prompts.items():
         await to.database.write(queries.prompts.add_prompt, user or to.user, {"name": name, "content": content})
     for name, fields in presets.items():
@@ -684,12 +656,9 @@ async def test_saved_prompts_and_presets_are_exported_imported_and_known_again(h
     for dry_run in (True, False):
         assert await there.importer.import_files(there.user, [path], dry_run=dry_run) == Report(unchanged=5)
 
-    (changed,) = (
-        one for one in await there.database.read(queries.prompts.list_prompts, there.user) if one.name == "Greeting"
-    )
-    await there.database.write(
-        queries.prompts.set_prompt, there.user, changed.id, {"name": "GREETING", "content": "Mine"}
-    )
+    greeting, _ = await there.database.read(queries.prompts.list_prompts, there.user)
+    change = {"name": "GREETING", "content": "Mine"}
+    await there.database.write(queries.prompts.set_prompt, there.user, greeting.id, change)
     for dry_run in (True, False):
         report = await there.importer.import_files(there.user, [path, path], dry_run=dry_run)
         assert report == Report(prompts=1, unchanged=9), dry_run
@@ -725,66 +694,6 @@ async def test_import_stops_at_the_limit_of_prompts_and_presets(
         assert await here.importer.import_files(here.user, [path], dry_run=dry_run) == expected, dry_run
     assert [name for name, _ in await saved(here)] == ["No. 0", "No. 1", "No. 2"]
     assert await here.importer.import_files(here.user, [path]) == Report(unchanged=3, skipped=left_out)
-
-
-async def test_imported_prompts_count_towards_the_limit_of_the_user(here: Service) -> None:
-    rows = [{"fireside": 1, "saved": "prompt", "name": str(number), "content": "x" * 400} for number in range(3)]
-    path = write(here.folder / "prompts.json", rows)
-    limited = Importer(here.database, 1000)
-    for dry_run in (True, False):
-        with pytest.raises(QuotaExceeded):
-            await limited.import_files(here.user, [path], dry_run=dry_run)
-        assert await here.stored_bytes() == 400 * len(await saved(here)) <= 1000
-    await limited.aclose()
-
-
-async def test_damaged_prompts_are_skipped_with_their_reason_and_the_others_imported(here: Service) -> None:
-    good = {"fireside": 1, "saved": "prompt", "name": "Good", "content": "x"}
-    preset = {"fireside": 1, "saved": "preset", "name": "Brief"}
-    wrong = {
-        "name is missing or wrong": [
-            good | {"name": " "},
-            good | {"name": "x" * 101},
-            good | {"name": 7},
-            preset | {"name": []},
-        ],
-        "content is missing or wrong": [
-            good | {"content": "x" * 20_001},
-            good | {"content": "\n"},
-            good | {"content": None},
-        ],
-        "saved is missing or wrong": [good | {"saved": "skill"}, good | {"saved": {}}],
-        "a field is missing or wrong": [{"fireside": 1, "saved": "prompt", "name": "No text"}],
-        "settings.seed is missing or wrong": [preset | {"settings": {"seed": "x"}}],
-        "settings is missing or wrong": [preset | {"settings": {"tools": []}}, preset | {"settings": 1}],
-        "system_prompt is missing or wrong": [preset | {"system_prompt": "x" * 100_001}],
-        "model is missing or wrong": [preset | {"model": ""}],
-        "fireside is missing or wrong": [good | {"fireside": "1"}],
-    }
-    rows = [row for rows in wrong.values() for row in rows]
-    newer = good | {"fireside": 3}
-    half = dumps(good | {"name": "Half"}).replace(b'"x"', b'"\\ud800"')
-    text = (
-        b"["
-        + b",".join(map(dumps, [*rows, newer]))
-        + b","
-        + half
-        + b","
-        + dumps(good | {"name": "a\0b"})
-        + b","
-        + dumps(good)
-    )
-    (here.folder / "prompts.json").write_bytes(text)
-    report = await here.importer.import_files(here.user, [here.folder / "prompts.json"])
-    reasons = [skipped.reason for skipped in report.skipped]
-    expected = [f"is not as Fireside writes it: {reason}" for reason, rows in wrong.items() for _ in rows]
-    expected += [
-        "was written by a newer Fireside; install that first",
-        "has a text that is not Unicode",
-        "ends in the middle",
-    ]
-    assert reasons == expected
-    assert report.prompts == 1 and await saved(here) == [("a\ufffdb", "x")]
 
 
 async def test_an_export_can_be_imported_for_another_user_of_the_same_database(here: Service) -> None:
@@ -928,11 +837,11 @@ async def peak(work: Callable[[], Awaitable[Any]]) -> int:
 
 
 async def test_zips_are_written_and_read_a_conversation_at_a_time(here: Service, there: Service) -> None:
-    for number in range(30):
+    for number in range(16):
         await here.ask("Look", png() + bytes(1_000_000 + number))
     assert await peak(here.export_zip) < 8_000_000
     path = here.folder / "export.zip"
-    assert path.stat().st_size > 30_000_000
+    assert path.stat().st_size > 16_000_000
     assert await peak(lambda: there.bring(path)) < 8_000_000
 
 
@@ -941,20 +850,20 @@ async def test_one_conversation_is_written_and_read_a_file_at_a_time(here: Servi
     book = await here.database.write(document, here.user, "book.txt", text)
     conversation_id = await here.ask("Cats", attachment_ids=[book])
     await here.ask("Again", conversation_id=conversation_id, attachment_ids=[book])
-    for number in range(10):
+    for number in range(5):
         await here.ask("Look", *(png(number) + bytes(1_000_000 + n) for n in range(3)), conversation_id=conversation_id)
     assert await peak(lambda: here.export_one(conversation_id, "markdown")) < 12_000_000
     assert await peak(lambda: here.export_one(conversation_id, "json")) < 12_000_000
     (path,) = here.folder.glob("*.json")
-    assert 42_500_000 < path.stat().st_size < 43_000_000  # base64, the book once
+    assert 22_500_000 < path.stat().st_size < 23_000_000  # base64, the book once
     assert await peak(lambda: there.bring(path)) < 12_000_000
     assert await there.dump() == await here.dump()
 
 
 async def test_long_import_and_its_removal_delay_no_other_user_and_show_no_half_conversation(here: Service) -> None:
-    count, bob = 10_000, await here.add_user()
+    bob = await here.add_user()
     his = (await here.database.write(queries.conversations.add_conversation, bob, {})).id
-    path = write(here.folder / "x.json", long_conversation(count))
+    path = write(here.folder / "x.json", long_conversation(5000))
 
     def seen(conn: sqlite3.Connection) -> list[Any]:
         """Return how much of the conversation each list shows."""
@@ -977,26 +886,26 @@ async def test_long_import_and_its_removal_delay_no_other_user_and_show_no_half_
     shown = await watch(here.importer.import_files(here.user, [path]))
     assert await here.database.read(seen) == whole
     assert nothing in shown and all(each in (nothing, whole) for each in shown)
-    assert len(shown) >= 8  # it is 41 here: a transaction takes about 0.05 s
+    assert len(shown) >= 4  # it is 20 here: a transaction takes about 0.05 s
 
     (conversation,) = await here.conversations()
     await here.database.write(queries.conversations.hide_conversation, here.user, conversation.id)
     shown = await watch(queries.conversations.remove_hidden(here.database, [conversation.id]))
     assert all(each == nothing for each in shown)
     assert await here.dump() == []
-    assert len(shown) >= 3  # it is 12 here
+    assert shown
 
 
 async def test_a_conversation_that_grows_shows_its_new_path_at_the_end(here: Service) -> None:
     path = write(here.folder / "x.json", long_conversation(10))
     await here.bring(path)
-    task = asyncio.create_task(here.bring(write(path, long_conversation(3000))))
+    task = asyncio.create_task(here.bring(write(path, long_conversation(1500))))
     lengths = set()
     while not task.done():
         lengths.add(len(await here.messages()))
-    assert await task == (0, 2990, 0)
-    assert lengths <= {10, 3000}
-    assert len(await here.messages()) == 3000
+    assert await task == (0, 1490, 0)
+    assert lengths <= {10, 1500}
+    assert len(await here.messages()) == 1500
 
 
 # ---- folders

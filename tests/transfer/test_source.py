@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ..exports import answered, asked, block, chatgpt, dumps, lmstudio, node, openwebui, picture, png, said, turn
+from .reading import take, take_bytes, write
 
 
 def rivers(question: str = "What is a river?") -> dict[str, Any]:
@@ -29,14 +30,6 @@ def rivers(question: str = "What is a river?") -> dict[str, Any]:
 def bridges(id: str = "c0ffee") -> dict[str, Any]:
     nodes = node("q", None, "user", f"What is {id}?"), node("a", "q", "assistant", "A bridge.")
     return chatgpt(*nodes, current="a", id=id, title=f"Bridge {id}")
-
-
-def take(path: Path) -> tuple[list[Conversation], list[Skipped]]:
-    with contextlib.closing(Source(path)) as opened:
-        found = list(opened)
-        assert opened.read <= opened.size
-    skipped = [item for item in found if isinstance(item, Skipped)]
-    return [item for item in found if isinstance(item, Conversation)], skipped
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -54,11 +47,7 @@ def packed(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def unpacked(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = folder / "unpacked" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder / "unpacked"
+    return write(folder / "unpacked", files)
 
 
 # ---- JSON, an element at a time
@@ -79,19 +68,25 @@ JSON = st.recursive(
 )
 
 
-@given(st.lists(JSON, max_size=6), st.integers(1, 40), st.booleans(), st.sampled_from([None, 1]))
-def test_an_array_is_split_into_its_elements(values: list[Any], size: int, ascii: bool, indent: int | None) -> None:
-    data = json.dumps(values, ensure_ascii=ascii, indent=indent).encode()
-    assert [json.loads(part or b"") for part in split(pieces(data, size))] == values
+SIZES = st.integers(1, 40)
+ROWS = st.lists(st.dictionaries(st.text(max_size=4), JSON, min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-@given(st.dictionaries(st.text(), JSON), st.integers(1, 40))
-def test_a_file_without_an_array_is_one_element(value: dict[str, Any], size: int) -> None:
-    (part,) = split(pieces(b"\xef\xbb\xbf " + json.dumps(value).encode(), size))
-    assert json.loads(part or b"") == value
+@settings(max_examples=50)
+@given(ROWS, st.lists(JSON, max_size=4), SIZES, st.booleans(), st.sampled_from([None, 1]), st.data())
+def test_arrays_and_json_lines_are_split_and_any_other_file_is_one_element(
+    rows: list[Any], more: list[Any], size: int, ascii: bool, indent: int | None, data: st.DataObject
+) -> None:
+    end = data.draw(st.sampled_from(["\n", "\r\n", "\n\n", " \n"]))
+    array = json.dumps([*more, *rows], ensure_ascii=ascii, indent=indent)
+    lines = end.join(json.dumps(row, ensure_ascii=ascii) for row in rows)
+    whole = "\ufeff " + json.dumps(rows[0], ensure_ascii=ascii, indent=indent)
+    for text, expected in ((array, [*more, *rows]), (lines, rows), (whole, rows[:1]), (" [ ] ", [])):
+        assert [json.loads(part or b"") for part in split(pieces(text.encode(), size))] == expected
 
 
-@given(st.lists(JSON, min_size=1, max_size=4), st.integers(1, 40), st.data())
+@settings(max_examples=50)
+@given(st.lists(JSON, min_size=1, max_size=4), SIZES, st.data())
 def test_an_array_that_is_cut_off_gives_the_elements_before(values: list[Any], size: int, data: st.DataObject) -> None:
     text, parts = json.dumps(values).encode(), []
     with pytest.raises(Unreadable, match="ends in the middle"):
@@ -100,7 +95,8 @@ def test_an_array_that_is_cut_off_gives_the_elements_before(values: list[Any], s
     assert parts == values[: len(parts)]
 
 
-@given(st.binary(max_size=60), st.integers(1, 40))
+@settings(max_examples=50)
+@given(st.binary(max_size=60), SIZES)
 def test_any_bytes_are_split_or_refused(data: bytes, size: int) -> None:
     with contextlib.suppress(Unreadable):
         assert len(list(split(pieces(b"[" + data, size)))) <= len(data)
@@ -113,26 +109,28 @@ def test_bytes_after_an_array_are_reported() -> None:
         next(parts)
 
 
-@pytest.mark.parametrize("size", [7, 5000])
-def test_an_element_above_the_limit_is_none(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_an_element_or_a_line_above_the_limit_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splitting, "ELEMENT_BYTES", 100)
-    data = b'[{"a": 1}, {"b": "' + b"x" * 1000 + b'"}, {"c": 3}]'
-    assert [part and json.loads(part) for part in split(pieces(data, size))] == [{"a": 1}, None, {"c": 3}]
-    assert list(split(pieces(b"{" + b" " * 200 + b"}", size))) == [None]
+    large = b'{"b": "' + b"x" * 1000 + b'"}'
+    for form in (b'[{"a": 1}, %s, {"c": 3}]', b'{"a": 1}\n%s\n{"c": 3}'):
+        for size in (7, 5000):
+            parts = split(pieces(form % large, size))
+            assert [part and json.loads(part) for part in parts] == [{"a": 1}, None, {"c": 3}]
+            assert list(split(pieces(b"{" + b" " * 200 + b"}", size))) == [None]
 
 
 def picture_of(size: int) -> bytes:
     return png() + random.Random(size).randbytes(size)
 
 
-@pytest.mark.parametrize("length", range(splitting.IMAGE_CHARACTERS + 30, splitting.IMAGE_CHARACTERS + 40))
-def test_a_byte_order_mark_is_removed_whatever_the_length_of_the_first_chunk(length: int) -> None:
-    text = b"\xef\xbb\xbf[1" + b" " * (length - 6) + b"]"
-    (part,) = split(lift(pieces(text, length), lambda start, end: ""))
-    assert json.loads(part or b"") == 1
+def test_a_byte_order_mark_is_removed_whatever_the_length_of_the_first_chunk() -> None:
+    for length in range(splitting.IMAGE_CHARACTERS + 30, splitting.IMAGE_CHARACTERS + 40):
+        text = b"\xef\xbb\xbf[1" + b" " * (length - 6) + b"]"
+        (part,) = split(lift(pieces(text, length), lambda start, end: ""))
+        assert json.loads(part or b"") == 1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=30)
 @given(
     st.lists(JSON | st.sampled_from([10, 12_200, 12_260, 12_300, 90_000]).map(picture_of), max_size=6),
     st.sampled_from([1_000, 16_000, 50_000, 10**6]),
@@ -164,36 +162,13 @@ def test_a_text_that_only_begins_like_an_image_is_left_out() -> None:
     assert lifted == b'[{"data":"!", "b": 1}, {"data":"'
 
 
-ROWS = st.lists(st.dictionaries(st.text(), JSON, min_size=1), min_size=1, max_size=6)
-
-
 @settings(max_examples=25)
-@given(ROWS, st.integers(1, 40), st.sampled_from(["\n", "\r\n", "\n\n", " \n"]))
-def test_json_lines_are_split_into_lines(rows: list[Any], size: int, end: str) -> None:
-    data = end.join(json.dumps(row) for row in rows).encode()
-    assert [json.loads(part or b"") for part in split(pieces(data, size))] == rows
-
-
-@settings(max_examples=25)
-@given(ROWS, st.integers(1, 40))
+@given(ROWS, SIZES)
 def test_a_damaged_line_loses_no_other_line(rows: list[Any], size: int) -> None:
     lines = [json.dumps(row).encode() for row in rows]
     data = b"\n".join([lines[0], lines[0][:-1], b'"{[', *lines])
     parts = [part for part in split(pieces(data, size)) if part in lines]
     assert parts == [lines[0], *lines]
-
-
-@given(st.dictionaries(st.text(), JSON, min_size=1), st.integers(1, 40))
-def test_indented_json_is_one_element(value: dict[str, Any], size: int) -> None:
-    (part,) = split(pieces(json.dumps(value, indent=1).encode(), size))
-    assert json.loads(part or b"") == value
-
-
-def test_a_line_above_the_limit_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splitting, "ELEMENT_BYTES", 100)
-    data = b'{"a": 1}\n{"b": "' + b"x" * 1000 + b'"}\n{"c": 3}'
-    for size in (7, 5000):
-        assert [part and json.loads(part) for part in split(pieces(data, size))] == [{"a": 1}, None, {"c": 3}]
 
 
 # ---- files, folders and zips
@@ -323,21 +298,14 @@ def test_any_other_zip_or_folder_gives_all_its_json(tmp_path: Path, make: Any) -
     assert [item.file for item in skipped] == ["other.json: Stray"]
 
 
-@pytest.mark.parametrize("data", [b"PK\3\4", b"PK\5\6" + b"\0" * 18, b"PK\3\4" + b"x" * 200])
-def test_a_zip_with_nothing_in_it_is_reported(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "x.zip"
-    path.write_bytes(data)
-    try:
-        read, skipped = take(path)
-    except Unreadable as error:
-        assert str(error) == "has no conversations in it"
-    else:
-        assert (read, skipped) == ([], [Skipped("x.zip", "is not valid JSON")])
-
-
-def test_missing_files_and_empty_folders_are_unreadable(tmp_path: Path) -> None:
+def test_a_zip_folder_or_file_with_nothing_in_it_is_reported(tmp_path: Path) -> None:
+    for data in (b"PK\3\4", b"PK\3\4" + b"x" * 200):
+        assert take_bytes(tmp_path, "x.zip", data) == ([], [Skipped("x.zip", "is not valid JSON")])
+    with pytest.raises(Unreadable, match="no conversations"):
+        take_bytes(tmp_path, "x.zip", b"PK\5\6" + b"\0" * 18)
     with pytest.raises(Unreadable, match="No such file"):
         Source(tmp_path / "nowhere.json")
+    (tmp_path / "x.zip").unlink()
     with pytest.raises(Unreadable, match="no conversations"):
         Source(tmp_path)
 
@@ -367,18 +335,16 @@ def test_a_zip_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("make", [packed, unpacked])
-def test_an_import_ends_at_the_limit_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
+def test_an_import_ends_at_the_limits_of_bytes_and_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
+    path = make(tmp_path, {f"{number}.json": dumps([bridges()]) for number in range(20)})
     monkeypatch.setattr(source, "MAX_READ_BYTES", len(dumps([bridges()])) + 1000)
-    read, skipped = take(make(tmp_path, {f"{number}.json": dumps([bridges()]) for number in range(20)}))
+    read, skipped = take(path)
     assert len(read) in (1, 2) and len(skipped) == 1
     assert "more than" in skipped[0].reason and "the rest was left out" in skipped[0].reason
-
-
-@pytest.mark.parametrize("make", [packed, unpacked])
-def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
-    monkeypatch.setattr(source, "MAX_FILES", 2)
-    path = make(tmp_path, {f"{number}.json": b"{}" for number in range(3)})
-    with pytest.raises(Unreadable, match="more than 2 files"):
+    monkeypatch.setattr(source, "MAX_FILES", 19)
+    with pytest.raises(Unreadable, match="more than 19 files"):
         Source(path)
 
 
@@ -409,46 +375,33 @@ def test_file_that_is_attached_a_thousand_times_is_sent_once(tmp_path: Path) -> 
         assert [attached.sha256 for attached in add.attachments] == [file.sha256] * 1000
 
 
-@pytest.mark.parametrize("data", [b"[" + b"0," * 500 + b"0]", b'{"chats": [' + b"0," * 500 + b"0]}"])
-def test_rows_that_are_no_conversations_are_reported_once(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "x.json").write_bytes(data)
-    read, skipped = take(tmp_path / "x.json")
-    assert (read, len(skipped)) == ([], 1)
-    assert "is not a conversation of Fireside, ChatGPT" in skipped[0].reason
-
-
-def test_a_large_file_without_conversations_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_rows_that_are_no_conversations_are_reported_once_and_not_read_to_their_end(tmp_path: Path) -> None:
+    for data in (b"[" + b"0," * 500 + b"0]", b'{"chats": [' + b"0," * 500 + b"0]}"):
+        read, (skipped,) = take_bytes(tmp_path, "x.json", data)
+        assert read == [] and "is not a conversation of Fireside, ChatGPT" in skipped.reason
     many = b"[" + b"{}," * 100_000 + b"]]"
-    (tmp_path / "x.json").write_bytes(many)
-    _, skipped = take(tmp_path / "x.json")
-    assert "too much in it" in skipped[-1].reason and len(skipped) == 2
-    companions = {"conversations.json": dumps([bridges()]), "feedback.json": many}
-    read, skipped = take(unpacked(tmp_path, companions))
+    _, (_, last) = take_bytes(tmp_path, "x.json", many)
+    assert "too much in it" in last.reason
+    read, skipped = take(unpacked(tmp_path, {"conversations.json": dumps([bridges()]), "feedback.json": many}))
     assert (len(read), skipped) == (1, [])
 
 
-def test_a_file_with_too_many_unreadable_conversations_is_given_up(
+def test_conversations_with_too_many_messages_and_too_many_unreadable_ones_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "MAX_SKIPPED", 10)
-    (tmp_path / "x.json").write_bytes(dumps([{"mapping": {}}] * 1000))
-    _, skipped = take(tmp_path / "x.json")
-    assert len(skipped) == 12
-    assert "too much in it" in skipped[-1].reason
-
-
-def test_a_conversation_with_too_many_messages_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "MAX_MESSAGES", 3)
-    path = tmp_path / "x.json"
-    path.write_bytes(dumps([lmstudio(*[turn(asked(str(n))) for n in range(count)]) for count in (4, 3)]))
-    read, skipped = take(path)
+    talks = [lmstudio(*[turn(asked(str(n))) for n in range(count)]) for count in (4, 3)]
+    read, skipped = take_bytes(tmp_path, "x.json", dumps(talks))
     assert ([len(conversation.messages) for conversation in read], len(skipped)) == ([3], 1)
+    monkeypatch.setattr(source, "MAX_SKIPPED", 10)
+    _, skipped = take_bytes(tmp_path, "x.json", dumps([{"mapping": {}}] * 1000))
+    assert len(skipped) == 12 and "too much in it" in skipped[-1].reason
 
 
 GOOD_ZIP = zipped({"conversations.json": dumps([bridges(), bridges("two")]), "file_1.png": png()})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, len(GOOD_ZIP) - 1), st.integers(0, 255)), min_size=1, max_size=6))
 def test_a_zip_with_changed_bytes_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
@@ -456,10 +409,8 @@ def test_a_zip_with_changed_bytes_is_read_or_refused(
     data = bytearray(GOOD_ZIP)
     for place, byte in changes:
         data[place] = byte
-    path = tmp_path_factory.getbasetemp() / "changed.zip"
-    path.write_bytes(data)
     with contextlib.suppress(Unreadable):
-        assert any(take(path))
+        assert any(take_bytes(tmp_path_factory.getbasetemp(), "changed.zip", bytes(data)))
 
 
 # ---- finding LM Studio

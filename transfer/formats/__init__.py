@@ -25,9 +25,9 @@ from . import (
     openai,
     openwebui,
     sillytavern,
-    unsupported,
 )
 from .common import FindFile, line_at
+from .unsupported import UNSUPPORTED, Row
 
 
 class Unknown(Unreadable):
@@ -38,16 +38,14 @@ class Unsupported(Unreadable):
     """A file is an export of a program that Fireside cannot read."""
 
 
-Row = dict[str, Any]
 FindBeside = Callable[[str], Any]  # returns the decoded JSON file of this name in the same folder, or None
 
 
 class Format(NamedTuple):
     program: str
     matches: Callable[[Row], bool]
-    parse: Callable[[Row, FindFile], Conversation | Saved] | None = (
-        None  # raises Unreadable. None: recognised, but not supported
-    )
+    # Raises Unreadable. None: recognised, but not supported.
+    parse: Callable[[Row, FindFile], Conversation | Saved] | None = None
     # For a program that writes a row for each message: whether this is one, and how all rows of a file become conversations.
     is_message: Callable[[Row], bool] = lambda row: False
     join: Callable[[list[Row], FindBeside], Iterator[Row]] = lambda rows, beside: iter(rows)
@@ -55,7 +53,7 @@ class Format(NamedTuple):
 
 FORMATS = (  # the first that matches is taken
     Format("Fireside", fireside.matches, fireside.parse),
-    Format("DeepSeek", unsupported.is_deepseek),
+    *(Format(program, matches) for program, matches in UNSUPPORTED.items()),
     Format("ChatGPT", chatgpt.matches, chatgpt.parse),
     Format("Claude", claude.matches, claude.parse),
     Format("Gemini", gemini.matches, gemini.parse, gemini.is_record, gemini.join),
@@ -67,17 +65,6 @@ FORMATS = (  # the first that matches is taken
     Format("SillyTavern", sillytavern.matches, sillytavern.parse, sillytavern.is_line, sillytavern.join),
     Format("Ollama", ollama.matches, ollama.parse),
     Format("llm", llm.matches, llm.parse),
-    Format("Grok", unsupported.is_grok),
-    Format("Google AI Studio", unsupported.is_ai_studio),
-    Format("Chatbot UI", unsupported.is_chatbot_ui),
-    Format("Codex", unsupported.is_codex),
-    Format("Claude Code", unsupported.is_claude_code),
-    Format("text-generation-webui", unsupported.is_text_generation_webui),
-    Format("KoboldCpp", unsupported.is_koboldcpp),
-    Format("Cherry Studio", unsupported.is_cherry_studio),
-    Format("Chatbox", unsupported.is_chatbox),
-    Format("LobeChat", unsupported.is_lobechat),
-    Format("AnythingLLM", unsupported.is_anythingllm),
     Format("OpenAI's API", openai.matches, openai.parse, openai.is_message, openai.join),
 )
 PROGRAMS = [format.program for format in FORMATS if format.parse]

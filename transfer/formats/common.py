@@ -86,11 +86,17 @@ def new_message(
 
 
 def finish(
-    *, source: str, title: str, created_at: str | None, messages: list[Message], active: int | None, **fields: Any
+    *,
+    source: str,
+    messages: list[Message],
+    active: int | None = None,
+    title: str = "",
+    created_at: str | None = None,
+    **fields: Any,
 ) -> Conversation:
-    """Check and complete a conversation. A message without a time gets its parent's, so that the order holds.
+    """Check and complete a conversation. A message without a time gets its parent's, so that the order holds. Raises Unreadable.
 
-    `title`: "" for the beginning of the first question. `created_at`: None for the oldest message's. Raises Unreadable.
+    By default the last message is shown, the title is the beginning of the first question, and the time is the oldest message's.
     """
     if not messages:
         raise Unreadable("has no messages")
@@ -111,7 +117,7 @@ def finish(
         created_at=created_at,
         updated_at=max(time_of.values()),
         source=source,
-        active_message_id=active,
+        active_message_id=active or messages[-1].id,
         losses=dict(losses),
         messages=messages,
         **fields,

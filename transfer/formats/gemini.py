@@ -51,14 +51,11 @@ def matches(row: dict[str, Any]) -> bool:
 def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     records = objects_at(row, "gemini")
     read = (message for record in records for message in _read_record(record, find_file))
-    messages, active = common.read_turns(([message], 0) for message in read)
+    messages, _ = common.read_turns(([message], 0) for message in read)
     begun = common.digest(*(message.content for message in messages[:1]))
     return common.finish(
         source=f"gemini:{next((message.created_at for message in messages), '')}:{begun}",
-        title="",
-        created_at=None,
         messages=messages,
-        active=active,
     )
 
 

@@ -22,7 +22,6 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     return common.finish(
         source=common.identity("librechat", row.get("conversationId"), *nodes),
         title=common.line_at(row, "title"),
-        created_at=None,
         system_prompt=text_at(row, "options", "promptPrefix") or text_at(row, "options", "system"),
         model=text_at(row, "options", "model") or None,
         messages=messages,

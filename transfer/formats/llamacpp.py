@@ -30,7 +30,6 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     return common.finish(
         source=common.identity("llamacpp", _key(at(row, "conv", "id")), *nodes),
         title=common.line_at(row, "conv", "name"),
-        created_at=None,
         system_prompt=joined(*(text_at(node, "content") for node in nodes.values() if _is_prompt(node))),
         messages=messages,
         active=active,

@@ -135,7 +135,6 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
     return common.finish(
         source=common.identity("llm", row["llm"]),
         title=common.line_at(row, "name"),
-        created_at=None,
         system_prompt=joined(*prompts),
         messages=messages,
         active=active,

@@ -38,7 +38,6 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
         created_at=common.time_at(row, "ollama", "created_at"),
         system_prompt=joined(*(text_at(node, "content") for node in nodes if node.get("role") == "system")),
         messages=messages,
-        active=messages[-1].id if messages else None,
     )
 
 

@@ -40,7 +40,6 @@ def parse(row: dict[str, Any], find_file: FindFile) -> Conversation:
         system_prompt=joined(text_at(row, "system"), text_at(row, "system_prompt"), *prompts),
         model=text_at(row, "model") or None,
         messages=messages,
-        active=messages[-1].id if messages else None,
     )
 
 
