@@ -78,7 +78,8 @@ def test_lmstudio_versions_become_siblings_below_the_selected_one() -> None:
     assert read.active_message_id == 6
     assert (read.title, read.named, read.system_prompt) == ("Rivers", True, "Be brief.")
     assert (read.provider_id, read.model) == ("lmstudio", "qwen3-4b")
-    for selected in (-1, 7, None, "1", 1.5, [1]):
+    odd: tuple[Any, ...] = (-1, 7, None, "1", 1.5, [1])
+    for selected in odd:
         chat = lmstudio(turn(asked("a"), asked("b"), selected=selected), turn(answered(block("c"))))
         assert parse(chat).messages[2].parent_id == 1, "the first version, without a valid selection"
 
@@ -525,7 +526,8 @@ def test_what_is_not_json_or_not_a_conversation_is_refused_without_the_words_of_
     for data in (b"", b"{", b"\xff\xfe{\x00}\x00", b"[" * 100_000, b"nul", b"1" * 10_000):
         with pytest.raises(ValueError, match=r"\Ais (not valid JSON|nested too deeply)\Z"):
             decode(data)
-    for value in (None, 1, "text", [], {}, {"messages": []}, [{"mapping": {}}], {"title": "user.json"}):
+    others: tuple[Any, ...] = (None, 1, "text", [], {}, {"messages": []}, [{"mapping": {}}], {"title": "user.json"})
+    for value in others:
         with pytest.raises(Unreadable, match=r"is not a conversation of Fireside, ChatGPT, .* or OpenAI's API"):
             parse(value)
 
@@ -771,7 +773,8 @@ def test_saved_prompts_and_presets_with_a_wrong_field_are_refused(
     kind: str, change: dict[str, Any], reason: str
 ) -> None:
     good = {"fireside": 1, "saved": kind, "name": "a\0b"} | ({"content": "x"} if kind == "prompt" else {})
-    assert formats.parse(good, nothing).name == "a\ufffdb"
+    read = formats.parse(good, nothing)
+    assert not isinstance(read, Conversation) and read.name == "a\ufffdb"
     with pytest.raises(Unreadable, match=f"^is not as Fireside writes it: {reason} is missing or wrong$"):
         formats.parse(good | change, nothing)
     for change, reason in (({"fireside": 3}, "newer Fireside"), ({"name": "\ud800"}, "not Unicode")):

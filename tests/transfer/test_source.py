@@ -377,8 +377,8 @@ def test_file_that_is_attached_a_thousand_times_is_sent_once(tmp_path: Path) -> 
 
 def test_rows_that_are_no_conversations_are_reported_once_and_not_read_to_their_end(tmp_path: Path) -> None:
     for data in (b"[" + b"0," * 500 + b"0]", b'{"chats": [' + b"0," * 500 + b"0]}"):
-        read, (skipped,) = take_bytes(tmp_path, "x.json", data)
-        assert read == [] and "is not a conversation of Fireside, ChatGPT" in skipped.reason
+        read, (row,) = take_bytes(tmp_path, "x.json", data)
+        assert read == [] and "is not a conversation of Fireside, ChatGPT" in row.reason
     many = b"[" + b"{}," * 100_000 + b"]]"
     _, (_, last) = take_bytes(tmp_path, "x.json", many)
     assert "too much in it" in last.reason
