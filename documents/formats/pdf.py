@@ -7,6 +7,7 @@ import pypdfium2
 from pypdfium2 import raw
 
 from ..types import Remark
+from . import pdf_letters
 from .common import Contents, Encrypted, Unreadable, ranges
 
 MAX_FAILED_PAGES = 100  # in a row; the page tree is then damaged
@@ -67,9 +68,10 @@ def _with_page_tree(data: bytes) -> bytes:
 def _pages(document: pypdfium2.PdfDocument, count: int, is_form: bool) -> Iterator[str | Remark]:
     failed: list[int] = []
     textless: list[int] = []
+    unknown: list[int] = []
     for number in range(1, count + 1):
         try:
-            text, has_objects = _page(document, number - 1, is_form)
+            text, has_objects, is_unknown = _page(document, number - 1, is_form)
         except pypdfium2.PdfiumError:
             failed.append(number)
             if len(failed) >= MAX_FAILED_PAGES and failed[-MAX_FAILED_PAGES] == number - MAX_FAILED_PAGES + 1:
@@ -80,14 +82,22 @@ def _pages(document: pypdfium2.PdfDocument, count: int, is_form: bool) -> Iterat
             continue
         if has_objects and not text.strip():
             textless.append(number)
+        if is_unknown:
+            unknown.append(number)
         yield text
     if failed:
         yield Remark(f"Damaged pages were left out: {ranges(failed)}.")
     if textless and len(textless) + len(failed) < count:
         yield Remark(f"Pages without text, which may be pictures: {ranges(textless)}.")
+    if unknown:
+        yield Remark(
+            "Fonts of these pages do not say which letters they show, so their text may be wrong: "
+            f"{ranges(unknown)}. If it is, run a text recognition (OCR) program on the document."
+        )
 
 
-def _page(document: pypdfium2.PdfDocument, index: int, is_form: bool) -> tuple[str, bool]:
+def _page(document: pypdfium2.PdfDocument, index: int, is_form: bool) -> tuple[str, bool, bool]:
+    """Return the text of a page, whether it shows anything, and whether its letters are unknown."""
     page = document[index]
     try:
         if is_form:  # makes what was filled in a part of the page
@@ -96,10 +106,10 @@ def _page(document: pypdfium2.PdfDocument, index: int, is_form: bool) -> tuple[s
             page = document[index]
         textpage = page.get_textpage()
         try:
-            text = textpage.get_text_range()
+            text, is_unknown = pdf_letters.read(textpage), pdf_letters.is_unknown(textpage)
         finally:
             textpage.close()
-        return _join_words(text.replace("\r\n", "\n")), raw.FPDFPage_CountObjects(page) > 0
+        return _join_words(text.replace("\r\n", "\n")), raw.FPDFPage_CountObjects(page) > 0, is_unknown
     finally:
         page.close()
 

@@ -86,6 +86,31 @@ async def test_pdf_pages_forms_and_hyphens(reader: Reader) -> None:
     assert result.remarks == ["Pages without text, which may be pictures: 2."]
 
 
+async def test_pdf_accents_and_spaced_out_letters_become_words(reader: Reader) -> None:
+    """As TeX writes them: accents that are printed over the letter, before it or after it, and letters that are spaced out."""
+    written = {
+        "f\u00fcr": "[(f\\250) 333 (ur)]",
+        "na\u00efve caf\u00e9": "[(nai) 278 (\\250) 55 (ve cafe) 500 (\\264)]",
+        "it`s": "[(it`s)]",
+        "spaced out": "[(s) -150 (p) -150 (a) -150 (c) -150 (e) -150 (d) -900 (o) -150 (u) -150 (t)]",
+        "a b c": "[(a) -400 (b) -400 (c)]",
+    }
+    result = await reader.read(pdf(*(f") Tj {operand} TJ (" for operand in written.values())))
+    assert [page.strip() for page in result.pages] == [*written]
+
+
+async def test_pdf_with_letters_that_its_fonts_do_not_name_is_marked(reader: Reader) -> None:
+    font = (
+        b"<< /Type /Font /Subtype /Type3 /FontBBox [0 0 9 9] /FontMatrix [1 0 0 1 0 0] /FirstChar 200 /LastChar 209"
+        b" /Widths [1 1 1 1 1 1 1 1 1 1] /CharProcs << >> /Encoding << /Differences [200 /g1 /g2 /g3 /g4 /g5 /g6 /g7 /g8 /g9] >> >>"
+    )
+    known = pdf("\\310\\311\\312\\313" * 20)
+    unknown = known.replace(b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>", font)
+    assert not (await reader.read(known)).remarks
+    (remark,) = (await reader.read(unknown)).remarks
+    assert "do not say which letters they show, so their text may be wrong: 1." in remark
+
+
 async def test_pdf_without_text_is_told_from_an_empty_file(reader: Reader) -> None:
     assert (await reader.read(pdf("", ""))).problem == Problem("no_text", extract.NO_TEXT)
     problem = (await reader.read(b"\n \n")).problem
