@@ -28,6 +28,7 @@ from .documents.checker import QuotationChecker
 from .documents.reader import Reader
 from .errors import FiresideError, MethodNotAllowed, NotFound
 from .providers import Providers
+from .safety import limits
 from .safety.sandbox import Sandbox
 from .transfer.exporter import Exporter
 from .transfer.importer import Importer
@@ -347,6 +348,7 @@ class Server(uvicorn.Server):
             listener.listen(LISTEN_BACKLOG)  # asyncio has set it to ACCEPTS_PER_TURN
         if self.started:
             gc.freeze()  # a full collection would look at all that was imported, and hold all answers up for 20 ms or more
+            limits.return_memory()
             try:
                 self.on_started()
             except BaseException:

@@ -145,13 +145,18 @@ class Reader:
 
     async def _store_pages(self, document: Unread) -> tuple[AttachmentStatus, str | None]:
         """Store the pages as they come, without those that were stored before a restart. Return the status, and what to tell the person."""
-        data = await self._database.read(queries.attachments.get_data, document.id)
-        arguments = (data, document.name, document.media_type, self._passwords.pop(document.id, None))
         clock = asyncio.get_running_loop().time
         remarks: list[str] = []
         waiting: list[str] = []
         number, saved, saved_at = 0, document.pages_read, clock()
-        work = self._sandbox.iterate(extract.extract, *arguments, seconds=extract.ITEM_SECONDS)
+        work = self._sandbox.iterate(
+            extract.extract,
+            await self._database.read(queries.attachments.get_data, document.id),  # no name keeps it while it is read
+            document.name,
+            document.media_type,
+            self._passwords.pop(document.id, None),
+            seconds=extract.ITEM_SECONDS,
+        )
         async with contextlib.aclosing(work) as items:
             async for encoded in items:
                 match _decode(encoded):

@@ -75,6 +75,7 @@ class Sandbox:
         try:
             worker.is_ready = False
             await worker.send((function.__module__, function.__qualname__, args, seconds))
+            del args  # they may be a large file
             while (item := await worker.receive(seconds)) is not None:
                 yield item
             worker.is_ready = True
