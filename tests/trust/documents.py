@@ -1,7 +1,7 @@
-"""Hostile documents: each is text or a clear problem within its bounds, and the streams of a service beside it are not delayed.
+"""Hostile documents: each is text or a clear problem within its bounds, and the streams of the service are not delayed.
 
-A process reads the files of tests/documents/hostile.py in two sealed children, as many as the service has, while 20 answers of a real
-service stream. It runs with low priority, since the attacker's computer would be another one; the children have theirs.
+Two users upload the files of tests/documents/hostile.py while 20 answers stream, so that two children read them, as many as the service has.
+The process that makes and uploads the files has a low priority, since the attacker's computer would be another one.
 
 python -m tests.trust documents
 """
@@ -9,6 +9,7 @@ python -m tests.trust documents
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,11 +18,9 @@ from pathlib import Path
 
 import httpx
 from fireside.documents import extract
-from fireside.safety.sandbox import WorkFailed
 
 from ..browser import Fireside
 from ..documents import hostile
-from ..documents.making import Reader, reading
 from ..live import good, until
 from ..upstream import DONE, Gate, Step, finish, pause, text, usage
 from ..witness import MODEL
@@ -31,10 +30,11 @@ STREAMS = 20
 TOKENS = 400  # of an answer
 TOKEN_SECONDS = 0.05
 FEWEST = 500  # tokens to measure without files
-READERS = 2
 NICE = 5
+POLL_SECONDS = 0.2
+NO_POOL = httpx.Limits(max_keepalive_connections=0)  # the service closes idle connections
 MAX_SECONDS = extract.MAX_SECONDS + extract.ITEM_SECONDS
-MAX_GROWTH_MB = 20.0  # of the service's memory
+MAX_GROWTH_MB = 80.0  # of the service, which may hold files of 50 MB
 MAX_DELAY_SECONDS = (
     0.25  # p99 beyond that without files; 25 ms on an idle computer, see `python -m bench --only documents`
 )
@@ -96,16 +96,15 @@ def prove(size: int) -> Figures:
 async def _measure(size: int, service: Fireside) -> Figures:
     figures = Figures()
     person = service.first()
-    headers = {"X-CSRF-Token": person.headers["X-CSRF-Token"]}
-    cookies = {cookie.name: cookie.value or "" for cookie in person.cookies.jar}
-    streams = Streams(service, cookies, headers)
+    users = [_session(person), _session(service.join(person, "ben"))]
+    streams = Streams(service, *users[0])
     tasks = [asyncio.create_task(streams.run()) for _ in range(STREAMS)]
     await until(lambda: len(streams.delays) >= FEWEST or any(task.done() for task in tasks), "the streams")
     for task in tasks:
         if task.done():
             task.result()
     before, memory = streams.take(), _memory(service)
-    command = (sys.executable, "-m", "tests.trust.documents", str(size))
+    command = (sys.executable, "-m", "tests.trust.documents", str(size), service.url, json.dumps(users))
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
     )
@@ -117,6 +116,9 @@ async def _measure(size: int, service: Fireside) -> Figures:
     results = [json.loads(line) for line in output.splitlines()]
     for name, problem in results:
         figures.expect(not problem, f"{name}: {problem}")
+    log = "".join(file.read_text("utf-8") for file in service.data_dir.glob("fireside.log*"))
+    crashes = [line for line in log.splitlines() if "cannot be read" in line and not LIMITS.search(line)]
+    figures.expect(not crashes, f"a format raised an unexpected error: {crashes}")
     figures.expect(
         process.returncode == 0 and len(results) == min(size, len(hostile.files())), "not all files were read"
     )
@@ -130,6 +132,11 @@ async def _measure(size: int, service: Fireside) -> Figures:
     return figures
 
 
+def _session(client: httpx.Client) -> tuple[dict[str, str], dict[str, str]]:
+    cookies = {cookie.name: cookie.value or "" for cookie in client.cookies.jar}
+    return cookies, {"X-CSRF-Token": client.headers["X-CSRF-Token"]}
+
+
 def _memory(service: Fireside) -> float:
     status = Path(f"/proc/{service.process.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
@@ -138,39 +145,44 @@ def _memory(service: Fireside) -> float:
 # ---- in the other process
 
 
-async def _read_all(size: int) -> None:
+async def _upload_all(size: int, url: str, users: list[tuple[dict[str, str], dict[str, str]]]) -> None:
     files = iter(hostile.files()[:size])
-    async with reading() as reader:
-        await asyncio.gather(*(_read_files(reader, files) for _ in range(READERS)))
+    await asyncio.gather(*(_upload_files(url, *user, files) for user in users))
 
 
-async def _read_files(reader: Reader, files: Iterator[hostile.HostileFile]) -> None:
-    for file in files:
-        print(
-            json.dumps([file.name, await _problem(reader, await asyncio.to_thread(file.make), file.name)]), flush=True
-        )
+async def _upload_files(
+    url: str, cookies: dict[str, str], headers: dict[str, str], files: Iterator[hostile.HostileFile]
+) -> None:
+    async with httpx.AsyncClient(
+        base_url=url, cookies=cookies, headers=headers, trust_env=False, timeout=MAX_SECONDS, limits=NO_POOL
+    ) as client:
+        for file in files:
+            data = await asyncio.to_thread(file.make)
+            print(json.dumps([file.name, await _problem(client, data, file.name)]), flush=True)
 
 
-async def _problem(reader: Reader, data: bytes, name: str) -> str:
-    """Read a file and return what is wrong with the outcome, or an empty string."""
+async def _problem(client: httpx.AsyncClient, data: bytes, name: str) -> str:
+    """Upload a file, wait until it is read, and return what is wrong with the outcome, or an empty string."""
     began = time.monotonic()
-    try:
-        result = await reader.read(data, name)
-    except WorkFailed as ended:  # killed at its limit of time or memory, which the service tells the person
-        return "" if str(ended) in LIMITS else f"the work failed: {ended}"
-    characters = sum(map(len, result.pages))
-    if len(result.pages) > extract.MAX_PAGES or characters > extract.MAX_CHARACTERS:
-        return f"{len(result.pages)} pages, {characters} characters"
-    if not result.text.strip() and result.problem is None:
-        return "neither text nor a problem"
-    if result.problem and not result.problem.message.endswith("."):
-        return f"unclear: {result.problem.message}"
-    seconds = time.monotonic() - began
-    return f"took {seconds:.0f} s" if seconds > MAX_SECONDS else ""
+    response = await client.post("/attachments", params={"name": name}, content=data)
+    if 400 <= response.status_code < 500:
+        return "" if response.json()["message"].endswith(".") else f"unclear: {response.text}"
+    attachment = good(response)
+    while attachment["status"] == "reading":
+        if time.monotonic() - began > MAX_SECONDS:
+            return "is still being read"
+        await asyncio.sleep(POLL_SECONDS)
+        attachment = good(await client.get(f"/attachments/{attachment['id']}"))
+    if attachment["pages_read"] > extract.MAX_PAGES or attachment["characters"] > extract.MAX_CHARACTERS:
+        return f"{attachment['pages_read']} pages, {attachment['characters']} characters"
+    if attachment["status"] != "ready":
+        return "" if (attachment["problem"] or "").endswith(".") else f"unclear: {attachment}"
+    is_image = attachment["media_type"].startswith("image/")
+    return "" if attachment["characters"] or is_image else "neither text nor a problem"
 
 
-LIMITS = ("out of memory", "the child process ended", f"no result within {extract.ITEM_SECONDS:g} s")
+LIMITS = re.compile(f"out of memory|the child process ended|no result within {extract.ITEM_SECONDS:g} s")
 
 if __name__ == "__main__":
     os.nice(NICE)
-    asyncio.run(_read_all(int(sys.argv[1])))
+    asyncio.run(_upload_all(int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])))
