@@ -10,7 +10,11 @@ from ..documents import books
 from . import Figures
 
 SHARE = 0.1  # of a document's tokens
-NEEDED = 0.9  # of the questions
+LEAST = {
+    "close": 0.95,
+    "free": 0.8,
+    "held-out": 0.6,
+}  # of the questions: what was reached, so that it does not become less
 
 
 def prove(size: int) -> Figures:
@@ -24,10 +28,10 @@ def prove(size: int) -> Figures:
         chosen = choice.fill(wanted, tokens, SHARE * sum(tokens.values()))
         asked[question.kind] += 1
         sent += len(chosen) / len(texts)
-        if Page(0, question.page) not in chosen:
+        if not chosen & {Page(0, number) for number in question.pages}:
             missed[question.kind] += 1
-            problems.append(f"{question.book} {question.page}: {question.text}")
+            problems.append(f"{question.book} {question.pages}: {question.text}")
     found = ", ".join(f"{asked[kind] - missed[kind]} of {asked[kind]} {kind} ones" for kind in asked)
     more = f"Found: {found}, with {sent / asked.total():.0%} of the pages"
-    enough = asked.total() - missed.total() >= NEEDED * asked.total()
+    enough = all(asked[kind] - missed[kind] >= LEAST[kind] * asked[kind] for kind in asked)
     return Figures(asked.total(), [] if enough else problems, more)
