@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 from . import rig
 from .rig import HERE, Fireside, Http, Load, Process
@@ -138,26 +137,13 @@ def _beside(bench: Bench, name: str, peer: Peer, fireside: Fireside) -> Iterator
     few, tokens, count = bench.size.streams[0], bench.size.seconds * 50, bench.size.firsts
 
     def load_of_peer(streams: int, times: int, tokens: int, rate: float) -> Load:
-        load = Load(peer.port)
-        packed = rig.openai_request(
-            Http(peer.port, peer.headers), "", [{"role": "user", "content": "Count."}], tokens, rate, peer.path
-        )
-        for _ in range(streams):
-            load.connection()
-            for _ in range(times):
-                load.request("O", packed, tokens, rate)
-        return load
-
-    def first(load: Load) -> float:
-        return 1000 * float(median(request["first"] - request["sent"] for request in bench.run(load).streams))
+        return rig.direct_load(peer.port, streams, tokens, rate, times, peer.path, peer.headers)
 
     try:
         bench.run(load_of_peer(1, 3, 5, 0))
-        ours = Load(fireside.port).connection()
-        for _ in range(count):
-            ours.request("F", rig.stream_request(fireside, fireside.conversation(), 5), 5)
-        theirs = first(load_of_peer(1, count, 5, 0))
-        mine = first(ours)
+        ours = rig.successive_load(fireside, count, 5)
+        theirs = 1000 * bench.first_token(load_of_peer(1, count, 5, 0))
+        mine = 1000 * bench.first_token(ours)
         yield Row(f"{name}: first token, p50, ms", f"{mine:.1f}", f"{theirs:.1f}", f"{mine / theirs:.2f}")
 
         before = peer.cpu()

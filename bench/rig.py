@@ -229,12 +229,22 @@ def text(began: float, tokens: int) -> str:
     return f"@{began:012.0f} " + "".join(f"{token:06d} " for token in range(1, tokens))
 
 
-def direct_load(port: int, streams: int, tokens: int, rate: float = 0) -> Load:
-    """Streams in the format of OpenAI, of the bare proxy or the model server."""
+def direct_load(
+    port: int,
+    streams: int,
+    tokens: int,
+    rate: float = 0,
+    times: int = 1,
+    path: str = "/v1/chat/completions",
+    headers: dict[str, str] | None = None,
+) -> Load:
+    """Parallel streams in the format of OpenAI, each so many `times`, of the bare proxy, the model server or a peer."""
     load = Load(port)
-    packed = openai_request(Http(port), "", [{"role": "user", "content": "Count."}], tokens, rate)
+    packed = openai_request(Http(port, headers), "", [{"role": "user", "content": "Count."}], tokens, rate, path)
     for _ in range(streams):
-        load.connection().request("O", packed, tokens, rate)
+        load.connection()
+        for _ in range(times):
+            load.request("O", packed, tokens, rate)
     return load
 
 
@@ -261,6 +271,14 @@ def fireside_load(fireside: Fireside, conversations: list[int], tokens: int, rat
     load = Load(fireside.port)
     for conversation in conversations:
         load.connection().request("F", stream_request(fireside, conversation, tokens, rate), tokens, rate)
+    return load
+
+
+def successive_load(fireside: Fireside, times: int, tokens: int) -> Load:
+    """Streams of one connection, each in a new conversation."""
+    load = Load(fireside.port).connection()
+    for _ in range(times):
+        load.request("F", stream_request(fireside, fireside.conversation(), tokens), tokens)
     return load
 
 

@@ -105,6 +105,16 @@ class Bench:
         rig.check_stored(fireside, conversations, outcome)
         return outcome, spent
 
+    def first_token(self, load: Load) -> float:
+        """Return the median seconds to the first token of these requests."""
+        return float(median(request["first"] - request["sent"] for request in self.run(load).streams))
+
+    def cpu_of_token(self, process: Process, load: Load) -> float:
+        """Return the microseconds of CPU that the process needs for a token."""
+        before = process.cpu()
+        outcome = self.run(load)
+        return (process.cpu() - before) / outcome.tokens * 1e6
+
     def turns(self, ours: Callable[[], float], reference: Callable[[], float], times: int = 1) -> "Pair":
         """Measure both in turn, alternating their order, in `times` as many rounds as usual."""
         found: tuple[list[float], list[float]] = [], []
@@ -185,22 +195,15 @@ def relay(bench: Bench) -> Iterator[Row]:
 def _first_token(bench: Bench, fireside: Fireside, bare: Process) -> Iterator[Row]:
     count = bench.size.firsts
 
-    def first(load: Load) -> float:
-        return float(median(request["first"] - request["sent"] for request in bench.run(load).streams))
+    def direct(port: int) -> float:
+        return bench.first_token(rig.direct_load(port, 1, 5, times=count))
 
-    def sequence(port: int) -> Load:
-        load, one = Load(port).connection(), rig.direct_load(port, 1, 5)
-        load.lines += [one.lines[1]] * count
-        return load
-
-    def ours() -> float:
-        load = Load(fireside.port).connection()
-        for _ in range(count):
-            load.request("F", rig.stream_request(fireside, fireside.conversation(), 5), 5)
-        return first(load) - alone
-
-    alone = first(sequence(bench.upstream.port))
-    pair = bench.turns(ours, lambda: first(sequence(bare.port)) - alone, 3)
+    alone = direct(bench.upstream.port)
+    pair = bench.turns(
+        lambda: bench.first_token(rig.successive_load(fireside, count, 5)) - alone,
+        lambda: direct(bare.port) - alone,
+        3,
+    )
     yield pair.row("first token, added to the model server's, p50, ms", "{:.2f}", 1.5, 2, "ms")
 
 
@@ -270,7 +273,9 @@ def _saves(bench: Bench) -> Row:
 
 # ---------------------------------------------------------------------------------------------------- other programs
 
-HISTORY = [{"role": ("user", "assistant")[number % 2], "content": f"{number} {'word ' * 80}"} for number in range(200)]
+HISTORY = tuple(
+    {"role": ("user", "assistant")[number % 2], "content": f"{number} {'word ' * 80}"} for number in range(200)
+)
 
 
 class _Program:
@@ -294,43 +299,36 @@ def programs(bench: Bench) -> Iterator[Row]:
     with bench.bare() as bare, bench.fireside() as fireside:
         program = _Program(fireside)
 
-        def first(port: int, packed: list[bytes]) -> float:
-            load = Load(port).connection()
-            for one in packed:
-                load.request("O", one, 5)
-            return float(median(request["first"] - request["sent"] for request in bench.run(load).streams))
+        def first(which: _Program, history: tuple[dict[str, str], ...] = ()) -> float:
+            load = Load(fireside.port).connection()
+            for _ in range(count):
+                load.request("O", which.request(5, history=history), 5)
+            return bench.first_token(load)
 
         def direct(port: int) -> float:
-            return first(port, [rig.openai_request(Http(port), "", HISTORY[:1], 5)] * count)
+            return bench.first_token(rig.direct_load(port, 1, 5, times=count))
 
         alone = direct(bench.upstream.port)
         pair = bench.turns(
-            lambda: first(fireside.port, [program.request(5) for _ in range(count)]) - alone,
+            lambda: first(program) - alone,
             lambda: direct(bare.port) - alone,
             3,
         )
         yield pair.row("/v1: first token, added to the model server's, p50, ms", "{:.2f}", 2, unit="ms")
 
-        def spent(process: Process, packed: Callable[[], bytes]) -> float:
-            load, before = Load(process.port), process.cpu()
+        def spent() -> float:
+            load = Load(fireside.port)
             for _ in range(few):
-                load.connection().request("O", packed(), tokens, 50)
-            outcome = bench.run(load)
-            return (process.cpu() - before) / outcome.tokens * 1e6
+                load.connection().request("O", program.request(tokens, 50), tokens, 50)
+            return bench.cpu_of_token(fireside, load)
 
-        pair = bench.turns(
-            lambda: spent(fireside, lambda: program.request(tokens, 50)),
-            lambda: spent(bare, lambda: rig.openai_request(Http(bare.port), "", HISTORY[:1], tokens, 50)),
-        )
+        pair = bench.turns(spent, lambda: bench.cpu_of_token(bare, rig.direct_load(bare.port, few, tokens, 50)))
         yield pair.row(f"/v1: {few} x 50 tokens/s: CPU a token, us", "{:.1f}", 0.7)
 
         unrecorded = _Program(fireside, record=False)
 
-        def continued(which: _Program) -> float:
-            return first(fireside.port, [which.request(5, history=tuple(HISTORY)) for _ in range(count)])
-
-        continued(program)
-        pair = bench.turns(lambda: continued(program), lambda: continued(unrecorded))
+        first(program, HISTORY)
+        pair = bench.turns(lambda: first(program, HISTORY), lambda: first(unrecorded, HISTORY))
         added = median(a - b for a, b in zip(pair.ours, pair.reference, strict=True)) * 1000
         yield at_most("/v1: first token, added by recording the 201st message, p50, ms", added, 5, " ms", "{:.2f}")
 

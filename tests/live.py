@@ -50,6 +50,9 @@ class Person(httpx.AsyncClient):
         found: list[dict[str, Any]] = good(await self.get(f"/conversations/{conversation_id}/messages"))
         return found
 
+    async def contents(self, conversation_id: int) -> list[str]:
+        return [message["content"] for message in await self.messages(conversation_id)]
+
     async def answer(self, conversation_id: int, **fields: Any) -> list[Event]:
         """Return all events of POST .../stream."""
         async with self.streaming(conversation_id, **fields) as events:

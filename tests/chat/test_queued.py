@@ -41,16 +41,12 @@ async def waiting(ann: Person, conversation_id: int) -> list[str]:
     return [message["content"] for message in conversation.get("queue", ())]
 
 
-async def contents(ann: Person, conversation_id: int) -> list[str]:
-    return [message["content"] for message in await ann.messages(conversation_id)]
-
-
 async def ended(ann: Person, running: Running, conversation_id: int, count: int) -> list[str]:
     """Wait until the conversation has so many messages and no answer is written."""
     async with asyncio.timeout(30):
         while len(await ann.messages(conversation_id)) < count or running.state.hub.generations:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    return await contents(ann, conversation_id)
+    return await ann.contents(conversation_id)
 
 
 async def stored_bytes(running: Running) -> int:
@@ -73,7 +69,7 @@ async def test_queued_messages_are_answered_in_turn_without_a_reader(
     assert code(await ann.delete(f"{path}/{third}")) == (404, "MESSAGE_NOT_FOUND")
     assert await waiting(ann, conversation_id) == ["Two?", "Three?"]
     assert good(await ann.get(f"/conversations/{conversation_id}"))["queue"][0]["images"] == 1
-    assert await contents(ann, conversation_id) == ["One?", "1"]  # not part of the conversation yet
+    assert await ann.contents(conversation_id) == ["One?", "1"]  # not part of the conversation yet
     assert good(await ann.get("/search", params={"q": "Three"}))["results"] == []
     assert await stored_bytes(running) == len("One?Two?Three?") + len(PNG)
     upstream.enqueue(answer("2"))

@@ -87,6 +87,7 @@ def test_every_import_is_a_declared_dependency(wheel: Path) -> None:
     assert declared - needed == set(), "not imported"
 
 
+@pytest.mark.long
 def test_folder_named_fireside_beside_the_checkout_is_not_tested(tmp_path: Path) -> None:
     (tmp_path / "fireside").mkdir()
     (tmp_path / "fireside" / "__init__.py").write_text("raise RuntimeError('the wrong folder')", "utf-8")
@@ -113,6 +114,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return programs
 
 
+@pytest.mark.long
 def test_installed_command_answers_a_chat(
     installed: Path, tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,13 +86,14 @@ async def test_requests_without_a_user_have_one_log_line_per_minute_and_kind(
 ) -> None:
     caplog.set_level(logging.INFO, "fireside.access")
     async with Running(tmp_path, trusted_proxies="127.0.0.1") as running:
+        anybody = running.anybody()
         for number in range(200):
             headers = {"X-Forwarded-For": f"192.0.2.{number % 40}"}
-            await running.anybody().get(f"/conversations/{number}", headers=headers)
+            await anybody.get(f"/conversations/{number}", headers=headers)
         lines = len(caplog.records)
         assert lines == AccessLog.KINDS + 1, "one for each of the first addresses, and one for all others"
         clock.late += AccessLog.INTERVAL_SECONDS
-        await running.anybody().get("/auth/me")
+        await anybody.get("/auth/me")
         later = [vars(record) for record in caplog.records[lines:]]
         assert sum(line.get("count", 0) for line in later) == 200 - lines
         assert (later[-1]["route"], later[-1]["code"]) == ("/auth/me", "AUTH_REQUIRED")

@@ -34,10 +34,6 @@ async def select(person: Person, conversation_id: int, message_id: int) -> dict[
     return selected
 
 
-async def contents(person: Person, conversation_id: int) -> list[str]:
-    return [message["content"] for message in await person.messages(conversation_id)]
-
-
 def sent(upstream: Upstream) -> list[str]:
     """The contents of the messages of the last request."""
     return [message["content"] for message in upstream.chats[-1]["messages"]]
@@ -70,9 +66,9 @@ async def test_earlier_answer_can_be_retried(ann: Person, bob: Person, upstream:
     await ask(ann, upstream, conversation_id, "later")
     for message in (first, question):
         await retry(ann, upstream, conversation_id, "other", message_id=message["id"])
-        assert await contents(ann, conversation_id) == ["Why?", "other"] and sent(upstream) == ["Why?"]
+        assert await ann.contents(conversation_id) == ["Why?", "other"] and sent(upstream) == ["Why?"]
     await select(ann, conversation_id, first["id"])
-    assert await contents(ann, conversation_id) == ["Why?", "first", "And then?", "later"]
+    assert await ann.contents(conversation_id) == ["Why?", "first", "And then?", "later"]
     foreign = (await bob.messages(await bob.conversation("His")))[0]["id"]
     for message_id in (foreign, 10**15):
         body = {"conversation_id": conversation_id, "message_id": message_id}
@@ -86,7 +82,7 @@ async def test_edited_question_is_a_branch_with_its_own_answer(ann: Person, upst
     first = await ann.say(conversation_id, "Why is the sky blue?")
     await ask(ann, upstream, conversation_id, "Rayleigh.")
     second = await ann.say(conversation_id, "Why is the sky red?", parent_id=parent)
-    assert await contents(ann, conversation_id) == ["Hello", "Hi.", "Why is the sky red?"]
+    assert await ann.contents(conversation_id) == ["Hello", "Hi.", "Why is the sky red?"]
     await ask(ann, upstream, conversation_id, "Dust.")
     assert sent(upstream) == ["Hello", "Hi.", "Why is the sky red?"]
     assert (await ann.messages(conversation_id))[2]["versions"]["ids"] == [first, second]
@@ -96,7 +92,7 @@ async def test_edited_question_is_a_branch_with_its_own_answer(ann: Person, upst
     assert selected == {"message": "Version selected", "active_message_id": reply["id"]}
     await ann.say(conversation_id, "Good morning", parent_id=None)
     await ask(ann, upstream, conversation_id, "Good morning to you.")
-    assert await contents(ann, conversation_id) == ["Good morning", "Good morning to you."]
+    assert await ann.contents(conversation_id) == ["Good morning", "Good morning to you."]
     assert sent(upstream) == ["Good morning"]
 
 
@@ -110,7 +106,7 @@ async def test_messages_of_other_conversations_are_not_found(ann: Person, bob: P
     message = (await ann.messages(mine))[0]["id"]
     refused = await bob.post(f"/conversations/{mine}/active", json={"message_id": message})
     assert code(refused) == (404, "CONVERSATION_NOT_FOUND")
-    assert await contents(ann, mine) == ["Mine"]
+    assert await ann.contents(mine) == ["Mine"]
 
 
 @pytest.mark.parametrize(("status", "end"), [("error", close()), ("canceled", hang())])
@@ -164,7 +160,7 @@ async def test_requested_model_finds_an_answer_of_another(ann: Person, upstream:
 async def test_repeated_message_is_added_once(ann: Person) -> None:
     conversation_id, other_id = await ann.conversation(), await ann.conversation()
     ids = await asyncio.gather(*(ann.say(conversation_id, "Why?", client_id="a-1") for _ in range(20)))
-    assert len(set(ids)) == 1 and await contents(ann, conversation_id) == ["Why?"]
+    assert len(set(ids)) == 1 and await ann.contents(conversation_id) == ["Why?"]
     assert await ann.say(conversation_id, "Why?", client_id="a-2") not in ids
     assert await ann.say(other_id, "Why?", client_id="a-1") not in ids
 
@@ -242,7 +238,7 @@ async def test_deleted_exchange_is_not_sent_found_or_imported_again_until_it_is_
     path = f"/conversations/{conversation_id}/messages/{second}"
     deleted, again = [good(await ann.delete(path)) for _ in "12"]
     assert deleted == again and deleted["message"] == "Message deleted"
-    assert await contents(ann, conversation_id) == ["One?", "First.", "Three?", "Third."]
+    assert await ann.contents(conversation_id) == ["One?", "First.", "Three?", "Third."]
     assert good(await ann.get("/search?q=second"))["results"] == []
     assert (await ann.get(f"/images/{before[2]['images'][0]['id']}")).status_code == 404
     assert good(await ann.post("/import", json=[exported]))["unchanged"] == 1
@@ -271,7 +267,7 @@ async def test_message_that_an_answer_in_progress_depends_on_is_not_deleted(ann:
     reply = (await ann.messages(conversation_id))[-1]["id"]
     good(await ann.delete(f"/conversations/{conversation_id}/messages/{reply}"))
     await ask(ann, upstream, conversation_id, "Once more.")
-    assert await contents(ann, conversation_id) == ["One?", "Once more."] and sent(upstream) == ["One?"]
+    assert await ann.contents(conversation_id) == ["One?", "Once more."] and sent(upstream) == ["One?"]
 
 
 async def test_branch_is_answered_on_its_own_and_purged_with_its_chat(ann: Person, upstream: Upstream) -> None:
@@ -285,7 +281,7 @@ async def test_branch_is_answered_on_its_own_and_purged_with_its_chat(ann: Perso
     await ann.say(branch_id, "Two?")
     await ask(ann, upstream, branch_id, "Second.")
     assert sent(upstream) == ["One?", "First.", "Two?"]
-    assert await contents(ann, conversation_id) == ["One?", "First."]
+    assert await ann.contents(conversation_id) == ["One?", "First."]
     question = (await ann.messages(branch_id))[2]["id"]
     good(await ann.delete(f"/conversations/{branch_id}/messages/{question}"))
     good(await ann.delete(f"/conversations/{branch_id}?purge=true"))
