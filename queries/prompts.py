@@ -6,19 +6,23 @@ Names are unique for each user, ignoring case. A conversation copies a preset, s
 
 import json
 import sqlite3
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from msgspec import Raw, Struct
 
-from ..db import Connection, fetch, insert_row, now, scalar
+from ..db import Connection, fetch, insert_row, now, scalar, scalars
 from ..errors import Invalid, NameExists, NotFound
 from .conversations import get_defaults
 from .quota import add_stored_bytes
 from .types import NAME_CHARACTERS, Parameters, from_row, stored, title_key
 
-MAX_SAVED = {"prompts": 500, "presets": 100}  # of a user
-
 Table = Literal["prompts", "presets"]
+MAX_SAVED = {"prompts": 500, "presets": 100}  # of a user
+COUNTED = {"prompts": "content", "presets": "system_prompt"}  # towards stored_bytes
+_CONTENTS: dict[str, dict[str, Any]] = {  # the columns that a user fills, with their values where they are not given
+    "prompts": {"content": ""},
+    "presets": {"system_prompt": "", "provider_id": None, "model": None, "settings": "{}"},
+}
 
 
 class Prompt(Struct):
@@ -51,50 +55,62 @@ class Defaults(Struct):
     model: str | None
 
 
-def list_prompts(conn: Connection, user_id: int) -> list[Prompt]:
-    """Return the user's prompts, sorted by name."""
-    return [_prompt(row) for row in _list(conn, "prompts", user_id)]
+Saved = TypeVar("Saved", bound=Prompt | Preset)
+Kind = type[Prompt] | type[Preset]
 
 
-def add_prompt(conn: Connection, user_id: int, fields: dict[str, Any], max_bytes: int = 0) -> Prompt:
-    """Add a prompt: name and content. Raises NameExists, QuotaExceeded, and Invalid when there are too many."""
-    return _prompt(_add(conn, "prompts", user_id, fields, max_bytes))
+def _table(kind: type[Struct]) -> Table:
+    return "prompts" if kind is Prompt else "presets"
 
 
-def set_prompt(conn: Connection, user_id: int, prompt_id: int, fields: dict[str, Any], max_bytes: int = 0) -> Prompt:
+def _saved(kind: type[Saved], row: sqlite3.Row) -> Saved:
+    if kind is Prompt:
+        return from_row(kind, row)
+    return from_row(kind, row, settings=Raw(row["settings"].encode()), is_default=bool(row["is_default"]))
+
+
+def list_saved(conn: Connection, user_id: int, kind: type[Saved]) -> list[Saved]:
+    """Return the user's prompts or presets, sorted by name."""
+    rows = conn.execute(f"SELECT * FROM {_table(kind)} WHERE user_id = ? ORDER BY name_key", (user_id,))
+    return [_saved(kind, row) for row in rows]
+
+
+def get_saved(conn: Connection, user_id: int, kind: type[Saved], row_id: int) -> Saved:
+    return _saved(kind, _owned(conn, _table(kind), user_id, row_id))
+
+
+def add_saved(conn: Connection, user_id: int, kind: type[Saved], fields: dict[str, Any], max_bytes: int = 0) -> Saved:
+    """Add a prompt (name and content) or a preset (name, and optionally system_prompt, provider_id, model and settings, a dict).
+
+    If it exists as it is, because a request was repeated, return it. Raises NameExists, QuotaExceeded, and Invalid when there are too many.
+    """
+    return _saved(kind, _add(conn, _table(kind), user_id, fields, max_bytes))
+
+
+def change_saved(
+    conn: Connection, user_id: int, kind: type[Saved], row_id: int, fields: dict[str, Any], max_bytes: int = 0
+) -> Saved:
     """Change `fields`. Raises NotFound, NameExists and QuotaExceeded."""
-    return _prompt(_set(conn, "prompts", user_id, prompt_id, fields, max_bytes))
+    table = _table(kind)
+    row = _owned(conn, table, user_id, row_id)
+    columns = _columns(fields) | {"updated_at": now()}
+    if "name" in fields:
+        other = _named(conn, table, user_id, fields["name"])
+        if other is not None and other["id"] != row_id:
+            raise NameExists(table.removesuffix("s"))
+    counted = COUNTED[table]
+    if counted in fields:
+        add_stored_bytes(conn, user_id, len(fields[counted].encode()) - len(row[counted].encode()), max_bytes)
+    changes = ", ".join(f"{name} = :{name}" for name in columns)
+    conn.execute(f"UPDATE {table} SET {changes} WHERE id = :id", columns | {"id": row_id})
+    return get_saved(conn, user_id, kind, row_id)
 
 
-def get_prompt(conn: Connection, user_id: int, prompt_id: int) -> Prompt:
-    return _prompt(_owned(conn, "prompts", user_id, prompt_id))
-
-
-def delete_prompt(conn: Connection, user_id: int, prompt_id: int) -> None:
-    _delete(conn, "prompts", user_id, prompt_id)
-
-
-def list_presets(conn: Connection, user_id: int) -> list[Preset]:
-    """Return the user's presets, sorted by name."""
-    return [_preset(row) for row in _list(conn, "presets", user_id)]
-
-
-def get_preset(conn: Connection, user_id: int, preset_id: int) -> Preset:
-    return _preset(_owned(conn, "presets", user_id, preset_id))
-
-
-def add_preset(conn: Connection, user_id: int, fields: dict[str, Any], max_bytes: int = 0) -> Preset:
-    """Add a preset: name, and optionally system_prompt, provider_id, model and settings (a dict). Raises as `add_prompt` does."""
-    return _preset(_add(conn, "presets", user_id, fields, max_bytes))
-
-
-def set_preset(conn: Connection, user_id: int, preset_id: int, fields: dict[str, Any], max_bytes: int = 0) -> Preset:
-    """Change `fields`. Raises as `set_prompt` does."""
-    return _preset(_set(conn, "presets", user_id, preset_id, fields, max_bytes))
-
-
-def delete_preset(conn: Connection, user_id: int, preset_id: int) -> None:
-    _delete(conn, "presets", user_id, preset_id)
+def delete_saved(conn: Connection, user_id: int, kind: Kind, row_id: int) -> None:
+    table = _table(kind)
+    row = _owned(conn, table, user_id, row_id)
+    add_stored_bytes(conn, user_id, -len(row[COUNTED[table]].encode()))
+    conn.execute(f"DELETE FROM {table} WHERE id = ?", (row_id,))
 
 
 DryRun = dict[str, dict[str, Any]]  # rows that would be in a table, by their name_key
@@ -131,74 +147,11 @@ def save_imported(
     return True
 
 
-def list_saved(conn: Connection, user_id: int) -> list[tuple[Table, int]]:
-    """Return the table and the id of each of the user's prompts and presets, for an export."""
-    tables: list[Table] = ["prompts", "presets"]
+def list_saved_ids(conn: Connection, user_id: int) -> list[tuple[Kind, int]]:
+    """Return the kind and the id of each of the user's prompts and presets, for an export."""
+    kinds: tuple[Kind, ...] = (Prompt, Preset)
     select = "SELECT id FROM {} WHERE user_id = ? ORDER BY name_key"
-    return [(table, row["id"]) for table in tables for row in conn.execute(select.format(table), (user_id,))]
-
-
-# ---- what new conversations begin with
-
-
-def get_effective_defaults(conn: Connection, user_id: int) -> Defaults:
-    if preset := _default_preset(conn, user_id):
-        return Defaults(preset.system_prompt, preset.settings, preset.id, preset.provider_id, preset.model)
-    own = get_defaults(conn, user_id)
-    return Defaults(own.get("system_prompt", ""), Raw(json.dumps(own.get("settings", {})).encode()), None, None, None)
-
-
-def set_defaults(conn: Connection, user_id: int, fields: dict[str, Any]) -> Defaults:
-    """Change system_prompt and settings of new conversations, or have them begin with a preset (preset_id; None: with none).
-
-    Changing a field while there is a default preset keeps the other field's value, and new conversations no longer begin with the preset.
-    Raises NotFound for the preset, and Invalid for a preset together with other fields.
-    """
-    own = dict(fields)
-    preset_id = own.pop("preset_id", None)
-    if preset_id is not None and own:
-        raise Invalid("preset_id cannot be set together with system_prompt or settings.")
-    if preset_id is not None:
-        get_preset(conn, user_id, preset_id)
-    elif own and (preset := _default_preset(conn, user_id)):
-        own = {"system_prompt": preset.system_prompt, "settings": json.loads(bytes(preset.settings))} | own
-    if fields:
-        conn.execute("UPDATE presets SET is_default = 0 WHERE user_id = ? AND is_default = 1", (user_id,))
-        conn.execute("UPDATE presets SET is_default = 1 WHERE user_id = ? AND id = ?", (user_id, preset_id))
-    own = get_defaults(conn, user_id) | own
-    conn.execute("UPDATE users SET defaults = ? WHERE id = ?", (json.dumps(own), user_id))
-    return get_effective_defaults(conn, user_id)
-
-
-def get_first_preset(conn: Connection, user_id: int, preset_id: int | None) -> Preset | None:
-    """Return the preset that a new conversation copies: the one that is named, else the default, else None. Raises NotFound."""
-    return _default_preset(conn, user_id) if preset_id is None else get_preset(conn, user_id, preset_id)
-
-
-def _default_preset(conn: Connection, user_id: int) -> Preset | None:
-    row = conn.execute("SELECT * FROM presets WHERE user_id = ? AND is_default = 1", (user_id,)).fetchone()
-    return None if row is None else _preset(row)
-
-
-# ---- both tables
-
-_CONTENTS: dict[str, dict[str, Any]] = {  # the columns that a user fills, with their values where they are not given
-    "prompts": {"content": ""},
-    "presets": {"system_prompt": "", "provider_id": None, "model": None, "settings": "{}"},
-}
-COUNTED = {"prompts": "content", "presets": "system_prompt"}  # towards stored_bytes
-
-
-def _prompt(row: sqlite3.Row) -> Prompt:
-    return from_row(Prompt, row)
-
-
-def _preset(row: sqlite3.Row) -> Preset:
-    return from_row(Preset, row, settings=Raw(row["settings"].encode()), is_default=bool(row["is_default"]))
-
-
-def _list(conn: Connection, table: Table, user_id: int) -> list[sqlite3.Row]:
-    return conn.execute(f"SELECT * FROM {table} WHERE user_id = ? ORDER BY name_key", (user_id,)).fetchall()
+    return [(kind, row_id) for kind in kinds for row_id in scalars(conn, select.format(_table(kind)), (user_id,))]
 
 
 def _owned(conn: Connection, table: Table, user_id: int, row_id: int) -> sqlite3.Row:
@@ -238,7 +191,6 @@ def _check_count(conn: Connection, table: Table, user_id: int, more: int = 0) ->
 
 
 def _add(conn: Connection, table: Table, user_id: int, fields: dict[str, Any], max_bytes: int) -> sqlite3.Row:
-    """Add a row. If it exists as it is, because a request was repeated, return it."""
     existing = _named(conn, table, user_id, fields["name"])
     if existing is not None:
         if _contains(existing, fields) and existing["name"] == _columns(fields)["name"]:
@@ -251,24 +203,43 @@ def _add(conn: Connection, table: Table, user_id: int, fields: dict[str, Any], m
     return _owned(conn, table, user_id, insert_row(conn, table, columns))
 
 
-def _set(
-    conn: Connection, table: Table, user_id: int, row_id: int, fields: dict[str, Any], max_bytes: int
-) -> sqlite3.Row:
-    row = _owned(conn, table, user_id, row_id)
-    columns = _columns(fields) | {"updated_at": now()}
-    if "name" in fields:
-        other = _named(conn, table, user_id, fields["name"])
-        if other is not None and other["id"] != row_id:
-            raise NameExists(table.removesuffix("s"))
-    counted = COUNTED[table]
-    if counted in fields:
-        add_stored_bytes(conn, user_id, len(fields[counted].encode()) - len(row[counted].encode()), max_bytes)
-    changes = ", ".join(f"{name} = :{name}" for name in columns)
-    conn.execute(f"UPDATE {table} SET {changes} WHERE id = :id", columns | {"id": row_id})
-    return _owned(conn, table, user_id, row_id)
+# ---- what new conversations begin with
 
 
-def _delete(conn: Connection, table: Table, user_id: int, row_id: int) -> None:
-    row = _owned(conn, table, user_id, row_id)
-    add_stored_bytes(conn, user_id, -len(row[COUNTED[table]].encode()))
-    conn.execute(f"DELETE FROM {table} WHERE id = ?", (row_id,))
+def get_effective_defaults(conn: Connection, user_id: int) -> Defaults:
+    if preset := _default_preset(conn, user_id):
+        return Defaults(preset.system_prompt, preset.settings, preset.id, preset.provider_id, preset.model)
+    own = get_defaults(conn, user_id)
+    return Defaults(own.get("system_prompt", ""), Raw(json.dumps(own.get("settings", {})).encode()), None, None, None)
+
+
+def set_defaults(conn: Connection, user_id: int, fields: dict[str, Any]) -> Defaults:
+    """Change system_prompt and settings of new conversations, or have them begin with a preset (preset_id; None: with none).
+
+    Changing a field while there is a default preset keeps the other field's value, and new conversations no longer begin with the preset.
+    Raises NotFound for the preset, and Invalid for a preset together with other fields.
+    """
+    own = dict(fields)
+    preset_id = own.pop("preset_id", None)
+    if preset_id is not None and own:
+        raise Invalid("preset_id cannot be set together with system_prompt or settings.")
+    if preset_id is not None:
+        get_saved(conn, user_id, Preset, preset_id)
+    elif own and (preset := _default_preset(conn, user_id)):
+        own = {"system_prompt": preset.system_prompt, "settings": json.loads(bytes(preset.settings))} | own
+    if fields:
+        conn.execute("UPDATE presets SET is_default = 0 WHERE user_id = ? AND is_default = 1", (user_id,))
+        conn.execute("UPDATE presets SET is_default = 1 WHERE user_id = ? AND id = ?", (user_id, preset_id))
+    own = get_defaults(conn, user_id) | own
+    conn.execute("UPDATE users SET defaults = ? WHERE id = ?", (json.dumps(own), user_id))
+    return get_effective_defaults(conn, user_id)
+
+
+def get_first_preset(conn: Connection, user_id: int, preset_id: int | None) -> Preset | None:
+    """Return the preset that a new conversation copies: the one that is named, else the default, else None. Raises NotFound."""
+    return _default_preset(conn, user_id) if preset_id is None else get_saved(conn, user_id, Preset, preset_id)
+
+
+def _default_preset(conn: Connection, user_id: int) -> Preset | None:
+    row = conn.execute("SELECT * FROM presets WHERE user_id = ? AND is_default = 1", (user_id,)).fetchone()
+    return None if row is None else _saved(Preset, row)

@@ -21,6 +21,7 @@ import msgspec
 from .. import queries
 from ..db import Connection, Database, now
 from ..errors import NotFound
+from ..queries.prompts import Kind
 from ..queries.types import Citation, Parameters, Tools
 from ..safety.queue import Slots
 from . import archive, transcript
@@ -61,7 +62,7 @@ class Exporter:
             pipe = _Pipe()
             zipped = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
             zipped.writestr(_entry("README.txt", now()), README)
-            saved = [] if ids is not None else await self._database.read(queries.prompts.list_saved, user_id)
+            saved = [] if ids is not None else await self._database.read(queries.prompts.list_saved_ids, user_id)
             if saved:
                 with zipped.open(_entry(SAVED_FILE, now()), "w") as file:
                     async with contextlib.aclosing(_join(self._saved_json(user_id, saved))) as chunks:
@@ -104,13 +105,11 @@ class Exporter:
         async with self._compressing.slot(user_id):
             await asyncio.to_thread(function, *args)
 
-    async def _saved_json(
-        self, user_id: int, rows: list[tuple[queries.prompts.Table, int]]
-    ) -> AsyncGenerator[bytes, None]:
+    async def _saved_json(self, user_id: int, rows: list[tuple[Kind, int]]) -> AsyncGenerator[bytes, None]:
         comma = b"[\n"
-        for table, row_id in rows:
+        for kind, row_id in rows:
             with contextlib.suppress(NotFound):  # it was deleted during the export
-                yield comma + await self._database.read(_encode_saved, user_id, table, row_id)
+                yield comma + await self._database.read(_encode_saved, user_id, kind, row_id)
                 comma = b",\n"
         yield b"\n]\n" if comma == b",\n" else b"[]\n"
 
@@ -259,14 +258,13 @@ def _message(row: sqlite3.Row, made: sqlite3.Row | None, sent: list[sqlite3.Row]
     )
 
 
-def _encode_saved(conn: Connection, user_id: int, table: queries.prompts.Table, row_id: int) -> bytes:
+def _encode_saved(conn: Connection, user_id: int, kind: Kind, row_id: int) -> bytes:
     """Return a prompt or a preset as JSON. Raises NotFound."""
-    if table == "prompts":
-        prompt = queries.prompts.get_prompt(conn, user_id, row_id)
-        return msgspec.json.encode(transcript.SavedPrompt(name=prompt.name, content=prompt.content))
-    preset = queries.prompts.get_preset(conn, user_id, row_id)
-    fields: dict[str, Any] = {name: getattr(preset, name) for name in ("name", "system_prompt", "provider_id", "model")}
-    settings = msgspec.json.decode(preset.settings, type=Parameters)
+    saved = queries.prompts.get_saved(conn, user_id, kind, row_id)
+    if isinstance(saved, queries.prompts.Prompt):
+        return msgspec.json.encode(transcript.SavedPrompt(name=saved.name, content=saved.content))
+    fields: dict[str, Any] = {name: getattr(saved, name) for name in ("name", "system_prompt", "provider_id", "model")}
+    settings = msgspec.json.decode(saved.settings, type=Parameters)
     return msgspec.json.encode(transcript.SavedPreset(settings=settings, **fields))
 
 

@@ -56,9 +56,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 queries.conversations.set_conversation(conn, user.id, conversation_id, {"folder_id": folder})
         for user in queries.accounts.list_users(conn):
             prompt = {"name": "Question", "content": f"{user.username} asks {{{{what}}}}"}
-            queries.prompts.add_prompt(conn, user.id, prompt)
+            queries.prompts.add_saved(conn, user.id, queries.prompts.Prompt, prompt)
             preset = {"name": "Long", "system_prompt": LONG, "settings": {"seed": 1}}
-            preset_id = queries.prompts.add_preset(conn, user.id, preset).id
+            preset_id = queries.prompts.add_saved(conn, user.id, queries.prompts.Preset, preset).id
             queries.prompts.set_defaults(conn, user.id, {"preset_id": preset_id})
         conn.commit()
     return path

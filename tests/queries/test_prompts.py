@@ -7,17 +7,17 @@ import pytest
 from fireside.db import Connection
 from fireside.errors import AuthRequired, Invalid, NameExists, NotFound, QuotaExceeded
 from fireside.queries import conversations, prompts, turns
-from fireside.queries.prompts import MAX_SAVED, Defaults, Preset
+from fireside.queries.prompts import Defaults, Preset
 
 from .conftest import ANN, BOB, used
 
 
 def save(conn: Connection, name: str = "Greeting", content: str = "Hello {{name}}", user_id: int = ANN) -> int:
-    return prompts.add_prompt(conn, user_id, {"name": name, "content": content}).id
+    return prompts.add_saved(conn, user_id, prompts.Prompt, {"name": name, "content": content}).id
 
 
 def preset(conn: Connection, name: str = "Brief", **fields: Any) -> Preset:
-    return prompts.add_preset(conn, ANN, {"name": name} | fields)
+    return prompts.add_saved(conn, ANN, prompts.Preset, {"name": name} | fields)
 
 
 def defaults(found: Defaults) -> tuple[str, Any, int | None, str | None]:
@@ -26,15 +26,15 @@ def defaults(found: Defaults) -> tuple[str, Any, int | None, str | None]:
 
 def test_names_are_unique_for_each_user_ignoring_case_and_spaces(conn: Connection) -> None:
     greeting, other = save(conn, "  Über \n uns "), save(conn, "Other")
-    assert [prompt.name for prompt in prompts.list_prompts(conn, ANN)] == ["Other", "Über uns"]
+    assert [prompt.name for prompt in prompts.list_saved(conn, ANN, prompts.Prompt)] == ["Other", "Über uns"]
     for name in ("über uns", "ÜBER  UNS", "U\u0308ber uns"):
         with pytest.raises(NameExists):
             save(conn, name)
         with pytest.raises(NameExists):
-            prompts.set_prompt(conn, ANN, other, {"name": name})
+            prompts.change_saved(conn, ANN, prompts.Prompt, other, {"name": name})
         assert save(conn, name, user_id=BOB)
         conn.execute("DELETE FROM prompts WHERE user_id = ?", (BOB,))
-    assert prompts.set_prompt(conn, ANN, greeting, {"name": "ÜBER UNS"}).name == "ÜBER UNS"
+    assert prompts.change_saved(conn, ANN, prompts.Prompt, greeting, {"name": "ÜBER UNS"}).name == "ÜBER UNS"
     assert preset(conn, "Other").name == "Other"
     with pytest.raises(NameExists):
         preset(conn, "other", system_prompt="Another")
@@ -55,33 +55,33 @@ def test_saved_texts_count_towards_the_limit(conn: Connection) -> None:
     prompt_id = save(conn, content="Grüße")
     saved = preset(conn, system_prompt="Antworte kurz, für mich.")
     assert used(conn) == before + len("Grüße".encode()) + len("Antworte kurz, für mich.".encode())
-    prompts.set_prompt(conn, ANN, prompt_id, {"content": "é"})
-    prompts.set_preset(conn, ANN, saved.id, {"name": "Same text"})
+    prompts.change_saved(conn, ANN, prompts.Prompt, prompt_id, {"content": "é"})
+    prompts.change_saved(conn, ANN, prompts.Preset, saved.id, {"name": "Same text"})
     assert used(conn) == before + 2 + len("Antworte kurz, für mich.".encode())
     with pytest.raises(QuotaExceeded):
-        prompts.set_prompt(conn, ANN, prompt_id, {"content": "x" * 1000}, 500)
+        prompts.change_saved(conn, ANN, prompts.Prompt, prompt_id, {"content": "x" * 1000}, 500)
     conn.execute("UPDATE users SET stored_bytes = stored_bytes - 998 WHERE id = ?", (ANN,))  # a request rolls back
     conn.execute("UPDATE prompts SET content = 'é' WHERE id = ?", (prompt_id,))
-    prompts.delete_prompt(conn, ANN, prompt_id)
-    prompts.delete_preset(conn, ANN, saved.id)
+    prompts.delete_saved(conn, ANN, prompts.Prompt, prompt_id)
+    prompts.delete_saved(conn, ANN, prompts.Preset, saved.id)
     assert used(conn) == before
 
 
-@pytest.mark.parametrize("table", ["prompts", "presets"])
-def test_number_of_saved_things_is_limited(conn: Connection, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
-    monkeypatch.setitem(MAX_SAVED, table, 3)
+@pytest.mark.parametrize("kind", [prompts.Prompt, prompts.Preset])
+def test_number_of_saved_things_is_limited(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch, kind: prompts.Kind
+) -> None:
+    monkeypatch.setattr(prompts, "MAX_SAVED", {"prompts": 3, "presets": 3})
 
     def add(name: str, user_id: int = ANN) -> int:
-        if table == "prompts":
-            return save(conn, name, user_id=user_id)
-        return prompts.add_preset(conn, user_id, {"name": name}).id
+        return prompts.add_saved(conn, user_id, kind, {"name": name}).id
 
     ids = [add(str(number)) for number in range(3)]
     for name in ("4", "5"):
         with pytest.raises(Invalid, match="At most 3"):
             add(name)
     assert add("0") == ids[0] and add("4", BOB)
-    (prompts.delete_prompt if table == "prompts" else prompts.delete_preset)(conn, ANN, ids[0])
+    prompts.delete_saved(conn, ANN, kind, ids[0])
     assert add("4") not in ids
 
 
@@ -97,16 +97,16 @@ def test_default_preset_is_what_new_conversations_begin_with(conn: Connection) -
         brief.id,
         "m",
     )
-    assert prompts.get_first_preset(conn, ANN, None) == prompts.get_preset(conn, ANN, brief.id)
+    assert prompts.get_first_preset(conn, ANN, None) == prompts.get_saved(conn, ANN, prompts.Preset, brief.id)
     assert prompts.get_first_preset(conn, ANN, other.id) == other
     prompt, settings = turns.get_next_prompt(conn, ANN, None)
     assert (prompt.system_prompt, settings) == ("Be brief.", {"top_k": 2})
     assert prompts.get_first_preset(conn, BOB, None) is None
     assert defaults(prompts.set_defaults(conn, ANN, {}))[2] == brief.id
-    assert [one.is_default for one in prompts.list_presets(conn, ANN)] == [True, False]
+    assert [one.is_default for one in prompts.list_saved(conn, ANN, prompts.Preset)] == [True, False]
     assert defaults(prompts.set_defaults(conn, ANN, {"preset_id": other.id})) == ("", {}, other.id, None)
-    assert [one.is_default for one in prompts.list_presets(conn, ANN)] == [False, True]
-    prompts.delete_preset(conn, ANN, other.id)
+    assert [one.is_default for one in prompts.list_saved(conn, ANN, prompts.Preset)] == [False, True]
+    prompts.delete_saved(conn, ANN, prompts.Preset, other.id)
     assert defaults(prompts.get_effective_defaults(conn, ANN)) == ("Own", {"seed": 1}, None, None)
 
 
@@ -136,7 +136,7 @@ def test_changing_one_default_keeps_the_other_of_the_preset(conn: Connection) ->
 
 def test_everything_is_deleted_with_its_owner(conn: Connection) -> None:
     save(conn, user_id=BOB)
-    theirs = prompts.add_preset(conn, BOB, {"name": "Brief"})
+    theirs = prompts.add_saved(conn, BOB, prompts.Preset, {"name": "Brief"})
     prompts.set_defaults(conn, BOB, {"preset_id": theirs.id})
     kept = save(conn)
     conn.execute("UPDATE invites SET created_by = ?", (ANN,))
@@ -156,7 +156,7 @@ def test_imported_name_that_is_taken_gets_a_number(conn: Connection) -> None:
     ]
     assert add("Mail", "three")
     assert add("x" * 100, "one") and add("x" * 100, "two")
-    names = [(one.name, one.content) for one in prompts.list_prompts(conn, ANN)]
+    names = [(one.name, one.content) for one in prompts.list_saved(conn, ANN, prompts.Prompt)]
     assert names[:3] == [("Mail", "one"), ("MAIL (2)", "two"), ("Mail (3)", "three")]
     assert names[3:] == [("x" * 96 + " (2)", "two"), ("x" * 100, "one")]
 
@@ -164,8 +164,8 @@ def test_imported_name_that_is_taken_gets_a_number(conn: Connection) -> None:
 def test_conversation_keeps_its_copy_of_a_preset(conn: Connection) -> None:
     brief = preset(conn, system_prompt="Be brief.")
     chat = conversations.add_conversation(conn, ANN, {"system_prompt": brief.system_prompt})
-    prompts.set_preset(conn, ANN, brief.id, {"system_prompt": "Be long."})
-    prompts.delete_preset(conn, ANN, brief.id)
+    prompts.change_saved(conn, ANN, prompts.Preset, brief.id, {"system_prompt": "Be long."})
+    prompts.delete_saved(conn, ANN, prompts.Preset, brief.id)
     assert conversations.get_conversation(conn, ANN, chat.id).system_prompt == "Be brief."
 
 

@@ -92,11 +92,9 @@ OWNED: dict[str, tuple[Any, ...]] = {  # a query, and the arguments after the us
     "begin_answer": (generations.begin_answer, "conversation", AnswerRequest(retry=True), "lmstudio", "m"),
     "delete_session": (accounts.delete_session, "session"),
     "owned": (conversations.owned, "conversation"),
-    "set_prompt": (prompts.set_prompt, "prompt", {"content": "hello"}),
-    "delete_prompt": (prompts.delete_prompt, "prompt"),
-    "get_preset": (prompts.get_preset, "preset"),
-    "set_preset": (prompts.set_preset, "preset", {"system_prompt": "hello"}),
-    "delete_preset": (prompts.delete_preset, "preset"),
+    "change_saved": (prompts.change_saved, prompts.Prompt, "prompt", {"content": "hello"}),
+    "delete_saved": (prompts.delete_saved, prompts.Prompt, "prompt"),
+    "get_saved": (prompts.get_saved, prompts.Preset, "preset"),
     "get_first_preset": (prompts.get_first_preset, "preset"),
 }
 
@@ -115,8 +113,8 @@ def test_object_of_another_user_or_hidden_is_like_a_missing_one(conn: Connection
         "image": conn.execute("SELECT id FROM attachments").fetchone()[0],
         "generation": conn.execute("SELECT id FROM generations").fetchone()[0],
         "session": accounts.add_session(conn, ANN, b"1", "", "hash of ann"),
-        "prompt": prompts.add_prompt(conn, ANN, {"name": "Hers", "content": "hi"}).id,
-        "preset": prompts.add_preset(conn, ANN, {"name": "Hers"}).id,
+        "prompt": prompts.add_saved(conn, ANN, prompts.Prompt, {"name": "Hers", "content": "hi"}).id,
+        "preset": prompts.add_saved(conn, ANN, prompts.Preset, {"name": "Hers"}).id,
         "folder": folders.add_folder(conn, ANN, "Ann's"),
     }
     if kind == "hidden":

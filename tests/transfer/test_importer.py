@@ -621,14 +621,18 @@ async def test_what_was_imported_is_exported_and_known_again(here: Service, ther
 
 async def save(to: Service, prompts: dict[str, str], presets: dict[str, dict[str, Any]], user: int = 0) -> None:
     for name, content in prompts.items():
-        await to.database.write(queries.prompts.add_prompt, user or to.user, {"name": name, "content": content})
+        await to.database.write(
+            queries.prompts.add_saved, user or to.user, queries.prompts.Prompt, {"name": name, "content": content}
+        )
     for name, fields in presets.items():
-        await to.database.write(queries.prompts.add_preset, user or to.user, {"name": name} | fields)
+        await to.database.write(
+            queries.prompts.add_saved, user or to.user, queries.prompts.Preset, {"name": name} | fields
+        )
 
 
 async def saved(by: Service) -> list[tuple[str, Any]]:
-    prompts = await by.database.read(queries.prompts.list_prompts, by.user)
-    presets = await by.database.read(queries.prompts.list_presets, by.user)
+    prompts = await by.database.read(queries.prompts.list_saved, by.user, queries.prompts.Prompt)
+    presets = await by.database.read(queries.prompts.list_saved, by.user, queries.prompts.Preset)
     texts: list[tuple[str, Any]] = [(one.name, one.content) for one in prompts]
     return texts + [
         (one.name, (one.system_prompt, one.provider_id, one.model, json.loads(bytes(one.settings)), one.is_default))
@@ -656,9 +660,9 @@ async def test_saved_prompts_and_presets_are_exported_imported_and_known_again(h
     for dry_run in (True, False):
         assert await there.importer.import_files(there.user, [path], dry_run=dry_run) == Report(unchanged=5)
 
-    greeting, _ = await there.database.read(queries.prompts.list_prompts, there.user)
+    greeting, _ = await there.database.read(queries.prompts.list_saved, there.user, queries.prompts.Prompt)
     change = {"name": "GREETING", "content": "Mine"}
-    await there.database.write(queries.prompts.set_prompt, there.user, greeting.id, change)
+    await there.database.write(queries.prompts.change_saved, there.user, queries.prompts.Prompt, greeting.id, change)
     for dry_run in (True, False):
         report = await there.importer.import_files(there.user, [path, path], dry_run=dry_run)
         assert report == Report(prompts=1, unchanged=9), dry_run
@@ -673,7 +677,7 @@ async def test_saved_prompts_and_presets_are_exported_imported_and_known_again(h
 async def test_preset_that_new_chats_begin_with_is_not_one_after_an_import(here: Service, there: Service) -> None:
     """A file from another person cannot give instructions to the next chats."""
     await save(here, {}, {"Tutor": {"system_prompt": "Ask me."}})
-    (preset,) = await here.database.read(queries.prompts.list_presets, here.user)
+    (preset,) = await here.database.read(queries.prompts.list_saved, here.user, queries.prompts.Preset)
     await here.database.write(queries.prompts.set_defaults, here.user, {"preset_id": preset.id})
     await there.importer.import_files(there.user, [await here.export_zip()])
     assert await saved(there) == [("Tutor", ("Ask me.", None, None, {}, False))]

@@ -286,9 +286,11 @@ class World:
             made["queued_id"] = queued_id
         saved = {"name": str(uuid.uuid4())}
         if not route or "/prompts/" in route:
-            made["prompt_id"] = (await write(queries.prompts.add_prompt, user_id, saved | {"content": "Hello"})).id
+            made["prompt_id"] = (
+                await write(queries.prompts.add_saved, user_id, queries.prompts.Prompt, saved | {"content": "Hello"})
+            ).id
         if not route or "/presets/" in route:
-            made["preset_id"] = (await write(queries.prompts.add_preset, user_id, saved)).id
+            made["preset_id"] = (await write(queries.prompts.add_saved, user_id, queries.prompts.Preset, saved)).id
         if not route or "/sessions/" in route:
             await self.sign_in(name)
             made["session_id"] = await self._newest("sessions")

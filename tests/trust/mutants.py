@@ -140,7 +140,7 @@ GUARDS: dict[str, tuple[str, ...]] = {
     "queries/prompts.py _check_count": (QUERIES,),
     "queries/prompts.py save_imported": ("tests/transfer/test_importer.py",),
     "queries/prompts.py _add": (QUERIES,),
-    "queries/prompts.py _set": (QUERIES,),
+    "queries/prompts.py change_saved": (QUERIES,),
     "web/handlers/servers.py _changed_address": (SERVERS,),
     "providers.py Providers._changeable": (SERVERS,),
     "chat/hub.py Hub.cancel": (AUTHZ,),

@@ -9,36 +9,40 @@ from ..endpoint import Request
 
 
 async def list_prompts(request: Request) -> responses.Prompts:
-    return responses.Prompts(await request.read(prompts.list_prompts))
+    return responses.Prompts(await request.read(prompts.list_saved, prompts.Prompt))
 
 
 async def add_prompt(request: Request, body: schemas.NewPrompt) -> prompts.Prompt:
-    return await request.write(prompts.add_prompt, msgspec.to_builtins(body), request.max_bytes)
+    return await request.write(prompts.add_saved, prompts.Prompt, msgspec.to_builtins(body), request.max_bytes)
 
 
 async def change_prompt(request: Request, prompt_id: int, body: schemas.PromptChange) -> prompts.Prompt:
-    return await request.write(prompts.set_prompt, prompt_id, msgspec.to_builtins(body), request.max_bytes)
+    return await request.write(
+        prompts.change_saved, prompts.Prompt, prompt_id, msgspec.to_builtins(body), request.max_bytes
+    )
 
 
 async def delete_prompt(request: Request, prompt_id: int) -> responses.Confirmation:
-    await request.write(prompts.delete_prompt, prompt_id)
+    await request.write(prompts.delete_saved, prompts.Prompt, prompt_id)
     return responses.Confirmation("Prompt deleted")
 
 
 async def list_presets(request: Request) -> responses.Presets:
-    return responses.Presets(await request.read(prompts.list_presets))
+    return responses.Presets(await request.read(prompts.list_saved, prompts.Preset))
 
 
 async def add_preset(request: Request, body: schemas.NewPreset) -> prompts.Preset:
-    return await request.write(prompts.add_preset, msgspec.to_builtins(body), request.max_bytes)
+    return await request.write(prompts.add_saved, prompts.Preset, msgspec.to_builtins(body), request.max_bytes)
 
 
 async def change_preset(request: Request, preset_id: int, body: schemas.PresetChange) -> prompts.Preset:
-    return await request.write(prompts.set_preset, preset_id, msgspec.to_builtins(body), request.max_bytes)
+    return await request.write(
+        prompts.change_saved, prompts.Preset, preset_id, msgspec.to_builtins(body), request.max_bytes
+    )
 
 
 async def delete_preset(request: Request, preset_id: int) -> responses.Confirmation:
-    await request.write(prompts.delete_preset, preset_id)
+    await request.write(prompts.delete_saved, prompts.Preset, preset_id)
     return responses.Confirmation("Preset deleted")
 
 
