@@ -52,15 +52,13 @@ def test_flags_override_environment_overrides_file_overrides_defaults(tmp_path: 
     assert (absent.port, absent.open) == (1001, False)
 
 
-@pytest.mark.parametrize("source", ["flag", "variable"])
-def test_data_directory_is_where_the_file_is_read(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_directory_is_where_the_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "config.toml").write_text("port = 1001", "utf-8")
-    flags = {"data_dir": "here"} if source == "flag" else {"data_dir": None}
-    environ = {"FIRESIDE_DATA_DIR": "here"} if source == "variable" else {"FIRESIDE_DATA_DIR": "/nowhere"}
-    loaded = config.load(flags, environ)
-    assert loaded.data_dir == tmp_path / "here" and loaded.port == 1001
+    for flag, variable in (("here", "/nowhere"), (None, "here")):
+        loaded = config.load({"data_dir": flag}, {"FIRESIDE_DATA_DIR": variable})
+        assert loaded.data_dir == tmp_path / "here" and loaded.port == 1001
 
 
 # Setting, invalid value in config.toml, an invalid value in the environment ("" if the environment cannot express it).
@@ -125,13 +123,14 @@ def test_invalid_value_is_an_error_even_if_it_is_overridden(tmp_path: Path) -> N
     assert "port" in refused(tmp_path, "port = 'x'", {"port": "8000"})
 
 
-def test_variables_hold_booleans_as_words_and_lists_separated_by_commas(tmp_path: Path) -> None:
+def test_variables_hold_booleans_as_words_lists_separated_by_commas_and_paths_with_a_tilde(tmp_path: Path) -> None:
     for text, value in (("1", True), ("TRUE", True), ("yes", True), ("on", True), ("0", False), ("No", False)):
         assert load(tmp_path, FIRESIDE_OPEN=text).open is value
     assert load(tmp_path, FIRESIDE_ALLOWED_HOSTS="Chat.Example.org, [::2]").allowed_hosts == (
         "chat.example.org",
         "[::2]",
     )
+    assert load(tmp_path, FIRESIDE_MODELS_DIR="~/models").models_dir == Path.home() / "models"
 
 
 @pytest.mark.parametrize(
@@ -171,33 +170,20 @@ def test_uvicorn_trusts_exactly_the_trusted_proxies(tmp_path: Path, written: str
     assert "10.0.0.1" in hosts and trusted in hosts and other not in hosts
 
 
-def test_tilde_is_the_home_directory(tmp_path: Path) -> None:
-    assert load(tmp_path, "models_dir = '~/models'").models_dir == Path.home() / "models"
-
-
 def test_unknown_name_is_an_error(tmp_path: Path) -> None:
     assert refused(tmp_path, FIRESIDE_LMSTUDIO_URI="x") == "FIRESIDE_LMSTUDIO_URI: unknown setting"
     assert refused(tmp_path, "prot = 8000").endswith("config.toml: prot: unknown setting")
     assert refused(tmp_path, "data_dir = 'x'").endswith("data_dir: unknown setting")
 
 
-@pytest.mark.parametrize(
-    ("content", "place"),
-    [
-        (b"host = 'x'\nport = x\n", ", see line 2"),
-        (b"\xff\xfe", ""),
-        (b"port = ", ""),
-        (b"port = 1" + b"0" * 5000, ""),
-    ],
-)
-def test_file_that_is_not_toml_is_an_error(tmp_path: Path, content: bytes, place: str) -> None:
+def test_file_that_is_not_readable_toml_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    file.write_bytes(content)
-    assert refused(tmp_path) == f"{file} is not valid TOML{place}"
-
-
-def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").mkdir()
+    places = {b"host = 'x'\nport = x\n": ", see line 2", b"\xff\xfe": "", b"port = ": "", b"port = 1" + b"0" * 5000: ""}
+    for content, place in places.items():
+        file.write_bytes(content)
+        assert refused(tmp_path) == f"{file} is not valid TOML{place}"
+    file.unlink()
+    file.mkdir()
     assert "config.toml: cannot be read" in refused(tmp_path)
 
 
@@ -282,9 +268,9 @@ def test_invalid_provider_is_an_error_that_names_it(tmp_path: Path, entry: str, 
     assert f"config.toml: {named}: " in refused(tmp_path, f"[[providers]]\n{entry}")
 
 
-@pytest.mark.parametrize("value", ["1", "['lmstudio']", "{id = 'x'}"])
-def test_providers_are_tables(tmp_path: Path, value: str) -> None:
-    assert "config.toml: providers: " in refused(tmp_path, f"providers = {value}")
+def test_providers_are_tables(tmp_path: Path) -> None:
+    for value in ("1", "['lmstudio']", "{id = 'x'}"):
+        assert "config.toml: providers: " in refused(tmp_path, f"providers = {value}")
 
 
 # ---- secrets
@@ -296,7 +282,7 @@ def test_secrets_are_not_in_errors_or_tracebacks(tmp_path: Path) -> None:
     assert "s3cret" not in repr(loaded) and provider(loaded, "lmstudio").api_key == "s3cret"
 
 
-@pytest.mark.parametrize("key", ["schlüssel", "two\nlines", "two words"])
-def test_key_that_a_header_cannot_carry_is_an_error_without_the_key(tmp_path: Path, key: str) -> None:
-    line = refused(tmp_path, f"[[providers]]\nid = 'lmstudio'\napi_key = {key!r}\n".replace("'", '"'))
-    assert "api_key: must be printable ASCII characters without spaces" in line and key not in line
+def test_key_that_a_header_cannot_carry_is_an_error_without_the_key(tmp_path: Path) -> None:
+    for key in ("schlüssel", "two\nlines", "two words"):
+        line = refused(tmp_path, f"[[providers]]\nid = 'lmstudio'\napi_key = {key!r}\n".replace("'", '"'))
+        assert "api_key: must be printable ASCII characters without spaces" in line and key not in line

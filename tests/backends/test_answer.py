@@ -351,7 +351,7 @@ def test_many_comments_and_tiny_deltas_are_no_error() -> None:
         parser.feed((b": " + b" " * 2000 + b"\n\n") * (EVENT_BYTES // 4000))
     parser.feed(HI)
     assert parser.failure is None and parser.finish_reason == "stop"
-    assert content(text("ab") * 100_000 + finish()) == "ab" * 100_000
+    assert content(text("ab") * 20_000 + finish()) == "ab" * 20_000
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_answer_with_one_character_per_event_is_not_ended() -> None:
 def test_repairing_an_event_takes_little_longer_than_decoding_it(delta: str) -> None:
     def spent(event: bytes) -> float:
         began = time.thread_time()
-        AnswerParser(LMSTUDIO).feed(event * 10_000)
+        AnswerParser(LMSTUDIO).feed(event * 3_000)
         return time.thread_time() - began
 
     assert spent(f"data:{{{delta}}}\n\n".encode()) < 22 * spent(b'data:{"choices":[{"delta":{"content":"x"}}]}\n\n')
@@ -439,7 +439,7 @@ def test_mutated_streams_mean_the_same_wherever_they_are_split() -> None:
         + DONE,
     ]
     outcomes: set[str] = set()
-    for _ in range(5000):
+    for _ in range(2000):
         stream = mutated(chance.choice(streams), chance)
         whole, failure = parse(stream)
         cuts = sorted(chance.sample(range(len(stream) + 1), min(4, len(stream))))

@@ -46,39 +46,32 @@ async def test_models_have_states_and_do_not_include_embedding_models(providers:
 async def test_models_of_lm_studio_before_0_4_have_names_only(providers: Providers, upstream: Upstream) -> None:
     upstream.without = ("/api/v1",)
     assert await providers.get("lmstudio").models() == [Model(MODEL, MODEL), Model(QWEN, QWEN)]
-
-
-async def test_200_for_an_unknown_path_is_not_an_empty_list(providers: Providers, upstream: Upstream) -> None:
-    upstream.without = ("/api/v1", "/v1/models")
+    upstream.without = ("/api/v1", "/v1/models")  # 200 for an unknown path is not an empty list
     with pytest.raises(ProviderFailed, match="Unexpected endpoint") as caught:
         await providers.get("lmstudio").models()
     assert caught.value.code == "PROVIDER_ERROR"
 
 
-async def test_model_is_loaded_and_unloaded(providers: Providers, upstream: Upstream) -> None:
-    await providers.get("lmstudio").load(QWEN, context_length=8192, flash_attention=False, offload_kv_cache_to_gpu=None)
+async def test_model_is_loaded_once_and_unloaded(providers: Providers, upstream: Upstream) -> None:
+    server = providers.get("lmstudio")
+    await server.load(QWEN, context_length=8192, flash_attention=False, offload_kv_cache_to_gpu=None)
     assert upstream.requests[1].json == {"model": QWEN, "context_length": 8192, "flash_attention": False}
-    loaded = providers.get("lmstudio").known(QWEN)
+    loaded = server.known(QWEN)
     assert loaded is not None and (loaded.state, loaded.context_length) == ("loaded", 8192)
-    await providers.get("lmstudio").unload(QWEN)
-    unloaded = providers.get("lmstudio").known(QWEN)
+    await server.unload(QWEN)
+    unloaded = server.known(QWEN)
     assert unloaded is not None and unloaded.state == "not-loaded"
-    await providers.get("lmstudio").unload(QWEN)
-
-
-async def test_loaded_model_gets_no_second_instance(providers: Providers, upstream: Upstream) -> None:
-    await providers.get("lmstudio").load(MODEL)
-    await providers.get("lmstudio").load(MODEL, context_length=4096, flash_attention=True)
-    assert {request.path for request in upstream.requests} == {"/api/v1/models"}
-    await providers.get("lmstudio").load(MODEL, context_length=16384)
+    upstream.requests.clear()
+    await server.unload(QWEN)
+    await server.load(MODEL)
+    await server.load(MODEL, context_length=4096, flash_attention=True)
+    assert {request.path for request in upstream.requests} == {"/api/v1/models"}, "it is loaded with these options"
+    await server.load(MODEL, context_length=16384)
     assert upstream.models[0].instances == {MODEL: 16384}
-
-
-async def test_unload_ends_all_instances_of_a_model_or_the_named_one(providers: Providers, upstream: Upstream) -> None:
     upstream.models[0].instances = {MODEL: 4096, f"{MODEL}:2": 8192, "mine": 512}
-    await providers.get("lmstudio").unload("mine")
+    await server.unload("mine")
     assert upstream.models[0].instances == {MODEL: 4096, f"{MODEL}:2": 8192}
-    await providers.get("lmstudio").unload(MODEL)
+    await server.unload(MODEL)
     assert upstream.models[0].instances == {}
 
 
@@ -171,8 +164,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / ".lmstudio"
 
 
-def set_port(home: Path, port: object) -> None:
-    (home / ".internal" / "http-server-config.json").write_text(json.dumps({"port": port}))
+def set_port(home: Path, port: object, **more: object) -> None:
+    (home / ".internal" / "http-server-config.json").write_text(json.dumps({"port": port, **more}))
 
 
 def install_lms(home: Path, script: str) -> None:
@@ -182,38 +175,29 @@ def install_lms(home: Path, script: str) -> None:
     lms.chmod(0o700)
 
 
-@pytest.mark.parametrize("port", [None, "1235", True, 0, 65536, -1, [1]])
-def test_invalid_port_is_replaced_by_the_default(home: Path, port: object) -> None:
-    set_port(home, port)
-    assert lmstudio.server_url() == "http://127.0.0.1:1234"
+def test_server_is_reached_where_it_listens(home: Path) -> None:
+    for port in (None, "1235", True, 0, 65536, -1, [1]):
+        set_port(home, port)
+        assert lmstudio.server_url() == "http://127.0.0.1:1234"
+    interfaces: dict[object, str] = {"192.168.1.20": "192.168.1.20", "fd00::5": "[fd00::5]"}
+    for elsewhere in ("0.0.0.0", "::", None, 7, "example.org/x", "fe80::1%eth0"):
+        interfaces[elsewhere] = "127.0.0.1"
+    for interface, host in interfaces.items():
+        set_port(home, 41343, networkInterface=interface)
+        assert lmstudio.server_url() == f"http://{host}:41343"
 
 
-@pytest.mark.parametrize(
-    ("interface", "host"),
-    [
-        *(("192.168.1.20", "192.168.1.20"), ("fd00::5", "[fd00::5]"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1")),
-        *((None, "127.0.0.1"), (7, "127.0.0.1"), ("example.org/x", "127.0.0.1"), ("fe80::1%eth0", "127.0.0.1")),
-    ],
-)
-def test_server_is_reached_where_it_listens(home: Path, interface: object, host: str) -> None:
-    file = home / ".internal" / "http-server-config.json"
-    file.write_text(json.dumps({"port": 41343, "networkInterface": interface}))
-    assert lmstudio.server_url() == f"http://{host}:41343"
-
-
-async def test_changed_port_is_used_without_a_restart(home: Path, tmp_path: Path) -> None:
-    providers = made(load({"data_dir": str(tmp_path)}, {}))
+async def test_changed_port_is_used_without_a_restart_unless_the_settings_have_a_url(
+    home: Path, providers: Providers, tmp_path: Path
+) -> None:
+    found = made(load({"data_dir": str(tmp_path)}, {}))
     for _ in range(2):
         with Upstream() as upstream:
             set_port(home, upstream.port)
-            assert await providers.get("lmstudio").models()
+            assert await found.get("lmstudio").models()
             assert upstream.requests
-    await providers.aclose()
-
-
-async def test_url_of_the_settings_takes_precedence(home: Path, providers: Providers) -> None:
-    set_port(home, 9)
-    assert await providers.get("lmstudio").models()
+    await found.aclose()
+    assert await providers.get("lmstudio").models(), "of the settings"
 
 
 @needs_shell
