@@ -196,11 +196,12 @@ def get_whole_message(conn: Connection, message_id: int) -> sqlite3.Row | None:
     return _row(conn, _WHOLE_MESSAGE, message_id)
 
 
-def list_attachments(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
-    """Return message_id, id, name, media_type and file_name of each attachment of a conversation, in order."""
+def list_attachments(conn: Connection, conversation_id: int, table: attachments.Table) -> list[sqlite3.Row]:
+    """Return message_id, id, name, media_type and file_name of each attachment of a conversation, or of its queue, in order."""
+    messages = "messages" if table == "message_attachments" else "queued_messages"
     return conn.execute(
-        "SELECT l.message_id, a.id, l.name, a.media_type, a.name AS file_name FROM messages m"
-        " JOIN message_attachments l ON l.message_id = m.id JOIN attachments a ON a.id = l.attachment_id"
+        f"SELECT l.message_id, a.id, l.name, a.media_type, a.name AS file_name FROM {messages} m"
+        f" JOIN {table} l ON l.message_id = m.id JOIN attachments a ON a.id = l.attachment_id"
         " WHERE m.conversation_id = ? ORDER BY l.message_id, l.position",
         (conversation_id,),
     ).fetchall()
@@ -210,15 +211,6 @@ def list_queued(conn: Connection, conversation_id: int) -> list[sqlite3.Row]:
     """Return id, content and created_at of the messages in the queue of a conversation."""
     sql = "SELECT id, content, created_at FROM queued_messages WHERE conversation_id = ? ORDER BY id"
     return conn.execute(sql, (conversation_id,)).fetchall()
-
-
-def list_queued_attachments(conn: Connection, queued_id: int) -> list[sqlite3.Row]:
-    """Return id, name, media_type and file_name of the attachments of a message in the queue."""
-    return conn.execute(
-        "SELECT a.id, l.name, a.media_type, a.name AS file_name FROM queued_attachments l"
-        " JOIN attachments a ON a.id = l.attachment_id WHERE l.message_id = ? ORDER BY l.position",
-        (queued_id,),
-    ).fetchall()
 
 
 def list_sent_pages(conn: Connection, message_id: int) -> list[sqlite3.Row]:

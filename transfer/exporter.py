@@ -11,7 +11,7 @@ import json
 import sqlite3
 import zipfile
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -21,6 +21,7 @@ import msgspec
 from .. import queries
 from ..db import Connection, Database, now
 from ..errors import NotFound
+from ..queries.attachments import Table
 from ..queries.prompts import Kind
 from ..queries.types import Citation, Parameters, Tools
 from ..safety.queue import Slots
@@ -58,52 +59,47 @@ class Exporter:
 
     async def export_zip(self, user_id: int, ids: list[int] | None = None) -> AsyncGenerator[bytes, None]:
         """Yield a zip of a user's conversations, also of those in the bin, prompts and presets; or only of these conversations."""
-        async with self._exporting[user_id]:
+        async with self._exporting[user_id], contextlib.aclosing(self._files(user_id, ids)) as files:
             pipe = _Pipe()
             zipped = zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED)
             zipped.writestr(_entry("README.txt", now()), README)
-            saved = [] if ids is not None else await self._database.read(queries.prompts.list_saved_ids, user_id)
-            if saved:
-                with zipped.open(_entry(SAVED_FILE, now()), "w") as file:
-                    async with contextlib.aclosing(_join(self._saved_json(user_id, saved))) as chunks:
+            async for entry, pieces in files:
+                with zipped.open(entry, "w") as file:
+                    async with contextlib.aclosing(_join(pieces)) as chunks:
                         async for chunk in chunks:
-                            await self._compress(user_id, file.write, chunk)
-                yield pipe.take()
-            names: dict[int, str] = {}  # of the files in the zip, by attachment
-            for row in await self._database.read(archive.list_conversations, user_id, ids):
-                deleted = row["deleted_at"] is not None
-                try:
-                    outline = await self._database.read(_outline, user_id, row["id"], deleted)
-                except NotFound:  # it was removed, restored or deleted during the export
-                    continue
-                conversation = outline.conversation
-                for attachment in conversation.files:
-                    assert attachment.id
-                    is_new = attachment.id not in names
-                    attachment.file = names.setdefault(attachment.id, transcript.attachment_file(attachment))
-                    if not is_new:
-                        continue
-                    entry = _entry(attachment.file, conversation.updated_at, _is_text(attachment.media_type))
-                    with zipped.open(entry, "w") as file:
-                        async with contextlib.aclosing(self._data(attachment.id)) as pieces:
-                            async for piece in pieces:
-                                await self._compress(user_id, file.write, piece)
+                            async with self._compressing.slot(user_id):
+                                await asyncio.to_thread(file.write, chunk)
+                            if pipe.size >= CHUNK_BYTES:
                                 yield pipe.take()
-                folder = "bin" if deleted else "conversations"
-                name = transcript.file_name(conversation, f" {row['id']}")
-                for ending, pieces in ((".md", self._markdown(outline)), (".json", self._json(outline))):
-                    with zipped.open(_entry(f"{folder}/{name}{ending}", conversation.updated_at), "w") as file:
-                        async with contextlib.aclosing(_join(pieces)) as chunks:
-                            async for chunk in chunks:
-                                await self._compress(user_id, file.write, chunk)
-                                if pipe.size >= CHUNK_BYTES:
-                                    yield pipe.take()
             zipped.close()
             yield pipe.take()
 
-    async def _compress(self, user_id: int, function: Callable[..., Any], *args: Any) -> None:
-        async with self._compressing.slot(user_id):
-            await asyncio.to_thread(function, *args)
+    async def _files(
+        self, user_id: int, ids: list[int] | None
+    ) -> AsyncGenerator[tuple[zipfile.ZipInfo, AsyncGenerator[bytes, None]], None]:
+        """Yield the files of a zip, each with its content in pieces. An attachment stands before the first conversation that names it."""
+        saved = [] if ids is not None else await self._database.read(queries.prompts.list_saved_ids, user_id)
+        if saved:
+            yield _entry(SAVED_FILE, now()), self._saved_json(user_id, saved)
+        names: dict[int, str] = {}  # of the files in the zip, by attachment
+        for row in await self._database.read(archive.list_conversations, user_id, ids):
+            deleted = row["deleted_at"] is not None
+            try:
+                outline = await self._database.read(_outline, user_id, row["id"], deleted)
+            except NotFound:  # it was removed, restored or deleted during the export
+                continue
+            conversation = outline.conversation
+            for attachment in conversation.files:
+                assert attachment.id
+                is_new = attachment.id not in names
+                attachment.file = names.setdefault(attachment.id, transcript.attachment_file(attachment))
+                if is_new:
+                    is_text = _is_text(attachment.media_type)
+                    yield _entry(attachment.file, conversation.updated_at, is_text), self._data(attachment.id)
+            folder = "bin" if deleted else "conversations"
+            name = f"{folder}/{transcript.file_name(conversation, '')} {row['id']}"
+            yield _entry(f"{name}.md", conversation.updated_at), self._markdown(outline)
+            yield _entry(f"{name}.json", conversation.updated_at), self._json(outline)
 
     async def _saved_json(self, user_id: int, rows: list[tuple[Kind, int]]) -> AsyncGenerator[bytes, None]:
         comma = b"[\n"
@@ -207,20 +203,22 @@ def _outline(conn: Connection, user_id: int, conversation_id: int, deleted: bool
     columns |= {"named": bool(row["named"]), "pinned": bool(row["pinned"]), "settings": json.loads(row["settings"])}
     columns["folder"] = archive.get_folder_name(conn, row["folder_id"])
     conversation = Conversation(fireside=transcript.VERSION, messages=[], **columns)
-    outline = _Outline(conversation, queries.conversations.list_parents(conn, conversation_id), {})
     files: dict[int, Attachment] = {}
 
-    def refer(row: sqlite3.Row) -> Attachment:
-        files[row["id"]] = Attachment(id=row["id"], name=row["file_name"] or row["name"], media_type=row["media_type"])
-        return Attachment(id=row["id"], name=row["name"])
+    def list_attachments(table: Table) -> defaultdict[int, list[Attachment]]:
+        """Return the attachments by message, and put their files into `files`."""
+        found = defaultdict[int, list[Attachment]](list)
+        for row in archive.list_attachments(conn, conversation_id, table):
+            name = row["file_name"] or row["name"]
+            files[row["id"]] = Attachment(id=row["id"], name=name, media_type=row["media_type"])
+            found[row["message_id"]].append(Attachment(id=row["id"], name=row["name"]))
+        return found
 
-    for row in archive.list_attachments(conn, conversation_id):
-        outline.attachments.setdefault(row["message_id"], []).append(refer(row))
+    attachments, queued = list_attachments("message_attachments"), list_attachments("queued_attachments")
     for row in archive.list_queued(conn, conversation_id):
-        attachments = list(map(refer, archive.list_queued_attachments(conn, row["id"])))
-        conversation.queue.append(transcript.Queued(row["content"], row["created_at"], attachments))
+        conversation.queue.append(transcript.Queued(row["content"], row["created_at"], queued[row["id"]]))
     conversation.files = list(files.values())
-    return outline
+    return _Outline(conversation, queries.conversations.list_parents(conn, conversation_id), attachments)
 
 
 def _read_messages(conn: Connection, outline: _Outline, ids: list[int]) -> tuple[list[Message], int]:
