@@ -11,11 +11,11 @@ import sqlite3
 import uuid
 from typing import Any
 
-from ..db import Connection, insert, now
-from ..queries import attachments, search
+from ..db import Connection, insert_row, now, scalar
+from ..queries import attachments, conversations, search
 from ..queries.bin import place
-from ..queries.types import image_type, title_key
-from .transcript import Unreadable
+from ..queries.types import image_type
+from .transcript import Conversation, Unreadable
 
 INCONSISTENT = "has messages that do not fit together"
 
@@ -56,33 +56,22 @@ def get_beginning(conn: Connection, conversation_id: int) -> sqlite3.Row | None:
     )
 
 
-def add_conversation(conn: Connection, user_id: int, fields: dict[str, Any]) -> int:
-    """Add a hidden conversation, which `show_imported` shows. `fields`: every column but id, title_key, source and active_message_id."""
-    conversation_id = insert(
-        conn,
-        "INSERT INTO conversations (user_id, title, title_key, named, system_prompt, provider_id, model, settings,"
-        " pinned, created_at, updated_at, deleted_at, token_name, hidden) VALUES (:user_id, :title, :title_key, :named,"
-        " :system_prompt, :provider_id, :model, :settings, :pinned, :created_at, :updated_at, :deleted_at, :token_name, 1)",
-        fields | {"user_id": user_id, "title_key": title_key(fields["title"])},
-    )
-    search.index_title(conn, user_id, conversation_id, fields["title"])
-    return conversation_id
+def add_conversation(conn: Connection, user_id: int, conversation: Conversation) -> int:
+    """Add a hidden conversation without its messages, which `show_imported` shows. Return its id."""
+    names = ("named", "pinned", "system_prompt", "provider_id", "model", "token_name")
+    times = ("created_at", "updated_at", "deleted_at")
+    columns = {name: getattr(conversation, name) for name in (*names, *times)}
+    columns |= {"settings": json.dumps(conversation.settings), "hidden": 1}
+    return conversations.insert_conversation(conn, user_id, conversation.title, columns)
 
 
-def add_message(conn: Connection, user_id: int, conversation_id: int, fields: dict[str, Any]) -> int:
-    """`fields`: every column but id and conversation_id. Raises Unreadable when another message has its client_id or source."""
-    rows = conn.execute(
-        "INSERT INTO messages (conversation_id, parent_id, role, content, reasoning, status, provider_id, model,"
-        " token_usage, stats, error, client_id, source, created_at, edited, copied, tools, citations)"
-        " VALUES (:conversation_id, :parent_id, :role, :content,"
-        " :reasoning, :status, :provider_id, :model, :token_usage, :stats, :error, :client_id, :source, :created_at, :edited, :copied, :tools, :citations)"
-        " ON CONFLICT DO NOTHING RETURNING id",
-        fields | {"conversation_id": conversation_id},
-    ).fetchall()
-    if not rows:
-        raise Unreadable(INCONSISTENT)
-    message_id: int = rows[0]["id"]
-    search.index_message(conn, user_id, message_id, fields["content"])
+def add_message(conn: Connection, user_id: int, columns: dict[str, Any]) -> int:
+    """Add a message with every column but its id, which is returned. Raises Unreadable when another has its client_id or source."""
+    try:
+        message_id = insert_row(conn, "messages", columns)
+    except sqlite3.IntegrityError as error:
+        raise Unreadable(INCONSISTENT) from error
+    search.index_message(conn, user_id, message_id, columns["content"])
     return message_id
 
 
@@ -103,15 +92,11 @@ def add_sent_pages(conn: Connection, message_id: int, attachment_id: int, pages:
     conn.execute(sql, (message_id, attachment_id, json.dumps(pages)))
 
 
-def add_generation(conn: Connection, message_id: int, fields: dict[str, Any]) -> None:
-    """`fields`: every column but message_id. An id that another generation has is replaced."""
-    if _row(conn, "SELECT 1 FROM generations WHERE id = ?", fields["id"]):
-        fields = fields | {"id": str(uuid.uuid4())}
-    conn.execute(
-        "INSERT INTO generations (id, message_id, provider_id, model, params, log)"
-        " VALUES (:id, :message_id, :provider_id, :model, :params, :log)",
-        fields | {"message_id": message_id},
-    )
+def add_generation(conn: Connection, columns: dict[str, Any]) -> None:
+    """Add a generation with every column. An id that another generation has is replaced."""
+    if scalar(conn, "SELECT 1 FROM generations WHERE id = ?", (columns["id"],)):
+        columns = columns | {"id": str(uuid.uuid4())}
+    insert_row(conn, "generations", columns)
 
 
 _WITH_DELETED = "(conversation_id = ?1 OR conversation_id IN (SELECT id FROM conversations WHERE deleted_from = ?1))"
@@ -135,8 +120,7 @@ def list_message_keys(conn: Connection, conversation_id: int) -> dict[str, int |
 
 def count_messages(conn: Connection, conversation_id: int) -> int:
     """Count the messages of a conversation, also those in the bin."""
-    row = _row(conn, f"SELECT count(*) AS count FROM messages WHERE {_WITH_DELETED}", conversation_id)
-    return row["count"] if row else 0
+    return int(scalar(conn, f"SELECT count(*) FROM messages WHERE {_WITH_DELETED}", (conversation_id,)))
 
 
 def show_imported(
@@ -173,8 +157,7 @@ def list_conversations(conn: Connection, user_id: int, ids: list[int] | None = N
 
 
 def get_folder_name(conn: Connection, folder_id: int | None) -> str:
-    row = _row(conn, "SELECT name FROM folders WHERE id = ?", folder_id)
-    return row["name"] if row else ""
+    return scalar(conn, "SELECT name FROM folders WHERE id = ?", (folder_id,)) or ""
 
 
 _PARTS = (

@@ -291,8 +291,7 @@ class _Import:
         if self._new:
             self._size += len(conversation.system_prompt.encode())
             if not self.dry_run:
-                fields = msgspec.structs.asdict(conversation) | {"settings": json.dumps(conversation.settings)}
-                self.conversation_id = archive.add_conversation(conn, self.user_id, fields)
+                self.conversation_id = archive.add_conversation(conn, self.user_id, conversation)
         self.ids = {}
         self._attachment_ids = dict[int, int]()  # in the database, by those in the conversation
         self._keys, self._added = set[str](), list[int]()
@@ -322,14 +321,16 @@ class _Import:
 
     def _insert_message(self, conn: Connection, step: source.Add, tools: str | None, files: _Files) -> int:
         message = step.message
-        fields = msgspec.structs.asdict(message) | {"tools": tools}
-        fields["parent_id"] = None if step.parent_key is None else self.ids[step.parent_key]
+        columns = msgspec.structs.asdict(message) | {"conversation_id": self.conversation_id, "tools": tools}
+        for name in ("id", "attachments", "sent_pages", "generation"):
+            del columns[name]
+        columns["parent_id"] = None if step.parent_key is None else self.ids[step.parent_key]
         citations = msgspec.to_builtins(message.citations)
         self._refer(citations, message.stats)
-        for column in ("token_usage", "stats", "error"):
-            fields[column] = None if fields[column] is None else json.dumps(fields[column])
-        fields["citations"] = None if citations is None else msgspec.json.encode(citations).decode()
-        message_id = archive.add_message(conn, self.user_id, self.conversation_id, fields)
+        columns["citations"] = None if citations is None else msgspec.json.encode(citations).decode()
+        for name in ("token_usage", "stats", "error"):
+            columns[name] = None if columns[name] is None else json.dumps(columns[name])
+        message_id = archive.add_message(conn, self.user_id, columns)
         if message.generation:
             self._insert_generation(conn, message_id, message.generation)
         _link(conn, message_id, files, "message_attachments")
@@ -343,8 +344,8 @@ class _Import:
         entries = [_with_ids(entry, ids) if isinstance(entry, dict) else entry for entry in generation.log]
         for entry in entries:
             self._refer(at(entry, "data", "citations"), at(entry, "data", "stats"))
-        fields = {"params": json.dumps(generation.params), "log": json.dumps(entries)}
-        archive.add_generation(conn, message_id, msgspec.structs.asdict(generation) | fields)
+        columns = msgspec.structs.asdict(generation) | {"message_id": message_id}
+        archive.add_generation(conn, columns | {"params": json.dumps(generation.params), "log": json.dumps(entries)})
 
     def _find_files(self, conn: Connection, attachments: list[source.Attached]) -> _Files:
         """Return the name of each attachment, and its id in the database: None when it was removed since its file was stored."""

@@ -420,7 +420,7 @@ async def test_a_full_disk_keeps_whole_conversations_and_the_next_import_adds_th
 
 
 async def test_a_cancelled_import_keeps_whole_conversations(here: Service) -> None:
-    path, started = write(here.folder / "x.json", bridges(400)), asyncio.Event()
+    path, started = write(here.folder / "x.json", bridges(1000)), asyncio.Event()
 
     async def run() -> None:
         async for _ in here.importer.iterate(here.user, [path]):
@@ -432,7 +432,7 @@ async def test_a_cancelled_import_keeps_whole_conversations(here: Service) -> No
     with contextlib.suppress(asyncio.CancelledError):
         await task
     kept = await here.dump()
-    assert 0 < len(kept) < 400 and {len(conversation["messages"]) for conversation in kept} == {3}
+    assert 0 < len(kept) < 1000 and {len(conversation["messages"]) for conversation in kept} == {3}
 
 
 async def test_an_import_whose_reader_leaves_ends(here: Service) -> None:
