@@ -1,8 +1,8 @@
-"""HTTP/1.1 requests to model servers, with an httpx transport that opens a connection for each request, or gets one.
+"""HTTP/1.1 requests to model servers, each on a connection of its own or an idle one.
 
-httpx's own transport leaks connections when a request is cancelled twice (encode/httpx#3782, measured: 20 of 20) and takes
-5 times the CPU: 0.50 s instead of 0.09 s for 6,000 tokens in 60 streams. This one yields all that one read from the
-socket brought, and ends a request by aborting its socket, which cannot be interrupted.
+Of httpx, only the types are used. Its transport leaks connections when a request is cancelled twice (encode/httpx#3782, measured:
+20 of 20) and takes 5 times the CPU: 0.50 s instead of 0.09 s for 6,000 tokens in 60 streams. This module yields all that one read
+from the socket brought, and ends a request by aborting its socket, which cannot be interrupted.
 
 The only timeout is the one for connecting. No proxies, redirects, cookies, caching or compression.
 """
@@ -10,7 +10,7 @@ The only timeout is the one for connecting. No proxies, redirects, cookies, cach
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cache, lru_cache
 from typing import Any
@@ -42,7 +42,7 @@ HEADERS = {
 @asynccontextmanager
 async def open_response(
     provider: Provider, method: str, url: str, content: bytes | None = None, connections: "Connections | None" = None
-) -> AsyncIterator[httpx.Response]:
+) -> AsyncIterator["Response"]:
     """Send a request, with `content` as JSON, and yield the response once its headers have arrived. Raises ProviderFailed.
 
     Leaving the block closes the connection, unless `connections` is given and the response is complete. This bypasses
@@ -58,17 +58,17 @@ async def open_response(
     try:
         try:
             idle = connections.take(url) if connections is not None else None
-            response = await Transport(idle).handle_async_request(request)
+            response = await send(request, await idle.streams() if idle else None)
         except httpx.ConnectError:  # nothing was sent, and a server that restarts may be back
-            response = await Transport().handle_async_request(request)
+            response = await send(request)
         if response.headers.get("content-encoding", "identity") != "identity":
             raise ProviderFailed(
                 "PROVIDER_ERROR", f"{provider.name} sent a compressed response, which is not supported."
             )
         yield response
-        if connections is not None and isinstance(exchange := response.stream, _Exchange) and exchange.is_reusable:
+        if connections is not None and response.is_reusable:
+            connections.keep(url, response.streams)
             response = None
-            connections.keep(url, exchange.streams)
     except httpx.TransportError as error:
         raise connection_error(provider, error) from error
     finally:
@@ -76,18 +76,10 @@ async def open_response(
             await response.aclose()
 
 
-def body_chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """Return the transport's generator of the body. response.aiter_raw() adds two generators to it, which each token passes."""
-    assert isinstance(response.stream, AsyncIterable)
-    chunks = aiter(response.stream)
-    assert isinstance(chunks, AsyncGenerator)
-    return chunks
-
-
-async def read_body(response: httpx.Response, limit: int) -> bytes:
+async def read_body(response: "Response", limit: int) -> bytes:
     """Read the body, at most `limit` bytes of it."""
     data = bytearray()
-    async with aclosing(body_chunks(response)) as chunks:
+    async with aclosing(response.chunks()) as chunks:
         async for chunk in chunks:
             data += chunk
             if len(data) > limit:
@@ -99,7 +91,7 @@ async def fetch(provider: Provider, method: str, url: str, limit: int, body: Any
     """Return the status and at most `limit` bytes of the body. Raises ProviderFailed."""
     content = None if body is None else msgspec.json.encode(body)
     async with open_response(provider, method, url, content) as response:
-        return response.status_code, await read_body(response, limit)
+        return response.status, await read_body(response, limit)
 
 
 @lru_cache(64)
@@ -199,22 +191,20 @@ class Connections:
         self.take("")
 
 
-class Transport(httpx.AsyncBaseTransport):
-    def __init__(self, idle: IdleConnection | None = None) -> None:
-        self._idle = idle  # for the request
+async def send(request: httpx.Request, streams: Streams | None = None) -> "Response":
+    """Send a request and return the response once its headers have arrived.
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Raises ConnectError, ConnectTimeout, ReadError, RemoteProtocolError."""
-        body = await request.aread()
-        exchange = _Exchange(await (self._idle.streams() if self._idle else _connect(request.url)))
-        try:
-            exchange.send(request, body)
-            while not exchange.status:
-                await exchange.receive()
-        except BaseException:
-            await exchange.aclose()
-            raise
-        return httpx.Response(exchange.status, headers=exchange.headers, stream=exchange)
+    Raises ConnectError, ConnectTimeout, ReadError, RemoteProtocolError.
+    """
+    response = Response(streams or await _connect(request.url))
+    try:
+        response.send(request)
+        while not response.status:
+            await response.receive()
+    except BaseException:
+        await response.aclose()
+        raise
+    return response
 
 
 async def _connect(url: httpx.URL) -> Streams:
@@ -238,12 +228,12 @@ async def _connect(url: httpx.URL) -> Streams:
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
-class _Exchange(httpx.AsyncByteStream):
-    """One request and its response: asyncio reads the bytes, httptools parses them."""
+class Response:
+    """One response, and its request: asyncio reads the bytes, httptools parses them."""
 
     def __init__(self, streams: Streams) -> None:
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self._fields: list[tuple[bytes, bytes]] = []
         self.streams = streams
         self._reader, self._writer = streams
         self._parser = httptools.HttpResponseParser(self)
@@ -256,14 +246,18 @@ class _Exchange(httpx.AsyncByteStream):
         self._failure: httpx.RemoteProtocolError | None = None
 
     @property
+    def headers(self) -> httpx.Headers:
+        return httpx.Headers(self._fields)
+
+    @property
     def is_reusable(self) -> bool:
         """Whether the connection can take another request: the response is complete, and the server keeps it open."""
         return self._kept_open and not self._failure and self._reader.is_silent
 
-    def send(self, request: httpx.Request, body: bytes) -> None:
+    def send(self, request: httpx.Request) -> None:
         lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
         lines += [b"%s: %s" % field for field in request.headers.raw]
-        self._writer.write(b"\r\n".join([*lines, b"", body]))
+        self._writer.write(b"\r\n".join([*lines, b"", request.content]))
 
     async def receive(self) -> None:
         """Read from the socket once, and parse what arrived. An error that follows a piece of the body waits until the next call."""
@@ -274,7 +268,7 @@ class _Exchange(httpx.AsyncByteStream):
         if not data:
             if error := self._reader.error:
                 raise httpx.ReadError(getattr(error, "strerror", None) or str(error)) from error
-            names = {name.lower() for name, _ in self.headers}
+            names = {name.lower() for name, _ in self._fields}
             if not self.status or names & {b"content-length", b"transfer-encoding"}:
                 raise httpx.RemoteProtocolError("the connection was closed")
             self._complete = True
@@ -289,7 +283,7 @@ class _Exchange(httpx.AsyncByteStream):
         if self._overhead > OVERHEAD_BYTES and not self._complete:
             raise httpx.RemoteProtocolError("the headers or trailers are too long")
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the body as it arrives. A reader that is slower than the server yields to other tasks."""
         while True:
             if not self._more_waiting:
@@ -319,11 +313,11 @@ class _Exchange(httpx.AsyncByteStream):
     def on_message_begin(self) -> None:
         self._kept_open = False
         if not self.status:
-            self.headers.clear()
+            self._fields.clear()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.status:
-            self.headers.append((name, value))
+            self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
         if not self.status and self._parser.get_status_code() >= 200:

@@ -15,7 +15,7 @@ from ..config import Provider
 from ..errors import Invalid, ProviderFailed
 from .answer import AnswerParser, Part, Sent
 from .failures import unexpected_response
-from .http import Connections, body_chunks, fetch, open_response, read_body
+from .http import Connections, fetch, open_response, read_body
 from .loose import at, count_at, decode_small
 
 USAGE_SECONDS = 2.0  # that usage and [DONE] may come after a finish_reason
@@ -272,11 +272,11 @@ async def stream_answer(
         yield [Sent(body, hashlib.sha256(content).hexdigest())]
     async with open_response(provider, "POST", _chat_url(provider), content, connections) as response:
         content_type = response.headers.get("content-type", "text/event-stream").lower()
-        if response.status_code != 200 or not content_type.startswith("text/event-stream"):
+        if response.status != 200 or not content_type.startswith("text/event-stream"):
             error = await read_body(response, ERROR_BYTES)
-            raise unexpected_response(provider, response.status_code, error, "a stream of events")
+            raise unexpected_response(provider, response.status, error, "a stream of events")
         disconnected = False
-        async with aclosing(body_chunks(response)) as chunks:
+        async with aclosing(response.chunks()) as chunks:
             try:
                 while not parser.finished:
                     waits = parser.finish_reason is None

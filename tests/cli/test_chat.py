@@ -111,6 +111,13 @@ def test_question_is_made_of_words_input_documents_and_images(
     assert image["type"] == "image_url"
 
 
+def test_asking_a_running_service_imports_no_library_of_the_service() -> None:
+    """Importing httpx and Starlette would take longer than everything else until the request is sent."""
+    code = "import fireside.__main__, fireside.cli.chat, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"httpx", "msgspec", "starlette", "uvicorn", "fireside.queries"} & set(done.stdout.split())
+
+
 def test_conversation_is_continued_listed_found_and_shown_unless_it_is_not_saved(
     tmp_path: Path, upstream: Upstream, service: Service
 ) -> None:
