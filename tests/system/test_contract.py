@@ -64,7 +64,7 @@ def like(actual: Any, example: Any) -> None:
         assert type(actual) is type(example), (actual, example)
 
 
-async def test_create_get_and_list_conversations(ann: Person) -> None:
+async def test_conversations_are_created_listed_renamed_and_deleted(ann: Person) -> None:
     first = good(await ann.post("/conversations", json={"title": "My First Conversation"}))
     like(first, CONVERSATION)
     assert first["title"] == "My First Conversation" and first["created_at"] == first["updated_at"]
@@ -73,25 +73,22 @@ async def test_create_get_and_list_conversations(ann: Person) -> None:
     assert good(await ann.get("/conversations")) == [second, first]
     assert good(await ann.get("/conversations", params={"q": "first conv"})) == [first]
     assert good(await ann.get("/conversations", params={"q": "third"})) == []
-
-
-async def test_rename_conversation(ann: Person) -> None:
-    conversation_id = await ann.conversation(title="My First Conversation")
-    renamed = await ann.patch(f"/conversations/{conversation_id}", json={"title": "Updated Conversation Title"})
+    path = f"/conversations/{first['id']}"
+    renamed = await ann.patch(path, json={"title": "Updated Conversation Title"})
     assert good(renamed) == {"message": "Conversation renamed"}
-    assert good(await ann.get(f"/conversations/{conversation_id}"))["title"] == "Updated Conversation Title"
+    assert good(await ann.get(path))["title"] == "Updated Conversation Title"
+    assert good(await ann.delete(path)) == {"message": "Conversation deleted"}
+    for gone in (path, f"{path}/messages"):
+        assert code(await ann.get(gone)) == (404, "CONVERSATION_NOT_FOUND")
+    assert good(await ann.get("/conversations")) == [second]
 
 
-async def test_delete_conversation(ann: Person) -> None:
-    conversation_id = await ann.conversation("Hello")
-    assert good(await ann.delete(f"/conversations/{conversation_id}")) == {"message": "Conversation deleted"}
-    for path in (f"/conversations/{conversation_id}", f"/conversations/{conversation_id}/messages"):
-        assert code(await ann.get(path)) == (404, "CONVERSATION_NOT_FOUND")
-    assert good(await ann.get("/conversations")) == []
-
-
-async def test_list_messages(ann: Person, upstream: Upstream) -> None:
-    conversation_id = await ann.conversation("Hello, how can you help me?")
+async def test_messages_are_appended_and_listed(ann: Person, upstream: Upstream) -> None:
+    conversation_id = await ann.conversation()
+    body = {"content": "Hello, how can you help me?"}
+    created = good(await ann.post(f"/conversations/{conversation_id}/messages", json=body))
+    assert created == {"message_id": created["message_id"], "conversation_id": conversation_id}
+    assert [message["id"] for message in await ann.messages(conversation_id)] == [created["message_id"]]
     upstream.enqueue(says("I can help you with various tasks..."), finish("stop"), usage(100, 50), DONE)
     await ann.answer(conversation_id, **ANSWER)
     question, answer = await ann.messages(conversation_id)
@@ -102,14 +99,6 @@ async def test_list_messages(ann: Person, upstream: Upstream) -> None:
     assert answer["role"] == "assistant" and answer["content"] == "I can help you with various tasks..."
     assert answer["token_usage"]["total_tokens"] == 150
     assert answer["created_at"] > question["created_at"]
-
-
-async def test_append_message(ann: Person) -> None:
-    conversation_id = await ann.conversation()
-    body = {"content": "Hello, how can you help me today?"}
-    created = good(await ann.post(f"/conversations/{conversation_id}/messages", json=body))
-    assert created == {"message_id": created["message_id"], "conversation_id": conversation_id}
-    assert [message["id"] for message in await ann.messages(conversation_id)] == [created["message_id"]]
 
 
 async def test_stream_chat(ann: Person, upstream: Upstream) -> None:
@@ -170,7 +159,7 @@ async def test_retry_chat(ann: Person, upstream: Upstream) -> None:
     assert upstream.chats[0] == upstream.chats[1]
 
 
-async def test_login(running: Running, ann: Person) -> None:
+async def test_user_logs_in_is_the_current_user_and_logs_out(running: Running, ann: Person) -> None:
     await running.join(ann, "myusername")
     browser = running.anybody()
     answer = await browser.post("/auth/login", json={"username": "myusername", "password": PASSWORD})
@@ -179,19 +168,14 @@ async def test_login(running: Running, ann: Person) -> None:
     assert body["user"]["username"] == "myusername" and body["user"]["role"] == "user"
     assert len(answer.headers.get_list("set-cookie")) == 1
     # The cookie and the token suffice for further requests.
-    created = await browser.post("/conversations", json={}, headers={"X-CSRF-Token": body["csrf_token"]})
-    like(good(created), CONVERSATION)
-
-
-async def test_logout(ann: Person) -> None:
-    assert good(await ann.post("/auth/logout")) == {"message": "Logged out successfully"}
-    assert code(await ann.get("/auth/me")) == (401, "AUTH_REQUIRED")
-
-
-async def test_get_current_user(ann: Person, running: Running) -> None:
-    body = good(await ann.get("/auth/me"))
-    like(body, {"user": PERSON})
-    assert body["user"]["username"] == "ann" and body["user"]["role"] == "admin"
+    browser.headers["X-CSRF-Token"] = body["csrf_token"]
+    like(good(await browser.post("/conversations", json={})), CONVERSATION)
+    for person, name, role in ((browser, "myusername", "user"), (ann, "ann", "admin")):
+        me = good(await person.get("/auth/me"))
+        like(me, {"user": PERSON})
+        assert (me["user"]["username"], me["user"]["role"]) == (name, role)
+    assert good(await browser.post("/auth/logout")) == {"message": "Logged out successfully"}
+    assert code(await browser.get("/auth/me")) == (401, "AUTH_REQUIRED")
 
 
 @pytest.mark.parametrize("place", ["header", "body"])
@@ -203,7 +187,11 @@ async def test_bootstrap_admin(running: Running, place: str) -> None:
     assert good(response)["user"]["role"] == "admin" and len(response.headers.get_list("set-cookie")) == 1
 
 
-async def test_list_users(ann: Person, bob: Person) -> None:
+async def test_administrator_invites_and_lists_users(ann: Person, running: Running) -> None:
+    created = good(await ann.post("/admin/invites", json={"expires_in_hours": 24, "role": "user"}))
+    like(created, {"id": 1, "invite_code": "", "expires_at": ""})
+    body = {"invite_code": created["invite_code"], "username": "bob", "password": PASSWORD}
+    like(good(await running.anybody().post("/auth/register", json=body)), {"user": PERSON, "csrf_token": "abc123..."})
     users = good(await ann.get("/admin/users"))["users"]
     assert [(user["username"], user["role"], user["status"]) for user in users] == [
         ("ann", "admin", "active"),
@@ -211,13 +199,6 @@ async def test_list_users(ann: Person, bob: Person) -> None:
     ]
     for user in users:
         like(user, PERSON | {"status": "", "created_at": "2024-01-15T10:30:00", "last_login": "2024-01-15T10:30:00"})
-
-
-async def test_create_invite(ann: Person, running: Running) -> None:
-    created = good(await ann.post("/admin/invites", json={"expires_in_hours": 24, "role": "user"}))
-    like(created, {"id": 1, "invite_code": "", "expires_at": ""})
-    body = {"invite_code": created["invite_code"], "username": "myusername", "password": PASSWORD}
-    like(good(await running.anybody().post("/auth/register", json=body)), {"user": PERSON, "csrf_token": "abc123..."})
 
 
 async def test_list_providers(ann: Person) -> None:
