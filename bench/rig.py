@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from tests.processes import environment
+
 HERE = Path(__file__).parent
 STOP_SECONDS = 60.0
 IDLE_SECONDS = 3.0  # after which a connection is replaced; uvicorn closes it after five
@@ -32,11 +34,10 @@ class Process:
 
     def __init__(self, *command: object, environ: dict[str, str] | None = None, load: bool = False) -> None:
         """`load`: run on the last core, like the load client."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
         cores = sorted(os.sched_getaffinity(0))
         self.started = time.perf_counter()
-        arguments, environment = [str(part) for part in command], kept | (environ or {})
-        self.popen = subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environment, cwd=HERE.parent)
+        arguments, environ = [str(part) for part in command], environment() | (environ or {})
+        self.popen = subprocess.Popen(arguments, stdout=subprocess.PIPE, env=environ, cwd=HERE.parent)
         if load:
             os.sched_setaffinity(self.popen.pid, cores[-1:])
         assert self.popen.stdout is not None

@@ -74,6 +74,12 @@ class Person(httpx.AsyncClient):
             return [event async for event in events]
 
 
+def session(person: httpx.Client | httpx.AsyncClient) -> dict[str, str]:
+    """Return the headers of a signed-in client, for requests that another one sends."""
+    cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in person.cookies.jar)
+    return {"Cookie": cookies, "X-CSRF-Token": person.headers["X-CSRF-Token"]}
+
+
 def good(response: httpx.Response) -> Any:
     assert response.status_code == 200, response.text
     return response.json()

@@ -20,6 +20,7 @@ import fireside
 import httpx
 
 from .live import BOOTSTRAP_TOKEN, PASSWORD, PATIENCE
+from .processes import environment
 from .upstream import Gate, Upstream, answer, pause, text
 
 ROOT = Path(fireside.__file__).resolve().parent
@@ -46,8 +47,7 @@ def serving(command: Command, data: Path, **settings: str) -> Iterator[httpx.Cli
     """Run the service and yield a client without a session."""
     command = command if isinstance(command, tuple) else (command,)
     options = ("--port", "0", "--no-open", "--data-dir", data)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FIRESIDE_")}
-    environ = inherited | {"FIRESIDE_BOOTSTRAP_TOKEN": BOOTSTRAP_TOKEN} | settings
+    environ = environment(bootstrap_token=BOOTSTRAP_TOKEN, **settings)
     with subprocess.Popen((*command, *options), env=environ, stdout=subprocess.PIPE, text=True) as service:
         try:
             assert service.stdout is not None
@@ -147,13 +147,13 @@ def export(commit: str, folder: Path) -> None:
 def upgrade(old: Command, new: Command, data: Path, install: Callable[[], None] = lambda: None) -> None:
     """Fill a data directory with the old version and check that the new one, after `install`, shows it all."""
     with Upstream() as upstream:
-        with serving(old, data, FIRESIDE_LMSTUDIO_URL=upstream.url) as client:
+        with serving(old, data, lmstudio_url=upstream.url) as client:
             fill(client, upstream)
-        with serving(old, data, FIRESIDE_LMSTUDIO_URL=upstream.url) as client:  # it marks the unfinished answer
+        with serving(old, data, lmstudio_url=upstream.url) as client:  # it marks the unfinished answer
             sign_in(client)
             before = _filled(client)
         install()
-        with serving(new, data, FIRESIDE_LMSTUDIO_URL=upstream.url) as client:
+        with serving(new, data, lmstudio_url=upstream.url) as client:
             sign_in(client)
             check_kept(before, read(client))
 

@@ -124,7 +124,7 @@ def test_installed_command_answers_a_chat(
     program = installed / "fireside"
     version = subprocess.run([program, "--version"], capture_output=True, text=True)
     assert version.stdout == f"fireside {fireside.__version__}\n", version.stderr
-    with serving(program, tmp_path / "data", FIRESIDE_LMSTUDIO_URL=upstream.url) as client:
+    with serving(program, tmp_path / "data", lmstudio_url=upstream.url) as client:
         assert client.get("/").text.startswith("<!doctype html>")
         assert client.get("/static/app.js").status_code == 200
         sign_in(client, "/admin/bootstrap", token=BOOTSTRAP_TOKEN)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from ..browser import Fireside, launch
+from ..browser import Fireside, Visit, launch
 from ..live import PASSWORD, good
 from ..pages import WebServer, web_server
 from . import Figures, fireside_process
@@ -159,9 +159,7 @@ def prove(size: int) -> Figures:
         fireside.join(ann, "mallory")
         conversation_id = good(ann.post("/conversations", json={"title": "private"}))["id"]
         good(ann.post(f"/conversations/{conversation_id}/messages", json={"content": "private"}))
-        context = browser.new_context()
-        context.add_cookies([{"name": c.name, "value": c.value or "", "url": fireside.url} for c in ann.cookies.jar])
-        page = context.new_page()
+        page = Visit(browser, fireside.url, ann).context.new_page()
         assert _signed_in(page, fireside)
         before = _fingerprint(fireside.data_dir / "fireside.db")
         for host, attack in attacks:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from ..browser import NO_ENGINE, Fireside
-from ..live import PASSWORD, good
+from ..live import PASSWORD, good, session
 from ..processes import run
 from ..upstream import Upstream
 from . import Figures, hostile
@@ -194,7 +194,7 @@ class Bystander:
         service.join(admin, "carol")  # signs in again and again, which would end the oldest sessions of bob
         person.headers.update(SOURCE)
         json_type = SOURCE | {"Content-Type": "application/json"}
-        session = _session(person) | json_type
+        signed_in = session(person) | json_type
         conversation, other = _write(person, [ORDINARY_MARKDOWN] * 6), _write(person, [])
         message = {"content": "Some words.", "parent_id": None}
         uncached = {"text": ORDINARY_MARKDOWN + "{n}"}
@@ -212,7 +212,7 @@ class Bystander:
         )
         lanes: list[dict[str, Any]] = []
         for name, path, body, options in requests:
-            lane = {"name": name, "method": name.split()[0], "path": path, "headers": session}
+            lane = {"name": name, "method": name.split()[0], "path": path, "headers": signed_in}
             lanes.append(lane | {"pause": REQUEST_PAUSE_SECONDS, "body": body and json.dumps(body)} | options)
         self.lanes = [lane["name"] for lane in lanes if lane["name"] != SIGN_IN]
         self.responses: list[Response] = []
@@ -254,11 +254,6 @@ class Bystander:
             return [one._replace(start=max(start, one.start)) for one in found]
 
 
-def _session(person: httpx.Client) -> dict[str, str]:
-    cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in person.cookies.jar)
-    return {"Cookie": cookies, "X-CSRF-Token": person.headers["X-CSRF-Token"]}
-
-
 def _write(person: httpx.Client, questions: list[str]) -> int:
     conversation_id: int = good(person.post("/conversations", json={}))["id"]
     for question in questions:
@@ -291,7 +286,7 @@ class Arena:
         self.sampler.start()
         own = _write(mallory, ["Hello?"])
         ids = {"conversation_id": str(own), "name": "app.js", "provider_id": "lmstudio"}
-        self.attacker = Attacker(self.service.port, _session(mallory), self.upstream, self.scale, own, ids=ids)
+        self.attacker = Attacker(self.service.port, session(mallory), self.upstream, self.scale, own, ids=ids)
         mallory.close()
         assert self.bystander.wait_until_fast(time.monotonic(), CI_FACTOR * Limits().response), "slow before any attack"
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from ...live import PATIENCE, Event, Person, Running, good, text, until
+from ...live import PATIENCE, Event, Person, Running, good, session, text, until
 from ...upstream import DONE, Pace, Step, Upstream, finish, pause, usage
 from ...upstream import text as content
 from ...witness import MODEL
@@ -68,10 +68,10 @@ async def raw_post(person: Person, path: str, body: bytes, length: int | None = 
     """A request on a socket of its own. `length`: the Content-Length that it announces."""
     url = person.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port, limit=2**20)
-    cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in person.cookies.jar)
-    head = f"POST {path} HTTP/1.1\r\nHost: {url.host}:{url.port}\r\nCookie: {cookies}\r\n"
-    head += f"X-CSRF-Token: {person.headers['X-CSRF-Token']}\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body)
+    headers = {"Host": f"{url.host}:{url.port}", "Content-Type": "application/json", **session(person)}
+    headers["Content-Length"] = str(len(body) if length is None else length)
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    writer.write(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
     try:
         yield reader, writer
     finally:
