@@ -156,7 +156,7 @@ def list_saved_ids(conn: Connection, user_id: int) -> list[tuple[Kind, int]]:
 
 def _owned(conn: Connection, table: Table, user_id: int, row_id: int) -> sqlite3.Row:
     """Return the user's row. Raises NotFound."""
-    missing = NotFound(table.removesuffix("s"))
+    missing = NotFound("prompt") if table == "prompts" else NotFound("preset")
     return fetch(conn, f"SELECT * FROM {table} WHERE id = ? AND user_id = ?", (row_id, user_id), missing)
 
 
