@@ -1,6 +1,7 @@
 """Imports go down the floors only, so a module can be read by knowing only those below it."""
 
 import ast
+import functools
 import graphlib
 import re
 from pathlib import Path
@@ -33,6 +34,7 @@ def name(file: Path) -> str:
 MODULES = frozenset(map(name, FILES)) - {"__init__"}
 
 
+@functools.cache
 def imported(file: Path) -> set[str]:
     """Return the modules of ours that a file names in any import: at its top, in a function, or for its types alone."""
     package = ["fireside", *file.relative_to(ROOT).parts[:-1]]
