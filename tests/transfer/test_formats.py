@@ -236,27 +236,6 @@ def test_chatgpt_keeps_all_branches_and_leaves_out_hidden_nodes() -> None:
         assert parse(bridges() | {"current_node": current}).active_message_id == by_source[shown].id
 
 
-def test_chatgpt_images_of_users_and_of_tools_are_kept() -> None:
-    spoken = {"content_type": "audio_transcription", "text": "Thanks"}
-    chat = chatgpt(
-        node("q", None, "user", picture("sediment://file_0001"), "What is this?", kind="multimodal_text"),
-        node("call", "q", "assistant", "{}", kind="code", recipient="dalle.text2im"),
-        node("drawn", "call", "tool", picture("file-service://file-9"), "prompt", kind="multimodal_text"),
-        node("voice", "drawn", "user", spoken, kind="multimodal_text"),
-        current="voice",
-    )
-    messages = convert(chat, anything).messages
-    assert [(m.role, m.content, [file.file for file in m.attachments]) for m in messages] == [
-        ("user", "What is this?", ["somewhere/sediment://file_0001"]),
-        ("assistant", folded("dalle.text2im", "{}"), ["somewhere/file-service://file-9"]),
-        ("user", "Thanks", []),
-    ]
-    lost = parse(chat)
-    assert lost.messages[0].content == "What is this?\n\n[image missing: file_0001]"
-    assert lost.messages[1].content.endswith("</details>\n\n[image missing: file-9]")
-    assert lost.losses == {"image": 2, "tool call": 1}
-
-
 def workshop() -> dict[str, Any]:
     """A ChatGPT conversation with everything beside plain text."""
 
@@ -291,7 +270,9 @@ def workshop() -> dict[str, Any]:
         call("c3", "r2", "canmore.update_textdoc", json.dumps(updates)),
         node("a2", "c3", "assistant", "Done."),
         node("q3", "a2", "user", "Search"),
-        call("c4", "q3", "browser", 'search("x")'),
+        call("c5", "q3", "dalle.text2im", "{}"),
+        node("drawn", "c5", "tool", picture("file-service://file-9"), "prompt", kind="multimodal_text"),
+        call("c4", "drawn", "browser", 'search("x")'),
         result("r4", "c4", "browser", {"content_type": "tether_quote", "url": "https://e.org", "text": "Quoted"}),
         node("q4", "r4", "user", {"content_type": "hologram"}, "And this?", kind="multimodal_text"),
         node("a4", "q4", "assistant", "Odd", kind="sonnet"),
@@ -305,22 +286,26 @@ def workshop() -> dict[str, Any]:
 
 def test_chatgpt_tools_canvas_and_files_stay_as_text() -> None:
     read = parse(workshop())
+    searched = paragraphs(folded("browser", 'search("x")'), folded("browser", "https://e.org\nQuoted"))
     assert [(m.source, m.role, m.content) for m in read.messages] == [
         ("q1", "user", "**plan.pdf** (not imported)\n\n[image missing: boat.png]"),
         ("a1", "assistant", "```python\nprint(7)\n```\n\n```\n7\n```\n\n[image missing: file-plot]\n\nSeven ."),
         ("q2", "user", "Aloud"),
         ("a2", "assistant", "**Keel**\n\n```python\nprint(1)\n```\n\n**Canvas**\n\n```\nprint(2)\n```\n\nDone."),
         ("q3", "user", "Search"),
-        ("r4", "assistant", folded("browser", 'search("x")') + "\n\n" + folded("browser", "https://e.org\nQuoted")),
+        ("r4", "assistant", paragraphs(folded("dalle.text2im", "{}"), "[image missing: file-9]", searched)),
         ("q4", "user", "And this?"),
         ("a4", "assistant", "Odd"),
     ]
     assert [m.parent_id for m in read.messages] == [None, *(m.id for m in read.messages[:-1])]
     assert (read.pinned, read.model, read.active_message_id) == (True, "gpt-4o", read.messages[-1].id)
     assert read.losses == {
-        **{"document": 1, "image": 2, "code": 1, "citation": 1, "audio": 1, "canvas": 2, "tool call": 2},
+        **{"document": 1, "image": 3, "code": 1, "citation": 1, "audio": 1, "canvas": 2, "tool call": 3},
         **{"unknown part": 2, "archived": 1, "custom GPT: g-boats": 1},
     }
+    found = [file.file for message in convert(workshop(), anything).messages for file in message.attachments]
+    images = [f"somewhere/file-service://file-{key}" for key in ("1", "plot", "9")]
+    assert found == ["somewhere/file-2", *images]
 
 
 def test_chatgpt_answers_after_a_step_with_two_versions_stay_versions() -> None:

@@ -28,7 +28,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ..documents import library
-from ..exports import STATS, answered, asked, block, chatgpt, dumps, lmstudio, node, openwebui, png, said, turn
+from ..exports import (
+    STATS,
+    answered,
+    asked,
+    block,
+    chatgpt,
+    data_url,
+    dumps,
+    lmstudio,
+    node,
+    openwebui,
+    png,
+    said,
+    turn,
+)
 from ..trials import FULL, TRIALS
 
 USERS = itertools.count(1)
@@ -380,6 +394,7 @@ async def test_import_and_dry_run_end_when_the_user_has_no_more_space(here: Serv
 
 async def test_a_conversation_is_imported_whole_or_not_at_all(here: Service) -> None:
     rows = [long_conversation(3, title=f"Bridge {n}", source=f"test:{n}") for n in range(4)]
+    rows[0]["messages"][0]["images"] = [{"media_type": "image/png", "data": data_url(png()).partition(",")[2]}]
     rows[1]["messages"][1]["client_id"] = rows[1]["messages"][2]["client_id"] = "twice"
     rows[2]["messages"][2]["images"] = [{"media_type": "image/png", "file": "lost.png"}]  # as version 1 wrote it
     report = await here.importer.import_files(here.user, [write(here.folder / "x.json", rows)])
@@ -388,7 +403,9 @@ async def test_a_conversation_is_imported_whole_or_not_at_all(here: Service) -> 
         Skipped("Bridge 1", "has messages that do not fit together"),
         Skipped("Bridge 2", "its file lost.png is missing or larger than 64 MB"),
     ]
-    assert [row["title"] for row in await here.dump()] == ["Bridge 0", "Bridge 3"]
+    kept = await here.dump()
+    assert [row["title"] for row in kept] == ["Bridge 0", "Bridge 3"]
+    assert kept[0]["messages"][0]["attachments"] == [(0, "", "image/png", png())]
     assert len(await here.database.read(search.find, here.user, "rivers", 99)) == 6
 
 
