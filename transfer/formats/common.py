@@ -24,7 +24,6 @@ FAILED = "The model server failed."
 
 _NOT_TEXT = re.compile(r"\.(pdf|docx?|odt|rtf|pptx?|odp|xlsx?|ods|epub|pages|key)\Z", re.IGNORECASE)
 
-
 losses: Counter[str] = Counter()  # of the conversation being read; a process reads one at a time
 
 
