@@ -1,4 +1,8 @@
-"""Every SQL statement, a function each, in a module per noun."""
+"""Every SQL statement, a function each, in a module per noun.
+
+The first parameter of every query is the connection of an open transaction: run them through Database.write or Database.read, alone or
+several in one function. Ids are integers below 2**63; texts hold no NUL and no lone surrogates.
+"""
 
 from . import (
     accounts,

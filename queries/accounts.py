@@ -1,4 +1,4 @@
-"""Queries of users, sessions, login links and invites. See conversations.py for the first parameter.
+"""Queries of users, sessions, login links and invites.
 
 A closed account has lost its name, its password and its sessions, and `remove_closed` removes its data. Only that function finds it.
 """

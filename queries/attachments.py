@@ -1,4 +1,4 @@
-"""Queries of attachments: the images and documents of messages, and the pages of documents. See conversations.py for the first parameter.
+"""Queries of attachments: the images and documents of messages, and the pages of documents.
 
 A user's file is stored once, however many messages and queued messages have it. With the last of them it is released: nothing finds it
 any more, and `remove_released` removes it in short transactions, because taking 10,000 pages out of the search index takes seconds.

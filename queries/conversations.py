@@ -1,8 +1,6 @@
 """Queries of conversations: their list, their fields, the bin, and their removal.
 
-The first parameter of every query is the connection of an open transaction: run them through Database.write or Database.read, alone or
-several in one function. `owned` checks the owner: another user's conversation raises NotFound, as one that does not exist.
-Ids are integers below 2**63; texts hold no NUL and no lone surrogates.
+`owned` checks the owner: another user's conversation raises NotFound, as one that does not exist.
 """
 
 import json

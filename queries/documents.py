@@ -1,6 +1,6 @@
 """Queries of what is sent of documents: the documents of a path, the pages that were chosen, and their text.
 
-See conversations.py for the first parameter. attachments.py has what documents and images share.
+attachments.py has what documents and images share.
 """
 
 import json

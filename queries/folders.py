@@ -1,4 +1,4 @@
-"""Queries of folders, which hold conversations on one level. See conversations.py for the first parameter."""
+"""Queries of folders, which hold conversations on one level."""
 
 from msgspec import Struct
 

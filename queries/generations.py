@@ -1,4 +1,4 @@
-"""Queries of answers: begin one, save it, read it again. See conversations.py for the first parameter."""
+"""Queries of answers: begin one, save it, read it again."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Queries of messages and their versions. See conversations.py for the first parameter."""
+"""Queries of messages and their versions."""
 
 import json
 import sqlite3
@@ -88,25 +88,15 @@ def begin_conversation(
 
     Raises as `add_message`.
     """
-    known = conn.execute(
+    known = (
         "SELECT m.conversation_id FROM (SELECT id FROM conversations WHERE user_id = ? AND deleted_at IS NULL AND hidden = 0"
-        " ORDER BY updated_at DESC LIMIT 20) c JOIN messages m ON m.conversation_id = c.id AND m.client_id = ?",
-        (user_id, client_id),
-    ).fetchone()
-    if known:
-        return get_conversation(conn, user_id, known["conversation_id"])
-    conversation = add_conversation(conn, user_id, fields, max_bytes)
-    add_message(
-        conn,
-        user_id,
-        conversation.id,
-        content,
-        client_id=client_id,
-        images=images,
-        max_bytes=max_bytes,
-        attachment_ids=attachment_ids,
+        " ORDER BY updated_at DESC LIMIT 20) c JOIN messages m ON m.conversation_id = c.id AND m.client_id = ?"
     )
-    return get_conversation(conn, user_id, conversation.id)
+    conversation_id = scalar(conn, known, (user_id, client_id))
+    if conversation_id is None:
+        conversation_id = add_conversation(conn, user_id, fields, max_bytes).id
+        add_message(conn, user_id, conversation_id, content, UNSET, client_id, images, max_bytes, attachment_ids)
+    return get_conversation(conn, user_id, conversation_id)
 
 
 # The path from message :leaf to the first message, at most :limit messages. Subqueries and not a join: for a join SQLite may read

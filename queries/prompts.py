@@ -1,5 +1,4 @@
-"""Queries of what a user saves for later: prompts, and presets of instructions, model and settings. See conversations.py for the first
-parameter.
+"""Queries of what a user saves for later: prompts, and presets of instructions, model and settings.
 
 Names are unique for each user, ignoring case. A conversation copies a preset, so changing the preset later does not change the conversation.
 """

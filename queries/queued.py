@@ -1,4 +1,4 @@
-"""Queries of queued messages: questions that wait until the answer before them is complete. See conversations.py for the parameters."""
+"""Queries of queued messages: questions that wait until the answer before them is complete."""
 
 import sqlite3
 from collections.abc import Callable, Collection, Sequence

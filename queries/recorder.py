@@ -2,7 +2,6 @@
 
 A program sends the whole history each time. Each turn of it has a hash of itself and all turns before it. `recorded_messages` has the
 hashes of the messages that were recorded, so the longest part of a history that is known is found by its hash.
-See conversations.py for the first parameter.
 """
 
 import hashlib

@@ -156,34 +156,38 @@ def _all_of(asked: list[tuple[str, bool]], mark: str) -> str:
 
 def index_message(conn: sqlite3.Connection, user_id: int, message_id: int, content: str) -> None:
     if content:
-        sql = "INSERT INTO message_words (rowid, owner, text) VALUES (?, ?, ?)"
-        conn.execute(sql, (message_id, f"u{user_id}", words(content)))
+        _index(conn, "message_words", message_id, f"u{user_id}", content)
 
 
 def unindex_message(conn: sqlite3.Connection, user_id: int, message: sqlite3.Row) -> None:
     if message["content"]:
-        sql = "INSERT INTO message_words (message_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)"
-        conn.execute(sql, (message["id"], f"u{user_id}", words(message["content"])))
+        _unindex(conn, "message_words", message["id"], f"u{user_id}", message["content"])
 
 
 def index_title(conn: sqlite3.Connection, user_id: int, conversation_id: int, title: str) -> None:
-    sql = "INSERT INTO title_words (rowid, owner, text) VALUES (?, ?, ?)"
-    conn.execute(sql, (conversation_id, f"u{user_id}", words(title)))
+    _index(conn, "title_words", conversation_id, f"u{user_id}", title)
 
 
 def unindex_title(conn: sqlite3.Connection, conversation: sqlite3.Row) -> None:
-    sql = "INSERT INTO title_words (title_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)"
-    conn.execute(sql, (conversation["id"], f"u{conversation['user_id']}", words(conversation["title"])))
+    _unindex(conn, "title_words", conversation["id"], f"u{conversation['user_id']}", conversation["title"])
 
 
 def index_page(conn: sqlite3.Connection, user_id: int, attachment_id: int, page_id: int, text: str) -> None:
-    sql = "INSERT INTO page_words (rowid, owner, text) VALUES (?, ?, ?)"
-    conn.execute(sql, (page_id, f"u{user_id} a{attachment_id}", words(text)))
+    _index(conn, "page_words", page_id, f"u{user_id} a{attachment_id}", text)
 
 
 def unindex_page(conn: sqlite3.Connection, page: sqlite3.Row) -> None:
-    sql = "INSERT INTO page_words (page_words, rowid, owner, text) VALUES ('delete', ?, ?, ?)"
-    conn.execute(sql, (page["id"], f"u{page['user_id']} a{page['attachment_id']}", words(page["text"])))
+    _unindex(conn, "page_words", page["id"], f"u{page['user_id']} a{page['attachment_id']}", page["text"])
+
+
+def _index(conn: sqlite3.Connection, table: str, row_id: int, owner: str, text: str) -> None:
+    conn.execute(f"INSERT INTO {table} (rowid, owner, text) VALUES (?, ?, ?)", (row_id, owner, words(text)))
+
+
+def _unindex(conn: sqlite3.Connection, table: str, row_id: int, owner: str, text: str) -> None:
+    """Remove a row. FTS5 needs the text that was indexed, because it does not store it."""
+    sql = f"INSERT INTO {table} ({table}, rowid, owner, text) VALUES ('delete', ?, ?, ?)"
+    conn.execute(sql, (row_id, owner, words(text)))
 
 
 def words(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Queries of personal access tokens. See conversations.py for the first parameter."""
+"""Queries of personal access tokens."""
 
 import sqlite3
 

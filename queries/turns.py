@@ -1,4 +1,4 @@
-"""Queries of what is sent to a model: the turns of a path, with their images and documents. See conversations.py for the first parameter."""
+"""Queries of what is sent to a model: the turns of a path, with their images and documents."""
 
 import json
 import sqlite3

@@ -8,7 +8,7 @@ from fireside.queries import attachments, messages, quota, search
 from fireside.queries.types import Image
 
 from ..documents import library
-from .conftest import ANN, BOB, conversation, path, purge, say, used
+from .conftest import ANN, BOB, conversation, path, say, used
 
 PNG = b"\x89PNG\r\n\x1a\n0000"
 
@@ -93,19 +93,6 @@ def test_uploads_that_are_not_sent_are_bounded_and_removed_after_a_day(
         attachments.finish_upload(conn, ANN, first, b"hash", "a.txt")
     again = upload(conn)
     assert again != first and attachments.remove_some_released(conn) == 0 and ids(conn) == [again]
-
-
-def test_file_is_released_with_its_last_message(conn: Connection) -> None:
-    document = upload(conn)
-    read(conn, document, "Ships sail.", "東京")
-    chats = [conversation(conn), conversation(conn)]
-    for chat in chats:
-        messages.add_message(conn, ANN, chat, "x", attachment_ids=[document])
-    assert len(found(conn, "ships")) == len(found(conn, "東京")) == 1
-    for chat in chats:
-        assert ids(conn) == [document]
-        purge(conn, ANN, chat)
-    assert ids(conn) == [] and used(conn) == 0 and not found(conn, "ships") and not found(conn, "東京")
 
 
 def test_removal_of_many_pages_takes_several_transactions(conn: Connection, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,29 +262,6 @@ def test_bin_has_only_the_instructions_that_its_answers_were_sent_with(conn: Con
     assert len(conn.execute(texts, (conversation_id,)).fetchall()) == 3
 
 
-def test_message_restored_to_an_emptied_conversation_is_shown(conn: Connection) -> None:
-    conversation_id = conversation(conn)
-    first = bin.delete_message(conn, ANN, conversation_id, say(conn, conversation_id, "First"))
-    second = bin.delete_message(conn, ANN, conversation_id, say(conn, conversation_id, "Second"))
-    bin.restore(conn, ANN, first.deleted_id)
-    assert path(conn, conversation_id) == ["First"]
-    bin.restore(conn, ANN, second.deleted_id)
-    assert path(conn, conversation_id) == ["Second"]
-
-
-def test_conversation_whose_messages_are_below_a_newer_version_is_removed_whole(conn: Connection) -> None:
-    tree: Tree = {"Q1": (None, "user"), "A1": ("Q1", "assistant"), "Q2": ("A1", "user"), "A1b": ("Q1", "assistant")}
-    conversation_id, ids = build(conn, tree, "Q2")
-    bin.delete_message(conn, ANN, conversation_id, ids["A1"])
-    assert shape(conn, conversation_id)["Q2"] == "A1b"
-    assert list(conversations.list_parents(conn, conversation_id)) == [ids[name] for name in ("Q1", "A1b", "Q2")]
-    purge(conn, ANN, conversation_id)
-    assert used(conn) == 0
-    assert not conn.execute("SELECT 1 FROM message_words WHERE message_words MATCH 'q1 OR q2 OR a1b'").fetchone()
-    left = conn.execute("SELECT count(*) FROM conversations WHERE user_id = ?", (ANN,)).fetchone()[0]
-    assert left == 0
-
-
 def test_hidden_conversation_with_a_message_is_not_removed(conn: Connection) -> None:
     conversation_id = asked(conn)
     conversations.hide_conversation(conn, ANN, conversation_id)

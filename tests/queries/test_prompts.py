@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fireside.db import Connection
 from fireside.errors import AuthRequired, Invalid, NameExists, NotFound, QuotaExceeded
-from fireside.queries import conversations, prompts, turns
+from fireside.queries import prompts, turns
 from fireside.queries.prompts import Defaults, Preset
 
 from .conftest import ANN, BOB, used
@@ -159,14 +159,6 @@ def test_imported_name_that_is_taken_gets_a_number(conn: Connection) -> None:
     names = [(one.name, one.content) for one in prompts.list_saved(conn, ANN, prompts.Prompt)]
     assert names[:3] == [("Mail", "one"), ("MAIL (2)", "two"), ("Mail (3)", "three")]
     assert names[3:] == [("x" * 96 + " (2)", "two"), ("x" * 100, "one")]
-
-
-def test_conversation_keeps_its_copy_of_a_preset(conn: Connection) -> None:
-    brief = preset(conn, system_prompt="Be brief.")
-    chat = conversations.add_conversation(conn, ANN, {"system_prompt": brief.system_prompt})
-    prompts.change_saved(conn, ANN, prompts.Preset, brief.id, {"system_prompt": "Be long."})
-    prompts.delete_saved(conn, ANN, prompts.Preset, brief.id)
-    assert conversations.get_conversation(conn, ANN, chat.id).system_prompt == "Be brief."
 
 
 def test_account_deleted_while_a_prompt_is_sent_is_signed_out(conn: Connection) -> None:

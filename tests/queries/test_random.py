@@ -29,7 +29,7 @@ from ..documents import library
 from ..trials import FULL, TRIALS
 from .conftest import ANN, BOB, fresh
 
-SEEDS = max(3, 200 * TRIALS // FULL)
+SEEDS = max(3, 120 * TRIALS // FULL)
 STEPS = 250
 TEXTS = ("boat", "東京 car", "Änna", "x" * 30)
 INDEXED = {  # the rows of each index
