@@ -24,7 +24,7 @@ _COMBINING = {
 }  # fmt: skip
 _ACCENT = re.compile(f"[{''.join(_COMBINING)}]")
 _DOTLESS = {"\u0131": "i", "\u0237": "j"}
-_SPACED_OUT = re.compile(r"(?<!\S)\w \w \w(?!\S)")
+_SPACED_OUT = re.compile(r"(?<!\S)[^\W\d_](?: [^\W\d_]){3}(?!\S)")
 
 
 def read(textpage: pypdfium2.PdfTextPage) -> str:
@@ -112,8 +112,9 @@ class _Letters:
         for line in "".join(char or "\0" for char in self.text).split("\n"):
             widths = self._space_widths(start, start + len(line))
             narrow = [index for index, width in widths.items() if width < NARROW]
+            others = [width for width in widths.values() if width >= NARROW]
             has_word = any(start + match.start() + 1 in narrow for match in _SPACED_OUT.finditer(line))
-            if has_word or all(width > WIDE for width in widths.values() if width >= NARROW):
+            if has_word or (others and min(others) > WIDE):
                 for index in narrow:
                     self.text[index] = ""
             start += len(line) + 1
