@@ -30,40 +30,19 @@ _HTML = re.compile(
 _TAG = re.compile(rb"<(?:p|div|h[1-6]|table|ul|ol|span|br|title)\b[^<>]{0,1000}>", re.IGNORECASE)
 
 # What is no document, by its first bytes
-_OTHERS: tuple[tuple[bytes, str], ...] = (
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
-    (b"GIF8", "a picture"),
-    (b"BM", "a picture"),
-    (b"II*\0", "a picture"),
-    (b"MM\0*", "a picture"),
-    (b"8BPS", "a picture"),
-    (b"\0\0\1\0", "a picture"),
-    (b"MZ", "a program"),
-    (b"\x7fELF", "a program"),
-    (b"\xfe\xed\xfa", "a program"),
-    (b"\xcf\xfa\xed\xfe", "a program"),
-    (b"\xca\xfe\xba\xbe", "a program"),
-    (b"ID3", "a sound"),
-    (b"OggS", "a sound or video"),
-    (b"fLaC", "a sound"),
-    (b"\xff\xfb", "a sound"),
-    (b"\x1a\x45\xdf\xa3", "a video"),
-    (b"FLV\1", "a video"),
-    (b"SQLite format 3\0", "a database"),
-    (b"\x1f\x8b", "a packed file"),
-    (b"BZh", "a packed file"),
-    (b"7z\xbc\xaf", "a packed file"),
-    (b"Rar!", "a packed file"),
-    (b"\xfd7zXZ", "a packed file"),
-    (b"\x28\xb5\x2f\xfd", "a packed file"),
-    (b"wOFF", "a font"),
-    (b"OTTO", "a font"),
-    (b"\0\1\0\0\0", "a font"),
-    (b"GGUF", "a model"),
-    (b"%!PS", "a PostScript file"),
-    (b"AT&TFORM", "a DjVu file"),
-)
+_OTHERS: dict[str, tuple[bytes, ...]] = {
+    "a picture": (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"8BPS", b"\0\0\1\0"),
+    "a program": (b"MZ", b"\x7fELF", b"\xfe\xed\xfa", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe"),
+    "a sound": (b"ID3", b"fLaC", b"\xff\xfb"),
+    "a sound or video": (b"OggS",),
+    "a video": (b"\x1a\x45\xdf\xa3", b"FLV\1"),
+    "a database": (b"SQLite format 3\0",),
+    "a packed file": (b"\x1f\x8b", b"BZh", b"7z\xbc\xaf", b"Rar!", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"),
+    "a font": (b"wOFF", b"OTTO", b"\0\1\0\0\0"),
+    "a model": (b"GGUF",),
+    "a PostScript file": (b"%!PS",),
+    "a DjVu file": (b"AT&TFORM",),
+}
 _RIFF = {b"WEBP": "a picture", b"WAVE": "a sound", b"AVI ": "a video"}
 _BRANDS = {b"heic": "a picture", b"heix": "a picture", b"mif1": "a picture", b"avif": "a picture", b"M4A ": "a sound"}
 _SHEETS = "a spreadsheet. Save the sheet that matters as CSV, and attach that."
@@ -94,7 +73,7 @@ def _other(data: bytes) -> str | None:
         return _RIFF.get(data[8:12])
     if data[4:8] == b"ftyp":
         return _BRANDS.get(data[8:12], "a video")
-    found = next((what for magic, what in _OTHERS if data.startswith(magic)), None)
+    found = next((what for what, magics in _OTHERS.items() if data.startswith(magics)), None)
     return found if found and not _is_text(data) else None
 
 

@@ -14,19 +14,11 @@ _XML_CHARSET = re.compile(rb"""<\?xml[^>]{0,200}encoding\s*=\s*["']([\w-]{1,40})
 CHARSETS = {"iso-8859-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252"} | {
     name: name
     for name in (
-        *(
-            "windows-1250",
-            "windows-1251",
-            "windows-1252",
-            "windows-1253",
-            "windows-1254",
-            "windows-1255",
-            "windows-1256",
-        ),
-        *("iso-8859-2", "iso-8859-5", "iso-8859-7", "iso-8859-9", "iso-8859-15", "koi8-r", "koi8-u"),
-        *("shift_jis", "euc-jp", "euc-kr", "gb2312", "gbk", "gb18030", "big5"),
+        "windows-1250", "windows-1251", "windows-1252", "windows-1253", "windows-1254", "windows-1255", "windows-1256",
+        "iso-8859-2", "iso-8859-5", "iso-8859-7", "iso-8859-9", "iso-8859-15", "koi8-r", "koi8-u",
+        "shift_jis", "euc-jp", "euc-kr", "gb2312", "gbk", "gb18030", "big5",
     )
-}
+}  # fmt: skip
 _SKIPPED = frozenset({"script", "style", "template", "svg", "iframe", "object", "select", "datalist", "head"})
 _SPACES = re.compile(r"[ \t\r\n\f]+")
 _SPACES_BESIDE = re.compile(" {2,}")
@@ -34,62 +26,12 @@ _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _VOID = frozenset(
     {"br", "hr", "img", "input", "meta", "link", "wbr", "col", "area", "base", "embed", "source", "track"}
 )
-_INLINE = frozenset(
-    [
-        "a",
-        "abbr",
-        "acronym",
-        "audio",
-        "b",
-        "bdi",
-        "bdo",
-        "big",
-        "button",
-        "cite",
-        "code",
-        "data",
-        "del",
-        "dfn",
-        "em",
-        "font",
-        "i",
-        "ins",
-        "kbd",
-        "label",
-        "mark",
-        "math",
-        "meter",
-        "output",
-        "progress",
-        "q",
-        "rb",
-        "rp",
-        "rt",
-        "ruby",
-        "s",
-        "samp",
-        "small",
-        "span",
-        "strike",
-        "strong",
-        "sub",
-        "sup",
-        "time",
-        "tt",
-        "u",
-        "var",
-        "video",
-        "mi",
-        "mn",
-        "mo",
-        "mrow",
-        "msup",
-        "msub",
-        "mfrac",
-        "msqrt",
-        "mtext",
-    ]
-)
+_INLINE = frozenset({
+    "a", "abbr", "acronym", "audio", "b", "bdi", "bdo", "big", "button", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins",
+    "kbd", "label", "mark", "math", "meter", "output", "progress", "q", "rb", "rp", "rt", "ruby", "s", "samp", "small", "span",
+    "strike", "strong", "sub", "sup", "time", "tt", "u", "var", "video", "mi", "mn", "mo", "mrow", "msup", "msub", "mfrac", "msqrt",
+    "mtext",
+})  # fmt: skip
 
 
 def read(data: bytes) -> Contents:
@@ -119,9 +61,15 @@ def blocks(text: str, title: bool = False) -> Iterator[Block]:
         start += size
         size = size * 2 if len(parser.rawdata) >= size else CHUNK  # a long tag is scanned anew each time
         yield from parser.take()
-    parser.close()
+    is_open = (
+        len(parser.rawdata) > CHUNK
+    )  # a comment or tag that does not end, which `close` reads again from each of its characters
+    if not is_open:
+        parser.close()
     parser.finish()
     yield from parser.take()
+    if is_open:
+        raise Unreadable("A comment or tag of the page does not end.")
 
 
 class _Parser(HTMLParser):

@@ -2,7 +2,6 @@
 
 import codecs
 import re
-from collections.abc import Iterator
 from pathlib import PurePath
 
 from .common import Contents, Unreadable
@@ -38,11 +37,7 @@ def read(data: bytes, name: str) -> Contents:
     text, remark = decode(data)
     media_type = MEDIA_TYPES.get(PurePath(name).suffix[1:].lower(), "text/plain")
     pieces = (text[start : start + PIECE] for start in range(0, len(text), PIECE))
-    return Contents(media_type, "section", None, iter_pieces(pieces), remark)
-
-
-def iter_pieces(pieces: Iterator[str]) -> Iterator[str]:
-    yield from pieces
+    return Contents(media_type, "section", None, pieces, remark)
 
 
 def decode(data: bytes) -> tuple[str, str]:

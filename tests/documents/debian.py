@@ -18,34 +18,11 @@ from fireside.documents.types import Page
 from . import measure
 
 PACKAGES = (
-    *(
-        "c++-annotations-pdf",
-        "debian-faq",
-        "debian-policy",
-        "developers-reference",
-        "gnuplot-doc",
-        "gri-pdf-doc",
-        "installation-guide-amd64",
-    ),
-    *(
-        "live-manual-pdf",
-        "maint-guide",
-        "maxima-doc",
-        "ngspice-doc",
-        "octave-doc",
-        "pari-doc",
-        "zsh-doc",
-        "asymptote-doc",
-        "ghostscript-doc",
-    ),
-    *(
-        "texlive-humanities-doc",
-        "texlive-lang-chinese",
-        "texlive-lang-cyrillic",
-        "texlive-lang-german",
-        "texlive-lang-korean",
-    ),
-)
+    "c++-annotations-pdf", "debian-faq", "debian-policy", "developers-reference", "gnuplot-doc", "gri-pdf-doc",
+    "installation-guide-amd64", "live-manual-pdf", "maint-guide", "maxima-doc", "ngspice-doc", "octave-doc", "pari-doc", "zsh-doc",
+    "asymptote-doc", "ghostscript-doc", "texlive-humanities-doc", "texlive-lang-chinese", "texlive-lang-cyrillic",
+    "texlive-lang-german", "texlive-lang-korean",
+)  # fmt: skip
 FILES = 300
 MAX_BYTES = 4_000_000  # of a file; larger ones are mostly pictures
 SECONDS = 120

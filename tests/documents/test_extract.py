@@ -75,6 +75,12 @@ async def test_kinds_of_text_are_told_apart_by_name(reader: Reader) -> None:
         assert opened and opened.media_type == media_type
 
 
+async def test_html_comment_that_does_not_end_takes_no_time(reader: Reader) -> None:
+    result = await reader.read(b"<!DOCTYPE html><p>Before</p>" + b"<!--" * 250_000)
+    assert result.pages == ["Before"]
+    assert result.remarks == ["Only the text up to here was read. A comment or tag of the page does not end."]
+
+
 async def test_pdf_pages_forms_and_hyphens(reader: Reader) -> None:
     result = await reader.read(pdf("The first page", "", "caf\\351 \\223quoted\\224"), "wrong.docx")
     assert result.opened and (result.opened.media_type, result.opened.unit, result.opened.pages) == (
