@@ -272,10 +272,13 @@ class Generation:
             self._stats["omitted_messages"] = omitted
             self._stats["sent_messages"] = len(prompt.turns) - omitted - bool(job.earlier)
             self._stats["omitted_images"] = sum(turn.omitted_images for turn in prompt.turns[omitted:])
-            if prompt.documents:
-                self._stats["documents"] = statistic(prompt, omitted)
+            if prompt.documents:  # of many pages they take up to 70 ms
+                self._stats["documents"] = await asyncio.to_thread(statistic, prompt, omitted)
+                request = await asyncio.to_thread(self._request, prompt, omitted)
+            else:
+                request = self._request(prompt, omitted)
             try:
-                await self._read(self._server.chat(self._request(prompt, omitted)))
+                await self._read(self._server.chat(request))
                 break
             except ProviderFailed as failure:
                 if job.earlier and failure.code == "EMPTY_ANSWER" and self._first_text_at is None:  # it was complete
