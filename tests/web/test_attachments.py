@@ -21,6 +21,7 @@ from ..documents import making
 from ..live import PATIENCE, Person, Running, code, good, until
 from ..processes import Killable
 from ..upstream import Upstream
+from ..witness import MODEL
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
 WORDS = ("river", "boat", "harbor", "weather", "lantern", "Änderung", "東京")
@@ -337,6 +338,22 @@ async def test_queued_message_keeps_its_files_until_it_is_sent(
     await until(lambda: not running.state.hub.generations, "the answer ends")
     good(await ann.delete(f"/conversations/{chat}", params={"purge": True}))
     assert await stored(running) == [0, 0, 0, 0] and await used(ann) == 0
+
+
+async def test_documents_of_a_temporary_chat_reach_the_model_also_when_queued(
+    running: Running, ann: Person, upstream: Upstream
+) -> None:
+    ships, planes = [await read(ann, good(await upload(ann, data))["id"]) for data in (b"Ships sail.", b"Planes fly.")]
+    [gate] = upstream.enqueue_paused("They sail", " far.")
+    chat = await ann.conversation(temporary=True, message={"content": "Who?", "attachment_ids": [ships["id"]]})
+    async with ann.streaming(chat, **MODEL) as events:
+        await upstream.received()
+        await ann.say(chat, "And here?", queue=True, attachment_ids=[planes["id"]])
+        gate.open()
+        assert "done" in [event.event async for event in events]
+    await upstream.received(2)
+    first, second = (request["messages"][-1]["content"] for request in upstream.chats)
+    assert "Ships sail." in first and "Planes fly." in second and "Ships sail." not in second
 
 
 async def test_account_takes_its_files_and_those_being_read_with_it(running: Running, ann: Person, bob: Person) -> None:
