@@ -82,7 +82,8 @@ def test_changed_role_ends_sessions_login_links_and_invites(conn: Connection) ->
     assert accounts.redeem_login_link(conn, b"of bob") is None
     assert accounts.redeem_invite(conn, b"of ann", "eve", "").username == "eve"
     assert accounts.redeem_login_link(conn, b"of ann") is not None
-    assert [invite["status"] for invite in accounts.list_invites(conn)] == ["used", "revoked", "used"]
+    invites = [(invite["status"], invite["used_by"]) for invite in accounts.list_invites(conn)]
+    assert invites == [("used", "eve"), ("revoked", None), ("used", "bob")]
 
 
 def test_session_ends_when_it_is_replaced_too_old_one_of_many_or_its_user_disabled(conn: Connection) -> None:

@@ -110,7 +110,7 @@ def test_removal_of_many_pages_takes_several_transactions(conn: Connection, monk
 
 
 def test_pages_are_added_to_a_document_that_is_being_read_only(conn: Connection) -> None:
-    document = upload(conn)
+    document, other = upload(conn), upload(conn, b"Boats.", user=BOB)
     conn.execute("SAVEPOINT before")
     with pytest.raises(QuotaExceeded):
         attachments.add_pages(conn, document, 1, ["x" * 1000], 500)
@@ -118,7 +118,9 @@ def test_pages_are_added_to_a_document_that_is_being_read_only(conn: Connection)
     read(conn, document, "Änna")
     known = attachments.owned_attachment(conn, ANN, document)
     assert (known.status, known.pages, known.pages_read, known.characters) == ("ready", 1, 1, 4)
-    for gone in (document, 99):
+    assert attachments.owned_attachment(conn, BOB, other).characters == 0
+    conn.execute("UPDATE attachments SET sha256 = NULL WHERE id = ?", (other,))  # as `release` does
+    for gone in (document, other, 99):
         with pytest.raises(NotFound):
             attachments.add_pages(conn, gone, 2, ["x"])
     with pytest.raises(Invalid, match="needs no password"):

@@ -117,6 +117,10 @@ def test_object_of_another_user_or_hidden_is_like_a_missing_one(conn: Connection
         "preset": prompts.add_saved(conn, ANN, prompts.Preset, {"name": "Hers"}).id,
         "folder": folders.add_folder(conn, ANN, "Ann's"),
     }
+    folders.add_folder(conn, BOB, "Bob's")
+    prompts.add_saved(conn, BOB, prompts.Prompt, {"name": "His", "content": "hi"})
+    prompts.add_saved(conn, BOB, prompts.Preset, {"name": "His"})
+    accounts.add_session(conn, BOB, b"2", "", "hash of bob")
     if kind == "hidden":
         conn.execute("UPDATE conversations SET user_id = ?, hidden = 1 WHERE id <> ?", (BOB, objects["own"]))
     missing = {**dict.fromkeys(objects, 10**6), "generation": "none", "own": objects["own"]}
