@@ -184,29 +184,18 @@ async def test_error_after_the_first_chunk_stands_in_the_stream(ann: Person, zed
         assert (await ann.messages(conversation_id))[-1]["status"] == "error"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        *(
-            b"[]",
-            b"{",
-            b"nul",
-            b'{"messages": []}',
-            b'{"messages": "x"}',
-            b'{"messages": [7]}',
-            b'{"messages": null}',
-            b"{}",
-        ),
-        *(
-            b'{"messages": [{}], "n": 2}',
-            b'{"messages": [{}], "stream": "yes"}',
-            b'{"messages": [{}], "stream_options": 1}',
-        ),
-        *(b'{"messages": [{}], "model": 7}', b'{"messages": [{"content": "\\ud800"}]}'),
-    ],
-)
-async def test_wrong_request_is_refused(zed: Person, upstream: Upstream, body: bytes) -> None:
-    assert refused(await zed.post(URL, content=body, headers=JSON)) == (400, "validation_error")
+async def test_wrong_request_is_refused(zed: Person, upstream: Upstream) -> None:
+    no_messages = (
+        b"[]",
+        b"{",
+        b"nul",
+        b"{}",
+        *(b'{"messages": %b}' % wrong for wrong in (b"[]", b'"x"', b"[7]", b"null")),
+    )
+    fields = (b'"n": 2', b'"stream": "yes"', b'"stream_options": 1', b'"model": 7')
+    surrogate = b'{"messages": [{"content": "\\ud800"}]}'
+    for body in (*no_messages, *(b'{"messages": [{}], %b}' % field for field in fields), surrogate):
+        assert refused(await zed.post(URL, content=body, headers=JSON)) == (400, "validation_error"), body
     assert upstream.chats == []
 
 

@@ -36,6 +36,7 @@ class Checker:
             self.validator.check_schema(schema)
             if "properties" in schema and "oneOf" not in schema:
                 schema.setdefault("additionalProperties", False)
+        self.validators: dict[int, Any] = {}  # by the id of the schema, which stays in the document
         self.succeeded: set[str] = set()
         self.events: set[str] = set()
 
@@ -74,7 +75,10 @@ class Checker:
             self.events.add(event["event"])
 
     def validate(self, value: Any, schema: dict[str, Any]) -> None:
-        self.validator(schema | {"components": self.components}).validate(value)
+        validator = self.validators.get(id(schema))
+        if validator is None:
+            validator = self.validators[id(schema)] = self.validator(schema | {"components": self.components})
+        validator.validate(value)
 
 
 async def test_responses_of_all_routes_are_as_described(running: Running, upstream: Upstream, tmp_path: Path) -> None:
