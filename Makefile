@@ -38,7 +38,7 @@ long: .venv/dev chromium firefox webkit converters
 		tests/system/test_kill.py tests/system/faults tests/system/test_trust.py tests/system/test_bench.py \
 		tests/cli/test_salvage.py::test_lost_page_costs_only_its_own_rows tests/system/test_dependencies.py \
 		tests/system/test_firefox.py tests/system/test_browsers.py tests/web/test_lexers.py tests/system/test_model_servers.py \
-		tests/system/test_clients.py tests/web/test_recorder.py tests/system/test_package.py \
+		tests/system/test_clients.py tests/web/test_recorder.py tests/web/test_markdown.py tests/system/test_package.py \
 		tests/chat/test_receipt.py::test_requests_of_random_histories_are_built_again tests/documents/test_known_text.py \
 		tests/transfer/test_importer.py::test_export_and_import_restore_the_same_database tests/web/test_attachments.py $(ARGS)
 

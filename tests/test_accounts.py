@@ -224,12 +224,6 @@ async def test_request_of_an_account_that_was_deleted_meanwhile_is_refused(
         await until(lambda: waiting(3), "the requests to wait")
     good(await deletion)
     assert {(await request).status_code for request in late} <= {200, 401}
-    owner = {"Authorization": f"Bearer {running.state.secret}"}
-    for name in ("bob", "#2"):  # a closed account is called by its number
-        answer = await running.anybody().post("/auth/login", json={"username": name, "password": PASSWORD})
-        assert code(answer) == (401, "INVALID_CREDENTIALS")
-        answer = await running.anybody().post("/control/link", json={"username": name}, headers=owner)
-        assert answer.status_code in (400, 404)
     await queries.accounts.remove_closed(running.state.database)  # as housekeeping does
     assert await execute(running, "SELECT username FROM users") == [("ann",)]
     assert await execute(running, "SELECT * FROM conversations") == []
@@ -250,9 +244,15 @@ async def test_request_that_writes_when_the_account_is_gone_gets_no_internal_err
     assert [code(await request) for request in late] == [(401, "AUTH_REQUIRED")] * 2
 
 
-async def test_import_ends_when_the_account_is_deleted(running: Running, ann: Person, bob: Person) -> None:
-    moment = "2026-01-01T00:00:00.000000"
+async def test_closed_account_is_not_found_and_gets_no_import(running: Running, ann: Person, bob: Person) -> None:
     await running.state.database.write(queries.accounts.close_account, 2)
+    owner = {"Authorization": f"Bearer {running.state.secret}"}
+    for name in ("bob", "#2"):  # a closed account is called by its number
+        answer = await running.anybody().post("/auth/login", json={"username": name, "password": PASSWORD})
+        assert code(answer) == (401, "INVALID_CREDENTIALS")
+        answer = await running.anybody().post("/control/link", json={"username": name}, headers=owner)
+        assert answer.status_code in (400, 404)
+    moment = "2026-01-01T00:00:00.000000"
     file = running.config.data_dir / "import.json"
     message = {"id": 1, "parent_id": None, "role": "user", "content": "Q", "created_at": moment}
     one = {"fireside": 1, "title": "T", "created_at": moment, "updated_at": moment, "active_message_id": 1}

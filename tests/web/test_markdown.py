@@ -19,7 +19,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ..payloads import ADDRESSES, HTML, LINKS, PLACES
+from ..trials import FULL, TRIALS
 
+EXAMPLES = 100 if TRIALS >= FULL else 30
 OPERANDS = {"mfrac": 2, "mover": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "msubsup": 3, "munderover": 3}
 VALUES = {
     "href": r"https?://[!-~]+|mailto:[!-~]+",
@@ -156,11 +158,18 @@ def test_bare_address_is_a_link_without_the_punctuation_around_it(markdown: str,
     assert shown(markdown) == markdown.replace("**", "").replace("~~", "")
 
 
-@pytest.mark.parametrize(
-    "markdown", ["http://", "xhttp://a.b", "http:/a.b", "`http://a.b`", "ftp://a.b", "http://a@b.c", "main.py", "d@e.f"]
-)
-def test_text_like_a_bare_address_stays_text(markdown: str) -> None:
-    assert find(markdown, "a") == []
+def test_text_like_a_bare_address_stays_text() -> None:
+    for word in (
+        "http://",
+        "xhttp://a.b",
+        "http:/a.b",
+        "`http://a.b`",
+        "ftp://a.b",
+        "http://a@b.c",
+        "main.py",
+        "d@e.f",
+    ):
+        assert find(word, "a") == [], word
 
 
 # ---- math
@@ -294,7 +303,7 @@ def streamed(markdown: str) -> list[Any]:
     return kept + [block.node for block in tail if not block.closed]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(
     st.lists(st.sampled_from(LINES), max_size=9).map("".join)
     | st.text(alphabet=" \n\t-`>|#*+=:~$\\[]1.)ax\r\U0001f600", max_size=40)
@@ -309,7 +318,7 @@ def test_streamed_text_ends_like_a_text_that_is_rendered_at_once(markdown: str) 
     assert streamed(markdown) == nodes(markdown)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(st.lists(st.sampled_from(LINES), max_size=12).map("".join))
 def test_blocks_cover_the_text_and_each_renders_alone(markdown: str) -> None:
     start = 0
@@ -321,11 +330,11 @@ def test_blocks_cover_the_text_and_each_renders_alone(markdown: str) -> None:
 
 def test_only_the_last_block_of_a_growing_answer_is_open() -> None:
     answer = "".join(
-        f"## Part {n} \U0001f600\n\nWords.\n\n- a\n\n- b\n\n```py\nx = {n}\n```\n\n|a|\n|-|\n|b|\n\n" for n in range(20)
+        f"## Part {n} \U0001f600\n\nWords.\n\n- a\n\n- b\n\n```py\nx = {n}\n```\n\n|a|\n|-|\n|b|\n\n" for n in range(6)
     )
     for length in range(0, len(answer), 7):
         assert length - max((block.end for block in blocks(answer[:length]) if block.closed), default=0) < 60
-    assert [block.closed for block in blocks(answer)] == [True] * 99 + [False]
+    assert [block.closed for block in blocks(answer)] == [True] * 29 + [False]
 
 
 # ---- no markup
@@ -372,7 +381,7 @@ fragments = st.sampled_from(
 ) | st.text(max_size=8)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * EXAMPLES)
 @given(st.lists(fragments, max_size=12).map("".join))
 def test_every_text_makes_allowed_nodes_only(markdown: str) -> None:
     for element in elements(nodes(markdown)):
@@ -390,7 +399,7 @@ TEX = [
 ]  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * EXAMPLES)
 @given(
     st.lists(st.sampled_from(TEX), max_size=14).map("".join),
     st.sampled_from(["${}$", "$$\n{}\n$$", "\\({}\\)", "\\[{}\\]"]),
@@ -405,17 +414,18 @@ def test_every_formula_makes_allowed_nodes_only(tex: str, delimiters: str) -> No
 @pytest.mark.parametrize(
     "markdown",
     [
-        ">" * 20_000 + " deep", "- " * 20_000 + "deep", "1. " * 20_000 + "deep",
+        ">" * 10_000 + " deep", "- " * 10_000 + "deep", "1. " * 10_000 + "deep",
         "".join("  " * n + "- a\n" for n in range(300)) + "deep",
-        "*a **b " * 5_000 + "deep" + " c** d*" * 5_000, "[" * 5_000 + "deep" + "](http://a.b)" * 5_000,
-        "![" * 5_000 + "deep" + "](http://a.b)" * 5_000, "> - " * 5_000 + "deep", "~~a *b " * 5_000 + "deep",
+        "*a **b " * 2_000 + "deep" + " c** d*" * 2_000, "[" * 2_000 + "deep" + "](http://a.b)" * 2_000,
+        "![" * 2_000 + "deep" + "](http://a.b)" * 2_000, "> - " * 2_000 + "deep", "~~a *b " * 2_000 + "deep",
         "$" + "{" * 500 + "deep" + "}" * 500 + "$",
         "> " * 40 + "$$\n" + "> " * 40 + r"\sqrt{\frac{deep}{b}}" + "\n" + "> " * 40 + "$$",
     ],
 )  # fmt: skip
 def test_deep_nesting_is_limited_and_keeps_the_text(markdown: str) -> None:
-    list(elements(nodes(markdown)))
-    assert "deep" in shown(markdown)
+    tree = nodes(markdown)
+    list(elements(tree))
+    assert "deep" in "".join(map(text, tree))
 
 
 def test_table_of_short_rows_is_bounded_by_its_source() -> None:
@@ -449,8 +459,8 @@ FLOODS = [
 
 @pytest.mark.parametrize("unit", FLOODS)
 def test_time_is_linear_in_the_text(unit: str) -> None:
-    text = unit * 20
-    while seconds(text) < 0.005 and len(text) < 400_000:
+    text = unit * (400 // len(unit) + 1)
+    while seconds(text) < 0.002 and len(text) < 400_000:
         text *= 2
     for _ in range(4):  # squared would be 16; a busy machine may disturb one try, not four
         ratio = seconds(text * 4) / seconds(text)
@@ -465,8 +475,9 @@ def test_time_is_linear_in_the_text(unit: str) -> None:
 )
 def test_code_that_is_slow_to_highlight_is_highlighted_in_part(language: str, unit: str) -> None:
     source = unit * (module.MAX_CODE_CHARACTERS // len(unit) - 1) + "\n"
-    assert seconds(f"~~~{language}\n{source}~~~") < 2
+    start = time.process_time()
     assert shown(f"~~~{language}\n{source}~~~") == source
+    assert time.process_time() - start < 2
 
 
 def test_start_does_not_import_parser_lexers_or_formulas() -> None:
