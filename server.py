@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -23,7 +22,6 @@ from .chat.hub import Hub
 from .chat.receipt import Receipts
 from .chat.temporary import TemporaryChats
 from .config import Config
-from .db import Database
 from .documents.checker import QuotationChecker
 from .documents.reader import Reader
 from .errors import FiresideError, MethodNotAllowed, NotFound
@@ -33,7 +31,7 @@ from .safety.sandbox import Sandbox
 from .transfer.exporter import Exporter
 from .transfer.importer import Importer
 from .web import openai, schemas
-from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines, connections_per_side
+from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines
 from .web.endpoint import ADMIN, CLI, PUBLIC, TOKEN, USER, USER_OR_TOKEN, AppState, Endpoint
 from .web.handlers import (
     accounts,
@@ -246,37 +244,18 @@ async def _open(config: Config, stack: contextlib.AsyncExitStack) -> AppState:
     reader = await stack.enter_async_context(aclosing(Reader(database, config.user_max_bytes)))
     await reader.wake()
     importer = await stack.enter_async_context(aclosing(Importer(database, config.user_max_bytes, reader.begin)))
-    housekeeping = asyncio.create_task(
-        _run_housekeeping(config, database, auth, importer, temporary, reader), name="housekeeping"
-    )
-    stack.push_async_callback(_cancel, housekeeping)
-    secret, renderer, exporter = secrets.token_urlsafe(32), Renderer(sandbox), Exporter(database)
-    waiting = connections_per_side() // 2
-    receipts = Receipts(database, providers)
-    return AppState(
-        config,
-        database,
-        providers,
-        hub,
-        temporary,
-        auth,
-        secret,
-        renderer,
-        importer,
-        exporter,
-        receipts,
-        reader,
-        waiting,
-    )
+    own = (Renderer(sandbox), Exporter(database), Receipts(database, providers))
+    state = AppState(config, database, providers, hub, temporary, auth, reader, importer, *own)
+    stack.push_async_callback(_cancel, asyncio.create_task(_run_housekeeping(state), name="housekeeping"))
+    return state
 
 
-async def _run_housekeeping(
-    config: Config, database: Database, auth: Auth, importer: Importer, temporary: TemporaryChats, reader: Reader
-) -> None:
+async def _run_housekeeping(state: AppState) -> None:
     """Every hour make the day's backup, keep the newest `backups` of them, and delete expired rows.
 
     Check the whole file once. If it is damaged, the database refuses all writes from then on.
     """
+    config, database, importer, temporary = state.config, state.database, state.importer, state.temporary
 
     async def succeeds(task: Callable[[], Awaitable[object]]) -> bool:
         """Run one task. Log its failure, so that the others still run."""
@@ -300,13 +279,13 @@ async def _run_housekeeping(
         examined = examined or await succeeds(lambda: asyncio.to_thread(db.check_file, config.database))
         await succeeds(temporary.clean_up)  # before the backup
         await succeeds(lambda: asyncio.to_thread(db.back_up_daily, config.database, config.backups))
-        await succeeds(auth.clean_up)
+        await succeeds(state.auth.clean_up)
         await succeeds(lambda: queries.accounts.remove_closed(database))
         await succeeds(lambda: database.write(queries.conversations.hide_expired))
         await succeeds(importer.remove_leftovers)
         await succeeds(lambda: database.write(queries.attachments.release_expired))
         await succeeds(lambda: queries.attachments.remove_released(database))
-        await succeeds(reader.wake)
+        await succeeds(state.reader.wake)
         await succeeds(lambda: database.write(queries.conversations.optimize))
         await asyncio.sleep(HOUSEKEEPING_INTERVAL_SECONDS)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import enum
 import re
+import secrets
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -40,6 +41,7 @@ from ..safety.queue import Slots
 from ..safety.throttle import is_loopback
 from ..transfer.exporter import Exporter
 from ..transfer.importer import Importer
+from .connection import connections_per_side
 from .renderer import Renderer
 from .schemas import Empty
 from .validation import explain
@@ -83,13 +85,14 @@ class AppState:
     hub: Hub
     temporary: TemporaryChats
     auth: Auth
-    secret: str  # the bearer token of the command line
-    renderer: Renderer
+    reader: Reader
     importer: Importer
+    renderer: Renderer
     exporter: Exporter
     receipts: Receipts
-    reader: Reader
-    waiting_per_user: int  # waiting requests have no deadline, so one user must not fill all connections with them
+    secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # the bearer token of the command line
+    # Waiting requests have no deadline, so one user must not fill all connections with them.
+    waiting_per_user: int = field(default_factory=lambda: connections_per_side() // 2)
     long_reads: Slots = field(default_factory=lambda: Slots(READERS - 1, per_user=1))
     storing: Slots = field(default_factory=lambda: Slots(2, per_user=1))  # uploads, each of them in memory
     requests: Slots = field(default_factory=lambda: Slots(sys.maxsize, per_user=REQUESTS_PER_USER))

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -25,13 +25,14 @@ from ..providers import ModelServer
 from ..queries import tokens
 from . import responses, schemas
 from .completion import Completion
-from .endpoint import Later, Request, while_connected
+from .endpoint import Later, Request, decode_body, while_connected
 from .middleware import openai_error
 
 REQUEST_BYTES = 32 * 1024 * 1024
 FIELDS = 200_000  # of a request and all in it: a million take the event loop 0.2 s
 OPTION_BYTES = 64 * 1024  # of a field that Fireside itself reads
 MODELS_AGE_SECONDS = 5.0  # of a list of models that needs no new look
+M = TypeVar("M", bound=schemas.ModelRequest)
 Json = Annotated[Response, dict[str, Any]]
 Chat = Annotated[Response, dict[str, Any], "text/event-stream"]
 
@@ -73,7 +74,7 @@ async def embed(request: Request) -> Json:
     state, token = request.app_state, request.token
     assert token is not None
     fields = await read_object(request)
-    server, model = await state.providers.resolve(model_name(fields))
+    server, model = await state.providers.resolve(_options(fields, schemas.ModelRequest).model)
     await state.database.write_unsynced(tokens.count_request, token.id)
 
     async def respond() -> Response:
@@ -88,31 +89,24 @@ async def embed(request: Request) -> Json:
     return Later(respond)
 
 
-def model_name(fields: dict[str, Raw]) -> str:
-    """Return the field `model`, "" when it is missing. Raises Invalid."""
-    try:
-        return msgspec.json.decode(fields.get("model", b'""'), type=schemas.ModelName)
-    except msgspec.ValidationError:
-        raise Invalid("model must be a string of at most 300 characters.") from None
+def _options(fields: dict[str, Raw], kind: type[M]) -> M:
+    """Return the fields that Fireside reads itself. Raises Invalid."""
+    given = {name: fields[name] for name in kind.__struct_fields__ if name in fields}
+    if long := [name for name, value in given.items() if len(value) > OPTION_BYTES]:
+        raise Invalid(f"{long[0]} is too long.")
+    options: M = decode_body(msgspec.json.encode(given), kind)
+    return options
 
 
 # ---- chats
-
-
-class _Options(msgspec.Struct):
-    """What Fireside needs to know of a request. Its other fields are for the model server."""
-
-    stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
-    n: int | None = None
 
 
 async def chat(request: Request) -> Chat:
     state, token = request.app_state, request.token
     assert token is not None
     fields = await read_object(request)
-    options = _options(fields)
-    server, model = await state.providers.resolve(model_name(fields))
+    options = _options(fields, schemas.ChatOptions)
+    server, model = await state.providers.resolve(options.model)
     wants_usage = not options.stream or bool((options.stream_options or {}).get("include_usage"))
     replaced = await _replace_files(request, fields, server, model)
     relay = await state.hub.relay(request.user_id, token, server, model, fields, wants_usage, replaced)
@@ -140,19 +134,6 @@ async def _replace_files(
     database, reader = request.database, request.app_state.reader
     work = file_parts.replace(database, reader, request.user_id, messages, context_length)
     return await while_connected(request.receive, work)
-
-
-def _options(fields: dict[str, Raw]) -> _Options:
-    given = {name: fields[name] for name in _Options.__struct_fields__ if name in fields}
-    if long := [name for name, value in given.items() if len(value) > OPTION_BYTES]:
-        raise Invalid(f"{long[0]} is too long.")
-    try:
-        options = msgspec.json.decode(msgspec.json.encode(given), type=_Options)
-    except msgspec.ValidationError as error:
-        raise Invalid(f"{str(error).rpartition('$.')[2].rstrip('`') or 'The request'} has the wrong type.") from None
-    if options.n not in (None, 1):
-        raise Invalid("n must be 1.")
-    return options
 
 
 async def _complete(hub: Hub, relay: Relay, headers: dict[str, str]) -> Response:

@@ -10,14 +10,15 @@ from starlette.routing import BaseRoute
 from .. import __version__
 from ..queries.types import AnswerError, AnswerStats, TokenUsage, Tools
 from .endpoint import INTEGERS, Access, Endpoint
-from .responses import EVENTS, ImportFailed, ImportStep
-from .schemas import IMPORT_TYPES, Empty
+from .responses import EVENTS, Error, ImportFailed, ImportStep, OpenAIError
+from .schemas import IMPORT_TYPES, ChatRequest, EmbeddingRequest, Empty
 
 Schema = dict[str, Any]
 
 _REF = "#/components/schemas/{name}"
 _ID = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1}
 _STREAMED = {"text/event-stream": "Event", "application/x-ndjson": "ImportLine"}
+_OTHERS = (ImportStep, ImportFailed, Error, OpenAIError)
 _STORED = (TokenUsage, AnswerStats, AnswerError, Tools)  # what queries.types.stored refers to
 _SECURITY: Schema = {
     "session": {"type": "apiKey", "in": "cookie", "name": "fireside_8000", "description": "fireside_ and the port"},
@@ -25,60 +26,18 @@ _SECURITY: Schema = {
     "cli": {"type": "http", "scheme": "bearer"},
     "token": {"type": "http", "scheme": "bearer", "bearerFormat": "fs_ and 72 hexadecimal digits"},
 }
-_ERROR = {
-    "type": "object",
-    "properties": {name: {"type": "string"} for name in ("code", "message", "request_id")},
-    "required": ["code", "message", "request_id"],
-}
-_OPENAI_ERROR = {
-    "type": "object",
-    "properties": {
-        "error": {
-            "type": "object",
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-            "required": ["message", "type", "param", "code"],
-        }
-    },
-    "required": ["error"],
-}
 _STATUSES = {
     "4XX": "The request is refused",
     "500": "Fireside has a fault, which is in its log",
     "502": "A model server failed",
     "503": "The database cannot be used",
 }
-# Bodies that handlers read by themselves. Unknown fields reach the model server.
-_RAW_BODIES: dict[str, Schema] = {
+# Bodies that handlers read by themselves. Unknown fields of those in JSON reach the model server.
+_RAW_BODIES: dict[str, Any] = {
     "POST /import": {kind: {} for kind in IMPORT_TYPES},
     "POST /attachments": {"*/*": {}},
-    "POST /v1/chat/completions": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": {
-                    "model": {"type": "string"},
-                    "messages": {"type": "array", "items": {"type": "object"}, "minItems": 1},
-                    "stream": {"type": ["boolean", "null"]},
-                    "n": {"enum": [1, None]},
-                },
-                "required": ["messages"],
-            }
-        }
-    },
-    "POST /v1/embeddings": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": {"model": {"type": "string"}, "input": {}},
-                "required": ["input"],
-            }
-        }
-    },
+    "POST /v1/chat/completions": ChatRequest,
+    "POST /v1/embeddings": EmbeddingRequest,
 }
 _NOT_MODIFIED = {"304": {"description": "The browser has the newest version"}}
 _WITHOUT_CONTENT = {
@@ -91,18 +50,16 @@ _WITHOUT_CONTENT = {
 def document(routes: Iterable[BaseRoute]) -> Schema:
     """Return the description as JSON values."""
     table = [route for route in routes if isinstance(route, Endpoint)]
-    received, components = _describe(route.body for route in table if _has_json_body(route))
+    received, components = _describe(body for route in table if (body := _json_body(route)))
     sent, others = _describe(
-        [*(kind for route in table for kind in _results(route)), *EVENTS.values(), *_STORED, ImportStep, ImportFailed]
+        [*(kind for route in table for kind in _results(route)), *EVENTS.values(), *_STORED, *_OTHERS]
     )
     for name in others.keys() - components.keys():
         _require_all(others[name])
     schemas = {
-        "Error": _ERROR,
-        "OpenAIError": _OPENAI_ERROR,
         "Event": _event({name: sent[kind] for name, kind in EVENTS.items()}),
+        "ImportLine": {"anyOf": [sent[ImportStep], sent[ImportFailed]]},
     }
-    schemas["ImportLine"] = {"anyOf": [sent[ImportStep], sent[ImportFailed]]}
     paths: dict[str, Schema] = {}
     for route in table:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, received | sent)
@@ -114,8 +71,10 @@ def document(routes: Iterable[BaseRoute]) -> Schema:
     }
 
 
-def _has_json_body(route: Endpoint) -> bool:
-    return route.method != "GET" and route.body not in (None, Empty)
+def _json_body(route: Endpoint) -> Any:
+    """Return the type of the JSON that a route takes, or None."""
+    body = _RAW_BODIES[route.name] if route.body is None and route.name in _RAW_BODIES else route.body
+    return None if route.method == "GET" or body is Empty or isinstance(body, dict) else body
 
 
 def _results(route: Endpoint) -> tuple[Any, ...]:
@@ -170,8 +129,8 @@ def _operation(route: Endpoint, schemas: dict[Any, Schema]) -> Schema:
             **_errors(route),
         },
     }
-    if _has_json_body(route):
-        operation["requestBody"] = {"content": {"application/json": {"schema": schemas[route.body]}}}
+    if body := _json_body(route):
+        operation["requestBody"] = {"content": {"application/json": {"schema": schemas[body]}}}
     elif route.body is None:
         operation["requestBody"] = {"content": _RAW_BODIES[route.name]}
     return operation

@@ -16,6 +16,23 @@ from ..queries.usage import SpeedChange, UsageEntry
 from ..transfer.importer import Report
 
 
+class Error(Struct):
+    code: str
+    message: str
+    request_id: str
+
+
+class OpenAIErrorDetails(Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(Struct):
+    error: OpenAIErrorDetails
+
+
 class Confirmation(Struct):
     message: str
 

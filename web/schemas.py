@@ -1,6 +1,6 @@
 """The types of request bodies and queries, with all constraints on their fields."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
@@ -306,6 +306,28 @@ class ImportSources(OptionalUser, kw_only=True):
 
 class BackupTarget(Struct):
     file: str
+
+
+class ModelRequest(Struct):
+    """What Fireside needs to know of a request to /v1. Its other fields are for the model server."""
+
+    model: ModelName = ""
+
+
+class ChatOptions(ModelRequest):
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    n: Literal[1] | None = None
+
+
+class ChatRequest(ChatOptions, kw_only=True):
+    """The whole request, for GET /openapi.json."""
+
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+
+
+class EmbeddingRequest(ModelRequest, kw_only=True):
+    input: Any
 
 
 class Empty(Struct):

@@ -32,7 +32,6 @@ from ..processes import environment, run
 from ..upstream import Gate, Upstream, pause
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs ulimit")
-DEADLINES = ("HEAD_SECONDS", "BODY_SECONDS", "KEEP_ALIVE_SECONDS", "STALL_SECONDS")
 HOST = b"Host: localhost\r\n"
 
 
@@ -47,10 +46,14 @@ async def connected(running: Running, **more: Any) -> AsyncIterator[tuple[asynci
             await writer.wait_closed()
 
 
+def shorten_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEAD_SECONDS", "BODY_SECONDS", "KEEP_ALIVE_SECONDS", "STALL_SECONDS"):
+        monkeypatch.setattr(connection, name, 0.2)
+
+
 @pytest.fixture
 def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in DEADLINES:
-        monkeypatch.setattr(connection, name, 0.2)
+    shorten_deadlines(monkeypatch)
 
 
 # ---- deadlines
@@ -102,8 +105,7 @@ async def test_unread_response_is_aborted_also_after_a_half_close(
     data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(IMAGE_BYTES - 8)).decode()  # more than the kernel buffers
     await ann.conversation(message={"content": "", "images": [{"media_type": "image/png", "data": data}]})
     cookie = "; ".join(f"{cookie.name}={cookie.value}" for cookie in ann.cookies.jar).encode()
-    for name in DEADLINES:
-        monkeypatch.setattr(connection, name, 0.2)
+    shorten_deadlines(monkeypatch)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         client.setblocking(False)
@@ -254,18 +256,19 @@ def test_few_descriptors_suffice_for_strangers_and_the_command_line(tmp_path: Pa
 
 
 @needs_openssl
-async def test_certificate_turns_on_https_only(tmp_path: Path, short_deadlines: None) -> None:
+async def test_certificate_turns_on_https_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate, key = make_certificate(tmp_path / "tls")
     async with Running(tmp_path, tls_certificate=str(certificate), tls_key=str(key)) as running:
         assert running.url.startswith("https://")
         context = trusting(certificate)
-        async with httpx.AsyncClient(base_url=running.url, verify=context, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=running.url, verify=context, trust_env=False, timeout=PATIENCE) as client:
             body = {"username": "ann", "password": "a long enough phrase", "token": BOOTSTRAP_TOKEN}
             answer = await client.post("/admin/bootstrap", json=body, headers={"Origin": running.url})
             good(answer)
             cookie = answer.headers["set-cookie"]
             assert cookie.startswith("__Host-fireside=") and "; Secure" in cookie
             assert good(await client.get("/auth/me"))["user"]["username"] == "ann"
+        shorten_deadlines(monkeypatch)
         for begin, more in ((b"", {}), (b"\x16\x03\x01", {}), (b"", {"ssl": context}), (b"GET /", {"ssl": context})):
             async with connected(running, **more) as (reader, writer):
                 writer.write(begin)

@@ -188,10 +188,10 @@ async def test_file_that_cannot_be_written_changes_nothing(ann: Person, running:
 
 
 async def test_nonsense_is_refused_by_name(ann: Person) -> None:
-    urls = ("", "ftp://box", "http://u:p@box", "http://box:99999", "http://box?x=1", "b\0x")
-    others = {"name": ["  "], "api_key": ["two words", "Schlüssel"], "concurrency": [0], "models": [[""]]}
-    wrong = [("url", url) for url in urls] + [(field, value) for field, values in others.items() for value in values]
-    for field, value in wrong:
+    urls = ["", "ftp://box", "http://u:p@box", "http://box:99999", "http://box?x=1", "b\0x"]
+    wrong: dict[str, list[Any]] = {"url": urls, "name": ["  "], "api_key": ["two words", "Schlüssel"]}
+    wrong |= {"concurrency": [0], "models": [[""]]}
+    for field, value in [(field, value) for field, values in wrong.items() for value in values]:
         response = await ann.post("/admin/providers", json={"url": "box", "untested": True, field: value})
         assert code(response) == (400, "VALIDATION_ERROR")
         assert response.json()["message"].startswith(field)
