@@ -7,18 +7,14 @@ token is an HMAC of the same token, so it is not stored. Role and status are rea
 import asyncio
 import contextlib
 import datetime
-import functools
 import hashlib
 import hmac
 import json
-import re
 import secrets
 import time
-import unicodedata
 import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +29,6 @@ from .errors import (
     BootstrapDisabled,
     CsrfInvalid,
     Forbidden,
-    Invalid,
     InvalidBootstrapToken,
     InvalidCredentials,
     InvalidInvite,
@@ -45,17 +40,15 @@ from .errors import (
 from .queries.accounts import User
 from .queries.tokens import Token
 from .safety.logs import TERMINAL, audit
+from .safety.passwords import NAME_LENGTH, casefold, check_new_name, check_password, clean_username, display_name
 from .safety.queue import Slots
 from .safety.throttle import Throttle, network
 
-NAME_LENGTH = 64
-INVISIBLE_LETTERS = "\u115f\u1160"  # Hangul fillers; NFKC replaces the other two by the second
 LINK_MINUTES = 10
 RESET_LINK_HOURS = 24
 INVITE_HOURS = (1, 720)
 TOKEN_DAYS = (1, 3650)
 TOKEN_PREFIX = "fs_"  # by which programs that search for leaked secrets can find it
-PASSWORD_LENGTH = (12, 256)
 SESSION_SEEN_SECONDS = 60  # between two updates of a session's last_seen
 REFUSAL_LOG_SECONDS = 600  # between two lines in audit.log about refused passwords of one account
 INVALID_RESET_LINK = "This link is no longer valid. Ask an administrator for a new one."
@@ -68,13 +61,6 @@ _HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=47104, parallelism=1)
 
 # The hash of no known password. Verifying against it takes as long as for a known user, so timing does not tell who has an account.
 _DUMMY = f"$argon2id$v=19$m={_HASHER.memory_cost},t={_HASHER.time_cost},p={_HASHER.parallelism}${'A' * 22}${'A' * 43}"
-
-_COMMON_WORDS = re.compile(
-    r"(?:password|passw0rd|p@ssw0rd|qwerty(?:uiop)?|letmein|welcome|iloveyou|admin|administrator|changeme|default|secret|"
-    r"fireside|football|baseball|superman|batman|dragon|monkey|sunshine|princess|trustno|master|shadow|michael|jordan|"
-    r"liverpool|starwars|whatever|computer|internet|hello|login|abc|asdf|zxcv|1q2w3e4r|qazwsx|correcthorsebatterystaple|"
-    r"[0-9!@#$%^&*._-])+"
-)
 
 
 @dataclass(frozen=True)
@@ -102,56 +88,6 @@ class Login:
     user: User
     cookie: str
     csrf_token: str
-
-
-def clean_username(name: str) -> str:
-    """Return the form in which a name is compared: "Änna  Smith" and "änna smith" are one name. Raises Invalid."""
-    username = _casefold(name)
-    visible = all((c.isalnum() and c not in INVISIBLE_LETTERS) or c in " ._-'" for c in username)
-    if not visible or not 1 <= len(username) <= NAME_LENGTH:
-        raise Invalid(
-            f"The name must be 1 to {NAME_LENGTH} letters, digits, spaces, dots, hyphens, underscores or apostrophes."
-        )
-    return username
-
-
-def display_name(name: str) -> str:
-    """Return a name as typed, without unusual forms of its characters and without superfluous spaces."""
-    return " ".join(unicodedata.normalize("NFKC", name).replace("\u2019", "'").split())
-
-
-def _casefold(name: str) -> str:
-    return display_name(name).casefold()
-
-
-def _check_new_name(name: str, password: str, password_field: str = "password") -> str:
-    """Return the name in the form in which it is compared. Raises Invalid for a weak password and for a name that mixes scripts
-    whose letters look alike. Existing names that mix scripts stay valid."""
-    username = clean_username(name)
-    if len({unicodedata.name(c, "").partition(" ")[0] for c in username} & {"LATIN", "GREEK", "CYRILLIC"}) > 1:
-        raise Invalid("The name must not mix Latin, Greek and Cyrillic letters.")
-    check_password(password, username, password_field)
-    return username
-
-
-def check_password(password: str, username: str, field: str = "password") -> None:
-    """Raise Invalid for a password that is too short, too long, a common one, or little more than the user name."""
-    low, high = PASSWORD_LENGTH
-    if not low <= len(password) <= high:
-        raise Invalid(f"{field} must have {low} to {high} characters.")
-    folded = password.casefold()
-    without_name = folded
-    for name in (username, username.replace(" ", "")):
-        without_name = without_name.replace(name, "") if len(name) >= 3 else without_name
-    hashed = hashlib.sha256(folded.encode("utf-8", "replace")).hexdigest()[:10]
-    if len(without_name) < 6 or _COMMON_WORDS.fullmatch(without_name) or hashed in _common_passwords():
-        raise Invalid(f"{field} is too easy to guess. Choose a few unrelated words.")
-
-
-@functools.cache
-def _common_passwords() -> frozenset[str]:
-    lines = resources.files("fireside").joinpath("passwords.txt").read_text("utf-8").splitlines()
-    return frozenset(line for line in lines if not line.startswith("#"))
 
 
 def digest(token: str) -> bytes:
@@ -310,7 +246,7 @@ class Auth:
 
     async def login(self, username: str, password: str, visitor: Visitor) -> Login:
         """Sign in with a password. Raises RateLimited, and InvalidCredentials after the same time for known and unknown users."""
-        name = _casefold(username)[: NAME_LENGTH + 1]  # a longer name matches no user
+        name = casefold(username)[: NAME_LENGTH + 1]  # a longer name matches no user
         queue = self._known_users if self.throttle.is_known(name, visitor.address) else self._strangers
         async with self._attempt(queue, *self.throttle.login_keys(name, visitor.address)):
             found = await self.database.read(queries.accounts.get_password, name)
@@ -335,7 +271,7 @@ class Auth:
         with self.throttle.attempt(f"bootstrap {network(visitor.address)}"):
             if not constant_time_equals(token, self.bootstrap_token):
                 raise InvalidBootstrapToken
-        name = _check_new_name(username, password)
+        name = check_new_name(username, password)
         password_hash = await self._hash(password, name)
         add = queries.accounts.add_first_user
         user = await self.database.write(add, name, password_hash, display_name(username))
@@ -351,7 +287,7 @@ class Auth:
         except InvalidInvite:
             with self.throttle.attempt(f"invite {network(visitor.address)}"):
                 raise
-        name = _check_new_name(username, password)
+        name = check_new_name(username, password)
         async with self._attempt(self._known_users, f"names for invite {digest(code).hex()}"):
             password_hash = await asyncio.to_thread(_HASHER.hash, password)
             redeem = queries.accounts.redeem_invite
@@ -455,7 +391,7 @@ class Auth:
 
         A taken name counts as a failure that no success clears: UsernameExists tells who has an account."""
         user_id, old = identity.user.id, identity.user.username
-        username = _check_new_name(name, password, "current_password")
+        username = check_new_name(name, password, "current_password")
         async with self._attempt(self._known_users, f"password {user_id}", f"names for user {user_id}"):
             verified = await self._verify_own(identity, password)
             change = queries.accounts.set_name

@@ -14,9 +14,10 @@ import argon2
 import httpx
 import pytest
 from fireside import auth
-from fireside.auth import HASH_QUEUE_LENGTH, HASH_QUEUE_LENGTH_PER_KEY, Auth, Visitor, check_password, clean_username
+from fireside.auth import HASH_QUEUE_LENGTH, HASH_QUEUE_LENGTH_PER_KEY, Auth, Visitor
 from fireside.db import ago
 from fireside.errors import Invalid, RateLimited
+from fireside.safety.passwords import check_password, clean_username
 from fireside.safety.queue import Slots
 from fireside.safety.throttle import Throttle
 from fireside.server import ROUTES
