@@ -340,7 +340,7 @@ class Auth:
             code = file.read_text("utf-8")
             await self.database.read(queries.accounts.check_invite, digest(code))
             return code
-        user = await self.database.read(queries.accounts.get_user_named, None)
+        user = await self.user_named(None)
         code = str((await self.invite(user, "user", 24))["invite_code"])
         write_private(file, code)
         return code

@@ -71,6 +71,11 @@ async def test_name_is_shown_as_typed_and_signs_in_in_any_form(running: Running)
     for name in ("Änna Smith", "änna smith", "A\u0308NNA\u00a0SMITH "):
         admin = await running.login(name)
         assert good(await admin.get("/auth/me"))["user"] == person
+    owner = {"Authorization": f"Bearer {running.state.secret}"}
+    for command in ("export", "import", "link", "tokens/list"):
+        body = {"username": "änna SMITH", "paths": []}
+        answer = await running.anybody().post(f"/control/{command}", json=body, headers=owner)
+        assert answer.status_code == 200, command
     [listed] = good(await admin.get("/admin/users"))["users"]
     assert person.items() <= listed.items() and listed["stored_bytes"] == 0
     invite = good(await admin.post("/admin/invites"))["invite_code"]

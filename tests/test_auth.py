@@ -270,17 +270,11 @@ async def test_logout_ends_the_session_on_the_server(running: Running, ann: Pers
     good(await other.get("/auth/me"))
 
 
-async def test_session_ends_when_it_is_idle_or_old_and_not_while_it_is_used(running: Running, ann: Person) -> None:
-    for column, days in (("last_seen", 31), ("created_at", 91)):
-        person = await running.login("ann")
-        good(await person.get("/auth/me"))
-        made_old = f"UPDATE sessions SET {column} = ? WHERE id = (SELECT max(id) FROM sessions)"
-        await execute(running, made_old, ago(days=days))
-        assert code(await person.get("/auth/me")) == (401, "AUTH_REQUIRED")
+async def test_session_in_use_stays_seen(running: Running, ann: Person) -> None:
     await execute(running, "UPDATE sessions SET last_seen = ?", ago(days=29))
     good(await ann.get("/auth/me"))
-    [session] = [one for one in good(await ann.get("/auth/sessions"))["sessions"] if one["current"]]
-    assert session["last_seen"] > ago(minutes=1), "a session in use stays"
+    [session] = good(await ann.get("/auth/sessions"))["sessions"]
+    assert session["last_seen"] > ago(minutes=1)
 
 
 async def test_login_replaces_the_session_of_the_cookie(running: Running, ann: Person) -> None:
@@ -473,19 +467,6 @@ async def test_new_name_must_not_look_like_another(running: Running, ann: Person
         body = {"username": name, "password": PASSWORD, "invite_code": invite}
         answer = await running.anybody().post("/auth/register", json=body)
         assert ((200, "") if answer.status_code == 200 else code(answer)) == expected, name
-
-
-async def test_revoked_expired_or_unknown_invite_is_refused(running: Running, ann: Person) -> None:
-    made = [good(await ann.post("/admin/invites", json={})) for _ in range(2)]
-    assert good(await ann.post(f"/admin/invites/{made[0]['id']}/revoke")) == {"message": "Invite revoked"}
-    await execute(running, "UPDATE invites SET expires_at = ? WHERE id = ?", ago(seconds=1), made[1]["id"])
-    for number, invite in enumerate((made[0]["invite_code"], made[1]["invite_code"], "x" * 43, "")):
-        body = {"username": f"guest{number}", "password": PASSWORD, "invite_code": invite}
-        assert code(await running.anybody().post("/auth/register", json=body)) == (400, "INVALID_INVITE")
-    statuses = [invite["status"] for invite in good(await ann.get("/admin/invites"))["invites"]]
-    assert statuses == ["expired", "revoked"]
-    for hours in (0, 721, -1, 1.5, "24"):
-        assert code(await ann.post("/admin/invites", json={"expires_in_hours": hours})) == (400, "VALIDATION_ERROR")
 
 
 async def test_login_link_signs_in_once(running: Running, ann: Person) -> None:

@@ -421,21 +421,6 @@ async def test_query_parameters_are_validated(ann: Person) -> None:
 # ---- conversations, messages
 
 
-async def test_lists_are_paged(ann: Person) -> None:
-    for number in range(7):
-        await ann.conversation(title=f"number {number}", pinned=number < 3)
-    whole = good(await ann.get("/conversations"))
-    assert [entry["title"] for entry in whole] == [f"number {number}" for number in range(6, -1, -1)]
-    first = good(await ann.get("/conversations", params={"limit": 4}))
-    second = good(await ann.get("/conversations", params={"limit": 4, "before": first[-1]["id"]}))
-    assert first + second == whole and len(first) == 4
-    assert len(good(await ann.get("/conversations", params={"pinned": "true"}))) == 3
-    conversation_id = whole[0]["id"]
-    ids = [await ann.say(conversation_id, str(number)) for number in range(5)]
-    page = good(await ann.get(f"/conversations/{conversation_id}/messages", params={"limit": 2, "before": ids[4]}))
-    assert [message["id"] for message in page] == ids[2:4]
-
-
 async def test_deleted_conversation_can_be_restored_until_it_is_purged(ann: Person) -> None:
     kept, purged = await ann.conversation("Keep me"), await ann.conversation("Purge me")
     missing = (404, "CONVERSATION_NOT_FOUND")
@@ -618,31 +603,21 @@ async def test_quota_limits_what_a_user_stores_but_never_cuts_an_answer(tmp_path
         await ann.say(other, "More")
 
 
-async def test_imported_message_with_huge_details_is_skipped(ann: Person) -> None:
+QUESTION = {"id": 1, "parent_id": None, "role": "user", "content": "Q"}
+
+
+def conversation(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Return a conversation as Fireside exports it."""
     moment = "2026-01-01T00:00:00.000000"
-    question = {"id": 1, "parent_id": None, "role": "user", "content": "Q", "created_at": moment}
-    answer = {"id": 2, "parent_id": 1, "role": "assistant", "content": "A", "created_at": moment}
-    conversation = {"fireside": 1, "title": "T", "created_at": moment, "updated_at": moment, "active_message_id": 2}
-    conversation["messages"] = [question, answer | {"stats": {"x": "y" * 70_000}}]
-    refusal = await ann.post("/import", json=[conversation])
-    assert code(refusal) == (400, "IMPORT_UNREADABLE") and refusal.json()["message"].startswith(
-        "T: is not as Fireside writes it"
-    )
+    dates = {"created_at": moment, "updated_at": moment}
+    shown = [QUESTION | {"created_at": moment}, *(message | {"created_at": moment} for message in messages)]
+    return {"fireside": 1, "active_message_id": len(shown), "messages": shown} | dates | fields
 
 
 async def test_preview_of_an_import_has_its_report_and_progress(running: Running, ann: Person) -> None:
-    moment = "2026-01-01T00:00:00.000000"
-    question = {"id": 1, "parent_id": None, "role": "user", "content": "Q", "created_at": moment}
-    conversation = {"fireside": 1, "created_at": moment, "updated_at": moment, "active_message_id": 1}
-    file = [
-        conversation | {"title": f"Chat {number}", "source": f"{number}", "messages": [question]} for number in (1, 2)
-    ]
-    report = {"conversations": 2, "messages": 2, "prompts": 0, "presets": 0} | {
-        "unchanged": 0,
-        "skipped": [],
-        "losses": [],
-        "folders": [],
-    }
+    file = [conversation(title=f"Chat {number}", source=f"{number}") for number in (1, 2)]
+    counts = {"conversations": 2, "messages": 2, "prompts": 0, "presets": 0, "unchanged": 0}
+    report = counts | {"skipped": [], "losses": [], "folders": []}
     assert good(await ann.post("/import?dry_run=true", json=file)) == report
     assert good(await ann.get("/conversations")) == []
     for expected in (report, report | {"conversations": 0, "messages": 0, "unchanged": 2}):
@@ -656,14 +631,12 @@ async def test_preview_of_an_import_has_its_report_and_progress(running: Running
 
 
 async def test_upload_in_which_nothing_can_be_read_is_refused_with_the_reasons(ann: Person) -> None:
-    moment = "2026-01-01T00:00:00.000000"
-    empty = {"fireside": 1, "created_at": moment, "updated_at": moment, "active_message_id": None, "messages": []}
-    question = {"id": 1, "parent_id": None, "role": "user", "content": "Q", "created_at": moment}
-    whole = empty | {"title": "Whole", "active_message_id": 1, "messages": [question]}
-    wrong = [empty | {"title": f"Chat {number}", "active_message_id": 7} for number in range(5)]
+    wrong = [conversation(title=f"Chat {number}", active_message_id=7) for number in range(5)]
+    huge = conversation({"id": 2, "parent_id": 1, "role": "assistant", "content": "A", "stats": {"x": "y" * 70_000}})
     for content, message in (
         (b"{", r"The file (is not valid JSON|ends in the middle)\."),
         (json.dumps(wrong[:1]).encode(), r"Chat 0: .+\."),
+        (json.dumps([huge | {"title": "T"}]).encode(), r"T: is not as Fireside writes it.*"),
         (
             json.dumps(wrong).encode(),
             r"Nothing in the file can be imported\. Chat 0: .+; Chat 1: .+; Chat 2: .+; and 2 more\.",
@@ -674,7 +647,7 @@ async def test_upload_in_which_nothing_can_be_read_is_refused_with_the_reasons(a
         assert re.fullmatch(message, refusal.json()["message"]), refusal.json()["message"]
     assert good(await ann.post("/import", json=[]))["conversations"] == 0
     for counts in ({"conversations": 1, "unchanged": 0}, {"conversations": 0, "unchanged": 1}):
-        report = good(await ann.post("/import", json=[whole, wrong[0]]))
+        report = good(await ann.post("/import", json=[conversation(title="Whole"), wrong[0]]))
         assert {name: report[name] for name in counts} == counts and len(report["skipped"]) == 1
     prompt = {"command": "/mail", "title": "Mail", "content": "Write to {{name}}."}
     assert code(await ann.post("/import", json=[prompt | {"content": ""}])) == (400, "IMPORT_UNREADABLE")
