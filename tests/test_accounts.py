@@ -73,8 +73,8 @@ async def test_name_is_shown_as_typed_and_signs_in_in_any_form(running: Running)
         assert good(await admin.get("/auth/me"))["user"] == person
     owner = {"Authorization": f"Bearer {running.state.secret}"}
     for command in ("export", "import", "link", "tokens/list"):
-        body = {"username": "änna SMITH", "paths": []}
-        answer = await running.anybody().post(f"/control/{command}", json=body, headers=owner)
+        named: dict[str, Any] = {"username": "änna SMITH", "paths": []}
+        answer = await running.anybody().post(f"/control/{command}", json=named, headers=owner)
         assert answer.status_code == 200, command
     [listed] = good(await admin.get("/admin/users"))["users"]
     assert person.items() <= listed.items() and listed["stored_bytes"] == 0

@@ -616,8 +616,8 @@ def conversation(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 async def test_preview_of_an_import_has_its_report_and_progress(running: Running, ann: Person) -> None:
     file = [conversation(title=f"Chat {number}", source=f"{number}") for number in (1, 2)]
-    counts = {"conversations": 2, "messages": 2, "prompts": 0, "presets": 0, "unchanged": 0}
-    report = counts | {"skipped": [], "losses": [], "folders": []}
+    report: dict[str, Any] = {"conversations": 2, "messages": 2, "prompts": 0, "presets": 0, "unchanged": 0}
+    report |= {"skipped": [], "losses": [], "folders": []}
     assert good(await ann.post("/import?dry_run=true", json=file)) == report
     assert good(await ann.get("/conversations")) == []
     for expected in (report, report | {"conversations": 0, "messages": 0, "unchanged": 2}):
