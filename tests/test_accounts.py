@@ -15,20 +15,15 @@ from fireside.server import ROUTES
 
 from .live import BOOTSTRAP_TOKEN, PASSWORD, Person, Running, code, good, until
 from .system.faults.steps import blocked_writer
+from .test_auth import NEW, execute
 from .upstream import Gate, Upstream, pause
 from .upstream import text as says
 
-NEW = "another long phrase"
 WRONG = "not the right phrase"
 PNG = {
     "media_type": "image/png",
     "data": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg==",
 }
-
-
-async def execute(running: Running, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Run SQL on the database of the running service."""
-    return await running.state.database.write(lambda conn: [tuple(row) for row in conn.execute(sql, values)])
 
 
 def audited(running: Running) -> list[tuple[str, str, str | None]]:

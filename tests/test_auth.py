@@ -35,9 +35,9 @@ WRONG = {"password": "not the right phrase"}
 NEW = "another long phrase"
 
 
-async def execute(running: Running, sql: str, *values: Any) -> list[Any]:
+async def execute(running: Running, sql: str, *values: Any) -> list[tuple[Any, ...]]:
     """Run SQL on the database of the running service."""
-    return await running.state.database.write(lambda conn: conn.execute(sql, values).fetchall())
+    return await running.state.database.write(lambda conn: [tuple(row) for row in conn.execute(sql, values)])
 
 
 # ---- names and passwords

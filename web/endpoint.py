@@ -223,6 +223,18 @@ class Later(Response):
         await response(scope, receive, send)
 
 
+class EventStream(StreamingResponse):
+    media_type = "text/event-stream"
+    charset = "utf-8"
+
+    def __init__(self, events: AsyncIterator[bytes], headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(events, headers={"X-Accel-Buffering": "no", **(headers or {})})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(ClientDisconnect):
+            await while_connected(receive, self.stream_response(send))
+
+
 class Endpoint(Route):
     """A row of ROUTES.
 

@@ -13,8 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Raw
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..chat import file_parts
@@ -25,7 +24,7 @@ from ..providers import ModelServer
 from ..queries import tokens
 from . import responses, schemas
 from .completion import Completion
-from .endpoint import Later, Request, decode_body, while_connected
+from .endpoint import EventStream, Later, Request, decode_body, while_connected
 from .middleware import openai_error
 
 REQUEST_BYTES = 32 * 1024 * 1024
@@ -151,19 +150,17 @@ async def _complete(hub: Hub, relay: Relay, headers: dict[str, str]) -> Response
     return Response(msgspec.json.encode(completion.result()), headers=headers, media_type="application/json")
 
 
-class ChatStream(StreamingResponse):
+class ChatStream(EventStream):
     """The chunks of an answer as the model server sent them. An error before the first of them is a response of its own."""
 
     def __init__(self, hub: Hub, relay: Relay, headers: dict[str, str]) -> None:
-        super().__init__(_events(hub, relay), headers=headers | {"X-Accel-Buffering": "no"})
-        self.raw_headers.append((b"content-type", b"text/event-stream; charset=utf-8"))
+        super().__init__(_events(hub, relay), headers)
         self._hub = hub
         self._relay = relay
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with contextlib.suppress(ClientDisconnect):
-                await while_connected(receive, self.stream_response(send))
+            await super().__call__(scope, receive, send)
         finally:
             await self._hub.abandon(self._relay)
 

@@ -1,32 +1,16 @@
 """Handlers of answers: stream, retry, continue, send a queued message, cancel."""
 
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from ... import db
 from ...chat.hub import BeginQuery
 from ...queries import generations, queued
 from .. import responses, schemas
-from ..endpoint import Request, read_query, while_connected
+from ..endpoint import EventStream, Request, read_query
 
 Events = Annotated[Response, "text/event-stream"]
-
-
-class EventStream(StreamingResponse):
-    media_type = "text/event-stream"
-    charset = "utf-8"
-
-    def __init__(self, events: AsyncIterator[bytes]) -> None:
-        super().__init__(events, headers={"X-Accel-Buffering": "no"})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(ClientDisconnect):
-            await while_connected(receive, self.stream_response(send))
 
 
 async def _follow(request: Request, generation_id: str, after: int = 0, token_id: int | None = None) -> Response:
