@@ -1,12 +1,14 @@
 import gc
 import os
 import time
+import types
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import argon2
 import pytest
 from fireside import auth
+from fireside.safety import throttle
 from hypothesis import HealthCheck, settings
 
 from .live import Person, Running
@@ -48,6 +50,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
+
+
+@pytest.fixture
+def frozen_throttle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no time pass for the throttle, so that a busy computer does not give a guess its next try."""
+    monkeypatch.setattr(throttle, "time", types.SimpleNamespace(monotonic=lambda: 1e6))
 
 
 @pytest.fixture

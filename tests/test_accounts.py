@@ -109,6 +109,7 @@ async def test_user_changes_the_name_with_the_password(log: Running, ann: Person
     assert code(await bob.post("/auth/name", json=weak)) == (400, "VALIDATION_ERROR")
 
 
+@pytest.mark.usefixtures("frozen_throttle")
 async def test_changing_the_name_reveals_few_names(running: Running, ann: Person, bob: Person) -> None:
     change, answers = {"current_password": PASSWORD}, []
     for _ in range(7):

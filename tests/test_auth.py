@@ -20,8 +20,6 @@ from fireside.errors import Invalid, RateLimited
 from fireside.safety.passwords import check_password, clean_username
 from fireside.safety.queue import Slots
 from fireside.safety.throttle import Throttle
-from fireside.server import ROUTES
-from fireside.web.endpoint import ADMIN, USER
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,6 +87,7 @@ def test_any_text_is_a_valid_or_invalid_password(password: str, name: str) -> No
 # ---- the throttle
 
 
+@pytest.mark.usefixtures("frozen_throttle")
 async def test_simultaneous_guesses_are_throttled_like_successive_ones(running: Running, ann: Person) -> None:
     wrong = {"username": "ann", "password": WRONG["password"]}
     answers = await together(50, lambda _: running.anybody().post("/auth/login", json=wrong))
@@ -152,6 +151,7 @@ async def test_guessing_is_throttled_and_others_can_sign_in(clock: Clock, runnin
     assert code(await stranger.post("/auth/login", json=body)) == (401, "INVALID_CREDENTIALS")
 
 
+@pytest.mark.usefixtures("frozen_throttle")
 async def test_guessing_the_bootstrap_token_is_throttled(running: Running) -> None:
     stranger = running.anybody()
     body = {"username": "eve", "password": PASSWORD, "token": "x"}
@@ -162,6 +162,7 @@ async def test_guessing_the_bootstrap_token_is_throttled(running: Running) -> No
 # ---- login
 
 
+@pytest.mark.usefixtures("frozen_throttle")
 async def test_all_failed_logins_look_the_same(running: Running, ann: Person, bob: Person) -> None:
     good(await ann.patch("/admin/users/2", json={"status": "disabled"}))
     answers = set()
@@ -297,28 +298,6 @@ async def test_user_lists_and_ends_other_sessions(running: Running, ann: Person,
     assert code(await ann.delete(f"/auth/sessions/{other}")) == (404, "SESSION_NOT_FOUND")
 
 
-# ---- the CSRF token
-
-
-async def test_csrf_token_belongs_to_one_session(running: Running, ann: Person) -> None:
-    token = ann.headers["X-CSRF-Token"]
-    assert good(await ann.get("/auth/me"))["csrf_token"] == token
-    other = await running.login("ann")
-    assert other.headers["X-CSRF-Token"] != token
-    for wrong in ("", "x", token[:-1], token.upper() + "x", other.headers["X-CSRF-Token"], "é"):
-        headers = [(b"x-csrf-token", wrong.encode("latin-1"))]
-        answer = await ann.post("/conversations", json={}, headers=headers)
-        assert code(answer) == (403, "CSRF_INVALID")
-    assert good(await ann.get("/conversations")) == []
-
-
-def test_routes_declare_a_csrf_token_for_every_change() -> None:
-    """tests/trust/authz.py tests that the declarations hold."""
-    for route in ROUTES:
-        if route.method != "GET" and route.access in (USER, ADMIN):
-            assert route.csrf == ("lenient" if route.path.endswith("/stream") else "required"), route.name
-
-
 # ---- what ends sessions and answers
 
 
@@ -440,6 +419,7 @@ async def test_invite_is_shown_once_and_works_once(running: Running, ann: Person
     assert good(await ann.get("/admin/invites"))["invites"][0]["used_by"] == "carla"
 
 
+@pytest.mark.usefixtures("frozen_throttle")
 async def test_invite_reveals_few_user_names(running: Running, ann: Person) -> None:
     invite = good(await ann.post("/admin/invites", json={}))["invite_code"]
     body = {"username": "ann", "password": PASSWORD, "invite_code": invite}

@@ -321,7 +321,7 @@ class ChatOptions(ModelRequest):
 
 
 class ChatRequest(ChatOptions, kw_only=True):
-    """The whole request, for GET /openapi.json."""
+    """A chat request. Fields that are not described here reach the model server too."""
 
     messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
 

@@ -152,14 +152,6 @@ async def test_slow_body_at_the_allowed_rate_is_read(
     good(await ann.post(path, content=body(), headers=head))
 
 
-async def test_connection_is_kept_alive(running: Running) -> None:
-    async with connected(running) as (reader, writer):
-        for _ in range(3):
-            writer.write(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
-            await reader.readuntil(b"}")
-
-
 # ---- the size of headers
 
 
