@@ -148,6 +148,7 @@ async def zed(running: Running, ann: Person) -> Person:
 
 
 async def test_models_of_all_servers_are_listed_with_their_server(zed: Person, upstream: Upstream) -> None:
+    upstream.models.append(LocalModel("qwen/qwen3-8b"))
     listed = good(await zed.get("/v1/models"))
     assert listed["object"] == "list"
     ids = [model["id"] for model in listed["data"]]
@@ -155,7 +156,6 @@ async def test_models_of_all_servers_are_listed_with_their_server(zed: Person, u
     for name in (f"lmstudio/{MODEL}", f"lmstudio%2F{MODEL}", MODEL):
         found = good(await zed.get(f"/v1/models/{name}"))
         assert found == {"id": f"lmstudio/{MODEL}", "object": "model", "created": 0, "owned_by": "lmstudio"}
-    upstream.models.append(LocalModel("qwen/qwen3-8b"))
     for name in ("lmstudio/qwen/qwen3-8b", "qwen/qwen3-8b", "lmstudio/qwen/qwen3-8b/"):
         assert good(await zed.get(f"/v1/models/{name}"))["id"] == "lmstudio/qwen/qwen3-8b"
     for name in ("nothing", "lmstudio/nothing", "nowhere/x", f"nowhere/{MODEL}"):
