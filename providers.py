@@ -20,7 +20,7 @@ import msgspec
 from .backends.answer import Part
 from .backends.engine import Embedded, Engine
 from .backends.lmstudio import LMStudio
-from .backends.openai import Model, ModelDownload, OpenAI, base_url
+from .backends.openai import Model, ModelDownload, OpenAI, Take, base_url
 from .config import BUILT_IN, MAX_CONCURRENCY, Config, Provider
 from .db import write_private
 from .errors import Invalid, NotFound, ProviderExists, ProviderFailed, ProviderFixed, StorageUnavailable
@@ -230,8 +230,10 @@ class ModelServer:
         if self.slots.held < self.concurrency():
             self.backend.connect_early()
 
-    def chat(self, request: ChatRequest) -> AsyncGenerator[list[Part], None]:
+    def chat(self, request: ChatRequest, take: Take | None = None) -> AsyncGenerator[list[Part], None]:
         """Return one answer as a generator of lists of parts. The last part is Finish. There is no deadline.
+
+        `take`: see backends.openai.stream_answer.
 
         A `reasoning_effort` that the model is known not to take is not sent.
 
@@ -248,11 +250,11 @@ class ModelServer:
             body.pop("reasoning_effort", None)
         body |= {"model": request.model, "messages": request.messages}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        return self.backend.chat(body)
+        return self.backend.chat(body, take=take)
 
-    def relay(self, body: dict[str, Any]) -> AsyncGenerator[list[Part], None]:
+    def relay(self, body: dict[str, Any], take: Take | None = None) -> AsyncGenerator[list[Part], None]:
         """Return the answer to a chat request of another program, as `chat` does. The request is sent as it is."""
-        return self.backend.chat(body, for_program=True)
+        return self.backend.chat(body, for_program=True, take=take)
 
 
 class Providers:

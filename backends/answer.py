@@ -6,7 +6,7 @@ end with or without [DONE].
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Annotated, Any, TypeVar
 
@@ -203,8 +203,17 @@ class _EventSplitter:
         self._data: list[bytes] = []
         self._size = 0
 
-    def split(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (name, data) of each event that ends in these bytes. Raises OverflowError beyond EVENT_BYTES."""
+    def split(self, data: bytes) -> Iterable[tuple[bytes, bytes]]:
+        """Return (name, data) of each event that ends in these bytes. Raises OverflowError beyond EVENT_BYTES."""
+        is_new = not (self._size or self._rest or self._after_cr)
+        if is_new and data.startswith(b"data: ") and data.endswith(b"\n\n") and len(data) <= EVENT_BYTES:
+            events = data[6:-2].split(b"\n\ndata: ")
+            if data.count(b"\n") == 2 * len(events) and b"\r" not in data:  # as nearly all servers send them
+                self._first_line = False
+                return [(b"", event) for event in events]
+        return self._split_lines(data)
+
+    def _split_lines(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
         for line in self._lines(data):
             if line:
                 self._add_field(line)
@@ -326,7 +335,8 @@ class AnswerParser:
         except OverflowError:
             self._fail(self._error("PROVIDER_ERROR", "sent a line or an event of over 1 MiB."))
         self._flush()
-        self._flush_chunks()
+        if self._chunks:
+            self._flush_chunks()
         if self._overhead_left < 0 and not self.finished:
             self._fail(self._error("PROVIDER_ERROR", "sent too much data with too little text."))
         parts, self._parts = self._parts, []

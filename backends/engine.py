@@ -27,7 +27,7 @@ from ..errors import Invalid, ProviderFailed
 from . import gguf, llama_server
 from .answer import Part
 from .gguf import ModelFile, Skipped
-from .openai import Model, OpenAI, for_llama_cpp, stream_answer
+from .openai import Model, OpenAI, Take, for_llama_cpp, stream_answer
 
 STOP_SECONDS = 3.0  # between asking a child to exit and killing it
 STDERR_BYTES = 16 * 1024  # that are kept of a child's standard error
@@ -82,12 +82,14 @@ class Embedded(OpenAI):
     async def embed(self, body: dict[str, Any]) -> bytes:
         raise Invalid(f"{self.provider.name} makes no embeddings.")
 
-    async def chat(self, body: dict[str, Any], for_program: bool = False) -> AsyncGenerator[list[Part], None]:
+    async def chat(
+        self, body: dict[str, Any], for_program: bool = False, take: Take | None = None
+    ) -> AsyncGenerator[list[Part], None]:
         async with self._engine.use(body["model"]) as endpoint:
             server = replace(self.provider, url=endpoint.url, api_key=endpoint.api_key)
             body = body | {"model": endpoint.model_id}
             body = body if for_program else for_llama_cpp(body)
-            async with contextlib.aclosing(stream_answer(server, body, for_program)) as answer:
+            async with contextlib.aclosing(stream_answer(server, body, for_program, take)) as answer:
                 async for parts in answer:
                     yield parts
 

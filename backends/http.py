@@ -1,8 +1,8 @@
 """HTTP/1.1 requests to model servers, each on a connection of its own or an idle one.
 
 Of httpx, only the types are used. Its transport leaks connections when a request is cancelled twice (encode/httpx#3782, measured:
-20 of 20) and takes 5 times the CPU: 0.50 s instead of 0.09 s for 6,000 tokens in 60 streams. This module yields all that one read
-from the socket brought, and ends a request by aborting its socket, which cannot be interrupted.
+20 of 20) and takes 5 times the CPU: 0.50 s instead of 0.09 s for 6,000 tokens in 60 streams. This module hands over all that one
+read from the socket brought, and ends a request by aborting its socket, which cannot be interrupted.
 
 The only timeout is the one for connecting. No proxies, redirects, cookies, caching or compression.
 """
@@ -10,8 +10,8 @@ The only timeout is the one for connecting. No proxies, redirects, cookies, cach
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import cache, lru_cache
 from typing import Any
 
@@ -28,15 +28,15 @@ CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 1.0  # that a connection waits for a request; servers close idle ones after 5 s or more
 OVERHEAD_BYTES = 64 * 1024  # of headers and trailers, and between two pieces of the body
 BUFFER_BYTES = 256 * 1024  # of the body that wait for the reader before reading from the socket pauses
-CHUNK_BYTES = 32 * 1024  # given to the reader at a time: hostile ones keep it busy for up to 10 ms
-BUSY_SECONDS = (
-    0.005  # after which the reader sleeps for as long, so that other tasks run; 256 KiB of usual tokens take 3 ms
-)
+CHUNK_BYTES = 32 * 1024  # read at a time: hostile ones keep the reader busy for up to 10 ms
+BUSY_SECONDS = 0.005  # of work, after which reading pauses for as long, so that other tasks run
 HEADERS = {
     "accept": "*/*",
     "accept-encoding": "identity",
     "user-agent": f"fireside/{__version__}",
 }
+
+Take = Callable[[bytes], bool]  # takes a part of a body, and returns whether it takes another one
 
 
 @asynccontextmanager
@@ -58,7 +58,7 @@ async def open_response(
     try:
         try:
             idle = connections.take(url) if connections is not None else None
-            response = await send(request, await idle.streams() if idle else None)
+            response = await send(request, await idle.opened() if idle else None)
         except httpx.ConnectError:  # nothing was sent, and a server that restarts may be back
             response = await send(request)
         if response.headers.get("content-encoding", "identity") != "identity":
@@ -67,7 +67,7 @@ async def open_response(
             )
         yield response
         if connections is not None and response.is_reusable:
-            connections.keep(url, response.streams)
+            connections.keep(url, response.connection)
             response = None
     except httpx.TransportError as error:
         raise connection_error(provider, error) from error
@@ -79,11 +79,8 @@ async def open_response(
 async def read_body(response: "Response", limit: int) -> bytes:
     """Read the body, at most `limit` bytes of it."""
     data = bytearray()
-    async with aclosing(response.chunks()) as chunks:
-        async for chunk in chunks:
-            data += chunk
-            if len(data) > limit:
-                break
+    while len(data) <= limit and (chunk := await response.read()) is not None:
+        data += chunk
     return bytes(data[:limit])
 
 
@@ -106,55 +103,79 @@ def _ssl_context() -> ssl.SSLContext:
     return context
 
 
-class _Reader(asyncio.StreamReader):
-    """A StreamReader that raises the error of a lost connection only after what arrived before has been read."""
+class _Connection(asyncio.BufferedProtocol):
+    """A connection to a server, with one request at a time. It reads at most CHUNK_BYTES in a turn of the event loop."""
 
-    error: Exception | None = None
-    _buffer: bytearray  # asyncio's
+    transport: asyncio.Transport
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether nothing is left to read, and the connection is open."""
-        return not self._buffer and not self.at_eof()
+    def __init__(self) -> None:
+        self.response: Response | None = None
+        self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def set_exception(self, exc: Exception) -> None:
-        self.error = exc
-        self.feed_eof()
+    async def aclose(self) -> None:
+        """Close the socket, also when this is cancelled at once. Return when it is closed."""
+        self.transport.abort()
+        await asyncio.shield(self._closed)
 
+    # ---- called by asyncio
 
-Streams = tuple[_Reader, asyncio.StreamWriter]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self.response is None:  # nothing was asked
+            self.transport.abort()
+        else:
+            self.response.feed(self._buffer[:nbytes])
+
+    def eof_received(self) -> None:
+        """Close the connection, which asyncio does when this returns None."""
+        if self.response is not None:
+            self.response.end(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed.set_result(None)
+        self._buffer = memoryview(b"")  # garbage may refer to this
+        if self.response is not None:
+            self.response.end(error)
 
 
 class IdleConnection:
     """A connection that waits for a request, or is still being opened. If that fails, so does the request."""
 
-    def __init__(self, url: str, streams: asyncio.Future[Streams]) -> None:
+    def __init__(self, url: str, connection: asyncio.Future[_Connection]) -> None:
         self.url = url
-        self._streams = streams
-        streams.add_done_callback(lambda opened: opened.cancelled() or opened.exception())  # no request may ask for it
+        self._connection = connection
+        connection.add_done_callback(
+            lambda opened: opened.cancelled() or opened.exception()
+        )  # no request may ask for it
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is open and silent, as far as is known. The error of one that could not be opened is the request's."""
-        if not self._streams.done() or self._streams.cancelled() or self._streams.exception():
+        """Whether it is open, as far as is known. The error of one that could not be opened is the request's."""
+        if not self._connection.done() or self._connection.cancelled() or self._connection.exception():
             return True
-        reader, writer = self._streams.result()
-        return reader.is_silent and not writer.is_closing()
+        return not self._connection.result().transport.is_closing()
 
-    async def streams(self) -> Streams:
+    async def opened(self) -> _Connection:
         try:
-            return await self._streams
+            return await self._connection
         except asyncio.CancelledError:
             self.close()
             raise
 
     def close(self) -> None:
-        def abort(opened: asyncio.Future[Streams]) -> None:
+        def abort(opened: asyncio.Future[_Connection]) -> None:
             if not opened.cancelled() and not opened.exception():
-                opened.result()[1].transport.abort()
+                opened.result().transport.abort()
 
-        self._streams.cancel()
-        self._streams.add_done_callback(abort)
+        self._connection.cancel()
+        self._connection.add_done_callback(abort)
 
 
 class Connections:
@@ -168,14 +189,15 @@ class Connections:
         if not self._idle:
             self._add(url, asyncio.create_task(_connect(_parsed(url))))
 
-    def keep(self, url: str, streams: Streams) -> None:
+    def keep(self, url: str, connection: _Connection) -> None:
+        connection.response = None
         future = asyncio.get_running_loop().create_future()
-        future.set_result(streams)
+        future.set_result(connection)
         self._add(url, future)
 
-    def _add(self, url: str, streams: asyncio.Future[Streams]) -> None:
+    def _add(self, url: str, connection: asyncio.Future[_Connection]) -> None:
         timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, lambda: self._idle.popleft()[0].close())
-        self._idle.append((IdleConnection(url, streams), timer))
+        self._idle.append((IdleConnection(url, connection), timer))
 
     def take(self, url: str) -> IdleConnection | None:
         """Return a connection for a request to `url`, if there is one."""
@@ -191,26 +213,23 @@ class Connections:
         self.take("")
 
 
-async def send(request: httpx.Request, streams: Streams | None = None) -> "Response":
+async def send(request: httpx.Request, connection: _Connection | None = None) -> "Response":
     """Send a request and return the response once its headers have arrived.
 
     Raises ConnectError, ConnectTimeout, ReadError, RemoteProtocolError.
     """
-    response = Response(streams or await _connect(request.url))
+    response = Response(connection or await _connect(request.url))
     try:
         response.send(request)
-        while not response.status:
-            await response.receive()
+        await response.receive_headers()
     except BaseException:
         await response.aclose()
         raise
     return response
 
 
-async def _connect(url: httpx.URL) -> Streams:
+async def _connect(url: httpx.URL) -> _Connection:
     loop = asyncio.get_running_loop()
-    reader = _Reader(limit=BUFFER_BYTES // 2, loop=loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     host, secure = url.raw_host.decode("ascii"), url.scheme == "https"
     options: dict[str, Any] = {"ssl": _ssl_context()} if secure else {}
     if isinstance(loop, asyncio.BaseEventLoop) and not host.endswith(tuple("0123456789")):
@@ -218,32 +237,34 @@ async def _connect(url: httpx.URL) -> Streams:
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             port = url.port or (443 if secure else 80)
-            transport, _ = await loop.create_connection(lambda: protocol, host, port, **options)
+            _, connection = await loop.create_connection(_Connection, host, port, **options)
     except TimeoutError:
         raise httpx.ConnectTimeout("the connection was not made in time") from None
     except ConnectionRefusedError as error:
         raise httpx.ConnectError("the connection was refused") from error
     except OSError as error:
         raise httpx.ConnectError(error.strerror or str(error)) from error
-    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+    return connection
 
 
 class Response:
-    """One response, and its request: asyncio reads the bytes, httptools parses them."""
+    """One response, and its request. httptools parses it as it arrives."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, connection: _Connection) -> None:
         self.status = 0
         self._fields: list[tuple[bytes, bytes]] = []
-        self.streams = streams
-        self._reader, self._writer = streams
+        self.connection = connection
+        connection.response = self
+        self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self._overhead = 0  # bytes since the last piece of the body
-        self._body: list[bytes] = []
+        self._pieces: list[bytes] = []  # of the body, in the bytes that are being parsed
+        self._unread: deque[bytes] = deque()  # at most BUFFER_BYTES and one chunk
         self._complete = self._kept_open = False
-        self._time = asyncio.get_running_loop().time
-        self._more_waiting = False
-        self._busy = 0.0  # seconds of parsing, and of the reader's work, since the last pause
-        self._failure: httpx.RemoteProtocolError | None = None
+        self._failure: httpx.TransportError | None = None
+        self._waiting: asyncio.Future[None] | None = None
+        self._take: Take | None = None
+        self._busy = 0.0  # seconds of work since the server last was slower
 
     @property
     def headers(self) -> httpx.Headers:
@@ -252,61 +273,113 @@ class Response:
     @property
     def is_reusable(self) -> bool:
         """Whether the connection can take another request: the response is complete, and the server keeps it open."""
-        return self._kept_open and not self._failure and self._reader.is_silent
+        return self._kept_open and not self.connection.transport.is_closing()
 
     def send(self, request: httpx.Request) -> None:
         lines = [b"%s %s HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
         lines += [b"%s: %s" % field for field in request.headers.raw]
-        self._writer.write(b"\r\n".join([*lines, b"", request.content]))
+        transport = self.connection.transport
+        if transport.is_closing():  # the server has closed it before it could know of this request
+            self.end(None)
+        else:
+            transport.resume_reading()
+            transport.write(b"\r\n".join([*lines, b"", request.content]))
 
-    async def receive(self) -> None:
-        """Read from the socket once, and parse what arrived. An error that follows a piece of the body waits until the next call."""
+    async def receive_headers(self) -> None:
+        while not self.status:
+            if self._failure:
+                raise self._failure
+            await self._wait(None)
+
+    async def read(self, take: Take | None = None) -> bytes | None:
+        """Return the next part of the body, or None at its end.
+
+        While it waits, what arrives goes to `take`, without a change of tasks. When that returns False, return b"".
+        """
+        if len(self._unread) > 1:
+            await asyncio.sleep(0)  # the server is faster: let other tasks run
+        if not self._unread and not self._failure and not self._complete:
+            await self._wait(take)
+        if self._unread:
+            self.connection.transport.resume_reading()
+            return self._unread.popleft()
         if self._failure:
             raise self._failure
-        data = await self._reader.read(CHUNK_BYTES)
-        started = self._time()
-        if not data:
-            if error := self._reader.error:
-                raise httpx.ReadError(getattr(error, "strerror", None) or str(error)) from error
-            names = {name.lower() for name, _ in self._fields}
-            if not self.status or names & {b"content-length", b"transfer-encoding"}:
-                raise httpx.RemoteProtocolError("the connection was closed")
-            self._complete = True
+        return None if self._complete else b""
+
+    async def aclose(self) -> None:
+        await self.connection.aclose()
+
+    async def _wait(self, take: Take | None) -> None:
+        self._take = take
+        self._waiting = self._loop.create_future()
+        await self._waiting
+
+    def _wake(self, error: Exception | None = None) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            if error:
+                self._waiting.set_exception(error)
+            else:
+                self._waiting.set_result(None)
+
+    # ---- called by the connection
+
+    def feed(self, data: memoryview) -> None:
+        """Parse what arrived. An error that follows a part of the body is raised after that was read."""
+        if self._failure:
             return
+        is_fast = len(data) == CHUNK_BYTES  # the server is faster than this
+        started = self._loop.time() if is_fast else 0.0
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._failure = httpx.RemoteProtocolError("the response is not HTTP/1.1")
-        self._more_waiting = len(data) == CHUNK_BYTES
-        self._busy += self._time() - started
-        self._overhead = 0 if self._body else self._overhead + len(data)
-        if self._overhead > OVERHEAD_BYTES and not self._complete:
-            raise httpx.RemoteProtocolError("the headers or trailers are too long")
+            self._fail(httpx.RemoteProtocolError("the response is not HTTP/1.1"))
+        if self._pieces:
+            body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces.clear()
+            self._overhead = 0
+            self._hand_over(body)
+        else:
+            self._overhead += len(data)
+            if self._overhead > OVERHEAD_BYTES:
+                self._fail(httpx.RemoteProtocolError("the headers or trailers are too long"))
+        self._busy = self._busy + self._loop.time() - started if is_fast else 0.0
+        if self._busy > BUSY_SECONDS:
+            self.connection.transport.pause_reading()
+            self._loop.call_later(self._busy, self.connection.transport.resume_reading)
+            self._busy = 0.0
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it arrives. A reader that is slower than the server yields to other tasks."""
-        while True:
-            if not self._more_waiting:
-                self._busy = 0.0
-            elif self._busy > BUSY_SECONDS:
-                await asyncio.sleep(self._busy)
-                self._busy = 0.0
-            if self._body:
-                data = b"".join(self._body)
-                self._body.clear()
-                started = self._time()
-                yield data
-                self._busy += self._time() - started
-            elif self._complete:
-                return
-            else:
-                await self.receive()
+    def end(self, error: Exception | None) -> None:
+        """End the response with the connection."""
+        names = {name.lower() for name, _ in self._fields}
+        if error is not None:
+            self._fail(httpx.ReadError(getattr(error, "strerror", None) or str(error)))
+        elif not self.status or names & {b"content-length", b"transfer-encoding"}:
+            self._fail(httpx.RemoteProtocolError("the connection was closed"))
+        else:
+            self._complete = True
+            self._wake()
 
-    async def aclose(self) -> None:
-        """Close the socket, also when this is cancelled at once. Return when it is closed."""
-        self._writer.transport.abort()
-        with suppress(OSError):
-            await self._writer.wait_closed()
+    def _hand_over(self, body: bytes) -> None:
+        """Give a part of the body to the task that waits, or keep it."""
+        if self._take is None or self._waiting is None or self._waiting.done():
+            self._unread.append(body)
+            if sum(map(len, self._unread)) > BUFFER_BYTES:
+                self.connection.transport.pause_reading()
+            self._wake()
+            return
+        try:
+            if not self._take(body):
+                self._wake()
+        except Exception as error:
+            self._wake(error)
+
+    def _fail(self, failure: httpx.TransportError) -> None:
+        """End the response with a failure, unless it is complete: what follows it is ignored."""
+        self._kept_open = False
+        if not self._complete:
+            self._failure = self._failure or failure
+            self._wake()
 
     # ---- called by httptools: informational responses first, then the response; anything after it is ignored
 
@@ -322,11 +395,13 @@ class Response:
     def on_headers_complete(self) -> None:
         if not self.status and self._parser.get_status_code() >= 200:
             self.status = self._parser.get_status_code()
+            self._wake()
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:
-            self._body.append(body)
+            self._pieces.append(body)
 
     def on_message_complete(self) -> None:
         self._kept_open = self.status != 0 and not self._complete and self._parser.should_keep_alive()
         self._complete = self.status != 0
+        self._wake()

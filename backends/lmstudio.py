@@ -27,6 +27,7 @@ from .openai import (
     Model,
     ModelDownload,
     OpenAI,
+    Take,
     fetch_entries,
     is_name,
     name_at,
@@ -101,9 +102,11 @@ class LMStudio(OpenAI):
         sizes = (count_at(job, name) for name in ("downloaded_bytes", "total_size_bytes", "bytes_per_second"))
         return ModelDownload(model, state, *sizes)
 
-    def chat(self, body: dict[str, Any], for_program: bool = False) -> AsyncGenerator[list[Part], None]:
+    def chat(
+        self, body: dict[str, Any], for_program: bool = False, take: Take | None = None
+    ) -> AsyncGenerator[list[Part], None]:
         ttl = {"ttl": self.provider.ttl} if self.provider.ttl else {}  # counts for a model that this request loads
-        return super().chat(ttl | body, for_program)
+        return super().chat(ttl | body, for_program, take)
 
     async def can_start(self) -> bool:
         is_local = self._follows_port or urlsplit(self.provider.url).hostname in ("127.0.0.1", "localhost", "::1")

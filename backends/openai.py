@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from pathlib import PureWindowsPath
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
@@ -28,6 +28,8 @@ NO_PATH_STATUSES = (404, 405, 501)
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # values of `reasoning_effort`
 DOWNLOAD_STATUSES = ("downloading", "paused", "completed", "failed", "already_downloaded")
 NAME_CHARACTERS = 300  # of a model's id, as in web.schemas.Name
+
+Take = Callable[[list[Part]], None]
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -142,11 +144,13 @@ class OpenAI:
             raise ProviderFailed("PROVIDER_ERROR", message)
         return response
 
-    def chat(self, body: dict[str, Any], for_program: bool = False) -> AsyncGenerator[list[Part], None]:
+    def chat(
+        self, body: dict[str, Any], for_program: bool = False, take: Take | None = None
+    ) -> AsyncGenerator[list[Part], None]:
         """Send a chat request; see `stream_answer`. That of another program is sent as it is."""
         if self.is_llama_cpp and not for_program:
             body = for_llama_cpp(body)
-        return stream_answer(self.provider, body, for_program, self._connections)
+        return stream_answer(self.provider, body, for_program, take, self._connections)
 
     def connect_early(self) -> None:
         """Open a connection for an answer that will soon be requested."""
@@ -259,15 +263,28 @@ def _model(entry: Any) -> Model | None:
 
 
 async def stream_answer(
-    provider: Provider, body: dict[str, Any], for_program: bool = False, connections: Connections | None = None
+    provider: Provider,
+    body: dict[str, Any],
+    for_program: bool = False,
+    take: Take | None = None,
+    connections: Connections | None = None,
 ) -> AsyncGenerator[list[Part], None]:
     """Yield Sent, then a list of parts whenever the network brought some; the last one is Finish. Raises ProviderFailed.
+
+    While the next list is waited for, `take` gets what arrives, without a change of tasks. What it raises, the generator raises.
 
     Close it (contextlib.aclosing): when it is closed or cancelled, so is the connection. It waits for as long as the
     server does.
     """
     parser = AnswerParser(provider, for_program)
     content = msgspec.json.encode(body)
+
+    def take_data(data: bytes) -> bool:
+        assert take is not None
+        if parts := parser.feed(data):
+            take(parts)
+        return not parser.finished and parser.finish_reason is None
+
     if not for_program:
         yield [Sent(body, hashlib.sha256(content).hexdigest())]
     async with open_response(provider, "POST", _chat_url(provider), content, connections) as response:
@@ -276,30 +293,26 @@ async def stream_answer(
             error = await read_body(response, ERROR_BYTES)
             raise unexpected_response(provider, response.status, error, "a stream of events")
         disconnected = False
-        async with aclosing(response.chunks()) as chunks:
-            try:
-                while not parser.finished:
-                    waits = parser.finish_reason is None
-                    data = await (anext(chunks, b"") if waits else _next_within(USAGE_SECONDS, chunks))
-                    if not data:
-                        break
-                    if parts := parser.feed(data):
-                        yield parts
-            except httpx.TransportError:
-                disconnected = True
-            if parts := parser.end(disconnected):
-                yield parts
-            if parser.failure:
-                raise parser.failure
-            with suppress(TimeoutError, httpx.TransportError):
-                async with asyncio.timeout(END_SECONDS):
-                    async for _ in chunks:
-                        pass
-
-
-async def _next_within(seconds: float, chunks: AsyncGenerator[bytes, None]) -> bytes:
-    """Return the next chunk, or b"" if there is none in time: some servers do not end what they have finished."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            return await anext(chunks, b"")
-    return b""
+        try:
+            while not parser.finished:
+                if parser.finish_reason is None:
+                    data = await response.read(take_data if take else None)
+                else:  # some servers do not end what they have finished
+                    async with asyncio.timeout(USAGE_SECONDS):
+                        data = await response.read()
+                if data is None:
+                    break
+                if data and (parts := parser.feed(data)):
+                    yield parts
+        except TimeoutError:
+            pass
+        except httpx.TransportError:
+            disconnected = True
+        if parts := parser.end(disconnected):
+            yield parts
+        if parser.failure:
+            raise parser.failure
+        with suppress(TimeoutError, httpx.TransportError):
+            async with asyncio.timeout(END_SECONDS):
+                while await response.read() is not None:
+                    pass

@@ -145,7 +145,7 @@ class Http:
 
 
 class Fireside(Process):
-    """The service. After `sign_in`, `http` is a connection of its first user."""
+    """The service. After `sign_in`, `http` is a connection of its first user, and `owners` has that of each conversation."""
 
     http: Http
 
@@ -158,6 +158,7 @@ class Fireside(Process):
         }
         command = command or (sys.executable, "-m", "fireside")
         super().__init__(*command, "--data-dir", data_dir, "--port", "0", "--no-open", environ=environ)
+        self.owners: dict[int, Http] = {}
 
     def sign_in(self) -> "Fireside":
         http = Http(self.port)
@@ -165,15 +166,31 @@ class Fireside(Process):
         answer = http.ask("POST", "/admin/bootstrap", person | {"token": TOKEN})
         if answer.status == 403:
             answer = http.ask("POST", "/auth/login", person)
-        cookie = answer.headers["set-cookie"].partition(";")[0]
-        http.headers = {"Cookie": cookie, "X-CSRF-Token": answer.json()["csrf_token"]}
-        self.http = http
+        self.http = _with_session(http, answer)
         return self
 
-    def conversation(self, question: str = "Count.") -> int:
-        made: int = self.http.post("/conversations", {})["id"]
-        self.http.post(f"/conversations/{made}/messages", {"content": question})
+    def users(self, count: int) -> list[Http]:
+        """Return connections of new users."""
+        users = []
+        for number in range(count):
+            person = {"username": f"ben{number}", "password": PASSWORD}
+            invite = self.http.post("/admin/invites", {})["invite_code"]
+            http = Http(self.port)
+            users.append(_with_session(http, http.ask("POST", "/auth/register", person | {"invite_code": invite})))
+        return users
+
+    def conversation(self, question: str = "Count.", owner: Http | None = None) -> int:
+        http = owner or self.http
+        made: int = http.post("/conversations", {})["id"]
+        http.post(f"/conversations/{made}/messages", {"content": question})
+        self.owners[made] = http
         return made
+
+
+def _with_session(http: Http, answer: Answer) -> Http:
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    http.headers = {"Cookie": cookie, "X-CSRF-Token": answer.json()["csrf_token"]}
+    return http
 
 
 @dataclass
@@ -265,7 +282,8 @@ def openai_request(
 
 def stream_request(fireside: Fireside, conversation: int, tokens: int, rate: float = 0) -> bytes:
     body = {"provider_id": "lmstudio", "model": script(tokens, rate)}
-    return fireside.http.packed("POST", f"/conversations/{conversation}/stream", json.dumps(body).encode())
+    owner = fireside.owners[conversation]
+    return owner.packed("POST", f"/conversations/{conversation}/stream", json.dumps(body).encode())
 
 
 def fireside_load(fireside: Fireside, conversations: list[int], tokens: int, rate: float = 0) -> Load:
@@ -287,7 +305,7 @@ def check_stored(fireside: Fireside, conversations: list[int], outcome: Outcome)
     """Check that the database has exactly the text that the readers got, and the usage."""
     for stream in outcome.streams:
         conversation = conversations[stream["connection"]]
-        answer = fireside.http.get(f"/conversations/{conversation}/messages")[-1]
+        answer = fireside.owners[conversation].get(f"/conversations/{conversation}/messages")[-1]
         assert answer["status"] == "complete"
         assert answer["content"] == text(stream["began"], stream["tokens"])
         assert answer["token_usage"]["completion_tokens"] == stream["tokens"]

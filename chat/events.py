@@ -8,7 +8,7 @@ of n characters of the reasoning, an object any other event (docs/decisions/0003
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -16,16 +16,60 @@ from ..db import now
 from ..errors import TooManyReaders
 from ..queries.generations import Recording, SavedPart
 
-MAX_READERS = 64  # each token wakes all of them
+MAX_READERS = 64  # each token is written to all of them
 BATCH_EVENTS = 512  # that a reader gets at a time
 MIN_EVENT_BYTES = 16  # that an event counts: one of a single character takes 200 bytes of memory
 CRASH_GAP = 1 << 32  # between the last saved id and that of `done` after a crash, so that it is new to every reader
 
 Entry = int | dict[str, Any]
+Write = Callable[[bytes], bool]  # writes at once, or returns False if that is not possible now
+
+
+class Reader:
+    """A task that reads what another task writes. It waits for news, or until a ping is due."""
+
+    def __init__(self, ping_seconds: float, write: Callable[[Any], bool] | None, position: int = 0) -> None:
+        self.position = position
+        self._loop = asyncio.get_running_loop()
+        self._write = write
+        self._ping_seconds = ping_seconds
+        self._news_at = self._loop.time()
+        self._waiting: asyncio.Future[bool] | None = None
+        # Set again only when it fires: there is news once a token.
+        self._timer = self._loop.call_later(ping_seconds, self._check_silence)
+
+    def wait(self) -> asyncio.Future[bool]:
+        """Return a future whose result is False when a ping is due."""
+        self._waiting = self._loop.create_future()
+        return self._waiting
+
+    def write(self, data: Any) -> bool:
+        """Write news without waking the task, which costs as much as writing. Return False if the task has to write it."""
+        if self._write is None or self._waiting is None or self._waiting.done() or not self._write(data):
+            return False
+        self._news_at = self._loop.time()
+        return True
+
+    def wake(self) -> None:
+        self._news_at = self._loop.time()
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(True)
+
+    def _check_silence(self) -> None:
+        silence = self._loop.time() - self._news_at
+        if silence >= self._ping_seconds:
+            silence = 0.0
+            if self._waiting is not None and not self._waiting.done():
+                self._waiting.set_result(False)
+        self._timer = self._loop.call_later(self._ping_seconds - silence, self._check_silence)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._waiting = None
 
 
 class EventLog:
-    """The events of a running answer. `publish` wakes the readers; `add` publishes by itself."""
+    """The events of a running answer. `publish` hands them to the readers; `add` publishes by itself."""
 
     def __init__(self, generation_id: str) -> None:
         self.generation_id = generation_id
@@ -38,9 +82,7 @@ class EventLog:
         self._reasoning: list[str] = []
         self._delta_head = _text_head("delta", generation_id)
         self._reasoning_head = _text_head("reasoning", generation_id)
-        self._published_at = 0.0  # loop time
-        self._readers = 0
-        self._waiting: set[asyncio.Future[bool]] = set()  # of the readers that wait for an event
+        self._readers: list[Reader] = []  # in order, so that a simulation repeats
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -79,12 +121,19 @@ class EventLog:
         self._frames.append(_text_frame(len(self._entries), head, text).encode())
 
     def publish(self) -> None:
-        """Wake the readers. They get all events since the last call in one piece."""
-        self._published_at = asyncio.get_running_loop().time()
-        for reader in self._waiting:
-            if not reader.done():
-                reader.set_result(True)
-        self._waiting.clear()
+        """Hand all events since the last call to the readers in one piece."""
+        end, piece, piece_start = len(self._frames), b"", -1
+        for reader in self._readers:
+            if self.ended or end - reader.position > BATCH_EVENTS:
+                reader.wake()
+            elif reader.position < end:
+                if reader.position != piece_start:  # most readers are at the same position
+                    piece_start = reader.position
+                    piece = b"".join(self._frames[piece_start:])
+                if reader.write(piece):
+                    reader.position = end
+                else:
+                    reader.wake()
 
     def end(self, done: dict[str, Any]) -> None:
         """Add the last event."""
@@ -96,7 +145,7 @@ class EventLog:
 
     def check_readers(self) -> None:
         """Raise TooManyReaders if no other reader may follow this answer."""
-        if self._readers >= MAX_READERS:
+        if len(self._readers) >= MAX_READERS:
             raise TooManyReaders
 
     def unsaved_part(self) -> SavedPart:
@@ -113,47 +162,29 @@ class EventLog:
         entries = self._entries if self.ended else [*self._entries, {"event": "done", "data": done}]
         return Recording(message_id, status, self.content, self.reasoning, json.dumps(entries))
 
-    async def follow(self, position: int, ping_seconds: float) -> AsyncIterator[bytes]:
+    async def follow(self, position: int, ping_seconds: float, write: Write | None = None) -> AsyncIterator[bytes]:
         """Yield the events after `position` as they are published, and a `ping` after each silence of `ping_seconds`.
 
-        A position that the log has not reached yields `reset` and then all events.
+        A position that the log has not reached yields `reset` and then all events. While nothing is left to yield, new events
+        go to `write` if it takes them.
         """
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[bool] = loop.create_future()  # its result is False when a ping is due
-        timer: asyncio.TimerHandle
-
-        def check_silence() -> None:
-            nonlocal timer
-            silence = loop.time() - self._published_at
-            if silence >= ping_seconds:
-                silence = 0.0
-                if not waiting.done():
-                    waiting.set_result(False)
-            timer = loop.call_later(ping_seconds - silence, check_silence)
-
-        self._readers += 1
-        # Set again only when it fires, because a reader waits once a token.
-        timer = loop.call_later(ping_seconds, check_silence)
+        reader = Reader(ping_seconds, write, position)
+        self._readers.append(reader)
         try:
             if position > len(self._frames):
-                position = 0
+                reader.position = 0
                 yield _frame(None, "reset", self.generation_id, {}).encode()
             while True:
-                if position < len(self._frames):
-                    batch = self._frames[position : position + BATCH_EVENTS]
-                    position += len(batch)
+                if batch := self._frames[reader.position : reader.position + BATCH_EVENTS]:
+                    reader.position += len(batch)
                     yield b"".join(batch)
                 elif self.ended:
                     return
-                else:
-                    waiting = loop.create_future()
-                    self._waiting.add(waiting)
-                    if not await waiting:
-                        yield _frame(None, "ping", self.generation_id, {"ts": now()}).encode()
+                elif not await reader.wait():
+                    yield _frame(None, "ping", self.generation_id, {"ts": now()}).encode()
         finally:
-            timer.cancel()
-            self._waiting.discard(waiting)
-            self._readers -= 1
+            reader.close()
+            self._readers.remove(reader)
 
 
 async def replay(generation_id: str, recording: Recording, position: int) -> AsyncIterator[bytes]:

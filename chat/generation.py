@@ -89,7 +89,8 @@ class Generation:
         self._is_checking = False
         self._citations: list[Citation] | None = None  # None: not checked
         self._progress: dict[str, str | int] = {}  # the last event of this kind
-        self._started_at = self._text_at = asyncio.get_running_loop().time()  # _text_at: of the newest text
+        self._time = asyncio.get_running_loop().time  # each look at the running loop is a system call in Python 3.11
+        self._started_at = self._text_at = self._time()  # _text_at: of the newest text
         self._first_text_at: float | None = None
 
     # ---- life
@@ -242,7 +243,7 @@ class Generation:
 
     async def _write(self, prompt: Prompt) -> None:
         """Get the answer from the model server. Raises ProviderFailed."""
-        sent_at = self._text_at = asyncio.get_running_loop().time()
+        sent_at = self._text_at = self._time()
         if self._progress:  # it was queued
             self._stats["queued_ms"] = _ms(sent_at - self._started_at)
         watchers = [asyncio.create_task(self._enforce_deadlines()), asyncio.create_task(self._watch_loading())]
@@ -278,7 +279,7 @@ class Generation:
             else:
                 request = self._request(prompt, omitted)
             try:
-                await self._read(self._server.chat(request))
+                await self._read(self._server.chat(request, self._record_all))
                 break
             except ProviderFailed as failure:
                 if job.earlier and failure.code == "EMPTY_ANSWER" and self._first_text_at is None:  # it was complete
@@ -348,18 +349,17 @@ class Generation:
         return "loading" if model is not None and model.state in ("loading", "not-loaded") else "prompt"
 
     async def _read(self, answer: AsyncGenerator[list[Part], None]) -> None:
-        limit = self._config.answer_max_bytes
         async with contextlib.aclosing(answer) as reads:
             async for parts in reads:
                 self._record_all(parts)
-                if self.log.size > limit:
-                    raise self._too_large()
 
     def _record_all(self, parts: list[Part]) -> None:
-        """Record what arrived together, and wake the readers."""
+        """Record what arrived together, and hand it to the readers."""
         for part in parts:
             self._record(part)
         self.log.publish()
+        if self.log.size > self._config.answer_max_bytes:
+            raise self._too_large()
 
     def _too_large(self) -> ProviderFailed:
         limit = self._config.answer_max_bytes
@@ -368,7 +368,7 @@ class Generation:
 
     def _note_text(self) -> float:
         """Note that the model has written something just now. Return when it began to."""
-        self._text_at = asyncio.get_running_loop().time()
+        self._text_at = self._time()
         if self._first_text_at is None:
             self._first_text_at = self._text_at
             self._report_progress("generating")
@@ -376,8 +376,8 @@ class Generation:
 
     def _record(self, part: Part) -> None:
         match part:
-            case Content(text) | Reasoning(text):
-                began_at = self._note_text()
+            case Content() | Reasoning():
+                text, began_at = part.text, self._note_text()
                 if isinstance(part, Reasoning):
                     self.log.append_reasoning(self._new_paragraph(text))
                     self._stats["reasoning_ms"] = _ms(self._text_at - began_at)
@@ -405,7 +405,7 @@ class Generation:
     def _measure(self, sent_at: float) -> None:
         """Add times and speed to the statistics. They are measured here, because LM Studio's stream has none."""
         stats, usage = self._stats, self._usage
-        stats["total_ms"] = _ms(asyncio.get_running_loop().time() - sent_at)
+        stats["total_ms"] = _ms(self._time() - sent_at)
         if self._first_text_at is not None:
             stats["ttft_ms"] = _ms(self._first_text_at - sent_at)
             seconds = self._text_at - self._first_text_at

@@ -26,7 +26,7 @@ from ..queries.messages import Message
 from ..queries.tokens import Token
 from ..queries.turns import Prompt
 from . import history
-from .events import interrupted, last_id, replay
+from .events import Write, interrupted, last_id, replay
 from .file_parts import Replaced
 from .generation import Begun, Generation, log_save_error
 from .relay import Relay
@@ -174,30 +174,36 @@ class Hub:
         return server or own or providers.find(online[0]["provider_id"] if online else None), model
 
     async def follow(
-        self, user_id: int, generation_id: str, position: int = 0, token_id: int | None = None
+        self,
+        user_id: int,
+        generation_id: str,
+        position: int = 0,
+        token_id: int | None = None,
+        write: Write | None = None,
     ) -> AsyncIterator[bytes] | None:
         """Return the events after `position` of a generation, running or not; None if `position` is its `done`.
 
-        `token_id`: the token of the reader, which finds only what its conversations have. Raises NotFound, TooManyReaders.
+        `token_id`: the token of the reader, which finds only what its conversations have. `write`: see EventLog.follow.
+        Raises NotFound, TooManyReaders.
         """
         generation = self.generations.get(generation_id)
         if generation is not None and generation.job.user_id == user_id and token_id in (None, generation.job.token_id):
-            return self._follow_live(generation, position)
+            return self._follow_live(generation, position, write)
         read = queries.generations.get_recording
         for _ in range(BEGIN_LOOKS):  # this thread may see a new answer in the database before it hears of the commit
             recording = await self.database.read(read, user_id, generation_id, token_id)
             if recording.status != "generating":
                 break
             if generation := self.generations.get(generation_id):  # or begun by the page in a conversation of the token
-                return self._follow_live(generation, position)
+                return self._follow_live(generation, position, write)
             await asyncio.sleep(BEGIN_SECONDS)
         return None if position and position == last_id(recording) else replay(generation_id, recording, position)
 
-    def _follow_live(self, generation: Generation, position: int) -> AsyncIterator[bytes] | None:
+    def _follow_live(self, generation: Generation, position: int, write: Write | None) -> AsyncIterator[bytes] | None:
         if generation.log.ends_at(position):
             return None
         generation.log.check_readers()
-        return generation.log.follow(position, self.config.ping_seconds)
+        return generation.log.follow(position, self.config.ping_seconds, write)
 
     async def messages(self, user_id: int, conversation_id: int, limit: int, before: int | None) -> list[Message]:
         """Return queries.messages.list_messages with the texts of running answers, whose rows have none yet."""

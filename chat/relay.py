@@ -4,7 +4,6 @@ The hub runs such a generation like any other: in its queue, with its deadlines,
 leaves, the hub cancels it.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..providers import ModelServer, Providers
 from ..queries.generations import Answer
 from ..queries.turns import Prompt
 from ..queries.types import ToolCall
+from .events import Reader
 from .generation import Begun, Generation
 
 UNREAD_BYTES = 8 * 1024 * 1024  # of chunks that wait for the program
@@ -30,37 +30,32 @@ class ChunkLog:
         self.size = 0  # bytes
         self._unread: list[bytes] = []
         self._ended = False
-        self._published_at = 0.0  # loop time
-        self._waiting: asyncio.Future[bool] | None = None
+        self._reader: Reader | None = None
 
     def add(self, *items: bytes) -> None:
         self._unread += items
         self.size += sum(map(len, items))
 
     def publish(self) -> None:
-        self._published_at = asyncio.get_running_loop().time()
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(True)
+        if self._reader is None:
+            return
+        if self._unread and not self._ended and self._reader.write(self._unread):
+            self._unread, self.size = [], 0
+        else:
+            self._reader.wake()
 
     def end(self) -> None:
         self._ended = True
         self.publish()
 
-    async def read(self, ping_seconds: float) -> AsyncIterator[list[bytes]]:
-        """Yield what has been added since the last time, and a comment after each silence of `ping_seconds`."""
-        loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle
+    async def read(
+        self, ping_seconds: float, write: Callable[[list[bytes]], bool] | None = None
+    ) -> AsyncIterator[list[bytes]]:
+        """Yield what has been added since the last time, and a comment after each silence of `ping_seconds`.
 
-        def check_silence() -> None:
-            nonlocal timer
-            silence = loop.time() - self._published_at
-            if silence >= ping_seconds:
-                silence = 0.0
-                if self._waiting is not None and not self._waiting.done():
-                    self._waiting.set_result(False)
-            timer = loop.call_later(ping_seconds - silence, check_silence)
-
-        timer = loop.call_later(ping_seconds, check_silence)  # set again only when it fires, not for each token
+        While nothing is left to yield, what is added goes to `write` if it takes it.
+        """
+        self._reader = reader = Reader(ping_seconds, write)
         try:
             while True:
                 if self._unread:
@@ -68,12 +63,10 @@ class ChunkLog:
                     yield unread
                 elif self._ended:
                     return
-                else:
-                    self._waiting = loop.create_future()
-                    if not await self._waiting:
-                        yield [b": ping"]
+                elif not await reader.wait():
+                    yield [b": ping"]
         finally:
-            timer.cancel()
+            reader.close()
 
 
 class Relay(Generation):
@@ -131,7 +124,7 @@ class Relay(Generation):
 
     async def _ask(self, prompt: Prompt) -> None:
         self._report_progress(self._first_phase())
-        await self._read(self._server.relay(self._body))
+        await self._read(self._server.relay(self._body, self._record_all))
 
     def _record_all(self, parts: list[Part]) -> None:
         super()._record_all(parts)

@@ -10,9 +10,10 @@ import os
 import secrets
 import ssl
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..config import Config
 from ..errors import ConfigError, FiresideError, HeadersTooLarge, Invalid, RequestTimeout
@@ -35,6 +36,7 @@ RESERVED_DESCRIPTORS = (
 )
 PIPELINED_REQUESTS = 16  # per connection; browsers send none
 PARSER_BYTES = 4 * 1024  # given to the parser at once, so that many small requests in one read are noticed early
+WRITE_BYTES = 64 * 1024  # of a streamed body at once
 ACCEPTS_PER_TURN = 16  # of the event loop, so that a burst of connections stays within RESERVED_DESCRIPTORS
 
 
@@ -142,6 +144,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self.scope["state"]["write_body"] = partial(write_body, self.cycle)
         self._unparsed = 0
         self._set_deadline_by_state()
 
@@ -158,6 +161,7 @@ class Connection(HttpToolsProtocol):
             self._set_deadline_by_state()
 
     def on_response_complete(self) -> None:
+        self.cycle.scope["state"].pop("write_body", None)  # else the request would refer to itself
         super().on_response_complete()
         self._unsent = 0  # if the client still has to read, the next check sets STALL_SECONDS
         if not self._is_responding():  # else a pipelined request begins
@@ -213,6 +217,17 @@ class Connection(HttpToolsProtocol):
         lines = [name + b": " + value for name, value in headers.items()]
         self.transport.write(STATUS_LINE[response.status_code] + b"\r\n".join([*lines, b"", response.body]))
         self.transport.close()
+
+
+def write_body(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """Write a part of a streamed body at once, past the layers of ASGI, which cost as much as the write.
+
+    Return False if the response has not started, has no such body, or the client has not read what was written before.
+    """
+    if not cycle.chunked_encoding or cycle.disconnected or cycle.flow.write_paused or len(body) > WRITE_BYTES:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
 
 
 def check_deadlines(connections: Iterable[Any]) -> None:

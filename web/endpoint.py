@@ -189,6 +189,12 @@ class Request(requests.Request):
         return await while_connected(self.receive, read())
 
     @property
+    def write_body(self) -> Callable[[bytes], bool] | None:
+        """web.connection.write_body for this request."""
+        write: Callable[[bytes], bool] | None = self.scope["state"].get("write_body")
+        return write
+
+    @property
     def content_type(self) -> str:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..chat import file_parts
+from ..chat.events import Write
 from ..chat.hub import Hub
 from ..chat.relay import COMMENT, Relay
 from ..errors import Invalid, ProviderFailed, UnsupportedMediaType
@@ -115,7 +116,7 @@ async def chat(request: Request) -> Chat:
     if relay.is_saved:
         headers["X-Fireside-Conversation-Id"] = str(relay.job.conversation_id)
     if options.stream:
-        return ChatStream(state.hub, relay, headers)
+        return ChatStream(state.hub, relay, headers, request.write_body)
     return Later(lambda: _complete(state.hub, relay, headers))
 
 
@@ -153,8 +154,8 @@ async def _complete(hub: Hub, relay: Relay, headers: dict[str, str]) -> Response
 class ChatStream(EventStream):
     """The chunks of an answer as the model server sent them. An error before the first of them is a response of its own."""
 
-    def __init__(self, hub: Hub, relay: Relay, headers: dict[str, str]) -> None:
-        super().__init__(_events(hub, relay), headers)
+    def __init__(self, hub: Hub, relay: Relay, headers: dict[str, str], write: Write | None) -> None:
+        super().__init__(_events(hub, relay, write), headers)
         self._hub = hub
         self._relay = relay
 
@@ -174,14 +175,19 @@ class ChatStream(EventStream):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _events(hub: Hub, relay: Relay) -> AsyncIterator[bytes]:
+async def _events(hub: Hub, relay: Relay, write: Write | None) -> AsyncIterator[bytes]:
     begun = False
-    async for items in relay.chunks.read(hub.config.ping_seconds):
+    write_items = (lambda items: write(_frames(items))) if write else None
+    async for items in relay.chunks.read(hub.config.ping_seconds, write_items):
         begun = True
-        yield b"".join([_frame(item) for item in items])
+        yield _frames(items)
     if relay.failure and not begun:
         raise relay.failure
     yield _frame(json.dumps(openai_error(relay.failure)[1]).encode()) if relay.failure else _frame(b"[DONE]")
+
+
+def _frames(items: list[bytes]) -> bytes:
+    return b"".join(map(_frame, items))
 
 
 def _frame(item: bytes) -> bytes:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from typing import Any
 
 import httpx
 import pytest
@@ -93,13 +92,22 @@ async def test_endless_headers_or_trailers_are_an_error(upstream: Upstream, befo
     await upstream.closed()
 
 
+async def test_connection_that_is_closed_before_the_request_is_an_error(upstream: Upstream) -> None:
+    request = httpx.Request("POST", upstream.url + CHAT)
+    connection = await http._connect(request.url)
+    await eventually(lambda: upstream.connections == 1)
+    await connection.aclose()
+    await upstream.closed()
+    with pytest.raises(httpx.RemoteProtocolError):
+        await http.send(request, connection)
+
+
 async def test_body_before_an_error_is_read_first(upstream: Upstream) -> None:
     upstream.enqueue(wire(CHUNKED + b"5\r\nhello\r\n!\r\n"), hang())
     response = await send(upstream)
-    chunks = response.chunks()
-    assert await anext(chunks) == b"hello"
+    assert await response.read() == b"hello"
     with pytest.raises(httpx.RemoteProtocolError):
-        await anext(chunks)
+        await response.read()
     await response.aclose()
 
 
@@ -107,12 +115,12 @@ async def test_body_before_a_reset_is_read_first(upstream: Upstream) -> None:
     gate = Gate()
     upstream.enqueue(headers(framing="close"), b"x" * 3 * CHUNK_BYTES, pause(gate), reset())
     response = await send(upstream)
-    await eventually(lambda: len(response._reader._buffer) + sum(map(len, response._body)) == 3 * CHUNK_BYTES)
+    await eventually(lambda: sum(map(len, response._unread)) == 3 * CHUNK_BYTES)
     gate.open()
-    await eventually(response._writer.transport.is_closing)
+    await eventually(response.connection.transport.is_closing)
     received = 0
     with pytest.raises(httpx.ReadError):
-        async for read in response.chunks():
+        while read := await response.read():
             received += len(read)
     assert received == 3 * CHUNK_BYTES
     await response.aclose()
@@ -131,7 +139,7 @@ async def test_slow_reader_lets_other_tasks_run(upstream: Upstream) -> None:
     response = await send(upstream)
     task = asyncio.create_task(others())
     received = before = 0
-    async for read in response.chunks():
+    while read := await response.read():
         assert 0 < len(read) <= CHUNK_BYTES
         assert turns > before or not received, "no other task has run since the last read"
         received, before = received + len(read), turns
@@ -146,11 +154,10 @@ async def test_server_waits_for_a_reader_that_does_not_read(upstream: Upstream, 
     size = 64 * BUFFER_BYTES
     upstream.enqueue(headers(framing="close"), b"x" * size)
     response = await send(upstream)
-    transport: Any = response._writer.transport
-    await eventually(lambda: not transport.is_reading())
-    assert len(response._reader._buffer) <= 2 * BUFFER_BYTES
+    await eventually(lambda: not response.connection.transport.is_reading())
+    assert sum(map(len, response._unread)) <= BUFFER_BYTES + CHUNK_BYTES
     if reads:
-        assert sum([len(read) async for read in response.chunks()]) == size
+        assert len(await read_body(response, size)) == size
     await response.aclose()
     await upstream.closed()
 

@@ -47,8 +47,8 @@ def _start_twice(self: Hub, begun: Begun | None, start: Callable[..., None] = Hu
     start(self, begun)
 
 
-def _follow_from_before(self: EventLog, position: int, ping: float, follow: Any = EventLog.follow) -> Any:
-    return follow(self, max(0, position - 1), ping)
+def _follow_from_before(self: EventLog, position: int, *more: Any, follow: Any = EventLog.follow) -> Any:
+    return follow(self, max(0, position - 1), *more)
 
 
 def _renumbered(*arguments: Any, frames: Any = events._recorded_frames) -> Iterator[str]:
@@ -82,7 +82,7 @@ async def _forget_unsaved(self: Hub, conversation_id: int | None = None) -> None
         pytest.param(Hub, "_save_parts", _say_saved, 0, id="no saves while answers run"),
         pytest.param(hub, "_interrupt_unfinished", _never_interrupt, 0, id="unfinished answers after a crash"),
         pytest.param(Hub, "_save_ended", _forget_unsaved, 0, id="no second save after an error of the disk"),
-        pytest.param(hub, "BEGIN_LOOKS", 1, 250, id="a reader that is earlier than the generation"),
+        pytest.param(hub, "BEGIN_LOOKS", 1, 40, id="a reader that is earlier than the generation"),
     ],
 )
 def test_fault_is_noticed(place: Any, name: str, fault: Any, first_seed: int) -> None:

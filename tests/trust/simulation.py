@@ -32,7 +32,7 @@ import msgspec
 from fireside import db, queries
 from fireside.backends.answer import Chunks, Content, Finish, Part, Reasoning, Sent, Usage
 from fireside.backends.engine import Engine
-from fireside.backends.openai import Model, OpenAI
+from fireside.backends.openai import Model, OpenAI, Take
 from fireside.chat.events import replay
 from fireside.chat.hub import Hub
 from fireside.chat.relay import COMMENT
@@ -132,7 +132,9 @@ class Scripted(OpenAI):
         await self._world.pause()
         return [Model(MODEL, MODEL, state="loaded", context_length=8192)]
 
-    async def chat(self, body: dict[str, Any], for_program: bool = False) -> AsyncGenerator[list[Part], None]:
+    async def chat(
+        self, body: dict[str, Any], for_program: bool = False, take: Take | None = None
+    ) -> AsyncGenerator[list[Part], None]:
         world, rng = self._world, self._world.rng
         task = asyncio.current_task()
         assert task is not None
@@ -155,7 +157,11 @@ class Scripted(OpenAI):
                 part = kind(world.text())
                 script.texts.append(part)
                 script.times.append(asyncio.get_running_loop().time())
-                yield [Chunks([msgspec.json.encode(part.text)]), part] if for_program else [part]
+                parts: list[Part] = [Chunks([msgspec.json.encode(part.text)]), part] if for_program else [part]
+                if take and rng.random() < 0.5:
+                    take(parts)
+                else:
+                    yield parts
             if ending < 0.1:
                 await asyncio.sleep(1e9)
             if ending < 0.25:
@@ -332,16 +338,27 @@ class Life:
         seen = self.world.seen.setdefault(generation_id, Seen(user_id))
         position = self.rng.choice((0, seen.position))
         leaves = self.rng.choice((0.0, 0.0, 0.1, 0.4))
+
+        def check(data: bytes) -> None:
+            nonlocal position
+            for frame in data.split(b"\n\n")[:-1]:
+                position = self._check_frame(seen, frame, position)
+            seen.position = position
+
+        def write(data: bytes) -> bool:
+            if self.rng.random() < 0.5:
+                return False
+            check(data)
+            return True
+
         while True:
-            events = await self.hub.follow(user_id, generation_id, position)
+            events = await self.hub.follow(user_id, generation_id, position, write=write)
             if events is None:
                 self.world.expect(seen.done is not None and position == max(seen.frames), "204 before `done`")
                 return
             async with contextlib.aclosing(events):  # type: ignore[type-var]
                 async for data in events:
-                    for frame in data.split(b"\n\n")[:-1]:
-                        position = self._check_frame(seen, frame, position)
-                    seen.position = position
+                    check(data)
                     if self.rng.random() < leaves:
                         break
                     if self.rng.random() < 0.3:

@@ -15,7 +15,8 @@ Events = Annotated[Response, "text/event-stream"]
 
 async def _follow(request: Request, generation_id: str, after: int = 0, token_id: int | None = None) -> Response:
     """Return the stream of an answer, or 204 for a reader that has its last event: an EventSource then stops reconnecting."""
-    events = await request.app_state.hub.follow(request.user_id, generation_id, after, token_id)
+    hub = request.app_state.hub
+    events = await hub.follow(request.user_id, generation_id, after, token_id, request.write_body)
     return Response(status_code=204) if events is None else EventStream(events)
 
 
