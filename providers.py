@@ -328,13 +328,10 @@ class Providers:
 
     # ---- changing the servers
 
-    async def status(self, max_age: float = 0.0) -> list[tuple[ModelServer, dict[str, Any] | None]]:
+    async def status(self) -> list[tuple[ModelServer, dict[str, Any] | None]]:
         """Return all servers, each with its entry of the catalog if it is enabled."""
-        servers = list(self._servers.values())
-        enabled = [server for server in servers if server.settings.enabled]
-        entries = await asyncio.gather(*(server.entry(max_age) for server in enabled))
-        found = {server.id: entry for server, entry in zip(enabled, entries, strict=True)}
-        return [(server, found.get(server.id)) for server in servers]
+        entries = {entry["provider_id"]: entry for entry in await self.catalog()}
+        return [(server, entries.get(server.id)) for server in self._servers.values()]
 
     def configured(self, provider_id: str) -> ModelServer:
         """Return a server, also one that is not enabled. Raises NotFound."""

@@ -124,7 +124,7 @@ class Library:
                 if not stat.S_ISREG(status.st_mode):
                     continue
                 key = (str(path), status.st_size, status.st_mtime_ns)
-                headers[key] = header = self._headers.get(key) or _examine(path, status.st_size)
+                headers[key] = header = self._headers.get(key) or _read_model(path, status.st_size)
             except OSError as error:
                 header = f"It cannot be read: {error.strerror}."
             if isinstance(header, Header):
@@ -158,7 +158,7 @@ def _candidates(folders: list[Path], skipped: dict[str, Skipped]) -> Iterator[Pa
             yield from (Path(folder, name) for name in files)
 
 
-def _examine(path: Path, size: int) -> Header | str:
+def _read_model(path: Path, size: int) -> Header | str:
     """Return the file's header, or why the model cannot be used."""
     if _printable(path) != path:
         return BAD_NAME

@@ -105,8 +105,10 @@ def _conversation_id(session: Session, name: str) -> int:
         if not newest:
             raise CommandFailed("There is no conversation yet.")
         return int(newest[0]["id"])
-    if not name.isascii() or not name.isdigit():
-        raise ConfigError("--conversation: must be the id of a conversation, or last")
+    if not re.fullmatch(r"[0-9]{1,18}", name):
+        raise ConfigError(
+            f"{printable(name)[:50]} is not the id of a conversation. fireside list shows the ids; last is the newest."
+        )
     return int(name)
 
 
@@ -415,7 +417,7 @@ def show(options: dict[str, Any]) -> int:
 
 def _limit(options: dict[str, Any]) -> int:
     limit = options["limit"]
-    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= 200:
+    if not re.fullmatch(r"[0-9]{1,3}", limit) or not 1 <= int(limit) <= 200:
         raise ConfigError("--limit: must be a whole number from 1 to 200")
     return int(limit)
 

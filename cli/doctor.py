@@ -39,7 +39,7 @@ VULNERABILITIES = (
 def doctor(options: dict[str, Any]) -> int:
     """Print the result of every check. Returns 1 if one of them is BAD."""
     marks = set()
-    for mark, line in _examine(config.load(options)):
+    for mark, line in _checks(config.load(options)):
         marks.add(mark)
         print(printable(f"{mark:4} {line}"))
     return 1 if BAD in marks else 0
@@ -54,7 +54,7 @@ def readable_by_others(paths: Iterable[Path]) -> Iterator[str]:
                 yield f"{path} can be read by other users. Run: chmod {'700' if stat.S_ISDIR(mode) else '600'} {path}"
 
 
-def _examine(settings: Config) -> Iterator[tuple[str, str]]:
+def _checks(settings: Config) -> Iterator[tuple[str, str]]:
     folder = settings.data_dir
     running = find_service(settings)
     yield OK, f"Fireside {__version__}, " + (f"running at {running.url}" if running else "not running")
@@ -63,8 +63,8 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
     everything = (Path(parent, name) for parent, folders, files in os.walk(folder) for name in (*folders, *files))
     for line in readable_by_others([folder.resolve(), *everything]):
         yield BAD, line
-    yield from _examine_version("Python", sys.version_info[:3])
-    yield from _examine_version("SQLite", sqlite3.sqlite_version_info)
+    yield from _check_version("Python", sys.version_info[:3])
+    yield from _check_version("SQLite", sqlite3.sqlite_version_info)
     if settings.database.exists():
         try:
             version = db.check_file(settings.database)
@@ -75,7 +75,7 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
             yield OK, f"database of {size:,} bytes, schema version {version}, integrity check passed"
     else:
         yield NOTE, "no database yet; Fireside creates it at the first start"
-    yield _examine_backup(folder)
+    yield _check_backup(folder)
     free = shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
     if free >= LOW_SPACE_BYTES:
         yield OK, f"{free / 1e9:,.1f} GB free on the disk"
@@ -89,7 +89,7 @@ def _examine(settings: Config) -> Iterator[tuple[str, str]]:
         yield NOTE, f"{skip.path} cannot be used: {skip.reason}"
 
 
-def _examine_version(program: str, version: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+def _check_version(program: str, version: tuple[int, ...]) -> Iterator[tuple[str, str]]:
     name, found = f"{program} {'.'.join(map(str, version))}", False
     for vulnerable, vulnerability, fixed_versions, effect in VULNERABILITIES:
         fixes = [tuple(map(int, each.split("."))) for each in fixed_versions.split()]
@@ -102,7 +102,7 @@ def _examine_version(program: str, version: tuple[int, ...]) -> Iterator[tuple[s
         yield OK, f"{name} has no known vulnerability that concerns Fireside"
 
 
-def _examine_backup(data_dir: Path) -> tuple[str, str]:
+def _check_backup(data_dir: Path) -> tuple[str, str]:
     backup = db.newest_backup(data_dir)
     if backup is None:
         return NOTE, "no backup yet; Fireside makes one each day"

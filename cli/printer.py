@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 import unicodedata
+from typing import TextIO
 
 CONTROL = {code: "\ufffd" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\n\t"}
 RESET, BOLD, DIM, CYAN = "\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[36m"
@@ -22,12 +23,13 @@ def without_controls(text: str) -> str:
     return text.translate(CONTROL)
 
 
-def show_status(text: str) -> None:
-    """Show a line of progress on standard error, if it is a terminal, in place of the one before; "" removes it."""
-    if sys.stderr.isatty():
+def show_status(text: str, stream: TextIO | None = None) -> None:
+    """Show a line of progress, on standard error by default, if it is a terminal, in place of the one before; "" removes it."""
+    stream = stream or sys.stderr
+    if stream.isatty():
         width = shutil.get_terminal_size().columns - 1
-        sys.stderr.write(f"{CLEAR_LINE}{DIM}{printable(text)[:width]}{RESET}" if text else CLEAR_LINE)
-        sys.stderr.flush()
+        stream.write(f"{CLEAR_LINE}{DIM}{printable(text)[:width]}{RESET}" if text else CLEAR_LINE)
+        stream.flush()
 
 
 def note(text: str) -> None:
@@ -119,10 +121,8 @@ class Printer:
 
     def show_progress(self, text: str) -> None:
         """Show a line of progress on a terminal, until something else is printed."""
-        if self._styled and text != self._status:
-            width = shutil.get_terminal_size().columns - 1
-            sys.stdout.write(f"{CLEAR_LINE}{DIM}{text[:width]}{RESET}" if text else CLEAR_LINE)
-            sys.stdout.flush()
+        if text != self._status:
+            show_status(text, sys.stdout)
             self._status = text
 
     def end(self) -> None:

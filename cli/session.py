@@ -54,9 +54,9 @@ class Result:
             case "done":
                 self.status, self.stats = event.data["status"], event.data["stats"]
                 self.citations = event.data.get("citations") or []
-        self.generation_id = event.data.get("generation_id", self.generation_id)
-        self.conversation_id = event.data.get("conversation_id", self.conversation_id)
-        self.message_id = event.data.get("message_id", self.message_id)
+        for name in ("generation_id", "conversation_id", "message_id"):
+            if name in event.data:
+                setattr(self, name, event.data[name])
 
 
 class Session(Client):

@@ -26,7 +26,7 @@ def manage_tokens(options: dict[str, Any]) -> int:
             print("It is shown only now." + (f" The address for programs is {url}/v1" if url else ""))
         elif action == "list":
             for token in _list(service, user):
-                print(_describe(token))
+                print(_line(token))
         else:
             token = _find(service, user, name)
             service.post("/control/tokens/revoke", user | {"token_id": token["id"]})
@@ -47,7 +47,7 @@ def _find(service: Service, user: dict[str, Any], name: str) -> dict[str, Any]:
     return found[0]
 
 
-def _describe(token: dict[str, Any]) -> str:
+def _line(token: dict[str, Any]) -> str:
     used = f"last used {token['last_used'][:16].replace('T', ' ')}" if token["last_used"] else "not used yet"
     notes = [f"{token['requests']:,} requests", used]
     notes += [f"expires {token['expires_at'][:10]}"] if token["expires_at"] else []

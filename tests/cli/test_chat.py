@@ -197,13 +197,15 @@ def test_wrong_argument_is_one_line_that_names_it(tmp_path: Path, upstream: Upst
         (("ask",), 2, "no question"),
         (("ask", "x", "--model", "nope"), 1, f"There is no model nope. There are: lmstudio/{MODEL}"),
         (("ask", "x", "--conversation", "99"), 1, "no such conversation"),
-        (("ask", "x", "--conversation", "first"), 2, "--conversation"),
+        (("ask", "x", "--conversation", "first"), 2, "first is not the id of a conversation"),
+        (("show", "9" * 5000), 2, "is not the id of a conversation"),
         (("ask", "x", "--conversation", "last"), 1, "There is no conversation yet."),
         (("ask", "x", "--file", "no-such-file"), 1, "no-such-file: No such file"),
         (("ask", "x", "--file", sys.executable), 1, f"{Path(sys.executable).name}: "),
         (("ask", "x", "--image", __file__), 1, "is not a PNG, JPEG or WebP image"),
         (("ask", "x", "--user", "zoe"), 1, "no such user"),
         (("list", "--limit", "0"), 2, "--limit"),
+        (("list", "--limit", "9" * 5000), 2, "--limit"),
     ):
         done = ask(tmp_path, upstream, *arguments)
         assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

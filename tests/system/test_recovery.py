@@ -256,7 +256,7 @@ def test_doctor_examines_the_files_of_a_killed_service(tmp_path: Path, upstream:
     ],
 )
 def test_doctor_knows_the_security_holes_of_a_version(program: str, version: tuple[int, ...], holes: list[str]) -> None:
-    lines = list(cli_doctor._examine_version(program, version))
+    lines = list(cli_doctor._check_version(program, version))
     assert [
         line.partition(" may have ")[2].partition(": ")[0] for mark, line in lines if mark == cli_doctor.NOTE
     ] == holes
