@@ -19,6 +19,7 @@ from fireside.transfer.transcript import Conversation, Unreadable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from .. import talks
 from ..exports import answered, asked, block, chatgpt, dumps, lmstudio, node, openwebui, picture, png, said, turn
 from .reading import take, take_bytes, write
 
@@ -390,8 +391,8 @@ def test_conversations_with_too_many_messages_and_too_many_unreadable_ones_are_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "MAX_MESSAGES", 3)
-    talks = [lmstudio(*[turn(asked(str(n))) for n in range(count)]) for count in (4, 3)]
-    read, skipped = take_bytes(tmp_path, "x.json", dumps(talks))
+    chats = [lmstudio(*[turn(asked(str(n))) for n in range(count)]) for count in (4, 3)]
+    read, skipped = take_bytes(tmp_path, "x.json", dumps(chats))
     assert ([len(conversation.messages) for conversation in read], len(skipped)) == ([3], 1)
     monkeypatch.setattr(source, "MAX_SKIPPED", 10)
     _, skipped = take_bytes(tmp_path, "x.json", dumps([{"mapping": {}}] * 1000))
@@ -399,18 +400,20 @@ def test_conversations_with_too_many_messages_and_too_many_unreadable_ones_are_s
 
 
 GOOD_ZIP = zipped({"conversations.json": dumps([bridges(), bridges("two")]), "file_1.png": png()})
+GOOD_DATABASE = talks.llm_threads(talks.BRANCHED)
 
 
-@settings(max_examples=100)
-@given(st.lists(st.tuples(st.integers(0, len(GOOD_ZIP) - 1), st.integers(0, 255)), min_size=1, max_size=6))
-def test_a_zip_with_changed_bytes_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
+@pytest.mark.parametrize(("name", "good"), [("x.zip", GOOD_ZIP), ("x.db", GOOD_DATABASE)])
+@settings(max_examples=80)
+@given(st.lists(st.tuples(st.integers(0, 100_000), st.integers(0, 255)), min_size=1, max_size=20))
+def test_a_file_with_changed_bytes_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, name: str, good: bytes, changes: list[tuple[int, int]]
 ) -> None:
-    data = bytearray(GOOD_ZIP)
+    data = bytearray(good)
     for place, byte in changes:
-        data[place] = byte
+        data[place % len(data)] = byte
     with contextlib.suppress(Unreadable):
-        assert any(take_bytes(tmp_path_factory.getbasetemp(), "changed.zip", bytes(data)))
+        assert any(take_bytes(tmp_path_factory.getbasetemp(), name, bytes(data)))
 
 
 # ---- finding LM Studio

@@ -26,8 +26,8 @@ from . import (
     openwebui,
     sillytavern,
 )
-from .common import FindFile, line_at
-from .unsupported import UNSUPPORTED, Row
+from .common import FindFile, Row, line_at
+from .unsupported import UNSUPPORTED
 
 
 class Unknown(Unreadable):

@@ -18,7 +18,7 @@ from ...queries.types import ANSWER_CHARACTERS, QUESTION_CHARACTERS, TITLE_CHARA
 from ..transcript import VERSION, Attachment, Conversation, Message, Unreadable, Usage
 
 FindFile = Callable[[str], Attachment | None]  # by the name or the id with which a message refers to it
-Node = dict[str, Any]  # of a program's own tree or list of messages
+Row = dict[str, Any]  # decoded JSON that a program wrote: a conversation or a message
 ROLES: tuple[Literal["user", "assistant"], ...] = ("user", "assistant")
 FAILED = "The model server failed."
 
@@ -131,13 +131,13 @@ def first_question(messages: list[Message]) -> str:
 
 
 def read_tree(
-    nodes: Mapping[str, Node],
-    read: Callable[[Node], Message | None],
+    nodes: Mapping[str, Row],
+    read: Callable[[Row], Message | None],
     *,
     parent: str,
     children: str = "",
     shown: str = "",
-    is_step: Callable[[Node], object] = lambda node: False,
+    is_step: Callable[[Row], object] = lambda node: False,
 ) -> tuple[list[Message], int | None]:
     """Read nodes by their keys, parents first, and merge steps into their answers. A node for which `read` returns None is left out.
 
@@ -161,16 +161,16 @@ def read_tree(
     return messages, merged.get(active, active) if active else None
 
 
-def keyed(nodes: Iterable[Node], field: str) -> dict[str, Node]:
+def keyed(nodes: Iterable[Row], field: str) -> dict[str, Row]:
     """Return nodes by their ids: by the number of one that has none or that of an earlier node."""
-    found: dict[str, Node] = {}
+    found: dict[str, Row] = {}
     for number, node in enumerate(nodes, 1):
         key = text_at(node, field)
         found[key if key and key not in found else f"no. {number}"] = node
     return found
 
 
-def linked(nodes: Iterable[Node], field: str, parent: str = "") -> dict[str, Node]:
+def linked(nodes: Iterable[Row], field: str, parent: str = "") -> dict[str, Row]:
     """Return nodes as `keyed` does, each with its "parent": what it names in this field, or else the node before it."""
     found = keyed(nodes, field)
     before = zip(found.items(), (None, *found), strict=False)
@@ -200,7 +200,7 @@ def read_turns(turns: Iterable[tuple[Iterable[Message | None], Any]]) -> tuple[l
 
 
 def read_list(
-    nodes: Iterable[Node], read: Callable[[Node], Message | None], is_step: Callable[[Node], object]
+    nodes: Iterable[Row], read: Callable[[Row], Message | None], is_step: Callable[[Row], object]
 ) -> tuple[list[Message], list[str]]:
     """Read nodes without ids that follow each other. Return the messages, and their sources before steps were merged."""
     pairs = [(message, node) for node in nodes if (message := read(node))]

@@ -1,11 +1,9 @@
 """Exports that Fireside recognises, to say which program wrote them, and cannot read."""
 
 from collections.abc import Callable
-from typing import Any
 
 from ...backends.loose import array_at, at
-
-Row = dict[str, Any]
+from .common import Row
 
 
 def _is_deepseek(row: Row) -> bool:
