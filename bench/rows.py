@@ -201,9 +201,7 @@ def _first_token(bench: Bench, fireside: Fireside, bare: Process) -> Iterator[Ro
 
     alone = direct(bench.upstream.port)
     pair = bench.turns(
-        lambda: bench.first_token(rig.successive_load(fireside, count, 5)) - alone,
-        lambda: direct(bare.port) - alone,
-        3,
+        lambda: bench.first_token(rig.successive_load(fireside, count, 5)) - alone, lambda: direct(bare.port) - alone, 3
     )
     yield pair.row("first token, added to the model server's, p50, ms", "{:.2f}", 1.5, 2, "ms")
 
@@ -313,11 +311,7 @@ def programs(bench: Bench) -> Iterator[Row]:
             return bench.first_token(rig.direct_load(port, 1, 5, times=count))
 
         alone = direct(bench.upstream.port)
-        pair = bench.turns(
-            lambda: first(program) - alone,
-            lambda: direct(bare.port) - alone,
-            3,
-        )
+        pair = bench.turns(lambda: first(program) - alone, lambda: direct(bare.port) - alone, 3)
         yield pair.row("/v1: first token, added to the model server's, p50, ms", "{:.2f}", 2, unit="ms")
 
         def spent() -> float:

@@ -20,17 +20,8 @@ from ..witness import MODEL
 SMALL = {"provider_id": "lmstudio", "model": "qwen2.5-vl-7b-instruct"}
 REFUSED = status(400, {"error": {"message": "the request exceeds the available context size"}})
 SUBJECTS = (
-    "whales",
-    "bridges",
-    "taxes",
-    "violins",
-    "glaciers",
-    "pianos",
-    "camels",
-    "harbours",
-    "lanterns",
-    "volcanoes",
-)
+    "whales", "bridges", "taxes", "violins", "glaciers", "pianos", "camels", "harbours", "lanterns", "volcanoes",
+)  # fmt: skip
 PAGES = [
     f"Chapter on {SUBJECTS[number % 10]} in {1900 + number}. " + f"It is about {SUBJECTS[number % 10]}. " * 20
     for number in range(60)

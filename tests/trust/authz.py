@@ -49,18 +49,10 @@ ORIGINS: dict[str, dict[str, str]] = {
 }
 ALLOWED_ORIGINS = ("none", "same origin")
 MODEL = "llama-3.2-3b-instruct"
+# Kinds of objects that belong to one user.
 PRIVATE = (
-    "conversation",
-    "folder",
-    "session",
-    "image",
-    "attachment",
-    "message",
-    "generation",
-    "prompt",
-    "preset",
-    "token",
-)  # kinds of objects that belong to one user
+    "conversation", "folder", "session", "image", "attachment", "message", "generation", "prompt", "preset", "token",
+)  # fmt: skip
 
 # The body of a request to a route, and the expected answers to an authorized request if it is not 200.
 BODIES: dict[str, Any] = {
@@ -341,21 +333,10 @@ class World:
 
     async def fingerprint(self) -> str:
         """Return a hash of all rows, without when sessions and tokens were used and without unfinished answers."""
-        tables = [
-            f"{table} ORDER BY 1"
-            for table in (
-                "users",
-                "invites",
-                "login_links",
-                "conversations",
-                "folders",
-                "messages",
-                "message_attachments",
-                "prompts",
-                "presets",
-            )
-        ]
-        queries = [f"SELECT * FROM {table}" for table in (*tables, "generations ORDER BY 1")]
+        tables = (
+            "users invites login_links conversations folders messages message_attachments prompts presets generations"
+        )
+        queries = [f"SELECT * FROM {table} ORDER BY 1" for table in tables.split()]
         queries += ["SELECT id, user_id, sha256 FROM attachments ORDER BY id"]  # they may be being read
         queries += [f"SELECT id, user_id, token_hash FROM {table} ORDER BY id" for table in ("sessions", "tokens")]
 

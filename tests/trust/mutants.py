@@ -26,32 +26,16 @@ from . import ROOT, Figures
 PROCESSES = 2
 TIMEOUT_SECONDS = 240  # of the tests of a mutant
 
-AUTH, ENDPOINT, MIDDLEWARE, DB = (
-    "tests/test_auth.py",
-    "tests/test_server.py",
-    "tests/web/test_middleware.py",
-    "tests/test_db.py",
-)
+AUTH, ACCOUNTS, DB = "tests/test_auth.py", "tests/test_accounts.py", "tests/test_db.py"
+ENDPOINT, MIDDLEWARE = "tests/test_server.py", "tests/web/test_middleware.py"
 QUERIES, SECURITY, RECOVERY = "tests/queries", "tests/system/test_security.py", "tests/system/test_recovery.py"
 SERVERS = "tests/web/test_servers.py"
 TOKENS, CHATS = "tests/web/test_tokens.py", "tests/web/test_chats.py"
 AUTHZ = "tests/system/test_trust.py::test_it_holds[authz]"
-ACCOUNTS = "tests/test_accounts.py"
 TESTS = (
-    QUERIES,
-    DB,
-    MIDDLEWARE,
-    SECURITY,
-    AUTHZ,
-    AUTH,
-    ACCOUNTS,
-    ENDPOINT,
-    TOKENS,
-    CHATS,
-    RECOVERY,
-    "tests/chat",
+    QUERIES, DB, MIDDLEWARE, SECURITY, AUTHZ, AUTH, ACCOUNTS, ENDPOINT, TOKENS, CHATS, RECOVERY, "tests/chat",
     "tests/system/test_resume.py",
-)
+)  # fmt: skip
 
 GUARDS: dict[str, tuple[str, ...]] = {
     "web/middleware.py SecurityMiddleware.__call__": (MIDDLEWARE,),

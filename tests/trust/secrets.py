@@ -21,11 +21,7 @@ from . import Figures
 
 KEY = "sk-canary-of-the-model-server-0123456789"
 BOOTSTRAP = "canary-of-the-bootstrap-token"
-PASSWORD, WRONG_PASSWORD, NEW_PASSWORD = (
-    "canary of a password",
-    "canary of a wrong password",
-    "canary of a new password",
-)
+PASSWORD, WRONG_PASSWORD, NEW_PASSWORD = (f"canary of a {kind}password" for kind in ("", "wrong ", "new "))
 QUESTION, ANSWER, TITLE, PROMPT, IMPORT = WRITTEN = tuple(
     f"canary of {kind}" for kind in ("a question", "an answer", "a title", "a system prompt", "an import")
 )
@@ -87,14 +83,10 @@ class Session:
         self._use_token(ann)
         self._let_model_server_fail(ann)
         for client in (bob, anonymous):
-            for path in (
-                "conversations",
-                "conversations/1",
-                "conversations/1/messages",
-                f"search?q={QUERY}",
-                "admin/users",
-            ):
-                client.get(f"/{path}")
+            for path in ("", "/1", "/1/messages"):
+                client.get(f"/conversations{path}")
+            client.get(f"/search?q={QUERY}")
+            client.get("/admin/users")
             client.get(f"/{PATH}/x?token={QUERY}", headers={"X-Anything": HEADER, "Authorization": f"Bearer {HEADER}"})
             client.post("/conversations", content=f'{{"title": ["{BODY}"', headers=JSON)
             client.post("/auth/login", json={"username": [BODY], "password": 7})

@@ -94,10 +94,7 @@ async def test_answer_that_could_not_be_saved_is_reported_and_saved_later(
     kept, shown = await again()
     assert kept == events and hub.generations
     assert (shown["content"], shown["status"], shown["error"]["code"]) == (LONG, "error", "STORAGE_UNAVAILABLE")
-    assert code(await ann.post(f"/conversations/{conversation_id}/stream", json=MODEL)) == (
-        503,
-        "STORAGE_UNAVAILABLE",
-    )
+    assert code(await ann.post(f"/conversations/{conversation_id}/stream", json=MODEL)) == (503, "STORAGE_UNAVAILABLE")
     await database.write(free)
     await until(lambda: not hub.generations)
     saved, stored = await again()
