@@ -51,10 +51,10 @@ class Process:
         """Return the CPU seconds of all threads, also of those that have ended (clock_getcpuclockid of Linux)."""
         return time.clock_gettime(~self.popen.pid << 3 | 2)
 
-    def memory(self) -> float:
-        """Return the resident megabytes."""
+    def memory(self, which: str = "VmRSS") -> float:
+        """Return the resident megabytes, or their peak, VmHWM."""
         status = Path(f"/proc/{self.popen.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+        return int(status.split(f"{which}:")[1].split()[0]) / 1024
 
     def stop(self) -> str:
         """Stop the process. Return the rest of its output."""

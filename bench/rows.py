@@ -481,7 +481,7 @@ def memory(bench: Bench) -> Iterator[Row]:
 def _peak(bench: Bench, process: Process, load: Load) -> float:
     Path(f"/proc/{process.popen.pid}/clear_refs").write_text("5")  # resets the peak
     bench.run(load)
-    return int(Path(f"/proc/{process.popen.pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return process.memory("VmHWM")
 
 
 def _generate(bench: Bench, fireside: Fireside) -> None:

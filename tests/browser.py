@@ -1,5 +1,6 @@
 """For tests of the page: Fireside in a process of its own, as a user starts it, and visits to it in a real Chromium."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -57,6 +58,11 @@ class Fireside:
             self.printed.append(line)
         self.printed.append(line)
         return found[1]
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return the entries of the log. The service may be writing another one."""
+        text = (self.data_dir / "fireside.log").read_text("utf-8")
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def kill(self) -> None:
         self.process.kill()

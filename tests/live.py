@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import json
 import socket
 import ssl
@@ -211,8 +212,11 @@ class Running:
         return person
 
 
-async def until(condition: Any, what: str = "") -> None:
-    """Wait until a condition holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+async def until(condition: Any, what: str = "a condition") -> None:
+    """Wait until a condition holds, which may be a coroutine function."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not (await found if inspect.isawaitable(found := condition()) else found):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"waited {PATIENCE:g} s for {what}") from None

@@ -1,6 +1,5 @@
 """Messages that wait until the answer before them is complete."""
 
-import asyncio
 import base64
 import signal
 from pathlib import Path
@@ -43,9 +42,11 @@ async def waiting(ann: Person, conversation_id: int) -> list[str]:
 
 async def ended(ann: Person, running: Running, conversation_id: int, count: int) -> list[str]:
     """Wait until the conversation has so many messages and no answer is written."""
-    async with asyncio.timeout(30):
-        while len(await ann.messages(conversation_id)) < count or running.state.hub.generations:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+
+    async def is_over() -> bool:
+        return len(await ann.messages(conversation_id)) >= count and not running.state.hub.generations
+
+    await until(is_over)
     return await ann.contents(conversation_id)
 
 

@@ -1,6 +1,5 @@
 """Answers of the embedded engine through the whole service, with a real llama.cpp and a small model."""
 
-import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -39,13 +38,13 @@ async def ann(running: Running) -> Person:
     return await running.first()
 
 
-async def is_busy(running: Running) -> bool:
+async def is_idle(running: Running) -> bool:
     server = running.state.providers.get("embedded").backend
     assert isinstance(server, Embedded)
     async with server._engine.use(SMALL) as endpoint, httpx.AsyncClient(trust_env=False) as client:
         headers = {"Authorization": f"Bearer {endpoint.api_key}"}
         slots: list[dict[str, Any]] = good(await client.get(f"{endpoint.url}/slots", headers=headers))
-        return any(slot["is_processing"] for slot in slots)
+        return not any(slot["is_processing"] for slot in slots)
 
 
 async def until_first_token(events: AsyncIterator[Event]) -> list[Event]:
@@ -79,7 +78,7 @@ async def test_answers_wait_for_one_slot_that_cancel_frees(running: Running, ann
     first, second = [await ann.conversation("Count to a thousand.") for _ in range(2)]
     async with ann.streaming(first, **LONG) as events:
         seen = await until_first_token(events)
-        assert await is_busy(running)
+        assert not await is_idle(running)
         async with ann.streaming(second, **LONG) as others:
             waiting = [await anext(others), await anext(others)]
             assert waiting[1].data["phase"] == "queued" and waiting[1].data["place"] == 1
@@ -87,9 +86,7 @@ async def test_answers_wait_for_one_slot_that_cancel_frees(running: Running, ann
             waiting += await until_first_token(others)
             good(await ann.post(f"/chat/cancel/{waiting[0].data['generation_id']}"))
             assert [event async for event in others][-1].data["stats"]["queued_ms"] > 0
-    async with asyncio.timeout(10):
-        while await is_busy(running):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: is_idle(running))
     await check_works(ann, first)
 
 

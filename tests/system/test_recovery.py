@@ -1,6 +1,5 @@
 """Backups, restores, doctor, and a service whose disk or database fails."""
 
-import asyncio
 import contextlib
 import datetime
 import json
@@ -22,7 +21,7 @@ from fireside.db import DatabaseUnusable
 from fireside.web.handlers import data as data_handlers
 
 from ..browser import NO_ENGINE, Fireside
-from ..live import PASSWORD, PATIENCE, Person, Running, code, good, until
+from ..live import PASSWORD, Person, Running, code, good, until
 from ..pages import web_server
 from ..processes import run
 from ..upstream import Upstream
@@ -385,14 +384,9 @@ async def test_failed_backup_does_not_stop_the_other_housekeeping(
         connection.execute("UPDATE conversations SET deleted_at = '2020-01-01T00:00:00.000000'")
     monkeypatch.setattr(server, "HOUSEKEEPING_DELAY_SECONDS", 0.0)
     async with Running(tmp_path) as running:
-
-        async def there() -> int:
-            sql = "SELECT count(*) FROM conversations WHERE id = ?"
-            return int(await running.state.database.read(lambda conn: conn.execute(sql, (old.id,)).fetchone()[0]))
-
-        async with asyncio.timeout(PATIENCE):
-            while await there():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        sql = "SELECT count(*) = 0 FROM conversations WHERE id = ?"
+        read = running.state.database.read
+        await until(lambda: read(lambda conn: conn.execute(sql, (old.id,)).fetchone()[0]))
 
 
 async def test_uploads_of_a_killed_server_are_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -414,10 +408,9 @@ async def test_conversation_that_a_kill_left_hidden_is_removed_at_the_next_start
             if hide:
                 queries.conversations.hide_conversation(connection, 1, conversation.id)
 
-    def there(conn: sqlite3.Connection) -> list[Any]:
+    def is_removed(conn: sqlite3.Connection) -> bool:
         counts = "SELECT title, (SELECT count(*) FROM messages WHERE conversation_id = c.id) FROM conversations c"
-        return [tuple(row) for row in conn.execute(counts)]
+        return [tuple(row) for row in conn.execute(counts)] == [("hidden: False", 30)]
 
-    async with Running(tmp_path) as running, asyncio.timeout(PATIENCE):
-        while await running.state.database.read(there) != [("hidden: False", 30)]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    async with Running(tmp_path) as running:
+        await until(lambda: running.state.database.read(is_removed))

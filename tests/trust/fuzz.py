@@ -195,8 +195,8 @@ class Target:
         self.sign_in_http.close()
         self.program.close()
         good(self.http.get("/health"))
-        for line in (self.fireside.data_dir / "fireside.log").read_text("utf-8").splitlines():
-            if "trace" in (entry := json.loads(line)):
+        for entry in self.fireside.log():
+            if "trace" in entry:
                 self.figures.expect(False, f"logged {entry['event']}: {entry['trace'][-300:]}")
         counts = ", ".join(f"{count} x {status}" for status, count in sorted(self.statuses.items()))
         peak = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.fireside.process.pid}/status").read_text())

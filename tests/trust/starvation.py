@@ -317,9 +317,7 @@ class Arena:
         return outcome
 
     def _new_exceptions(self) -> list[str]:
-        log = (self.service.data_dir / "fireside.log").read_text("utf-8")
-        whole_lines = log[: log.rfind("\n") + 1].splitlines()  # the service may be writing the last one
-        traces = [entry["trace"] for entry in map(json.loads, whole_lines) if "trace" in entry]
+        traces = [entry["trace"] for entry in self.service.log() if "trace" in entry]
         known, self.exceptions = self.exceptions, len(traces)
         return traces[known:]
 
