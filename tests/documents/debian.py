@@ -2,6 +2,7 @@
 
 pdftotext has two orders: its own reading order, and that of the file (`-raw`). Neither is always right, so each page is compared with the
 one that agrees better, by measure.py. The share is that of all pages together. Pages on which pdftotext finds no word are left out.
+So is texlive-lang-arabic, in which pdftotext returns many words backwards: docs/decisions/0001-dependencies.md has its share.
 """
 
 import multiprocessing
