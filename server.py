@@ -124,7 +124,7 @@ ROUTES: tuple[Endpoint, ...] = (
     Endpoint("POST",   "/conversations/{conversation_id}/queue/{queued_id}/send",     answers.send_queued,                USER,   schemas.AnswerRequest),
     Endpoint("POST",   "/conversations/{conversation_id}/active",                     messages.select_version,            USER,   schemas.Selection),
     Endpoint("GET",    "/conversations/{conversation_id}/context",                    messages.get_context,               USER,   query=schemas.ContextQuery),
-    Endpoint("GET",    "/context",                                                    messages.get_new_context,           USER,   query=schemas.ContextQuery),
+    Endpoint("GET",    "/context",                                                    messages.get_context,               USER,   query=schemas.ContextQuery),
     Endpoint("GET",    "/messages/{message_id}/request",                              messages.get_sent_request,          USER),
     Endpoint("GET",    "/images/{image_id}",                                          messages.get_image,                 USER),
     Endpoint("POST",   "/attachments",                                                attachments.upload,                 USER,   None, query=schemas.UploadQuery),

@@ -33,15 +33,8 @@ async def list_messages(
     return Response(b"[" + b",".join(reversed(pages)) + b"]", media_type="application/json")
 
 
-async def get_context(request: Request, conversation_id: int, query: schemas.ContextQuery) -> Forecast:
-    return await _context(request, conversation_id, query)
-
-
-async def get_new_context(request: Request, query: schemas.ContextQuery) -> Forecast:
-    return await _context(request, None, query)
-
-
-async def _context(request: Request, conversation_id: int | None, query: schemas.ContextQuery) -> Forecast:
+async def get_context(request: Request, query: schemas.ContextQuery, conversation_id: int | None = None) -> Forecast:
+    """Forecast the next prompt of a conversation, or of a new one."""
     prompt, params = await request.read_long(LONG_READ_SECONDS, turns.get_next_prompt, conversation_id)
     server = request.app_state.providers.find(query.provider_id)
     model = server.known(query.model or "") if server else None
