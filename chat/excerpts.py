@@ -221,7 +221,7 @@ def _few(conn: Connection, prompt: Prompt, documents: list[Candidates]) -> list[
     ids = [*prompt.documents]
     question, earlier = _questions(prompt)
     starts = dict.fromkeys(choice.stem(word) for word in choice.asked_words(question, earlier))
-    matching = queries.documents.find_pages(conn, ids, starts, RANKED_PAGES)
+    matching = queries.documents.rank_pages(conn, ids, starts, RANKED_PAGES)
     pages = [Page(ids.index(attachment_id), number) for attachment_id, number in matching]
     certain = [Page(document, 1) for document, one in enumerate(documents) if one.pages]
     kept = _sent(prompt, _place(prompt), len(prompt.turns))

@@ -93,7 +93,7 @@ def get_pages(conn: Connection, attachment_id: int, first: int = 1, last: int = 
     return {row["number"]: row["text"] for row in conn.execute(sql, (attachment_id, first, last))}
 
 
-def find_pages(
+def rank_pages(
     conn: Connection, attachment_ids: Iterable[int], starts: Iterable[str], limit: int
 ) -> list[tuple[int, int]]:
     """Return (attachment id, number) of the pages with the most and rarest words that start so."""

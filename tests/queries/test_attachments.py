@@ -120,6 +120,7 @@ def test_pages_are_added_to_a_document_that_is_being_read_only(conn: Connection)
     assert (known.status, known.pages, known.pages_read, known.characters) == ("ready", 1, 1, 4)
     assert attachments.owned_attachment(conn, BOB, other).characters == 0
     conn.execute("UPDATE attachments SET sha256 = NULL WHERE id = ?", (other,))  # as `release` does
+    upload(conn, b"This one is read now.")
     for gone in (document, other, 99):
         with pytest.raises(NotFound):
             attachments.add_pages(conn, gone, 2, ["x"])
