@@ -111,11 +111,14 @@ class Hub:
             return None
         return queries.queued.begin_next(conn, self.providers.find, *place)
 
-    async def _begin(self, begin: Callable[[Connection], B], server: ModelServer | None = None) -> B:
+    async def _begin(
+        self, begin: Callable[[Connection], B], server: ModelServer | None = None, synced: bool = False
+    ) -> B:
         async def begin_and_start() -> B:
             if server is not None:
                 server.connect_early()  # while the transaction runs
-            begun = await self.database.write_unsynced(begin)
+            write = self.database.write if synced else self.database.write_unsynced
+            begun = await write(begin)
             self._start(begun)
             return begun
 
@@ -368,9 +371,8 @@ class Hub:
         for generation in list(self.generations.values()):
             if generation.save_error and conversation_id in (None, generation.job.conversation_id):
                 try:
-                    following = await self.database.write(generation.save)
+                    await self._begin(generation.save, synced=True)
                     self.generations.pop(generation.id, None)
-                    self._start(following)
                 except Exception as error:
                     failure = error
         if failure:

@@ -1,5 +1,6 @@
 """Messages that wait until the answer before them is complete."""
 
+import asyncio
 import base64
 import signal
 from pathlib import Path
@@ -254,3 +255,22 @@ async def test_queue_is_exported_and_imported(ann: Person, bob: Person, upstream
     for wrong in ([{"content": "x"}], [exported["queue"][0]] * 21, [exported["queue"][1] | {"content": "x" * 200_001}]):
         refused = await bob.post("/import", json=exported | {"queue": wrong, "source": "other"})
         assert code(refused) == (400, "IMPORT_UNREADABLE")
+
+
+async def test_second_save_that_is_canceled_starts_the_next_answer(
+    ann: Person, upstream: Upstream, running: Running
+) -> None:
+    conversation_id, gate = await begin(ann, upstream)
+    await queue(ann, conversation_id, "Two?")
+    write, hub = running.state.database.write, running.state.hub
+    trigger = "BEFORE UPDATE ON messages WHEN NEW.status = 'complete' BEGIN SELECT RAISE(ABORT, 'broken'); END"
+    await write(lambda conn: conn.execute(f"CREATE TRIGGER broken {trigger}"))
+    gate.open()
+    await until(lambda: any(one.save_error for one in hub.generations.values()))
+    await write(lambda conn: conn.execute("DROP TRIGGER broken"))
+    saving = asyncio.create_task(hub._save_ended(conversation_id))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    saving.cancel()
+    assert len(await ended(ann, running, conversation_id, 4)) == 4
+    assert [message["status"] for message in await ann.messages(conversation_id)][1::2] == ["complete"] * 2
