@@ -7,7 +7,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from ..browser import NO_ENGINE, Fireside, Visit, launch
+from ..browser import NO_ENGINE, Fireside, SharedVisit, Visit, launch
 from ..upstream import Upstream
 
 expect.set_options(timeout=30_000)
@@ -61,7 +61,7 @@ names = (f"person{number}" for number in itertools.count())
 def new_visit(
     studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit], lmstudio: Upstream
 ) -> Callable[..., Visit]:
-    """`new_visit(role)` starts a visit of a new user, answered by the scripted LM Studio."""
+    """`new_visit(role)` starts a visit of a new user in a browser context of its own, answered by the scripted LM Studio."""
     lmstudio.forget()
 
     def visit(role: str = "user", name: str = "", **options: object) -> Visit:
@@ -70,6 +70,19 @@ def new_visit(
     return visit
 
 
+@pytest.fixture(scope="package")
+def shared_visit(browser: Browser, studio: Fireside) -> Iterator[SharedVisit]:
+    visit = SharedVisit(browser, studio.url)
+    visit.forget()
+    yield visit
+    visit.close()
+
+
 @pytest.fixture
-def visit(new_visit: Callable[..., Visit]) -> Visit:
-    return new_visit()
+def visit(shared_visit: SharedVisit, studio: Fireside, admin: httpx.Client, lmstudio: Upstream) -> Iterator[Visit]:
+    """A visit of a new user in the browser context of the tests before, without what they left in it."""
+    lmstudio.forget()
+    shared_visit.sign_in(studio.join(admin, next(names)))
+    yield shared_visit
+    shared_visit.forget()
+    shared_visit.check()

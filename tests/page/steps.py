@@ -1,14 +1,15 @@
 """What tests of the page do again and again, and what they prepare."""
 
 import base64
+import contextlib
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from mimetypes import guess_type
 
 import httpx
-from playwright.sync_api import APIResponse, FilePayload, Locator, Page, Route, expect
+from playwright.sync_api import APIResponse, FilePayload, Locator, Page, Request, Route, expect
 
 from ..live import PATIENCE, good
 from ..upstream import Gate, Upstream
@@ -48,6 +49,23 @@ def press(page: Page | Locator, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
 
+def pick(page: Page | Locator, menu: str, item: str) -> None:
+    """Choose from the menu that a button opens."""
+    press(page, menu)
+    (page if isinstance(page, Page) else page.page).get_by_role("menuitem", name=item).click()
+
+
+def choose_model(page: Page, name: str) -> None:
+    page.get_by_role("button", name=re.compile("^Model:")).click()
+    page.locator(".model-pick", has_text=name).click()
+
+
+def expect_toast(page: Page, text: str) -> None:
+    toast = page.locator(".toast", has_text=text)
+    expect(toast).to_be_visible()
+    press(toast, "Dismiss")
+
+
 def open_settings(page: Page, section: str = "General") -> None:
     page.locator(".account").click()
     page.get_by_role("menuitem", name="Settings").click()
@@ -75,6 +93,13 @@ def refocus(page: Page) -> None:
     page.evaluate("() => window.dispatchEvent(new Event('focus'))")
 
 
+def rectangles(page: Page, *selectors: str) -> list[dict[str, float]]:
+    """Return where elements are, all in the same moment: between two calls the layout may change."""
+    find = "(selectors) => selectors.map((each) => document.querySelector(each).getBoundingClientRect().toJSON())"
+    found: list[dict[str, float]] = page.evaluate(find, selectors)
+    return found
+
+
 def next_frame(page: Page) -> None:
     page.evaluate("new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))")
 
@@ -85,6 +110,20 @@ def wait(page: Page, condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end
         page.evaluate("new Promise(requestAnimationFrame)")
+
+
+@contextlib.contextmanager
+def recorded(page: Page, pattern: str) -> Iterator[list[str]]:
+    """Record the addresses that the page requests, of those that match."""
+    addresses: list[str] = []
+
+    def record(request: Request) -> None:
+        if re.search(pattern, request.url):
+            addresses.append(request.url)
+
+    page.on("request", record)
+    yield addresses
+    page.remove_listener("request", record)
 
 
 class Held:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.base import AXE_SCRIPT
 from fireside import config
 from fireside.cli.browser import page_address
 from playwright.sync_api import expect
@@ -14,6 +13,7 @@ from .. import upstream as script
 from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Visit
 from ..live import PASSWORD, good
 from ..upstream import DONE, Upstream, answer, finish, reasoning, text, usage
+from .axe import Screens
 from .steps import DOT, answered, ask, attach, box, imported, new, open_settings, press, refocus, stream
 
 SMALL_PHONE = {"width": 360, "height": 740}
@@ -88,7 +88,7 @@ def test_everything_is_reached_by_keyboard(visit: Visit, lmstudio: Upstream) -> 
     assert {"New chatCtrl ⇧ O", "Search chats", "Copy answer", "Try again", "Message"} <= reached
 
 
-def test_phone_chats_lists_and_sets(new_visit: Callable[..., Visit]) -> None:
+def test_phone_chats_lists_and_sets(new_visit: Callable[..., Visit], lmstudio: Upstream) -> None:
     visit = new_visit(viewport=PHONE, has_touch=True, is_mobile=True)
     new(visit.client, "An older conversation")
     page = visit.open()
@@ -97,6 +97,18 @@ def test_phone_chats_lists_and_sets(new_visit: Callable[..., Visit]) -> None:
     box(page).fill("From the sofa")
     page.get_by_role("button", name="Send").tap()
     answered(page)
+    (gate,) = stream(lmstudio, "One, ", "two.")
+    box(page).fill("Count")
+    page.get_by_role("button", name="Send").tap()
+    expect(page.locator(".message.assistant.last .markdown")).to_contain_text("One")
+    page.get_by_role("button", name="Chats", exact=True).tap()
+    expect(sidebar).to_be_visible()
+    page.keyboard.down("Escape")
+    expect(sidebar).to_be_hidden()
+    page.keyboard.down("Escape")  # held: the key repeats, and does not stop the answer
+    page.keyboard.up("Escape")
+    gate.open()
+    expect(answered(page).locator(".markdown")).to_have_text("One, two.")
     page.get_by_role("button", name="Chats", exact=True).tap()
     page.get_by_role("link", name="An older conversation").tap()
     expect(sidebar).to_be_hidden()
@@ -108,34 +120,8 @@ def test_phone_chats_lists_and_sets(new_visit: Callable[..., Visit]) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_list_of_a_narrow_window_has_the_focus_while_it_moves_in(new_visit: Callable[..., Visit]) -> None:
-    page = new_visit(viewport={"width": 700, "height": 800}, reduced_motion="no-preference").open()
-    expect(box(page)).to_be_focused()
-    page.keyboard.press("Control+k")
-    page.keyboard.type("narrow")
-    expect(page.get_by_role("searchbox", name="Search chats")).to_have_value("narrow")
-    for _ in range(2):  # the first clears the search, the second hides the list
-        page.keyboard.press("Escape")
-    expect(page.locator(".sidebar")).not_to_be_visible()
-    press(page, "Chats")
-    expect(page.locator(".sidebar")).to_be_focused()
-
-
-def test_code_is_copied_over_plain_http(visit: Visit, lmstudio: Upstream) -> None:
-    visit.context.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
-    lmstudio.enqueue(answer("```python\n", "print('hello')\n", "```\n"))
-    page = visit.open()
-    ask(page, "Code, please")
-    answered(page)
-    expect(page.locator("pre .nb")).to_have_text("print")
-    press(page, "Copy code")
-    box(page).click()
-    page.keyboard.press("Control+v")
-    expect(box(page)).to_have_value("print('hello')")
-
-
-def test_first_visit_is_small(visit: Visit) -> None:
-    sizes: dict[str, int] = {}
+def test_first_visit_is_small(new_visit: Callable[..., Visit]) -> None:
+    visit, sizes = new_visit(), dict[str, int]()
     visit.context.on("requestfinished", lambda one: sizes.update({one.url: one.sizes()["responseBodySize"]}))
     page = visit.open()
     expect(page.locator(".welcome")).to_be_visible()
@@ -145,32 +131,6 @@ def test_first_visit_is_small(visit: Visit) -> None:
     assert sum(files.values()) < 120_000, files  # compressed
     manifest = visit.context.new_cdp_session(page).send("Page.getAppManifest")
     assert manifest["errors"] == [] and manifest["manifest"]["display"] == "kStandalone"
-
-
-AXE = "async (options) => (await axe.run({ resultTypes: ['violations'], preload: false, ...options })).violations"
-CUT_OFF = """() => [...document.querySelectorAll("body, [role=tabpanel], [role=tabpanel] *")].filter((node) => node.clientWidth
-    && node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).overflowX !== "visible").map((node) => node.outerHTML)"""
-
-
-class Screens(dict[str, list[str]]):
-    """What is wrong with each screen of a page: the rules that axe finds broken, and what is cut off at the side."""
-
-    def __init__(self, visit: Visit, address: str) -> None:
-        visit.context.add_init_script(AXE_SCRIPT)
-        self.page = visit.open(address)
-        self.is_wide = self.page.viewport_size == DESKTOP
-
-    def check(self, screen: str) -> None:
-        """Check the contrast, the slowest rule, in a wide window only: a phone has the same colours."""
-        page = self.page
-        found = page.evaluate(AXE, {"rules": {"color-contrast": {"enabled": self.is_wide}}})
-        if self.is_wide:
-            page.emulate_media(color_scheme="dark")
-            found += page.evaluate(AXE, {"runOnly": ["color-contrast"]})
-            page.emulate_media(color_scheme="light")
-        broken = [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in found]
-        if problems := broken + page.evaluate(CUT_OFF):
-            self[screen] = problems
 
 
 @pytest.fixture(params=[DESKTOP, SMALL_PHONE], ids=["desktop", "phone"])
@@ -185,8 +145,8 @@ def test_screens_before_the_first_answer_are_accessible(
     with Fireside(tmp_path, NO_ENGINE, lmstudio_url="http://127.0.0.1:9") as fireside:
         settings = config.load({"data_dir": str(tmp_path)}, {})
         link = page_address(settings, fireside.url, fireside.setup_link())
-        screens = Screens(visitor(fireside, viewport=viewport), link)
-        page = screens.page
+        page = visitor(fireside, viewport=viewport).open(link)
+        screens = Screens(page)
         name, password = page.get_by_label("Name"), page.get_by_label("Password, 12 characters or more")
         expect(page.get_by_role("heading", name="Welcome to Fireside")).to_be_visible()
         screens.check("setup")
@@ -229,8 +189,8 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     counts = {"prompt_tokens": 128_800_000, "completion_tokens": 123_456, "total_tokens": 128_923_456}
     used = {"model": "mistral-small-3.2-24b-instruct-2506", "token_usage": counts, "stats": {"tokens_per_second": 108}}
     imported(client, [("Much", ["Read this", "I did"])], [used])
-    screens = Screens(visit, f"/#/c/{chat}")
-    page = screens.page
+    page = visit.open(f"/#/c/{chat}")
+    screens = Screens(page)
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
     assert page.locator(".top .title").evaluate("(node) => node.offsetWidth") > 80
     for folded in page.locator("details summary").all():
@@ -255,6 +215,7 @@ def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, ne
     expect(page.locator(".viewer img")).to_be_visible()
     screens.check("viewer")
     page.keyboard.press("Escape")
+    expect(page.get_by_role("link", name="dot.png", exact=True)).to_be_focused()
     if viewport == SMALL_PHONE:
         press(page, "Chats")
         expect(page.locator(".sidebar")).to_be_in_viewport(ratio=0.99)

@@ -5,21 +5,30 @@ import re
 import time
 from collections.abc import Callable
 
-from playwright.sync_api import FilePayload, Page, Route, expect
+from playwright.sync_api import FilePayload, Route, expect
 
 from ..browser import Visit
-from ..live import good
 from ..upstream import DONE, Upstream, finish, status, usage
 from ..upstream import text as says
 from ..witness import MODEL as WITNESS
-from .steps import DOT, PNG, QWEN, Held, answered, ask, attach, box, edit_question, new, press
+from .steps import (
+    DOT,
+    PNG,
+    QWEN,
+    Held,
+    answered,
+    ask,
+    attach,
+    box,
+    choose_model,
+    edit_question,
+    expect_toast,
+    messages,
+    new,
+    press,
+)
 
 CLEAR_GIF = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-
-
-def expect_toast(page: Page, text: str) -> None:
-    expect(page.locator(".toast")).to_have_text(text)
-    press(page, "Dismiss")
 
 
 def test_drafts_survive_a_reload_and_another_conversation_until_sign_out(visit: Visit) -> None:
@@ -63,8 +72,7 @@ def test_image_is_not_sent_to_a_model_that_cannot_see_and_sent_to_one_that_may(
     visit.context.route("**/providers", without_vision)
     page = visit.open()
     advice = page.locator(".advice-box")
-    press(page, "Model: Llama 3.2 3B Instruct")
-    page.locator(".model-pick", has_text="Llama").click()
+    choose_model(page, "Llama")
     attach(page, DOT)
     expect(advice).to_contain_text("Llama 3.2 3B Instruct cannot see images. No other model here can.")
     press(page, "Send")
@@ -90,22 +98,26 @@ def test_image_is_not_sent_to_a_model_that_cannot_see_and_sent_to_one_that_may(
     visit.context.unroute_all(behavior="wait")  # after an answer the page reads the models once more
 
 
-def test_image_of_another_type_becomes_a_jpeg_on_white(visit: Visit) -> None:
-    pixel = visit.open().evaluate(
-        """async (gif) => {
-            const { encode } = await import("/static/files.js");
-            const blob = (base64) => new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]);
-            const image = await encode(blob(gif));
+def test_images_are_attached_before_a_model_is_known_and_others_than_png_become_jpeg_on_white(visit: Visit) -> None:
+    visit.context.route("**/providers", lambda route: route.fulfill(json=[]))
+    page = visit.open()
+    attach(page, DOT, ("clear.gif", base64.b64decode(CLEAR_GIF)))
+    for name in ("dot.png", "clear.gif"):
+        expect(page.get_by_role("img", name=name)).to_have_js_property("naturalWidth", 1)
+    pixel = page.get_by_role("img", name="clear.gif").evaluate(
+        """async (image) => {
             const context = new OffscreenCanvas(1, 1).getContext("2d");
-            context.drawImage(await createImageBitmap(image), 0, 0);
-            return [image.type, ...context.getImageData(0, 0, 1, 1).data];
-        }""",
-        CLEAR_GIF,
+            context.drawImage(image, 0, 0);
+            const { headers } = await fetch(image.src);
+            return [headers.get("Content-Type"), ...context.getImageData(0, 0, 1, 1).data];
+        }"""
     )
     assert pixel == ["image/jpeg", 255, 255, 255, 255]
 
 
-def test_image_alone_is_a_message_which_waits_until_it_is_uploaded(visit: Visit, lmstudio: Upstream) -> None:
+def test_image_alone_waits_until_it_is_uploaded_and_makes_a_repeated_text_another_message(
+    visit: Visit, lmstudio: Upstream
+) -> None:
     chat = new(visit.client, **QWEN)
     page = visit.open()
     expect(page.locator(".pill")).to_contain_text("Llama")  # which cannot see images
@@ -125,27 +137,17 @@ def test_image_alone_is_a_message_which_waits_until_it_is_uploaded(visit: Visit,
     expect(page.locator(".message.user img")).to_be_visible()
     assert [part["type"] for part in lmstudio.chats[-1]["messages"][-1]["content"]] == ["image_url"]
 
-
-def test_message_sent_again_with_an_image_is_another_message(visit: Visit, lmstudio: Upstream) -> None:
-    chat = new(visit.client, **QWEN)
-    page = visit.open(f"/#/c/{chat}")
-    held = Held(page, r"/messages$", response=True)
+    lost = Held(page, r"/messages$", response=True)
     ask(page, "What is this?")
-    held.wait()
-    held.routes[0].abort()
-    expect(page.locator(".toast")).to_contain_text("Not sent")
+    lost.wait()
+    lost.routes[0].abort()
+    expect_toast(page, "Not sent")
     attach(page, DOT)
-    expect(page.get_by_role("img", name="dot.png")).to_be_visible()
+    expect(page.locator(".composer").get_by_role("img", name="dot.png")).to_be_visible()
     box(page).press("Enter")
+    expect(page.locator(".message.user")).to_have_count(3)
     answered(page)
-    assert len(good(visit.client.get(f"/conversations/{chat}/messages"))[-2]["images"]) == 1
-
-
-def test_image_can_be_attached_before_a_model_is_known(visit: Visit) -> None:
-    visit.context.route("**/providers", lambda route: route.fulfill(json=[]))
-    page = visit.open()
-    attach(page, DOT)
-    expect(page.get_by_role("img", name="dot.png")).to_have_js_property("naturalWidth", 1)
+    assert [len(one["images"]) for one in messages(visit.client, chat) if one["role"] == "user"] == [1, 0, 1]
 
 
 def test_texts_in_older_questions_are_cards_that_an_edit_keeps_or_removes(visit: Visit, lmstudio: Upstream) -> None:
@@ -185,7 +187,8 @@ def test_texts_in_older_questions_are_cards_that_an_edit_keeps_or_removes(visit:
     expect_toast(page, "The message has 200,001 characters. At most 200,000 can be sent.")
 
 
-def test_files_are_dropped_and_pasted(visit: Visit) -> None:
+def test_files_are_dropped_and_pasted_and_a_long_text_is_deleted_at_once(visit: Visit) -> None:
+    """With dir="auto" on the box, Chromium needs a minute to delete it."""
     page = visit.open(f"/#/c/{new(visit.client, **QWEN)}")
     chips, scroller = page.locator(".chip"), page.locator(".scroller")
     expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
@@ -210,10 +213,6 @@ def test_files_are_dropped_and_pasted(visit: Visit) -> None:
     assert box(page).evaluate(paste, files) is False
     expect(chips).to_have_count(2)  # the same files again
 
-
-def test_long_paste_is_deleted_at_once(visit: Visit) -> None:
-    """With dir="auto" on the box, Chromium needs a minute."""
-    page = visit.open()
     page.evaluate(
         """(text) => {
             const area = document.body.appendChild(document.createElement("textarea"));
@@ -233,25 +232,9 @@ def test_long_paste_is_deleted_at_once(visit: Visit) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_toast_stands_above_the_composer_in_the_middle_of_the_chat(visit: Visit) -> None:
-    page = visit.open(f"/#/c/{new(visit.client, 'Hello')}")
-    answered(page)
-    page.locator(".sidebar li.current").get_by_role("button").click()
-    page.get_by_role("menuitem", name="Delete", exact=True).click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("New chat")
-    expect(page.locator(".toast")).to_be_visible()
-    # In one call: the greeting moves the composer when the first steps appear under it.
-    toast, composer = page.evaluate(
-        "() => ['.toast', '.composer'].map((each) => document.querySelector(each).getBoundingClientRect().toJSON())"
-    )
-    assert toast["bottom"] <= composer["top"]
-    assert abs(toast["left"] + toast["right"] - composer["left"] - composer["right"]) <= 2
-
-
-def test_images_are_a_grid_that_opens_large(new_visit: Callable[..., Visit], lmstudio: Upstream) -> None:
-    page = new_visit("user").open()
-    press(page, "Model: Llama 3.2 3B Instruct")
-    page.locator(".model-pick", has_text="Llama").click()
+def test_images_are_a_grid_that_opens_large(visit: Visit, lmstudio: Upstream) -> None:
+    page = visit.open()
+    choose_model(page, "Llama")
     attach(page, *[(f"{name}.png", PNG + name.encode()) for name in ("one", "two", "three")])
     expect(page.get_by_role("img", name="two.png")).to_be_visible()
     expect(page.locator(".advice-box")).to_contain_text("Qwen2.5 VL 7B Instruct can.")

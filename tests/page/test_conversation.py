@@ -24,6 +24,7 @@ from .steps import (
     next_frame,
     open_chat,
     press,
+    recorded,
     refocus,
     stream,
     wait,
@@ -47,24 +48,23 @@ def test_version_of_an_earlier_answer_keeps_what_followed(visit: Visit, lmstudio
 
 def test_responses_from_before_the_end_of_an_answer_do_not_block_the_next(visit: Visit, lmstudio: Upstream) -> None:
     page = visit.open()
-    streams: list[str] = []
     (gate,) = stream(lmstudio, "One ", "two")
     ask(page, "Count")
     text = page.locator(".message.assistant .markdown")
     expect(text).to_contain_text("One")
-    page.on("request", lambda request: streams.append(request.url) if "/generations/" in request.url else None)
-    held = Held(page, DETAILS, 2, response=True)
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    held.wait(1)
-    gate.open()
-    held.wait(2)
-    held.release(0)
-    expect(page.get_by_role("button", name="Send")).to_be_visible()
-    held.release(1)
-    expect(answered(page).locator(".markdown")).to_have_text("One two")
-    lmstudio.enqueue(answer("Three"))
-    ask(page, "Go on")
-    expect(answered(page).locator(".markdown")).to_have_text("Three")
+    with recorded(page, "/generations/") as streams:
+        held = Held(page, DETAILS, 2, response=True)
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        held.wait(1)
+        gate.open()
+        held.wait(2)
+        held.release(0)
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+        held.release(1)
+        expect(answered(page).locator(".markdown")).to_have_text("One two")
+        lmstudio.enqueue(answer("Three"))
+        ask(page, "Go on")
+        expect(answered(page).locator(".markdown")).to_have_text("Three")
     assert streams == []
 
 
@@ -223,11 +223,10 @@ def test_search_result_that_cannot_be_opened_is_called_missing_only_if_it_is(vis
 def test_conversation_of_more_messages_than_one_request_returns(visit: Visit, lmstudio: Upstream) -> None:
     imported(visit.client, [("Long", ["The very first", *(f"Text {number}" for number in range(1, 1010))])])
     page = visit.open()
-    older: list[str] = []
-    page.on("request", lambda request: older.append(request.url) if "&before=" in request.url else None)
-    page.get_by_role("searchbox", name="Search chats").fill("very first")
-    page.locator(".results a", has_text="very first").click()
-    expect(page.locator(".message").first).to_contain_text("The very first")
+    with recorded(page, "&before=") as older:
+        page.get_by_role("searchbox", name="Search chats").fill("very first")
+        page.locator(".results a", has_text="very first").click()
+        expect(page.locator(".message").first).to_contain_text("The very first")
     assert len(older) == 5, "each request doubles what is loaded"
     lmstudio.enqueue(answer("It goes on"))
     ask(page, "And then?")

@@ -1,15 +1,14 @@
 """Documents: attached, sent, read in the viewer, quoted and found again."""
 
 import re
-from collections.abc import Callable
 
-from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page, expect
 
 from ..browser import Visit
 from ..documents.making import docx, paragraph, pdf
 from ..upstream import DONE, Upstream, finish, usage
 from ..upstream import text as says
+from .axe import violations
 from .steps import Held, answered, attach, box, press
 
 FILLER = "The survey lists harvests, prices and the weather of each month, and no more."
@@ -30,11 +29,7 @@ def labels(page: Page) -> list[str]:
     return [badge.get_attribute("data-label") or "" for badge in badges.all()]
 
 
-def test_documents_are_attached_sent_in_part_quoted_and_read(
-    new_visit: Callable[..., Visit], lmstudio: Upstream
-) -> None:
-    visit = new_visit()
-    visit.context.add_init_script(AXE_SCRIPT)
+def test_documents_are_attached_sent_in_part_quoted_and_read(visit: Visit, lmstudio: Upstream) -> None:
     page = visit.open()
     chips, question, viewer = page.locator(".composer .chip"), page.locator(".message.user"), page.get_by_role("dialog")
     original = report()
@@ -77,10 +72,7 @@ def test_documents_are_attached_sent_in_part_quoted_and_read(
     expect(viewer.locator("mark")).to_have_text(TRUE)
     expect(viewer.locator("mark")).to_be_in_viewport()
     expect(viewer.get_by_label("Page to go to")).to_have_value("47")
-    assert (
-        page.evaluate("async () => (await axe.run({ resultTypes: ['violations'] })).violations.map(({ id }) => id)")
-        == []
-    )
+    assert violations(page) == []
     page.set_viewport_size({"width": 1280, "height": 820})
     expect(viewer.locator(".sent-pages")).to_contain_text("of 60 pages were sent with this answer:1")
     with page.expect_download() as download:

@@ -13,7 +13,7 @@ from .. import upstream as script
 from ..browser import Visit
 from ..live import good
 from ..upstream import DONE, Gate, Upstream, answer, finish, pause, reasoning, text, usage
-from .steps import PNG, QWEN, answered, ask, edit_question, imported, new, open_chat, press, stream
+from .steps import PNG, QWEN, answered, ask, edit_question, imported, new, open_chat, press, recorded, stream
 
 
 def test_phases_and_reasoning_are_shown_and_the_answer_is_announced_once(visit: Visit, lmstudio: Upstream) -> None:
@@ -88,20 +88,19 @@ def test_divider_stands_below_the_messages_that_were_not_sent(visit: Visit) -> N
         texts = [f"Text {number}" for number in range(omitted + (sent or 29) + 1)]
         imported(visit.client, [(title, texts)], itertools.repeat({"stats": stats}))
     page = visit.open()
-    reads: list[str] = []
-    page.on("request", lambda request: reads.append(request.url) if "/messages?" in request.url else None)
     divider, below = page.locator(".divider"), page.locator(".divider + .message .text")
-    open_chat(page, "Few")
-    expect(below).to_have_text("Text 2")
-    open_chat(page, "Many")
-    expect(below).to_have_text("Text 70")
-    expect(divider).to_contain_text("Messages above were not sent")
-    open_chat(page, "Old")
-    expect(page.locator(".message")).to_have_count(60)
-    expect(divider).to_have_count(0)
-    page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
-    expect(page.locator(".message")).to_have_count(100)
-    expect(below).to_have_text("Text 70")
+    with recorded(page, r"/messages\?") as reads:
+        open_chat(page, "Few")
+        expect(below).to_have_text("Text 2")
+        open_chat(page, "Many")
+        expect(below).to_have_text("Text 70")
+        expect(divider).to_contain_text("Messages above were not sent")
+        open_chat(page, "Old")
+        expect(page.locator(".message")).to_have_count(60)
+        expect(divider).to_have_count(0)
+        page.locator(".scroller").evaluate("(node) => { node.scrollTop = 0; }")
+        expect(page.locator(".message")).to_have_count(100)
+        expect(below).to_have_text("Text 70")
     assert all("limit=" in url for url in reads)
 
 
@@ -129,16 +128,16 @@ def test_image_is_fetched_once_while_an_answer_streams_and_kept_unchanged_by_an_
     data = base64.b64encode(noise(500)).decode()
     question = {"content": "What is this?", "images": [{"media_type": "image/png", "data": data}]}
     good(visit.client.post(f"/conversations/{chat}/messages", json=question))
-    fetched: list[str] = []
-    visit.context.on("request", lambda request: fetched.append(request.url) if "/images/" in request.url else None)
-    page = visit.open(f"/#/c/{chat}")
-    expect(page.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 500)
-    gates = stream(lmstudio, *["A dot. "] * 3)
-    press(page, "Answer")
-    for number, gate in enumerate(gates, 1):
-        expect(page.locator(".message.assistant .markdown")).to_have_text(" ".join(["A dot."] * number))
-        gate.open()
-    answered(page)
+    page = visit.open()
+    with recorded(page, "/images/") as fetched:
+        page.goto(f"/#/c/{chat}")
+        expect(page.get_by_role("img", name="Attached image")).to_have_js_property("naturalWidth", 500)
+        gates = stream(lmstudio, *["A dot. "] * 3)
+        press(page, "Answer")
+        for number, gate in enumerate(gates, 1):
+            expect(page.locator(".message.assistant .markdown")).to_have_text(" ".join(["A dot."] * number))
+            gate.open()
+        answered(page)
     assert len(fetched) == 1
     edit_question(page, "And what is this?")
     expect(page.locator(".message.user")).to_contain_text("2/2")

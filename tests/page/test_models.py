@@ -13,8 +13,8 @@ from .. import upstream as script
 from ..browser import NO_ENGINE, PHONE, Fireside, Visit
 from ..live import good
 from ..upstream import DONE, Gate, Upstream, answer, finish, pause, text, usage
-from .steps import QWEN, answered, ask, box, open_settings, press
-from .test_access import Screens
+from .axe import Screens
+from .steps import QWEN, answered, ask, box, open_settings, press, rectangles
 
 LLAMA = "Model: Llama 3.2 3B Instruct"
 
@@ -62,11 +62,11 @@ def test_first_run_connects_a_server_which_is_later_changed_and_removed(
     with Upstream(token=key) as studio, Upstream() as other, contextlib.ExitStack() as stack:
         fireside = stack.enter_context(Fireside(tmp_path, NO_ENGINE, lmstudio_url=script.refused_url()))
         admin = fireside.first()
-        screens = Screens(visitor(fireside, admin, viewport=PHONE), "/")
-        page = screens.page
+        page = visitor(fireside, admin, viewport=PHONE).open()
+        screens = Screens(page)
         expect(page.get_by_role("heading", name="Connect a model")).to_be_visible()
-        logo, top = page.locator(".welcome > .icon").bounding_box(), page.locator("header.top").bounding_box()
-        assert logo and top and logo["y"] >= top["y"] + top["height"]
+        logo, top = rectangles(page, ".welcome > .icon", "header.top")
+        assert logo["top"] >= top["bottom"]
         screens.check("first run")
         ask(page, "Hello?")
         expect(page.locator(".toast")).to_contain_text("Not sent: there is no model yet.")

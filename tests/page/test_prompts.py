@@ -1,21 +1,16 @@
 """Saved prompts, presets, and what a new chat offers."""
 
-from axe_playwright_python.base import AXE_SCRIPT
 from playwright.sync_api import Page, Route, expect
 
 from ..browser import Visit
 from ..live import good
 from ..upstream import Upstream
+from .axe import violations
 from .steps import answered, ask, box, new, open_settings, press
-
-AXE = "async () => (await axe.run({ resultTypes: ['violations'] })).violations.map(({ id, nodes }) => [id, nodes[0].html])"
 
 
 def check(page: Page) -> None:
-    """Check that axe finds nothing."""
-    if not page.evaluate("'axe' in window"):
-        page.evaluate(AXE_SCRIPT)
-    assert page.evaluate(AXE) == []
+    assert violations(page) == []
 
 
 def prompts(visit: Visit) -> dict[str, str]:

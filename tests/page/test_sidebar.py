@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 from ..browser import Visit
 from ..live import good
 from ..upstream import Upstream
-from .steps import ask, imported, new, next_frame, open_row_menu, press, refocus, stream
+from .steps import ask, imported, new, next_frame, open_row_menu, press, rectangles, refocus, stream
 
 
 def test_search_finds_texts_and_opens_the_message(visit: Visit) -> None:
@@ -30,12 +30,16 @@ def test_search_finds_texts_and_opens_the_message(visit: Visit) -> None:
     expect(page.locator(".list")).to_be_visible()
 
 
-def test_deleted_conversation_is_restored_by_undo(visit: Visit) -> None:
+def test_deleted_conversation_is_restored_by_the_undo_above_the_composer(visit: Visit) -> None:
     page = visit.open(f"/#/c/{new(visit.client, 'Dear diary')}")
     row = page.locator(".sidebar li", has_text="Dear diary")
     open_row_menu(row, "Delete")
     expect(row).to_have_count(0)
     expect(page.get_by_role("heading", level=1)).to_have_text("New chat")
+    expect(page.get_by_role("button", name="Undo")).to_be_visible()
+    toast, composer = rectangles(page, ".toast", ".composer")
+    assert toast["bottom"] <= composer["top"]
+    assert abs(toast["left"] + toast["right"] - composer["left"] - composer["right"]) <= 2
     press(page, "Undo")
     expect(row).to_be_visible()
     expect(page.locator(".message.user")).to_contain_text("Dear diary")
@@ -96,7 +100,7 @@ def test_row_that_moves_keeps_the_focus_and_the_title_being_edited(visit: Visit)
     expect(rows).to_have_text(["Half a title", "Newer"])
 
 
-def test_answer_that_ends_in_another_conversation_is_marked_until_it_is_opened(
+def test_answer_that_ends_in_another_conversation_or_after_the_page_was_closed_is_marked_until_it_is_opened(
     visit: Visit, lmstudio: Upstream
 ) -> None:
     here = new(visit.client, title="Here")
@@ -108,7 +112,7 @@ def test_answer_that_ends_in_another_conversation_is_marked_until_it_is_opened(
     row = page.locator(".list li", has_text="Count")
     expect(row).to_have_class("running")
     gate.open()
-    expect(row).to_have_class("unread", timeout=5000)
+    expect(row).to_have_class("unread", timeout=15_000)  # all are read again after 30 s
     expect(row.get_by_role("link")).to_have_attribute("aria-description", "New answer")
     page.reload()
     expect(row).to_have_class("unread")
@@ -117,18 +121,16 @@ def test_answer_that_ends_in_another_conversation_is_marked_until_it_is_opened(
     page.reload()
     expect(row).to_have_class("current")
 
-
-def test_answer_that_ends_while_the_page_is_closed_is_marked(visit: Visit, lmstudio: Upstream) -> None:
-    page = visit.open()
+    other = visit.open()
     (gate,) = stream(lmstudio, "One ", "two")
-    ask(page, "Count")
-    row = page.locator(".list li", has_text="Count")
-    expect(row).to_have_class("current running")
-    page.close()
+    ask(other, "Once more")
+    expect(other.locator(".list li", has_text="Once more")).to_have_class("current running")
+    page.goto("about:blank")
+    other.close()
     gate.open()
     lmstudio.wait_closed()
-    page = visit.open()
-    expect(page.locator(".list li", has_text="Count")).to_have_class("unread")
+    page.goto("/")
+    expect(page.locator(".list li", has_text="Once more")).to_have_class("unread")
 
 
 def test_list_is_hidden_and_resized_and_this_is_remembered(visit: Visit) -> None:
@@ -157,8 +159,22 @@ def test_list_is_hidden_and_resized_and_this_is_remembered(visit: Visit) -> None
     expect(sidebar).to_be_focused()
     expect(sidebar).to_have_css("width", "400px")
 
+    page.set_viewport_size({"width": 700, "height": 800})
+    page.emulate_media(reduced_motion="no-preference")  # it has the focus while it moves in
+    expect(sidebar).not_to_be_visible()
+    page.keyboard.press("Control+k")
+    page.keyboard.type(" again")
+    expect(page.get_by_role("searchbox", name="Search chats")).to_have_value("found again")
+    for _ in range(2):  # the first clears the search, the second hides the list
+        page.keyboard.press("Escape")
+    expect(sidebar).not_to_be_visible()
+    press(page, "Chats")
+    expect(sidebar).to_be_focused()
 
-def test_search_shows_each_conversation_once_with_its_matches(visit: Visit) -> None:
+
+def test_search_shows_each_conversation_once_with_its_matches_and_goes_on_beyond_the_first_results(
+    visit: Visit,
+) -> None:
     imported(visit.client, [("Winds", [f"zephyr {number}" for number in range(6)]), ("One", ["A zephyr", "Yes"])])
     page = visit.open()
     page.get_by_role("searchbox", name="Search chats").fill("zephyr")
@@ -171,12 +187,8 @@ def test_search_shows_each_conversation_once_with_its_matches(visit: Visit) -> N
     expect(winds.locator("a:visible")).to_have_count(6)
     expect(winds.locator("a").nth(3)).to_be_focused()
 
-
-def test_search_goes_on_beyond_the_first_results(visit: Visit) -> None:
-    imported(visit.client, [(f"Wind {number:02}", [f"zephyr {number}", "Yes"]) for number in range(70)])
-    page = visit.open()
-    page.get_by_role("searchbox", name="Search chats").fill("zephyr")
-    rows = page.locator(".results li")
+    imported(visit.client, [(f"Breeze {number:02}", [f"sirocco {number}", "Yes"]) for number in range(70)])
+    page.get_by_role("searchbox", name="Search chats").fill("sirocco")
     expect(rows).to_have_count(50)
     expect(page.get_by_text("The first 50 matches")).to_be_visible()
     press(page, "More results")
@@ -187,10 +199,8 @@ def test_search_goes_on_beyond_the_first_results(visit: Visit) -> None:
 
 def test_whole_conversation_is_printed_without_the_shell(visit: Visit) -> None:
     imported(visit.client, [("Long", [f"Text {number}" for number in range(150)])])
-    visit.context.add_init_script(
-        "window.print = () => { window.printed = document.querySelectorAll('.message').length; }"
-    )
     page = visit.open()
+    page.evaluate("window.print = () => { window.printed = document.querySelectorAll('.message').length; }")
     open_row_menu(page.locator(".list li", has_text="Long"), "Print")
     page.wait_for_function("() => window.printed")
     assert page.evaluate("printed") == 150

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from ..browser import NO_ENGINE, PHONE, Fireside, Visit
+from ..browser import NO_ENGINE, Fireside, Visit
 from ..live import good
 from ..upstream import Upstream, answer
-from .steps import Held, answered, ask, box, messages, next_frame, open_settings, press, stream, wait
+from .steps import Held, answered, ask, box, expect_toast, messages, next_frame, open_settings, press, stream, wait
 
 HIDE = """(hidden) => {
     Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
@@ -56,19 +56,13 @@ def test_stop_waits_for_the_connection_and_the_next_message_stays(visit: Visit, 
     page = visit.open()
     ask(page, "Count")
     expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
-    toast = page.locator(".toast")
-
-    def expect_toast(text: str) -> None:
-        expect(toast).to_contain_text(text)
-        toast.get_by_role("button").click()
-
     box(page).fill("And then?")
     visit.context.set_offline(True)
     press(page, "Stop")
-    expect_toast("The answer will be stopped as soon as Fireside can be reached.")
+    expect_toast(page, "The answer will be stopped as soon as Fireside can be reached.")
     for key in ("Enter", "Control+Enter"):
         box(page).press(key)
-        expect_toast("Not sent: Fireside cannot be reached. Your text is still here.")
+        expect_toast(page, "Not sent: Fireside cannot be reached. Your text is still here.")
     visit.context.set_offline(False)
     expect(page.locator(".halted p", has_text="Stopped.")).to_be_visible()
     expect(box(page)).to_have_value("And then?")
@@ -95,8 +89,9 @@ def test_hidden_tab_leaves_its_stream_and_resumes_it(visit: Visit, lmstudio: Ups
     expect(answered(page).locator(".markdown")).to_have_text("One, two, three.")
 
 
-def test_answer_that_ends_in_a_hidden_tab_is_noticed(visit: Visit, lmstudio: Upstream) -> None:
+def test_answer_that_ends_in_a_hidden_tab_is_noticed(new_visit: Callable[..., Visit], lmstudio: Upstream) -> None:
     """In the title, in the icon, and by a notification, which a switch asks for."""
+    visit = new_visit()
     (gate,) = stream(lmstudio, "One, ", "two.")
     visit.context.clock.install()
     visit.context.add_init_script(
@@ -128,8 +123,9 @@ def test_answer_that_ends_in_a_hidden_tab_is_noticed(visit: Visit, lmstudio: Ups
 
 
 def test_hidden_tab_polls_one_answer_once_and_stops_when_the_conversation_is_gone(
-    visit: Visit, lmstudio: Upstream
+    new_visit: Callable[..., Visit], lmstudio: Upstream
 ) -> None:
+    visit = new_visit()
     (gate,) = stream(lmstudio, "One, ", "two.")
     visit.context.clock.install()
     page = visit.open()
@@ -162,21 +158,3 @@ def test_hidden_tab_polls_one_answer_once_and_stops_when_the_conversation_is_gon
 
 
 DETAILS = r"/conversations/(\d+|null)$"
-
-
-def test_escape_closes_the_list_of_a_phone_and_does_not_stop_the_answer(
-    new_visit: Callable[..., Visit], lmstudio: Upstream
-) -> None:
-    (gate,) = stream(lmstudio, "One, ", "two.")
-    visit = new_visit(viewport=PHONE)
-    page = visit.open()
-    ask(page, "Count")
-    expect(page.locator(".message.assistant .markdown")).to_contain_text("One")
-    page.get_by_role("button", name="Chats", exact=True).click()
-    expect(page.locator(".list-open")).to_have_count(1)
-    page.keyboard.down("Escape")
-    expect(page.locator(".list-open")).to_have_count(0)
-    page.keyboard.down("Escape")  # held: the key repeats
-    page.keyboard.up("Escape")
-    gate.open()
-    expect(answered(page).locator(".markdown")).to_have_text("One, two.")

@@ -9,7 +9,9 @@ from .steps import answered, ask, attach, box, messages, press, stream
 CODE = "Sure:\n\n```python\ndef add(a, b):\n    return a"
 
 
-def test_continue_grows_the_answer_and_its_code_block(visit: Visit, lmstudio: Upstream) -> None:
+def test_continue_grows_the_answer_and_its_code_block_which_is_copied_over_plain_http(
+    visit: Visit, lmstudio: Upstream
+) -> None:
     lmstudio.enqueue(text(CODE), finish("length"), usage(9, 9), DONE)
     page = visit.open()
     ask(page, "Write a function")
@@ -30,7 +32,13 @@ def test_continue_grows_the_answer_and_its_code_block(visit: Visit, lmstudio: Up
     expect(answered(page).locator(".figures")).to_contain_text("18 tokens")
     expect(page.locator(".message")).to_have_count(2)
     page.reload()
-    expect(answered(page).locator("pre")).to_have_count(1)
+    expect(answered(page).locator("pre .nb").first).to_have_text("print")
+    expect(code).to_have_count(1)
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    press(page, "Copy code")
+    box(page).click()
+    page.keyboard.press("Control+v")
+    expect(box(page)).to_have_value("def add(a, b):\n    return a + b\n\nprint(add(1, 2))\n# That is all of it.")
     [_, stored] = messages(visit.client, int(page.url.rpartition("/")[2]))
     assert stored["content"] == f"{CODE} + b\n\nprint(add(1, 2))\n# That is all of it.\n```\nDone."
 

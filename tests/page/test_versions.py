@@ -1,15 +1,14 @@
 """Single messages: edit an answer, compare versions, delete, restore, branch."""
 
 import re
-from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
 
 from ..browser import Visit
 from ..live import good
 from ..upstream import Upstream, answer
+from .axe import Screens
 from .steps import QWEN, Held, answered, ask, box, imported, messages, open_settings, press
-from .test_access import Screens
 
 TALK = ["One?", "First.", "Two?", "Second.", "Three?", "Third."]
 
@@ -71,17 +70,16 @@ def test_answer_is_edited_in_place_and_the_next_question_is_answered_on_it(visit
 
 
 def test_versions_of_two_models_are_compared_side_by_side_and_on_a_phone_in_turn(
-    new_visit: Callable[..., Visit], lmstudio: Upstream
+    visit: Visit, lmstudio: Upstream
 ) -> None:
-    visit = new_visit(viewport={"width": 1280, "height": 820})
-    _, chat = open_talk(visit)
+    page, chat = open_talk(visit)
     for words in ("From Qwen", "Once more"):
         lmstudio.enqueue(answer(words, model=QWEN["model"]))
         body = {"conversation_id": chat, "message_id": messages(visit.client, chat)[1]["id"], **QWEN}
         generation = good(visit.client.post("/chat/retry", json=body))["generation_id"]
         assert "event: done" in visit.client.get(f"/generations/{generation}/stream").text
-    screens = Screens(visit, f"/#/c/{chat}")
-    page = screens.page
+    page.reload()
+    screens = Screens(page)
     expect(page.get_by_role("button", name="Previous version")).to_have_attribute(
         "title", f"Previous version: 2 · {QWEN['model']}"
     )
