@@ -2,7 +2,7 @@
 
 import { get, post, remove, session } from "./api.js";
 import { forgetDrafts } from "./composer.js";
-import { openDialog } from "./dialogs.js";
+import { openForm } from "./dialogs.js";
 import { button, download, h } from "./dom.js";
 import { broadcast } from "./events.js";
 import { inputField, newPasswordField, passwordField } from "./fields.js";
@@ -32,7 +32,7 @@ function settingRow(title, detail, verb, open, className = null) {
 function changeName(opener, shown) {
   const name = inputField("Name", { autocomplete: "username", spellcheck: "false", maxlength: "64" });
   name.control.value = session.user.display_name;
-  openForm(opener, "Change name", [h("p", { class: "faint" }, "You also sign in with this name. Capital letters make no difference."), name.node], async (current_password) => {
+  openPasswordForm(opener, "Change name", [h("p", { class: "faint" }, "You also sign in with this name. Capital letters make no difference."), name.node], async (current_password) => {
     const { user } = await post("/auth/name", { username: name.control.value, current_password });
     broadcast("account", { user });
     shown.textContent = user.display_name;
@@ -42,7 +42,7 @@ function changeName(opener, shown) {
 
 function changePassword(opener, endOthers) {
   const chosen = newPasswordField("New password");
-  openForm(opener, "Change password", [chosen.node], async (current_password) => {
+  openPasswordForm(opener, "Change password", [chosen.node], async (current_password) => {
     await post("/auth/password", { current_password, new_password: chosen.control.value });
     endOthers();
     toast("Password changed. All other sessions have ended.");
@@ -53,7 +53,7 @@ async function deleteAccount(opener) {
   const { conversations, images, daily_backups } = await get("/storage");
   const stored = counted(conversations, "chat") + (images ? ` and ${counted(images, "image")}` : "");
   const days = daily_backups ? `: the daily ones for ${counted(daily_backups, "day")}, others until they are deleted there` : " until they are deleted there";
-  openForm(opener, "Delete account", [
+  openPasswordForm(opener, "Delete account", [
     h("p", {}, `This deletes your account with ${stored}, those in the bin included. You cannot undo it.`),
     h("p", { class: "faint" }, `You are signed out everywhere. Backups on the computer that runs Fireside keep a copy${days}.`),
     button([icon("download"), "Save my chats first"], () => download("/export")),
@@ -63,34 +63,15 @@ async function deleteAccount(opener) {
     session.user = null;
     broadcast("session");
     location.assign("/");
-  }, "danger");
+  }, true);
 }
 
-/** Open a dialog that asks for the current password too, and closes when `send(password)` has resolved. */
-function openForm(opener, verb, nodes, send, className = "primary") {
+/** Open a dialog that asks for the current password too. */
+async function openPasswordForm(opener, verb, nodes, send, danger = false) {
   const current = passwordField("Current password", "current-password");
-  const problem = h("p", { class: "error", role: "alert" });
-  const waiting = h("span", { class: "pulse", role: "img", "aria-label": "Please wait" });
-  const submit = h("button", { type: "submit", class: className }, verb);
-  const onsubmit = async (event) => {
-    event.preventDefault();
-    submit.disabled = true;
-    submit.prepend(waiting); // removing 100,000 messages takes 20 s
-    problem.textContent = "";
-    try {
-      await send(current.control.value);
-      dialog.close();
-    } catch (error) {
-      problem.textContent = error.message;
-      submit.disabled = false;
-      waiting.remove();
-    }
-  };
-  const dialog = openDialog(verb, { className: "small", onclose: () => opener.focus() },
-    h("form", { class: "stack", onsubmit },
-      h("input", { type: "text", autocomplete: "username", value: session.user.username, hidden: true }),
-      nodes, current.node, problem, h("footer", {}, button("Cancel", () => dialog.close()), submit)));
-  dialog.querySelector("input:not([hidden])").focus();
+  const username = h("input", { type: "text", autocomplete: "username", value: session.user.username, hidden: true });
+  await openForm(verb, { verb, danger }, [username, ...nodes, current.node], () => send(current.control.value));
+  opener.focus();
 }
 
 // ---- sessions

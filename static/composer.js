@@ -9,7 +9,7 @@ import { number } from "./format.js";
 import { icon, iconButton } from "./icons.js";
 import { modelName } from "./models.js";
 import { announce, toast } from "./popups.js";
-import { preferences } from "./preferences.js";
+import { preferences, stored } from "./preferences.js";
 
 // A draft stays in localStorage until it is sent or the user signs out: it survives a crash and an expired session. Its files are on the server.
 const draftKey = (userId, conversationId) => `fireside.draft.${userId}.${conversationId ?? "new"}`;
@@ -337,11 +337,7 @@ export class Composer {
   }
 
   #savedFiles(conversationId) {
-    try {
-      return JSON.parse(localStorage.getItem(filesKey(this.#userId, conversationId)) ?? "[]").map((saved) => DraftFile.restore(saved));
-    } catch {
-      return []; // damaged
-    }
+    return stored(filesKey(this.#userId, conversationId), []).map((saved) => DraftFile.restore(saved));
   }
 
   /** Empty the box if another tab sent the same draft. */

@@ -35,6 +35,36 @@ export function openDialog(title, { className = "", onclose } = {}, ...content) 
   return dialog;
 }
 
+/**
+ * Open a dialog with a form. It closes when `send()` has resolved, except to false; an error is shown in it. Resolves to whether it was sent.
+ * A dialog of the class "form" asks before it discards what was typed.
+ */
+export function openForm(title, { verb, className = "small", danger = false, novalidate = false }, nodes, send) {
+  return new Promise((resolve) => {
+    let sent = false;
+    const problem = h("p", { class: "error", role: "alert" });
+    const waiting = h("span", { class: "pulse", role: "img", "aria-label": "Please wait" });
+    const submit = h("button", { type: "submit", class: danger ? "danger" : "primary" }, verb);
+    const onsubmit = async (event) => {
+      event.preventDefault();
+      submit.disabled = true;
+      submit.prepend(waiting);
+      problem.textContent = "";
+      try {
+        sent = await send() !== false;
+        if (sent) dialog.close();
+      } catch (error) {
+        problem.textContent = error.message;
+      }
+      submit.disabled = false;
+      waiting.remove();
+    };
+    const dialog = openDialog(title, { className, onclose: () => resolve(sent) },
+      h("form", { class: "stack", onsubmit, novalidate }, nodes, problem, h("footer", {}, button("Cancel", () => dialog.close()), submit)));
+    dialog.querySelector("form :is(input, textarea, select):not([hidden])").focus();
+  });
+}
+
 /** Ask before an action that cannot be undone. Resolves to the answer. */
 export function confirm(question, explanation, verb) {
   return new Promise((resolve) => {

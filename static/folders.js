@@ -1,24 +1,16 @@
 // What is seldom done to folders: naming, deleting, and choosing the one to move conversations to.
 
-import { openDialog } from "./dialogs.js";
-import { button, h } from "./dom.js";
+import { openForm } from "./dialogs.js";
+import { h } from "./dom.js";
 import { counted } from "./format.js";
 import { openMenu, toast } from "./popups.js";
 
 const MAX_NAME = 100;
 
 /** Ask for a name. Resolves to it, or null. */
-function askName(heading, verb, name = "") {
-  return new Promise((resolve) => {
-    let answer = null;
-    const input = h("input", { value: name, maxlength: MAX_NAME, required: true, "aria-label": "Name", autocomplete: "off" });
-    const form = h("form", {
-      method: "dialog", class: "stack", onsubmit: () => { answer = input.value.trim() || null; },
-    }, input, h("footer", {}, button("Cancel", () => dialog.close()), h("button", { class: "primary" }, verb)));
-    const dialog = openDialog(heading, { className: "small", onclose: () => resolve(answer) }, form);
-    input.focus();
-    input.select();
-  });
+async function askName(title, verb, name = "") {
+  const input = h("input", { value: name, maxlength: MAX_NAME, required: true, "aria-label": "Name", autocomplete: "off", onfocus: () => input.select() });
+  return await openForm(title, { verb }, [input], () => {}) ? input.value.trim() || null : null;
 }
 
 /** Resolves to the new folder, or null. */

@@ -2,6 +2,7 @@
 
 import { get, session } from "./api.js";
 import { emit, on } from "./events.js";
+import { stored } from "./preferences.js";
 
 const RECENT = "fireside.prompts."; // in localStorage, by user: the ids of the prompts used last in this browser, newest first
 const MAX_RECENT = 20;
@@ -49,13 +50,7 @@ export function notePromptUsed({ id }) {
   localStorage.setItem(RECENT + session.user.id, JSON.stringify([id, ...recentIds().filter((one) => one !== id)].slice(0, MAX_RECENT)));
 }
 
-function recentIds() {
-  try {
-    return JSON.parse(localStorage.getItem(RECENT + session.user.id)) ?? [];
-  } catch {
-    return [];
-  }
-}
+const recentIds = () => stored(RECENT + session.user.id, []);
 
 const VARIABLE = /\{\{\s*([^{}\n]{1,60}?)\s*\}\}/g;
 

@@ -2,6 +2,7 @@
 
 import { get, Latest, patch, post, remove, session } from "./api.js";
 import { broadcast, debounce, emit, Emitter, on } from "./events.js";
+import { stored } from "./preferences.js";
 
 const PAGE = 60; // conversations
 const MAX_PINNED = 1000;
@@ -38,9 +39,9 @@ export class ConversationList extends Emitter {
   #reads = new Latest();
   #timer = 0;
   #key = ANSWERS + session.user.id;
-  #answers = readJson(this.#key) ?? {};
+  #answers = stored(this.#key) ?? {};
   #closedKey = CLOSED + session.user.id;
-  #closed = new Set(readJson(this.#closedKey) ?? []);
+  #closed = new Set(stored(this.#closedKey) ?? []);
 
   constructor() {
     super();
@@ -58,10 +59,10 @@ export class ConversationList extends Emitter {
       this.refresh();
     };
     window.addEventListener("storage", ({ key }) => {
-      if (key === this.#closedKey) this.#closed = new Set(readJson(key) ?? []);
+      if (key === this.#closedKey) this.#closed = new Set(stored(key) ?? []);
       else if (key === SORT) this.#forget();
       else if (key === this.#key) {
-        this.#answers = readJson(key) ?? {};
+        this.#answers = stored(key) ?? {};
         this.#markRead();
       } else {
         return;
@@ -325,13 +326,5 @@ export class ConversationList extends Emitter {
       for (const id of ids) if (ids.length === 1 || id === this.#currentId) broadcast("conversation", { id });
     }
     return true;
-  }
-}
-
-function readJson(key) {
-  try {
-    return JSON.parse(localStorage.getItem(key));
-  } catch {
-    return null;
   }
 }

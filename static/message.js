@@ -3,12 +3,12 @@
 import { documentCard, fileCard, pictures, showDocument, splitContent } from "./attachments.js";
 import { copyButton } from "./clipboard.js";
 import { arrange, button, h } from "./dom.js";
-import { Attachments } from "./draft.js";
+import { editQuestion, openEditor } from "./editor.js";
 import { counted, duration, number, timeNode } from "./format.js";
 import { icon, iconButton } from "./icons.js";
 import { build, Markdown } from "./markdown.js";
 import { canGrow } from "./models.js";
-import { openMenu, placeBeside, toast } from "./popups.js";
+import { openMenu, placeBeside } from "./popups.js";
 import { toolCalls, toolResults } from "./tools.js";
 
 const FOLDED_QUESTION = { characters: 1500, lines: 25 };
@@ -58,54 +58,15 @@ class Question {
     openMenu(anchor, [...(typed ? [save] : []), ...messageMenu(this.message, this.#actions, { label, note })]);
   }
 
-  /** Put a text box in the question's place. Sending it makes a branch: the old question stays as a version. Cancelling focuses `back`. */
+  /** Sending the edited question makes a branch: the old question stays as a version. Cancelling focuses `back`. */
   edit(back = this.editButton) {
-    if (this.editor) return this.editor.querySelector("textarea").focus();
-    const { typed, files } = splitContent(this.message.content);
-    const area = h("textarea", { "aria-label": "Edited question", rows: "3", onpaste: (event) => attached.paste(event) }, typed);
-    const attached = new Attachments({ label: "Files for the question", typed: () => area.value, focus: () => area.focus() });
-    attached.showMessage(this.message, files);
-    const close = () => {
-      this.editor = null;
-      this.node.replaceChildren(this.bubble, this.foot);
-    };
-    const cancel = () => {
-      close();
-      back.focus();
-    };
-    const sendButton = button("Send", () => send(), { class: "primary" });
-    const send = async () => {
-      if (!await attached.settledFor(sendButton)) return;
-      if (attached.obstacle) toast(attached.obstacle);
-      else if (!attached.empty && await this.#actions.edit(this.message, attached.content, attached.ids)) close();
-    };
-    this.editor = h("div", { class: "editor", onkeydown: editorKeys(cancel, send) }, attached.node, area,
-      h("div", { class: "row" }, attached.controls, h("small", {}, "The first version is kept."),
-        button("Cancel", cancel), sendButton));
-    attached.acceptDrops(this.editor, this.editor);
-    this.node.replaceChildren(this.editor);
-    beginTyping(area);
-    area.setSelectionRange(area.value.length, area.value.length);
+    const opened = this.node.querySelector(".editor textarea");
+    if (opened) return opened.focus();
+    editQuestion(this.node, this.message, {
+      label: "Edited question", filesLabel: "Files for the question", verb: "Send", note: "The first version is kept.",
+      send: (content, attachmentIds) => this.#actions.edit(this.message, content, attachmentIds), closed: (isSent) => isSent || back.focus(),
+    });
   }
-}
-
-/** The keys of a text box in a message's place. */
-function editorKeys(cancel, send) {
-  return (event) => {
-    if (event.isComposing) return;
-    if (event.key === "Escape") {
-      event.stopPropagation();
-      cancel();
-    } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-      event.preventDefault();
-      send();
-    }
-  };
-}
-
-function beginTyping(area) {
-  area.style.height = `${Math.min(area.scrollHeight + 2, innerHeight / 2)}px`;
-  area.focus();
 }
 
 /** What the menus of questions and answers share. */
@@ -296,24 +257,17 @@ class Answer {
     ]);
   }
 
-  /** Put a text box in the answer's place. What is saved becomes another version. */
+  /** What is saved becomes another version. */
   #edit() {
     const { content } = this.message;
-    const shown = [...this.node.childNodes];
     const area = h("textarea", { "aria-label": "Edited answer", rows: "3" }, content);
-    const close = () => this.node.replaceChildren(...shown);
-    const cancel = () => {
-      close();
-      this.#foot.querySelector("[aria-haspopup]")?.focus();
-    };
-    const save = async () => {
-      if (area.value.trim() === content.trim()) return cancel();
-      if (area.value.trim() && await this.#actions.save(this.message, area.value)) close();
-    };
     const note = this.#actions.next(this.message) ? "Saved as another version. What follows stays with this one." : "Saved as another version.";
-    this.node.replaceChildren(h("div", { class: "editor", onkeydown: editorKeys(cancel, save) }, area,
-      h("div", { class: "row" }, h("small", {}, note), button("Cancel", cancel), button("Save", save, { class: "primary" }))));
-    beginTyping(area);
+    const isUnchanged = () => area.value.trim() === content.trim();
+    openEditor(this.node, area, {
+      verb: "Save", below: [h("small", {}, note)],
+      act: () => isUnchanged() || (area.value.trim() && this.#actions.save(this.message, area.value)),
+      closed: (isSent) => (isSent && !isUnchanged()) || this.#foot.querySelector("[aria-haspopup]")?.focus(),
+    });
     area.setSelectionRange(0, 0);
     area.scrollTop = 0;
   }

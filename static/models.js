@@ -2,6 +2,7 @@
 
 import { get, Latest, post, session } from "./api.js";
 import { emit } from "./events.js";
+import { stored } from "./preferences.js";
 
 const CHOICE = "fireside.model"; // in localStorage: the model chosen last in this browser, for new conversations
 const POLL_MS = 3000; // while there is no model, one is loading, or a server with models does not answer
@@ -78,12 +79,7 @@ export function chosenModel(conversation) {
 const offers = () => (providers ?? []).flatMap((provider) => provider.models.map((model) => ({ provider, model, id: model.id })));
 
 function usualModel() {
-  let last = null;
-  try {
-    last = JSON.parse(localStorage.getItem(CHOICE));
-  } catch {
-    localStorage.removeItem(CHOICE);
-  }
+  const last = stored(CHOICE);
   const all = offers();
   const online = all.filter(({ provider }) => provider.online);
   return (last && find(last)) ?? online.find(({ model }) => model.state === "loaded") ?? online[0] ?? all[0] ?? null;
@@ -98,9 +94,7 @@ function find({ provider_id, model: id }) {
 
 /** The models that can see images, loaded ones first. */
 export function modelsWithVision() {
-  const online = (providers ?? []).filter((provider) => provider.online);
-  const all = online.flatMap((provider) => provider.models.map((model) => ({ provider, model, id: model.id })));
-  return all.filter(({ model }) => model.vision).sort((a, b) => (b.model.state === "loaded") - (a.model.state === "loaded"));
+  return offers().filter(({ provider, model }) => provider.online && model.vision).sort((a, b) => (b.model.state === "loaded") - (a.model.state === "loaded"));
 }
 
 /** Whether an administrator can load the model with a larger context. */

@@ -1,7 +1,7 @@
 // The dialog of models: what each one is, its state, and for administrators a button to load or unload it.
 
 import { get, post, session } from "./api.js";
-import { openDialog } from "./dialogs.js";
+import { openDialog, openForm } from "./dialogs.js";
 import { button, h, stepFocus } from "./dom.js";
 import { emit, on } from "./events.js";
 import { field, inputField } from "./fields.js";
@@ -10,6 +10,7 @@ import { MODEL_STATES, stateDot } from "./head.js";
 import { icon, iconButton } from "./icons.js";
 import { modelName, providers, refreshModels, starting, startServer, variantName } from "./models.js";
 import { announce, toast } from "./popups.js";
+import { stored } from "./preferences.js";
 
 const DOWNLOAD_POLL_MS = 1000;
 const LOAD_OPTIONS = "fireside.load"; // in localStorage, with provider and model appended
@@ -197,13 +198,7 @@ function loadButton(choice, chosen) {
 const optionsKey = ({ provider, model }) => `${LOAD_OPTIONS}.${provider.provider_id}.${model.id}`;
 
 /** The options with which the model was loaded last, in this browser. */
-function loadOptions(choice) {
-  try {
-    return JSON.parse(localStorage.getItem(optionsKey(choice))) ?? {};
-  } catch {
-    return {};
-  }
-}
+const loadOptions = (choice) => stored(optionsKey(choice), {});
 
 function rememberOptions(choice, { model, ...options }) {
   if (Object.values(options).every((value) => value === null)) localStorage.removeItem(optionsKey(choice));
@@ -245,20 +240,12 @@ export function openLoadOptions(choice, contextLength = choice.model.context_len
   const flash = onOff("Flash attention", last.flash_attention);
   const offload = onOff("Keep the context in the memory of the GPU", last.offload_kv_cache_to_gpu);
   const flag = ({ control: { value } }) => (value === "default" ? null : value === "on");
-  const onsubmit = async (event) => {
-    event.preventDefault();
-    submit.disabled = true;
-    submit.textContent = "Loading";
+  const nodes = [context.node, ...(provider.kind === "lmstudio" ? [flash.node, offload.node] : [])];
+  openForm(`Load ${modelName(choice)}`, { verb: "Load" }, nodes, async () => {
     const fields = { model: choice.id, context_length: context.control.value ? Number(context.control.value) : null };
     if (provider.kind === "lmstudio") Object.assign(fields, { flash_attention: flag(flash), offload_kv_cache_to_gpu: flag(offload) });
-    if (await change(provider, "load", fields)) {
-      rememberOptions(choice, fields);
-      return dialog.close();
-    }
-    submit.disabled = false;
-    submit.textContent = "Load";
-  };
-  const submit = button("Load", null, { type: "submit", class: "primary" });
-  const form = h("form", { class: "stack", onsubmit }, context.node, provider.kind === "lmstudio" && [flash.node, offload.node], h("footer", {}, submit));
-  const dialog = openDialog(`Load ${modelName(choice)}`, { className: "small" }, form);
+    const isLoaded = await change(provider, "load", fields);
+    if (isLoaded) rememberOptions(choice, fields);
+    return isLoaded;
+  });
 }

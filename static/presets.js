@@ -1,7 +1,7 @@
 // Settings: what new chats begin with, and the presets.
 
 import { get, patch, post, remove } from "./api.js";
-import { confirm, openDialog } from "./dialogs.js";
+import { confirm, openForm } from "./dialogs.js";
 import { button, h } from "./dom.js";
 import { broadcast } from "./events.js";
 import { field } from "./fields.js";
@@ -75,41 +75,25 @@ function modelOf(preset) {
 
 /** Ask for a new preset, which begins with `fields`, or for changes of one. Resolves to whether it was saved. */
 export function editPreset(preset = null, fields = {}) {
-  return new Promise((resolve) => {
-    let saved = false;
-    const source = preset ?? fields;
-    const values = { system_prompt: source.system_prompt ?? "", settings: source.settings ?? {} };
-    const name = field("Name", h("input", { required: true, maxlength: MAX_NAME, value: preset?.name ?? "", autocomplete: "off" }));
-    const model = field("Model", modelSelect(source));
-    const { nodes, flush } = answerFields(source, async (changed) => {
-      Object.assign(values, changed);
-      return false; // it is saved with the form
-    });
-    const error = h("p", { class: "error", role: "alert" });
-    const onsubmit = async (event) => {
-      event.preventDefault();
-      await flush();
-      const [provider_id, id] = JSON.parse(model.control.value);
-      const body = { name: name.control.value, provider_id, model: id, ...values };
-      const replaced = preset ?? library.presets.find((one) => one.name.toLowerCase() === body.name.trim().toLowerCase());
-      if (replaced && !preset && !await confirm("Replace the preset?", `You have a preset with the name “${replaced.name}”.`, "Replace")) return;
-      try {
-        if (replaced) await patch(`/presets/${replaced.id}`, body);
-        else await post("/presets", body);
-        await refreshLibrary();
-      } catch (refusal) {
-        error.textContent = refusal.message;
-        return;
-      }
-      broadcast("library");
-      saved = true;
-      dialog.close();
-      if (!preset) toast(`The preset “${body.name.trim()}” was saved.`);
-    };
-    const form = h("form", { class: "stack", onsubmit, novalidate: true }, name.node, model.node, nodes, error,
-      h("div", { class: "row end" }, button("Cancel", () => dialog.close()), h("button", { type: "submit", class: "primary" }, "Save")));
-    const dialog = openDialog(preset ? "Edit preset" : "New preset", { className: "form", onclose: () => resolve(saved) }, form);
-    name.control.focus();
+  const source = preset ?? fields;
+  const values = { system_prompt: source.system_prompt ?? "", settings: source.settings ?? {} };
+  const name = field("Name", h("input", { required: true, maxlength: MAX_NAME, value: preset?.name ?? "", autocomplete: "off" }));
+  const model = field("Model", modelSelect(source));
+  const { nodes, flush } = answerFields(source, async (changed) => {
+    Object.assign(values, changed);
+    return false; // it is saved with the form
+  });
+  return openForm(preset ? "Edit preset" : "New preset", { verb: "Save", className: "form", novalidate: true }, [name.node, model.node, ...nodes], async () => {
+    await flush();
+    const [provider_id, id] = JSON.parse(model.control.value);
+    const body = { name: name.control.value, provider_id, model: id, ...values };
+    const replaced = preset ?? library.presets.find((one) => one.name.toLowerCase() === body.name.trim().toLowerCase());
+    if (replaced && !preset && !await confirm("Replace the preset?", `You have a preset with the name “${replaced.name}”.`, "Replace")) return false;
+    if (replaced) await patch(`/presets/${replaced.id}`, body);
+    else await post("/presets", body);
+    await refreshLibrary();
+    broadcast("library");
+    if (!preset) toast(`The preset “${body.name.trim()}” was saved.`);
   });
 }
 

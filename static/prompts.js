@@ -1,7 +1,7 @@
 // Saved prompts: their section in the settings, and the dialogs that ask for a prompt and for its variables.
 
 import { patch, post, remove } from "./api.js";
-import { confirm, openDialog } from "./dialogs.js";
+import { confirm, openForm } from "./dialogs.js";
 import { button, h } from "./dom.js";
 import { broadcast } from "./events.js";
 import { field } from "./fields.js";
@@ -43,63 +43,33 @@ function row(prompt, place) {
 
 /** Ask for a new prompt with this content, or for changes of one. Resolves to whether it was saved. */
 export function editPrompt(prompt = null, content = "") {
-  return new Promise((resolve) => {
-    let saved = false;
-    const name = field("Name", h("input", { required: true, maxlength: LIMITS.name, value: prompt?.name ?? "", autocomplete: "off" }));
-    const text = field("Text", h("textarea", { required: true, rows: "8", maxlength: LIMITS.content }, prompt?.content ?? content), {},
-      h("small", {}, "Words in double braces, such as {{language}}, are asked for when you insert the prompt."));
-    const error = h("p", { class: "error", role: "alert" });
-    const onsubmit = async (event) => {
-      event.preventDefault();
-      const fields = { name: name.control.value, content: text.control.value };
-      try {
-        if (prompt) await patch(`/prompts/${prompt.id}`, fields);
-        else await post("/prompts", fields);
-        await refreshLibrary();
-      } catch (refusal) {
-        error.textContent = refusal.message;
-        return;
-      }
-      broadcast("library");
-      saved = true;
-      dialog.close();
-      if (!prompt) toast(`“${fields.name.trim()}” saved. Type / in the message box to insert it.`);
-    };
-    const form = h("form", { class: "stack", onsubmit }, name.node, text.node, error,
-      h("div", { class: "row end" }, button("Cancel", () => dialog.close()), h("button", { type: "submit", class: "primary" }, "Save")));
-    const dialog = openDialog(prompt ? "Edit prompt" : "New prompt", { className: "form", onclose: () => resolve(saved) }, form);
-    name.control.focus();
+  const name = field("Name", h("input", { required: true, maxlength: LIMITS.name, value: prompt?.name ?? "", autocomplete: "off" }));
+  const text = field("Text", h("textarea", { required: true, rows: "8", maxlength: LIMITS.content }, prompt?.content ?? content), {},
+    h("small", {}, "Words in double braces, such as {{language}}, are asked for when you insert the prompt."));
+  return openForm(prompt ? "Edit prompt" : "New prompt", { verb: "Save", className: "form" }, [name.node, text.node], async () => {
+    const fields = { name: name.control.value, content: text.control.value };
+    if (prompt) await patch(`/prompts/${prompt.id}`, fields);
+    else await post("/prompts", fields);
+    await refreshLibrary();
+    broadcast("library");
+    if (!prompt) toast(`“${fields.name.trim()}” saved. Type / in the message box to insert it.`);
   });
 }
 
 /** Resolves to the text of a prompt, after asking for its variables; to null if that was canceled. */
-export function textOf(prompt) {
+export async function textOf(prompt) {
   const { name, content } = prompt;
   const names = variablesIn(content);
-  if (!names.length) {
-    notePromptUsed(prompt);
-    return Promise.resolve(content);
-  }
-  return new Promise((resolve) => {
-    let text = null;
-    const onsubmit = (event) => {
-      event.preventDefault();
-      text = fillIn(content, Object.fromEntries(fields.map(({ control }, index) => [names[index], control.value])));
-      notePromptUsed(prompt);
-      dialog.close();
-    };
-    const onkeydown = (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-      event.preventDefault();
-      const next = fields[fields.findIndex(({ control }) => control === event.target) + 1];
-      if (next && !event.ctrlKey && !event.metaKey) next.control.focus();
-      else form.requestSubmit();
-    };
-    const fields = names.map((variable) => field(variable, h("textarea", { rows: "1", class: "growing", onkeydown })));
-    const form = h("form", { class: "stack", onsubmit }, fields.map(({ node }) => node),
-      h("p", { class: "faint" }, "Empty fields stay in the text as variables."),
-      h("div", { class: "row end" }, button("Cancel", () => dialog.close()), h("button", { type: "submit", class: "primary" }, "Insert")));
-    const dialog = openDialog(name, { className: "form", onclose: () => resolve(text) }, form);
-    fields[0].control.focus();
-  });
+  const onkeydown = (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    const next = fields[fields.findIndex(({ control }) => control === event.target) + 1];
+    if (next && !event.ctrlKey && !event.metaKey) next.control.focus();
+    else event.target.form.requestSubmit();
+  };
+  const fields = names.map((variable) => field(variable, h("textarea", { rows: "1", class: "growing", onkeydown })));
+  const note = h("p", { class: "faint" }, "Empty fields stay in the text as variables.");
+  if (names.length && !await openForm(name, { verb: "Insert", className: "form" }, [...fields.map(({ node }) => node), note], () => {})) return null;
+  notePromptUsed(prompt);
+  return fillIn(content, Object.fromEntries(fields.map(({ control }, index) => [names[index], control.value])));
 }

@@ -2,7 +2,7 @@
 
 import { documentCard, fileCard, pictures, splitContent } from "./attachments.js";
 import { arrange, button, h } from "./dom.js";
-import { Attachments } from "./draft.js";
+import { editQuestion } from "./editor.js";
 import { icon, iconButton } from "./icons.js";
 import { toast } from "./popups.js";
 
@@ -48,7 +48,6 @@ class Item {
   #queue;
   #message = null;
   #shown = ""; // the message, as JSON
-  #editing = false;
 
   constructor(queue) {
     this.#queue = queue;
@@ -78,37 +77,11 @@ class Item {
   }
 
   #edit() {
-    if (this.#editing) return;
-    this.#editing = true;
-    const { typed, files } = splitContent(this.#message.content);
-    const area = h("textarea", { "aria-label": "Edited message", rows: "3" }, typed);
-    const attached = new Attachments({ label: "Files for the message", typed: () => area.value, focus: () => area.focus() });
-    attached.showMessage({ images: this.#message.image_ids.map((id) => ({ id, media_type: "image/png" })), documents: this.#message.documents }, files);
-    const close = () => {
-      this.#editing = false;
-      this.node.replaceChildren(this.bubble, this.foot);
-      this.editButton.focus();
-    };
-    const saveButton = button("Save", () => save(), { class: "primary" });
-    const save = async () => {
-      if (!await attached.settledFor(saveButton)) return;
-      if (attached.obstacle) toast(attached.obstacle);
-      else if (await this.#queue.conversation.changeQueued(this.#message.id, attached.content, attached.ids)) close();
-    };
-    const onkeydown = (event) => {
-      if (event.isComposing) return;
-      if (event.key === "Escape") {
-        event.stopPropagation(); // it does not stop the answer too
-        close();
-      } else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-        event.preventDefault();
-        save();
-      }
-    };
-    this.node.replaceChildren(h("div", { class: "editor", onkeydown }, attached.node, area,
-      h("div", { class: "row end" }, attached.controls, button("Cancel", close), saveButton)));
-    attached.acceptDrops(this.node.firstChild, this.node.firstChild);
-    area.focus();
-    area.setSelectionRange(area.value.length, area.value.length);
+    const { id, content, image_ids: imageIds, documents } = this.#message;
+    const images = imageIds.map((image) => ({ id: image, media_type: "image/png" }));
+    editQuestion(this.node, { content, images, documents }, {
+      label: "Edited message", filesLabel: "Files for the message", verb: "Save",
+      send: (text, attachmentIds) => this.#queue.conversation.changeQueued(id, text, attachmentIds), closed: () => this.editButton.focus(),
+    });
   }
 }

@@ -14,7 +14,7 @@ from ..browser import DESKTOP, NO_ENGINE, PHONE, Fireside, Visit
 from ..live import PASSWORD, good
 from ..upstream import DONE, Upstream, answer, finish, reasoning, text, usage
 from .axe import Screens
-from .steps import DOT, answered, ask, attach, box, imported, new, open_settings, press, refocus, stream
+from .steps import DOT, answered, attach, box, imported, new, open_settings, press, refocus, stream
 
 SMALL_PHONE = {"width": 360, "height": 740}
 SECTIONS = (
