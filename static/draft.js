@@ -22,6 +22,7 @@ export class Attachments {
   #typed;
   #focus;
   #cards = new WeakMap(); // by file
+  #pictured = []; // the cards that have thumbnails
   #waiting = []; // functions that resolve promises of `settled`
 
   /**
@@ -191,7 +192,9 @@ export class Attachments {
       return this.#cards.get(file);
     });
     const ready = cards.filter(({ file }) => file.isImage && file.id);
-    const pictures = thumbnails(ready.map(({ file }) => file));
+    const isSame = ready.length === this.#pictured.length && ready.every((card, index) => card === this.#pictured[index]);
+    const pictures = isSame ? [] : thumbnails(ready.map(({ file }) => file)); // the focus returns to one when the viewer closes
+    this.#pictured = ready;
     for (const card of cards) card.draw(ready.includes(card) ? pictures.shift() : null);
     arrange(this.node, cards.map(({ node }) => node));
     for (const resolve of this.#waiting.splice(0)) resolve();

@@ -113,6 +113,13 @@ def test_images_are_attached_before_a_model_is_known_and_others_than_png_become_
         }"""
     )
     assert pixel == ["image/jpeg", 255, 255, 255, 255]
+    picture = page.get_by_role("link", name="dot.png")
+    picture.click()
+    expect(page.locator(".viewer img")).to_be_visible()
+    attach(page, ("note.txt", b"milk"))  # the files are drawn again, and the focus still returns
+    expect(page.locator(".chip", has_text="note.txt")).to_contain_text("4 characters")
+    page.keyboard.press("Escape")
+    expect(picture).to_be_focused()
 
 
 def test_image_alone_waits_until_it_is_uploaded_and_makes_a_repeated_text_another_message(
