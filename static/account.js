@@ -58,8 +58,9 @@ async function deleteAccount(opener) {
     h("p", { class: "faint" }, `You are signed out everywhere. Backups on the computer that runs Fireside keep a copy${days}.`),
     button([icon("download"), "Save my chats first"], () => download("/export")),
   ], async (current_password) => {
+    const { id } = session.user;
     await post("/auth/delete", { current_password });
-    forgetDrafts();
+    forgetDrafts(id);
     session.user = null;
     broadcast("session");
     location.assign("/");

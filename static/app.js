@@ -195,13 +195,14 @@ const openSettings = async (section) => (await import("./settings.js")).openSett
 const openShortcuts = async () => (await import("./shortcuts.js")).openShortcuts();
 
 async function signOut() {
+  const { id } = session.user; // null as soon as another request finds that the session has ended
   try {
     await shell.chat.temporary.leave();
     await post("/auth/logout");
   } catch (error) {
     if (error.status !== 401) return toast(error.message);
   }
-  forgetDrafts();
+  forgetDrafts(id);
   session.user = null;
   broadcast("session");
   location.assign("/");

@@ -34,9 +34,9 @@ function store(key, value) {
   }
 }
 
-/** Remove the drafts of the signed-in user. */
-export function forgetDrafts() {
-  const prefix = draftKey(session.user.id, "");
+/** Remove the drafts of a user. */
+export function forgetDrafts(userId) {
+  const prefix = draftKey(userId, "");
   for (const key of Object.keys(localStorage)) {
     if (key.startsWith(prefix)) localStorage.removeItem(key);
   }

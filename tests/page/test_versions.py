@@ -46,7 +46,8 @@ def test_answer_is_edited_in_place_and_the_next_question_is_answered_on_it(visit
     expect(page.get_by_role("button", name="More about this answer").nth(1)).to_be_focused()
     choose(page, "More about this answer", "Edit answer", 1)
     editor.fill("The **second**.")
-    page.route("**/health", lambda route: route.abort())  # else the page finds the server again, and shows the saved version
+    # Else the page finds the server again, and shows the saved version.
+    page.route("**/health", lambda route: route.abort())
     held = Held(page, r"/edit$", response=True)
     page.keyboard.press("Control+Enter")
     held.wait()
