@@ -22,16 +22,23 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="package")
-def lmstudio() -> Iterator[Upstream]:
+def model_server() -> Iterator[Upstream]:
     with Upstream() as upstream:
         yield upstream
 
 
+@pytest.fixture
+def lmstudio(model_server: Upstream) -> Upstream:
+    """The scripted LM Studio, without the scripts that the tests before have left."""
+    model_server.forget()
+    return model_server
+
+
 @pytest.fixture(scope="package")
-def studio(tmp_path_factory: pytest.TempPathFactory, lmstudio: Upstream) -> Iterator[Fireside]:
+def studio(tmp_path_factory: pytest.TempPathFactory, model_server: Upstream) -> Iterator[Fireside]:
     """A Fireside whose LM Studio is the scripted one."""
     folder = tmp_path_factory.mktemp("studio")
-    with Fireside(folder, NO_ENGINE, lmstudio_url=lmstudio.url, lmstudio_concurrency="16") as studio:
+    with Fireside(folder, NO_ENGINE, lmstudio_url=model_server.url, lmstudio_concurrency="16") as studio:
         yield studio
 
 
@@ -62,7 +69,6 @@ def new_visit(
     studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit], lmstudio: Upstream
 ) -> Callable[..., Visit]:
     """`new_visit(role)` starts a visit of a new user in a browser context of its own, answered by the scripted LM Studio."""
-    lmstudio.forget()
 
     def visit(role: str = "user", name: str = "", **options: object) -> Visit:
         return visitor(studio, studio.join(admin, name or next(names), role), **options)
@@ -81,7 +87,6 @@ def shared_visit(browser: Browser, studio: Fireside) -> Iterator[SharedVisit]:
 @pytest.fixture
 def visit(shared_visit: SharedVisit, studio: Fireside, admin: httpx.Client, lmstudio: Upstream) -> Iterator[Visit]:
     """A visit of a new user in the browser context of the tests before, without what they left in it."""
-    lmstudio.forget()
     shared_visit.sign_in(studio.join(admin, next(names)))
     yield shared_visit
     shared_visit.forget()
