@@ -9,7 +9,8 @@ import { number } from "./format.js";
 import { icon, iconButton } from "./icons.js";
 import { modelName } from "./models.js";
 import { announce, toast } from "./popups.js";
-import { preferences, stored } from "./preferences.js";
+import { preferences } from "./preferences.js";
+import { stored } from "./storage.js";
 
 // A draft stays in localStorage until it is sent or the user signs out: it survives a crash and an expired session. Its files are on the server.
 const draftKey = (userId, conversationId) => `fireside.draft.${userId}.${conversationId ?? "new"}`;

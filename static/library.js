@@ -2,7 +2,7 @@
 
 import { get, session } from "./api.js";
 import { emit, on } from "./events.js";
-import { stored } from "./preferences.js";
+import { stored } from "./storage.js";
 
 const RECENT = "fireside.prompts."; // in localStorage, by user: the ids of the prompts used last in this browser, newest first
 const MAX_RECENT = 20;

@@ -2,7 +2,7 @@
 
 import { get, Latest, patch, post, remove, session } from "./api.js";
 import { broadcast, debounce, emit, Emitter, on } from "./events.js";
-import { stored } from "./preferences.js";
+import { stored } from "./storage.js";
 
 const PAGE = 60; // conversations
 const MAX_PINNED = 1000;

@@ -2,7 +2,7 @@
 
 import { get, Latest, post, session } from "./api.js";
 import { emit } from "./events.js";
-import { stored } from "./preferences.js";
+import { stored } from "./storage.js";
 
 const CHOICE = "fireside.model"; // in localStorage: the model chosen last in this browser, for new conversations
 const POLL_MS = 3000; // while there is no model, one is loading, or a server with models does not answer

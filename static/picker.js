@@ -10,7 +10,7 @@ import { MODEL_STATES, stateDot } from "./head.js";
 import { icon, iconButton } from "./icons.js";
 import { modelName, providers, refreshModels, starting, startServer, variantName } from "./models.js";
 import { announce, toast } from "./popups.js";
-import { stored } from "./preferences.js";
+import { stored } from "./storage.js";
 
 const DOWNLOAD_POLL_MS = 1000;
 const LOAD_OPTIONS = "fireside.load"; // in localStorage, with provider and model appended

@@ -42,14 +42,5 @@ function apply() {
   emit("preferences");
 }
 
-/** A value that localStorage has as JSON; `otherwise` if it is absent or damaged. */
-export function stored(key, otherwise = null) {
-  try {
-    return JSON.parse(localStorage.getItem(key)) ?? otherwise;
-  } catch {
-    return otherwise;
-  }
-}
-
 apply();
 window.addEventListener("storage", ({ key }) => Object.values(KEYS).includes(key) && apply());

@@ -83,6 +83,6 @@ def test_the_root_holds_seven_modules() -> None:
 
 
 def test_state_of_the_page_imports_no_view() -> None:
-    state = {"api", "context", "conversation", "events", "library", "list", "models", "stream"}
+    state = {"api", "context", "conversation", "events", "library", "list", "models", "storage", "stream"}
     texts = [(ROOT / "static" / f"{name}.js").read_text("utf-8") for name in state]
     assert {name for text in texts for name in re.findall(r'"\./(\w+)\.js"', text)} <= state
