@@ -1,7 +1,7 @@
 # make run      run Fireside on 127.0.0.1:8000 with a small model
 # make test     run the tests, in a few minutes
 # make check    check style and types; make fix formats
-# make long     run in full what make test samples (kills, faults, the proofs of docs/trust.md), Firefox, WebKit, and a short bench
+# make long     run in full what make test samples (kills, faults, the proofs of docs/trust.md), long tests of the page, Firefox, WebKit, a short bench
 # make faults   try every fault of model servers, clients and disks, and a thousand kills
 # make trust    measure the figures of docs/trust.md, in half an hour; Linux
 # make soak     run ten minutes of mixed load and faults, or ARGS=seconds; Linux
@@ -34,13 +34,14 @@ test:
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long' $(ARGS)
 
 long: .venv/dev chromium firefox webkit converters
-	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile \
+	TRIALS=100 $(BIN)/pytest -n auto --dist loadfile -m 'long or not page' \
 		tests/system/test_kill.py tests/system/faults tests/system/test_trust.py tests/system/test_bench.py \
 		tests/cli/test_salvage.py::test_lost_page_costs_only_its_own_rows tests/system/test_dependencies.py \
 		tests/system/test_firefox.py tests/system/test_browsers.py tests/web/test_lexers.py tests/system/test_model_servers.py \
 		tests/system/test_clients.py tests/web/test_recorder.py tests/web/test_markdown.py tests/system/test_package.py \
 		tests/chat/test_receipt.py::test_requests_of_random_histories_are_built_again tests/documents/test_known_text.py \
-		tests/transfer/test_importer.py::test_export_and_import_restore_the_same_database tests/web/test_attachments.py $(ARGS)
+		tests/transfer/test_importer.py::test_export_and_import_restore_the_same_database tests/web/test_attachments.py \
+		tests/page tests/safety/test_sandbox.py tests/system/test_conformance.py $(ARGS)
 
 trust: .venv/dev chromium
 	$(BIN)/python -m tests.trust $(ARGS)

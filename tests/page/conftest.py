@@ -13,6 +13,11 @@ from ..upstream import Upstream
 expect.set_options(timeout=30_000)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """`make long` runs only the long tests of the page: -m "long or not page"."""
+    item.add_marker("page")
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:

@@ -139,6 +139,7 @@ def viewport(request: pytest.FixtureRequest) -> dict[str, int]:
     return size
 
 
+@pytest.mark.long
 def test_screens_before_the_first_answer_are_accessible(
     tmp_path: Path, viewport: dict[str, int], visitor: Callable[..., Visit]
 ) -> None:
@@ -170,6 +171,7 @@ def test_screens_before_the_first_answer_are_accessible(
         assert screens == {}
 
 
+@pytest.mark.long
 def test_screens_are_accessible(viewport: dict[str, int], lmstudio: Upstream, new_visit: Callable[..., Visit]) -> None:
     visit = new_visit("admin", viewport=viewport)
     client = visit.client

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import httpx
+import pytest
 from playwright.sync_api import expect
 
 from ..browser import Fireside, Visit
@@ -12,6 +13,7 @@ from .steps import answered, ask, box, open_settings, press
 SMALL_PHONE = {"width": 360, "height": 740}
 
 
+@pytest.mark.long
 def test_name_as_typed_is_changed_and_the_account_deleted(
     studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit]
 ) -> None:
@@ -66,6 +68,7 @@ def test_name_as_typed_is_changed_and_the_account_deleted(
     expect(page.get_by_role("alert")).to_have_text("The name or the password is wrong.")
 
 
+@pytest.mark.long
 def test_administrator_resets_a_password_and_deletes_a_user(
     studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit], new_visit: Callable[..., Visit]
 ) -> None:

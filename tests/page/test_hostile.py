@@ -148,6 +148,7 @@ def test_hostile_answers_are_text_while_they_stream(
     )
 
 
+@pytest.mark.long
 def test_hostile_names_of_models_and_users_and_errors_are_text(
     watched_page: tuple[Page, httpx.Client, Path], lmstudio: Upstream
 ) -> None:

@@ -48,11 +48,13 @@ def test_phases_and_reasoning_are_shown_and_the_answer_is_announced_once(visit: 
 def test_request_of_an_answer_is_shown_and_copied(visit: Visit, lmstudio: Upstream) -> None:
     page = visit.open()
     page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
-    for question, reply in (("What is tea?", "A drink."), ("And coffee?", "Another.")):
+    menus = page.get_by_role("button", name="More about this answer")
+    for number, (question, reply) in enumerate((("What is tea?", "A drink."), ("And coffee?", "Another.")), 1):
         lmstudio.enqueue(answer(reply))
         ask(page, question)
+        expect(menus).to_have_count(number)
         expect(answered(page)).to_contain_text(reply)
-    page.get_by_role("button", name="More about this answer").last.click()
+    menus.last.click()
     page.get_by_role("menuitem", name="What was sent").click()
     dialog = page.get_by_role("dialog", name="What was sent")
     expect(dialog).to_contain_text("3 messages for")

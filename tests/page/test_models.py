@@ -55,6 +55,7 @@ def test_name_of_a_model_is_typed_for_a_server_that_lists_none(tmp_path: Path, v
         expect(page.locator(".pill .dot.offline")).to_have_count(0)
 
 
+@pytest.mark.long
 def test_first_run_connects_a_server_which_is_later_changed_and_removed(
     tmp_path: Path, visitor: Callable[..., Visit]
 ) -> None:
@@ -175,6 +176,7 @@ def test_model_is_chosen_for_this_and_later_chats(visit: Visit, lmstudio: Upstre
     expect(page.get_by_role("button", name="Model: Qwen2.5 VL 7B Instruct")).to_be_visible()
 
 
+@pytest.mark.long
 def test_administrator_loads_models_and_sees_a_server_that_does_not_respond(
     lmstudio: Upstream, new_visit: Callable[..., Visit]
 ) -> None:
@@ -221,6 +223,7 @@ def test_administrator_loads_models_and_sees_a_server_that_does_not_respond(
     expect(page.locator(".welcome")).to_contain_text("Llama 3.2 3B Instruct is ready.")
 
 
+@pytest.mark.long
 def test_administrator_downloads_a_model(tmp_path: Path, visitor: Callable[..., Visit]) -> None:
     with Upstream() as studio, contextlib.ExitStack() as stack:
         fireside = stack.enter_context(Fireside(tmp_path, NO_ENGINE, lmstudio_url=studio.url))
@@ -240,6 +243,7 @@ def test_administrator_downloads_a_model(tmp_path: Path, visitor: Callable[..., 
         expect(page.locator(".model-pick", has_text="Qwen3 4B")).to_be_visible()
 
 
+@pytest.mark.long
 def test_reasoning_is_chosen_where_the_model_offers_it(tmp_path: Path, visitor: Callable[..., Visit]) -> None:
     with Upstream() as studio, contextlib.ExitStack() as stack:
         studio.models[0].reasoning = ("off", "on")

@@ -1,5 +1,6 @@
 """Saved prompts, presets, and what a new chat offers."""
 
+import pytest
 from playwright.sync_api import Page, Route, expect
 
 from ..browser import Visit
@@ -17,6 +18,7 @@ def prompts(visit: Visit) -> dict[str, str]:
     return {one["name"]: one["content"] for one in good(visit.client.get("/prompts"))["prompts"]}
 
 
+@pytest.mark.long
 def test_prompt_is_written_inserted_with_variables_and_saved_from_a_question(visit: Visit, lmstudio: Upstream) -> None:
     page = visit.open()
     options = page.get_by_role("option")
@@ -89,6 +91,7 @@ def test_prompt_is_written_inserted_with_variables_and_saved_from_a_question(vis
     expect(box(page)).to_have_value("Please: Into Greek: γεια (Greek)")
 
 
+@pytest.mark.long
 def test_new_chat_begins_with_a_preset_which_later_changes_do_not_reach(visit: Visit, lmstudio: Upstream) -> None:
     new(visit.client, title="A recent chat")
     good(visit.client.post("/prompts", json={"name": "Starter", "content": "Why is the sky blue?"}))
@@ -150,6 +153,7 @@ def test_new_chat_begins_with_a_preset_which_later_changes_do_not_reach(visit: V
     assert lmstudio.chats[-1]["messages"][0]["role"] == "user"
 
 
+@pytest.mark.long
 def test_preset_is_applied_to_a_chat_and_undone(visit: Visit, lmstudio: Upstream) -> None:
     own = {"system_prompt": "Be kind.", "settings": {"temperature": 0.2, "seed": 7}}
     chat, other = new(visit.client, "With settings", **own), new(visit.client, "Other")

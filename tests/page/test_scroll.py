@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from ..browser import DESKTOP, Visit
@@ -148,6 +149,7 @@ def test_end_is_visible_in_every_frame_of_a_mixed_answer(visit: Visit, lmstudio:
     assert [distance for distance in distances if distance > 2] == []
 
 
+@pytest.mark.long
 def test_long_chat_opens_at_its_end_and_is_read_up_to_its_first_message(visit: Visit) -> None:
     body = "".join(MIXED.replace("{}", str(number)) for number in range(4))
     texts = [f"Message {number} {body if number % 10 == 1 else 'word ' * (number % 90)}" for number in range(180)]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 from playwright.sync_api import Page, expect
 
 from ..browser import Fireside, Visit
@@ -19,6 +20,7 @@ def show_section(page: Page, section: str) -> None:
     page.get_by_role("tab", name=section).click()
 
 
+@pytest.mark.long
 def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -> None:
     chat = new(visit.client, "To be exported")
     prompt = good(visit.client.post("/prompts", json={"name": "Greeting", "content": "Hello {{name}}"}))["id"]
@@ -70,6 +72,7 @@ def test_conversations_are_exported_and_imported(visit: Visit, tmp_path: Path) -
         expect(page.locator(".list li", has_text=title)).to_be_visible()
 
 
+@pytest.mark.long
 def test_session_is_ended_from_another_and_the_password_changed(
     studio: Fireside, visitor: Callable[..., Visit], new_visit: Callable[..., Visit]
 ) -> None:
@@ -121,6 +124,7 @@ def test_session_is_ended_from_another_and_the_password_changed(
     expect(other.get_by_role("img", name="dot.png")).to_be_visible()
 
 
+@pytest.mark.long
 def test_invite_link_adds_a_user_whom_an_administrator_can_disable(
     studio: Fireside, admin: httpx.Client, visitor: Callable[..., Visit]
 ) -> None:
@@ -190,6 +194,7 @@ def test_number_out_of_range_is_explained_and_not_saved(visit: Visit) -> None:
     assert settings() == {"temperature": 1.5}
 
 
+@pytest.mark.long
 def test_bin_restores_deletes_and_is_emptied_after_a_question(visit: Visit) -> None:
     chats = [new(visit.client, title=title) for title in ("First", "Second", "Third", "Fourth", "Kept")]
     for chat in chats[:2]:

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from playwright.sync_api import expect
 
 from ..browser import Visit
@@ -100,6 +101,7 @@ def test_row_that_moves_keeps_the_focus_and_the_title_being_edited(visit: Visit)
     expect(rows).to_have_text(["Half a title", "Newer"])
 
 
+@pytest.mark.long
 def test_answer_that_ends_in_another_conversation_or_after_the_page_was_closed_is_marked_until_it_is_opened(
     visit: Visit, lmstudio: Upstream
 ) -> None:

@@ -1,5 +1,6 @@
 """An answer that is continued, and questions that wait for the answer before them."""
 
+import pytest
 from playwright.sync_api import expect
 
 from ..browser import Visit
@@ -43,6 +44,7 @@ def test_continue_grows_the_answer_and_its_code_block_which_is_copied_over_plain
     assert stored["content"] == f"{CODE} + b\n\nprint(add(1, 2))\n# That is all of it.\n```\nDone."
 
 
+@pytest.mark.long
 def test_questions_wait_in_the_queue_of_all_tabs_and_are_answered_in_turn(visit: Visit, lmstudio: Upstream) -> None:
     (first,) = stream(lmstudio, "One, ", "done.")
     page = visit.open()

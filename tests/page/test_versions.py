@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from ..browser import Visit
@@ -36,6 +37,7 @@ def texts(page: Page) -> list[str]:
     return page.locator(".message :is(.text, .markdown)").all_inner_texts()
 
 
+@pytest.mark.long
 def test_answer_is_edited_in_place_and_the_next_question_is_answered_on_it(visit: Visit, lmstudio: Upstream) -> None:
     page, chat = open_talk(visit)
     choose(page, "More about this answer", "Edit answer", 1)
@@ -71,6 +73,7 @@ def test_answer_is_edited_in_place_and_the_next_question_is_answered_on_it(visit
     assert messages(visit.client, chat)[3]["versions"]["edited"] == [False, True]  # type: ignore[index]
 
 
+@pytest.mark.long
 def test_versions_of_two_models_are_compared_side_by_side_and_on_a_phone_in_turn(
     visit: Visit, lmstudio: Upstream
 ) -> None:
@@ -108,6 +111,7 @@ def test_versions_of_two_models_are_compared_side_by_side_and_on_a_phone_in_turn
     assert screens == {}
 
 
+@pytest.mark.long
 def test_message_is_deleted_and_restored_and_a_branch_is_opened(visit: Visit, lmstudio: Upstream) -> None:
     page, chat = open_talk(visit)
     other = visit.open(f"/#/c/{chat}")

@@ -212,6 +212,7 @@ async def test_busy_child_ends_when_its_service_is_killed(work: Any, function: s
 # ---- the renderer's use of it
 
 
+@pytest.mark.long
 async def test_block_that_takes_too_long_is_plain_and_the_rest_is_formatted(tmp_path: Path) -> None:
     async with Running(tmp_path) as running:
         ann = await running.first()
@@ -223,6 +224,7 @@ async def test_block_that_takes_too_long_is_plain_and_the_rest_is_formatted(tmp_
         assert rendered["closed"] == len(text.removesuffix("*after*\n\n").encode("utf-16-le")) // 2
 
 
+@pytest.mark.long
 async def test_slow_text_of_one_user_does_not_delay_another(tmp_path: Path) -> None:
     async with Running(tmp_path) as running:
         ann = await running.first()
@@ -236,6 +238,7 @@ async def test_slow_text_of_one_user_does_not_delay_another(tmp_path: Path) -> N
         assert answers > 2
 
 
+@pytest.mark.long
 async def test_text_with_many_slow_blocks_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderer, "BLOCK_SECONDS", 1.0)
     async with Running(tmp_path) as running:

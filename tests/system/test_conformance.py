@@ -149,6 +149,7 @@ class SmallServer:
         ]
 
 
+@pytest.mark.long
 async def test_each_rule_fails_for_a_server_that_breaks_it(capsys: pytest.CaptureFixture[str]) -> None:
     names = ["nothing", *(rule.__name__ for rule in conformance.RULES)]
     app = Starlette(routes=[route for name in names for route in SmallServer(name).routes()])
