@@ -415,7 +415,7 @@ def create(connection: Connection) -> None:
 
 
 def _upgrade(connection: Connection, script: str, version: int) -> None:
-    """Run a script in a transaction, at the end of which the file has this schema version."""
+    """Run a script and set the schema version, in one transaction."""
     connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {version};\nCOMMIT;")
 
 

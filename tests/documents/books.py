@@ -37,7 +37,7 @@ class Book(NamedTuple):
 class Question(NamedTuple):
     kind: str  # the name of its file
     book: str
-    pages: set[int]  # each of which answers it, from 1
+    pages: set[int]  # numbers from 1; each of these pages answers the question
     text: str
 
 
