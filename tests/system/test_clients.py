@@ -199,7 +199,7 @@ async def test_openai_for_javascript(running: Running, ann: Person, upstream: Up
 
 
 async def test_litellm(running: Running, ann: Person, upstream: Upstream, tmp_path: Path) -> None:
-    commands = installed("litellm", "litellm[proxy]==1.108.7")
+    commands = installed("litellm-client", "litellm[proxy]==1.108.7")
     script(upstream)
     environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "HOME": str(tmp_path)}
     said = json.loads(await run(running, ann, commands / "python", "-c", LITELLM, cwd=tmp_path, **environ))

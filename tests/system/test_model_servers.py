@@ -34,7 +34,10 @@ CAPITAL = "What is the capital of Japan?"
 
 
 def installed(name: str, package: str) -> Path:
-    """Return the folder with the commands of a package, `name@version` of npm or `name==version` of PyPI."""
+    """Return the folder with the commands of a package, `name@version` of npm or `name==version` of PyPI.
+
+    Test modules run side by side: each installs into folders of its own name.
+    """
     folder = SERVERS / name
     stamp = folder / package.replace("/", "_")
     is_python, npm = "==" in package, shutil.which("npm")
@@ -42,11 +45,19 @@ def installed(name: str, package: str) -> Path:
         pytest.skip("npm is not installed")
     if not stamp.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         if is_python:
-            venv.create(folder, with_pip=True)
-            command: list[object] = [_commands(folder) / "python", "-m", "pip", "install", "-q", package]
+            venv.create(folder)
+            command: list[object] = [
+                _commands(Path(sys.prefix)) / "uv",
+                "pip",
+                "install",
+                "-q",
+                "--python",
+                folder,
+                package,
+            ]
         else:
+            folder.mkdir(parents=True)
             command = [npm, "install", "--silent", "--no-save", "--prefix", folder, package]
         result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if result.returncode:
