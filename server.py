@@ -327,6 +327,7 @@ class Server(uvicorn.Server):
             listener.listen(LISTEN_BACKLOG)  # asyncio has set it to ACCEPTS_PER_TURN
         if self.started:
             gc.freeze()  # a full collection would look at all that was imported, and hold all answers up for 20 ms or more
+            gc.enable()
             limits.return_memory()
             try:
                 self.on_started()

@@ -26,8 +26,8 @@ from ..errors import FiresideError, Invalid, NotFound, StorageUnavailable
 from ..queries.attachments import Table
 from ..safety.queue import Slots
 from ..safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
-from . import archive, source
-from .source import Skipped
+from . import archive, child
+from .steps import Add, Attached, Begin, End, File, Piece, Save, Skip, Skipped, Step
 from .transcript import LOSSES, Conversation, Generation, Saved, SavedPreset, Unreadable
 
 log = logging.getLogger("fireside.importer")
@@ -166,7 +166,7 @@ class Importer:
     async def _import_file(self, importing: "_Import", path: Path) -> AsyncGenerator[float, None]:
         end = time.monotonic() + FILE_SECONDS
         try:
-            pieces = self._sandbox.iterate(source.read, os.fsencode(path), seconds=SILENT_SECONDS)
+            pieces = self._sandbox.iterate(child.read, os.fsencode(path), seconds=SILENT_SECONDS)
             async with contextlib.aclosing(pieces):
                 async for encoded in pieces:
                     piece = _decode(encoded)
@@ -182,9 +182,9 @@ class Importer:
         except (WorkFailed, msgspec.DecodeError) as error:
             log.error("an import ended early: %s", error)
             reason = "cannot be read to its end"
-        await self._store(importing, [source.Skip(Skipped(clean(path.name), f"{reason}; the rest was left out"))])
+        await self._store(importing, [Skip(Skipped(clean(path.name), f"{reason}; the rest was left out"))])
 
-    async def _store(self, importing: "_Import", steps: list[source.Step]) -> None:
+    async def _store(self, importing: "_Import", steps: list[Step]) -> None:
         run = self._database.read if importing.dry_run else self._database.write_part
         while steps:
             steps = steps[await run(importing.store, steps) :]
@@ -197,7 +197,7 @@ class Importer:
                 )
 
 
-_decode = msgspec.msgpack.Decoder(source.Piece).decode
+_decode = msgspec.msgpack.Decoder(Piece).decode
 _Files = list[tuple[str, int | None]]  # the name of each attachment of a message, and its id in the database
 
 
@@ -224,7 +224,7 @@ class _Import:
         self._counted_files = set[bytes]()
         self._counted_bytes = 0
 
-    def store(self, conn: Connection, steps: list[source.Step]) -> int:
+    def store(self, conn: Connection, steps: list[Step]) -> int:
         """Do the first of these steps, for PART_SECONDS, and return how many. Raises QuotaExceeded, NotFound."""
         queries.accounts.get_user(conn, self.user_id)  # the account may have been deleted during the import
         done = self._size = 0
@@ -251,19 +251,19 @@ class _Import:
     def read_ids(self, conn: Connection) -> dict[str, int | None]:
         return archive.list_message_keys(conn, self.conversation_id) | self._counted.get(self._identity, {})
 
-    def _do(self, conn: Connection, step: source.Step) -> None:
-        if isinstance(step, source.Begin):
+    def _do(self, conn: Connection, step: Step) -> None:
+        if isinstance(step, Begin):
             self._begin(conn, step)
-        elif isinstance(step, source.Skip):
+        elif isinstance(step, Skip):
             self._give_up()
             self.report.skipped.append(step.skipped)
-        elif isinstance(step, source.Save):
+        elif isinstance(step, Save):
             self._save(conn, step.saved)
-        elif isinstance(step, source.File):
+        elif isinstance(step, File):
             self._store_file(conn, step)
         elif self._conversation is None:
             return
-        elif isinstance(step, source.Add):
+        elif isinstance(step, Add):
             self._add(conn, step)
         else:
             self._end(conn, self._conversation, step)
@@ -278,7 +278,7 @@ class _Import:
             self.to_remove = self._added[::-1]
         self._conversation = None
 
-    def _begin(self, conn: Connection, step: source.Begin) -> None:
+    def _begin(self, conn: Connection, step: Begin) -> None:
         conversation = step.conversation
         self._identity = conversation.source or f"{conversation.created_at} {step.question}"
         known = self._find(conn, step)
@@ -296,7 +296,7 @@ class _Import:
         self._attachment_ids = dict[int, int]()  # in the database, by those in the conversation
         self._keys, self._added = set[str](), list[int]()
 
-    def _find(self, conn: Connection, step: source.Begin) -> sqlite3.Row | None:
+    def _find(self, conn: Connection, step: Begin) -> sqlite3.Row | None:
         """Find the conversation in the database. One that began in Fireside is known by its time and its first message."""
         conversation = step.conversation
         if conversation.source is not None:
@@ -307,7 +307,7 @@ class _Import:
                 return row
         return None
 
-    def _add(self, conn: Connection, step: source.Add) -> None:
+    def _add(self, conn: Connection, step: Add) -> None:
         message = step.message
         self._keys.add(step.key)
         files = [] if self.dry_run else self._find_files(conn, step.attachments)
@@ -319,7 +319,7 @@ class _Import:
         self._added.append(message_id)
         self._size += sum(len(text.encode()) for text in (message.content, message.reasoning, tools or ""))
 
-    def _insert_message(self, conn: Connection, step: source.Add, tools: str | None, files: _Files) -> int:
+    def _insert_message(self, conn: Connection, step: Add, tools: str | None, files: _Files) -> int:
         message = step.message
         columns = msgspec.structs.asdict(message) | {"conversation_id": self.conversation_id, "tools": tools}
         for name in ("id", "attachments", "sent_pages", "generation"):
@@ -347,7 +347,7 @@ class _Import:
         columns = msgspec.structs.asdict(generation) | {"message_id": message_id}
         archive.add_generation(conn, columns | {"params": json.dumps(generation.params), "log": json.dumps(entries)})
 
-    def _find_files(self, conn: Connection, attachments: list[source.Attached]) -> _Files:
+    def _find_files(self, conn: Connection, attachments: list[Attached]) -> _Files:
         """Return the name of each attachment, and its id in the database: None when it was removed since its file was stored."""
         files: _Files = []
         for attached in attachments:
@@ -366,14 +366,14 @@ class _Import:
             else:
                 row.pop("attachment_id", None)
 
-    def _store_file(self, conn: Connection, file: source.File) -> None:
+    def _store_file(self, conn: Connection, file: File) -> None:
         if not self.dry_run:
             archive.add_file(conn, self.user_id, file.data, file.name, file.media_type, self._max_bytes)
         elif file.sha256 not in self._counted_files and not queries.attachments.find(conn, self.user_id, file.sha256):
             self._counted_files.add(file.sha256)
             self._size += len(file.data)
 
-    def _end(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
+    def _end(self, conn: Connection, conversation: Conversation, step: End) -> None:
         if self.dry_run:
             self._counted[self._identity] = dict(self.ids)
             self._count_folder(conn, conversation.folder)
@@ -386,7 +386,7 @@ class _Import:
             self.report.add_losses(conversation)
         self._conversation = None
 
-    def _show(self, conn: Connection, conversation: Conversation, step: source.End) -> None:
+    def _show(self, conn: Connection, conversation: Conversation, step: End) -> None:
         """Show what was added, and the new path unless the conversation was continued in Fireside."""
         continued = archive.count_messages(conn, self.conversation_id) > len(self._keys)
         leaf = None if continued or step.active_key is None else self.ids[step.active_key]

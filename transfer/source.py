@@ -25,9 +25,10 @@ import msgspec
 
 from ..backends.loose import clean, decode
 from ..queries.attachments import clean_name
-from ..queries.types import Id, folder_name
+from ..queries.types import folder_name
 from . import database, formats
 from .split import ELEMENT_BYTES, lift, split
+from .steps import Add, Attached, Begin, End, File, Save, Skip, Skipped, Step
 from .transcript import ATTACHMENTS, Attachment, Conversation, Message, Queued, Saved, Unreadable
 
 CHUNK_BYTES = 256 * 1024  # read at a time
@@ -55,65 +56,8 @@ _UNREADABLE = (  # what reading a file raises, and a damaged or forged zip
 )
 
 
-class Skipped(msgspec.Struct):
-    file: str
-    reason: str
-
-
-# ---- what the child sends. A conversation is a Begin, its messages, and an End; or a Skip in place of the End, when the rest cannot be
-# read. Before the first message of all conversations that has a file comes the File. A Save is a saved prompt or a preset.
-
-
-class Begin(msgspec.Struct, tag=True):
-    conversation: Conversation  # without its messages
-    question: str | None  # the first message, by which a conversation that began in Fireside is known
-
-
-class File(msgspec.Struct, tag=True):
-    sha256: bytes
-    name: str
-    media_type: str  # as the file claims
-    data: bytes
-
-
-class Attached(msgspec.Struct):
-    """An attachment of a message: a file that was sent before."""
-
-    id: Id | None  # by which citations and sent_pages of the conversation refer to it
-    sha256: bytes
-    name: str
-
-
-class Add(msgspec.Struct, tag=True):
-    message: Message  # without its attachments
-    attachments: list[Attached]
-    key: str  # as archive.list_message_keys makes it
-    parent_key: str | None
-
-
-class End(msgspec.Struct, tag=True):
-    active_key: str | None
-    queue: list[list[Attached]]  # the attachments of each message in the queue
-
-
-class Skip(msgspec.Struct, tag=True):
-    skipped: Skipped
-
-
-class Save(msgspec.Struct, tag=True):
-    saved: Saved
-
-
-Step = Begin | File | Add | End | Skip | Save
-
-
-class Piece(msgspec.Struct):
-    done: float  # the fraction of the file that was read
-    steps: list[Step]
-
-
 def read(encoded_path: bytes) -> Iterator[bytes]:
-    """Read a file, folder or zip to its end and yield encoded pieces. A sandbox child runs this."""
+    """Read a file, folder or zip to its end and yield encoded pieces."""
     path = Path(os.fsdecode(encoded_path))
     steps: list[msgspec.Raw] = []
     size = 0

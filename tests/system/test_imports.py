@@ -4,6 +4,8 @@ import ast
 import functools
 import graphlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import fireside
@@ -86,3 +88,9 @@ def test_state_of_the_page_imports_no_view() -> None:
     state = {"api", "context", "conversation", "events", "library", "list", "models", "storage", "stream"}
     texts = [(ROOT / "static" / f"{name}.js").read_text("utf-8") for name in state]
     assert {name for text in texts for name in re.findall(r'"\./(\w+)\.js"', text)} <= state
+
+
+def test_service_starts_without_the_import_formats() -> None:
+    program = "import sys, fireside.server; print([name for name in sys.modules if 'transfer.formats' in name])"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"

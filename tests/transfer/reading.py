@@ -4,7 +4,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from fireside.transfer.source import Skipped, Source
+from fireside.transfer.source import Source
+from fireside.transfer.steps import Skipped
 from fireside.transfer.transcript import Conversation
 
 from .. import talks

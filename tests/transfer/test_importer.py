@@ -23,7 +23,7 @@ from fireside.queries.types import Image, image_type
 from fireside.transfer import archive
 from fireside.transfer.exporter import Exporter
 from fireside.transfer.importer import Importer, Report
-from fireside.transfer.source import Skipped
+from fireside.transfer.steps import Skipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fireside.transfer import formats
-from fireside.transfer.source import Skipped
+from fireside.transfer.steps import Skipped
 from fireside.transfer.transcript import Conversation, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from fireside.backends.lmstudio import conversation_folders
-from fireside.transfer import source
+from fireside.transfer import source, steps
 from fireside.transfer import split as splitting
-from fireside.transfer.source import Skipped, Source
+from fireside.transfer.source import Source
 from fireside.transfer.split import lift, split
+from fireside.transfer.steps import Skipped
 from fireside.transfer.transcript import Conversation, Unreadable
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -204,12 +205,12 @@ def files_of(opened: Source, conversation: Any) -> list[list[tuple[str, bytes]]]
     files: dict[bytes, bytes] = {}
     found: list[list[tuple[str, bytes]]] = []
     for step in opened.send(conversation):
-        if isinstance(step, source.File):
+        if isinstance(step, steps.File):
             files[step.sha256] = step.data
-        elif isinstance(step, source.Add):
+        elif isinstance(step, steps.Add):
             found.append([(attached.name, files[attached.sha256]) for attached in step.attachments])
         else:
-            assert not isinstance(step, source.Skip), step.skipped
+            assert not isinstance(step, steps.Skip), step.skipped
     return found
 
 
@@ -371,8 +372,8 @@ def test_file_that_is_attached_a_thousand_times_is_sent_once(tmp_path: Path) -> 
     files = {"file_1.png": picture_of(100_000), "file_2.png": picture_of(100_000)}
     with contextlib.closing(Source(packed(tmp_path, {"conversations.json": dumps([chat])} | files))) as opened:
         (begin, file, add, end) = opened.steps()
-        assert isinstance(begin, source.Begin) and isinstance(end, source.End)
-        assert isinstance(file, source.File) and isinstance(add, source.Add)
+        assert isinstance(begin, steps.Begin) and isinstance(end, steps.End)
+        assert isinstance(file, steps.File) and isinstance(add, steps.Add)
         assert [attached.sha256 for attached in add.attachments] == [file.sha256] * 1000
 
 
