@@ -280,10 +280,9 @@ class Response:
         lines += [b"%s: %s" % field for field in request.headers.raw]
         transport = self.connection.transport
         if transport.is_closing():  # the server has closed it before it could know of this request
-            self.end(None)
-        else:
-            transport.resume_reading()
-            transport.write(b"\r\n".join([*lines, b"", request.content]))
+            raise httpx.ConnectError("the connection was closed before the request was sent")
+        transport.resume_reading()
+        transport.write(b"\r\n".join([*lines, b"", request.content]))
 
     async def receive_headers(self) -> None:
         while not self.status:

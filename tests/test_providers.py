@@ -325,6 +325,29 @@ async def test_early_connection_that_fails_is_the_first_attempt_of_the_request()
     assert (await failure_of(providers)).message == "LM Studio cannot be reached. Is its server running?"
 
 
+async def test_connection_that_closes_before_the_request_is_replaced(
+    providers: Providers, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    connect, attempts = loop.create_connection, 0
+
+    async def close_odd_ones(*args: Any, **options: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        transport, connection = await connect(*args, **options)
+        if attempts % 2:
+            transport.abort()
+        return transport, connection
+
+    monkeypatch.setattr(loop, "create_connection", close_odd_ones)
+    for early in (True, False):
+        if early:
+            providers.get("lmstudio").connect_early()
+        assert (await ask(providers))[1] is None
+        await providers.aclose()  # else its connection is used again
+    assert (attempts, len(upstream.chats)) == (4, 2)
+
+
 async def test_large_answer_arrives_whole(providers: Providers, upstream: Upstream) -> None:
     for framing in ("chunked", "close"):
         upstream.enqueue(headers(framing=framing), text("0123456789" * 10_000) * 40, finish(), DONE)
