@@ -46,7 +46,8 @@ class Sandbox:
     """Child processes, each with at most `memory` bytes and with the modules `preload` imported.
 
     With `spare`, a child is started in advance when a job takes longer than SPARE_SECONDS and no other child is idle, so that the next
-    job need not wait for the start of Python. After its imports, a `sealed` child can open no file, no socket and no process, as far as
+    job need not wait for the start of Python. A job whose child was killed ends when the next one has started, so that it cannot take
+    the idle child of others. After its imports, a `sealed` child can open no file, no socket and no process, as far as
     limits.py can enforce it; so `preload` must name all modules that its work uses.
     """
 
@@ -71,7 +72,7 @@ class Sandbox:
         in case this process dies. Raises WorkTooLong, WorkTooLarge, WorkFailed. The child is then killed.
         """
         worker = await self._take()
-        preparation = asyncio.get_running_loop().call_later(SPARE_SECONDS, self._prepare)
+        preparation = asyncio.get_running_loop().call_later(SPARE_SECONDS, self._prepare_if_none_is_idle)
         try:
             worker.is_ready = False
             await worker.send((function.__module__, function.__qualname__, args, seconds))
@@ -85,6 +86,7 @@ class Sandbox:
 
     async def aclose(self) -> None:
         """Kill every child."""
+        self._spare = False
         if self._preparing is not None:
             self._preparing.cancel()
             await asyncio.gather(self._preparing, return_exceptions=True)
@@ -96,6 +98,8 @@ class Sandbox:
 
     async def _take(self) -> "_Worker":
         self._workers = {worker for worker in self._workers if not worker.has_ended}
+        if not self._idle and self._preparing is not None:
+            await asyncio.wait({self._preparing})
         while self._idle:
             worker, timer = self._idle.popitem()
             timer.cancel()
@@ -125,9 +129,15 @@ class Sandbox:
             raise
         return worker
 
-    def _prepare(self) -> None:
-        if self._spare and not self._idle and self._preparing is None:
+    def _prepare_if_none_is_idle(self) -> None:
+        if self._spare and not self._idle:
+            self._prepare()
+
+    def _prepare(self) -> asyncio.Task[None]:
+        """Return the task that starts a child in advance. One starts at a time."""
+        if self._preparing is None:
             self._preparing = asyncio.create_task(self._start_spare())
+        return self._preparing
 
     async def _start_spare(self) -> None:
         try:
@@ -140,8 +150,10 @@ class Sandbox:
     async def _give_back(self, worker: "_Worker") -> None:
         if worker.is_ready:
             self._idle[worker] = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._retire, worker)
-        else:
-            await worker.end()
+            return
+        await worker.end()
+        if self._spare:
+            await asyncio.wait({self._prepare()})
 
     def _retire(self, worker: "_Worker") -> None:
         del self._idle[worker]

@@ -177,6 +177,7 @@ async def test_spare_child_takes_the_next_job(work: Any) -> None:
         await until(lambda: pool._idle, "a spare child")
         [spare] = pool._idle
         assert await run(pool, work.process_id) == [str(spare._process.pid).encode()]
+    assert len(pool._idle) == 2, "the child that was killed is replaced before its job ends"
     await pool.aclose()
 
 
