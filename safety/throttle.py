@@ -1,6 +1,7 @@
 """Limits on signing in: failures by account and by address."""
 
 import contextlib
+import functools
 import ipaddress
 import time
 from collections import OrderedDict
@@ -11,6 +12,7 @@ from ..errors import RateLimited, StorageUnavailable
 LOOPBACK_NETWORK = "loopback"
 
 
+@functools.lru_cache(1024)
 def network(address: str) -> str:
     """Return the name under which an address is counted: all loopback addresses are one, and so is each /64 of IPv6."""
     try:

@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 import ssl
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Any, cast
 
@@ -51,13 +51,16 @@ class Limits:
         self.per_side = connections_per_side()
         self._proxies = [ipaddress.ip_network(proxy) for proxy in config.trusted_proxies]
 
-    def full_group(self, address: str, connections: Iterable["Connection"]) -> list["Connection"]:
+    def full_group(self, address: str, connections: Collection["Connection"]) -> list["Connection"]:
         """Return the connections of a full group: one must close before this address can open another. Empty if there is room."""
         place = network(address)
+        trusted = place == LOOPBACK_NETWORK or any(ipaddress.ip_address(address) in proxy for proxy in self._proxies)
+        per_address = self.per_side if trusted else CONNECTIONS_PER_ADDRESS
+        if len(connections) < min(per_address, self.per_side):
+            return []
         side = [other for other in connections if (other.network == LOOPBACK_NETWORK) == (place == LOOPBACK_NETWORK)]
         same = [other for other in side if other.network == place]
-        trusted = place == LOOPBACK_NETWORK or any(ipaddress.ip_address(address) in proxy for proxy in self._proxies)
-        if len(same) >= (self.per_side if trusted else CONNECTIONS_PER_ADDRESS):
+        if len(same) >= per_address:
             return same
         return side if len(side) >= self.per_side else []
 

@@ -315,6 +315,12 @@ def test_old_service_file_is_deleted_before_the_start_can_fail(tmp_path: Path) -
     assert db.lock_holder(tmp_path) is None
 
 
+async def test_error_closes_the_connection_of_a_stranger_only(running: Running, ann: Person) -> None:
+    refused, missing = await running.anybody().get("/conversations"), await ann.get("/conversations/999")
+    assert (refused.status_code, refused.headers.get("connection")) == (401, "close")
+    assert (missing.status_code, missing.headers.get("connection")) == (404, None)
+
+
 async def test_too_many_pipelined_requests_close_the_connection(tmp_path: Path) -> None:
     async with Running(tmp_path) as running:
         for count, answered in ((8, 8), (2000, 0)):
