@@ -5,7 +5,7 @@ import hashlib
 import json
 import sqlite3
 import uuid
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from msgspec import Struct, convert, to_builtins
@@ -19,6 +19,8 @@ from .messages import encode_citations, get_message_row
 from .quota import add_stored_bytes
 from .turns import Prompt, get_prompt
 from .types import Citation
+
+PARTS_PER_STATEMENT = 100  # SQLite takes 32,766 values
 
 
 class AnswerRequest(Struct, frozen=True):
@@ -269,13 +271,19 @@ def _lengths(message: sqlite3.Row) -> list[int]:
     return [length for length in (-len(message["reasoning"]), len(message["content"])) if length]
 
 
-def add_parts(conn: Connection, parts: Iterable[SavedPart]) -> None:
-    """Save parts of running answers. A part replaces an earlier one with the same first event: it repeats that one's events."""
-    conn.executemany(
-        "INSERT OR REPLACE INTO generation_parts (generation_id, first_event, content, reasoning, log)"
-        " SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM generations WHERE id = ?1)",  # the conversation may have been purged
-        parts,
-    )
+def add_parts(conn: Connection, parts: Sequence[SavedPart]) -> None:
+    """Save parts of running answers. A part replaces an earlier one with the same first event: it repeats that one's events.
+
+    Many rows in one statement, because after each statement this thread waits for the event loop's to give up the GIL.
+    """
+    for start in range(0, len(parts), PARTS_PER_STATEMENT):
+        some = parts[start : start + PARTS_PER_STATEMENT]
+        conn.execute(
+            "INSERT OR REPLACE INTO generation_parts (generation_id, first_event, content, reasoning, log)"
+            f" SELECT * FROM (VALUES {', '.join(['(?, ?, ?, ?, ?)'] * len(some))})"
+            " WHERE EXISTS (SELECT 1 FROM generations WHERE id = column1)",  # the conversation may have been purged
+            [value for part in some for value in part],
+        )
 
 
 def list_unfinished(conn: Connection) -> list[tuple[str, Recording]]:
