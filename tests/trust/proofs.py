@@ -68,7 +68,7 @@ PROOFS = (
     Proof("full", "Durability: a full disk loses no acknowledged data", "places", storage.full, 12, ALL),
     Proof("damaged", "Recovery: a damaged database is restored from its backup", "files", storage.damaged, 8, 50),
     Proof("migration", "Atomicity: a killed migration is complete or undone", "kills", storage.migration, 8, ALL),
-    Proof("choice", "Documents: a tenth of the pages has the one that answers", "questions", choice.prove, 150, 150),
+    Proof("choice", "Documents: the chosen pages have the one that answers", "questions", choice.prove, 150, 150),
     Proof("soak", "Stability: no leaks under load and faults (`make soak`: 10 min)", "requests", soak.prove, 3, 60),
     Proof("starvation", "Availability: one user cannot block others", "responses", starvation.prove, 12, 180),
     Proof(

@@ -83,8 +83,11 @@ def prove(size: int) -> Figures:
             statuses = [citation.status for citation in citations if 0 <= citation.start - start < len(text)]
             start += len(text) + len("\n\n")
             counts[kind] += "found" in statuses
-            if kind == "true" and statuses == ["not_found"]:
-                missed.append(f"not found: {text}")
+            if kind == "true" and statuses in (
+                ["not_found"],
+                ["other_document"],
+            ):  # some passages stand in two documents
+                missed.append(f"{statuses[0]}: {text}")
             elif statuses != (["found"] if kind == "true" else ["not_found"]):
                 figures.wrong.append(f"{kind}, {statuses}: {text}")
     if len(missed) > (1 - LEAST_FOUND) * kinds.count("true"):
