@@ -1,5 +1,6 @@
 """Salvage keeps everything that can be read, invents nothing, and gives no conversation to another user."""
 
+import base64
 import contextlib
 import json
 import random
@@ -277,13 +278,15 @@ def test_conversation_without_owner_goes_to_the_only_user_that_ever_existed(tmp_
     assert (conversation["user_id"], conversation["title"]) == (user.id, "What is a river?")
 
 
-def test_older_schema_is_salvaged_to_the_newest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 5])
+def test_older_schema_is_salvaged_to_the_newest(tmp_path: Path, version: int) -> None:
+    """Its images too, which stood in a table of their own and in the queue."""
     old = tmp_path / "old.db"
     with contextlib.closing(sqlite3.connect(old)) as connection:
         connection.row_factory = sqlite3.Row
-        connection.executescript((Path(__file__).parents[1] / "schemas" / "1.sql").read_text("utf-8"))
+        connection.executescript((Path(__file__).parents[1] / "schemas" / f"{version}.sql").read_text("utf-8"))
         connection.execute(f"PRAGMA application_id = {db.APPLICATION_ID}")
-        connection.execute("PRAGMA user_version = 1")
+        connection.execute(f"PRAGMA user_version = {version}")
         at = "2026-01-01T00:00:00.000000"
         connection.execute(
             f"INSERT INTO users (username, password_hash, role, created_at) VALUES ('ann', 'x', 'admin', '{at}')"
@@ -292,10 +295,23 @@ def test_older_schema_is_salvaged_to_the_newest(tmp_path: Path) -> None:
         connection.execute(f"{conversation} VALUES (1, 't', 't', '{at}', '{at}')")
         message = "INSERT INTO messages (conversation_id, created_at, role, content, status)"
         connection.execute(f"{message} VALUES (1, '{at}', 'user', 'Why?', 'complete')")
+        image = "INSERT INTO images (message_id, position, media_type, data)"
+        connection.execute(f"{image} VALUES (1, 0, 'image/png', ?)", (png(2),))
+        if version == 5:
+            queued = "INSERT INTO queued_messages (conversation_id, content, images, created_at)"
+            images = [{"media_type": "image/png", "data": base64.b64encode(data).decode()} for data in (png(3), png(2))]
+            connection.execute(f"{queued} VALUES (1, 'And then?', ?, '{at}')", (json.dumps(images),))
         connection.commit()
     result, target = salvaged(old.read_bytes(), tmp_path)
-    assert (result.users, result.conversations, result.messages) == (1, 1, 1)
+    assert (result.users, result.conversations, result.messages, result.damaged) == (1, 1, 1, 0)
     assert rows(target, "users")[0]["defaults"] == "{}"
+    with opened(target) as connection:
+        read = "SELECT position, data FROM {} JOIN attachment_data USING (attachment_id) ORDER BY position"
+        shown, waiting = (
+            [*map(tuple, connection.execute(read.format(f"{table}_attachments")))] for table in ("message", "queued")
+        )
+    assert shown == [(0, png(2))]
+    assert waiting == ([(0, png(3)), (1, png(2))] if version == 5 else [])
 
 
 @pytest.mark.parametrize("content", [b"", b"some notes", b"SQLite format 3\0" + bytes(200)])
