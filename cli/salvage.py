@@ -135,9 +135,8 @@ class _Salvage:
         existing = {row["name"] for row in self.old.execute(f"PRAGMA table_info({table})")}
         columns = [name for name in declared if name in existing]  # an older schema has fewer
         if not columns:
-            self.damaged += (
-                self.old.execute("PRAGMA user_version").fetchone()[0] == db.VERSION
-            )  # an older schema lacks some
+            version = self.old.execute("PRAGMA user_version").fetchone()[0]
+            self.damaged += version == db.VERSION  # an older schema lacks some tables
             return
         last = self._last_id(table)
         invalid_texts = self.invalid_texts
