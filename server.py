@@ -5,6 +5,7 @@ import contextlib
 import gc
 import logging
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
@@ -55,6 +56,7 @@ RENDER_BYTES = 4 * 1024 * 1024  # of an answer, escaped as JSON
 HOUSEKEEPING_DELAY_SECONDS = 60.0  # it would slow down the start
 HOUSEKEEPING_INTERVAL_SECONDS = 3600
 LISTEN_BACKLOG = 2048
+SWITCH_SECONDS = 0.0005  # after which a busy thread of the database lets the event loop run; Python has 0.005
 SHUTDOWN_TIMEOUT_SECONDS = 3  # for open connections, after all generations have ended
 
 # fmt: off
@@ -328,6 +330,7 @@ class Server(uvicorn.Server):
         if self.started:
             gc.freeze()  # a full collection would look at all that was imported, and hold all answers up for 20 ms or more
             gc.enable()
+            sys.setswitchinterval(SWITCH_SECONDS)
             limits.return_memory()
             try:
                 self.on_started()
