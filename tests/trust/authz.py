@@ -372,7 +372,12 @@ async def _prove(size: int) -> Figures:
     refused = [cell for cell in every if is_refused(cell)]
     with tempfile.TemporaryDirectory() as folder, patch.object(server, "HOUSEKEEPING_DELAY_SECONDS", 3600):
         # Housekeeping deletes the sessions that have ended, which would look like a change by a refused request.
-        async with fireside() as (running, upstream):
+        patient = {
+            "first_token_seconds": "7200",
+            "between_tokens_seconds": "7200",
+            "total_seconds": "7200",
+        }  # of the open answers
+        async with fireside(**patient) as (running, upstream):
             world = World(running, upstream, folder)
             async with world.http:
                 await world.build()
