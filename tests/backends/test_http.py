@@ -98,7 +98,7 @@ async def test_connection_that_is_closed_before_the_request_is_an_error(upstream
     await eventually(lambda: upstream.connections == 1)
     await connection.aclose()
     await upstream.closed()
-    with pytest.raises(httpx.RemoteProtocolError):
+    with pytest.raises(httpx.ConnectError):
         await http.send(request, connection)
 
 
