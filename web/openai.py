@@ -47,6 +47,8 @@ async def read_object(request: Request) -> dict[str, Raw]:
     if body.count(b'":') > FIELDS:
         raise Invalid(f"The request must have at most {FIELDS:,} fields.")
     try:
+        if not body.isascii():
+            body.decode()  # Raw values are not decoded
         return _decode_object(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Invalid("The request body must be a JSON object.") from None

@@ -191,6 +191,7 @@ async def test_failed_embeddings_have_fitting_errors(zed: Person, upstream: Upst
         (b"[]", (400, "validation_error")),
         (b"{", (400, "validation_error")),
         (b'{"input": "\\ud800"}', (400, "validation_error")),
+        (b'{"model": "embed", "input": "\xff"}', (400, "validation_error")),
         (b'{"model": 7}', (400, "validation_error")),
         (b'{"model": "nothing"}', (404, "model_not_found")),
     ):
