@@ -12,7 +12,7 @@ import uuid
 from typing import Any
 
 from ..db import Connection, insert_row, now, scalar
-from ..queries import attachments, conversations, search
+from ..queries import attachments, conversations
 from ..queries.bin import place
 from ..queries.types import image_type
 from .transcript import Conversation, Unreadable
@@ -65,14 +65,15 @@ def add_conversation(conn: Connection, user_id: int, conversation: Conversation)
     return conversations.insert_conversation(conn, user_id, conversation.title, columns)
 
 
-def add_message(conn: Connection, user_id: int, columns: dict[str, Any]) -> int:
-    """Add a message with every column but its id, which is returned. Raises Unreadable when another has its client_id or source."""
+def add_message(conn: Connection, columns: dict[str, Any]) -> int:
+    """Add a message with every column but its id, which is returned. The caller adds it to the search index.
+
+    Raises Unreadable when another has its client_id or source.
+    """
     try:
-        message_id = insert_row(conn, "messages", columns)
+        return insert_row(conn, "messages", columns)
     except sqlite3.IntegrityError as error:
         raise Unreadable(INCONSISTENT) from error
-    search.index_message(conn, user_id, message_id, columns["content"])
-    return message_id
 
 
 _DOCUMENT_TYPE = re.compile(r"(application|text)/[a-z0-9.+-]{1,100}")

@@ -218,6 +218,7 @@ class _Import:
         self._made_here = made_here
         self._conversation: Conversation | None = None
         self._full = set[queries.prompts.Table]()  # tables that take no more
+        self._unindexed: list[tuple[int, str]] = []  # ids and contents of the messages of this transaction
         # What a dry run has counted: the keys of messages by conversation, prompts and presets, files by SHA-256, and bytes.
         self._counted: dict[str, dict[str, int | None]] = {}
         self._counted_saved = defaultdict[queries.prompts.Table, queries.prompts.DryRun](dict)
@@ -228,6 +229,7 @@ class _Import:
         """Do the first of these steps, for PART_SECONDS, and return how many. Raises QuotaExceeded, NotFound."""
         queries.accounts.get_user(conn, self.user_id)  # the account may have been deleted during the import
         done = self._size = 0
+        self._unindexed.clear()
         if self._conversation is not None and not self._new and not self.dry_run:
             try:
                 queries.conversations.owned(conn, self.user_id, self.conversation_id)
@@ -241,6 +243,9 @@ class _Import:
             done += 1
             if self.needs_ids or self.to_remove:
                 break
+        # Last, because FTS5 writes what it has gathered before each update of a foreign key: a third of the time of an import.
+        for message_id, content in self._unindexed:
+            queries.search.index_message(conn, self.user_id, message_id, content)
         if self.dry_run:
             self._counted_bytes += self._size
             queries.quota.check_quota(conn, self.user_id, self._counted_bytes, self._max_bytes)
@@ -330,7 +335,8 @@ class _Import:
         columns["citations"] = None if citations is None else msgspec.json.encode(citations).decode()
         for name in ("token_usage", "stats", "error"):
             columns[name] = None if columns[name] is None else json.dumps(columns[name])
-        message_id = archive.add_message(conn, self.user_id, columns)
+        message_id = archive.add_message(conn, columns)
+        self._unindexed.append((message_id, message.content))
         if message.generation:
             self._insert_generation(conn, message_id, message.generation)
         _link(conn, message_id, files, "message_attachments")
