@@ -165,6 +165,7 @@ class Fireside(Process):
         person = {"username": "ann", "password": PASSWORD}
         answer = http.ask("POST", "/admin/bootstrap", person | {"token": TOKEN})
         if answer.status == 403:
+            http = Http(self.port)  # the service closes the connection of a stranger after an error
             answer = http.ask("POST", "/auth/login", person)
         self.http = _with_session(http, answer)
         return self
