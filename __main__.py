@@ -50,7 +50,7 @@ SALVAGE = (
     _argument("damaged", "damaged file to read (default: the database)", metavar="DAMAGED", nargs="?"),
 )
 PATHS = _argument("paths", "file or folder (default: the conversations of LM Studio)", metavar="PATH", nargs="*")
-DRY_RUN = _argument("--dry-run", "only print what would be added and lost", action="store_true")
+DRY_RUN = _argument("--dry-run", "import nothing; print what would be added and lost", action="store_true")
 MODEL = _argument("--model", "model to ask, such as qwen3-8b or lmstudio/qwen3-8b", metavar="NAME")
 CONVERSATION = _argument("--conversation", "continue this conversation", metavar="ID|last")
 SYSTEM = _argument("--system", "instructions for the model", metavar="TEXT")
@@ -63,12 +63,12 @@ ASK = (
     MODEL,
     CONVERSATION,
     SYSTEM,
-    _argument("--json", "print the answer and what is known about it as JSON, at its end", action="store_true"),
+    _argument("--json", "print one JSON object with the answer and its statistics at the end", action="store_true"),
     _argument("--no-save", "delete the conversation afterwards", action="store_true"),
     USER,
 )
 CHAT = (MODEL, CONVERSATION, SYSTEM, USER)
-LIMIT = _argument("--limit", "lines to print at most (default: 20)", metavar="NUMBER", default="20")
+LIMIT = _argument("--limit", "maximum number of results (default: 20)", metavar="NUMBER", default="20")
 SEARCH = (_argument("words", "words to find", metavar="WORD", nargs="+"), LIMIT, USER)
 SHOW = (_argument("conversation", "id of the conversation, or last", metavar="ID"), USER)
 TOKEN = (
@@ -121,9 +121,9 @@ def print_help(options: dict[str, Any]) -> int:
 
 
 COMMANDS: tuple[tuple[str, str, tuple[Argument, ...], Command], ...] = (
-    ("serve", "start Fireside, as without a command", SERVE, _in("serve", "serve")),
+    ("serve", "start Fireside; the same as no command", SERVE, _in("serve", "serve")),
     ("ask", "ask one question and print the answer; text can be piped in", ASK, _in("chat", "ask")),
-    ("chat", "ask questions in turn in the terminal", CHAT, _in("chat", "chat")),
+    ("chat", "chat in the terminal", CHAT, _in("chat", "chat")),
     ("list", "list the most recently used conversations", (LIMIT, USER), _in("chat", "list_conversations")),
     ("search", "search all conversations", SEARCH, _in("chat", "search")),
     ("show", "print a conversation as Markdown", SHOW, _in("chat", "show")),
@@ -157,7 +157,7 @@ COMMANDS: tuple[tuple[str, str, tuple[Argument, ...], Command], ...] = (
     ("reset-password", "set a new password without the old one", (USER,), _in("commands", "reset_password")),
     (
         "token",
-        "manage the tokens with which other programs use this Fireside like an OpenAI server",
+        "create, list or revoke tokens for programs that use the OpenAI-compatible API",
         TOKEN,
         _in("tokens", "manage_tokens"),
     ),
@@ -167,7 +167,7 @@ COMMANDS: tuple[tuple[str, str, tuple[Argument, ...], Command], ...] = (
         SERVICE,
         _in("commands", "manage_service"),
     ),
-    ("completion", "print a script that completes commands and options in a shell", (SHELL,), print_completion),
+    ("completion", "print a completion script for a shell", (SHELL,), print_completion),
     ("help", "explain a command, or print a part of the documentation", (TOPIC,), print_help),
 )
 
