@@ -19,7 +19,7 @@ export async function show(place) {
   place.append(
     h("ul", { class: "rows" },
       settingRow("Name", name, "Change name", (opener) => changeName(opener, name)),
-      settingRow("Password", h("small", {}, "A new one ends all other sessions."), "Change password", (opener) => changePassword(opener, endOthers)),
+      settingRow("Password", h("small", {}, "A new password ends all other sessions."), "Change password", (opener) => changePassword(opener, endOthers)),
       settingRow("Account", h("small", {}, "Deleting it deletes all your chats."), "Delete account", deleteAccount, "danger")),
     h("h3", {}, "Where you are signed in"), rows);
 }

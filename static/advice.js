@@ -31,8 +31,8 @@ function partOfDocuments(choice, { size, chat, question, answer, documents }, at
   const names = files.length > NAMED_FILES ? `These ${files.length} documents` : new Intl.ListFormat("en").format(files.map(({ name }) => name));
   const all = files.reduce((sum, { attachment }) => sum + attachment.tokens_estimate, 0);
   const unit = files[0]?.attachment.unit ?? "page";
-  const text = `${names} ${files.length === 1 ? "does" : "do"} not fit, with ${aboutTokens(all)}. The ${unit}s that match your question best are sent, with ${aboutTokens(documents)}.`
-    + ` To send others, name them, such as “${unit} 3-5”.`;
+  const text = `${names} ${files.length === 1 ? "does" : "do"} not fit into the context: ${aboutTokens(all)}. The ${unit}s that match your question best are sent: ${aboutTokens(documents)}.`
+    + ` To send other ${unit}s, name them in your question, such as “${unit} 3-5”.`;
   return box(`part ${choice.id}`, text,
     canGrow(choice) && button("Load with a larger context…", () => load(choice, suggestedLength(choice.model, chat + question + answer + all))));
 }
@@ -52,7 +52,7 @@ const removeButton = (attachments, { name, files }) =>
 
 function imagesPart(images) {
   const one = images.length === 1;
-  return { subject: one ? "The image" : `The ${images.length} images`, name: one ? "the image" : `the ${images.length} images`, files: images, tokens: tokensOfImages(images.length), excess: one ? "needs too much room" : "need too much room" };
+  return { subject: one ? "The image" : `The ${images.length} images`, name: one ? "the image" : `the ${images.length} images`, files: images, tokens: tokensOfImages(images.length), excess: one ? "is too large" : "are too large" };
 }
 
 /** What takes most of the question, as {subject, name, files, tokens, excess}; without files if that is the typed text. */
@@ -60,7 +60,7 @@ function largestPart({ images, documents }, question, documentTokens) {
   const ofImages = images.length ? imagesPart(images) : { tokens: 0 };
   const one = documents.length === 1;
   const name = one ? documents[0].name : `the ${documents.length} documents`;
-  const ofDocuments = { subject: one ? name : `T${name.slice(1)}`, name, files: documents, tokens: documentTokens, excess: one ? "needs too much room" : "need too much room" };
+  const ofDocuments = { subject: one ? name : `T${name.slice(1)}`, name, files: documents, tokens: documentTokens, excess: one ? "is too large" : "are too large" };
   const typed = { subject: "This message", name: "", files: [], tokens: question - ofImages.tokens, excess: "is too long" };
   return [ofImages, ofDocuments].reduce((most, part) => (part.tokens > most.tokens ? part : most), typed);
 }
@@ -70,8 +70,8 @@ function overflow(choice, usage, attachments, { send, load }) {
   if (!question || (alone && (leftOut === undefined || leftOut <= omitted))) return null; // nothing is written; unknown; as many as before
   const part = largestPart(attachments, question, documents);
   const text = alone ? describeLeftOut(part, size, leftOut)
-    : `${part.subject} ${part.excess}, with ${aboutTokens(part.tokens)}.`
-      + ` The context of ${modelName(choice)} holds ${number(size)}; ${number(answer)} are kept free for the answer.`;
+    : `${part.subject} ${part.excess} for the context: ${aboutTokens(part.tokens)}.`
+      + ` The context of ${modelName(choice)} holds ${number(size)} tokens; ${number(answer)} of them are kept free for the answer.`;
   const growth = mayGrow(choice) && !canGrow(choice) ? " An administrator can load the model with a larger context." : "";
   return box(`${alone ? "chat" : part.name} ${choice.id}`, text + growth,
     canGrow(choice) && button("Load with a larger context…", () => load(choice, suggestedLength(choice.model, chat + question + documents + answer))),

@@ -68,7 +68,7 @@ export function thumbnails(images) {
       event.preventDefault();
       import("./viewer.js").then(({ openViewer }) => openViewer(shown, index), () => toast("Not opened: Fireside cannot be reached."));
     };
-    one.node = h("a", { class: "picture", href: one.source, target: "_blank", title: "Open in large", onclick },
+    one.node = h("a", { class: "picture", href: one.source, target: "_blank", title: "Open full size", onclick },
       h("img", { src: one.source, alt: one.name, loading: "lazy" }));
   }
   return shown.map(({ node }) => node);

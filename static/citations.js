@@ -25,7 +25,7 @@ export function sentPages(documents, open) {
       `${number(countPages(sent))} of ${number(pages)} ${one}s of `,
       button(name, () => open({ id, name }, { page: ranges(sent)[0]?.[0] ?? 1, sent }), { class: "inline" }),
       sent ? ` were sent: ${sent.replaceAll("-", "–")}` : " were sent")),
-    h("small", {}, `To send others, name them in your question, such as “${unit} 3-5”.`)))];
+    h("small", {}, `To send other ${unit}s, name them in your question, such as “${unit} 3-5”.`)))];
 }
 
 // ---- quotations

@@ -11,7 +11,7 @@ export async function show(place) {
   const refused = h("p", { class: "faint", role: "status" });
   const notify = h("input", { type: "checkbox", checked: notifications.wanted, onchange: async () => {
     notify.checked = await notifications.want(notify.checked);
-    refused.textContent = notify.checked || Notification.permission !== "denied" ? "" : "This browser refuses. Allow notifications for this page in its settings.";
+    refused.textContent = notify.checked || Notification.permission !== "denied" ? "" : "This browser blocks notifications. Allow them for this page in the browser's settings.";
   } });
   place.append(
     choices("theme", "Theme", { system: "System", light: "Light", dark: "Dark" }),

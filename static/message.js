@@ -248,7 +248,7 @@ class Answer {
 
   #openMenu(anchor) {
     const { message } = this;
-    const note = message.versions?.ids.length > 1 ? "Another version takes its place" : this.#actions.next(message) && "What follows stays";
+    const note = message.versions?.ids.length > 1 ? "Another version is shown instead" : this.#actions.next(message) && "What follows stays";
     openMenu(anchor, [
       { icon: "swap", label: "Retry with another model…", act: () => this.#actions.retryWith(message) },
       { icon: "edit", label: "Edit answer", act: () => this.#edit() },

@@ -25,7 +25,7 @@ export function steps() {
     return [
       h("h2", {}, "No model yet"),
       h("p", {}, running ? `${running.name} is running, but has no chat model.` : "No model server is running."),
-      h("p", {}, "Ask an administrator to start one. This page goes on as soon as a model is there."),
+      h("p", {}, "Ask an administrator to start one. This page continues as soon as there is a model."),
       looking, where,
     ];
   }
@@ -34,13 +34,13 @@ export function steps() {
     h("h2", {}, running ? "No model yet" : "Connect a model"),
     h("p", {}, running
       ? `${running.name} is running, but has no chat model.`
-      : "Fireside talks to models that run in one of these programs. As soon as a model is there, this page goes on by itself."),
+      : "Fireside talks to models that run in one of these programs. As soon as there is a model, this page continues by itself."),
     startButton(),
     h("div", { class: "programs" },
       program("LM Studio", [
         ["Download a model under ", h("strong", {}, "Discover"), "."],
         ["Under ", h("strong", {}, "Developer"), ", turn on the server."],
-        ["Or in a terminal: ", command("lms server start")],
+        ["Or, instead of step 2, in a terminal: ", command("lms server start")],
       ]),
       program("Ollama", [
         ["Install it from ollama.com."],
@@ -56,11 +56,11 @@ export function steps() {
         ? [
           ["The embedded engine is installed."],
           ["Download a model file, which ends in .gguf."],
-          ["Put it into LM Studio's folder of models."],
+          ["Put it into LM Studio's models folder."],
         ]
         : [
           ["Stop Fireside, and install it with ", command("pipx inject fireside xllamacpp")],
-          ["Put a .gguf file into LM Studio's folder of models."],
+          ["Put a .gguf file into LM Studio's models folder."],
           ["Start Fireside again."],
         ])),
     connect = h("section", { class: "connect", "aria-label": "Connect a model server", oninput: showForm },

@@ -17,8 +17,8 @@ const PARAMETERS = [
   { name: "top_k", label: "Top K", help: "Choose among this many of the likeliest tokens.", min: 0, max: 1000, step: 1 },
   { name: "min_p", label: "Min P", help: "Lowest probability of a token, relative to the likeliest.", min: 0, max: 1, step: "any" },
   { name: "repeat_penalty", label: "Repeat penalty", help: "Above 1 discourages repetition.", min: 0, max: 2, step: "any" },
-  { name: "max_tokens", label: "Longest answer", help: "In tokens.", min: 1, max: 1048576, step: 1 },
-  { name: "seed", label: "Seed", help: "The same seed gives the same answer.", min: -2147483648, max: 4294967296, step: 1 },
+  { name: "max_tokens", label: "Maximum answer length", help: "In tokens.", min: 1, max: 1048576, step: 1 },
+  { name: "seed", label: "Seed", help: "The same seed usually gives the same answer.", min: -2147483648, max: 4294967296, step: 1 },
 ];
 
 const EFFORTS = { none: "Off", minimal: "Minimal", low: "Low", medium: "Medium", high: "High", xhigh: "Very high", max: "Highest" };

@@ -31,7 +31,7 @@ function describe(message, sent, before) {
   ].filter(Boolean).join(" and ");
   return [
     h("p", {}, `${counted(body.messages.length, "message")} for ${body.model}.${left ? ` Left out: ${left}.` : ""}`),
-    h("p", { class: "faint" }, "Built again from what is stored. Its SHA-256 is that of the bytes that were sent: ", h("code", {}, sent.sha256.slice(0, 16)), "…"),
+    h("p", { class: "faint" }, "Rebuilt from the stored messages. Its SHA-256 matches that of the bytes that were sent: ", h("code", {}, sent.sha256.slice(0, 16)), "…"),
     before && h("details", {}, h("summary", {}, "Changes since the answer before"), changes(body, before)),
     h("pre", { tabindex: "0", role: "region", "aria-label": "Request", dir: "ltr" }, JSON.stringify(body, null, 2).replace(DATA_URL, shortened)),
     h("footer", {},

@@ -40,7 +40,7 @@ export async function show(place) {
   await draw();
   poll();
   place.append(
-    h("p", { class: "faint" }, "Fireside asks these servers for answers. A change is used at once; answers that are being written go on."),
+    h("p", { class: "faint" }, "Fireside asks these servers for answers. A change takes effect at once; answers that are being written are not interrupted."),
     list,
     button([icon("server"), "Add a model server"], () => openServerDialog(null, draw), { class: "primary" }),
     h("p", { class: "faint" }, "Keys are kept in a private file on the computer that runs Fireside. They are never shown again, and a backup does not contain them."));
@@ -81,7 +81,7 @@ function serverRow(place, draw) {
     }, { place, draw, ask }), { class: label === "Remove" ? "danger" : null, "aria-label": `${label} ${server.name}` });
     const path = `/admin/providers/${encodeURIComponent(provider_id)}`;
     const isBuiltIn = ["lmstudio", "embedded"].includes(provider_id);
-    const askFirst = () => confirm(`Remove ${server.name}?`, "Answers that it was asked for are finished. Chats with its models stay, and go on with another model.", "Remove");
+    const askFirst = () => confirm(`Remove ${server.name}?`, "Its running and queued answers are finished. Chats that use its models stay, and continue with another model.", "Remove");
     buttons.replaceChildren(...(SOURCES[source] && source !== "built-in" ? [] : [
       server.kind !== "embedded" && button("Change", () => openServerDialog(server, draw), { "aria-label": `Change ${server.name}` }),
       act(enabled ? "Disable" : "Enable", () => patch(path, { enabled: !enabled })),

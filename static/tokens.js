@@ -37,13 +37,13 @@ export async function show(place) {
   };
   await draw();
   place.append(
-    h("p", { class: "faint" }, "Editors, scripts and other programs can use the models of Fireside, with its queue. What they ask appears among your chats. They need this address and a token:"),
+    h("p", { class: "faint" }, "Editors, scripts and other programs can use your models through Fireside. Their requests wait in the same queue and appear among your chats. They need this address and a token:"),
     command(address(), "Copy address"),
     list,
     h("h3", {}, "Create a token"),
     h("form", { class: "stack", onsubmit },
       name.node, expires.node,
-      h("div", { class: "choices" }, h("label", {}, record, "Keep what is asked as chats")),
+      h("div", { class: "choices" }, h("label", {}, record, "Save its requests as chats")),
       h("div", {}, h("button", { type: "submit", class: "primary" }, "Create token"))),
     created);
 }
@@ -53,7 +53,7 @@ const address = () => `${location.origin}/v1`;
 function row({ id, name, record, created_at, expires_at, last_used, requests }, place, draw) {
   const expired = expires_at && parseTime(expires_at) < new Date();
   const ask = () => confirm("Revoke the token?", `“${name}” can no longer use Fireside. Its chats stay.`, "Revoke");
-  const badges = [!record && "not kept", expired && "expired"].filter(Boolean);
+  const badges = [!record && "not saved", expired && "expired"].filter(Boolean);
   return h("li", {},
     h("span", {}, h("strong", {}, name, badges.map((badge) => h("span", { class: "badge" }, badge))),
       h("small", {}, "Created ", timeNode(created_at), last_used ? [", last used ", timeNode(last_used)] : ", not used yet",
@@ -70,10 +70,10 @@ function newToken({ id, token }) {
   const draw = () => {
     const { text, note } = EXAMPLES[program.control.value](token, modelName());
     lines.replaceChildren(
-      h("div", { class: "command block" }, h("pre", { tabindex: "0" }, text), copyButton("Copy lines", () => text)),
+      h("div", { class: "command block" }, h("pre", { tabindex: "0" }, text), copyButton("Copy example", () => text)),
       ...(note ? [h("p", { class: "faint" }, note)] : []));
   };
-  const program = field("Lines for", h("select", { onchange: draw }, Object.keys(EXAMPLES).map((name) => h("option", {}, name))));
+  const program = field("Example for", h("select", { onchange: draw }, Object.keys(EXAMPLES).map((name) => h("option", {}, name))));
   draw();
   return [
     h("div", { "data-token": id }, h("h3", {}, "The new token"), command(token, "Copy token"),
@@ -120,7 +120,7 @@ llm -m fireside "Hello!"` }),
     provider: openai
     model: "${model}"
     apiBase: "${address()}"
-    apiKey: "${token}"`, note: "For config.yaml of Continue. Its menu “Local Assistant” opens the file." }),
+    apiKey: "${token}"`, note: "Add this to Continue's config.yaml. In Continue, the menu “Local Assistant” opens that file." }),
   Zed: (token, model) => ({ text: `"language_models": {
   "openai_compatible": {
     "Fireside": {

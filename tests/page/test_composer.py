@@ -305,7 +305,7 @@ def test_overflow_is_said_before_sending_with_what_can_be_done(
     expect(meter).to_have_count(0)
     box(page).fill("word " * 10_000)
     expect(advice).to_contain_text(
-        "This message is too long, with about 20,000 tokens. The context of Llama 3.2 3B Instruct holds 4,096"
+        "This message is too long for the context: about 20,000 tokens. The context of Llama 3.2 3B Instruct holds 4,096"
     )
     expect(meter).to_have_attribute("aria-valuenow", "4096")
     box(page).fill("word " * 1000)

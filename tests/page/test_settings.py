@@ -238,7 +238,7 @@ def test_theme_and_defaults_of_new_chats_are_kept(visit: Visit, lmstudio: Upstre
     expect(page.locator("html")).to_have_css("color-scheme", "dark")
     press(page, "Chat settings")
     expect(page.get_by_label("Instructions for the model")).to_have_value("Answer in rhyme.")
-    page.get_by_label("Longest answer").fill("50")
+    page.get_by_label("Maximum answer length").fill("50")
     lmstudio.enqueue(answer("Sublime"))
     ask(page, "Hi")
     answered(page)
@@ -267,7 +267,7 @@ def test_token_is_created_with_lines_for_programs_and_revoked(visit: Visit, lmst
     panel = page.get_by_role("tabpanel")
     panel.get_by_label("Name of the program").fill("Zed")
     panel.get_by_label("The token expires").select_option("in 30 days")
-    panel.get_by_label("Keep what is asked as chats").uncheck()
+    panel.get_by_label("Save its requests as chats").uncheck()
     press(page, "Create token")
     token = panel.locator("[data-token] code").inner_text()
     curl = panel.locator("pre").inner_text()
@@ -275,12 +275,12 @@ def test_token_is_created_with_lines_for_programs_and_revoked(visit: Visit, lmst
     headers = {"Authorization": f"Bearer {token}"}
     assert httpx.get(f"{visit.url}/v1/models", headers=headers, trust_env=False).status_code == 200
     for program in ("Python (openai)", "JavaScript (openai)", "llm", "Continue", "Zed"):
-        panel.get_by_label("Lines for").select_option(program)
+        panel.get_by_label("Example for").select_option(program)
         lines = panel.locator("pre").inner_text()
         assert f"{visit.url}/v1" in lines and "lmstudio/llama-3.2-3b-instruct" in lines
         assert (token in lines) == (program != "Zed")  # Zed keeps keys elsewhere
     row = panel.locator(".rows li", has_text="Zed")
-    expect(row.locator(".badge")).to_have_text("not kept")
+    expect(row.locator(".badge")).to_have_text("not saved")
     expect(row).to_contain_text("0 requests, expires")
     row.get_by_role("button", name="Revoke Zed").click()
     press(page, "Revoke")
