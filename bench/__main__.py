@@ -20,10 +20,12 @@ MARKS = "<!-- figures: docs/performance.md -->\n", "<!-- end of figures -->\n"
 HEAD = """\
 # Performance
 
-Fireside measured over HTTP with everything it does: sessions, parsing, saving. The reference is a proxy of Starlette and httpx on the same
-uvicorn, which forwards the raw bytes of the model server and stores nothing. Both are measured in turn in at least {rounds} rounds; a ratio is
-the median of the rounds' ratios, with their range. Every run checks that each token arrived once and in order, with usage and end, and
-that the database has the same text. A token is a chunk of about 270 bytes of a scripted model server.
+Fireside is measured over HTTP with all its work: sessions, parsing and saving. The reference (the "bare" stack) is a proxy of Starlette and
+httpx on the same uvicorn, which forwards the raw bytes of the model server and stores nothing. Both are measured alternately in at least
+{rounds} rounds; a ratio is the median of the rounds' ratios of Fireside to the reference, with their range. Every run checks that each token
+arrived once and in order, followed by the usage and the end of the stream, and that the database has the same text. The model server is
+simulated; a token is a chunk of about 270 bytes. "Added to the model server's" means the delay that Fireside or the reference adds to the model
+server's own. "100 x 50 tokens/s" are 100 streams at the same time with 50 tokens per second each. "Held" means that the target is met.
 
 | | Fireside | reference | ratio | target | |
 |---|---|---|---|---|---|
