@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 
 Report = Callable[[int], None]
-Waiter = tuple[asyncio.Event, Report]  # the event is set when the waiter gets its slot
+Waiter = tuple[asyncio.Event, Report | None]  # the event is set when the waiter gets its slot
 
 
 class Slots:
@@ -22,13 +22,15 @@ class Slots:
         self._per_user = per_user or sys.maxsize
         self._held: Counter[Hashable] = Counter()  # slots by user
         self._queue: dict[Hashable, deque[Waiter]] = {}  # by user, in the order of their turns
+        self._reports = 0  # waiters that want to know their position
 
     @contextlib.asynccontextmanager
-    async def slot(self, user: Hashable, report: Report = lambda position: None) -> AsyncIterator[None]:
+    async def slot(self, user: Hashable, report: Report | None = None) -> AsyncIterator[None]:
         """Wait for a slot and hold it until the block ends. While it waits, `report` gets each new position, from 1."""
         granted = asyncio.Event()
         waiter = (granted, report)
         self._queue.setdefault(user, deque()).append(waiter)
+        self._reports += report is not None
         self._grant()
         try:
             await granted.wait()
@@ -72,11 +74,15 @@ class Slots:
             self._free -= 1
             self._held[user] += 1
             waiter[0].set()
+        if not self._reports:
+            return
         rounds = itertools.zip_longest(*self._queue.values())
         for position, (_, report) in enumerate((waiter for turns in rounds for waiter in turns if waiter), 1):
-            report(position)
+            if report is not None:
+                report(position)
 
     def _remove(self, user: Hashable, waiter: Waiter) -> None:
         self._queue[user].remove(waiter)
+        self._reports -= waiter[1] is not None
         if not self._queue[user]:
             del self._queue[user]

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..config import Config
-from ..errors import FiresideError, HostNotAllowed, OriginNotAllowed, Stopping
+from ..errors import FiresideError, HostNotAllowed, OriginNotAllowed, RateLimited, Stopping
 from ..safety.throttle import is_loopback, network
 
 log = logging.getLogger("fireside.access")
@@ -106,7 +106,7 @@ class SecurityMiddleware:
                 present = {name for name, _ in message["headers"]}
                 missing = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in present]
                 own = [(b"x-request-id", request_id.encode()), *(_cors_headers(origin) if origin else ())]
-                if status >= 400 and "user_id" not in scope["state"]:
+                if status == RateLimited.status or (status >= 400 and "user_id" not in scope["state"]):
                     own.append((b"connection", b"close"))  # a flood of such requests waits in the backlog
                 message["headers"] = [*message["headers"], *missing, *own]
             await send(message)
