@@ -40,10 +40,12 @@ def main(memory: int, sealed: bool, preload: list[str]) -> None:
 
 def _read(requests: "queue.SimpleQueue[tuple[Any, ...]]") -> None:
     """Read requests in a thread, which ends the process in the middle of its work when the service has ended."""
-    with os.fdopen(0, "rb") as pipe:
-        while head := pipe.read(4):
-            requests.put(msgspec.msgpack.decode(pipe.read(int.from_bytes(head, "big"))))
-    os._exit(0)
+    try:
+        with os.fdopen(0, "rb") as pipe:
+            while head := pipe.read(4):
+                requests.put(msgspec.msgpack.decode(pipe.read(int.from_bytes(head, "big"))))
+    finally:  # also after a DecodeError: a service that was killed while it sent a request has sent only a part of it
+        os._exit(0)
 
 
 def _run(replies: BinaryIO, module: str, function: str, args: list[Any], seconds: float) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from fireside.safety import landlock, sandbox
 from fireside.safety.sandbox import Sandbox, WorkFailed, WorkTooLarge, WorkTooLong
 from fireside.web import renderer
 
-from ..live import Running, good, until
+from ..live import PATIENCE, Running, good, until
 
 SLOW_CODE = "```c\nx" + " " * 19_900 + "!\n```\n"  # one step of its lexer's regular expression takes half a minute
 PLAIN = {"class": "unformatted"}
@@ -115,6 +116,22 @@ async def test_child_that_exceeds_its_time_is_killed(pool: Sandbox, work: Any) -
     with pytest.raises(WorkTooLong):
         await anext(items)
     await ended(pid)
+
+
+async def test_child_ends_when_the_service_dies_while_it_sends_a_request() -> None:
+    command = (sys.executable, "-P", "-m", "fireside.safety.worker", str(sandbox.MEMORY_BYTES), "0")
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    child = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=nowhere, stderr=nowhere)
+    try:
+        assert child.stdin
+        child.stdin.write((100).to_bytes(4, "big") + b"a part of a request")
+        child.stdin.close()
+        async with asyncio.timeout(PATIENCE):
+            assert await child.wait() == 0
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the child ends without a reply")
