@@ -608,15 +608,15 @@ def _pending_restore(path: Path) -> Path:
 
 def _finish_restore(path: Path) -> Path | None:
     """Move the old database to backups/ and the new one into its place. Called again after a crash, it continues."""
-    restored, kept = _pending_restore(path), None
-    if path.exists():
-        # From the new file's time, so that a continued restore finds the name again.
-        moment = timestamp(datetime.datetime.fromtimestamp(restored.stat().st_mtime, datetime.UTC))
-        kept = path.parent / "backups" / f"{REPLACED_PREFIX}{moment.replace(':', '')}.db"
-        kept.parent.mkdir(mode=0o700, exist_ok=True)
-        for suffix in ("-wal", "-shm", ""):
-            part = path.with_name(path.name + suffix)
-            if part.exists():
-                part.replace(kept.with_name(kept.name + suffix))
+    restored, has_old = _pending_restore(path), path.exists()
+    # From the new file's time, so that a continued restore finds the name again.
+    moment = timestamp(datetime.datetime.fromtimestamp(restored.stat().st_mtime, datetime.UTC))
+    kept = path.parent / "backups" / f"{REPLACED_PREFIX}{moment.replace(':', '')}.db"
+    # Also the -wal of a database that was deleted: SQLite would apply it to the new one.
+    for suffix in ("-wal", "-shm", ""):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
+            part.replace(kept.with_name(kept.name + suffix))
     restored.replace(path)
-    return kept
+    return kept if has_old else None

@@ -80,6 +80,16 @@ def test_restore_keeps_the_old_database_with_its_log(tmp_path: Path) -> None:
     assert not path.with_name(path.name + "-wal").exists()
 
 
+def test_restored_database_does_not_get_the_log_of_a_deleted_one(tmp_path: Path) -> None:
+    backup, path = created(tmp_path / "backup.db", "old"), created(tmp_path / "data" / "fireside.db", "new")
+    add_to_log(path, "newest")
+    path.unlink()
+    assert db.restore(backup, path) is None
+    db.prepare(path)
+    assert users(path) == ["old"]
+    assert [file.suffix for file in (path.parent / "backups").iterdir() if file.suffix == ".db"] == []
+
+
 def fake_database(path: Path) -> None:
     with opened(path) as connection:
         connection.execute("CREATE TABLE users (username)")
