@@ -270,7 +270,7 @@ class Database:
         if code not in PROBLEMS:
             return error
         log.error("%s: %s", code, error)
-        if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
+        if is_damage(error):
             self.damaged = True
             return StorageUnavailable("The database is damaged. Run: fireside doctor")
         return StorageUnavailable(
@@ -304,6 +304,11 @@ def _transaction(connection: Connection, begin: str, function: Function[P, T], *
     log.error("The database is damaged: it has text that is not UTF-8. The damaged characters are shown as U+FFFD")
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
     return _transaction(connection, begin, function, *args, **kw)
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether an error means that the file is damaged."""
+    return isinstance(error, DatabaseDamaged) or _code(error) in ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 
 def _code(error: Exception) -> str:

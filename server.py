@@ -263,10 +263,13 @@ async def _run_housekeeping(state: AppState) -> None:
         """Run one task. Log its failure, so that the others still run."""
         try:
             await task()
-        except (db.DatabaseDamaged, db.DatabaseUnusable) as error:
-            database.damaged = True
-            log.critical("%s", db.advice(config.database, error))
-        except (FiresideError, OSError, sqlite3.Error) as error:
+        except (sqlite3.Error, db.DatabaseUnusable) as error:
+            if isinstance(error, db.DatabaseUnusable) or db.is_damage(error):
+                database.damaged = True
+                log.critical("%s", db.advice(config.database, error))
+            else:
+                log.error("housekeeping: %s", error)
+        except (FiresideError, OSError) as error:
             log.error("housekeeping: %s", error)
         except Exception:
             log.exception("housekeeping failed")

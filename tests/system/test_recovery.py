@@ -1,5 +1,6 @@
 """Backups, restores, doctor, and a service whose disk or database fails."""
 
+import asyncio
 import contextlib
 import datetime
 import json
@@ -382,6 +383,20 @@ async def test_damage_of_a_large_file_is_found_while_it_is_served(
     async with Running(tmp_path) as running:
         await until(lambda: running.state.database.damaged)
         assert code(await running.anybody().get("/health")) == (503, "STORAGE_UNAVAILABLE")
+
+
+async def test_damage_that_only_a_new_connection_sees_is_found_while_it_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Running(tmp_path) as running:
+        # The schema, which the open connections have read. For a new one, integrity_check raises an error instead of returning what it finds.
+        path = running.config.database
+        path.write_bytes(path.read_bytes().replace(b"CREATE TABLE folders", b"CREATE TABXE folders"))
+        monkeypatch.setattr(server, "HOUSEKEEPING_DELAY_SECONDS", 0.0)
+        housekeeping = asyncio.create_task(server._run_housekeeping(running.state))
+        await until(lambda: running.state.database.damaged or housekeeping.done())
+        assert running.state.database.damaged
+        housekeeping.cancel()
 
 
 async def test_failed_backup_does_not_stop_the_other_housekeeping(
