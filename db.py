@@ -223,9 +223,13 @@ class Database:
             finally:
                 conn.set_progress_handler(None, 0)
 
-        reading = asyncio.ensure_future(
-            self._run(self._least_busy(), lambda conn: _transaction(conn, "BEGIN", limited), SLOW_READ_LOAD)
-        )
+        async def read() -> T:
+            # The reader is chosen in the step that adds the load: a read of the same turn of the event loop takes another one.
+            return await self._run(
+                self._least_busy(), lambda conn: _transaction(conn, "BEGIN", limited), SLOW_READ_LOAD
+            )
+
+        reading = asyncio.create_task(read())
         try:
             return await asyncio.shield(reading)
         finally:

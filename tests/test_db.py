@@ -154,6 +154,11 @@ async def test_read_sees_one_snapshot_and_delays_no_other_transaction(database: 
     assert await reading == ({1}, {1})
 
 
+async def test_long_reads_that_begin_together_run_side_by_side(database: Database) -> None:
+    together = threading.Barrier(2, timeout=10)  # raises BrokenBarrierError when the second read waits for the first
+    await asyncio.gather(*(database.read_within(30, lambda conn: together.wait()) for _ in range(2)))
+
+
 async def test_close_finishes_queued_transactions_and_refuses_later_ones(tmp_path: Path) -> None:
     database = await db.open_database(tmp_path / "fireside.db")
     await database.write(lambda conn: conn.execute("CREATE TABLE halves (pair INTEGER, side TEXT)"))
