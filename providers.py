@@ -343,7 +343,7 @@ class Providers:
         """Add a server, save it, and use it at once. Its id is made of its name. Raises ProviderExists, StorageUnavailable."""
         async with self._saving:
             self._check_address(provider)
-            identity = _free_id(provider.name, self._servers)
+            identity = _free_id(provider.name, self._servers.keys() | BUILT_IN.keys())
             provider = replace(provider, id=identity, source="page")
             await self._save({provider.id: provider})
             server = self._servers[identity] = ModelServer(provider, self._engine)

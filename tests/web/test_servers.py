@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fireside.backends.engine import Engine
+from fireside.config import Config, Provider
+from fireside.providers import Providers
 
 from ..certificates import make_certificate, needs_openssl
 from ..live import Person, Running, code, good, until
@@ -279,3 +282,27 @@ async def test_server_that_is_off_can_be_saved_unexamined(ann: Person) -> None:
     assert "attic" not in await listed(ann)
     saved = await add(ann, **body, untested=True, models=["one", "two"])
     assert (saved["online"], saved["models"], saved["kind"]) == (False, ["one", "two"], "openai")
+
+
+async def test_models_of_lm_studio_are_not_saved_since_the_next_start_would_refuse_them(tmp_path: Path) -> None:
+    async with Running(tmp_path) as running:
+        ann = await running.first()
+        box = {"url": refused_url(), "name": "Box", "kind": "lmstudio", "models": ["one"], "untested": True}
+        assert good(await ann.post("/admin/providers", json=box))["models"] == []
+        for name in ("lmstudio", "box"):
+            refused = await ann.patch(f"/admin/providers/{name}", json={"models": ["one"]})
+            assert code(refused) == (400, "VALIDATION_ERROR")
+    async with Running(tmp_path) as running:
+        ann = await running.login("ann")
+        assert (await listed(ann))["box"]["models"] == []
+
+
+async def test_added_server_does_not_take_the_id_of_an_engine_that_is_not_installed(
+    tmp_path: Path, upstream: Upstream
+) -> None:
+    config = Config(data_dir=tmp_path, providers=())
+    providers = Providers(config, Engine(config))
+    added = await providers.add(Provider("", "openai", "Embedded", upstream.url))
+    assert added.id == "embedded-2"
+    await providers.remove(added.id)
+    assert [server.id for server, _ in await providers.status()] == []

@@ -74,15 +74,16 @@ async def add_server(request: Request, body: schemas.NewServer) -> responses.Mod
     found = await examine(parse_address(body.url), body.api_key)
     if found.problem and not body.untested:
         raise ProviderFailed(found.problem, found.message)
+    kind = body.kind or found.kind
     server = await request.app_state.providers.add(
         Provider(
             id="",
-            kind=body.kind or found.kind,
+            kind=kind,
             name=(body.name or found.name).strip(),
             url=found.url,
             api_key=body.api_key,
             concurrency=body.concurrency,
-            models=tuple(body.models) if found.kind == "openai" else (),
+            models=tuple(body.models) if kind == "openai" else (),
         )
     )
     audit("model server added", request.identity.user, request.address, about=server.id)
@@ -103,6 +104,8 @@ async def change_server(request: Request, provider_id: str, body: schemas.Server
         fields["url"] = _changed_address(settings, body)
     if settings.kind == "embedded" and fields.keys() - {"name", "enabled"}:
         raise Invalid("The embedded engine has no address, no key and no queue to set.")
+    if settings.kind != "openai" and fields.get("models"):  # config.load would refuse the file at the next start
+        raise Invalid(f"models can only be chosen for an OpenAI-compatible server. {settings.name} lists its own.")
     if not untested and fields.get("enabled", settings.enabled) and fields.keys() & {"url", "api_key"}:
         url = fields.get("url", address)  # empty: LM Studio is looked for
         found = await examine(url, fields.get("api_key", settings.api_key)) if url else None
