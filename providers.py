@@ -299,7 +299,8 @@ class Providers:
             return server, model
         catalog = await self.catalog(RESOLVE_AGE_SECONDS)
         offers = [(entry["provider_id"], model) for entry in catalog for model in entry["models"]]
-        having = [(server, model["id"]) for server, model in offers if model["id"] == name]
+        having = [(server, name) for server, model in offers if name in (model["id"], *(model["variants"] or ()))]
+        having = list(dict.fromkeys(having))
         if not name:
             having = [(server, model["id"]) for server, model in offers if model["state"] == "loaded"] or [
                 (server, model["id"]) for server, model in offers

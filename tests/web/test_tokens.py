@@ -166,6 +166,13 @@ async def test_models_of_all_servers_are_listed_with_their_server(zed: Person, u
     assert refused(await zed.delete("/v1/models")) == (405, "method_not_allowed")
 
 
+async def test_variant_of_a_model_is_found_by_its_name_alone(zed: Person, upstream: Upstream) -> None:
+    upstream.models[0].variants = (MODEL, f"{MODEL}@q8_0")
+    for name in (MODEL, f"{MODEL}@q8_0"):
+        good(await zed.post("/v1/embeddings", json={"model": name, "input": "x"}))
+        assert upstream.requests[-1].json["model"] == name
+
+
 async def test_embeddings_pass_unchanged(zed: Person, upstream: Upstream) -> None:
     content = '{"input": ["\\u00e9 é", "b"], "model": "lmstudio/embed", "dimensions":  7, "x": {"y": 1.50}}'
     response = await zed.post("/v1/embeddings", content=content, headers={"Content-Type": "application/json"})
