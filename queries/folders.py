@@ -43,12 +43,16 @@ def find_folder(conn: Connection, user_id: int, name: str) -> int | None:
     return folder_id
 
 
+def count_folders(conn: Connection, user_id: int) -> int:
+    return int(scalar(conn, "SELECT count(*) FROM folders WHERE user_id = ?", (user_id,)))
+
+
 def add_folder(conn: Connection, user_id: int, name: str) -> int:
     """Return the id of the folder with this name, which is added if there is none. Raises Invalid above MAX_FOLDERS."""
     folder_id = find_folder(conn, user_id, name)
     if folder_id is not None:
         return folder_id
-    if scalar(conn, "SELECT count(*) FROM folders WHERE user_id = ?", (user_id,)) >= MAX_FOLDERS:
+    if count_folders(conn, user_id) >= MAX_FOLDERS:
         raise Invalid(f"There are {MAX_FOLDERS} folders already. Delete one first.")
     return insert(conn, "INSERT INTO folders (user_id, name) VALUES (?, ?)", (user_id, name))
 

@@ -382,7 +382,7 @@ class _Import:
     def _end(self, conn: Connection, conversation: Conversation, step: End) -> None:
         if self.dry_run:
             self._counted[self._identity] = dict(self.ids)
-            self._count_folder(conn, conversation.folder)
+            self._count_folder(conn, conversation)
         else:
             self._show(conn, conversation, step)
         self.report.conversations += self._new
@@ -415,17 +415,22 @@ class _Import:
         is_new = queries.folders.find_folder(conn, self.user_id, conversation.folder) is None
         try:
             folder_id = queries.folders.add_folder(conn, self.user_id, conversation.folder)
-        except Invalid:  # there are too many
-            conversation.losses[f"folder: {conversation.folder}"] = 1
+        except Invalid:
+            _lose_folder(conversation)
             return None
         if is_new:
             self.report.folders.append(conversation.folder)
         return folder_id
 
-    def _count_folder(self, conn: Connection, name: str) -> None:
-        folders = self.report.folders
-        is_counted = not (name and self._new) or name in folders or len(folders) >= queries.folders.MAX_FOLDERS
-        if not is_counted and queries.folders.find_folder(conn, self.user_id, name) is None:
+    def _count_folder(self, conn: Connection, conversation: Conversation) -> None:
+        """Report what `_add_folder` would do with a new conversation."""
+        name, folders = conversation.folder, self.report.folders
+        is_there = name in folders or queries.folders.find_folder(conn, self.user_id, name) is not None
+        if not name or not self._new or is_there:
+            return
+        if queries.folders.count_folders(conn, self.user_id) + len(folders) >= queries.folders.MAX_FOLDERS:
+            _lose_folder(conversation)
+        else:
             folders.append(name)
 
     def _save(self, conn: Connection, saved: Saved) -> None:
@@ -456,6 +461,11 @@ def _link(conn: Connection, message_id: int, files: _Files, table: Table) -> Non
         if attachment_id is None:
             raise Unreadable(f"its file {name} is missing")
         queries.attachments.link(conn, message_id, position, attachment_id, name, table)
+
+
+def _lose_folder(conversation: Conversation) -> None:
+    """Note that a conversation is added without its folder, because there are too many."""
+    conversation.losses[f"folder: {conversation.folder}"] = 1
 
 
 def _with_ids(event: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:

@@ -973,11 +973,15 @@ async def test_folders_come_with_an_import_and_are_kept_by_an_export(here: Servi
 async def test_conversations_beyond_the_limit_of_folders_lose_theirs(
     here: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queries.folders, "MAX_FOLDERS", 1)
+    monkeypatch.setattr(queries.folders, "MAX_FOLDERS", 2)
+    await here.database.write(queries.folders.add_folder, here.user, "mine")
     rows = [
         openwebui(said("u", None, "user", "hi"), current="u", id=name, title=name, folder={"name": name})
         for name in ("one", "two")
     ]
-    report = await here.importer.import_files(here.user, [write(here.folder / "x.json", rows)])
-    assert report.folders == ["one"] and [loss.kind for loss in report.losses] == ["folder: two"]
-    assert report.conversations == 2 and await folder_names(here) == {"one": "one"}
+    for dry_run in (True, False):
+        path = write(here.folder / "x.json", rows)
+        report = await here.importer.import_files(here.user, [path], dry_run=dry_run)
+        assert report.folders == ["one"] and [loss.kind for loss in report.losses] == ["folder: two"], dry_run
+        assert report.conversations == 2
+    assert await folder_names(here) == {"one": "one"}
