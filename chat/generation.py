@@ -69,7 +69,7 @@ class Generation:
         self._joint = continuation.Joint(earlier.content) if earlier else None
         self._asks_to_continue = False  # the server cannot go on by itself
         self.running = False  # can be stopped
-        self.is_saved = True  # in the database
+        self.is_recorded = True  # has a message in the database
         self.status = "generating"  # at the end: ok, canceled, interrupted or error
         self.save_error: StorageUnavailable | None = None  # set when the answer has ended and could not be saved
         self._config = config

@@ -358,7 +358,7 @@ class Hub:
 
     async def _save_parts(self) -> None:
         """Save what the running generations have added since the last save."""
-        logs = [one.log for one in self.generations.values() if one.running and one.is_saved]
+        logs = [one.log for one in self.generations.values() if one.running and one.is_recorded]
         unsaved = [(events, len(events), events.unsaved_part()) for events in logs if len(events) > events.saved]
         if unsaved:
             await self.database.write(queries.generations.add_parts, [part for _, _, part in unsaved])

@@ -89,7 +89,7 @@ class Relay(Generation):
         super().__init__(config, database, providers, checker, server, answer, begin_next, start)
         self.chunks = ChunkLog()
         self.size = size  # bytes of the request
-        self.is_saved = answer.message_id > 0
+        self.is_recorded = answer.message_id > 0
         self._body = body
         self._wants_usage = wants_usage
         self._calls: dict[int, ToolCall] = {}
@@ -107,7 +107,7 @@ class Relay(Generation):
         return [self._calls[index] for index in sorted(self._calls)]
 
     def save(self, conn: Connection) -> Begun | None:
-        return super().save(conn) if self.is_saved else None
+        return super().save(conn) if self.is_recorded else None
 
     async def _conclude(self, outcome: str | FiresideError) -> None:
         if self.calls:

@@ -115,7 +115,7 @@ async def chat(request: Request) -> Chat:
     if replaced:
         state.reader.begin(request.user_id)  # those that were recorded
     headers = {"X-Fireside-Generation-Id": relay.id}
-    if relay.is_saved:
+    if relay.is_recorded:
         headers["X-Fireside-Conversation-Id"] = str(relay.job.conversation_id)
     if options.stream:
         return ChatStream(state.hub, relay, headers, request.write_body)

@@ -212,7 +212,7 @@ class Life:
     async def _finish_running(self) -> None:
         """Read all answers to their end. Those of a model server that hangs end by their deadline."""
         while running := [*self.hub.generations.values()]:
-            await asyncio.gather(*(self._read_again(one.job.user_id, one.id) for one in running if one.is_saved))
+            await asyncio.gather(*(self._read_again(one.job.user_id, one.id) for one in running if one.is_recorded))
             await asyncio.wait([one.task for one in running])
             await asyncio.sleep(3)  # what could not be saved is saved again
 
@@ -462,7 +462,7 @@ class Life:
         with contextlib.closing(sqlite3.connect(self.world.path)) as conn:
             for generation_id in self.world.running:
                 generation = self.hub.generations[generation_id]
-                if not generation.is_saved:
+                if not generation.is_recorded:
                     continue
                 script = self.world.scripts[generation_id]
                 old = [part for part, at in zip(script.texts, script.times, strict=True) if at < now - SAVED_WITHIN]
