@@ -153,7 +153,7 @@ class Auth:
             self.bootstrap_token = private_file(self.config.bootstrap_file, lambda: secrets.token_urlsafe(32))
 
     async def clean_up(self) -> None:
-        """Delete expired sessions, invites and login links."""
+        """Delete expired sessions, login links and links that reset a password."""
         await self.database.write(queries.accounts.delete_stale, *self._session_limits())
 
     def _delete_bootstrap_token(self) -> None:
