@@ -132,6 +132,7 @@ class Auth:
         self.config = config
         self.database = database
         self._known_file = config.data_dir / "known-addresses"
+        self._saving_known = asyncio.Lock()
         self.throttle = Throttle(_read_known(self._known_file))
         # By user id: the number of refusals not yet logged, and the time of the last line in the log.
         self._refusals: dict[int, tuple[int, float]] = {}
@@ -177,7 +178,7 @@ class Auth:
             raise AuthRequired
         if session.last_seen < ago(seconds=SESSION_SEEN_SECONDS):
             with contextlib.suppress(StorageUnavailable):  # a full disk does not stop reading
-                await self.database.write(queries.accounts.set_session_seen, session.id)
+                await self.database.write_unsynced(queries.accounts.set_session_seen, session.id)
         return Identity(session.user, session.id, self._csrf(token))
 
     def check_csrf(self, identity: Identity, given: str | None) -> None:
@@ -203,12 +204,14 @@ class Auth:
         await self.database.write(queries.accounts.add_session, user.id, digest(token), client, verified, replaces)
         audit("signed in", user, visitor.address, by=by)
         if self.throttle.remember(user.username, visitor.address):
-            self._save_known()
+            await self._save_known()
         return Login(user, self._signer.sign(token).decode(), self._csrf(token))
 
-    def _save_known(self) -> None:
-        with contextlib.suppress(OSError):
-            write_private(self._known_file, json.dumps(list(self.throttle.known)))
+    async def _save_known(self) -> None:
+        """Save Throttle.known in a thread: an fsync would hold up all streams."""
+        async with self._saving_known:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(write_private, self._known_file, json.dumps(list(self.throttle.known)))
 
     # ---- personal access tokens
 
@@ -397,7 +400,7 @@ class Auth:
             change = queries.accounts.set_name
             user = await self.database.write(change, user_id, username, display_name(name), verified)
         self.throttle.rename(old, username)
-        self._save_known()
+        await self._save_known()
         audit("name changed", user, address, about=old)
         return user
 
@@ -406,19 +409,19 @@ class Auth:
         async with self._attempt(self._known_users, f"password {identity.user.id}"):
             verified = await self._verify_own(identity, password)
         user = await self.database.write(queries.accounts.close_account, identity.user.id, verified)
-        self._forget(user)
+        await self._forget(user)
         audit("account deleted", user, address)
 
     async def delete_user(self, admin: User, user_id: int, address: str) -> None:
         """Close another user's account, for queries.accounts.remove_closed. Raises NotFound, LastAdmin, OwnAccount."""
         _check_other(admin, user_id)
         user = await self.database.write(queries.accounts.close_account, user_id)
-        self._forget(user)
+        await self._forget(user)
         audit("user deleted", admin, address, about=user.username)
 
-    def _forget(self, user: User) -> None:
+    async def _forget(self, user: User) -> None:
         self.throttle.rename(user.username, None)
-        self._save_known()
+        await self._save_known()
 
     # ---- passwords
 

@@ -6,6 +6,8 @@ timing in tests/trust/timing.py."""
 import asyncio
 import contextlib
 import http.cookies
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,16 @@ async def test_known_addresses_survive_a_restart(tmp_path: Path) -> None:
     (tmp_path / "known-addresses").write_text("[1, ", "utf-8")
     async with Running(tmp_path, **settings) as running:
         good(await running.anybody().post("/auth/login", json=right, headers=home))
+
+
+async def test_signing_in_does_not_sync_a_file_on_the_event_loops_thread(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: threads.append(threading.current_thread()))
+    running.state.auth.throttle.known.clear()
+    await running.login("ann")
+    assert threads and threading.main_thread() not in threads
 
 
 async def test_guessing_is_throttled_and_others_can_sign_in(clock: Clock, running: Running, bob: Person) -> None:
