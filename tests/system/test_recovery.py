@@ -385,13 +385,26 @@ async def test_damage_of_a_large_file_is_found_while_it_is_served(
         assert code(await running.anybody().get("/health")) == (503, "STORAGE_UNAVAILABLE")
 
 
+def damage_schema(path: Path) -> None:
+    """Damage what open connections have read already. For a new one, integrity_check raises an error instead of returning what it finds."""
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE folders", b"CREATE TABXE folders"))
+
+
+async def test_backup_of_a_damaged_schema_names_the_database_and_not_the_backup(tmp_path: Path) -> None:
+    async with Running(tmp_path) as running:
+        damage_schema(running.config.database)
+        secret = {"Authorization": f"Bearer {running.state.secret}"}
+        body = {"file": str(tmp_path / "backup.db")}
+        refused = await running.anybody().post("/control/backup", json=body, headers=secret)
+        assert code(refused) == (503, "STORAGE_UNAVAILABLE")
+        assert refused.json()["message"].startswith(f"{running.config.database}: cannot be used: the file is damaged.")
+
+
 async def test_damage_that_only_a_new_connection_sees_is_found_while_it_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Running(tmp_path) as running:
-        # The schema, which the open connections have read. For a new one, integrity_check raises an error instead of returning what it finds.
-        path = running.config.database
-        path.write_bytes(path.read_bytes().replace(b"CREATE TABLE folders", b"CREATE TABXE folders"))
+        damage_schema(running.config.database)
         monkeypatch.setattr(server, "HOUSEKEEPING_DELAY_SECONDS", 0.0)
         housekeeping = asyncio.create_task(server._run_housekeeping(running.state))
         await until(lambda: running.state.database.damaged or housekeeping.done())

@@ -53,11 +53,11 @@ async def control_backup(request: Request, body: schemas.BackupTarget) -> respon
     database = request.app_state.config.database
     try:
         await asyncio.to_thread(db.copy, database, Path(body.file))
-    except db.DatabaseDamaged as error:
-        raise StorageUnavailable(db.advice(database, error)) from None
     except OSError as error:
         raise StorageUnavailable(f"{body.file}: {error.strerror}") from None
     except sqlite3.Error as error:
+        if db.is_damage(error):
+            raise StorageUnavailable(db.advice(database, error)) from None
         raise StorageUnavailable(f"{body.file}: {db.problem(error)}") from None
     return responses.Confirmation("Backup written")
 
