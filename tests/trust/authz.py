@@ -49,6 +49,7 @@ ORIGINS: dict[str, dict[str, str]] = {
 }
 ALLOWED_ORIGINS = ("none", "same origin")
 MODEL = "llama-3.2-3b-instruct"
+ENOUGH_WRONG = 3  # then the proof ends, so that the mutants do not wait for the rest
 # Kinds of objects that belong to one user.
 PRIVATE = (
     "conversation", "folder", "session", "image", "attachment", "message", "generation", "prompt", "preset", "token",
@@ -383,7 +384,7 @@ async def _prove(size: int) -> Figures:
                 await world.build()
                 await _check_refused(world, refused, figures)
                 for cell in every:
-                    if not is_refused(cell):
+                    if not is_refused(cell) and len(figures.wrong) < ENOUGH_WRONG:
                         await _check_allowed(world, cell, figures)
     figures.more = f"{len(ROUTES)} routes, {len(refused):,} refusals that changed no row"
     return figures
@@ -394,6 +395,8 @@ async def _check_refused(world: World, refused: list[Cell], figures: Figures) ->
     before = await world.fingerprint()
     for route, row in itertools.groupby(refused, lambda cell: cell.route):
         for cell in row:
+            if len(figures.wrong) >= ENOUGH_WRONG:
+                return
             answer = await world.send(cell, world.credentials[cell.role], world.objects[cell.owner])
             _compare(cell, answer, figures)
             answers.setdefault((route.name, cell.token, cell.origin), {})[cell.role] = _without_request_id(answer)

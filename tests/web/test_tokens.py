@@ -71,10 +71,11 @@ async def test_error_tells_a_typing_error_from_a_revoked_token(running: Running,
         running.state.auth.throttle = type(running.state.auth.throttle)()
         response = await running.anybody().get("/v1/models", headers={b"Authorization": f"Bearer {given}".encode()})
         assert refused(response) == INVALID and words in response.json()["error"]["message"], given
-    for header in ("", "Bearer", f"Basic {text}", text):
+    valid = await create(ann)
+    for header in ("", "Bearer", f"Basic {valid}", valid):
         response = await running.anybody().get("/v1/models", headers={"Authorization": header} if header else {})
         assert refused(response) == INVALID
-    twice = [("Authorization", f"Bearer {await create(ann)}")] * 2
+    twice = [("Authorization", f"Bearer {valid}")] * 2
     assert refused(await running.anybody().get("/v1/models", headers=twice)) == INVALID
 
 
