@@ -492,6 +492,9 @@ async def test_generated_bootstrap_token_is_deleted_after_use_or_for_a_configure
         assert not file.exists()
     async with Running(tmp_path, bootstrap_token="") as running:
         assert running.state.auth.bootstrap_token == "" and not file.exists()
+        for text in (token, ""):
+            refused = await running.anybody().post("/admin/bootstrap", json=body | {"username": "eve", "token": text})
+            assert code(refused) == (403, "BOOTSTRAP_DISABLED")
 
 
 async def test_one_account_cannot_fill_the_password_queue() -> None:

@@ -73,6 +73,10 @@ def test_changed_role_ends_sessions_login_links_and_invites(conn: Connection) ->
     for code, maker in ((b"of bob", BOB), (b"of ann", ANN)):
         accounts.add_invite(conn, code, "user", maker, "9999")
         accounts.add_login_link(conn, maker, code, "9999")
+    for code in (b"used", b"revoked"):
+        accounts.add_invite(conn, code, "user", BOB, "9999")
+    accounts.redeem_invite(conn, b"used", "fay", "")
+    conn.execute("UPDATE invites SET revoked_at = '2026' WHERE code_hash = ?", (b"revoked",))
     accounts.set_user(conn, BOB, "admin", "active")
     assert accounts.count_sessions(conn, BOB) == 1
     accounts.set_user(conn, BOB, "user", None)
@@ -83,7 +87,9 @@ def test_changed_role_ends_sessions_login_links_and_invites(conn: Connection) ->
     assert accounts.redeem_invite(conn, b"of ann", "eve", "").username == "eve"
     assert accounts.redeem_login_link(conn, b"of ann") is not None
     invites = [(invite["status"], invite["used_by"]) for invite in accounts.list_invites(conn)]
-    assert invites == [("used", "eve"), ("revoked", None), ("used", "bob")]
+    assert invites == [("revoked", None), ("used", "fay"), ("used", "eve"), ("revoked", None), ("used", "bob")]
+    read = "SELECT revoked_at FROM invites WHERE code_hash IN (?, ?) ORDER BY id"
+    assert [row["revoked_at"] for row in conn.execute(read, (b"used", b"revoked"))] == [None, "2026"]
 
 
 def test_session_ends_when_it_is_replaced_too_old_one_of_many_or_its_user_disabled(conn: Connection) -> None:
@@ -109,11 +115,13 @@ def test_session_ends_when_it_is_replaced_too_old_one_of_many_or_its_user_disabl
 def test_new_password_ends_all_sessions_but_one_and_makes_older_checks_worthless(conn: Connection) -> None:
     kept = [sign_in(conn, BOB, bytes([number])) for number in range(3)][1]
     others = sign_in(conn, ANN, b"ann")
-    accounts.add_login_link(conn, BOB, b"link", "9999")
+    for user_id, link in ((BOB, b"link"), (ANN, b"link of ann")):
+        accounts.add_login_link(conn, user_id, link, "9999")
     accounts.set_password(conn, BOB, "new", kept, "hash of bob")
     assert [session["id"] for session in accounts.list_sessions(conn, BOB)] == [kept]
     assert [session["id"] for session in accounts.list_sessions(conn, ANN)] == [others]
     assert accounts.redeem_login_link(conn, b"link") is None
+    assert accounts.redeem_login_link(conn, b"link of ann") is not None
     with pytest.raises(InvalidCredentials):
         accounts.set_password(conn, BOB, "newer", verified="hash of bob")
     with pytest.raises(InvalidCredentials):
@@ -140,6 +148,8 @@ def test_reset_link_replaces_the_earlier_one_of_the_user_alone(conn: Connection)
     assert accounts.get_reset_link(conn, b"ann") and accounts.get_reset_link(conn, b"newer")
     assert accounts.get_reset_link(conn, b"bob") is None
     assert accounts.redeem_login_link(conn, b"login")
+    conn.execute("UPDATE users SET status = 'disabled' WHERE id = ?", (BOB,))
+    assert accounts.get_reset_link(conn, b"newer") is None
 
 
 def test_only_an_open_invite_adds_a_user(conn: Connection) -> None:
