@@ -111,7 +111,9 @@ def test_what_was_chosen_fits_and_is_sent_once(
         tokens = size(whole, plan)
         turns[-1].excerpts = plan.excerpts
         if room is not None and any(one.texts for one in plan.excerpts):
-            assert tokens <= room + 40 * len(plan.excerpts)
+            assert tokens <= room + prompt.estimate(prompt.FRAME) + 40 * len(
+                plan.excerpts
+            )  # what stands around the pages
         sent = [(one.attachment_id, page) for turn in turns[omitted:] for one in turn.excerpts for page in one.texts]
         assert len(sent) == len({*sent})
         turns.append(replied("x" * length, omitted))
