@@ -274,7 +274,7 @@ def _lengths(message: sqlite3.Row) -> list[int]:
 def add_parts(conn: Connection, parts: Sequence[SavedPart]) -> None:
     """Save parts of running answers. A part replaces an earlier one with the same first event: it repeats that one's events.
 
-    Many rows in one statement, because after each statement this thread waits for the event loop's to give up the GIL.
+    Many rows go into one statement, because after each statement this thread has to wait for the GIL.
     """
     for start in range(0, len(parts), PARTS_PER_STATEMENT):
         some = parts[start : start + PARTS_PER_STATEMENT]

@@ -37,7 +37,7 @@ RESERVED_DESCRIPTORS = (
 PIPELINED_REQUESTS = 16  # per connection; browsers send none
 PARSER_BYTES = 4 * 1024  # given to the parser at once, so that many small requests in one read are noticed early
 WRITE_BYTES = 64 * 1024  # of a streamed body at once
-ACCEPTS_PER_TURN = 4  # of the event loop, so that a burst of connections stays within RESERVED_DESCRIPTORS
+ACCEPTS_PER_TURN = 4  # of the event loop, so that many new connections do not delay the requests of others
 
 
 class Limits:

@@ -48,7 +48,7 @@ async def read_object(request: Request) -> dict[str, Raw]:
         raise Invalid(f"The request must have at most {FIELDS:,} fields.")
     try:
         if not body.isascii():
-            body.decode()  # Raw values are not decoded
+            body.decode()  # msgspec does not check that Raw values are UTF-8
         return _decode_object(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Invalid("The request body must be a JSON object.") from None
