@@ -19,8 +19,9 @@ import sqlite3
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -173,7 +174,7 @@ class Database:
         self._readers = readers
         self._loop_reader = loop_reader  # used on the event loop's thread
         self._load: Counter[aiosqlite.Connection] = Counter()  # transactions that wait or run on each connection
-        self._part_lock = asyncio.Lock()
+        self._turns = weakref.WeakValueDictionary[Hashable, asyncio.Lock]()  # of users who have transactions to write
         self._closing = False
 
     async def write(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
@@ -195,10 +196,17 @@ class Database:
 
         return await self._run(self._writer, unsynced)
 
-    async def write_part(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
-        """`write` one part of long work. At most one part is in the writer's queue, so other writes wait for one part only."""
-        async with self._part_lock:
+    async def write_for(self, user: Hashable, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
+        """`write`, but at most one transaction of a user is in the writer's queue, so that the writes of others wait for one only.
+
+        Cancelling the caller before the user's turn cancels the transaction.
+        """
+        async with self._turns.setdefault(user, asyncio.Lock()):
             return await self.write(function, *args, **kw)
+
+    async def write_part(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
+        """`write` one part of long work of any user. At most one part is in the writer's queue."""
+        return await self.write_for(None, function, *args, **kw)
 
     async def read(self, function: Function[P, T], *args: P.args, **kw: P.kwargs) -> T:
         """Read from one snapshot. Statements that write fail."""

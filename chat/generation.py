@@ -172,7 +172,7 @@ class Generation:
             self.status = outcome
         following = None
         try:
-            following = await self._database.write(self.save)
+            following = await self._database.write_for(self.job.user_id, self.save)
         except Exception as error:
             log_save_error(error)
             self.save_error = StorageUnavailable(

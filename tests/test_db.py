@@ -100,6 +100,23 @@ async def test_cancelling_a_caller_does_not_stop_its_running_transaction(databas
     assert await database.read(pairs) == {1, 2}
 
 
+async def test_write_waits_for_only_one_transaction_of_another_user(database: Database) -> None:
+    begun, proceed, order = threading.Event(), threading.Event(), []
+
+    def slow(conn: Connection, name: str) -> None:
+        order.append(name)
+        begun.set()
+        assert proceed.wait(10)
+
+    ann = [asyncio.create_task(database.write_for(1, slow, "ann")) for _ in range(3)]
+    await asyncio.to_thread(begun.wait, 10)
+    bob = asyncio.create_task(database.write_for(2, slow, "bob"))
+    await asyncio.sleep(0)
+    proceed.set()
+    await asyncio.gather(*ann, bob)
+    assert order == ["ann", "bob", "ann", "ann"]
+
+
 async def test_canceled_reader_leaves_no_snapshot_open(database: Database) -> None:
     for number in range(30):
         tasks = [asyncio.create_task(database.read(pairs)) for _ in range(10)]

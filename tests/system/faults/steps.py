@@ -92,10 +92,14 @@ async def blocked_writer(running: Running) -> AsyncIterator[Callable[[int], bool
         begun.set()
         return release.wait(PATIENCE)
 
+    def turns() -> int:
+        """Transactions that wait for another one of their user."""
+        return sum(len(lock._waiters or ()) for lock in database._turns.values())
+
     blocking = asyncio.create_task(database.write(block))
     await until(begun.is_set)
     try:
-        yield lambda count: database._writer._tx.qsize() >= count
+        yield lambda count: database._writer._tx.qsize() + turns() >= count
     finally:
         release.set()
         assert await blocking
