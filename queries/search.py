@@ -14,6 +14,9 @@ from .types import Unit
 
 MARK, UNMARK = "\ue000", "\ue001"  # around each match in a snippet; private-use characters need no escaping
 
+INDEXED_CHARACTERS = (
+    300_000  # of a message, in the form of words(): 2,000,000 keep other writes waiting for half a second
+)
 MAX_TERMS = 16  # further ones are ignored
 MAX_CANDIDATES = 500  # of more matches, those with the highest ids are sorted by time
 MAX_PAGES = 5_000  # of documents that match; of more, those with the highest ids count
@@ -156,38 +159,39 @@ def _all_of(asked: list[tuple[str, bool]], mark: str) -> str:
 
 def index_message(conn: sqlite3.Connection, user_id: int, message_id: int, content: str) -> None:
     if content:
-        _index(conn, "message_words", message_id, f"u{user_id}", content)
+        _index(conn, "message_words", message_id, f"u{user_id}", words(content)[:INDEXED_CHARACTERS])
 
 
 def unindex_message(conn: sqlite3.Connection, user_id: int, message: sqlite3.Row) -> None:
+    """Versions before 0.2.0 indexed longer messages whole. Entries of their rest stay, and find nothing when the message is deleted."""
     if message["content"]:
-        _unindex(conn, "message_words", message["id"], f"u{user_id}", message["content"])
+        _unindex(conn, "message_words", message["id"], f"u{user_id}", words(message["content"])[:INDEXED_CHARACTERS])
 
 
 def index_title(conn: sqlite3.Connection, user_id: int, conversation_id: int, title: str) -> None:
-    _index(conn, "title_words", conversation_id, f"u{user_id}", title)
+    _index(conn, "title_words", conversation_id, f"u{user_id}", words(title))
 
 
 def unindex_title(conn: sqlite3.Connection, conversation: sqlite3.Row) -> None:
-    _unindex(conn, "title_words", conversation["id"], f"u{conversation['user_id']}", conversation["title"])
+    _unindex(conn, "title_words", conversation["id"], f"u{conversation['user_id']}", words(conversation["title"]))
 
 
 def index_page(conn: sqlite3.Connection, user_id: int, attachment_id: int, page_id: int, text: str) -> None:
-    _index(conn, "page_words", page_id, f"u{user_id} a{attachment_id}", text)
+    _index(conn, "page_words", page_id, f"u{user_id} a{attachment_id}", words(text))
 
 
 def unindex_page(conn: sqlite3.Connection, page: sqlite3.Row) -> None:
-    _unindex(conn, "page_words", page["id"], f"u{page['user_id']} a{page['attachment_id']}", page["text"])
+    _unindex(conn, "page_words", page["id"], f"u{page['user_id']} a{page['attachment_id']}", words(page["text"]))
 
 
 def _index(conn: sqlite3.Connection, table: str, row_id: int, owner: str, text: str) -> None:
-    conn.execute(f"INSERT INTO {table} (rowid, owner, text) VALUES (?, ?, ?)", (row_id, owner, words(text)))
+    conn.execute(f"INSERT INTO {table} (rowid, owner, text) VALUES (?, ?, ?)", (row_id, owner, text))
 
 
 def _unindex(conn: sqlite3.Connection, table: str, row_id: int, owner: str, text: str) -> None:
     """Remove a row. FTS5 needs the text that was indexed, because it does not store it."""
     sql = f"INSERT INTO {table} ({table}, rowid, owner, text) VALUES ('delete', ?, ?, ?)"
-    conn.execute(sql, (row_id, owner, words(text)))
+    conn.execute(sql, (row_id, owner, text))
 
 
 def words(text: str) -> str:

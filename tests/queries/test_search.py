@@ -14,7 +14,7 @@ import pytest
 from fireside import db
 from fireside.db import Connection
 from fireside.queries import attachments, conversations, messages, search
-from fireside.queries.search import MARK, SNIPPET_CHARACTERS, UNMARK
+from fireside.queries.search import INDEXED_CHARACTERS, MARK, SNIPPET_CHARACTERS, UNMARK
 from fireside.web.handlers import conversations as handlers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from ..documents import library
 from ..live import PATIENCE, Person, Running, code, good, until
 from ..upstream import Upstream, answer
+from .conftest import purge
 
 anything = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=60)
 typed = st.one_of(
@@ -77,6 +78,23 @@ def found(conn: Connection, query: str, user_id: int = 1) -> set[int]:
 
 
 # ---- matches
+
+
+@pytest.mark.parametrize("filler", ["word ", "字", "é "])
+@pytest.mark.parametrize("indexed_whole", [False, True], ids=["", "by version 0.1"])
+def test_only_the_beginning_of_a_very_long_message_is_indexed(
+    conn: Connection, monkeypatch: pytest.MonkeyPatch, filler: str, indexed_whole: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        if indexed_whole:
+            patch.setattr(search, "INDEXED_CHARACTERS", 10**9)
+        message_id = say(conn, "beginning " + filler * INDEXED_CHARACTERS + " end", title="long")
+    assert found(conn, "beginning") == {message_id}
+    assert found(conn, "end") == ({message_id} if indexed_whole else set())
+    purge(conn, 1, conn.execute("SELECT id FROM conversations WHERE title = 'long'").fetchone()[0])
+    assert found(conn, "beginning") == found(conn, "end") == set()
+    assert {say(conn, "the end")} == found(conn, "end")
+    conn.execute("INSERT INTO message_words (message_words) VALUES ('integrity-check')")
 
 
 @pytest.mark.parametrize(
