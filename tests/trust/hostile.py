@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fireside.queries.types import QUESTION_CHARACTERS
 from fireside.server import ROUTES
 from fireside.web import formulas, markdown
 
@@ -408,12 +409,20 @@ def _large_settings(a: Attacker) -> list[bytes]:
     return [*changes, a.request("GET", "/conversations"), a.request("POST", "/conversations", {})]
 
 
+def _large_messages(a: Attacker) -> list[bytes]:
+    """Messages of different words, for each of which the search index has an entry."""
+    content = " ".join(map(str, range(200_000)))[: a.scaled(QUESTION_CHARACTERS, 10_000)]
+    paths = (f"/conversations/{a.conversation_id}/messages", f"/conversations/{a.conversation_id}/stream")
+    return [a.request("POST", path, {"content": content, "parent_id": None}) for path in paths]
+
+
 def _large_bodies(a: Attacker) -> list[bytes]:
     return [_message(a, body) for body in odd_bodies(a.scaled(32, 4) * 1_000_000)]
 
 
 repeated("bodies", "32 MB at once", _large_bodies, connections=2)
 repeated("bodies", "settings of 1 MB", _large_settings)
+repeated("bodies", "messages of as many different words as fit", _large_messages, connections=20)
 slow_upload = functools.partial(_message, Content_Length="33000000")
 held("slow bodies", "32 MB in small pieces", lambda a: (slow_upload(a), b" " * 2000), connections=20, every=0.005)
 
@@ -690,8 +699,14 @@ def _odd_zips(a: Attacker) -> list[bytes]:
 
 
 def _long_messages(a: Attacker) -> list[dict[str, Any]]:
-    texts = ("a " * 99_999, "a" * 199_999, "\u4e00" * 199_999, "".join(f"w{number} " for number in range(30_000)))
-    return [exported(a.scaled(100, 10), question=text) for text in texts]
+    chinese = "".join(chr(0x4E00 + number * number % 20_000) for number in range(199_999))
+    texts = ("a " * 99_999, "a" * 199_999, chinese, "".join(f"w{number} " for number in range(30_000)))
+    different = " ".join(map(str, range(280_000)))
+    answers = exported(a.scaled(40, 4))
+    for message in answers["messages"]:
+        if message["role"] == "assistant":
+            message["content"] = different
+    return [answers, *(exported(a.scaled(50, 10), question=text) for text in texts)]
 
 
 def _many_versions(a: Attacker) -> list[dict[str, Any]]:
@@ -863,6 +878,7 @@ EVENTS: dict[str, bytes] = {  # each is repeated up to STREAM_BYTES
         event({"prompt_progress": {"processed": n, "total": 2000}}) for n in range(2000)
     ),
     "one delta of 1 MB": says("a " * 500_000),
+    "300,000 different words": b"".join(says(" ".join(map(str, range(n, n + 1000)))) for n in range(0, 300_000, 1000)),
     "deltas of many lines": says("\n" * 100_000),
     "deltas of escapes": b'data: {"choices":[{"delta":{"content":"' + b"\\ud800" * 100_000 + b'"}}]}\n\n',
     "deep JSON": b"data: " + b"[" * 500_000 + b"\n\n" + b"data: " + b'{"a":' * 100_000 + b"\n\n",
