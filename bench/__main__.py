@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -77,11 +78,14 @@ def line(row: Row) -> str:
 def page(found: list[Row], rounds: int, seconds: float) -> str:
     table = "\n".join(map(line, found))
     command = "make bench" if len(sys.argv) == 1 else f"python -m bench {' '.join(sys.argv[1:])}"
+    revision = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(revision, cwd=HERE, capture_output=True, text=True).stdout.strip()
     busy = os.getloadavg()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{HEAD.format(rounds=rounds)}{table}\n\n"
-        f"`{command}`, {datetime.date.today()}, {seconds / 60:.0f} minutes, {os.cpu_count()} shared cores, {memory:.0f} GB. {rows.versions()}.\n"
+        f"`{command}`, {datetime.date.today()}, commit {commit}, {seconds / 60:.0f} minutes, {os.cpu_count()} shared cores, {memory:.0f} GB. "
+        f"{rows.versions()}.\n"
         f"Load average of the last 5 and 15 minutes: {busy[1]:.1f} and {busy[2]:.1f}. The bench itself causes about 1.5.\n"
         "Compare ratios; absolute times vary with the machine's load.\n"
     )

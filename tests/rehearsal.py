@@ -25,7 +25,13 @@ from .upstream import Gate, Upstream, answer, pause, text
 
 ROOT = Path(fireside.__file__).resolve().parent
 FIRST = "85fbff5"  # the state that version 0.1.0 names
-LANDINGS = (FIRST, "00a8563", "33d3ab7", "fcc3939")  # states that people may have installed from the repository
+LANDINGS = (
+    FIRST,
+    "00a8563",
+    "33d3ab7",
+    "fcc3939",
+    "fca7739",
+)  # states that people may have installed from the repository
 Command = Path | tuple[str | Path, ...]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="  # a PNG
 
