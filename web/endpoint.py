@@ -91,8 +91,8 @@ class AppState:
     exporter: Exporter
     receipts: Receipts
     secret: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # the bearer token of the command line
-    # Waiting requests have no deadline, so a few users must not fill all connections with them.
-    waiting_per_user: int = field(default_factory=lambda: connections_per_side() // 4)
+    # Waiting requests have no deadline, so one user must not fill all connections with them.
+    waiting_per_user: int = field(default_factory=lambda: connections_per_side() // 2)
     long_reads: Slots = field(default_factory=lambda: Slots(READERS - 1, per_user=1))
     storing: Slots = field(default_factory=lambda: Slots(2, per_user=1))  # uploads, each of them in memory
     requests: Slots = field(default_factory=lambda: Slots(sys.maxsize, per_user=REQUESTS_PER_USER))
