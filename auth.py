@@ -170,7 +170,7 @@ class Auth:
 
     async def identify(self, cookie: str | None) -> Identity:
         """Return the user and session of a cookie. Raises AuthRequired."""
-        token = self._unsigned(cookie)
+        token = self.unsign(cookie)
         if token is None:
             raise AuthRequired
         session = self.database.read_here(queries.accounts.get_session, digest(token), *self._session_limits())
@@ -188,7 +188,8 @@ class Auth:
     def _csrf(self, token: str) -> str:
         return hmac.new(self._key, b"csrf:" + token.encode(), hashlib.sha256).hexdigest()
 
-    def _unsigned(self, cookie: str | None) -> str | None:
+    def unsign(self, cookie: str | None) -> str | None:
+        """Return the token of a session cookie, which may have ended, or None if the signature is wrong."""
         try:
             return self._signer.unsign(cookie.encode()).decode() if cookie else None
         except (itsdangerous.BadSignature, UnicodeError):
@@ -198,7 +199,7 @@ class Auth:
         """Start a session, in place of the visitor's old one. `by` is the way of signing in, for the audit log.
 
         Raises InvalidCredentials if `verified`, the password hash when access was granted, is not the stored one any more."""
-        token, old = secrets.token_urlsafe(32), self._unsigned(visitor.cookie)
+        token, old = secrets.token_urlsafe(32), self.unsign(visitor.cookie)
         client = "".join(c for c in visitor.client if c.isprintable())[:200]
         replaces = digest(old) if old else None
         await self.database.write(queries.accounts.add_session, user.id, digest(token), client, verified, replaces)

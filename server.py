@@ -32,7 +32,7 @@ from .safety.sandbox import Sandbox
 from .transfer.exporter import Exporter
 from .transfer.importer import Importer
 from .web import openai, schemas
-from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, check_deadlines
+from .web.connection import ACCEPTS_PER_TURN, Connection, Limits, Listener, check_deadlines
 from .web.endpoint import ADMIN, CLI, PUBLIC, TOKEN, USER, USER_OR_TOKEN, AppState, Endpoint
 from .web.handlers import (
     accounts,
@@ -305,11 +305,12 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: Starlette, config: Config) -> None:
         self.app = app
+        self.limits = Limits(config)
         self.on_started: Callable[[], None] = lambda: None
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(Connection, Limits(config)),  # type: ignore[arg-type]
+                http=partial(Connection, self.limits),  # type: ignore[arg-type]
                 backlog=ACCEPTS_PER_TURN,
                 lifespan="on",
                 log_config=None,
@@ -330,6 +331,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(LISTEN_BACKLOG)  # asyncio has set it to ACCEPTS_PER_TURN
+            if isinstance(listener, Listener):
+                listener.is_busy = self.limits.are_strangers_waiting
         if self.started:
             gc.freeze()  # a full collection would look at all that was imported, and hold all answers up for 20 ms or more
             gc.enable()

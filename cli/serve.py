@@ -112,11 +112,13 @@ def _keep_signals_from_ending(server: "Server") -> None:
 
 def _listen(settings: Config, ports: list[int]) -> socket.socket:
     """Return a socket that listens on the first free port. Raises ConfigError."""
+    from ..web.connection import Listener
+
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     failure: OSError | None = None
     for port in ports:
         # With the protocol named, asyncio sets TCP_NODELAY. Nagle's algorithm would delay small writes by 40 ms.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             if os.name == "posix":  # on Windows it would let two programs share a port
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

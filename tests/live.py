@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import httpx
 from fireside import config, db
 from fireside.server import Server, create_app
+from fireside.web.connection import Listener
 from fireside.web.endpoint import AppState
 
 sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]  # else httpcore searches for it at every connection
@@ -154,7 +155,9 @@ class Running:
         if [file.name for file in self.config.data_dir.iterdir()] == ["lock"]:
             with db.create_private(self.config.database) as file:
                 file.write(_new_database())
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = Listener(socket.AF_INET, socket.SOCK_STREAM)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         self.url = f"{self.config.scheme}://127.0.0.1:{listener.getsockname()[1]}"
         self.server = Server(create_app(self.config), self.config)

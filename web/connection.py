@@ -8,15 +8,20 @@ import ipaddress
 import math
 import os
 import secrets
+import socket
 import ssl
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from operator import attrgetter
 from typing import Any, cast
 
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..config import Config
 from ..errors import ConfigError, FiresideError, HeadersTooLarge, Invalid, RequestTimeout
+from ..safety.queue import Slots
 from ..safety.throttle import LOOPBACK_NETWORK, network
 from .middleware import SECURITY_HEADERS, error_response
 
@@ -37,6 +42,7 @@ RESERVED_DESCRIPTORS = (
 PIPELINED_REQUESTS = 16  # per connection; browsers send none
 PARSER_BYTES = 4 * 1024  # given to the parser at once, so that many small requests in one read are noticed early
 WRITE_BYTES = 64 * 1024  # of a streamed body at once
+BEGINNING_USERS, BEGINNING_STRANGERS = 8, 4  # requests that begin at a time, each for two turns of the event loop
 ACCEPTS_PER_TURN = 4  # of the event loop, so that many new connections do not delay the requests of others
 
 
@@ -48,8 +54,13 @@ class Limits:
 
     def __init__(self, config: Config) -> None:
         self.tls = _tls_context(config)
+        self.users, self.strangers = Slots(BEGINNING_USERS), Slots(BEGINNING_STRANGERS)
         self.per_side = connections_per_side()
         self._proxies = [ipaddress.ip_network(proxy) for proxy in config.trusted_proxies]
+
+    def are_strangers_waiting(self) -> bool:
+        """Whether so many requests without a session wait that no new connection should be accepted."""
+        return self.strangers.waiting() > self.per_side // 4
 
     def full_group(self, address: str, connections: Collection["Connection"]) -> list["Connection"]:
         """Return the connections of a full group: one must close before this address can open another. Empty if there is room."""
@@ -65,17 +76,30 @@ class Limits:
         return side if len(side) >= self.per_side else []
 
 
+class Listener(socket.socket):
+    """A listening socket. While requests of strangers wait for their turns, new connections wait in its backlog."""
+
+    is_busy: Callable[[], bool] = staticmethod(lambda: False)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.is_busy():
+            raise BlockingIOError
+        return super().accept()
+
+
 class Connection(HttpToolsProtocol):
     """A connection with one deadline, which the server checks several times a second.
 
         state                              deadline
         waiting for a request or its head  HEAD_SECONDS after the connection or the head began
+        waiting for its turn               HEAD_SECONDS
         receiving a body                   at most BODY_SECONDS from now; n bytes move it by n / BODY_BYTES_PER_SECOND
         responding                         none: the application has its own timeouts
         client reads the response slowly   STALL_SECONDS after it last read something
         response complete                  KEEP_ALIVE_SECONDS, unless another request begins
 
-    At the limit, a new connection replaces the one that is nearest to its deadline.
+    At the limit, a new connection replaces the one that is nearest to its deadline, among those of the session that has most of them;
+    connections without a session count as one.
     """
 
     def __init__(self, limits: Limits, **settings: Any) -> None:
@@ -86,6 +110,8 @@ class Connection(HttpToolsProtocol):
         self._socket: asyncio.Transport  # without TLS
         self._unsent = 0  # bytes that the client had not read at the last check
         self._unparsed = 0  # bytes since the last complete head or part of a body
+        self._session: str | None = None  # of the last request
+        self._is_dropped = False  # by this side
         self._early = b""  # received after the TLS handshake, before start_tls returned
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -115,16 +141,20 @@ class Connection(HttpToolsProtocol):
         self.data_received(self._early)
 
     def abort(self) -> None:
+        self._is_dropped = True
         self.connections.discard(self)
         self._socket.abort()
 
     def _make_room(self, address: str) -> bool:
-        """Close a connection if the limit is reached. Return False if all are responding."""
+        """Close a connection if the limit is reached. Return False if none may be closed, because they are responding."""
         full = self._limits.full_group(address, cast("set[Connection]", self.connections))
-        nearest = min(full, key=lambda other: other.deadline, default=None)
-        if nearest is not None and nearest.deadline < NEVER:
+        if not full:
+            return True
+        [(session, _)] = Counter(other._session for other in full).most_common(1)
+        nearest = min((other for other in full if other._session == session), key=attrgetter("deadline"))
+        if nearest.deadline < NEVER:
             nearest.abort()
-        return nearest is None or nearest.deadline < NEVER
+        return nearest.deadline < NEVER
 
     def _set_deadline(self, seconds: float) -> None:
         self.deadline = self.loop.time() + seconds
@@ -147,7 +177,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        self.scope["state"]["write_body"] = partial(write_body, self.cycle)
+        self.scope["state"] |= {"write_body": partial(write_body, self.cycle), "take_turn": self._take_turn}
         self._unparsed = 0
         self._set_deadline_by_state()
 
@@ -169,6 +199,20 @@ class Connection(HttpToolsProtocol):
         self._unsent = 0  # if the client still has to read, the next check sets STALL_SECONDS
         if not self._is_responding():  # else a pipelined request begins
             self._set_deadline_by_state()
+
+    async def _take_turn(self, session: str | None, address: str) -> None:
+        """Wait until this request may begin: few do at a time, so that many at once do not delay the others.
+
+        Sessions take turns, and so do the networks of strangers. Raises ClientDisconnect if the connection is dropped meanwhile.
+        """
+        self._session = session
+        self._set_deadline(HEAD_SECONDS)
+        slots, client = (self._limits.users, session) if session else (self._limits.strangers, network(address))
+        async with slots.slot(client):
+            await asyncio.sleep(0)
+        if self._is_dropped:
+            raise ClientDisconnect
+        self._set_deadline_by_state()
 
     def timeout_keep_alive_handler(self) -> None:
         """Do nothing: the deadline replaces uvicorn's timer."""
@@ -210,6 +254,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: FiresideError) -> None:
         """Send an error outside of the application, with the headers of all responses, and close the connection."""
+        self._is_dropped = True
         if self._is_responding() and self.cycle.response_started:
             self._socket.abort()
             return

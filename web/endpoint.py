@@ -280,6 +280,8 @@ class Endpoint(Route):
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
+        sessions = filter(None, map(request.app_state.auth.unsign, request.session_cookies()))
+        await scope["state"].pop("take_turn")(next(sessions, None), request.address)
         await self._authorize(request)
         arguments: dict[str, Any] = request.path_arguments()
         if self.query is not Empty:
