@@ -27,7 +27,7 @@ from fireside.web.schemas import IMAGE_BYTES
 
 from ..certificates import make_certificate, needs_openssl, trusting
 from ..cli.test_commands import serving
-from ..live import BOOTSTRAP_TOKEN, PATIENCE, Person, Running, code, good, until
+from ..live import BOOTSTRAP_TOKEN, PATIENCE, Person, Running, code, good, session, until
 from ..processes import environment, run
 from ..upstream import Gate, Upstream, pause
 
@@ -218,6 +218,75 @@ async def test_new_connection_replaces_an_idle_one_but_no_stream(
         good(await running.anybody().get("/health"))
         gate.open()
         assert [event.event async for event in events][-1] in ("done", "error")
+
+
+async def test_requests_of_a_session_do_not_wait_for_those_of_strangers(running: Running, ann: Person) -> None:
+    strangers = running.server.limits.strangers
+    strangers.resize(0)
+    async with running.anybody() as stranger:
+        waiting = asyncio.create_task(stranger.get("/version"))
+        await until(strangers.waiting)
+        good(await ann.get("/auth/me"))
+        good(await ann.get("/version"))
+        assert not waiting.done()
+        strangers.resize(connection.BEGINNING_STRANGERS)
+        good(await waiting)
+
+
+async def test_sessions_take_turns(running: Running, ann: Person, bob: Person) -> None:
+    users, answered = running.server.limits.users, []
+
+    async def ask(person: Person) -> None:
+        good(await person.get("/version"))
+        answered.append(person.name)
+
+    users.resize(0)
+    many = [asyncio.create_task(ask(ann)) for _ in range(20)]
+    await until(lambda: users.waiting() == 20)
+    one = asyncio.create_task(ask(bob))
+    await until(lambda: users.waiting() == 21)
+    users.resize(1)
+    await asyncio.gather(*many, one)
+    assert answered.index(bob.name) <= 2
+
+
+async def test_new_connections_wait_while_many_strangers_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 8)
+    async with Running(tmp_path) as running, contextlib.AsyncExitStack() as stack:
+        ann = await running.first()
+        good(await ann.get("/auth/me"))
+        strangers = running.server.limits.strangers
+        strangers.resize(0)
+        for number in range(3):
+            reader, writer = await stack.enter_async_context(connected(running))
+            writer.write(b"GET /version HTTP/1.1\r\n" + HOST + b"\r\n")
+            if number < 2:  # the third is not accepted
+                await until(lambda: strangers.waiting() == number + 1)
+        good(await ann.get("/auth/me"))
+        assert strangers.waiting() == 2
+        strangers.resize(connection.BEGINNING_STRANGERS)
+        assert (await asyncio.wait_for(reader.readline(), PATIENCE)).startswith(b"HTTP/1.1 200")
+
+
+async def test_session_with_the_most_connections_loses_one_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(connection, "KEEP_ALIVE_SECONDS", 2 * PATIENCE)
+    async with Running(tmp_path) as running, contextlib.AsyncExitStack() as stack:
+        ann = await running.first()
+        head = b"GET /auth/me HTTP/1.1\r\n" + HOST
+        cookies = [f"Cookie: {session(person)['Cookie']}\r\n\r\n".encode() for person in (ann, await running.join(ann, "bob"))]
+        await ann.aclose()
+        held = []
+        for cookie in (cookies[0], *[cookies[1]] * 6):
+            reader, writer = await stack.enter_async_context(connected(running))
+            writer.write(head + cookie)
+            assert (await asyncio.wait_for(reader.readline(), PATIENCE)).startswith(b"HTTP/1.1 200")
+            held.append((reader, writer))
+        reader, writer = held[0]
+        writer.write(head + cookies[0])
+        assert b"ann" in await asyncio.wait_for(reader.readuntil(b'"username":"ann"'), PATIENCE)
 
 
 @posix
