@@ -22,6 +22,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -50,6 +51,7 @@ BUSY_TIMEOUT_MS = 5_000
 DEADLINE_CHECK_STEPS = 10_000  # SQLite instructions between two checks of a deadline: 0.1 s of a full-text search
 LOCK_RETRY_SECONDS = 0.5  # lock_holder holds the lock for a moment, which must not keep a server from starting
 PART_SECONDS = 0.05  # of work in one transaction of long work, while other writes wait
+BACKGROUND_PRIORITY = 10  # nice value; 0 is normal, 19 the lowest priority
 MIN_FREE_BYTES = 1_000_000  # with less free space SQLite may report an I/O error instead of a full disk
 STARTUP_CHECK_MAX_BYTES = 16 * 1024 * 1024  # a larger file is checked while it is served: reading 1 GB takes seconds
 REPLACED_PREFIX = "before-restore-"  # of the names of the databases that a restore has replaced
@@ -533,6 +535,20 @@ def advice(path: Path, error: sqlite3.Error | DatabaseUnusable) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- backups
+
+
+async def in_background(function: Callable[P, T], *args: P.args, **kw: P.kwargs) -> T:
+    """Do as asyncio.to_thread, for a check or a copy of the whole file. On Linux the thread has a lower priority than the others."""
+    pool = ThreadPoolExecutor(1, initializer=_lower_priority)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, partial(function, *args, **kw))
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _lower_priority() -> None:
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_PRIORITY)
 
 
 def copy(source: Path, target: Path) -> None:

@@ -281,9 +281,9 @@ async def _run_housekeeping(state: AppState) -> None:
     await asyncio.sleep(HOUSEKEEPING_DELAY_SECONDS)
     examined = False
     while True:
-        examined = examined or await succeeds(lambda: asyncio.to_thread(db.check_file, config.database))
+        examined = examined or await succeeds(lambda: db.in_background(db.check_file, config.database))
         await succeeds(temporary.clean_up)  # before the backup
-        await succeeds(lambda: asyncio.to_thread(db.back_up_daily, config.database, config.backups))
+        await succeeds(lambda: db.in_background(db.back_up_daily, config.database, config.backups))
         await succeeds(state.auth.clean_up)
         await succeeds(lambda: queries.accounts.remove_closed(database))
         await succeeds(lambda: database.write(queries.conversations.hide_expired))

@@ -250,9 +250,7 @@ async def test_sessions_take_turns(running: Running, ann: Person, bob: Person) -
     assert answered.index(bob.name) <= 2
 
 
-async def test_new_connections_wait_while_many_strangers_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_new_connections_wait_while_many_strangers_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MAX_CONNECTIONS", 8)
     async with Running(tmp_path) as running, contextlib.AsyncExitStack() as stack:
         ann = await running.first()
@@ -270,13 +268,17 @@ async def test_new_connections_wait_while_many_strangers_do(
         assert (await asyncio.wait_for(reader.readline(), PATIENCE)).startswith(b"HTTP/1.1 200")
 
 
-async def test_session_with_the_most_connections_loses_one_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_session_with_the_most_connections_loses_one_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection, "MAX_CONNECTIONS", 8)
     monkeypatch.setattr(connection, "KEEP_ALIVE_SECONDS", 2 * PATIENCE)
     async with Running(tmp_path) as running, contextlib.AsyncExitStack() as stack:
         ann = await running.first()
         head = b"GET /auth/me HTTP/1.1\r\n" + HOST
-        cookies = [f"Cookie: {session(person)['Cookie']}\r\n\r\n".encode() for person in (ann, await running.join(ann, "bob"))]
+        cookies = [
+            f"Cookie: {session(person)['Cookie']}\r\n\r\n".encode() for person in (ann, await running.join(ann, "bob"))
+        ]
         await ann.aclose()
         held = []
         for cookie in (cookies[0], *[cookies[1]] * 6):

@@ -1,6 +1,5 @@
 """Handlers of /control/, for the commands at the terminal."""
 
-import asyncio
 import sqlite3
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +51,7 @@ async def control_revoke_token(request: Request, body: schemas.TokenChoice) -> r
 async def control_backup(request: Request, body: schemas.BackupTarget) -> responses.Confirmation:
     database = request.app_state.config.database
     try:
-        await asyncio.to_thread(db.copy, database, Path(body.file))
+        await db.in_background(db.copy, database, Path(body.file))
     except OSError as error:
         raise StorageUnavailable(f"{body.file}: {error.strerror}") from None
     except sqlite3.Error as error:
