@@ -205,12 +205,12 @@ async def test_file_that_is_removed_while_it_is_uploaded_again_is_stored_anew(
 
 
 async def test_download_is_read_in_pieces_and_ends_when_the_file_is_removed(running: Running, ann: Person) -> None:
-    data = random.Random(1).randbytes(5_000_000)
+    data = random.Random(1).randbytes(20_000_000)  # more than the buffers of both sockets
     document = good(await upload(ann, data))["id"]
     assert (await ann.get(f"/attachments/{document}/content")).content == data
     with pytest.raises(httpx.RemoteProtocolError):
         async with ann.stream("GET", f"/attachments/{document}/content") as response:
-            assert response.headers["content-length"] == "5000000"
+            assert response.headers["content-length"] == "20000000"
             remove = "DELETE FROM attachment_data"
             await running.state.database.write(lambda conn: conn.execute(remove).rowcount)
             await response.aread()
