@@ -257,12 +257,19 @@ async def test_new_connections_wait_while_many_strangers_do(tmp_path: Path, monk
         good(await ann.get("/auth/me"))
         strangers = running.server.limits.strangers
         strangers.resize(0)
-        for number in range(3):
+
+        async def ask() -> asyncio.StreamReader:
             reader, writer = await stack.enter_async_context(connected(running))
             writer.write(b"GET /version HTTP/1.1\r\n" + HOST + b"\r\n")
-            if number < 2:  # the third is not accepted
-                await until(lambda: strangers.waiting() == number + 1)
-        good(await ann.get("/auth/me"))
+            return reader
+
+        await ask()
+        await until(lambda: strangers.waiting() == 1)
+        await ask()
+        await until(lambda: strangers.waiting() == 2)
+        reader = await ask()
+        for _ in range(5):  # the third connection is not accepted meanwhile
+            good(await ann.get("/auth/me"))
         assert strangers.waiting() == 2
         strangers.resize(connection.BEGINNING_STRANGERS)
         assert (await asyncio.wait_for(reader.readline(), PATIENCE)).startswith(b"HTTP/1.1 200")
