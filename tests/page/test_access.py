@@ -112,7 +112,7 @@ def test_phone_chats_lists_and_sets(new_visit: Callable[..., Visit], lmstudio: U
     page.get_by_role("button", name="Chats", exact=True).tap()
     page.get_by_role("link", name="An older conversation").tap()
     expect(sidebar).to_be_hidden()
-    expect(page.locator(".message.user")).to_contain_text(["An older conversation"])  # a list: the page may still show two
+    expect(page.locator(".message.user")).to_contain_text(["An older conversation"])  # a list: there may still be two
     page.get_by_role("button", name="Chat settings").tap()
     page.get_by_label("Instructions for the model").fill("Be brief.")
     expect(page.get_by_role("status").filter(has_text="Saved")).to_be_visible()
