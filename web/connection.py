@@ -42,7 +42,7 @@ RESERVED_DESCRIPTORS = (
 PIPELINED_REQUESTS = 16  # per connection; browsers send none
 PARSER_BYTES = 4 * 1024  # given to the parser at once, so that many small requests in one read are noticed early
 WRITE_BYTES = 64 * 1024  # of a streamed body at once
-BEGINNING_USERS, BEGINNING_STRANGERS = 8, 4  # requests that begin at a time, each for two turns of the event loop
+BEGINNING_USERS, BEGINNING_STRANGERS = 8, 4  # requests that may begin at the same time, with a session and without
 ACCEPTS_PER_TURN = 4  # of the event loop, so that many new connections do not delay the requests of others
 
 
@@ -77,7 +77,7 @@ class Limits:
 
 
 class Listener(socket.socket):
-    """A listening socket. While requests of strangers wait for their turns, new connections wait in its backlog."""
+    """A listening socket. While `is_busy` returns True, new connections wait in its backlog."""
 
     is_busy: Callable[[], bool] = staticmethod(lambda: False)
 
@@ -98,8 +98,8 @@ class Connection(HttpToolsProtocol):
         client reads the response slowly   STALL_SECONDS after it last read something
         response complete                  KEEP_ALIVE_SECONDS, unless another request begins
 
-    At the limit, a new connection replaces the one that is nearest to its deadline, among those of the session that has most of them;
-    connections without a session count as one.
+    At the limit, a new connection replaces one that has a deadline: of the session with the most of these, the one that is nearest to its
+    deadline. Connections without a session count as one session.
     """
 
     def __init__(self, limits: Limits, **settings: Any) -> None:
@@ -146,15 +146,13 @@ class Connection(HttpToolsProtocol):
         self._socket.abort()
 
     def _make_room(self, address: str) -> bool:
-        """Close a connection if the limit is reached. Return False if none may be closed, because they are responding."""
+        """Close a connection if the limit is reached. Return False if all are responding."""
         full = self._limits.full_group(address, cast("set[Connection]", self.connections))
-        if not full:
-            return True
-        [(session, _)] = Counter(other._session for other in full).most_common(1)
-        nearest = min((other for other in full if other._session == session), key=attrgetter("deadline"))
-        if nearest.deadline < NEVER:
-            nearest.abort()
-        return nearest.deadline < NEVER
+        replaceable = [other for other in full if other.deadline < NEVER]
+        if replaceable:
+            [(session, _)] = Counter(other._session for other in replaceable).most_common(1)
+            min((other for other in replaceable if other._session == session), key=attrgetter("deadline")).abort()
+        return not full or bool(replaceable)
 
     def _set_deadline(self, seconds: float) -> None:
         self.deadline = self.loop.time() + seconds
@@ -201,9 +199,10 @@ class Connection(HttpToolsProtocol):
             self._set_deadline_by_state()
 
     async def _take_turn(self, session: str | None, address: str) -> None:
-        """Wait until this request may begin: few do at a time, so that many at once do not delay the others.
+        """Wait until this request may begin. Only a few begin at the same time, so that many do not delay all others.
 
-        Sessions take turns, and so do the networks of strangers. Raises ClientDisconnect if the connection is dropped meanwhile.
+        The turns rotate among sessions, and among the networks of requests without one. Raises ClientDisconnect if this side
+        closed the connection while the request waited.
         """
         self._session = session
         self._set_deadline(HEAD_SECONDS)

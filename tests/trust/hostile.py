@@ -410,7 +410,7 @@ def _large_settings(a: Attacker) -> list[bytes]:
 
 
 def _large_messages(a: Attacker) -> list[bytes]:
-    """Messages of different words, for each of which the search index has an entry."""
+    """Return messages in which every word is different, so that the search index gets an entry for each word."""
     content = " ".join(map(str, range(200_000)))[: a.scaled(QUESTION_CHARACTERS, 10_000)]
     paths = (f"/conversations/{a.conversation_id}/messages", f"/conversations/{a.conversation_id}/stream")
     return [a.request("POST", path, {"content": content, "parent_id": None}) for path in paths]

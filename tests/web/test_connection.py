@@ -268,7 +268,7 @@ async def test_new_connections_wait_while_many_strangers_do(tmp_path: Path, monk
         await ask()
         await until(lambda: strangers.waiting() == 2)
         reader = await ask()
-        for _ in range(5):  # the third connection is not accepted meanwhile
+        for _ in range(5):  # the third connection still waits in the backlog
             good(await ann.get("/auth/me"))
         assert strangers.waiting() == 2
         strangers.resize(connection.BEGINNING_STRANGERS)
