@@ -322,7 +322,7 @@ class AnswerParser:
         self._overhead_left = OVERHEAD_BYTES
 
     def feed(self, data: bytes) -> list[Part]:
-        """Return the parts that these bytes complete. Adjacent texts of one kind become one part."""
+        """Return the parts that these bytes complete. Adjacent texts of one kind become one part, adjacent progress its last."""
         self._overhead_left -= len(data)
         try:
             if not self.finished:
@@ -411,6 +411,8 @@ class AnswerParser:
             total = usage.total_tokens or usage.prompt_tokens + usage.completion_tokens
             self._usage = msgspec.structs.replace(usage, total_tokens=total) if total else self._usage
         if chunk.prompt_progress:
+            if self._parts and isinstance(self._parts[-1], Progress):
+                self._parts.pop()
             self._add_part(chunk.prompt_progress)
         if not chunk.choices:
             return

@@ -150,6 +150,8 @@ def test_prompt_progress_of_llama_cpp_is_reported() -> None:
     progress = {"total": 900, "cache": 0, "processed": 512, "time_ms": 1034}
     parts, _ = parse(chunk({"role": "assistant", "content": None}, prompt_progress=progress), answer("Hi"))
     assert parts[:3] == [ActualModel(MODEL), Progress(512, 900), Content("Hi")]
+    newer = chunk({}, prompt_progress=progress | {"processed": 900})
+    assert Progress(512, 900) not in parse(chunk({}, prompt_progress=progress) + newer, answer("Hi"))[0]
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,24 @@ async def test_slow_reader_lets_other_tasks_run(upstream: Upstream) -> None:
     await response.aclose()
 
 
+async def test_fast_servers_together_get_half_of_the_time(upstream: Upstream) -> None:
+    worked = 0.0
+
+    async def read() -> None:
+        nonlocal worked
+        upstream.enqueue(headers(framing="close"), b"x" * 10 * CHUNK_BYTES)
+        response = await send(upstream)
+        while await response.read():
+            began = time.monotonic()
+            time.sleep(1.2 * BUSY_SECONDS)  # noqa: ASYNC251
+            worked += time.monotonic() - began
+        await response.aclose()
+
+    began = time.monotonic()
+    await asyncio.gather(*(read() for _ in range(4)))
+    assert time.monotonic() - began > 1.6 * worked
+
+
 @pytest.mark.parametrize("reads", [True, False])
 async def test_server_waits_for_a_reader_that_does_not_read(upstream: Upstream, reads: bool) -> None:
     size = 64 * BUFFER_BYTES

@@ -95,9 +95,18 @@ async def test_quick_answer_that_loads_its_model_has_its_context_length(ann: Per
 
 
 async def test_each_progress_of_the_prompt_is_reported_once(ann: Person, upstream: Upstream) -> None:
-    steps = [chunk({}, prompt_progress={"total": 900, "processed": done}) for done in (300, 300, 600, 900)]
+    gates = {done: Gate() for done in (300, 600, 900)}
+    steps: list[Any] = []
+    for done, gate in gates.items():
+        steps += [chunk({}, prompt_progress={"total": 900, "processed": done})] * 2 + [pause(gate)]
     upstream.enqueue(*steps, answer("Because."))
-    progress = [event.data for event in await ask(ann) if event.event == "progress"]
+    progress = []
+    async with ann.streaming(await ann.conversation("Why?"), **MODEL) as events:
+        async for event in events:
+            if event.event == "progress":
+                progress.append(event.data)
+                if reported := event.data.get("done"):
+                    gates[reported].open()
     assert [data.get("done") for data in progress] == [None, 300, 600, 900, None]
     assert {data["total"] for data in progress if data.get("done")} == {900}
 
