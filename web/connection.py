@@ -13,6 +13,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
+from heapq import nsmallest
 from operator import attrgetter
 from typing import Any, cast
 
@@ -39,6 +40,7 @@ DESCRIPTORS = 4096  # below OPEN_MAX of macOS, 10,240
 RESERVED_DESCRIPTORS = (
     128  # for the database, backups, model servers, and connections accepted before others are closed
 )
+REPLACED_PART = 32  # of a full group: looking for one connection takes a third as long as accepting it
 PIPELINED_REQUESTS = 16  # per connection; browsers send none
 PARSER_BYTES = 4 * 1024  # given to the parser at once, so that many small requests in one read are noticed early
 WRITE_BYTES = 64 * 1024  # of a streamed body at once
@@ -146,12 +148,14 @@ class Connection(HttpToolsProtocol):
         self._socket.abort()
 
     def _make_room(self, address: str) -> bool:
-        """Close a connection if the limit is reached. Return False if all are responding."""
+        """Close connections if the limit is reached. Return False if all are responding."""
         full = self._limits.full_group(address, cast("set[Connection]", self.connections))
         replaceable = [other for other in full if other.deadline < NEVER]
         if replaceable:
             [(session, _)] = Counter(other._session for other in replaceable).most_common(1)
-            min((other for other in replaceable if other._session == session), key=attrgetter("deadline")).abort()
+            candidates = [other for other in replaceable if other._session == session]
+            for other in nsmallest(max(1, len(full) // REPLACED_PART), candidates, key=attrgetter("deadline")):
+                other.abort()
         return not full or bool(replaceable)
 
     def _set_deadline(self, seconds: float) -> None:

@@ -220,6 +220,29 @@ async def test_new_connection_replaces_an_idle_one_but_no_stream(
         assert [event.event async for event in events][-1] in ("done", "error")
 
 
+async def test_streams_of_one_session_do_not_keep_others_from_connecting(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 2 * PATIENCE)
+    async with Running(tmp_path, lmstudio_url=upstream.url) as running, contextlib.AsyncExitStack() as stack:
+        ann = await running.first()
+        conversation_id, gate = await ann.conversation("Hello?"), Gate()
+        stack.callback(gate.open)
+        upstream.enqueue(pause(gate))
+        head = f"POST /conversations/{conversation_id}/stream HTTP/1.1\r\nContent-Type: application/json\r\n"
+        fields = "".join(f"{name}: {value}\r\n" for name, value in session(ann).items())
+        await ann.aclose()
+        body = '{"provider_id": "lmstudio", "model": "m"}'
+        for _ in range(3):
+            reader, writer = await stack.enter_async_context(connected(running))
+            writer.write(f"{head}{fields}Content-Length: {len(body)}\r\n".encode() + HOST + b"\r\n" + body.encode())
+            assert (await asyncio.wait_for(reader.readline(), PATIENCE)).startswith(b"HTTP/1.1 200")
+        await stack.enter_async_context(connected(running))
+        await until(lambda: len(running.server.server_state.connections) == 4)
+        good(await running.anybody().get("/health"))
+
+
 async def test_requests_of_a_session_do_not_wait_for_those_of_strangers(running: Running, ann: Person) -> None:
     strangers = running.server.limits.strangers
     strangers.resize(0)
