@@ -31,6 +31,7 @@ LANDINGS = (
     "33d3ab7",
     "fcc3939",
     "fca7739",
+    "47ff7e9",
 )  # states that people may have installed from the repository
 Command = Path | tuple[str | Path, ...]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="  # a PNG
