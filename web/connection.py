@@ -100,8 +100,8 @@ class Connection(HttpToolsProtocol):
         client reads the response slowly   STALL_SECONDS after it last read something
         response complete                  KEEP_ALIVE_SECONDS, unless another request begins
 
-    At the limit, a new connection replaces one that has a deadline: of the session with the most of these, the one that is nearest to its
-    deadline. Connections without a session count as one session.
+    At the limit, a new connection replaces a few that have a deadline: of the session with the most of these, those that are nearest to
+    theirs. Connections without a session count as one session.
     """
 
     def __init__(self, limits: Limits, **settings: Any) -> None:
