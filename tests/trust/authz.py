@@ -187,6 +187,7 @@ class World:
         self.http = httpx.AsyncClient(base_url=running.url, trust_env=False, verify=NO_TLS, timeout=30)
         self.credentials: dict[str, Credentials] = {}
         self.objects: dict[str, dict[str, Any]] = {}
+        self.open: set[str] = set()  # ids of the generations that keep running
 
     async def build(self) -> None:
         ann = await self.running.first()
@@ -303,10 +304,12 @@ class World:
         """Return the id of a generation that keeps running, or of one that has ended."""
         gate, hub = Gate(), self.running.state.hub
         if running:
+            await until(lambda: hub.generations.keys() <= self.open)  # else another answer could take this script
             self.upstream.enqueue(says("one "), pause(gate))
         begun = await hub.answer(user_id, conversation_id, AnswerRequest("lmstudio", MODEL, retry=True))
         if running:
             await gate.reached()
+            self.open.add(begun.generation_id)
         else:
             await until(lambda: begun.generation_id not in hub.generations)
         return begun.generation_id
