@@ -102,10 +102,11 @@ def test_session_ends_when_it_is_replaced_too_old_one_of_many_or_its_user_disabl
         accounts.get_session(conn, b"1", db.ago(days=1), db.ago(days=1)),
     ]
     assert [one and one.user.id for one in found] == [None, None, None, BOB]
-    conn.execute("UPDATE users SET status = 'disabled' WHERE id = ?", (BOB,))
+    assert accounts.get_user(conn, BOB).last_login and accounts.get_user(conn, ANN).last_login is None
+    conn.execute("UPDATE users SET status = 'disabled', password_hash = 'hash of ann' WHERE id = ?", (BOB,))
     assert accounts.get_session(conn, b"1", "", "") is None
     with pytest.raises(InvalidCredentials):
-        sign_in(conn, BOB, b"2")
+        accounts.add_session(conn, BOB, b"2", "", "hash of ann")
     for number in range(accounts.MAX_SESSIONS + 5):
         sign_in(conn, ANN, bytes([number]))
     clients = [session["client"] for session in accounts.list_sessions(conn, ANN)]
@@ -135,10 +136,11 @@ def test_login_link_works_once_before_it_expires(conn: Connection) -> None:
     accounts.add_login_link(conn, BOB, b"2", db.ago(seconds=1))
     found = accounts.redeem_login_link(conn, b"1")
     assert found is not None and (found[0].username, found[1]) == ("bob", "hash of bob")
+    for used_or_expired in (b"1", b"2"):
+        assert accounts.redeem_login_link(conn, used_or_expired) is None
     accounts.set_user(conn, BOB, None, "disabled")
     accounts.add_login_link(conn, BOB, b"3", "9999")
-    for used_expired_or_disabled in (b"1", b"2", b"3"):
-        assert accounts.redeem_login_link(conn, used_expired_or_disabled) is None
+    assert accounts.redeem_login_link(conn, b"3") is None
 
 
 def test_reset_link_replaces_the_earlier_one_of_the_user_alone(conn: Connection) -> None:
