@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fireside.db import Connection, ago, now
 from fireside.errors import Invalid, NameExists, NotFound
-from fireside.queries import conversations, folders
+from fireside.queries import bin, conversations, folders, messages
 
 from ..live import PATIENCE, Person, Running, code, good, until
 from ..upstream import Gate, Upstream, answer, pause, text
@@ -341,10 +341,12 @@ def test_ids_that_are_not_in_the_list_are_left_out(conn: Connection) -> None:
     )
     conversations.delete_conversation(conn, ANN, deleted)
     conn.execute("UPDATE conversations SET hidden = 1 WHERE id = ?", (hidden,))
-    every = [own, others, temporary, deleted, hidden]
+    question = messages.add_message(conn, ANN, own, "Why?")
+    message = bin.delete_message(conn, ANN, own, question).deleted_id
+    every = [own, others, temporary, deleted, hidden, message]
     assert conversations.owned_ids(conn, ANN, every) == [own]
     assert conversations.change_many(conn, ANN, every, "move") == [own, temporary]
     assert conversations.change_many(conn, ANN, every, "restore") == [deleted]
-    for wrong in ([others], [hidden]):
+    for wrong in ([others], [hidden], [message]):
         with pytest.raises(NotFound):
             conversations.change_many(conn, ANN, wrong, "delete")
