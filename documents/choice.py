@@ -234,5 +234,5 @@ def _words(text: str) -> Counter[str]:
 
 
 def _fold(text: str) -> str:
-    bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
+    bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", search.safe_to_normalize(text)))
     return unicodedata.normalize("NFC", bare).casefold()

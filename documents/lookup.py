@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import msgspec
 
+from ..queries.search import safe_to_normalize
 from .types import Form, Place, Quotation
 
 REACH_PER_WORD = 16  # characters on each side of a page break that are searched for the words of the longest quotation
@@ -79,7 +80,7 @@ def normalize(text: str) -> str:
         text = _SUPERSCRIPT_AFTER_DIGIT.sub("^", text)  # 10\u00b2 is not 102
         text = _FRACTION_AFTER_DIGIT.sub(" ", text)
         text = _SPACE_AFTER_LIGATURE.sub("\u00ad", text)
-        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", safe_to_normalize(text)))
         text = _PUNCTUATION.sub(" ", _APOSTROPHES.sub("'", _DASHES.sub("-", text)))
     return _LINK_TARGET.sub("", text).lower()
 

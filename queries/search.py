@@ -14,9 +14,9 @@ from .types import Unit
 
 MARK, UNMARK = "\ue000", "\ue001"  # around each match in a snippet; private-use characters need no escaping
 
-INDEXED_CHARACTERS = (
-    300_000  # of a message, in the form of words(): 2,000,000 keep other writes waiting for half a second
-)
+INDEXED_BYTES = 200_000  # of a message in UTF-8: 2,000,000 characters keep other writes waiting for half a second
+MAX_MARKS = 30  # combining marks in a row, as in Unicode's stream-safe text format (UAX #15)
+LONGEST_LIGATURE, MAX_LIGATURES = "\ufdfa", 1000  # it becomes 18 characters; all others become at most 8
 MAX_TERMS = 16  # further ones are ignored
 MAX_CANDIDATES = 500  # of more matches, those with the highest ids are sorted by time
 MAX_PAGES = 5_000  # of documents that match; of more, those with the highest ids count
@@ -36,6 +36,8 @@ _ACCENTED = re.compile(
 _SIGNS = re.compile(r"^[ \t]*[-|:][-|: \t]*$|^(?:[ \t]*>)*[ \t]*(?:#{1,6}(?=[ \t])|~{3,})?|`+", re.MULTILINE)
 _EMPHASIS = re.compile(r"(?<![a-zA-Z0-9*])(\*{1,3})(?=\S)([^*\n]*[^*\s])\1(?![a-zA-Z0-9*])")
 _TERM = re.compile(r'"([^"]*)"?|([^\s"]+)')
+# All characters whose normalized form begins with a combining mark, and signs and emoji, which are no words either.
+_MARKS = re.compile(rf"(?:[^\w\s\0-\x7f]|[\uff9e\uff9f]){{{MAX_MARKS + 1},}}")
 
 
 class Hit(Struct):
@@ -159,13 +161,17 @@ def _all_of(asked: list[tuple[str, bool]], mark: str) -> str:
 
 def index_message(conn: sqlite3.Connection, user_id: int, message_id: int, content: str) -> None:
     if content:
-        _index(conn, "message_words", message_id, f"u{user_id}", words(content)[:INDEXED_CHARACTERS])
+        _index(conn, "message_words", message_id, f"u{user_id}", words(_beginning(content)))
 
 
 def unindex_message(conn: sqlite3.Connection, user_id: int, message: sqlite3.Row) -> None:
-    """Versions before 0.2.0 indexed longer messages whole. Entries of their rest stay, and find nothing when the message is deleted."""
+    """Earlier versions indexed more of long messages. Entries of their rest stay, and find nothing when the message is deleted."""
     if message["content"]:
-        _unindex(conn, "message_words", message["id"], f"u{user_id}", words(message["content"])[:INDEXED_CHARACTERS])
+        _unindex(conn, "message_words", message["id"], f"u{user_id}", words(_beginning(message["content"])))
+
+
+def _beginning(content: str) -> str:
+    return content.encode()[:INDEXED_BYTES].decode(errors="ignore")
 
 
 def index_title(conn: sqlite3.Connection, user_id: int, conversation_id: int, title: str) -> None:
@@ -199,8 +205,19 @@ def words(text: str) -> str:
     text = text.replace("\0", " ")
     if text.isascii():
         return text
-    text = _CJK.sub(lambda run: f" {_pairs(run[0])} ", unicodedata.normalize("NFKC", text))
+    text = unicodedata.normalize("NFKC", safe_to_normalize(text))
+    text = _CJK.sub(lambda run: f" {_pairs(run[0])} ", text)
     return _ACCENTED.sub(lambda run: unicodedata.normalize("NFD", run[0]), text)
+
+
+def safe_to_normalize(text: str) -> str:
+    """Shorten what unicodedata.normalize takes long for, because no other thread runs meanwhile.
+
+    Its time is quadratic in the number of combining marks in a row.
+    """
+    if text.count(LONGEST_LIGATURE) > MAX_LIGATURES:
+        text = text.replace(LONGEST_LIGATURE, " ")
+    return _MARKS.sub(lambda run: run[0][:MAX_MARKS], text)
 
 
 def _pairs(run: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from fireside import db
 from fireside.db import Connection
 from fireside.queries import attachments, conversations, messages, search
-from fireside.queries.search import INDEXED_CHARACTERS, MARK, SNIPPET_CHARACTERS, UNMARK
+from fireside.queries.search import INDEXED_BYTES, MARK, SNIPPET_CHARACTERS, UNMARK
 from fireside.web.handlers import conversations as handlers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -81,20 +81,29 @@ def found(conn: Connection, query: str, user_id: int = 1) -> set[int]:
 
 
 @pytest.mark.parametrize("filler", ["word ", "字", "é "])
-@pytest.mark.parametrize("indexed_whole", [False, True], ids=["", "by version 0.1"])
+@pytest.mark.parametrize("indexed_whole", [False, True], ids=["", "by an earlier version"])
 def test_only_the_beginning_of_a_very_long_message_is_indexed(
     conn: Connection, monkeypatch: pytest.MonkeyPatch, filler: str, indexed_whole: bool
 ) -> None:
     with monkeypatch.context() as patch:
         if indexed_whole:
-            patch.setattr(search, "INDEXED_CHARACTERS", 10**9)
-        message_id = say(conn, "beginning " + filler * INDEXED_CHARACTERS + " end", title="long")
+            patch.setattr(search, "INDEXED_BYTES", 10**9)
+        message_id = say(conn, "beginning " + filler * INDEXED_BYTES + " end", title="long")
     assert found(conn, "beginning") == {message_id}
     assert found(conn, "end") == ({message_id} if indexed_whole else set())
     purge(conn, 1, conn.execute("SELECT id FROM conversations WHERE title = 'long'").fetchone()[0])
     assert found(conn, "beginning") == found(conn, "end") == set()
     assert {say(conn, "the end")} == found(conn, "end")
     conn.execute("INSERT INTO message_words (message_words) VALUES ('integrity-check')")
+
+
+@pytest.mark.parametrize("marks", ["\u0327\u0301", "\uff9e\u0327", "\u3099\uff9e\u0301"])
+def test_thousands_of_combining_marks_are_shortened(conn: Connection, marks: str) -> None:
+    text = f"cafe{marks * 10_000} 日本{marks * 10_000} end"
+    message_id = say(conn, text, title="marks")
+    assert len(search.words(text)) < 200, "the time is quadratic in their number"
+    assert len(search.words("\ufdfa" * 100_000)) <= 100_000
+    assert found(conn, "cafe") == found(conn, "日本") == found(conn, "end") == {message_id}
 
 
 @pytest.mark.parametrize(

@@ -409,9 +409,13 @@ def _large_settings(a: Attacker) -> list[bytes]:
     return [*changes, a.request("GET", "/conversations"), a.request("POST", "/conversations", {})]
 
 
-def _large_messages(a: Attacker) -> list[bytes]:
-    """Return messages in which every word is different, so that the search index gets an entry for each word."""
-    content = " ".join(map(str, range(200_000)))[: a.scaled(QUESTION_CHARACTERS, 10_000)]
+DIFFERENT_WORDS = " ".join(map(str, range(200_000)))  # the search index gets an entry for each word
+MARKS = "a" + "\u0327\u0301" * 100_000  # in the wrong order, so that normalization sorts them
+LIGATURES = "\ufdfa" * 200_000  # each becomes 18 characters
+
+
+def _large_messages(text: str, a: Attacker) -> list[bytes]:
+    content = text[: a.scaled(QUESTION_CHARACTERS, 10_000)]
     paths = (f"/conversations/{a.conversation_id}/messages", f"/conversations/{a.conversation_id}/stream")
     return [a.request("POST", path, {"content": content, "parent_id": None}) for path in paths]
 
@@ -422,7 +426,12 @@ def _large_bodies(a: Attacker) -> list[bytes]:
 
 repeated("bodies", "32 MB at once", _large_bodies, connections=2)
 repeated("bodies", "settings of 1 MB", _large_settings)
-repeated("bodies", "messages of as many different words as fit", _large_messages, connections=20)
+for name, content in (
+    ("as many different words as fit", DIFFERENT_WORDS),
+    ("combining marks", MARKS),
+    ("ligatures", LIGATURES),
+):
+    repeated("bodies", f"messages of {name}", functools.partial(_large_messages, content), connections=20)
 slow_upload = functools.partial(_message, Content_Length="33000000")
 held("slow bodies", "32 MB in small pieces", lambda a: (slow_upload(a), b" " * 2000), connections=20, every=0.005)
 
@@ -879,6 +888,8 @@ EVENTS: dict[str, bytes] = {  # each is repeated up to STREAM_BYTES
     ),
     "one delta of 1 MB": says("a " * 500_000),
     "300,000 different words": b"".join(says(" ".join(map(str, range(n, n + 1000)))) for n in range(0, 300_000, 1000)),
+    "combining marks": says(MARKS[:50_000]),
+    "ligatures": says(LIGATURES[:50_000]),
     "deltas of many lines": says("\n" * 100_000),
     "deltas of escapes": b'data: {"choices":[{"delta":{"content":"' + b"\\ud800" * 100_000 + b'"}}]}\n\n',
     "deep JSON": b"data: " + b"[" * 500_000 + b"\n\n" + b"data: " + b'{"a":' * 100_000 + b"\n\n",
