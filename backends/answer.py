@@ -322,7 +322,7 @@ class AnswerParser:
         self._overhead_left = OVERHEAD_BYTES
 
     def feed(self, data: bytes) -> list[Part]:
-        """Return the parts that these bytes complete. Adjacent texts of one kind become one part, adjacent progress its last."""
+        """Return the parts that these bytes complete. Adjacent texts of one kind become one part. Of adjacent Progress, the last is returned."""
         self._overhead_left -= len(data)
         try:
             if not self.finished:

@@ -270,7 +270,8 @@ class Response:
         self._waiting: asyncio.Future[None] | None = None
         self._take: Take | None = None
         self._busy = 0.0  # seconds of work since the last pause, or since the server was slower
-        self._is_fast = False  # whether the last read from the socket was full
+        self._pausing: asyncio.TimerHandle | None = None  # ends the pause
+        self._is_fast = False  # whether the last read from the socket brought much
         self._returned_at = 0.0  # when `read` returned the last part, if the server was faster; 0 otherwise
 
     @property
@@ -309,7 +310,8 @@ class Response:
         if not self._unread and not self._failure and not self._complete:
             await self._wait(take)
         if self._unread:
-            self.connection.transport.resume_reading()
+            if self._pausing is None:
+                self.connection.transport.resume_reading()
             part = self._unread.popleft()
             if self._is_fast or self._unread:
                 self._returned_at = self._loop.time()
@@ -339,7 +341,7 @@ class Response:
         """Parse what arrived. An error that follows a part of the body is raised after that was read."""
         if self._failure:
             return
-        self._is_fast = len(data) == CHUNK_BYTES
+        self._is_fast = len(data) > CHUNK_BYTES // 2
         started = self._loop.time() if self._is_fast else 0.0
         try:
             self._parser.feed_data(data)
@@ -355,19 +357,25 @@ class Response:
             if self._overhead > OVERHEAD_BYTES:
                 self._fail(httpx.RemoteProtocolError("the headers or trailers are too long"))
         self._busy = self._busy + self._loop.time() - started if self._is_fast else 0.0
-        if pause := self._pause():
-            self.connection.transport.pause_reading()
-            self._loop.call_later(pause, self.connection.transport.resume_reading)
+        self._pause()
 
     def _pause(self) -> float:
-        """Return for how many seconds to do nothing for this server, 0 if it was not busy for long."""
+        """Stop reading from the socket if this server kept the event loop busy. Return for how many seconds, 0 for not at all."""
         work, now = self._busy, self._loop.time()
         if work <= BUSY_SECONDS:
             return 0.0
         self._busy = 0.0
-        begins_at = max(now, Response._turns_until) + work
-        Response._turns_until = begins_at + work
-        return begins_at - now
+        self.connection.transport.pause_reading()
+        resumes_at = max(now, Response._turns_until) + work
+        Response._turns_until = resumes_at + work
+        if self._pausing is not None:
+            self._pausing.cancel()
+        self._pausing = self._loop.call_at(resumes_at, self._resume)
+        return resumes_at - now
+
+    def _resume(self) -> None:
+        self._pausing = None
+        self.connection.transport.resume_reading()
 
     def end(self, error: Exception | None) -> None:
         """End the response with the connection."""

@@ -154,7 +154,7 @@ async def test_fast_servers_together_get_half_of_the_time(upstream: Upstream) ->
 
     async def read() -> None:
         nonlocal worked
-        upstream.enqueue(headers(framing="close"), b"x" * 10 * CHUNK_BYTES)
+        upstream.enqueue(headers(framing="close"), b"x" * 20 * CHUNK_BYTES)
         response = await send(upstream)
         while await response.read():
             began = time.monotonic()
@@ -165,6 +165,25 @@ async def test_fast_servers_together_get_half_of_the_time(upstream: Upstream) ->
     began = time.monotonic()
     await asyncio.gather(*(read() for _ in range(4)))
     assert time.monotonic() - began > 1.6 * worked
+
+
+async def test_pauses_are_kept_while_the_body_is_read(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "BUSY_SECONDS", 0.0001)
+    reading: list[bool] = []  # during pauses
+
+    async def watch() -> None:
+        while True:
+            if response._pausing:
+                reading.append(response.connection.transport.is_reading())
+            await asyncio.sleep(0)
+
+    upstream.enqueue(wire(CHUNKED + b"1\r\nx\r\n" * 1_000_000 + b"0\r\n\r\n"))
+    response = await send(upstream)
+    task = asyncio.create_task(watch())
+    assert len(await read_body(response, 2_000_000)) == 1_000_000
+    task.cancel()
+    assert reading and not any(reading)
+    await response.aclose()
 
 
 @pytest.mark.parametrize("reads", [True, False])
