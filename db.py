@@ -538,7 +538,7 @@ def advice(path: Path, error: sqlite3.Error | DatabaseUnusable) -> str:
 
 
 async def in_background(function: Callable[P, T], *args: P.args, **kw: P.kwargs) -> T:
-    """Do as asyncio.to_thread, for a check or a copy of the whole file. On Linux the thread has a lower priority than the others."""
+    """Run a function in a thread of its own, which has a lower priority on Linux. For checks and copies of the whole file."""
     pool = ThreadPoolExecutor(1, initializer=_lower_priority)
     try:
         return await asyncio.get_running_loop().run_in_executor(pool, partial(function, *args, **kw))
@@ -548,7 +548,9 @@ async def in_background(function: Callable[P, T], *args: P.args, **kw: P.kwargs)
 
 def _lower_priority() -> None:
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_PRIORITY)
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # only root may raise a priority, and a container may forbid the call
+            os.setpriority(os.PRIO_PROCESS, thread, max(BACKGROUND_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def copy(source: Path, target: Path) -> None:

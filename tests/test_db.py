@@ -549,3 +549,11 @@ def test_copy_replaces_no_other_file(tmp_path: Path, content: bytes) -> None:
         with pytest.raises(FileExistsError):
             db.copy(path, file)
         assert file.read_bytes() == before
+
+
+async def test_background_work_needs_no_permission_to_change_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.setpriority", refuse, raising=False)
+    assert await db.in_background(lambda: "done") == "done"
