@@ -40,7 +40,9 @@ DESCRIPTORS = 4096  # below OPEN_MAX of macOS, 10,240
 RESERVED_DESCRIPTORS = (
     128  # for the database, backups, model servers, and connections accepted before others are closed
 )
-REPLACED_PART = 32  # of a full group: looking for one connection takes a third as long as accepting it
+REPLACED_FRACTION = (
+    1 / 32
+)  # of a full group at once: looking for a connection takes a third of the time that accepting one takes
 PIPELINED_REQUESTS = 16  # per connection; browsers send none
 PARSER_BYTES = 4 * 1024  # given to the parser at once, so that many small requests in one read are noticed early
 WRITE_BYTES = 64 * 1024  # of a streamed body at once
@@ -79,7 +81,7 @@ class Limits:
 
 
 class Listener(socket.socket):
-    """A listening socket. While `is_busy` returns True, new connections wait in its backlog."""
+    """A listening socket. While `is_busy` returns True, new connections wait in its backlog; not on Windows, which does not call `accept`."""
 
     is_busy: Callable[[], bool] = staticmethod(lambda: False)
 
@@ -154,7 +156,7 @@ class Connection(HttpToolsProtocol):
         if replaceable:
             [(session, _)] = Counter(other._session for other in replaceable).most_common(1)
             candidates = [other for other in replaceable if other._session == session]
-            for other in nsmallest(max(1, len(full) // REPLACED_PART), candidates, key=attrgetter("deadline")):
+            for other in nsmallest(max(1, int(len(full) * REPLACED_FRACTION)), candidates, key=attrgetter("deadline")):
                 other.abort()
         return not full or bool(replaceable)
 
@@ -164,7 +166,7 @@ class Connection(HttpToolsProtocol):
     def _set_deadline_by_state(self) -> None:
         if not self._is_responding():
             self._set_deadline(KEEP_ALIVE_SECONDS)
-        elif self.cycle.more_body:
+        elif self.cycle.more_body and not self.pipeline:  # else it is the body of a request that waits for a response
             self._set_deadline(BODY_SECONDS)
         else:
             self.deadline = NEVER
@@ -186,7 +188,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         super().on_body(body)
         self._unparsed = 0
-        if self._is_responding():
+        if self._is_responding() and not self.pipeline:
             self.deadline = min(self.deadline + len(body) / BODY_BYTES_PER_SECOND, self.loop.time() + BODY_SECONDS)
 
     def on_message_complete(self) -> None:
@@ -223,7 +225,7 @@ class Connection(HttpToolsProtocol):
     def check_deadline(self, now: float) -> None:
         """Update the deadline by what the client has read, and close the connection if it has passed."""
         unsent = self._socket.get_write_buffer_size() + self.transport.get_write_buffer_size()
-        if unsent and (unsent < self._unsent or not self._unsent):
+        if unsent and (unsent < self._unsent or not self._unsent or self.deadline == NEVER):
             self.deadline = now + STALL_SECONDS
         elif self._unsent and not unsent:
             self._set_deadline_by_state()
@@ -258,7 +260,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, error: FiresideError) -> None:
         """Send an error outside of the application, with the headers of all responses, and close the connection."""
         self._is_dropped = True
-        if self._is_responding() and self.cycle.response_started:
+        if self.pipeline or (self._is_responding() and self.cycle.response_started):
             self._socket.abort()
             return
         request_id = secrets.token_hex(8)

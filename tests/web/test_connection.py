@@ -21,7 +21,7 @@ from fireside import config, db
 from fireside.cli import client as cli_client
 from fireside.errors import ConfigError
 from fireside.web import connection
-from fireside.web.connection import CONNECTIONS_PER_ADDRESS, Limits
+from fireside.web.connection import CONNECTIONS_PER_ADDRESS, NEVER, Limits
 from fireside.web.endpoint import REQUESTS_PER_USER
 from fireside.web.schemas import IMAGE_BYTES
 
@@ -29,7 +29,7 @@ from ..certificates import make_certificate, needs_openssl, trusting
 from ..cli.test_commands import serving
 from ..live import BOOTSTRAP_TOKEN, PATIENCE, Person, Running, code, good, session, until
 from ..processes import environment, run
-from ..upstream import Gate, Upstream, pause
+from ..upstream import Gate, Upstream, answer, pause
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs ulimit")
 HOST = b"Host: localhost\r\n"
@@ -99,8 +99,9 @@ async def test_every_state_of_a_connection_has_a_deadline(running: Running, shor
     await until(lambda: not running.server.server_state.connections)
 
 
-async def test_unread_response_is_aborted_also_after_a_half_close(
-    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("then", ["the client closes its side", "the client sends another request"])
+async def test_unread_response_is_aborted(
+    running: Running, ann: Person, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
     data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(IMAGE_BYTES - 8)).decode()  # more than the kernel buffers
     await ann.conversation(message={"content": "", "images": [{"media_type": "image/png", "data": data}]})
@@ -113,8 +114,11 @@ async def test_unread_response_is_aborted_also_after_a_half_close(
         request = b"GET /images/1 HTTP/1.1\r\n" + HOST + b"Cookie: " + cookie + b"\r\n\r\n"
         await asyncio.get_running_loop().sock_sendall(client, request)
         connections = running.server.server_state.connections
-        await until(lambda: any(each.transport.get_write_buffer_size() for each in connections))
-        client.shutdown(socket.SHUT_WR)
+        await until(lambda: any(vars(each)["deadline"] < NEVER for each in connections))
+        if then == "the client closes its side":
+            client.shutdown(socket.SHUT_WR)
+        else:
+            await asyncio.get_running_loop().sock_sendall(client, request)
         await until(lambda: not connections)
 
 
@@ -132,6 +136,25 @@ async def test_stream_may_be_silent_for_longer_than_every_deadline(
                 pings += (await anext(events)).event == "ping"
             gate.open()
             assert [event.event async for event in events][-1] in ("done", "error")
+
+
+async def test_half_a_request_after_a_stream_does_not_end_it(
+    tmp_path: Path, upstream: Upstream, short_deadlines: None
+) -> None:
+    async with Running(tmp_path, lmstudio_url=upstream.url, ping_seconds="0.5") as running:
+        ann = await running.first()
+        path = f"/conversations/{await ann.conversation('Hello?')}/stream"
+        fields = "".join(f"{name}: {value}\r\n" for name, value in session(ann).items()).encode()
+        head = f"POST {path} HTTP/1.1\r\nContent-Type: application/json\r\n".encode() + HOST + fields
+        body = b'{"provider_id": "lmstudio", "model": "m"}'
+        gate = Gate()
+        upstream.enqueue(pause(gate), answer("Hi."))
+        async with connected(running) as (reader, writer):
+            writer.write(head + b"Content-Length: %d\r\n\r\n" % len(body) + body + head + b"Content-Length: 9\r\n\r\n{")
+            for _ in range(4):
+                await asyncio.wait_for(reader.readuntil(b"event: ping"), PATIENCE)
+            gate.open()
+            await asyncio.wait_for(reader.readuntil(b"event: done"), PATIENCE)
 
 
 async def test_slow_body_at_the_allowed_rate_is_read(
