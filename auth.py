@@ -189,7 +189,7 @@ class Auth:
         return hmac.new(self._key, b"csrf:" + token.encode(), hashlib.sha256).hexdigest()
 
     def unsign(self, cookie: str | None) -> str | None:
-        """Return the token of a session cookie, which may have ended, or None if the signature is wrong."""
+        """Return the token of a session cookie, or None if the signature is wrong. The session may have ended."""
         try:
             return self._signer.unsign(cookie.encode()).decode() if cookie else None
         except (itsdangerous.BadSignature, UnicodeError):
