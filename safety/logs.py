@@ -8,12 +8,15 @@ import contextlib
 import json
 import logging
 import logging.handlers
+import queue
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
 from .. import db
 
 AUDIT_FILE = "audit.log"
+CONSOLE_LINES, CONSOLE_SECONDS = 100, 1.0  # that wait for a terminal, and that the end of the service waits for it
 TERMINAL = "terminal"  # the address of the owner at the command line
 # fmt: off
 FIELDS = (
@@ -36,10 +39,12 @@ def audit(event: str, user: _User, address: str, **details: object) -> None:
 
 def open_logs(data_dir: Path) -> None:
     """Write to fireside.log and audit.log, and Fireside's own errors to the terminal too."""
-    console = logging.StreamHandler()
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(logging.Formatter("fireside: %(message)s"))
+    console = _Console(queue.Queue(CONSOLE_LINES))
     console.setLevel(logging.ERROR)
     console.addFilter(logging.Filter("fireside"))
-    console.setFormatter(logging.Formatter("fireside: %(message)s"))
+    logging.handlers.QueueListener(console.queue, terminal).start()
     logging.raiseExceptions = False  # otherwise each line on a full disk prints a traceback to the terminal
     root = logging.getLogger()
     root.handlers = [_rotating(data_dir / "fireside.log", 2_000_000, 2), console]
@@ -61,6 +66,21 @@ def _rotating(file: Path, max_bytes: int, older: int) -> logging.Handler:
     handler = _PrivateFile(file, maxBytes=max_bytes, backupCount=older, encoding="utf-8")
     handler.setFormatter(_JsonLines())
     return handler
+
+
+class _Console(logging.handlers.QueueHandler):
+    """Hand lines to a thread, and drop them while too many wait.
+
+    Writing to a terminal that was stopped, with Ctrl+S or a selection on Windows, or to a pipe that is not read, takes forever.
+    """
+
+    queue: "queue.Queue[logging.LogRecord]"
+
+    def flush(self) -> None:
+        """Wait for the thread, at most CONSOLE_SECONDS."""
+        deadline = time.monotonic() + CONSOLE_SECONDS
+        while self.queue.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 class _PrivateFile(logging.handlers.RotatingFileHandler):

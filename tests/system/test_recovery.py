@@ -320,6 +320,24 @@ def test_full_disk_refuses_writes_and_still_reads(tmp_path: Path, upstream: Upst
         good(ann.post(f"/conversations/{conversation_id}/messages", json={"content": "Hello?"}))
 
 
+@linux
+def test_output_that_is_not_read_does_not_stop_the_service(tmp_path: Path, upstream: Upstream) -> None:
+    import fcntl
+    import resource
+
+    with Fireside(tmp_path, NO_ENGINE, lmstudio_url=upstream.url) as fireside:
+        ann = fireside.first()
+        assert fireside.process.stdout is not None
+        fcntl.fcntl(fireside.process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        _, most = resource.prlimit(fireside.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(fireside.process.pid, resource.RLIMIT_FSIZE, (1, most))
+        for _ in range(300):  # each prints a line
+            assert code(ann.post("/conversations", json={})) == (503, "STORAGE_UNAVAILABLE")
+        resource.prlimit(fireside.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        good(ann.post("/conversations", json={}))
+        assert "SQLITE" in fireside.process.stdout.readline()
+
+
 async def test_writing_goes_on_when_a_full_disk_has_room_again(running: Running, ann: Person) -> None:
     conversation_id = await ann.conversation("before")
     database = running.state.database
