@@ -48,11 +48,12 @@ def test_file_is_shared_by_the_messages_of_one_user_only(conn: Connection) -> No
 
 def test_only_what_is_read_and_one_s_own_is_sent(conn: Connection) -> None:
     chat, mine, his = conversation(conn), upload(conn), upload(conn, user=BOB)
+    unfinished = attachments.begin_upload(conn, ANN, len(PNG), PNG, "a.png", "image/png")
     for status in ("reading", "encrypted", "failed"):
         conn.execute("UPDATE attachments SET status = ? WHERE id = ?", (status, mine))
         with pytest.raises(AttachmentNotReady, match=r"^a\.txt "):
             attachments.attach(conn, ANN, 1, attachment_ids=[mine])
-    for wrong in (his, 99):
+    for wrong in (his, unfinished, 99):
         with pytest.raises(NotFound):
             attachments.attach(conn, ANN, 1, attachment_ids=[wrong])
     with pytest.raises(Invalid, match="at most 20"):
@@ -120,7 +121,7 @@ def test_pages_are_added_to_a_document_that_is_being_read_only(conn: Connection)
     assert (known.status, known.pages, known.pages_read, known.characters) == ("ready", 1, 1, 4)
     assert attachments.owned_attachment(conn, BOB, other).characters == 0
     conn.execute("UPDATE attachments SET sha256 = NULL WHERE id = ?", (other,))  # as `release` does
-    upload(conn, b"This one is read now.")
+    another = upload(conn, b"This one is read now.")
     for gone in (document, other, 99):
         with pytest.raises(NotFound):
             attachments.add_pages(conn, gone, 2, ["x"])
@@ -128,6 +129,7 @@ def test_pages_are_added_to_a_document_that_is_being_read_only(conn: Connection)
         attachments.read_again(conn, ANN, document)
     conn.execute("UPDATE attachments SET status = 'encrypted'")
     assert [attachments.read_again(conn, ANN, document).status for _ in range(2)] == ["reading", "reading"]
+    assert attachments.owned_attachment(conn, ANN, another).status == "encrypted"
     conn.execute("UPDATE attachments SET status = 'failed', problem = 'Damaged.'")
     upload(conn)
     again = attachments.owned_attachment(conn, ANN, document)
