@@ -49,6 +49,20 @@ def links(conn: Connection) -> int:
     return int(conn.execute("SELECT count(*) FROM former_parents").fetchone()[0])
 
 
+# This test comes first: if an UPDATE without its condition makes a message its own parent, the tests below do not end.
+def test_question_restored_before_the_one_above_it_keeps_its_answer(conn: Connection) -> None:
+    tree: Tree = {"Q1": (None, "user"), "Q2": ("Q1", "user"), "A2": ("Q2", "assistant")}
+    conversation_id, ids = build(conn, tree, "A2")
+    first = bin.delete_message(conn, ANN, conversation_id, ids["Q1"]).deleted_id
+    assert path(conn, conversation_id) == ["Q2", "A2"]
+    second = bin.delete_message(conn, ANN, conversation_id, ids["Q2"]).deleted_id
+    assert path(conn, conversation_id) == []
+    bin.restore(conn, ANN, second)
+    assert path(conn, conversation_id) == ["Q2", "A2"]
+    bin.restore(conn, ANN, first)
+    assert path(conn, conversation_id) == ["Q1", "Q2", "A2"]
+
+
 @pytest.mark.parametrize(
     ("name", "left", "deleted"),
     [
@@ -84,6 +98,18 @@ def test_deleted_message_leaves_the_others_and_returns_to_its_place(
     assert [*map(tuple, conn.execute("SELECT * FROM messages ORDER BY id"))] == before
     assert path(conn, conversation_id) == ["Q1", "A1", "Q2", "A2", "Q3", "A3"]
     assert links(conn) == 0 and not conversations.list_conversations(conn, ANN, deleted=True)
+
+
+def test_restoring_a_message_does_not_move_unrelated_messages(conn: Connection) -> None:
+    conversation_id, ids = build(conn, TALK, "A3")
+    for name in ("A1", "A1b"):
+        bin.delete_message(conn, ANN, conversation_id, ids[name])
+    begun, _ = begin(conn, conversation_id, message_id=ids["Q1"], retry=True)
+    finish(conn, begun, "A1c")
+    before = shape(conn, conversation_id)
+    assert (before["Q2"], before["A1c"]) == ("Q1", "Q1")
+    bin.restore(conn, ANN, bin.delete_message(conn, ANN, conversation_id, ids["A3"]).deleted_id)
+    assert shape(conn, conversation_id) == before
 
 
 def test_any_deletions_are_undone_in_any_order(conn: Connection) -> None:
@@ -164,10 +190,13 @@ def test_chat_in_the_bin_is_restored_first_and_a_purged_one_takes_its_messages_a
 
 def test_message_becomes_a_chat_when_its_own_is_gone(conn: Connection) -> None:
     conversation_id, ids = build(conn, TALK, "A3")
-    entry = bin.delete_message(conn, ANN, conversation_id, ids["Q3"]).deleted_id
+    entry = bin.delete_message(conn, ANN, conversation_id, ids["Q2"]).deleted_id
     conn.execute("UPDATE conversations SET hidden = 1 WHERE id = ?", (conversation_id,))
     restored = bin.restore(conn, ANN, entry)
-    assert (restored.id, path(conn, entry)) == (entry, ["Q3", "A3"])
+    assert (restored.id, path(conn, entry)) == (entry, ["Q2", "A2b"])
+    say(conn, entry, "Why?")
+    bin.delete_message(conn, ANN, entry, ids["A2b"])
+    assert path(conn, entry) == ["Q2", "A2", "Why?"], "the other version does not take its place"
 
 
 def test_restored_message_is_shown_unless_the_chat_went_on(conn: Connection) -> None:
