@@ -169,6 +169,7 @@ async def test_queue_of_another_user_does_not_exist_and_its_limits_hold(
         await queue(ann, conversation_id, "More")
     refused = await ann.post(f"{path}/messages", json={"content": "x", "queue": True})
     assert code(refused) == (400, "VALIDATION_ERROR")
+    await queue(ann, await ann.conversation("Another?"), "x")  # each conversation has its own limit
     before = await stored_bytes(running)
     good(await ann.delete(path))
     assert upstream.count("/v1/chat/completions") == 1  # deleting the conversation sent none of them

@@ -102,10 +102,14 @@ def test_default_preset_is_what_new_conversations_begin_with(conn: Connection) -
     prompt, settings = turns.get_next_prompt(conn, ANN, None)
     assert (prompt.system_prompt, settings) == ("Be brief.", {"top_k": 2})
     assert prompts.get_first_preset(conn, BOB, None) is None
+    assert defaults(prompts.get_effective_defaults(conn, BOB)) == ("", {}, None, None)
+    theirs = prompts.add_saved(conn, BOB, prompts.Preset, {"name": "Brief"})
+    prompts.set_defaults(conn, BOB, {"preset_id": theirs.id})
     assert defaults(prompts.set_defaults(conn, ANN, {}))[2] == brief.id
     assert [one.is_default for one in prompts.list_saved(conn, ANN, prompts.Preset)] == [True, False]
     assert defaults(prompts.set_defaults(conn, ANN, {"preset_id": other.id})) == ("", {}, other.id, None)
     assert [one.is_default for one in prompts.list_saved(conn, ANN, prompts.Preset)] == [False, True]
+    assert prompts.get_effective_defaults(conn, BOB).preset_id == theirs.id
     prompts.delete_saved(conn, ANN, prompts.Preset, other.id)
     assert defaults(prompts.get_effective_defaults(conn, ANN)) == ("Own", {"seed": 1}, None, None)
 
