@@ -228,7 +228,7 @@ def set_defaults(conn: Connection, user_id: int, fields: dict[str, Any]) -> Defa
         own = {"system_prompt": preset.system_prompt, "settings": json.loads(bytes(preset.settings))} | own
     if fields:
         conn.execute("UPDATE presets SET is_default = 0 WHERE user_id = ? AND is_default = 1", (user_id,))
-        conn.execute("UPDATE presets SET is_default = 1 WHERE user_id = ? AND id = ?", (user_id, preset_id))
+        conn.execute("UPDATE presets SET is_default = 1 WHERE id = ?", (preset_id,))
     own = get_defaults(conn, user_id) | own
     conn.execute("UPDATE users SET defaults = ? WHERE id = ?", (json.dumps(own), user_id))
     return get_effective_defaults(conn, user_id)
