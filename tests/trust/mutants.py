@@ -144,6 +144,8 @@ SURVIVORS = {
     "auth.py Auth.login: found is None in if not right or found is None",
     # In all conversations, rows with the same SHA-256 have the same text. The condition lets SQLite use the primary key.
     "queries/generations.py get_sent_request: conversation_id = ?",
+    # Sets is_default to 0 where it is 1. Without the condition it would also write the user's other presets, with the same values.
+    "queries/prompts.py set_defaults: is_default = 1",
 }
 
 _CHECK = re.compile(r"_?check|owned")
