@@ -211,9 +211,9 @@ def words(text: str) -> str:
 
 
 def safe_to_normalize(text: str) -> str:
-    """Shorten what unicodedata.normalize takes long for, because no other thread runs meanwhile.
+    """Shorten rows of combining marks, and remove the longest ligature if there are many.
 
-    Its time is quadratic in the number of combining marks in a row.
+    unicodedata.normalize holds the GIL, and its time is quadratic in the number of combining marks in a row.
     """
     if text.count(LONGEST_LIGATURE) > MAX_LIGATURES:
         text = text.replace(LONGEST_LIGATURE, " ")

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from .. import db
 
 AUDIT_FILE = "audit.log"
-CONSOLE_LINES, CONSOLE_SECONDS = 100, 1.0  # that wait for a terminal, and that the end of the service waits for it
+CONSOLE_LINES = 100  # that wait until the terminal takes them
+CONSOLE_SECONDS = 1.0  # that the end of the service waits for them
 TERMINAL = "terminal"  # the address of the owner at the command line
 # fmt: off
 FIELDS = (
@@ -71,7 +72,7 @@ def _rotating(file: Path, max_bytes: int, older: int) -> logging.Handler:
 class _Console(logging.handlers.QueueHandler):
     """Hand lines to a thread, and drop them while too many wait.
 
-    Writing to a terminal that was stopped, with Ctrl+S or a selection on Windows, or to a pipe that is not read, takes forever.
+    Writing blocks while a terminal is stopped (by Ctrl+S, or by a selection on Windows) or while the other end of a pipe reads nothing.
     """
 
     queue: "queue.Queue[logging.LogRecord]"

@@ -40,9 +40,8 @@ DESCRIPTORS = 4096  # below OPEN_MAX of macOS, 10,240
 RESERVED_DESCRIPTORS = (
     128  # for the database, backups, model servers, and connections accepted before others are closed
 )
-REPLACED_FRACTION = (
-    1 / 32
-)  # of a full group at once: looking for a connection takes a third of the time that accepting one takes
+# Of a full group at once. Looking for one connection to close takes a third of the time of accepting one.
+REPLACED_FRACTION = 1 / 32
 PIPELINED_REQUESTS = 16  # per connection; browsers send none
 PARSER_BYTES = 4 * 1024  # given to the parser at once, so that many small requests in one read are noticed early
 WRITE_BYTES = 64 * 1024  # of a streamed body at once
