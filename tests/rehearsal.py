@@ -32,6 +32,7 @@ LANDINGS = (
     "fcc3939",
     "fca7739",
     "47ff7e9",
+    "044dc7a",
 )  # states that people may have installed from the repository
 Command = Path | tuple[str | Path, ...]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="  # a PNG

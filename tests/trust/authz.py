@@ -331,7 +331,8 @@ class World:
         if isinstance(body, dict):
             body = {name: _filled(value, objects) for name, value in body.items()}
         content = {} if cell.route.method == "GET" else {"json": body}
-        answer = await self.http.request(cell.route.method, path, headers=headers, **content)
+        async with asyncio.timeout(30):  # also of a stream that should have been refused
+            answer = await self.http.request(cell.route.method, path, headers=headers, **content)
         self.http.cookies.clear()  # else the next request has the cookie of a new session too
         return answer
 

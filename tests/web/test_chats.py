@@ -321,6 +321,22 @@ async def test_program_reads_its_generation_again(running: Running, ann: Person,
     assert (await other.get(path)).status_code == 404
 
 
+async def test_program_reads_what_the_page_asks_in_its_conversation(
+    running: Running, ann: Person, zed: Person, upstream: Upstream
+) -> None:
+    await ask(zed, user("Hi"))
+    await ann.say(1, "From the page")
+    gate = Gate()
+    upstream.enqueue(says("Hello"), pause(gate), finish("stop"), DONE)
+    async with ann.streaming(1) as events:
+        path = f"/generations/{(await anext(events)).data['generation_id']}/stream"
+        other = program(running, await create(ann, "Other"))
+        async with asyncio.timeout(PATIENCE), zed.stream("GET", path) as stream:
+            assert (await other.get(path)).status_code == 404
+            gate.open()
+            assert [one async for one in parse(stream)][-1].data["status"] == "ok"
+
+
 async def test_bounds_are_kept(tmp_path: Path, upstream: Upstream) -> None:
     async with Running(tmp_path, lmstudio_url=upstream.url, answer_max_bytes="2048", user_max_bytes="5000") as running:
         zed = program(running, await create(await running.first()))

@@ -78,15 +78,15 @@ async def test_answer_that_could_not_be_saved_is_reported_and_saved_later(
     async with ann.streaming(conversation_id, **MODEL) as stream:
         events = await first(stream, 4)
         await database.write(fill)
+        generation_id = events[0].data["generation_id"]
         if canceled:
-            refused = await ann.post(f"/chat/cancel/{events[0].data['generation_id']}")
-            assert code(refused) == (503, "STORAGE_UNAVAILABLE")
+            assert code(await ann.post(f"/chat/cancel/{generation_id}")) == (503, "STORAGE_UNAVAILABLE")
         gate.open()
         events += [event async for event in stream]
     well_formed(events)
     assert events[-1].data["status"] == "error"
     assert error_codes(events) == ["STORAGE_UNAVAILABLE"]
-    generation_id = events[0].data["generation_id"]
+    assert code(await ann.post(f"/chat/cancel/{generation_id}")) == (404, "GENERATION_NOT_FOUND")  # it has ended
 
     async def again() -> tuple[list[Event], dict[str, Any]]:
         return await ann.resume(generation_id), (await ann.messages(conversation_id))[-1]
