@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 import httpx
@@ -29,7 +29,7 @@ IDLE_SECONDS = 1.0  # that a connection waits for a request; servers close idle 
 OVERHEAD_BYTES = 64 * 1024  # of headers and trailers, and between two pieces of the body
 BUFFER_BYTES = 256 * 1024  # of the body that wait for the reader before reading from the socket pauses
 CHUNK_BYTES = 32 * 1024  # read at a time: hostile ones keep the reader busy for up to 10 ms
-BUSY_SECONDS = 0.005  # of work for a server that is faster than Fireside, after which reading from it pauses
+BUSY_SECONDS = 0.005  # of work for one of several servers that are faster than Fireside, before it must pause
 HEADERS = {
     "accept": "*/*",
     "accept-encoding": "identity",
@@ -250,10 +250,11 @@ async def _connect(url: httpx.URL) -> _Connection:
 class Response:
     """One response, and its request. httptools parses it as it arrives.
 
-    Servers that are faster than Fireside take turns, and together get half of the time of the event loop.
+    If several servers are faster than Fireside, they take turns, and together get half of the time of the event loop.
     """
 
-    _turns_until = 0.0  # the end of the last turn that such a server was given
+    _fast: ClassVar[set["Response"]] = set()  # whose servers are faster
+    _turns_until = 0.0  # the end of the last turn that one of them was given
 
     def __init__(self, connection: _Connection) -> None:
         self.status = 0
@@ -321,6 +322,7 @@ class Response:
         return None if self._complete else b""
 
     async def aclose(self) -> None:
+        Response._fast.discard(self)
         await self.connection.aclose()
 
     async def _wait(self, take: Take | None) -> None:
@@ -343,6 +345,10 @@ class Response:
             return
         self._is_fast = len(data) > CHUNK_BYTES // 2
         started = self._loop.time() if self._is_fast else 0.0
+        if self._is_fast:
+            Response._fast.add(self)
+        else:
+            Response._fast.discard(self)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -360,11 +366,13 @@ class Response:
         self._pause()
 
     def _pause(self) -> float:
-        """Stop reading from the socket if this server kept the event loop busy. Return for how many seconds, 0 for not at all."""
+        """Stop reading from the socket if this server and another keep the event loop busy. Return for how many seconds, or 0."""
         work, now = self._busy, self._loop.time()
         if work <= BUSY_SECONDS:
             return 0.0
         self._busy = 0.0
+        if len(Response._fast) < 2:
+            return 0.0
         self.connection.transport.pause_reading()
         resumes_at = max(now, Response._turns_until) + work
         Response._turns_until = resumes_at + work
@@ -430,6 +438,7 @@ class Response:
             self._pieces.append(body)
 
     def on_message_complete(self) -> None:
+        Response._fast.discard(self)
         self._kept_open = self.status != 0 and not self._complete and self._parser.should_keep_alive()
         self._complete = self.status != 0
         self._wake()

@@ -167,23 +167,28 @@ async def test_fast_servers_together_get_half_of_the_time(upstream: Upstream) ->
     assert time.monotonic() - began > 1.6 * worked
 
 
-async def test_pauses_are_kept_while_the_body_is_read(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("servers", [1, 2])
+async def test_fast_server_is_paused_only_beside_another_and_until_the_pause_ends(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch, servers: int
+) -> None:
     monkeypatch.setattr(http, "BUSY_SECONDS", 0.0001)
     reading: list[bool] = []  # during pauses
 
     async def watch() -> None:
         while True:
-            if response._pausing:
-                reading.append(response.connection.transport.is_reading())
+            reading.extend(one.connection.transport.is_reading() for one in responses if one._pausing)
             await asyncio.sleep(0)
 
-    upstream.enqueue(wire(CHUNKED + b"1\r\nx\r\n" * 1_000_000 + b"0\r\n\r\n"))
-    response = await send(upstream)
+    for _ in range(servers):
+        upstream.enqueue(wire(CHUNKED + b"1\r\nx\r\n" * 1_000_000 + b"0\r\n\r\n"))
+    responses = [await send(upstream) for _ in range(servers)]
     task = asyncio.create_task(watch())
-    assert len(await read_body(response, 2_000_000)) == 1_000_000
+    bodies = await asyncio.gather(*(read_body(response, 2_000_000) for response in responses))
+    assert {len(body) for body in bodies} == {1_000_000}
     task.cancel()
-    assert reading and not any(reading)
-    await response.aclose()
+    assert bool(reading) == (servers > 1) and not any(reading)
+    for response in responses:
+        await response.aclose()
 
 
 @pytest.mark.parametrize("reads", [True, False])

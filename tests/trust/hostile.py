@@ -179,7 +179,7 @@ class Attacker:
             self.ids[key] = await prepare(self)
         return self.ids[key]
 
-    async def generate(self, steps: Iterable[Step], streams: int = 4) -> Attacking:
+    async def generate(self, steps: Iterable[Step], streams: int) -> Attacking:
         """Let a model server that follows this script answer again and again, in several conversations."""
         script = tuple(steps)
         conversations = [await self.new_conversation("Hello?") for _ in range(streams)]
@@ -918,9 +918,9 @@ def _gzip(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
-def _answers(script: Callable[[Attacker], list[Step]]) -> Attack:
+def _answers(script: Callable[[Attacker], list[Step]], streams: int = 4) -> Attack:
     async def run(a: Attacker) -> Attacking:
-        return await a.generate([*script(a), finish("stop"), DONE])
+        return await a.generate([*script(a), finish("stop"), DONE], streams)
 
     return run
 
@@ -944,6 +944,7 @@ SCRIPTS: dict[str, Callable[[Attacker], list[Step]]] = {
 }  # fmt: skip
 for name, script in SCRIPTS.items():
     attack("model server", name, regression=name.startswith(FIXED))(_answers(script))
+attack("model server", "one answer alone")(_answers(SCRIPTS["events without choices"], streams=1))
 
 ERRORS = (
         "model ", "context ", "context_length ", "n_ctx: ", "not supported ", "not support", "not a", " ", "a", "1", "the first ",
