@@ -49,7 +49,7 @@ trust: .venv/dev chromium
 soak: .venv/test
 	$(BIN)/python -m tests.trust.soak $(ARGS)
 
-bench: .venv/test chromium
+bench: $(if $(PEERS),.venv/dev,.venv/test) chromium
 	$(BIN)/python -m bench $(if $(PEERS),--peers) $(ARGS)
 
 screenshots: .venv/test chromium

@@ -88,6 +88,7 @@ def test_uploads_that_are_not_sent_are_bounded_and_removed_after_a_day(
     conn.execute("UPDATE attachments SET uploaded_at = ?", (ago(hours=25),))
     attachments.release_expired(conn)
     assert used(conn) == 0 and attachments.find(conn, ANN, b"") is None
+    assert attachments.release(conn, [first]) == 0, "it was released before"
     with pytest.raises(NotFound):
         attachments.owned_attachment(conn, ANN, first)
     with pytest.raises(NotFound):  # by a request that found it before
