@@ -3,9 +3,9 @@
 # make check    check style and types; make fix formats
 # make long     run in full what make test samples (kills, faults, the proofs of docs/trust.md), long tests of the page, Firefox, WebKit, a short bench
 # make faults   try every fault of model servers, clients and disks, and a thousand kills
-# make trust    measure the figures of docs/trust.md, in more than an hour; Linux
+# make trust    measure the figures of docs/trust.md, in about an hour; Linux
 # make soak     run ten minutes of mixed load and faults, or ARGS=seconds; Linux
-# make bench    measure the figures of docs/performance.md, in a quarter of an hour; Linux, with a C compiler; PEERS=1: beside LiteLLM and Open WebUI, 8 GB
+# make bench    measure the figures of docs/performance.md, in ten minutes; Linux, with a C compiler; PEERS=1: beside LiteLLM and Open WebUI, 8 GB
 # make screenshots   take the pictures in docs/screenshots
 # make lock     update requirements/*.txt to the newest versions that pyproject.toml allows
 # make release  build dist/ from the last commit, twice with the same bytes, and rehearse installing and upgrading it; uploads nothing

@@ -15,7 +15,7 @@ from .proofs import PROOFS, Proof
 HEAD = """\
 # Trust
 
-What was tested, how many times, and how often it failed. `make trust` writes this page in more than an hour, on Linux. `make long` and CI run
+What was tested, how many times, and how often it failed. `make trust` writes this page in about an hour, on Linux. `make long` and CI run
 the same proofs in a smaller size. [security.md](security.md) says what Fireside protects and what it does not.
 
 | claim | tested | in CI | failed | |
