@@ -78,7 +78,7 @@ def test_second_tab_follows_the_answer_and_changes_of_the_first(
     fireside: Fireside, client: httpx.Client, visitor: Callable[..., Visit]
 ) -> None:
     visit = visitor(fireside, client)
-    chat = new(client, settings={"temperature": 0, "seed": 1, "max_tokens": 40})
+    chat = new(client, settings={"temperature": 0, "seed": 1, "max_tokens": 150})
     first, second = visit.open(f"/#/c/{chat}"), visit.open(f"/#/c/{chat}")
     expect(second.locator(".top .title")).to_have_text("New conversation")
     ask(first, STORY)
