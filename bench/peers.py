@@ -5,6 +5,7 @@ They are asked through their OpenAI-compatible API, and save nothing. The load c
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -83,14 +84,17 @@ def free_port() -> int:
 
 
 def litellm(bench: Bench) -> Peer:
-    """Return LiteLLM's proxy, without a database and a key."""
+    """Return LiteLLM's proxy, without a database."""
     config = bench.folder / "litellm.yaml"
     server = {"model": "openai/*", "api_base": f"{bench.upstream.url}/v1", "api_key": "none"}
     config.write_text(json.dumps({"model_list": [{"model_name": "*", "litellm_params": server}]}), "utf-8")
     port = free_port()
     command = (python("litellm").with_name("litellm"), "--config", config, "--host", "127.0.0.1", "--port", port)
-    environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
-    return Peer(*command, port=port, health="/health/liveliness", environ=environ)
+    key = f"sk-{secrets.token_hex(16)}"  # without one it does not start
+    environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MASTER_KEY": key}
+    peer = Peer(*command, port=port, health="/health/liveliness", environ=environ)
+    peer.headers = {"Authorization": f"Bearer {key}"}
+    return peer
 
 
 def open_webui(bench: Bench) -> Peer:
